@@ -1,0 +1,38 @@
+"""Typed access to config.json: a missing or odd value is named, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, overload
+
+from exporter.errors import BadInput
+
+
+class Settings:
+    """A config table whose values are checked when asked for."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        """``table`` is a parsed config.json, or the part of it that describes the text model."""
+        self.table = table
+
+    @overload
+    def integer(self, key: str) -> int: ...
+    @overload
+    def integer(self, key: str, default: int | None) -> int | None: ...
+    @overload
+    def integer(self, key: str, default: int) -> int: ...
+    def integer(self, key: str, *default: int | None) -> int | None:
+        """A positive integer; absent or null gives ``default`` if there is one. Raises BadInput otherwise."""
+        value = self.table.get(key)
+        if value is None and default:
+            return default[0]
+        if type(value) is not int or value < 1:
+            raise BadInput(f"config.json: {key}: expected a positive integer, found {value!r:.80}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0; absent gives ``default`` if there is one. Raises BadInput otherwise."""
+        value = self.table.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
+        return float(value)

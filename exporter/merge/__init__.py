@@ -1,0 +1,1 @@
+"""Adapters and a checkpoint in, a ``MergedModel`` out: passes, the plan, the coverage ledger."""

@@ -1,0 +1,1 @@
+"""Reading: containers, checkpoints, adapters. Headers first, bytes when asked."""
