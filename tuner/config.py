@@ -1,0 +1,34 @@
+"""Configuration of trained token rows: PEFT's own, and one switch that PEFT expresses through ``target_modules``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import TrainableTokensConfig as PeftTrainableTokensConfig
+
+__all__ = ["TrainableTokensConfig"]
+
+# Fields that stock PEFT does not know. They act before the adapter is built and leave their result in its fields.
+_OWN_FIELDS = ("train_head",)
+
+
+@dataclass
+class TrainableTokensConfig(PeftTrainableTokensConfig):  # type: ignore[misc]
+    """Which token rows are trained; saved files are those of stock PEFT.
+
+    token_indices: distinct ids in [0, V).  target_modules: embedding(s) to wrap; None finds the input embedding.
+    init_weights: rows start as the base's (True) or at random.  train_head: with ``target_modules`` None, also give an
+    untied output head rows of its own; a tied head follows the embedding in any case.
+    """
+
+    train_head: bool = field(
+        default=False, metadata={"help": "Train rows of an untied output head too; a tied head always follows."}
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that stock PEFT knows; ``train_head`` is by then part of ``target_modules``."""
+        known: dict[str, Any] = super().to_dict()
+        for name in _OWN_FIELDS:
+            del known[name]
+        return known

@@ -1,0 +1,148 @@
+"""The mathematics of trained rows: an embedding and a head in which k of V rows are replaced.
+
+Nothing here makes a (V, H) tensor. A lookup reads the base matrix and substitutes the rows that were hit; a head
+multiplies with the base matrix and overwrites k columns of the fresh product. Both give what the merged matrix would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["RowIndex", "head_with_rows", "substitute_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """Where each trained token's row is.
+
+    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: the same, ascending.  order: (k,) the slot of each
+    sorted id. Memory is O(k); a table of V slots would answer a little faster and cost V entries per device.
+    """
+
+    ids: Tensor
+    sorted_ids: Tensor
+    order: Tensor
+
+    @classmethod
+    def build(cls, token_ids: Sequence[int], device: torch.device) -> RowIndex:
+        """Index ``token_ids`` (distinct, at least one) on ``device``."""
+        ids = torch.tensor(list(token_ids), dtype=torch.int64, device=device)
+        sorted_ids, order = torch.sort(ids)
+        return cls(ids, sorted_ids, order)
+
+    def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return flat positions in ``x`` that hold a trained token, and their slots; both (n,) int64."""
+        flat = x.reshape(-1)
+        place = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
+        where = torch.nonzero(self.sorted_ids[place] == flat).squeeze(-1)
+        return where, self.order[place[where]]
+
+
+def substitute_rows(
+    looked_up: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    index: RowIndex,
+    *,
+    dtype: torch.dtype,
+    scale: Tensor | None = None,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+) -> Tensor:
+    """Return ``looked_up`` with the rows of trained tokens in place; written in place where autograd allows.
+
+    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H), any float dtype, in the order of
+    ``index``.  dtype: the base matrix's; rows are rounded to it first, as they would be in a merged matrix.
+    scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: as in the wrapped embedding. As in torch, ``max_norm``
+    shortens values but not gradients, and ``padding_idx`` gets no gradient.
+    Memory: O(hits * H). The gradient of rows is accumulated in their own dtype.
+    """
+    where, slots = index.find(x)
+    hits = rows.index_select(0, slots)
+    if padding_idx is not None:
+        frozen = (index.ids[slots] == padding_idx).unsqueeze(-1)
+        hits = torch.where(frozen, hits.detach(), hits)
+    if scale_grad_by_freq and hits.requires_grad:
+        counts = torch.bincount(slots, minlength=len(index.ids))[slots].unsqueeze(-1)
+        hits.register_hook(lambda grad: grad / counts)
+    hits = hits.to(dtype)
+    if max_norm is not None:
+        hits = hits.clone()  # `to` may have returned an alias of what autograd needs
+        shorten(hits, max_norm, norm_type)
+    if scale is not None:
+        hits = hits * scale.to(dtype)
+    if looked_up.requires_grad and looked_up.is_leaf:
+        looked_up = looked_up.clone()  # a hook made the lookup a leaf (input gradients for checkpointing)
+    looked_up.view(-1, looked_up.shape[-1]).index_copy_(0, where, hits.to(looked_up.dtype))
+    return looked_up
+
+
+def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
+    """Scale vectors (..., H) longer than ``max_norm`` down to it, in place and unseen by autograd.
+
+    Source: torch.embedding_renorm_, which scales by max_norm / (norm + 1e-7).
+    """
+    values = vectors.detach()
+    norms = torch.linalg.vector_norm(values, ord=norm_type, dim=-1, keepdim=True)
+    values.mul_(torch.where(norms > max_norm, max_norm / (norms + 1e-7), 1.0))
+
+
+def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
+    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with ``rows`` (k, H) in place.
+
+    Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless it
+    asks for one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
+    """
+    logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)
+    return logits
+
+
+class _HeadWithRows(torch.autograd.Function):
+    """Linear whose k output columns use other rows; one node, so that neither logits nor their gradient are copied."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:
+        kind = hidden.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            b = None if bias is None else bias.to(dtype)
+            r = rows.to(weight.dtype).to(dtype)
+            logits = torch.nn.functional.linear(h, w, b)
+            columns = torch.nn.functional.linear(h, r, None if b is None else b.index_select(0, ids))
+            logits.index_copy_(-1, ids, columns)
+        ctx.save_for_backward(h, w, r, ids)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype, rows.dtype
+        return logits
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, w, r, ids = ctx.saved_tensors
+        hidden_dtype, weight_dtype, bias_dtype, rows_dtype = ctx.dtypes
+        need_hidden, need_weight, need_bias, need_rows, _ = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])  # a view: loss functions hand over contiguous gradients
+        columns = grad.index_select(-1, ids)
+        grad_hidden = grad_weight = grad_bias = grad_rows = None
+        if need_hidden:
+            # grad of the merged matrix = grad of the base product + k corrected columns; zeroing the columns of
+            # ``grad`` instead would need a copy of it, since other nodes may hold the same tensor.
+            grad_hidden = grad.matmul(w)
+            grad_hidden.addmm_(columns, r - w.index_select(0, ids))
+            grad_hidden = grad_hidden.view(h.shape).to(hidden_dtype)
+        if need_rows:
+            grad_rows = columns.t().matmul(h.reshape(-1, h.shape[-1])).to(rows_dtype)
+        if need_weight:  # the base is frozen in all that this package sets up; a user may thaw it
+            grad_weight = grad.t().matmul(h.reshape(-1, h.shape[-1])).index_fill_(0, ids, 0).to(weight_dtype)
+        if need_bias:
+            grad_bias = grad.sum(0).to(bias_dtype)
+        return grad_hidden, grad_weight, grad_bias, grad_rows, None

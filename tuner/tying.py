@@ -1,0 +1,115 @@
+"""Which modules use the input embedding's matrix too, decided by evidence and not by the architecture's name.
+
+The evidence, strongest first: the weights share storage; the config says so and the weights are equal or not loaded
+yet. A config that says "tied" about two different matrices is not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["config_says_tied", "input_embedding", "output_embedding", "tied_module_names"]
+
+_WRAPPED = ".base_layer"
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """Return the model's input embedding (or the tuner layer around it), None where there is none."""
+    return _ask(model, "get_input_embeddings")
+
+
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """Return the model's output head (or the tuner layer around it), None where there is none."""
+    return _ask(model, "get_output_embeddings")
+
+
+def _ask(model: nn.Module, method: str) -> nn.Module | None:
+    getter = getattr(model, method, None)
+    if getter is None:
+        return None
+    try:
+        found = getter()
+    except (NotImplementedError, AttributeError):
+        # transformers raises either for a model whose embedding it cannot name.
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the innermost module below tuner layers."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
+def config_says_tied(config: Any) -> bool:
+    """Return what the config says: its own ``tie_word_embeddings``, else that of its (nested) text config."""
+    said = getattr(config, "tie_word_embeddings", None)
+    if said is None and hasattr(config, "get_text_config"):
+        said = getattr(config.get_text_config(), "tie_word_embeddings", None)
+    return bool(said)
+
+
+def tied_module_names(model: nn.Module) -> list[str]:
+    """Return the names of modules that use the input embedding's matrix, the embedding itself left out.
+
+    A name is that of the outermost tuner layer, if the module is wrapped. Two names may stand for one module.
+    """
+    embedding = input_embedding(model)
+    if embedding is None:
+        return []
+    weight = getattr(unwrap(embedding), "weight", None)
+    if not isinstance(weight, Tensor):
+        return []
+    declared = _declared_names(model) if config_says_tied(getattr(model, "config", None)) else set()
+    return [
+        name
+        for name, module in _outermost(model)
+        if module is not embedding and _is_tied(unwrap(module), weight, declared=name in declared)
+    ]
+
+
+def _is_tied(module: nn.Module, weight: Tensor, *, declared: bool) -> bool:
+    if not isinstance(module, nn.Embedding | nn.Linear):
+        return False
+    other = module.weight
+    if other is weight:
+        return True
+    if other.shape != weight.shape:
+        return False
+    if other.is_meta or weight.is_meta:
+        return declared
+    if _same_storage(other, weight):
+        return True
+    return declared and other.dtype == weight.dtype and other.device == weight.device and torch.equal(other, weight)
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    if a.device != b.device or a.dtype != b.dtype or a.storage_offset() != b.storage_offset():
+        return False
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
+    except (NotImplementedError, RuntimeError):
+        return False  # tensor subclasses without one storage, such as shards
+
+
+def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, module) of all modules but those inside a tuner layer; a module under two names comes twice."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and not name.endswith(_WRAPPED) and f"{_WRAPPED}." not in name:
+            yield name, module
+
+
+def _declared_names(model: nn.Module) -> set[str]:
+    """Return the modules that ``_tied_weights_keys`` lists: a mapping (transformers 5) or a list (before)."""
+    names: set[str] = set()
+    for prefix, module in model.named_modules():
+        keys = getattr(module, "_tied_weights_keys", None) or ()
+        for key in keys:
+            owner = str(key).rpartition(".")[0]
+            names.add(f"{prefix}.{owner}" if prefix else owner)
+    return names
