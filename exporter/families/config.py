@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any
 
 from exporter.errors import BadInput
 
@@ -15,17 +15,10 @@ class Settings:
         """``table`` is a parsed config.json, or the part of it that describes the text model."""
         self.table = table
 
-    @overload
-    def integer(self, key: str) -> int: ...
-    @overload
-    def integer(self, key: str, default: int | None) -> int | None: ...
-    @overload
-    def integer(self, key: str, default: int) -> int: ...
-    def integer(self, key: str, *default: int | None) -> int | None:
+    def integer(self, key: str, default: int | None = None) -> int:
         """A positive integer; absent or null gives ``default`` if there is one. Raises BadInput otherwise."""
         value = self.table.get(key)
-        if value is None and default:
-            return default[0]
+        value = default if value is None else value
         if type(value) is not int or value < 1:
             raise BadInput(f"config.json: {key}: expected a positive integer, found {value!r:.80}")
         return value

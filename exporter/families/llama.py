@@ -56,7 +56,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _rope(config: Mapping[str, Any], head_dim: int) -> Rope:
-    """transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling`` stood side by side."""
+    """Transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling`` stood side by side."""
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):

@@ -45,7 +45,9 @@ class OutputFile:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 with writing(self.path):
@@ -57,8 +59,7 @@ class OutputFile:
 
     def write(self, data: bytes | memoryview | Array) -> None:
         """Append ``data``; an array is written as its C-order bytes."""
-        view = memoryview(data) if isinstance(data, bytes | memoryview) else memoryview(_as_bytes(data))
-        view = view.cast("B")
+        view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else _as_bytes(data)
         with writing(self.path):
             while view:
                 done = os.write(self._fd, view)
@@ -114,5 +115,5 @@ class OutputFile:
         self._progress(nbytes)
 
 
-def _as_bytes(value: Array) -> Array:
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+def _as_bytes(value: Array) -> memoryview:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data

@@ -39,7 +39,8 @@ class Cast:
         """Raises BadInput if a finite value does not fit (float16 ends at 65504)."""
         out = cast(block, self.dtype)
         if self.dtype == "F16" and not np.isfinite(out).all():
-            raise BadInput(f"a value in rows {start} to {start + len(block) - 1} does not fit into F16 (largest: 65504)")
+            rows = f"rows {start} to {start + len(block) - 1}"
+            raise BadInput(f"{rows}: expected values that F16 can hold (up to 65504), found a larger one")
         return out
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""From adapters and a checkpoint to passes: what changes in which tensor, by which rule. Reads no tensor of the base."""
+"""From adapters and a checkpoint to passes: what changes where, and by which rule. Reads no tensor of the base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.merge.side_files import merge_side_files
 from exporter.sources.adapter import Adapter, TokenRows
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.tokenizer import token_ids as tokenizer_ids
-from exporter.tensors import FLOATS, TensorSpec, cast
+from exporter.tensors import FLOATS, cast
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class MergePlan:
             if dtype is not None and tensor.spec.dtype in FLOATS and tensor.spec.dtype != dtype:
                 steps.append(Cast(dtype))
             if name in self.targets:
-                steps.append(_replace_rows(self.targets[name], tensor.spec, dtype or tensor.spec.dtype, self._n_rows(name)))
+                steps.append(_replace_rows(self.targets[name], dtype or tensor.spec.dtype, self._n_rows(name)))
             if steps:
                 passes[name] = steps
         return MergedModel(self.checkpoint, self._config(dtype), self.files, passes, self._provenance())
@@ -185,14 +185,16 @@ def _vocab(checkpoint: Checkpoint, targets: Mapping[str, Sequence[TokenRows]], f
     return vocab
 
 
-def _replace_rows(parts: Sequence[TokenRows], spec: TensorSpec, dtype: str, n_rows: int) -> ReplaceRows:
+def _replace_rows(parts: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
     """One pass for all adapters' rows of one tensor, in the tensor's dtype after casting."""
-    pairs = sorted((token_id, part, row) for part in parts for row, token_id in enumerate(part.token_ids))
-    rows = np.stack([cast(part.rows[row], dtype) for _, part, row in pairs])
-    ids = tuple(token_id for token_id, _, _ in pairs)
-    bad = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
-    if bad.size:
-        part = pairs[int(bad[0])][1]
-        found = f"a larger one in the row of token {ids[int(bad[0])]}"
-        raise TensorMismatch(part.path, part.key, expected=f"values that {dtype} can hold", found=found)
-    return ReplaceRows(ids, rows, n_rows)
+    rounded = []
+    for part in parts:
+        rows = cast(part.rows, dtype)
+        too_large = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
+        if too_large.size:
+            found = f"a larger one in the row of token {part.token_ids[too_large[0]]}"
+            raise TensorMismatch(part.path, part.key, expected=f"values that {dtype} can hold", found=found)
+        rounded.append(rows)
+    ids = np.concatenate([part.token_ids for part in parts])
+    order = np.argsort(ids)
+    return ReplaceRows(tuple(ids[order].tolist()), np.concatenate(rounded)[order], n_rows)

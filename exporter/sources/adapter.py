@@ -60,8 +60,8 @@ class Adapter:
         _refuse_other_kinds(path, config)
         if not (path / WEIGHTS).is_file() and (path / "adapter_model.bin").exists():
             raise BadInput(
-                f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; load the "
-                "adapter with PEFT and save it again with save_pretrained"
+                f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
+                "load the adapter with PEFT and save it again with save_pretrained"
             )
         token_ids = _token_ids(path / CONFIG, config)
         tensors = read_tensors(path / WEIGHTS)
@@ -121,7 +121,8 @@ def _token_rows(path: Path, tensor: FileTensor, token_ids: list[int]) -> TokenRo
     finite = np.isfinite(cast(rows, "F32") if spec.dtype != "F64" else rows).all(axis=1)
     if not finite.all():
         token_id = token_ids[int(np.flatnonzero(~finite)[0])]
-        raise TensorMismatch(path, spec.name, expected="finite values", found=f"NaN or Inf in the row of token {token_id}")
+        found = f"NaN or Inf in the row of token {token_id}"
+        raise TensorMismatch(path, spec.name, expected="finite values", found=found)
     order = np.argsort(token_ids, kind="stable")
     module = spec.name[len(_PREFIX) : -len(_ROWS)]
     return TokenRows(path, spec.name, module, tuple(sorted(token_ids)), np.ascontiguousarray(rows[order]))

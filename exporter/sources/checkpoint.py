@@ -60,7 +60,8 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Read config and headers. Raises BadInput for a folder that is no usable checkpoint."""
         if not path.is_dir():
-            raise UnreadableFile(path, "expected a checkpoint folder, found " + ("a file" if path.exists() else "nothing"))
+            found = "a file" if path.exists() else "nothing"
+            raise UnreadableFile(path, f"expected a checkpoint folder, found {found}")
         config = read_json(path / "config.json")
         return cls(path, config, _read_shards(path))
 
@@ -93,7 +94,7 @@ class Checkpoint:
         """sha256 of the stored bytes of the input embedding: tells bases apart at the cost of one tensor."""
         digest = hashlib.sha256()
         for _, rows in blocks(self.tensors[self.tie.embedding]):
-            digest.update(memoryview(rows.reshape(-1).view("uint8")))
+            digest.update(rows.tobytes())
         return digest.hexdigest()
 
     @property

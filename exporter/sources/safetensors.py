@@ -50,7 +50,7 @@ class FileTensor:
 
 def read_into(path: Path, offset_bytes: int, out: Array) -> None:
     """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on; nothing but these bytes is touched."""
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = out.reshape(-1).view(np.uint8).data
     with reading(path), path.open("rb", buffering=0) as file:
         while view:
             got = os.preadv(file.fileno(), [view], offset_bytes)
@@ -161,5 +161,3 @@ def prepare(
     text += b" " * (-len(text) % 8)
     start = _LENGTH.size + len(text)
     return _LENGTH.pack(len(text)) + text, [(spec, start + offset) for spec, offset in places]
-
-
