@@ -1,0 +1,70 @@
+# One environment, .venv, made on demand: `make demo` installs what the command line needs, `make test` the rest.
+# It is rebuilt only when pyproject.toml or constraints.txt change. Every target works on a fresh clone.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+MODEL ?= tiny
+# Workers of pytest-xdist; 0 runs the tests in one process.
+WORKERS ?= 0
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Nothing here talks to a model hub. Numeric libraries share the cores, and do not take more than there are.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: help demo test check lint types format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [MODEL=tiny|smollm2]  tune, merge, export and verify in ./demo-out"
+	@echo "make test [PYTEST_ARGS=...]     all tests, llama.cpp and SmolLM2 included"
+	@echo "make check                      lint, types and tests"
+	@echo "make lint | types | format | bench | clean"
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing ttexport into $(VENV)"
+	$(INSTALL) -e '.[tune]'
+	@touch $@
+
+# llama.cpp is compiled here unless pip has its wheel: about five minutes on two cores.
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing the development tools and llama.cpp into $(VENV)"
+	$(INSTALL) -e '.[tune,llamacpp,dev]'
+	@touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/python -m fixtures.demo --model $(MODEL)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m fixtures.smollm2
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+check: lint types
+	@$(MAKE) --no-print-directory test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	@for script in benchmarks/bench_*.py; do \
+		$(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
