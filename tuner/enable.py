@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,9 @@ _TABLE_LOCK = threading.RLock()
 @contextmanager
 def _our_tuner() -> Iterator[None]:
     """Put our tuner class into PEFT's table for the time of the block."""
-    with _TABLE_LOCK:
+    with _TABLE_LOCK, warnings.catch_warnings():
+        # PEFT asks transformers for an attribute that was renamed; a user cannot do anything about it.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         stock = PEFT_TYPE_TO_TUNER_MAPPING[PeftType.TRAINABLE_TOKENS]
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.TRAINABLE_TOKENS] = TrainableTokensModel
         try:
@@ -48,6 +51,9 @@ def get_peft_model(
 
 
 def load_peft_model(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
-    """Load an adapter folder, written by stock PEFT (any layout) or by us; ``kwargs`` as ``PeftModel.from_pretrained``."""
+    """Load an adapter folder, written by stock PEFT (any layout) or by us.
+
+    ``kwargs`` as in ``peft.PeftModel.from_pretrained``.
+    """
     with _our_tuner():
         return PeftModel.from_pretrained(model, path, **kwargs)

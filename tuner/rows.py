@@ -59,8 +59,8 @@ def substitute_rows(
 ) -> Tensor:
     """Return ``looked_up`` with the rows of trained tokens in place; written in place where autograd allows.
 
-    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H), any float dtype, in the order of
-    ``index``.  dtype: the base matrix's; rows are rounded to it first, as they would be in a merged matrix.
+    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H) in any float dtype, in the order
+    of ``index``.  dtype: the base matrix's; rows are rounded to it first, as they would be in a merged matrix.
     scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: as in the wrapped embedding. As in torch, ``max_norm``
     shortens values but not gradients, and ``padding_idx`` gets no gradient.
     Memory: O(hits * H). The gradient of rows is accumulated in their own dtype.
@@ -98,8 +98,8 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
     """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with ``rows`` (k, H) in place.
 
-    Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless it
-    asks for one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
+    Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless
+    it asks for one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)
     return logits
