@@ -63,7 +63,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	@for script in benchmarks/bench_*.py; do \
+	@for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || exit 1; \
 	done
 
