@@ -1,4 +1,4 @@
-"""The base model of a training run: checked before anything is loaded, loaded without surprises, identified by digest."""
+"""The base model of a training run: checked before it is loaded, loaded without surprises, known by a digest."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ def open_base(given: str) -> Base:
     ``given`` is a folder, or a hub id found in the local cache or downloaded. Raises: UnreadableFile, BadInput.
     """
     path = Path(given).expanduser()
-    if path.exists():
-        base = Base(str(path.resolve()), path.resolve())
-    else:
-        base = Base(given, _from_hub(given))
+    base = Base(str(path.resolve()), path.resolve()) if path.exists() else Base(given, _from_hub(given))
     _read_json(base.folder / "config.json")
     if not any(base.folder.glob("*.safetensors")):
         pickles = sorted(found.name for pattern in _PICKLES for found in base.folder.glob(pattern))
@@ -101,7 +98,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         )
     with _translated(base.folder), _no_bars():
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.folder,
             config=config,
             dtype=DTYPES.get(dtype, "auto"),
@@ -109,6 +106,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise BadInput(f"{base.folder}: expected the tensor {missing[0]}, found none of that name")
     return model, tokenizer

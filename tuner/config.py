@@ -14,7 +14,7 @@ _OWN_FIELDS = ("train_head",)
 
 
 @dataclass
-class TrainableTokensConfig(PeftTrainableTokensConfig):  # type: ignore[misc]
+class TrainableTokensConfig(PeftTrainableTokensConfig):
     """Which token rows are trained; saved files are those of stock PEFT.
 
     token_indices: distinct ids in [0, V).  target_modules: embedding(s) to wrap; None finds the input embedding.

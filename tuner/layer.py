@@ -18,7 +18,7 @@ from tuner.rows import RowIndex, head_with_rows, shorten, substitute_rows
 __all__ = ["TrainableTokensLayer"]
 
 
-class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     """Embedding or head (``base_layer``) in which the rows of chosen tokens are trained.
 
     Attribute names are PEFT's, because they become the tensor names of adapter files: ``trainable_tokens_delta`` holds
@@ -37,9 +37,13 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Wrap ``base_layer``; rows come with ``update_layer``. ``config`` is taken for the signature's sake only."""
+        """Wrap ``base_layer``; rows come with ``update_layer``. ``config`` is taken for the signature's sake only.
+
+        Raises: ValueError unless ``base_layer`` is an embedding or linear layer with a plain (V, H) weight.
+        """
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = _features(self.get_base_layer())
         self._active_adapter: str | list[str] = adapter_name
         self.kwargs = kwargs
         self.merged_adapters: list[str] = []
@@ -53,8 +57,6 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.trainable_tokens_delta = tied_adapter.trainable_tokens_delta
             self.trainable_tokens_original = tied_adapter.trainable_tokens_original
             self.token_indices = tied_adapter.token_indices
-        weight = self.get_base_layer().weight
-        self.in_features, self.out_features = _features(self.get_base_layer(), weight)
         self._index_cache: dict[tuple[Any, ...], tuple[list[list[int]], RowIndex]] = {}
 
     @property
@@ -78,7 +80,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if tied_adapter is not None or self.tied_adapter is not None:
             return
         options = _options(config, kwargs)
-        weight = self.get_base_layer().weight
+        weight = self.weight
         token_ids = checked_ids(options["token_indices"], len(weight))
         with torch.no_grad():
             originals = weight[token_ids].clone()
@@ -114,7 +116,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if not names:
             return
         self._check_overlapping_tokens(names)
-        weight = self.get_base_layer().weight
+        weight = self.weight
         rows = {name: self.trainable_tokens_delta[name].detach().to(weight) for name in names}
         for name in names:
             if safe_merge and not torch.isfinite(rows[name]).all():
@@ -128,14 +130,14 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.get_base_layer().weight
+        weight = self.weight
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
 
     def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
         """Return a merged copy (V, H) of the matrix; PEFT's wrappers ask for it, nothing in this package does."""
-        merged: Tensor = self.get_base_layer().weight
+        merged = self.weight
         for name in active_adapters:
             index = torch.tensor(self.token_indices[name], dtype=torch.int64, device=merged.device)
             merged = merged.index_copy(0, index, self.trainable_tokens_delta[name].to(merged))
@@ -151,17 +153,12 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             result: Tensor = self.base_layer(x, *args, **kwargs)
             return result
         base = self.get_base_layer()
-        index = self._index(names, base.weight.device)
+        index = self._index(names, self.weight.device)
         parts = [self.trainable_tokens_delta[name] for name in names]
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         if isinstance(base, nn.Embedding):
             return self._embed(base, x, rows, index, *args, **kwargs)
-        if isinstance(base, nn.Linear):
-            return head_with_rows(x, base.weight, base.bias, rows, index)
-        raise ValueError(
-            f"trained token rows need an nn.Embedding or nn.Linear, {type(base).__name__} is neither; "
-            "choose other target_modules"
-        )
+        return head_with_rows(x, self.weight, self.bias, rows, index)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run with the active adapters; x: ids (...) for an embedding, hidden states (..., H) for a head."""
@@ -225,10 +222,20 @@ def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return vars(config)
 
 
-def _features(base: nn.Module, weight: Tensor) -> tuple[int, int]:
+def _features(base: nn.Module) -> tuple[int, int]:
     """Return (in, out) features as PEFT names them: (V, H) for an embedding, (H, V) for a head."""
-    rows, width = weight.shape
-    return (rows, width) if isinstance(base, nn.Embedding) else (width, rows)
+    if isinstance(base, nn.Embedding):
+        features = stored = (base.num_embeddings, base.embedding_dim)
+    elif isinstance(base, nn.Linear):
+        features, stored = (base.in_features, base.out_features), (base.out_features, base.in_features)
+    else:
+        # ValueError and not TypeError, because PEFT raises it for the same mistake.
+        raise ValueError(f"trained token rows need an embedding or linear layer, not {type(base).__name__}")  # noqa: TRY004
+    if tuple(base.weight.shape) != stored:  # packed by a quantiser, or partitioned over processes
+        raise ValueError(
+            f"trained token rows need a weight of {stored}, {type(base).__name__} stores {base.weight.shape}"
+        )
+    return features
 
 
 def _embed_scale(base: nn.Module) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import TrainableTokensConfig as PeftTrainableTokensConfig
+from peft import PeftConfig, TrainableTokensConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import _get_submodules
 from torch import Tensor, nn
@@ -17,19 +17,17 @@ __all__ = ["TrainableTokensModel"]
 _FALLBACK = "embed_tokens"
 
 
-class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
+class TrainableTokensModel(BaseTuner):
     """A model with trained token rows in its embedding and in every head tied to it."""
 
     prefix: str = "trainable_tokens_"
     tuner_layer_cls = TrainableTokensLayer
 
-    def _prepare_adapter_config(
-        self, peft_config: PeftTrainableTokensConfig, model_config: dict[str, Any]
-    ) -> PeftTrainableTokensConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in ``target_modules``: the input embedding, and with ``train_head`` an untied head."""
+        assert isinstance(peft_config, TrainableTokensConfig)
         if peft_config.target_modules is None:
-            embedding = input_embedding(self.model)
-            name = _name_of(self.model, embedding) or _FALLBACK
+            name = _name_of(self.model, input_embedding(self.model)) or _FALLBACK
             peft_config.target_modules = name
             head = output_embedding(self.model)
             if getattr(peft_config, "train_head", False) and head is not None:
@@ -38,7 +36,7 @@ class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
                     peft_config.target_modules = [name, head_name]
         return peft_config
 
-    def inject_adapter(
+    def inject_adapter(  # type: ignore[override]  # keywords pass through, as in PEFT's own class
         self,
         model: nn.Module,
         adapter_name: str,
@@ -82,7 +80,7 @@ class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
         """Return nothing: tied modules are handled, so PEFT need not warn about them."""
         return []
 
-    def _check_tied_modules(self, model: nn.Module, peft_config: PeftTrainableTokensConfig) -> None:
+    def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
         """Do nothing: the same warning, from the place where PEFT gives it at injection."""
 
     def _create_and_replace_dict(
@@ -106,9 +104,9 @@ class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
             new_module = self._create_new_module(options, adapter_name, target)
             self._replace_module(parent, target_name, new_module, target)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # rows are never put on a bare parameter
         self,
-        peft_config: PeftTrainableTokensConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -123,7 +121,7 @@ class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
 
     @staticmethod
     def _create_new_module(
-        peft_config: PeftTrainableTokensConfig | dict[str, Any],
+        peft_config: PeftConfig | dict[str, Any],
         adapter_name: str,
         target: nn.Module,
         tied_adapter: TrainableTokensLayer | None = None,
@@ -141,7 +139,7 @@ class TrainableTokensModel(BaseTuner):  # type: ignore[misc]
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftTrainableTokensConfig, adapter_name: str, state_dict: dict[str, Tensor]
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Map file keys to model keys, whichever layout wrote the file.
 

@@ -101,7 +101,7 @@ def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Te
     Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless
     it asks for one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
     """
-    logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)
+    logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits
 
 
@@ -125,7 +125,7 @@ class _HeadWithRows(torch.autograd.Function):
         return logits
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, w, r, ids = ctx.saved_tensors
         hidden_dtype, weight_dtype, bias_dtype, rows_dtype = ctx.dtypes

@@ -73,19 +73,16 @@ def _ignore(note: str) -> None:
 
 
 def _token_list(spec: TuneSpec, added: list[int], known: list[int]) -> list[dict[str, Any]]:
+    seen: set[int] = set()
+    for token, token_id in zip(spec.tokens, known, strict=True):
+        if token_id in seen:
+            raise BadInput(f"--token {token!r}: expected distinct tokens, found id {token_id} twice")
+        seen.add(token_id)
     tokens = [{"token": token, "id": i, "new": True} for token, i in zip(spec.new_tokens, added, strict=True)]
-    tokens += [{"token": token, "id": i, "new": False} for token, i in zip(spec.tokens, known, strict=True)]
-    first: dict[int, str] = {}
-    for entry in tokens:
-        if entry["id"] in first:
-            raise BadInput(f"--token {entry['token']!r}: expected distinct tokens, found id {entry['id']} twice")
-        first[entry["id"]] = entry["token"]
-    return tokens
+    return tokens + [{"token": token, "id": i, "new": False} for token, i in zip(spec.tokens, known, strict=True)]
 
 
-def _note_data(
-    tokens: list[dict[str, Any]], encoded: list[list[int]], cut: int, spec: TuneSpec, note: OnNote
-) -> None:
+def _note_data(tokens: list[dict[str, Any]], encoded: list[list[int]], cut: int, spec: TuneSpec, note: OnNote) -> None:
     """Count the tokens in the data (kept in the record), and say what a user will want to know before waiting."""
     for entry in tokens:
         entry["occurrences"] = sum(ids.count(entry["id"]) for ids in encoded)
@@ -110,7 +107,7 @@ def _wrap(model: PreTrainedModel, base: Base, tokens: list[dict[str, Any]], spec
     return tuned
 
 
-class _Rows(Trainer):  # type: ignore[misc]
+class _Rows(Trainer):
     """Trainer that keeps every step's loss and reports it; nothing is logged or printed elsewhere."""
 
     def __init__(self, *args: Any, on_step: OnStep | None, **kwargs: Any) -> None:
@@ -130,9 +127,7 @@ class _Rows(Trainer):  # type: ignore[misc]
         return loss
 
 
-def _run(
-    model: Any, encoded: list[list[int]], spec: TuneSpec, padding_id: int, on_step: OnStep | None
-) -> list[float]:
+def _run(model: Any, encoded: list[list[int]], spec: TuneSpec, padding_id: int, on_step: OnStep | None) -> list[float]:
     """Train and return the loss of every step. AdamW sees only what requires a gradient: the rows."""
     with tempfile.TemporaryDirectory(prefix="ttexport-") as scratch:
         arguments = TrainingArguments(

@@ -80,7 +80,8 @@ def add_tokens(
     tokenizer.add_tokens(
         [AddedToken(token, special=special, normalized=False) for token in tokens], special_tokens=special
     )
-    token_ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
+    vocab = tokenizer.get_vocab()
+    token_ids = [vocab[token] for token in tokens]
     rows = embedding_rows(model)
     if token_ids and max(token_ids) >= rows:
         model.resize_token_embeddings(max(token_ids) + 1, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
