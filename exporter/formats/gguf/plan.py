@@ -1,0 +1,215 @@
+"""From a merged model to the layout of a GGUF: every byte's place is known before any weight is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import NotExpressible, TensorMismatch, UsageError
+from exporter.families import describe
+from exporter.families.spec import DecoderSpec, Role, Rope, Slot
+from exporter.formats.gguf import metadata, writer
+from exporter.formats.gguf.names import Architecture, architecture, tensor_name
+from exporter.formats.gguf.quantise import FILE_TYPES
+from exporter.formats.gguf.tokenizer import vocabulary
+from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.merge.model import MergedModel
+from exporter.sources.checkpoint import read_json
+from exporter.tensors import FLOATS, Array, TensorSpec
+
+#: Buffers that old checkpoints carry and every runtime computes for itself.
+_BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attention\.bias|attention\.masked_bias)$")
+
+#: llama.cpp's converter writes this flag for llama models of this vocabulary (SmolLM, small granites), whatever the
+#: tokenizer says; they do not start texts with a token.
+_NO_BOS_VOCAB: Final = 49152
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor of the file: a stored tensor (``source``) under a rule, or a ``value`` that no checkpoint holds.
+
+    heads: rows are reordered head by head for so many heads; 0 leaves them.
+    """
+
+    entry: TensorEntry
+    rule: str
+    source: str | None = None
+    heads: int = 0
+    value: Array | None = None
+
+
+@dataclass(frozen=True)
+class GgufLayout:
+    """The file to be: header bytes, tensors in order, its size.
+
+    dropped: stored tensor → rule, for those that are left out on purpose. notes: what the format cannot say.
+    """
+
+    model: MergedModel
+    ftype: str
+    header: bytes
+    items: Sequence[Item]
+    dropped: Mapping[str, str]
+    nbytes: int
+    notes: Sequence[str]
+
+
+def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None) -> GgufLayout:
+    """Lay out the GGUF of ``model``; reads shapes and the tokenizer, no weights.
+
+    ftype: F32, F16, BF16 or Q8_0; None keeps the dtype in which the matrices are stored. pre_tokenizer: llama.cpp's
+    name for the splitting, where it is not recognised from the tokenizer.
+    Raises NotExpressible for an unknown family, tokenizer or type, BadInput for tensors that do not fit the config.
+    """
+    spec = describe(model.config, "gguf")
+    arch = architecture(spec.family)
+    specs = model.specs
+    kept, dropped = _assign(model, specs, spec)
+    ftype = _file_type(model, [specs[name] for name in kept], ftype)
+    items = _extra_items(spec.rope) + [_item(specs[name], slot, spec, arch, ftype) for name, slot in kept.items()]
+    ledger = model.ledger()
+    for item in items:
+        if item.source is not None:
+            ledger.take(item.source, item.rule)
+    for name, rule in dropped.items():
+        ledger.take(name, rule)
+    ledger.close()
+    tokens = vocabulary(model.files, model.config, spec.vocab, where=model.path, pre_tokenizer=pre_tokenizer)
+    entries = [item.entry for item in items]
+    keys = _keys(model, spec, arch, ftype, entries, tokens.keys)
+    header, nbytes = writer.header(keys, entries)
+    return GgufLayout(model, ftype, header, items, dropped, nbytes, tokens.notes)
+
+
+def _assign(
+    model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
+) -> tuple[dict[str, Slot], dict[str, str]]:
+    """(stored tensor → slot in the order of the file, stored tensor → why it is dropped).
+
+    The order is that of llama.cpp's converter: by shard, then by name. Tensors in neither are left to the ledger.
+    """
+    shapes = _shapes(spec)
+    tie = model.tie
+    kept: dict[str, Slot] = {}
+    dropped: dict[str, str] = {}
+    for name in sorted(specs, key=lambda name: (model.checkpoint.tensors[name].place.path.name, name)):
+        if _BUFFERS.search(name):
+            dropped[name] = "computed by the runtime"
+        elif tie.tied and name == tie.head:
+            dropped[name] = "tied: same as the embedding"
+        elif slot := spec.slots.get(name):
+            want = shapes[slot.role] if slot.part == "weight" else shapes[slot.role][:1]
+            if specs[name].shape != want:
+                where = model.checkpoint.tensors[name].place.path
+                raise TensorMismatch(where, name, expected=f"shape {want} by config.json", found=specs[name].shape)
+            kept[name] = slot
+    for name, slot in spec.slots.items():
+        if slot.part == "weight" and name not in kept and not (slot.role is Role.HEAD and tie.tied):
+            raise TensorMismatch(
+                model.path, name, expected=f"shape {shapes[slot.role]} by config.json", found="no tensor"
+            )
+    return kept, dropped
+
+
+def _shapes(spec: DecoderSpec) -> dict[Role, tuple[int, ...]]:
+    attention, hidden, inner = spec.attention, spec.hidden, spec.mlp.inner
+    q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return {
+        Role.EMBED: (spec.vocab, hidden),
+        Role.HEAD: (spec.vocab, hidden),
+        Role.FINAL_NORM: (hidden,),
+        Role.ATTN_NORM: (hidden,),
+        Role.MLP_NORM: (hidden,),
+        Role.Q: (q, hidden),
+        Role.K: (kv, hidden),
+        Role.V: (kv, hidden),
+        Role.ATTN_OUT: (hidden, q),
+        Role.GATE: (inner, hidden),
+        Role.UP: (inner, hidden),
+        Role.DOWN: (hidden, inner),
+    }
+
+
+def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | None) -> str:
+    for spec in specs:
+        if spec.dtype not in FLOATS:
+            raise NotExpressible(
+                f"gguf: {model.checkpoint.tensors[spec.name].place.path}: {spec.name}",
+                f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} are written",
+            )
+    if ftype is not None:
+        if ftype not in FILE_TYPES:
+            raise UsageError(f"gguf: expected a type of {', '.join(FILE_TYPES)}, found {ftype!r}")
+        return ftype
+    stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
+    if len(stored) != 1 or stored[0] not in FILE_TYPES:
+        raise NotExpressible(
+            f"gguf: {model.path}",
+            f"the matrices are stored as {' and '.join(stored)}, which is not one type of GGUF",
+            instead="--dtype f32|f16|bf16 chooses one",
+        )
+    return stored[0]
+
+
+def _item(stored: TensorSpec, slot: Slot, spec: DecoderSpec, arch: Architecture, ftype: str) -> Item:
+    kind = ftype
+    if len(stored.shape) < 2:
+        kind = "F32"  # llama.cpp computes norms and biases in float32 only
+    elif not writer.fits(kind, stored.shape[-1]):
+        kind = "F16"  # the converter's fallback for rows that do not come in whole blocks
+    heads = {Role.Q: spec.attention.heads, Role.K: spec.attention.kv_heads}.get(slot.role, 0) if arch.interleaved else 0
+    rule = "copied" if kind == stored.dtype else f"{stored.dtype} to {kind}"
+    rule += ", rows in interleaved rotary order" if heads else ""
+    return Item(TensorEntry(tensor_name(slot), kind, stored.shape), rule, source=stored.name, heads=heads)
+
+
+def _extra_items(rope: Rope) -> list[Item]:
+    """The factors by which llama3 scaling divides each rotary frequency, as a tensor.
+
+    Source: Llama 3.1's apply_scaling: frequencies above the high threshold stay, those below the low one are divided
+    by ``factor``, those between are blended.
+    """
+    scaling = rope.scaling or {}
+    if scaling.get("rope_type") != "llama3":
+        return []
+    # In float32 and in the converter's order of operations: the bytes are compared.
+    steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
+    freqs = (1 / np.power(np.float32(rope.theta), steps)).astype(np.float32)
+    factor, low, high = (scaling.get(key, default) for key, default in _LLAMA3)
+    context = scaling.get("original_max_position_embeddings", 8192)
+    waves = np.float32(2 * math.pi) / freqs
+    smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
+    blended = 1 / ((1 - smooth) / np.float32(factor) + smooth)
+    values = np.where(waves < context / high, 1, np.where(waves > context / low, factor, blended)).astype(np.float32)
+    return [Item(TensorEntry("rope_freqs.weight", "F32", values.shape), "computed", value=values)]
+
+
+_LLAMA3: Final = (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+
+
+def _keys(
+    model: MergedModel,
+    spec: DecoderSpec,
+    arch: Architecture,
+    ftype: str,
+    entries: Sequence[TensorEntry],
+    tokenizer: Sequence[Key],
+) -> list[Key]:
+    parameters = sum(math.prod(entry.shape) for entry in entries)
+    generation = read_json(path) if (path := model.files.get("generation_config.json")) else {}
+    tokenizer = list(tokenizer)
+    if arch.name == "llama" and spec.vocab == _NO_BOS_VOCAB:
+        flag = writer.truth("tokenizer.ggml.add_bos_token", False)
+        tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
+    return [
+        *metadata.general_keys(arch.name, metadata.model_name(model.path), parameters, generation),
+        *metadata.decoder_keys(arch.name, spec, ftype),
+        *tokenizer,
+        *metadata.provenance_keys(model.provenance),
+    ]
