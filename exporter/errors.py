@@ -18,7 +18,7 @@ attributes; nobody parses the text.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class NotEquivalent(TTExportError):
     """An artifact differs from its reference by more than the tolerance of its gate."""
 
     exit_code = 3
+
+    def __init__(self, verdict: str, document: Mapping[str, object]) -> None:
+        """``verdict`` is the line to print; ``document`` the whole report, for callers that read JSON."""
+        super().__init__(verdict)
+        self.document = document
 
 
 class BadInput(TTExportError):

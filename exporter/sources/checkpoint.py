@@ -71,13 +71,23 @@ class Checkpoint:
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
+    @property
+    def stored_embedding(self) -> str:
+        """Name of the input embedding. Raises BadInput if there is none, or more than one."""
+        name = self._only_one(_EMBEDDINGS, what="input embedding")
+        if name is None:
+            raise BadInput(f"{self.path}: expected an input embedding ({', '.join(_EMBEDDINGS)}), found none")
+        return name
+
+    @property
+    def stored_head(self) -> str | None:
+        """Name of the output head's own tensor, or None if none is stored."""
+        return self._only_one(_HEADS, what="output head")
+
     @cached_property
     def tie(self) -> Tie:
         """Decided by evidence: which tensors are stored, then the config, then equality of their bytes."""
-        embedding = self._only_one(_EMBEDDINGS, what="input embedding")
-        if embedding is None:
-            raise BadInput(f"{self.path}: expected an input embedding ({', '.join(_EMBEDDINGS)}), found none")
-        head = self._only_one(_HEADS, what="output head")
+        embedding, head = self.stored_embedding, self.stored_head
         if head is None:
             return Tie(embedding, None, tied=True)
         flag = self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
@@ -103,8 +113,7 @@ class Checkpoint:
         return side_files(self.path)
 
     def _only_one(self, modules: tuple[str, ...], *, what: str) -> str | None:
-        names = [name for name in self.tensors if name.split(".")[-2:-1] and name.split(".")[-2] in modules]
-        names = [name for name in names if name.endswith(".weight")]
+        names = [name for name in self.tensors if name.split(".")[-2:] in [[module, "weight"] for module in modules]]
         if len(names) > 1:
             raise BadInput(f"{self.path}: expected one {what}, found {', '.join(sorted(names))}")
         return names[0] if names else None

@@ -1,0 +1,53 @@
+"""``ttexport inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH
+from exporter.cli.talk import size
+from exporter.inspection import inspect_path
+
+
+@click.command()
+@click.argument("path", default=Path(), type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
+@click.option("--tensors", is_flag=True, help="List every tensor, not only the first ones.")
+def inspect(path: Path, as_json: bool, tensors: bool) -> None:
+    """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only."""
+    found = inspect_path(path)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print(found, every=tensors)
+
+
+def _print(found: Mapping[str, Any], *, every: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    facts = Table("", "", box=None, pad_edge=False, show_header=False)
+    for key, value in found["facts"].items():
+        facts.add_row(f"[bold]{key}[/]", escape(_text(value)))
+    console.print(facts)
+    shown = found["tensors"] if every else found["tensors"][:12]
+    table = Table("tensor", "type", "shape", "size", box=None, pad_edge=False)
+    for tensor in shown:
+        shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+        table.add_row(tensor["name"], tensor["type"], shape, size(tensor["nbytes"]))
+    console.print()
+    console.print(table)
+    if len(shown) < len(found["tensors"]):
+        console.print(f"… and {len(found['tensors']) - len(shown)} more (--tensors lists them)")
+
+
+def _text(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 300 else f"{text[:297]}…"

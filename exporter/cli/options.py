@@ -1,0 +1,92 @@
+"""Options that several verbs share, and how they become an ``ExportSpec``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from exporter.errors import NotExpressible
+from exporter.export import ExportSpec
+from exporter.targets import DTYPES, FORMATS
+from exporter.verify.prompts import read_prompts
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+_EXPORT_OPTIONS = (
+    click.option("-o", "--out", type=PATH, help="File or folder to write; a folder with several --to."),
+    click.option(
+        "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
+    ),
+    click.option("--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0. Repeatable."),
+    click.option(
+        "--verify",
+        "level",
+        type=click.Choice(["auto", "full", "rows", "off"]),
+        default="auto",
+        show_default=True,
+        help="rows: re-read the trained rows and the tie from disk. full: also run the artifact against transformers "
+        "with PEFT, unmerged. auto: rows.",
+    ),
+    click.option("--prompts", type=PATH, help="Text file with a prompt a line, for --verify full."),
+    click.option("--report", type=PATH, help="Folder for report.json; with several --to one lies in OUT too."),
+    click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
+    click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own (not in this version)."),
+    click.option("--force", is_flag=True, help="Replace an existing OUT."),
+)
+_TALK_OPTIONS = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no table."),
+    click.option("-v", "--verbose", is_flag=True, help="A traceback with unexpected errors."),
+)
+to_option = click.option(
+    "--to", "formats", type=click.Choice(list(FORMATS)), multiple=True, help="Format to write. Repeatable."
+)
+base_option = click.option(
+    "--base", metavar="CHECKPOINT", help="Folder or hub id; default: what the adapter names as its base."
+)
+
+
+def export_options(command: _Command) -> _Command:
+    """Add the options of merge, export and plan."""
+    return _add(command, (*_EXPORT_OPTIONS, *_TALK_OPTIONS))
+
+
+def talk_options(command: _Command) -> _Command:
+    """Add --json, -q and -v."""
+    return _add(command, _TALK_OPTIONS)
+
+
+def _add(command: _Command, options: tuple[Callable[[_Command], _Command], ...]) -> _Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def export_spec(
+    *,
+    adapters: tuple[Path, ...],
+    base: str | None,
+    formats: tuple[str, ...],
+    level: str,
+    prompts: Path | None,
+    untie: bool,
+    verbose: bool,
+    **options: Any,
+) -> ExportSpec:
+    """The specification behind parsed options. ``auto`` verifies rows: a merge must cost what a copy costs."""
+    if untie:
+        raise NotExpressible("--untie", "untying a head is not in this version", instead="train with tied rows")
+    texts = tuple(read_prompts(prompts)) if prompts else ()
+    return ExportSpec(
+        adapters=adapters,
+        base=base,
+        formats=formats or ("hf",),
+        level="rows" if level == "auto" else level,
+        prompts=texts,
+        **options,
+    )

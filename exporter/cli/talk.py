@@ -1,0 +1,89 @@
+"""What a person sees: progress bars and lines on stderr, a table at the end. Data goes to stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporter.export import Hooks
+from exporter.formats.output import Progress
+from exporter.verify.report import Check, Report
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Hooks]:
+    """Hooks that draw bars on a terminal, print lines elsewhere, and do nothing with ``quiet``."""
+    if quiet:
+        yield Hooks()
+    elif sys.stderr.isatty():
+        with _bars() as hooks:
+            yield hooks
+    else:
+        yield Hooks(say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bars() -> Iterator[Hooks]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(binary_units=True),
+        rich_progress.TransferSpeedColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def start(label: str, nbytes: int) -> Progress:
+            task = bars.add_task(label, total=nbytes)
+            return lambda done: bars.advance(task, done)
+
+        talk = bars.add_task("", total=None, visible=False)
+
+        def say(line: str) -> None:
+            bars.update(talk, description=line, visible=True)
+
+        yield Hooks(start=start, say=say)
+
+
+def print_reports(reports: Sequence[Report]) -> None:
+    """One table of all checks on stderr; failures carry what was found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("artifact", "check", "verdict", "value", "limit", "detail"):
+        table.add_column(heading, justify="right" if heading in ("value", "limit") else "left", overflow="fold")
+    for report in reports:
+        for number, check in enumerate(report.checks):
+            table.add_row(_short(report) if number == 0 else "", *_cells(check))
+    Console(stderr=True).print(table)
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    verdict = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
+    value = "" if check.value is None else f"{check.value:.3g}"
+    limit = "" if check.limit is None else f"{check.limit:.3g}"
+    return check.name, verdict, value, limit, check.detail.replace("[", r"\[")
+
+
+def _short(report: Report) -> str:
+    return Path(report.artifact).name
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes for people: 269.1 MB."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

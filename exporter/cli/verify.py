@@ -1,0 +1,62 @@
+"""``ttexport verify``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from exporter.cli.options import PATH, talk_options
+from exporter.cli.talk import print_reports, progress
+from exporter.sources.locate import locate
+from exporter.staging import write_file
+from exporter.verify.artifact import find_artifacts
+from exporter.verify.prompts import read_prompts
+from exporter.verify.reference import Reference
+from exporter.verify.report import reports_json, require_passed
+from exporter.verify.run import LEVELS
+from exporter.verify.run import verify as run_verify
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--reference", required=True, metavar="CHECKPOINT", help="The base: folder or hub id.")
+@click.option("--adapter", "adapters", multiple=True, type=PATH, help="Adapter folder. Repeatable.")
+@click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
+@click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
+@click.option("--report", type=PATH, help="Folder for report.json.")
+@talk_options
+def verify(
+    artifact: Path,
+    reference: str,
+    adapters: tuple[Path, ...],
+    level: str,
+    prompts: Path | None,
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Prove that ARTIFACT equals the reference with the adapters unmerged; exit 3 if it does not.
+
+    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each runs in its
+    own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
+    """
+    texts = read_prompts(prompts) if prompts else []
+    base = Reference.open(locate(reference, asked_by="--reference"), adapters)
+    with progress(quiet=quiet) as hooks:
+        reports = run_verify(find_artifacts(artifact), base, level=level, prompts=texts, say=hooks.say)
+    document = reports_json(reports)
+    if report:
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "report.json").unlink(missing_ok=True)
+        write_file(report / "report.json", document)
+    if as_json and all(one.passed for one in reports):
+        click.echo(document.decode(), nl=False)
+    elif not quiet:
+        print_reports(reports)
+    require_passed(reports)
+    if not (quiet or as_json):
+        for one in reports:
+            print(one.verdict(), file=sys.stderr)

@@ -1,0 +1,194 @@
+"""The way of one command: sources → plan → staged artifacts → verification → final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import OutputError, UsageError
+from exporter.formats.output import Progress, silent
+from exporter.merge.plan import MergePlan, plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.locate import find_base
+from exporter.staging import staged, write_file
+from exporter.targets import DTYPES, Target, Wish, plan_target
+from exporter.verify.reference import Reference
+from exporter.verify.report import Report, reports_json, require_passed
+from exporter.verify.run import verify
+
+REPORT: Final = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """What the user asked for. ``adapters`` empty: the checkpoint ``base`` itself is exported."""
+
+    adapters: tuple[Path, ...]
+    base: str | None
+    formats: tuple[str, ...]
+    out: Path | None = None
+    dtype: str | None = None
+    quants: tuple[str, ...] = ()
+    level: str = "rows"
+    force: bool = False
+    prompts: tuple[str, ...] = ()
+    report: Path | None = None
+    pre_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.formats)) != len(self.formats):
+            raise UsageError(f"--to: expected each format once, found {', '.join(self.formats)}")
+        if self.quants and not {"gguf", "onnx"} & set(self.formats):
+            raise UsageError("--quant: needs --to gguf or --to onnx")
+        if len(set(self.quants)) != len(self.quants):
+            raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything that is known before a byte of output exists."""
+
+    spec: ExportSpec
+    merge: MergePlan
+    targets: Sequence[Target]
+    out: Path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all artifacts."""
+        return sum(target.nbytes for target in self.targets)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where progress goes: ``start(label, nbytes)`` gives the meter of one artifact, ``say`` a line of talk."""
+
+    start: Callable[[str, int], Progress] = field(default=lambda label, nbytes: silent)
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+
+def plan_export(spec: ExportSpec) -> ExportPlan:
+    """Read headers and decide. A format that cannot hold the model is a refusal in its target, not an error."""
+    adapters = [Adapter.open(path) for path in spec.adapters]
+    merge = plan_merge(Checkpoint.open(find_base(spec.base, adapters)), adapters)
+    name = _name(spec, merge)
+    dtype = DTYPES[spec.dtype] if spec.dtype else None
+    wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
+    targets = []
+    for fmt, quant in wishes:
+        wish = Wish(dtype=dtype, quant=quant, pre_tokenizer=spec.pre_tokenizer)
+        target = plan_target(fmt, wish, merge)
+        if len(wishes) > 1:
+            place = f"gguf/{name}-{target.storage}.gguf" if fmt == "gguf" else fmt
+            target = replace(target, place=place)
+        targets.append(target)
+    return ExportPlan(spec, merge, targets, spec.out or _default_out(name, targets))
+
+
+def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
+    """Write every target beside OUT, verify what lies on disk, then give it its name.
+
+    Raises NotExpressible (before anything is written), OutputError, UnreadableFile, or NotEquivalent, after which
+    OUT is as it was before.
+    """
+    for target in plan.targets:
+        if target.refusal:
+            raise target.refusal
+    _check_space(plan)
+    spec = plan.spec
+    with staged(plan.out, force=spec.force) as draft:
+        paths = [draft / target.place if target.place else draft for target in plan.targets]
+        for target, path in zip(plan.targets, paths, strict=True):
+            assert target.write is not None, "a refusal was raised above"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            target.write(path, hooks.start(f"{target.format} {target.storage}", target.nbytes))
+        reports = _verify(plan, paths, hooks)
+        named = [replace(one, artifact=_final(plan, target)) for one, target in zip(reports, plan.targets, strict=True)]
+        if spec.report and reports:
+            spec.report.mkdir(parents=True, exist_ok=True)
+            (spec.report / REPORT).unlink(missing_ok=True)
+            write_file(spec.report / REPORT, reports_json(named))
+        require_passed(named)
+        if reports and all(target.place for target in plan.targets):
+            write_file(draft / REPORT, reports_json(_relative(named, plan.out)))
+    return named
+
+
+def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
+    if plan.spec.level == "off":
+        return []
+    merge = plan.merge
+    reference = Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters])
+    return verify(paths, reference, level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
+
+
+def _final(plan: ExportPlan, target: Target) -> Path:
+    return plan.out / target.place if target.place else plan.out
+
+
+def _relative(reports: list[Report], out: Path) -> list[Report]:
+    """The report inside OUT names artifacts relative to it: the folder may move, and its bytes must not tell where."""
+    return [replace(report, artifact=report.artifact.relative_to(out)) for report in reports]
+
+
+def _name(spec: ExportSpec, merge: MergePlan) -> str:
+    """What the user calls the model: the adapter's folder, else the checkpoint's."""
+    path = (spec.adapters[0] if spec.adapters else merge.checkpoint.path).resolve()
+    return path.name or "model"
+
+
+def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:
+    """GGUF takes ggml's upper-case types, ONNX the lower-case ones; without one a format is written unquantised."""
+    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt != "hf"]
+    return chosen or [None]
+
+
+def _default_out(name: str, targets: list[Target]) -> Path:
+    """In the current folder, named after the model: a file for GGUF, else a folder."""
+    if len(targets) > 1:
+        return Path(f"{name}-export")
+    if targets[0].format == "gguf":
+        return Path(f"{name}-{targets[0].storage}.gguf")
+    return Path(f"{name}-{targets[0].format}")
+
+
+def _check_space(plan: ExportPlan) -> None:
+    """Say so before writing for minutes: the weights alone must fit."""
+    parent = plan.out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if plan.nbytes > free:
+        raise OutputError(plan.out, f"needs {plan.nbytes} bytes, {free} are free")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(parent, "no permission to write here")
+
+
+def plan_json(plan: ExportPlan) -> dict[str, Any]:
+    """What ``plan`` prints as JSON."""
+    return {
+        "base": str(plan.merge.checkpoint.path),
+        "adapters": [str(adapter.path) for adapter in plan.merge.adapters],
+        "out": str(plan.out),
+        "vocab": plan.merge.vocab,
+        "targets": [
+            {
+                "format": target.format,
+                "storage": target.storage,
+                "path": str(_final(plan, target)),
+                "expressible": target.refusal is None,
+                "reason": str(target.refusal) if target.refusal else None,
+                "nbytes": target.nbytes,
+            }
+            for target in plan.targets
+        ],
+        "ledger": [
+            {"file": str(booking.path), "tensor": booking.key, "rule": booking.rule, "into": list(booking.into)}
+            for booking in plan.merge.bookings
+        ],
+    }

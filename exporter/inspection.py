@@ -1,0 +1,90 @@
+"""What a path holds, as plain data: facts and tensors. Headers only, no weights but an adapter's own rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.gguf import GgufFile
+from exporter.sources.locate import is_adapter
+from exporter.verify.artifact import detect
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput."""
+    if is_adapter(path):
+        return _document("adapter", path, *_adapter(path))
+    reader = {"hf": _checkpoint, "gguf": _gguf, "onnx": _onnx}
+    kind = detect(path)
+    return _document({"hf": "checkpoint"}.get(kind, kind), path, *reader[kind](path))
+
+
+def _document(kind: str, path: Path, facts: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"kind": kind, "facts": {"path": str(path), "kind": kind, **facts}, "tensors": list(tensors)}
+
+
+def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    adapter = Adapter.open(path)
+    facts = {
+        "peft type": adapter.config["peft_type"],
+        "base": adapter.base_name or "not named",
+        "tokens": len(adapter.parts[0].token_ids),
+        "token ids": list(adapter.parts[0].token_ids),
+        "modules": [part.module for part in adapter.parts],
+        "tokenizer files": sorted(adapter.side_files),
+    }
+    tensors = [_tensor(part.key, str(part.rows.dtype), part.rows.shape, part.rows.nbytes) for part in adapter.parts]
+    return facts, tensors
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    checkpoint = Checkpoint.open(path)
+    tie, specs = checkpoint.tie, [tensor.spec for tensor in checkpoint.tensors.values()]
+    head = "tied to the embedding" if tie.tied else tie.head
+    if tie.tied and tie.head:
+        head = f"{tie.head}, a stored copy of the embedding"
+    facts = {
+        "model type": checkpoint.config.get("model_type", "not named"),
+        "parameters": sum(math.prod(spec.shape) for spec in specs),
+        "bytes": sum(spec.nbytes for spec in specs),
+        "shards": len({tensor.place.path for tensor in checkpoint.tensors.values()}),
+        "embedding": tie.embedding,
+        "head": head,
+        "vocabulary": checkpoint.tensors[tie.embedding].spec.n_rows,
+        "embedding sha256": checkpoint.embedding_digest,
+        "side files": sorted(checkpoint.side_files),
+    }
+    return facts, [_tensor(spec.name, spec.dtype, spec.shape, spec.nbytes) for spec in specs]
+
+
+def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    file = GgufFile.open(path)
+    facts: dict[str, Any] = {"version": file.version}
+    for key, value in file.metadata.items():
+        facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
+    head = "output.weight" if "output.weight" in file.tensors else "tied to token_embd.weight"
+    facts["head"] = head
+    tensors = [_tensor(one.name, one.type, one.shape, one.nbytes) for one in file.tensors.values()]
+    return facts, tensors
+
+
+def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from exporter.sources.onnx import OnnxFile  # parses protobuf: only ONNX waits for it
+
+    file = OnnxFile.open(path)
+    facts = {
+        "inputs": list(file.inputs),
+        "outputs": list(file.outputs),
+        "embedding": file.embedding,
+        "head": "tied to the embedding" if file.head == file.embedding else file.head,
+    }
+    tensors = [_tensor(name, one.dtype, one.shape, one.nbytes) for name, one in file.initialisers.items()]
+    return facts, tensors
+
+
+def _tensor(name: str, kind: str, shape: tuple[int, ...], nbytes: int) -> dict[str, Any]:
+    return {"name": name, "type": kind, "shape": list(shape), "nbytes": nbytes}

@@ -1,0 +1,79 @@
+"""One artifact to write: its format's own plan, or why the format cannot hold the model.
+
+A format's modules are imported only when it is asked for: GGUF must not wait for ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import NotExpressible
+from exporter.formats.output import Progress
+from exporter.merge.plan import MergePlan
+
+#: ``--dtype`` → safetensors spelling.
+DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asked of a format. ``dtype`` in safetensors spelling, None for as stored."""
+
+    dtype: str | None = None
+    quant: str | None = None
+    pre_tokenizer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none."""
+
+    format: str
+    storage: str
+    nbytes: int = 0
+    write: Callable[[Path, Progress], None] | None = None
+    refusal: NotExpressible | None = None
+    place: str = ""  # below OUT; empty: OUT itself
+
+
+def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
+    """Lay out one artifact; shapes only. Raises BadInput for inputs that no format could take."""
+    try:
+        return FORMATS[fmt](wish, merge)
+    except NotExpressible as refusal:
+        return Target(format=fmt, storage=wish.quant or wish.dtype or "", refusal=refusal)
+
+
+def _hf(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.hf import plan_hf, write_hf
+
+    layout = plan_hf(merge.model(wish.dtype))
+    stored = merge.checkpoint.tensors[merge.checkpoint.tie.embedding].spec.dtype
+    return Target(format="hf", storage=wish.dtype or stored, nbytes=layout.nbytes, write=partial(write_hf, layout))
+
+
+def _gguf(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.gguf import plan_gguf, write_gguf
+
+    # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
+    model = merge.model("F32" if wish.dtype else None)
+    layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
+    return Target(format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout))
+
+
+def _onnx(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.onnx import plan_onnx, write_onnx
+
+    if wish.dtype not in (None, "F32") or wish.quant:
+        asked = f"--quant {wish.quant}" if wish.quant else f"--dtype {wish.dtype}"
+        raise NotExpressible("onnx", f"{asked}: this version writes fp32 graphs only", instead="leave the option out")
+    layout = plan_onnx(merge.model("F32"))
+    return Target(format="onnx", storage="F32", nbytes=layout.nbytes, write=partial(write_onnx, layout))
+
+
+#: The formats of ``--to``, in the order in which they are written.
+FORMATS: Final = {"hf": _hf, "gguf": _gguf, "onnx": _onnx}

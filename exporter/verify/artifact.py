@@ -1,0 +1,125 @@
+"""What lies on disk: the format of an artifact, and its embedding and head as matrices that are read by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporter.errors import BadInput, UnreadableFile
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.gguf import GgufFile
+from exporter.tensors import Array, cast
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A stored matrix. ``kind`` is its dtype or quantisation; ``raw(start, stop)`` gives rows as (n, bytes) uint8."""
+
+    name: str
+    kind: str
+    n_rows: int
+    raw: Callable[[int, int], Array]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's."""
+
+    path: Path
+    format: str
+    embedding: Matrix
+    head: Matrix | None
+
+    @property
+    def kind(self) -> str:
+        """The storage of the embedding: it names the tolerance."""
+        return self.embedding.kind
+
+
+def detect(path: Path) -> str:
+    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else."""
+    if path.is_file() and path.suffix == ".gguf":
+        return "gguf"
+    if path.is_dir():
+        if (path / "onnx" / "model.onnx").is_file() or (path / "model.onnx").is_file():
+            return "onnx"
+        if (path / "config.json").is_file():
+            return "hf"
+    found = "nothing" if not path.exists() else "neither"
+    raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {found}")
+
+
+def find_artifacts(path: Path) -> list[Path]:
+    """``path`` itself, or what lies in its hf/, gguf/ and onnx/ folders if it is the output of several formats."""
+    parts = [path / name for name in ("hf", "gguf", "onnx")]
+    if not any(part.is_dir() for part in parts) or (path / "onnx" / "model.onnx").is_file():
+        return [path]
+    found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
+    return sorted(found) + sorted((path / "gguf").glob("*.gguf"))
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Open ``path`` by its format; headers only."""
+    return {"hf": _open_hf, "gguf": _open_gguf, "onnx": _open_onnx}[detect(path)](path)
+
+
+def encode(rows: Array, kind: str) -> Array:
+    """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
+
+    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref.
+    """
+    if kind in ("F64", "F32", "F16", "BF16"):
+        return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
+    import gguf
+
+    quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
+    return quantised.view(np.uint8).reshape(len(rows), -1)
+
+
+def _open_hf(path: Path) -> Artifact:
+    checkpoint = Checkpoint.open(path)
+
+    def matrix(name: str) -> Matrix:
+        tensor = checkpoint.tensors[name]
+
+        def raw(start: int, stop: int) -> Array:
+            return encode(tensor.rows(start, stop), tensor.spec.dtype)
+
+        return Matrix(name, tensor.spec.dtype, tensor.spec.n_rows, raw)
+
+    # The tie itself is judged by the checks, so a stale duplicate must not stop the artifact from being opened.
+    embedding, head = checkpoint.stored_embedding, checkpoint.stored_head
+    return Artifact(path, "hf", matrix(embedding), matrix(head) if head else None)
+
+
+def _open_gguf(path: Path) -> Artifact:
+    file = GgufFile.open(path)
+
+    def matrix(name: str) -> Matrix:
+        tensor = file.tensors[name]
+        return Matrix(name, tensor.type, tensor.shape[0], lambda start, stop: file.rows(name, start, stop))
+
+    if "token_embd.weight" not in file.tensors:
+        raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
+    head = matrix("output.weight") if "output.weight" in file.tensors else None
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head)
+
+
+def _open_onnx(path: Path) -> Artifact:
+    from exporter.sources.onnx import OnnxFile  # parses protobuf: only ONNX waits for it
+
+    file = OnnxFile.open(path)
+
+    def matrix(name: str) -> Matrix:
+        tensor = file.initialisers[name]
+        return Matrix(
+            name, tensor.dtype, tensor.shape[0], lambda start, stop: encode(file.rows(name, start, stop), tensor.dtype)
+        )
+
+    if file.embedding is None or file.head is None:
+        missing = "a Gather on input_ids" if file.embedding is None else "a matrix product that gives the logits"
+        raise BadInput(f"{path}: expected {missing}, found none")
+    return Artifact(path, "onnx", matrix(file.embedding), None if file.head == file.embedding else matrix(file.head))

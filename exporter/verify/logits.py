@@ -1,0 +1,81 @@
+"""Checks that run the model: the artifact's logits and greedy tokens against the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from exporter.tensors import Array
+from exporter.verify.metrics import Distance, compare, pool
+from exporter.verify.report import Check
+from exporter.verify.tolerances import (
+    GGUF_KL,
+    GREEDY_MARGIN,
+    HF_MAX_ABS,
+    ONNX_MAX_ABS,
+    QUANTISED_EXCESS,
+)
+
+Reader = Callable[[str], Array]
+
+
+def distance(
+    want: Reader, want_name: str, got: Reader, got_name: str, count: int, columns: int | None = None
+) -> Distance:
+    """Distance over ``count`` sequences; ``columns`` compares only the first tokens of the vocabulary."""
+    pairs = ((want(f"{want_name}.{number}"), got(f"{got_name}.{number}")) for number in range(count))
+    return pool([compare(one[:, :columns], other[:, :columns]) for one, other in pairs])
+
+
+def check_hf(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+    """The merged checkpoint computes what the unmerged adapter computes."""
+    found = distance(want, kind, got, "full", count)
+    yield Check.at_most("logits", found.max_abs, HF_MAX_ABS, f"max abs over {found.positions} positions")
+
+
+def check_onnx(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+    """The same logits in one pass, token by token with the cache, and in a left-padded batch."""
+    for way, name in (("full", "logits"), ("cached", "logits with cache"), ("padded", "logits left-padded")):
+        found = distance(want, kind, got, way, count)
+        yield Check.at_most(name, found.max_abs, ONNX_MAX_ABS, f"max abs over {found.positions} positions")
+
+
+def check_gguf(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+    """Mean KL by storage type; the favourite token at every position where nothing but the order of sums differs."""
+    found = distance(want, kind, got, "full", count)
+    yield Check.at_most("mean KL", found.kl, GGUF_KL[kind], f"{found.positions} positions, max abs {found.max_abs:.2g}")
+    if kind == "F32":
+        yield Check.at_most("top-1 misses", 1 - found.top1, 0.0, f"{found.positions} positions")
+
+
+def check_excess(tuned: Distance, base: Distance) -> Check:
+    """A quantised artifact may be as far from the tuned model as the same quantisation of the base is from the base."""
+    excess = (tuned.kl - base.kl) / base.kl if base.kl > 0 else float(np.sign(tuned.kl))
+    detail = f"mean KL {tuned.kl:.3g}, of the base so quantised {base.kl:.3g}, {tuned.positions} positions"
+    return Check.at_most("excess KL", excess, QUANTISED_EXCESS, detail)
+
+
+def check_greedy(want: Reader, got: Reader, kind: str, count: int) -> Check:
+    """Identical greedy tokens, up to a step where the reference itself is undecided."""
+    matched = total = 0
+    for number in range(count):
+        ours, theirs = want(f"{kind}.greedy.{number}"), got(f"greedy.{number}")
+        total += len(ours)
+        differs = np.flatnonzero(ours != theirs)
+        if differs.size and want(f"{kind}.margin.{number}")[differs[0]] > GREEDY_MARGIN:
+            detail = (
+                f"prompt {number}: step {differs[0]}: expected token {ours[differs[0]]}, found {theirs[differs[0]]}"
+            )
+            return Check(name="greedy tokens", passed=False, detail=detail)
+        matched += int(differs[0]) if differs.size else len(ours)
+    return Check(name="greedy tokens", passed=True, detail=f"{matched} of {total} identical, none differs")
+
+
+def check_tokens(want: Sequence[Sequence[int]], got: Reader, texts: Sequence[str]) -> Check:
+    """llama.cpp cuts the texts into the same tokens as the tokenizer of the tuned model."""
+    for number, text in enumerate(texts):
+        if list(want[number]) != got(f"tokens.{number}").tolist():
+            detail = f"{text[:40]!r}: expected {list(want[number])[:12]}, found {got(f'tokens.{number}').tolist()[:12]}"
+            return Check(name="tokenizer", passed=False, detail=detail)
+    return Check(name="tokenizer", passed=True, detail=f"{len(texts)} texts")

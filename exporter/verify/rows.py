@@ -1,0 +1,90 @@
+"""Checks that read the artifact's weights and run no model: trained rows, untouched rows, shapes, the tie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
+from exporter.verify.artifact import Artifact, Matrix, encode
+from exporter.verify.reference import Reference
+from exporter.verify.report import Check
+
+
+def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> Iterator[Check]:
+    """Yield the checks; ``untouched`` adds the comparison of every row that was not trained.
+
+    Memory: one block of rows. Time: O(k) without ``untouched``, else one read of embedding and head.
+    """
+    tie = reference.checkpoint.tie
+    yield _check_size("embedding", artifact.embedding, reference.vocab)
+    yield _check_tie(artifact, reference)
+    uses = [("embedding", artifact.embedding, reference.embedding_rows, tie.embedding)]
+    if artifact.head is not None:
+        # Where the base ties, both uses must see the rows, whatever the artifact stores for the head.
+        name = tie.embedding if tie.tied else str(tie.head)
+        uses.append(("head", artifact.head, reference.head_rows, name))
+    for use, matrix, rows, name in uses:
+        if matrix.n_rows != reference.vocab:
+            continue  # the size check has failed already, and rows cannot be paired
+        stored = reference.checkpoint.tensors[name].spec.dtype
+        yield _check_trained(use, matrix, rows, stored)
+        if untouched:
+            yield _check_untouched(use, matrix, rows, reference, name)
+
+
+def _check_size(use: str, matrix: Matrix, vocab: int) -> Check:
+    return Check(
+        name=f"{use} size",
+        passed=matrix.n_rows == vocab,
+        detail=f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}",
+    )
+
+
+def _check_tie(artifact: Artifact, reference: Reference) -> Check:
+    """A tied model keeps one tensor, unless the base itself stores a duplicate head; an untied one keeps two."""
+    tie = reference.checkpoint.tie
+    found = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
+    if not tie.tied:
+        return Check(name="tie", passed=artifact.head is not None, detail=f"expected a head of its own, found {found}")
+    duplicate = artifact.format == "hf" and tie.head is not None
+    passed = artifact.head is None or duplicate
+    return Check(name="tie", passed=passed, detail=f"expected one tensor for embedding and head, found {found}")
+
+
+def _check_trained(use: str, matrix: Matrix, rows: Mapping[int, Array], stored: str) -> Check:
+    """Every trained row is exactly the declared rounding of what the adapter holds."""
+    wrong = [
+        token_id
+        for token_id, row in rows.items()
+        if not any(np.array_equal(matrix.raw(token_id, token_id + 1), want) for want in _encodings(row, matrix, stored))
+    ]
+    detail = f"{matrix.name}: {len(rows)} trained rows in {matrix.kind}"
+    if wrong:
+        detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+    return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _encodings(row: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
+    """A row may be rounded to the base's dtype before it is stored, or straight from the adapter's."""
+    yield encode(row[None], matrix.kind)
+    if stored in FLOATS:
+        yield encode(cast(row[None], stored), matrix.kind)
+
+
+def _check_untouched(use: str, matrix: Matrix, rows: Mapping[int, Array], reference: Reference, name: str) -> Check:
+    """Every row that was not trained is the base's row in the artifact's storage."""
+    spec = reference.checkpoint.tensors[name].spec
+    step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
+    wrong: list[int] = []
+    for start in range(0, spec.n_rows, step):
+        stop = min(start + step, spec.n_rows)
+        want = encode(reference.checkpoint.tensors[name].rows(start, stop), matrix.kind)
+        differs = (want != matrix.raw(start, stop)).any(axis=1)
+        wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
+    count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
+    detail = f"{matrix.name}: {count} rows as in the base"
+    if wrong:
+        detail = f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base, first token {wrong[0]}"
+    return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -1,0 +1,1 @@
+"""One module a runtime, each run in a fresh process: it reads a job, computes logits, writes arrays."""

@@ -1,0 +1,33 @@
+"""A GGUF file in transformers' own GGUF loader, dequantised to fp32: for machines without llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GgufConfig
+
+from exporter.tensors import Array
+from exporter.verify.runtimes.job import serve
+from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logits
+
+
+def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
+    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N`` and ``margin.N``."""
+    quiet()
+    path = Path(job["artifact"])
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        local_files_only=True,
+    ).eval()
+    save_logits(model, job["sequences"], "full", save)
+    save_greedy(model, job["greedy_prompts"], job["greedy_tokens"], save)
+
+
+if __name__ == "__main__":
+    serve(compute)

@@ -1,0 +1,61 @@
+"""What goes into a runtime's process and what comes out: a JSON job, and one .npy array a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import TTExportError
+from exporter.tensors import Array
+
+
+class RuntimeFailed(TTExportError):
+    """A runtime refused or crashed on an artifact: the verdict is then not equivalent."""
+
+    exit_code = 3
+
+
+def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], Array]:
+    """Run ``exporter.verify.runtimes.<runtime>`` on ``job`` in ``folder``; return a reader of its arrays by name.
+
+    Raises RuntimeFailed with the last line that the process said.
+    """
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps(job))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"exporter.verify.runtimes.{runtime}", str(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else f"ended with code {done.returncode}"
+        raise RuntimeFailed(f"{runtime}: {reason}")
+
+    def result(name: str) -> Array:
+        array: Array = np.load(folder / f"{name}.npy", allow_pickle=False, mmap_mode="r")
+        return array
+
+    return result
+
+
+def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
+    """The main of a runtime's process: hand ``compute`` the job and a function that saves an array."""
+    folder = Path(sys.argv[1])
+    job = json.loads((folder / "job.json").read_text())
+
+    def save(name: str, value: Array) -> None:
+        np.save(folder / f"{name}.npy", value, allow_pickle=False)
+
+    compute(job, save)

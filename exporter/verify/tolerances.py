@@ -1,0 +1,29 @@
+"""The limits of every numeric gate, each with its reason. A test proves for each that it can fail."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Merged checkpoint in transformers against the unmerged adapter in stock PEFT, both fp32, same kernels: what is
+#: left is the order of additions. Measured: 0 on every model tried; one ulp of a logit of 100 is 7.6e-6.
+HF_MAX_ABS: Final = 1e-5
+
+#: ONNX Runtime's fp32 kernels against torch's. Measured on SmolLM2: up to 9e-5.
+ONNX_MAX_ABS: Final = 2e-4
+
+#: llama.cpp computes with float32 weights and a float32 cache: only the order of additions differs.
+GGUF_KL: Final = {
+    "F32": 1e-6,
+    # llama.cpp also rounds the *activations* of a matrix product to the weights' 16-bit type.
+    "F16": 5e-5,
+    "BF16": 5e-4,
+}
+
+#: A quantised artifact is judged by its excess over the same quantisation of the untuned base, as a share of that
+#: quantisation's own mean KL: quantisation is the base's affair, tuning must not make it worse.
+QUANTISED_EXCESS: Final = 0.10
+
+#: Greedy decoding is compared up to a step where the reference's two best tokens are this close: below the noise of
+#: the runtime the order of two logits is a coin toss.
+GREEDY_MARGIN: Final = 1e-3
+GREEDY_TOKENS: Final = 32
