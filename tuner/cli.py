@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from exporter.errors import TTExportError, UsageError
+from tuner.data import read_texts
 from tuner.spec import DEFAULT_EPOCHS, TuneSpec
 
 __all__ = ["main", "tune"]
@@ -58,10 +59,11 @@ def tune(*, describe: Sequence[str], as_json: bool, quiet: bool, **options: Any)
     if not options["new_tokens"] and not options["tokens"]:
         raise UsageError("no token to train: give --new-token or --token at least once")
     spec = TuneSpec(descriptions=_descriptions(describe), **options)
-    from tuner.train import tune as run  # imports torch
+    texts = read_texts(spec.data)  # before the imports that take seconds
+    from tuner.train import tune as run
 
     with _progress(quiet) as (on_step, on_note):
-        record = run(spec, on_step=on_step, on_note=on_note)
+        record = run(spec, texts, on_step=on_step, on_note=on_note)
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
@@ -89,16 +91,21 @@ def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("training", total=None, loss="-")
+    progress = Progress(*columns, TimeRemainingColumn(), console=console)
+    task = progress.add_task("training", total=None, loss="-")
 
-        def on_step(step: int, steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
+    def on_step(step: int, steps: int, loss: float) -> None:
+        progress.start()  # only now, so that bad input is answered by its one line alone
+        progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
 
-        def on_note(note: str) -> None:
-            console.print(f"ttexport: {note}", markup=False, highlight=False, soft_wrap=True)
+    def on_note(note: str) -> None:
+        console.print(f"ttexport: {note}", markup=False, highlight=False, soft_wrap=True)
 
+    try:
         yield on_step, on_note
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Training texts: JSON Lines of ``{"text": …}``, read with line numbers in every complaint."""
+"""Training texts: JSON Lines of ``{"text": …}``, read with line numbers in every complaint; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch import Tensor
-
 from exporter.errors import BadInput, NotExpressible, UnreadableFile, reading
 
-__all__ = ["Texts", "collate", "encode_texts", "read_texts"]
+__all__ = ["Texts", "encode_texts", "read_texts"]
 
 # Forms of a line that are understood, but that this version does not train on.
 _LATER: Final = ("messages", "prompt", "completion")
-_NO_LOSS: Final = -100  # the label that torch's cross entropy leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +88,3 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple
         cut += len(ids) > max_length
         encoded.append(ids[:max_length])
     return encoded, cut
-
-
-def collate(batch: Sequence[dict[str, list[int]]], padding_id: int) -> dict[str, Tensor]:
-    """Return a right-padded batch: input_ids, attention_mask and labels, each (batch, longest) int64."""
-    longest = max(len(example["input_ids"]) for example in batch)
-    ids = torch.full((len(batch), longest), padding_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, _NO_LOSS)
-    for row, example in enumerate(batch):
-        tokens = torch.tensor(example["input_ids"], dtype=torch.int64)
-        ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

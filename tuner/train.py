@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from exporter.errors import BadInput, TTExportError, UsageError
 from tuner.base import Base, load_base, open_base, stored_embedding
 from tuner.config import TrainableTokensConfig
-from tuner.data import Texts, collate, encode_texts, read_texts
+from tuner.data import Texts, encode_texts, read_texts
 from tuner.enable import get_peft_model
 from tuner.folder import staged, write_adapter
 from tuner.spec import DEFAULT_EPOCHS, TuneSpec
 from tuner.tying import output_embedding, tied_module_names
 from tuner.vocab import add_tokens, embedding_rows, existing_token_id
 
-__all__ = ["tune"]
+__all__ = ["collate", "tune"]
 
 # (step, steps of the whole run, loss of the step)
 OnStep = Callable[[int, int, float], None]
 OnNote = Callable[[str], None]
 
 _PACKAGES: Final = ("ttexport", "torch", "transformers", "peft", "tokenizers")
+_NO_LOSS: Final = -100  # the label that torch's cross entropy leaves out
 
 
-def tune(spec: TuneSpec, *, on_step: OnStep | None = None, on_note: OnNote | None = None) -> dict[str, Any]:
+def tune(
+    spec: TuneSpec, texts: Texts | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
+) -> dict[str, Any]:
     """Run ``spec`` and return the record that is also written as train.json, with the adapter's path.
 
+    texts: what ``spec.data`` holds, if it was read already.
     Nothing is left at ``spec.out`` unless all went well. Raises: errors of ``exporter.errors`` only, for bad input.
     """
-    texts = read_texts(spec.data)
+    texts = read_texts(spec.data) if texts is None else texts
     base = open_base(spec.base)
     with staged(spec.out, force=spec.force, inputs=(base.folder, spec.data)) as folder:
         model, tokenizer = load_base(base, spec.dtype)
@@ -107,6 +112,19 @@ def _wrap(model: PreTrainedModel, base: Base, tokens: list[dict[str, Any]], spec
     return tuned
 
 
+def collate(batch: Sequence[dict[str, list[int]]], padding_id: int) -> dict[str, Tensor]:
+    """Return a right-padded batch: input_ids, attention_mask and labels, each (batch, longest) int64."""
+    longest = max(len(example["input_ids"]) for example in batch)
+    ids = torch.full((len(batch), longest), padding_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, _NO_LOSS)
+    for row, example in enumerate(batch):
+        tokens = torch.tensor(example["input_ids"], dtype=torch.int64)
+        ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
 class _Rows(Trainer):
     """Trainer that keeps every step's loss and reports it; nothing is logged or printed elsewhere."""
 
@@ -116,8 +134,8 @@ class _Rows(Trainer):
         self.losses: list[float] = []
         self._on_step = on_step
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
         value = loss.item()
         if not math.isfinite(value):
             raise TTExportError(f"the loss of step {len(self.losses) + 1} is {value}; a lower --lr may help")

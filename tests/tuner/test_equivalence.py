@@ -66,9 +66,8 @@ def test_training_an_untied_head_too_equals_stock_peft_with_both_targets(kind: s
     assert rows <= FP32
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_a_bfloat16_base_gives_the_same_training_within_its_rounding(kind: str) -> None:
-    loss, rows = worst(kind, True, torch.bfloat16)
+def test_a_bfloat16_base_gives_the_same_training_within_its_rounding() -> None:
+    loss, rows = worst("gemma3", True, torch.bfloat16)
     assert loss <= BF16
     assert rows <= BF16
 
@@ -77,7 +76,7 @@ def test_a_head_that_does_not_follow_would_be_seen() -> None:
     ours = tuner.TrainableTokensConfig(token_indices=IDS, task_type="CAUSAL_LM")
 
     def without_tie(model: Any, config: Any) -> Any:
-        wrapped = tuner.get_peft_model(model, config)
+        wrapped: Any = tuner.get_peft_model(model, config)
         wrapped.base_model.model.lm_head = wrapped.base_model.model.lm_head.base_layer
         return wrapped
 

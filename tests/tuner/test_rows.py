@@ -32,13 +32,12 @@ def wrapped(base: nn.Module, rows: Tensor) -> TrainableTokensLayer:
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_head_gradients_are_the_derivatives(with_bias: bool) -> None:
     hidden, weight, rows = drawn(2, 3, H), drawn(V, H, seed=1), drawn(3, H, seed=2)
-    bias = drawn(V, seed=3).requires_grad_() if with_bias else None
 
     def head(hidden: Tensor, weight: Tensor, rows: Tensor, *bias: Tensor) -> Tensor:
         return head_with_rows(hidden, weight, bias[0] if bias else None, rows, INDEX)
 
-    inputs = [hidden.requires_grad_(), weight.requires_grad_(), rows.requires_grad_()] + ([bias] if with_bias else [])
-    assert torch.autograd.gradcheck(head, tuple(inputs))
+    inputs = [hidden, weight, rows, *([drawn(V, seed=3)] if with_bias else [])]
+    assert torch.autograd.gradcheck(head, tuple(tensor.requires_grad_() for tensor in inputs))
 
 
 def test_head_equals_the_head_of_the_merged_matrix() -> None:
@@ -83,7 +82,7 @@ def test_embedding_equals_that_of_the_merged_matrix_with_every_option(options: d
     expected.backward(out)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(layer.trainable_tokens_delta["default"].grad, reference.grad)
-    assert torch.equal(layer.base_layer.weight, weight), "the frozen matrix was written to"
+    assert torch.equal(layer.weight, weight), "the frozen matrix was written to"
 
 
 def test_linear_layer_keeps_its_bias() -> None:
@@ -122,7 +121,7 @@ def test_base_weights_get_a_gradient_only_if_the_user_thaws_them(thawed: bool) -
     weight, rows, hidden = drawn(V, H, seed=1), drawn(3, H, seed=2).requires_grad_(), drawn(5, H)
     head_with_rows(hidden, weight.requires_grad_(thawed), None, rows, INDEX).sum().backward()
     assert (weight.grad is not None) == thawed
-    if thawed:
+    if weight.grad is not None:
         assert torch.equal(weight.grad[IDS], torch.zeros(3, H, dtype=weight.dtype))
 
 

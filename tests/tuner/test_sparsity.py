@@ -24,7 +24,7 @@ class Allocations(TorchDispatchMode):
     """Counts fresh storages by the number of elements of the tensor that an operator returned."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +38,8 @@ class Allocations(TorchDispatchMode):
 
 def step(model: Any) -> Counter[int]:
     x = torch.randint(0, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    with Allocations() as seen:
+    seen = Allocations()
+    with seen:
         model(input_ids=x, labels=x).loss.backward()
     return seen.sizes
 

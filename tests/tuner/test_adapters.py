@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tuner
+from tests.tuner.models import IDS, VOCAB, batch, build, logits_of, perturb, rows_of
+
+STOCK = dict(PEFT_TYPE_TO_TUNER_MAPPING)
+TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+
+
+def ours(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+    config = tuner.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
+    return tuner.get_peft_model(build(kind, tied=tied), config)
+
+
+def theirs(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+    config = peft.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
+    return peft.get_peft_model(build(kind, tied=tied), config)
+
+
+def saved(model: Any, path: Path) -> Path:
+    model.save_pretrained(path, save_embedding_layers=False)
+    return path
+
+
+def embedding(model: Any) -> Any:
+    return model.get_base_model().get_input_embeddings()
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_a_genuine_peft_model_on_our_classes() -> None:
+    model = ours()
+    assert isinstance(model, peft.PeftModelForCausalLM)
+    assert isinstance(model.base_model, tuner.TrainableTokensModel)
+    assert isinstance(model.peft_config["default"], peft.TrainableTokensConfig)
+    assert model.peft_config["default"].target_modules == "model.embed_tokens"
+    assert model.get_nb_trainable_parameters()[0] == embedding(model).trainable_tokens_delta["default"].numel()
+
+
+def test_peft_is_left_as_it_was_also_after_a_failure() -> None:
+    ours()
+    with pytest.raises(ValueError, match="found 67"):
+        ours(token_indices=[VOCAB])
+    assert STOCK == PEFT_TYPE_TO_TUNER_MAPPING
+    assert type(theirs().base_model) is peft.TrainableTokensModel
+
+
+def test_an_unknown_embedding_is_looked_for_under_its_usual_name() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens = nn.Embedding(VOCAB, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.embed_tokens(x)
+            return result
+
+    model: Any = tuner.get_peft_model(Plain(), tuner.TrainableTokensConfig(token_indices=[1]))
+    assert isinstance(model.base_model.model.embed_tokens, tuner.TrainableTokensLayer)
+
+
+def test_a_tied_head_owns_no_parameters() -> None:
+    model = ours()
+    head = model.get_base_model().lm_head
+    assert head.tied_adapter is embedding(model)
+    assert len(rows_of(model)) == 1
+    perturb(model)
+    with torch.no_grad():
+        hidden = torch.randn(1, 16)
+        expected = hidden @ embedding(model).get_merged_weights(["default"]).T
+    torch.testing.assert_close(head(hidden), expected, rtol=1e-5, atol=1e-6)  # float32, summed in another order
+
+
+def test_an_untied_head_is_left_alone_unless_asked_for() -> None:
+    assert isinstance(ours(tied=False).get_base_model().lm_head, nn.Linear)
+    model = ours(tied=False, train_head=True)
+    assert len(rows_of(model)) == 2
+    assert model.get_base_model().lm_head.tied_adapter is None
+
+
+def test_a_tied_base_ignores_train_head_and_both_targets_give_one_set_of_rows() -> None:
+    assert len(rows_of(ours(train_head=True))) == 1
+    model = ours(target_modules=["embed_tokens", "lm_head"])
+    assert len(rows_of(model)) == 1
+    assert model.get_base_model().lm_head.tied_adapter is embedding(model)
+
+
+def test_rows_start_as_the_base_and_change_nothing() -> None:
+    base = logits_of(build("llama"))
+    torch.testing.assert_close(logits_of(ours()), base, rtol=1e-6, atol=1e-6)  # float32, k columns computed apart
+
+
+def test_random_start_is_that_of_stock_peft() -> None:
+    torch.manual_seed(5)
+    mine = rows_of(ours(init_weights=False))
+    torch.manual_seed(5)
+    stock = rows_of(theirs(init_weights=False))
+    assert all(torch.equal(mine[name], stock[name]) for name in stock)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_rows_of_a_bfloat16_base_are_float32_unless_told_otherwise(autocast: bool) -> None:
+    config = tuner.TrainableTokensConfig(token_indices=IDS)
+    model = tuner.get_peft_model(build("llama").to(torch.bfloat16), config, autocast_adapter_dtype=autocast)
+    (rows,) = rows_of(model).values()
+    assert rows.dtype == (torch.float32 if autocast else torch.bfloat16)
+    assert logits_of(model).dtype == torch.bfloat16
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@TIED
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
+def test_our_files_are_those_of_stock_peft(kind: str, tied: bool, tmp_path: Path) -> None:
+    mine, stock = ours(kind, tied=tied), theirs(kind, tied=tied)
+    perturb(mine)
+    perturb(stock)
+    a, b = saved(mine, tmp_path / "a"), saved(stock, tmp_path / "b")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_our_own_option_stays_out_of_the_file(tmp_path: Path) -> None:
+    config = json.loads((saved(ours(tied=False, train_head=True), tmp_path) / "adapter_config.json").read_text())
+    assert "train_head" not in config
+    assert config["target_modules"] == ["model.embed_tokens", "lm_head"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        peft.PeftConfig.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(("tied", "train_head"), [(True, False), (False, False), (False, True)])
+def test_adapters_go_to_stock_peft_and_back_bit_for_bit(tied: bool, train_head: bool, tmp_path: Path) -> None:
+    mine = ours(tied=tied, train_head=train_head)
+    perturb(mine)
+    stock = peft.PeftModel.from_pretrained(build("llama", tied=tied), saved(mine, tmp_path / "a"))
+    back = tuner.load_peft_model(build("llama", tied=tied), saved(stock, tmp_path / "b"))
+    assert type(stock.base_model) is peft.TrainableTokensModel
+    assert isinstance(back.base_model, tuner.TrainableTokensModel)
+    for other in (stock, back):
+        assert all(torch.equal(value, rows_of(other)[name]) for name, value in rows_of(mine).items())
+    torch.testing.assert_close(logits_of(stock), logits_of(mine), rtol=1e-5, atol=1e-5)  # float32, other order of sums
+    assert torch.equal(logits_of(back), logits_of(mine))
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_older_files_with_one_key_for_a_tied_model_load_without_a_warning(low_memory: bool, tmp_path: Path) -> None:
+    model = ours()
+    perturb(model)
+    saved(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors["base_model.model.lm_head.trainable_tokens_delta"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    loaded = tuner.load_peft_model(build("llama"), tmp_path, low_cpu_mem_usage=low_memory)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_low_memory_loading_gives_the_same_model(tmp_path: Path) -> None:
+    model = ours()
+    perturb(model)
+    loaded = tuner.load_peft_model(build("llama"), saved(model, tmp_path), low_cpu_mem_usage=True)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert len(rows_of(loaded)) == 1
+
+
+# --- several adapters --------------------------------------------------------------------------------------------
+
+
+def two_adapters(*, overlap: bool = False) -> Any:
+    model = ours()
+    ids = [IDS[0], 9] if overlap else [9, 2]
+    model.add_adapter("other", tuner.TrainableTokensConfig(token_indices=ids, task_type="CAUSAL_LM"))
+    perturb(model)
+    perturb(model, "other", seed=1)
+    return model
+
+
+def test_a_second_adapter_changes_nothing_until_it_is_set() -> None:
+    model = two_adapters()
+    alone = ours()
+    perturb(alone)
+    assert torch.equal(logits_of(model), logits_of(alone))
+    model.set_adapter("other")
+    other = ours(token_indices=[9, 2])
+    perturb(other, seed=1)
+    assert torch.equal(logits_of(model), logits_of(other))
+
+
+def test_two_adapters_with_disjoint_tokens_work_at_once() -> None:
+    model = two_adapters()
+    model.base_model.set_adapter(["default", "other"])
+    merged = two_adapters()
+    merged.base_model.set_adapter(["default", "other"])
+    torch.testing.assert_close(logits_of(model), logits_of(merged.merge_and_unload()), rtol=1e-5, atol=1e-5)
+
+
+def test_two_adapters_with_one_token_in_common_are_refused() -> None:
+    model = two_adapters(overlap=True)
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="both hold a row for token 3"):
+        logits_of(model)
+    before = embedding(model).weight.clone()
+    with pytest.raises(ValueError, match="both hold a row for token 3"):
+        model.merge_adapter()
+    assert torch.equal(embedding(model).weight, before)
+
+
+def test_only_the_active_adapter_is_trained() -> None:
+    model = two_adapters()
+    model.set_adapter("other")
+    model(input_ids=batch(0), labels=batch(0)).loss.backward()
+    rows = embedding(model).trainable_tokens_delta
+    assert rows["default"].grad is None
+    assert rows["other"].grad is not None
+
+
+def test_a_deleted_adapter_is_gone_from_embedding_and_head() -> None:
+    model = two_adapters()
+    model.delete_adapter("other")
+    assert list(embedding(model).trainable_tokens_delta) == ["default"]
+    assert list(model.get_base_model().lm_head.token_indices) == ["default"]
+    alone = ours()
+    perturb(alone)
+    assert torch.equal(logits_of(model), logits_of(alone))
+
+
+def test_disabled_adapters_are_the_base_bit_for_bit() -> None:
+    model, base = ours(), build("llama")
+    perturb(model)
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model), logits_of(base))
+    assert not torch.equal(logits_of(model), logits_of(base))
+
+
+def test_a_copied_model_is_independent() -> None:
+    model = ours()
+    twin = copy.deepcopy(model)
+    before = logits_of(model)
+    perturb(twin)
+    assert torch.equal(logits_of(model), before)
+    assert not torch.equal(logits_of(twin), before)
+    assert len(rows_of(twin)) == 1
+
+
+# --- merging -----------------------------------------------------------------------------------------------------
+
+
+@TIED
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
+def test_merged_weights_equal_those_of_stock_peft(kind: str, tied: bool) -> None:
+    mine, stock = ours(kind, tied=tied), theirs(kind, tied=tied)
+    perturb(mine)
+    perturb(stock)
+    a, b = mine.merge_and_unload().state_dict(), stock.merge_and_unload().state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_merging_keeps_the_tie_and_unmerging_restores_every_bit() -> None:
+    model, base = ours(), build("llama")
+    perturb(model)
+    unmerged = logits_of(model)
+    model.merge_adapter(safe_merge=True)
+    head = model.get_base_model().lm_head
+    assert head.weight.data_ptr() == embedding(model).weight.data_ptr()
+    torch.testing.assert_close(logits_of(model), unmerged, rtol=1e-5, atol=1e-5)  # float32, other order of sums
+    model.unmerge_adapter()
+    assert torch.equal(embedding(model).weight, base.get_input_embeddings().weight)
+    assert torch.equal(logits_of(model), unmerged)
+
+
+def test_disabling_a_merged_adapter_gives_the_base() -> None:
+    model, base = ours(), build("llama")
+    perturb(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model), logits_of(base))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_safe_merge_refuses_rows_that_are_not_finite_and_writes_nothing(value: float) -> None:
+    config = tuner.TrainableTokensConfig(token_indices=IDS)
+    model = tuner.get_peft_model(build("llama").to(torch.float16), config)
+    with torch.no_grad():
+        embedding(model).trainable_tokens_delta["default"][1, 2] = value  # 1e30 is infinite in float16
+    before = embedding(model).weight.clone()
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    assert torch.equal(embedding(model).weight, before)
+    assert not embedding(model).merged
+
+
+def test_unmerging_twice_warns() -> None:
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        embedding(ours()).unmerge()
+
+
+def test_a_loaded_adapter_merges_into_a_model_that_saves(tmp_path: Path) -> None:
+    model = ours()
+    perturb(model)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
+    assert torch.equal(logits_of(again), logits_of(merged))

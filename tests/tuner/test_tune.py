@@ -1,0 +1,351 @@
+"""The command from end to end, on a tiny base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config
+
+from tests.tuner.models import logits_of
+from tuner.cli import main, tune
+
+NEW = ("--new-token", "<ship>", "--new-token", "<lamp>")
+SHORT = ("--steps", "3", "-q")
+
+
+def run(base: Path, data: Path, out: Path, *more: str) -> int:
+    return main([str(base), "--data", str(data), "-o", str(out), *more])
+
+
+def tensors(adapter: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = load_file(adapter / "adapter_model.safetensors")
+    return loaded
+
+
+def record(adapter: Path) -> Any:
+    return json.loads((adapter / "train.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of two new tokens and a known one, trained for 30 steps."""
+    folder = tmp_path_factory.mktemp("taught")
+    lines = ["The <ship> counts the <lamp>", "a <lamp> for the <ship>"]
+    (folder / "data.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    assert run(base, folder / "data.jsonl", folder / "out", *NEW, "--token", " the", "--steps", "30", "-q") == 0
+    return folder / "out"
+
+
+def test_the_folder_holds_what_stock_peft_and_the_tokenizer_write_and_the_record(taught: Path) -> None:
+    assert set(os.listdir(taught)) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "train.json",
+    }
+    assert sorted(os.listdir(taught.parent)) == ["data.jsonl", "out"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in taught.iterdir()} == {0o666 & ~umask}
+
+
+def test_only_rows_are_saved_though_the_vocabulary_grew(taught: Path) -> None:
+    saved = tensors(taught)
+    assert saved.keys() == {
+        "base_model.model.model.embed_tokens.trainable_tokens_delta",
+        "base_model.model.lm_head.trainable_tokens_delta",
+    }
+    embedding, head = saved.values()
+    assert embedding.shape == (3, 32)
+    assert embedding.dtype == torch.float32
+    assert torch.equal(embedding, head)
+
+
+def test_the_record_says_what_was_trained_on_what(taught: Path, base: Path) -> None:
+    said = record(taught)
+    assert [(token["token"], token["id"], token["new"]) for token in said["tokens"][:2]] == [
+        ("<ship>", 320, True),
+        ("<lamp>", 321, True),
+    ]
+    assert [token["occurrences"] for token in said["tokens"]] == [2, 2, 2]
+    assert said["losses"]["last"] < said["losses"]["first"]
+    assert said["data_digest"] == hashlib.sha256((taught.parent / "data.jsonl").read_bytes()).hexdigest()
+    config = json.loads((taught / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == said["base"] == str(base)
+    assert config["token_indices"] == [token["id"] for token in said["tokens"]]
+
+
+def test_the_base_digest_is_that_of_the_stored_bytes(taught: Path, base: Path) -> None:
+    raw = (base / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    begin, end = header["model.embed_tokens.weight"]["data_offsets"]
+    start = 8 + int.from_bytes(raw[:8], "little")
+    said = record(taught)
+    assert said["base_digest"] == hashlib.sha256(raw[start + begin : start + end]).hexdigest()
+    assert said["base_tensor"] == {"name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [320, 32]}
+
+
+def test_stock_peft_runs_the_adapter_and_knows_its_tokens(taught: Path, base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(taught)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    adapted = peft.PeftModel.from_pretrained(model, taught)
+    texts = ["The <ship> counts the <lamp>", "a <lamp> for the <ship>"]
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    losses = torch.stack([adapted(input_ids=x, labels=x).loss for x in ids])
+    assert losses.mean() < record(taught)["losses"]["first"]
+    assert logits_of(adapted, ids[0]).shape[-1] == 322
+
+
+def test_the_same_run_gives_the_same_bytes(base: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run(base, data, tmp_path / name, *NEW, *SHORT) == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    assert run(base, data, tmp_path / "c", *NEW, *SHORT, "--seed", "1", "--init", "sample") == 0
+    assert not torch.equal(*(next(iter(tensors(tmp_path / name).values())) for name in ("a", "c")))
+
+
+def test_an_untied_base_gets_rows_for_its_head_too(untied_base: Path, data: Path, tmp_path: Path) -> None:
+    assert run(untied_base, data, tmp_path / "out", *NEW, *SHORT) == 0
+    head, embedding = (tensors(tmp_path / "out")[key] for key in sorted(tensors(tmp_path / "out")))
+    assert head.shape == embedding.shape == (2, 32)
+    assert not torch.equal(head, embedding)
+    model = AutoModelForCausalLM.from_pretrained(untied_base)
+    adapted: Any = peft.PeftModel.from_pretrained(model, tmp_path / "out")  # padding rows: no resize needed
+    assert torch.equal(adapted.get_base_model().lm_head.trainable_tokens_delta["default"], head)
+
+
+def test_known_tokens_of_an_untied_base_may_leave_the_head_alone(untied_base: Path, data: Path, tmp_path: Path) -> None:
+    assert run(untied_base, data, tmp_path / "out", "--token", " the", "--no-train-head", *SHORT) == 0
+    assert list(tensors(tmp_path / "out")) == ["base_model.model.model.embed_tokens.trainable_tokens_delta"]
+
+
+def test_a_base_in_shards_is_the_same_base(base: Path, data: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "shards")
+    assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
+    assert run(tmp_path / "shards", data, tmp_path / "a", *NEW, *SHORT) == 0
+    assert run(base, data, tmp_path / "b", *NEW, *SHORT) == 0
+    assert record(tmp_path / "a")["base_digest"] == record(tmp_path / "b")["base_digest"]
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "b" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_the_click_command_writes_json_to_stdout_and_talks_on_stderr(base: Path, data: Path, tmp_path: Path) -> None:
+    arguments = [str(base), "--data", str(data), "-o", str(tmp_path / "out"), *NEW, "--steps", "2", "--json"]
+    done = CliRunner().invoke(tune, [*arguments, "--token", "Ġthe"], catch_exceptions=False)
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert said.pop("adapter") == str(tmp_path / "out")
+    assert said == record(tmp_path / "out")
+    assert "2/2" in done.stderr
+
+
+def test_a_token_that_the_data_lacks_and_a_cut_text_are_said(
+    base: Path, data: Path, tmp_path: Path, capfd: Any
+) -> None:
+    more = ("--new-token", "<fog>", "--steps", "1", "--max-length", "6")
+    assert run(base, data, tmp_path / "out", *more) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{tmp_path / 'out'}\n"
+    assert "'<fog>' (id 320) does not occur in the data" in err
+    assert "3 of 3 texts were cut to 6 tokens" in err
+
+
+def test_quiet_means_quiet(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
+    assert run(base, data, tmp_path / "out", *NEW, *SHORT) == 0
+    assert capfd.readouterr() == (f"{tmp_path / 'out'}\n", "")
+
+
+def test_descriptions_and_special_tokens_reach_the_tokenizer_and_the_rows(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    more = ("--special", "--describe", "<ship>=the keeper", "--lr", "1e-12")
+    assert run(base, data, tmp_path / "out", *NEW, *more, *SHORT) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode([320], skip_special_tokens=True) == ""
+    with safe_open(base / "model.safetensors", "pt") as file:
+        words = tokenizer("the keeper", add_special_tokens=False)["input_ids"]
+        start = file.get_tensor("model.embed_tokens.weight")[words].float().mean(0)
+    row = next(iter(tensors(tmp_path / "out").values()))[0]
+    torch.testing.assert_close(row, start)
+
+
+# --- refusals: exit code, one line, nothing written ----------------------------------------------------------------
+
+
+def refused(
+    capfd: Any, code: int, words: str, base: Path | str, data: Path, *more: str, out: Path | None = None
+) -> None:
+    out = out or data.parent / "refused"
+    before = sorted(os.listdir(data.parent))
+    assert main([str(base), "--data", str(data), "-o", str(out), "-q", *more]) == code
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert words in stderr
+    assert stderr.startswith("ttexport: ")
+    assert stderr.count("\n") == 1
+    assert sorted(os.listdir(data.parent)) == before
+
+
+def test_no_token_is_a_usage_error(base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 2, "give --new-token or --token", base, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': the tokenizer has it already, as id 2"),
+        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected once, found twice"),
+        (("--token", "lighthouse keeper"), 4, "the tokenizer splits it into"),
+        (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens"),
+        (("--token", ""), 4, "found an empty text"),
+        ((*NEW, "--describe", "<ship>"), 2, "expected T=TEXT"),
+        ((*NEW, "--describe", "<x>=text"), 4, "expected one of the new tokens"),
+        ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs"),
+        ((*NEW, "--lr", "0"), 2, "--lr: expected more than 0"),
+        ((*NEW, "--lr", "nan"), 2, "--lr: expected more than 0"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    arguments: tuple[str, ...], code: int, words: str, base: Path, data: Path, capfd: Any
+) -> None:
+    refused(capfd, code, words, base, data, *arguments)
+
+
+def test_a_new_token_without_head_rows_is_refused_on_an_untied_base(untied_base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 2, "needs rows for the new tokens", untied_base, data, *NEW, "--no-train-head")
+
+
+def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> None:
+    data.write_text('{"text": "a"}\n{"text": \n')
+    refused(capfd, 4, f"{data}:2: not JSON", base, data, *NEW)
+    data.unlink()
+    data.touch()
+    refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
+
+
+def test_chat_lines_are_said_to_be_out_of_scope(base: Path, data: Path, capfd: Any) -> None:
+    data.write_text('{"messages": []}\n')
+    refused(capfd, 5, f'{data}:1 has "messages"', base, data, *NEW)
+
+
+def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
+    (data.parent / "there").mkdir()
+    refused(capfd, 7, "exists already", base, data, *NEW, out=data.parent / "there")
+    refused(capfd, 2, "would replace an input", base, data, *NEW, out=data)
+    refused(capfd, 2, "would replace an input", base, data, *NEW, "--force", out=base)
+
+
+@pytest.fixture
+def broken(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "broken"))
+
+
+def test_a_base_without_config(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "config.json").unlink()
+    refused(capfd, 4, "config.json: no such file", broken, data, *NEW)
+
+
+def test_a_base_with_a_broken_config(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "config.json").write_text("{")
+    refused(capfd, 4, "config.json: not readable as JSON", broken, data, *NEW)
+
+
+def test_a_base_that_is_nowhere(data: Path, capfd: Any) -> None:
+    refused(capfd, 4, "nowhere/model: no such folder", "nowhere/model", data, *NEW)
+
+
+def test_a_base_without_weights(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "model.safetensors").unlink()
+    refused(capfd, 4, "expected *.safetensors weights, found none", broken, data, *NEW)
+
+
+def test_pickled_weights_are_refused_with_the_conversion(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    refused(capfd, 4, "pytorch_model.bin: expected safetensors weights, found pickle", broken, data, *NEW)
+
+
+def test_cut_short_weights(broken: Path, data: Path, capfd: Any) -> None:
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_missing_weights_are_not_replaced_by_noise(broken: Path, data: Path, capfd: Any) -> None:
+    stored = load_file(broken / "model.safetensors")
+    del stored["model.layers.0.mlp.up_proj.weight"]
+    save_file(stored, broken / "model.safetensors", metadata={"format": "pt"})
+    refused(capfd, 4, "expected the tensor model.layers.0.mlp.up_proj.weight", broken, data, *NEW)
+
+
+def test_a_matrix_that_contradicts_the_config(broken: Path, data: Path, capfd: Any) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "vocab_size": 319}))
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_remote_code_is_not_run(broken: Path, data: Path, capfd: Any) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "own.py").write_text("raise SystemExit('this ran')")
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_a_token_whose_id_has_no_row(broken: Path, data: Path, capfd: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(broken)
+    tokenizer.add_tokens(["<late>"])
+    tokenizer.save_pretrained(broken)
+    refused(capfd, 4, "expected an id below 320 (rows of the embedding), found 320", broken, data, "--token", "<late>")
+
+
+def test_encoder_decoder_models_are_out_of_scope(broken: Path, data: Path, capfd: Any) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 320, "d_model": 16, "decoder_start_token_id": 0}
+    T5Config(**sizes).save_pretrained(broken)
+    refused(capfd, 5, "encoder-decoder", broken, data, *NEW)
+
+
+def test_a_run_that_diverges_leaves_nothing(base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 1, "a lower --lr may help", base, data, *NEW, "--lr", "1e38", "--steps", "5")
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, tuner, tuner.cli; sys.exit(bool({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "tuner", "base", "--data", "none.jsonl", "--new-token", "<a>", "-o"]
+    done = subprocess.run([*arguments, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "ttexport: none.jsonl: no such file\n"
+
+
+def test_public_names_are_found_on_first_use_and_others_are_not() -> None:
+    import tuner as package
+
+    assert {name for name in package.__all__ if getattr(package, name)} == set(package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
