@@ -1,0 +1,6 @@
+"""ONNX: plan a folder from a merged model, then write it."""
+
+from exporter.formats.onnx.plan import OnnxLayout, plan_onnx
+from exporter.formats.onnx.write import write_onnx
+
+__all__ = ["OnnxLayout", "plan_onnx", "write_onnx"]

@@ -1,0 +1,63 @@
+"""Nodes and values by name: a thin layer over onnx_ir that keeps the graph readable.
+
+A node and its first output carry the same name, which is the module path (``layers.3.self_attn.q_proj``); helper
+nodes append a word (``layers.3.mlp.act_fn.sigmoid``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Builder:
+    """Collects the nodes and initialisers of one graph, in the order they are made."""
+
+    def __init__(self, weights: Mapping[str, ir.Value]) -> None:
+        """``weights``: initialiser name → value; ``weight`` hands them out."""
+        self.nodes: list[ir.Node] = []
+        self.weights = weights
+        self._constants: dict[str, ir.Value] = {}
+
+    @property
+    def initialisers(self) -> list[ir.Value]:
+        """Weights first, then the constants that nodes asked for."""
+        return [*self.weights.values(), *self._constants.values()]
+
+    def weight(self, name: str) -> ir.Value:
+        """The initialiser ``name``. Raises KeyError if the layout has none."""
+        return self.weights[name]
+
+    def constant(self, *numbers: int, scalar: bool = False) -> ir.Value:
+        """An int64 vector (or scalar) kept inside the model file; equal ones are shared."""
+        name = ("scalar_" if scalar else "vector_") + "_".join(map(str, numbers)).replace("-", "minus")
+        if name not in self._constants:
+            array = np.array(numbers[0] if scalar else numbers, np.int64)
+            self._constants[name] = initialiser(ir.tensor(array, name=name))
+        return self._constants[name]
+
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | float | str
+    ) -> ir.Value:
+        """Append a node with one output and return it."""
+        return self.ops(op_type, inputs, name, (name,), **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        outputs: Sequence[str],
+        **attributes: int | float | str,
+    ) -> Sequence[ir.Value]:
+        """Append a node with the named outputs and return them."""
+        made = [ir.Value(name=output) for output in outputs]
+        self.nodes.append(ir.node(op_type, inputs, attributes, outputs=made, name=name))
+        return made
+
+
+def initialiser(tensor: ir.TensorProtocol) -> ir.Value:
+    """The graph value that stands for ``tensor``."""
+    return ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

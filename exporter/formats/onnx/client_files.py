@@ -1,0 +1,113 @@
+"""What lies beside ``onnx/``: configs and tokenizer files in the form that each client looks for.
+
+Sources: transformers.js' ``transformers.js_config`` table, onnxruntime-genai's genai_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import UnreadableFile, reading
+from exporter.families.spec import DecoderSpec
+from exporter.formats.hf import as_json
+from exporter.merge.model import MergedModel
+from exporter.sources.checkpoint import read_json
+
+_TEMPLATE: Final = "chat_template.jinja"
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+
+
+def client_files(model: MergedModel, spec: DecoderSpec) -> dict[str, bytes]:
+    """File name → content. Raises UnreadableFile for a side file that cannot be read."""
+    files = {name: _content(path) for name, path in model.files.items()}
+    files |= _chat_template(model.files)
+    files["config.json"] = as_json(_config(model.config))
+    generation = read_json(path) if (path := model.files.get("generation_config.json")) else {}
+    files["genai_config.json"] = as_json(_genai(spec, {**model.config, **generation}))
+    return files
+
+
+def _content(path: Path) -> bytes:
+    with reading(path):
+        return path.read_bytes()
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A browser cannot list a folder: it has to be told that the weights lie in one file of their own."""
+    table = config.get("transformers.js_config")
+    told = table if isinstance(table, dict) else {}
+    return {**config, "transformers.js_config": {**told, "use_external_data_format": {"model.onnx": 1}}}
+
+
+def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """The template in both places: transformers.js reads only the one, onnxruntime-genai only the other.
+
+    Where both exist the .jinja file counts, as it does for transformers.
+    """
+    config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
+    config = read_json(config_path) if config_path else {}
+    if template_path is None:
+        template = _default_template(config.get("chat_template"))
+        return {} if template is None else {_TEMPLATE: template.encode()}
+    try:
+        template = _content(template_path).decode()
+    except UnicodeDecodeError as exc:
+        raise UnreadableFile(template_path, f"expected text in UTF-8: {exc.reason} at byte {exc.start}") from exc
+    if config_path is None or config.get("chat_template") == template:
+        return {}
+    return {_TOKENIZER_CONFIG: as_json({**config, "chat_template": template})}
+
+
+def _default_template(value: object) -> str | None:
+    """A tokenizer config holds one template, or a list of named ones."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _genai(spec: DecoderSpec, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """genai_config.json. ``ids``: where the special token ids stand."""
+    attention = spec.attention
+    eos = ids.get("eos_token_id")
+    first_eos = eos[0] if isinstance(eos, list) and eos else eos
+    tokens = {
+        "bos_token_id": ids.get("bos_token_id"),
+        "eos_token_id": eos,
+        # Batches need some padding token, and the attention mask hides it whatever it is.
+        "pad_token_id": first_eos if ids.get("pad_token_id") is None else ids["pad_token_id"],
+    }
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": "onnx/model.onnx",
+        "head_size": attention.head_dim,
+        "hidden_size": spec.hidden,
+        "num_attention_heads": attention.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": attention.kv_heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "position_ids": "position_ids",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    return {
+        "model": {
+            "type": spec.family,
+            "vocab_size": spec.vocab,
+            "context_length": spec.max_positions,
+            **{name: value for name, value in tokens.items() if value is not None},
+            "decoder": decoder,
+        },
+        # The Attention operator appends to the cache it is given: a shared, preallocated buffer has a wrong length.
+        "search": {"do_sample": False, "max_length": spec.max_positions, "past_present_share_buffer": False},
+    }
