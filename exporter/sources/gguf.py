@@ -59,7 +59,7 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor in the file. ``shape`` is in numpy's order, ``type`` ggml's name, ``offset_bytes`` from the file's start.
+    """A tensor in the file: ggml's name of its type, shape in numpy's order, offset from the start of the file.
 
     A row is one run of the last axis: rows quantise independently of each other.
     """
@@ -115,7 +115,10 @@ class GgufFile:
         return out
 
     def dequantize_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) as float32, shape (stop - start, last axis). Raises NotExpressible for a type unknown here."""
+        """Rows [start, stop) as float32, shape (stop - start, last axis).
+
+        Raises NotExpressible for a type that the gguf package cannot decode either.
+        """
         tensor, raw = self._tensor(name, start, stop), self.rows(name, start, stop)
         if tensor.type in ("F32", "F16", "BF16", "F64"):
             return cast(raw.view(DTYPES[tensor.type]), "F32")

@@ -15,6 +15,8 @@ from exporter.formats.gguf.writer import Key
 #: GGML_QNT_VERSION in ggml.h.
 _QUANTIZATION_VERSION: Final = 2
 
+_UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
 #: generation_config.json → general.sampling.*, in the order of llama.cpp's converter.
 _SAMPLING: Final = {
     "top_k": ("top_k", int),
@@ -58,12 +60,9 @@ def _sampling_keys(generation: Mapping[str, Any]) -> list[Key]:
 
 def size_label(parameters: int) -> str:
     """A parameter count as people say it: 135M, 1.2B. Two digits at least, as in GGUF's naming convention."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (-1, "K")):
-        if parameters > limit:
-            scaled = parameters / (limit if limit > 0 else 1e3)
-            break
-    digits = len(str(round(scaled)).lstrip("0"))
-    return f"{scaled:.{max(2 - digits, 0)}f}{unit}"
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if parameters > scale), _UNITS[-1])
+    digits = len(str(round(parameters / scale)).lstrip("0"))
+    return f"{parameters / scale:.{max(2 - digits, 0)}f}{unit}"
 
 
 def decoder_keys(arch: str, spec: DecoderSpec, file_type: str) -> list[Key]:

@@ -34,7 +34,7 @@ _LAYER: Final[Mapping[Role, str]] = {
 class Architecture:
     """How llama.cpp names a family, and whether it pairs neighbouring dimensions in rotary embedding.
 
-    ``interleaved``: rows of q and k are reordered from the Hugging Face order (i with i + dims/2) to pairs (2i, 2i + 1).
+    interleaved: rows of q and k change from the Hugging Face order (i with i + dims/2) to pairs (2i with 2i + 1).
     """
 
     name: str

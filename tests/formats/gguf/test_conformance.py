@@ -1,0 +1,54 @@
+"""Our files beside those of llama.cpp's converter: equal in every key and byte, but for free text and provenance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.formats.gguf import plan_gguf, write_gguf
+from tests.conformance.gguf import GOLDEN, VARIABLE, convert, converter, digest
+from tests.formats.gguf.conftest import Write, merged
+from tests.formats.gguf.models import CASES
+
+EACH = [pytest.param(case, ftype, id=f"{case}-{ftype}") for case, (_, ftypes) in CASES.items() for ftype in ftypes]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return table
+
+
+@pytest.mark.parametrize(("case", "ftype"), EACH)
+def test_file_equals_that_of_llama_cpps_converter(
+    golden: dict[str, Any], tmp_path: Path, write: Write, case: str, ftype: str
+) -> None:
+    assert digest(write(CASES[case][0](tmp_path / case), ftype=ftype)) == golden[f"{case}-{ftype}"]
+
+
+@pytest.mark.parametrize("case", ["tied", "llama3", "added"])
+def test_without_a_type_the_stored_one_is_kept(golden: dict[str, Any], tmp_path: Path, write: Write, case: str) -> None:
+    assert digest(write(CASES[case][0](tmp_path / case))) == golden[f"{case}-BF16"]
+
+
+@pytest.mark.parametrize("ftype", ["F32", "F16", "Q8_0"])
+def test_a_model_cast_to_float32_gives_the_same_file(golden: dict[str, Any], tmp_path: Path, ftype: str) -> None:
+    out = tmp_path / "out.gguf"
+    write_gguf(plan_gguf(merged(CASES["tied"][0](tmp_path / "tied"), dtype="F32"), ftype), out)
+    assert digest(out) == golden[f"tied-{ftype}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "ftype"), EACH)
+def test_golden_digests_are_those_of_the_converter_at_hand(
+    golden: dict[str, Any], tmp_path: Path, case: str, ftype: str
+) -> None:
+    root = converter()
+    if root is None:
+        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    source, out = CASES[case][0](tmp_path / case), tmp_path / "out.gguf"
+    convert(root, source, out, ftype, golden[f"{case}-{ftype}"]["keys"]["tokenizer.ggml.pre"])
+    assert digest(out) == golden[f"{case}-{ftype}"]
