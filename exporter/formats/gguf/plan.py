@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from exporter.errors import NotExpressible, TensorMismatch, UsageError
+from exporter.errors import NotExpressible, UsageError
 from exporter.families import describe
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
@@ -18,12 +17,10 @@ from exporter.formats.gguf.names import Architecture, architecture, tensor_name
 from exporter.formats.gguf.quantise import FILE_TYPES
 from exporter.formats.gguf.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.formats.slots import assign
 from exporter.merge.model import MergedModel
 from exporter.sources.checkpoint import read_json
 from exporter.tensors import FLOATS, Array, TensorSpec
-
-#: Buffers that old checkpoints carry and every runtime computes for itself.
-_BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attention\.bias|attention\.masked_bias)$")
 
 #: llama.cpp's converter writes this flag for llama models of this vocabulary (SmolLM, small granites), whatever the
 #: tokenizer says; they do not start texts with a token.
@@ -70,7 +67,7 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     spec = describe(model.config, "gguf")
     arch = architecture(spec.family)
     specs = model.specs
-    kept, dropped = _assign(model, specs, spec)
+    kept, dropped = assign(model, specs, spec)
     ftype = _file_type(model, [specs[name] for name in kept], ftype)
     items = _extra_items(spec.rope) + [_item(specs[name], slot, spec, arch, ftype) for name, slot in kept.items()]
     ledger = model.ledger()
@@ -85,55 +82,6 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     keys = _keys(model, spec, arch, ftype, entries, tokens.keys)
     header, nbytes = writer.header(keys, entries)
     return GgufLayout(model, ftype, header, items, dropped, nbytes, tokens.notes)
-
-
-def _assign(
-    model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
-) -> tuple[dict[str, Slot], dict[str, str]]:
-    """(stored tensor → slot in the order of the file, stored tensor → why it is dropped).
-
-    The order is that of llama.cpp's converter: by shard, then by name. Tensors in neither are left to the ledger.
-    """
-    shapes = _shapes(spec)
-    tie = model.tie
-    kept: dict[str, Slot] = {}
-    dropped: dict[str, str] = {}
-    for name in sorted(specs, key=lambda name: (model.checkpoint.tensors[name].place.path.name, name)):
-        if _BUFFERS.search(name):
-            dropped[name] = "computed by the runtime"
-        elif tie.tied and name == tie.head:
-            dropped[name] = "tied: same as the embedding"
-        elif slot := spec.slots.get(name):
-            want = shapes[slot.role] if slot.part == "weight" else shapes[slot.role][:1]
-            if specs[name].shape != want:
-                where = model.checkpoint.tensors[name].place.path
-                raise TensorMismatch(where, name, expected=f"shape {want} by config.json", found=specs[name].shape)
-            kept[name] = slot
-    for name, slot in spec.slots.items():
-        if slot.part == "weight" and name not in kept and not (slot.role is Role.HEAD and tie.tied):
-            raise TensorMismatch(
-                model.path, name, expected=f"shape {shapes[slot.role]} by config.json", found="no tensor"
-            )
-    return kept, dropped
-
-
-def _shapes(spec: DecoderSpec) -> dict[Role, tuple[int, ...]]:
-    attention, hidden, inner = spec.attention, spec.hidden, spec.mlp.inner
-    q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-    return {
-        Role.EMBED: (spec.vocab, hidden),
-        Role.HEAD: (spec.vocab, hidden),
-        Role.FINAL_NORM: (hidden,),
-        Role.ATTN_NORM: (hidden,),
-        Role.MLP_NORM: (hidden,),
-        Role.Q: (q, hidden),
-        Role.K: (kv, hidden),
-        Role.V: (kv, hidden),
-        Role.ATTN_OUT: (hidden, q),
-        Role.GATE: (inner, hidden),
-        Role.UP: (inner, hidden),
-        Role.DOWN: (hidden, inner),
-    }
 
 
 def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | None) -> str:

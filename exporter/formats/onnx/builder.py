@@ -7,6 +7,7 @@ nodes append a word (``layers.3.mlp.act_fn.sigmoid``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ class Builder:
     """Collects the nodes and initialisers of one graph, in the order they are made."""
 
     def __init__(self, weights: Mapping[str, ir.Value]) -> None:
-        """``weights``: initialiser name → value; ``weight`` hands them out."""
+        """``weights``: initialiser name → value."""
         self.nodes: list[ir.Node] = []
         self.weights = weights
         self._constants: dict[str, ir.Value] = {}
@@ -35,7 +36,7 @@ class Builder:
         name = ("scalar_" if scalar else "vector_") + "_".join(map(str, numbers)).replace("-", "minus")
         if name not in self._constants:
             array = np.array(numbers[0] if scalar else numbers, np.int64)
-            self._constants[name] = initialiser(ir.tensor(array, name=name))
+            self._constants[name] = initialiser(ir.Tensor(array, name=name))
         return self._constants[name]
 
     def op(
@@ -58,6 +59,7 @@ class Builder:
         return made
 
 
-def initialiser(tensor: ir.TensorProtocol) -> ir.Value:
+def initialiser(tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
     """The graph value that stands for ``tensor``."""
-    return ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    kind = ir.TensorType(tensor.dtype)
+    return ir.Value(name=tensor.name, shape=ir.Shape(list(tensor.shape)), type=kind, const_value=tensor)

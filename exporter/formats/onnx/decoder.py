@@ -42,7 +42,8 @@ class _Inputs:
     @property
     def values(self) -> list[ir.Value]:
         """In the order in which they are declared."""
-        return [self.input_ids, self.attention_mask, self.position_ids, *(value for pair in self.past for value in pair)]
+        cache = [value for pair in self.past for value in pair]
+        return [self.input_ids, self.attention_mask, self.position_ids, *cache]
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
@@ -68,7 +69,7 @@ class _Decoder:
         mask = self._mask()
         embed = path(Role.EMBED, None)
         x = make.op("Gather", [make.weight(f"{embed}.weight"), given.input_ids], embed)  # [B, S, H]
-        presents = []
+        presents: list[ir.Value] = []
         for layer in range(spec.layers):
             x, present = self._layer(layer, x, mask)
             presents += present

@@ -19,7 +19,7 @@ from exporter.formats.onnx.rope import cache
 from exporter.formats.output import OutputFile, Progress, silent
 from exporter.merge.model import MergedModel
 from exporter.staging import write_file
-from exporter.tensors import BLOCK_BYTES, Array, read
+from exporter.tensors import BLOCK_BYTES, Array, ByteRange, read
 from exporter.version import __version__
 
 FOLDER: Final = "onnx"
@@ -76,7 +76,7 @@ def _write_data(layout: OnnxLayout, file: OutputFile) -> None:
     ledger.close()
 
 
-def _segments(layout: OnnxLayout, item: Item) -> Iterator[Array]:
+def _segments(layout: OnnxLayout, item: Item) -> Iterator[ByteRange | Array]:
     if item.source is None:
         function = np.cos if item.name == COS_CACHE else np.sin
         return cache(function, layout.freqs, layout.spec.max_positions)
