@@ -50,6 +50,7 @@ __all__ = ["main", "tune"]
 @click.option("--force", is_flag=True, help="Replace an existing adapter folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show where an unexpected error arose.")
 def tune(*, describe: Sequence[str], as_json: bool, quiet: bool, **options: Any) -> None:
     """Teach the model BASE (a checkpoint folder or hub id) a few tokens.
 
