@@ -1,0 +1,116 @@
+"""Where a graph uses its vocabulary: the matrix behind the token ids, and the one in front of the logits.
+
+Found from the structure, not from names of weights, which differ from tool to tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from onnx import GraphProto, NodeProto
+
+#: Between the token ids and the Gather.
+_IDS: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+#: Between an initialiser and its use.
+_WEIGHT: Final = frozenset({"Cast", "Identity", "DequantizeLinear", "Transpose"})
+#: Between the head and the logits: shapes, caps, scales, bias.
+_LOGITS: Final = frozenset(
+    {"Add", "Cast", "Clip", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Tanh"}
+    | {"Transpose", "Unsqueeze"}
+)
+#: Matrix products whose second input is the weight, and the axis of the weight that gives the columns of the result.
+_PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulNBits": 0}
+#: Look-ups: the first input is the matrix, the second the ids.
+_LOOKUPS: Final = frozenset({"Gather", "GatherBlockQuantized"})
+#: The axis attribute of a look-up, for matrices.
+_AXES: Final[Mapping[int | None, int]] = {None: 0, 0: 0, 1: 1, -1: 1, -2: 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An initialiser, and its axis that counts tokens."""
+
+    name: str
+    token_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """The two uses of a vocabulary; None where the graph has no such thing."""
+
+    embedding: Use | None
+    head: Use | None
+
+
+def find_uses(graph: GraphProto, ranks: Mapping[str, int]) -> Uses:
+    """Find both uses. ``ranks``: number of axes of every initialiser, by name."""
+    walk = _Walk(graph, ranks)
+    return Uses(walk.embedding(), walk.head())
+
+
+class _Walk:
+    def __init__(self, graph: GraphProto, ranks: Mapping[str, int]) -> None:
+        self.graph, self.ranks = graph, ranks
+        self.producers = {output: node for node in graph.node for output in node.output if output}
+
+    def embedding(self) -> Use | None:
+        for node in self.graph.node:
+            if node.op_type in _LOOKUPS and len(node.input) > 1 and self._is_ids(node.input[1]):
+                axis = _AXES.get(_number(node, "axis"))
+                if axis is not None and (use := self._weight(node.input[0], axis)):
+                    return use
+        return None
+
+    def head(self) -> Use | None:
+        outputs = [value.name for value in self.graph.output]
+        if not outputs:
+            return None
+        start = "logits" if "logits" in outputs else outputs[0]
+        return next((use for node in self._behind(start) if (use := self._factor(node))), None)
+
+    def _is_ids(self, name: str) -> bool:
+        for _ in self.graph.node:  # a bound: a hostile graph may be a circle
+            node = self.producers.get(name)
+            if node is None or node.op_type not in _IDS or not node.input:
+                break
+            name = node.input[0]
+        return name == "input_ids"
+
+    def _behind(self, name: str) -> Iterator[NodeProto]:
+        """The nearest products that ``name`` comes from, through nodes that only shape or scale."""
+        waiting, seen = [name], set[str]()
+        while waiting:
+            name = waiting.pop()
+            node = self.producers.get(name)
+            if node is None or name in seen:
+                continue
+            seen.add(name)
+            if node.op_type in _PRODUCTS:
+                yield node
+            elif node.op_type in _LOGITS:
+                waiting += reversed(node.input)
+
+    def _factor(self, node: NodeProto) -> Use | None:
+        """The initialiser in a product: as a rule the second factor, (H, V); else the first, (V, H)."""
+        if len(node.input) < 2:
+            return None
+        second = self._weight(node.input[1], _PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
+        return second or self._weight(node.input[0], int(bool(_number(node, "transA"))))
+
+    def _weight(self, name: str, axis: int) -> Use | None:
+        """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose on the way swaps the axis."""
+        for _ in self.graph.node:
+            if name in self.ranks:
+                return Use(name, axis) if self.ranks[name] >= 2 else None
+            node = self.producers.get(name)
+            if node is None or node.op_type not in _WEIGHT or not node.input:
+                return None
+            axis ^= node.op_type == "Transpose"
+            name = node.input[0]
+        return None
+
+
+def _number(node: NodeProto, key: str) -> int | None:
+    return next((attribute.i for attribute in node.attribute if attribute.name == key), None)
