@@ -18,7 +18,7 @@ from exporter.sources.locate import is_adapter
 @to_option
 @export_options
 def export(source: Path, base: str | None, **options: Any) -> None:
-    r"""Write SOURCE, a checkpoint or an adapter folder (the current one by default), in another format.
+    """Write SOURCE, a checkpoint or an adapter folder (the current one by default), in another format.
 
     \b
     Examples:

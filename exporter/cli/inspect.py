@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     facts = Table("", "", box=None, pad_edge=False, show_header=False)
     for key, value in found["facts"].items():
         facts.add_row(f"[bold]{key}[/]", escape(_text(value)))

@@ -70,7 +70,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="ttexport", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Ship models with taught tokens: merge, export, prove.
+    """Ship models with taught tokens: merge, export, prove.
 
     \b
     In an adapter folder:

@@ -17,7 +17,7 @@ from exporter.cli.options import PATH, base_option, export_options, to_option
 @to_option
 @export_options
 def merge(adapters: tuple[Path, ...], **options: Any) -> None:
-    r"""Merge adapters into their base and write the result.
+    """Merge adapters into their base and write the result.
 
     ADAPTER is a PEFT adapter folder, the current one by default. Rows go into the embedding and, where the head is
     tied to it, into the head. Nothing gets its final name before what lies on disk has been verified.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _print(made: ExportPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     targets = Table("target", "storage", "path", "size", "expressible", box=None, pad_edge=False)
     for entry in plan_json(made)["targets"]:
         answer = "yes" if entry["expressible"] else f"no: {entry['reason']}"

@@ -65,7 +65,8 @@ def print_reports(reports: Sequence[Report]) -> None:
     for report in reports:
         for number, check in enumerate(report.checks):
             table.add_row(_short(report) if number == 0 else "", *_cells(check))
-    Console(stderr=True).print(table)
+    # Where nobody sees a terminal (a log), lines may be long: folding them at 80 columns makes them unreadable.
+    Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
 
 
 def _cells(check: Check) -> tuple[str, ...]:

@@ -50,9 +50,7 @@ def _check_config(merged: Checkpoint, reference: Reference) -> Check:
         wrong.append("vocab_size")
     if merged.text_config.get("tie_word_embeddings") != base.text_config.get("tie_word_embeddings"):
         wrong.append("tie_word_embeddings")
-    detail = (
-        f"config.json: {wrong[0]}: not what base and adapters give" if wrong else "config.json agrees with the base"
-    )
+    detail = f"config.json: {wrong[0]}: not what base and adapters give" if wrong else "agrees with the base"
     return Check(name="config", passed=not wrong, detail=detail)
 
 

@@ -11,11 +11,11 @@ from exporter.tensors import Array
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """kl: mean over positions of KL(want ‖ got) in nats. top1: share of positions with the same argmax."""
+    """kl: mean over positions of KL(want ‖ got) in nats. misses: positions whose best token is another one."""
 
     kl: float
     kl_max: float
-    top1: float
+    misses: int
     max_abs: float
     positions: int
 
@@ -25,7 +25,7 @@ def compare(want: Array, got: Array) -> Distance:
     if want.shape != got.shape:
         raise ValueError(f"logits of shape {want.shape} against {got.shape}")
     if not np.isfinite(got).all():
-        return Distance(np.nan, np.nan, np.nan, np.nan, len(want))
+        return Distance(np.nan, np.nan, len(want), np.nan, len(want))
     kl = np.empty(len(want))
     same = np.empty(len(want), bool)
     worst = 0.0
@@ -34,7 +34,7 @@ def compare(want: Array, got: Array) -> Distance:
         kl[position] = np.sum(np.exp(p) * (p - q))
         same[position] = _same_argmax(one, other)
         worst = max(worst, float(np.abs(one.astype(np.float64) - other).max()))
-    return Distance(float(kl.mean()), float(kl.max()), float(same.mean()), worst, len(want))
+    return Distance(float(kl.mean()), float(kl.max()), int((~same).sum()), worst, len(want))
 
 
 def pool(distances: list[Distance]) -> Distance:
@@ -44,7 +44,7 @@ def pool(distances: list[Distance]) -> Distance:
     return Distance(
         float(np.dot(weights, [one.kl for one in distances])),
         float(np.max([one.kl_max for one in distances])),
-        float(np.dot(weights, [one.top1 for one in distances])),
+        sum(one.misses for one in distances),
         float(np.max([one.max_abs for one in distances])),
         int(counts.sum()),
     )

@@ -35,22 +35,21 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
 
 
 def _check_size(use: str, matrix: Matrix, vocab: int) -> Check:
-    return Check(
-        name=f"{use} size",
-        passed=matrix.n_rows == vocab,
-        detail=f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}",
-    )
+    passed = matrix.n_rows == vocab
+    detail = f"{vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
+    return Check(name=f"{use} size", passed=passed, detail=detail)
 
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
     """A tied model keeps one tensor, unless the base itself stores a duplicate head; an untied one keeps two."""
     tie = reference.checkpoint.tie
     found = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
-    if not tie.tied:
-        return Check(name="tie", passed=artifact.head is not None, detail=f"expected a head of its own, found {found}")
-    duplicate = artifact.format == "hf" and tie.head is not None
-    passed = artifact.head is None or duplicate
-    return Check(name="tie", passed=passed, detail=f"expected one tensor for embedding and head, found {found}")
+    if tie.tied:
+        duplicate = artifact.format == "hf" and tie.head is not None
+        passed, expected = artifact.head is None or duplicate, "one tensor for embedding and head"
+    else:
+        passed, expected = artifact.head is not None, "a head of its own"
+    return Check(name="tie", passed=passed, detail=found if passed else f"expected {expected}, found {found}")
 
 
 def _check_trained(use: str, matrix: Matrix, rows: Mapping[int, Array], stored: str) -> Check:
@@ -60,7 +59,7 @@ def _check_trained(use: str, matrix: Matrix, rows: Mapping[int, Array], stored: 
         for token_id, row in rows.items()
         if not any(np.array_equal(matrix.raw(token_id, token_id + 1), want) for want in _encodings(row, matrix, stored))
     ]
-    detail = f"{matrix.name}: {len(rows)} trained rows in {matrix.kind}"
+    detail = f"{len(rows)} trained rows in {matrix.kind}"
     if wrong:
         detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
     return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
@@ -84,7 +83,7 @@ def _check_untouched(use: str, matrix: Matrix, rows: Mapping[int, Array], refere
         differs = (want != matrix.raw(start, stop)).any(axis=1)
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
     count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
-    detail = f"{matrix.name}: {count} rows as in the base"
+    detail = f"{count} other rows as in the base"
     if wrong:
         detail = f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base, first token {wrong[0]}"
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

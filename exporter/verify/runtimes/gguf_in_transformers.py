@@ -15,7 +15,7 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N`` and ``margin.N``."""
+    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N`` and ``greedy.N``."""
     quiet()
     path = Path(job["artifact"])
     model = AutoModelForCausalLM.from_pretrained(

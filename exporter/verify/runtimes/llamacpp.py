@@ -75,7 +75,7 @@ class Session:
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Job: artifact, sequences, greedy_prompts, greedy_tokens, texts.
 
-    Saves ``full.N``, ``greedy.N``, ``margin.N`` and ``tokens.N`` (the ids of text N).
+    Saves ``full.N``, ``greedy.N`` and ``tokens.N`` (the ids of text N).
     """
     longest = max(map(len, [*job["sequences"], *job["greedy_prompts"]]))
     with _silence():
@@ -83,15 +83,12 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         for number, ids in enumerate(job["sequences"]):
             save(f"full.{number}", session.logits(ids))
         for number, prompt in enumerate(job["greedy_prompts"]):
-            chosen, margins, ids, past = [], [], list(prompt), 0
+            chosen, ids, past = [], list(prompt), 0
             for _ in range(job["greedy_tokens"]):
                 last = session.logits(ids, past)[-1]
-                second, best = np.sort(last)[-2:]
                 past, ids = past + len(ids), [int(last.argmax())]
                 chosen.append(ids[0])
-                margins.append(best - second)
             save(f"greedy.{number}", np.array(chosen, np.int64))
-            save(f"margin.{number}", np.array(margins, np.float64))
         for number, text in enumerate(job["texts"]):
             save(f"tokens.{number}", np.array(session.tokenize(text), np.int64))
 

@@ -11,7 +11,7 @@ from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_g
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N`` and ``margin.N``."""
+    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N`` and ``greedy.N``."""
     quiet()
     model = load_checkpoint(job["artifact"])
     save_logits(model, job["sequences"], "full", save)

@@ -50,7 +50,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Job: artifact, sequences, greedy_prompts, greedy_tokens.
 
     Saves per sequence ``full.N``, ``cached.N`` (token by token) and ``padded.N`` (all in one left-padded batch), and
-    ``greedy.N`` and ``margin.N``.
+    ``greedy.N``.
     """
     folder = Path(job["artifact"])
     path = folder / "onnx" / "model.onnx"
@@ -61,9 +61,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     for number, logits in enumerate(_padded(session, job["sequences"])):
         save(f"padded.{number}", logits)
     for number, prompt in enumerate(job["greedy_prompts"]):
-        chosen, margins = _greedy(session, prompt, job["greedy_tokens"])
-        save(f"greedy.{number}", chosen)
-        save(f"margin.{number}", margins)
+        save(f"greedy.{number}", _greedy(session, prompt, job["greedy_tokens"]))
 
 
 def _full(session: Session, ids: Sequence[int]) -> Array:
@@ -92,16 +90,14 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
     return [logits[row, longest - len(sequence) :] for row, sequence in enumerate(sequences)]
 
 
-def _greedy(session: Session, prompt: Sequence[int], tokens: int) -> tuple[Array, Array]:
+def _greedy(session: Session, prompt: Sequence[int], tokens: int) -> Array:
     cache, ids, past = session.empty_cache(1), list(prompt), 0
-    chosen, margins = [], []
+    chosen = []
     for _ in range(tokens):
         logits, cache = session.run(*_step(ids, past), cache)
-        second, best = np.sort(logits[0, -1])[-2:]
         past, ids = past + len(ids), [int(logits[0, -1].argmax())]
         chosen.append(ids[0])
-        margins.append(best - second)
-    return np.array(chosen, np.int64), np.array(margins, np.float64)
+    return np.array(chosen, np.int64)
 
 
 def _step(ids: Sequence[int], past: int) -> tuple[Array, Array, Array]:

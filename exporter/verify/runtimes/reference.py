@@ -11,16 +11,16 @@ from peft import PeftModel
 
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
-from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_greedy, save_logits
+from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_judgement, save_logits
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: checkpoint, adapters, vocab, dtypes, sequences, base_sequences, greedy_prompts, greedy_tokens.
+    """Job: checkpoint, adapters, vocab, dtypes, sequences, base_sequences, continuations (dtype → pairs).
 
     Saves ``base.N`` (the untuned model on base_sequences), and per dtype, the model rounded as a file in it holds it:
-    ``BF16.N`` (logits), ``BF16.greedy.N`` and ``BF16.margin.N``. ``F32`` is the tuned model as trained.
+    ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``. ``F32`` is the tuned model as trained.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])
@@ -41,7 +41,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     for dtype in job["dtypes"]:
         with _rounded(model, _DTYPES[dtype]):
             save_logits(model, job["sequences"], dtype, save)
-            save_greedy(model, job["greedy_prompts"], job["greedy_tokens"], save, prefix=f"{dtype}.")
+            save_judgement(model, job["continuations"].get(dtype, []), dtype, save)
 
 
 @contextmanager

@@ -41,22 +41,31 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 
 
 @torch.no_grad()
-def save_greedy(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    tokens: int,
-    save: Callable[[str, Array], None],
-    prefix: str = "",
-) -> None:
-    """Save ``greedy.N`` (tokens,) and ``margin.N`` (tokens,): how far the best logit is ahead of the second."""
+def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
+    """Save ``greedy.N`` (tokens,): what the model chooses after each prompt, decoding with its cache."""
     for number, prompt in enumerate(prompts):
         ids, cache = torch.tensor([list(prompt)]), None
-        chosen, margins = [], []
+        chosen = []
         for _ in range(tokens):
             out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            best = out.logits[0, -1].float().topk(2)
-            chosen.append(int(best.indices[0]))
-            margins.append(float(best.values[0] - best.values[1]))
-            ids, cache = best.indices[:1].reshape(1, 1), out.past_key_values
-        save(f"{prefix}greedy.{number}", np.array(chosen, np.int64))
-        save(f"{prefix}margin.{number}", np.array(margins, np.float64))
+            ids, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+            chosen.append(int(ids))
+        save(f"greedy.{number}", np.array(chosen, np.int64))
+
+
+@torch.no_grad()
+def save_judgement(
+    model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
+) -> None:
+    """Judge the tokens that another runtime chose greedily: one pass over prompt and tokens decides all steps.
+
+    For each (prompt, chosen) saves ``name.best.N``, the best token at each step, and ``name.behind.N``, how far the
+    chosen one's logit is behind it.
+    """
+    for number, (prompt, chosen) in enumerate(pairs):
+        logits = model(input_ids=torch.tensor([[*prompt, *chosen]]), use_cache=False).logits[0].float()
+        steps = logits[len(prompt) - 1 : -1]
+        best = steps.max(dim=-1)
+        behind = best.values - steps[torch.arange(len(chosen)), torch.tensor(list(chosen))]
+        save(f"{name}.best.{number}", best.indices.numpy())
+        save(f"{name}.behind.{number}", behind.double().numpy())

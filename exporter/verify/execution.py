@@ -1,0 +1,157 @@
+"""Runs artifacts and the reference, and hands their arrays to the checks."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.verify import logits
+from exporter.verify.artifact import Artifact
+from exporter.verify.prompts import Sequences
+from exporter.verify.quantised import write_base
+from exporter.verify.reference import Reference
+from exporter.verify.report import Check
+from exporter.verify.runtimes.job import RuntimeFailed, run
+from exporter.verify.tolerances import GREEDY_TOKENS
+
+#: Called with a line that says what is being done.
+Say = Callable[[str], None]
+
+_HALVES: Final = ("F16", "BF16")
+_FLOATS: Final = ("F64", "F32", *_HALVES)
+
+
+@dataclass
+class _Run:
+    """What one artifact's processes left behind. ``failure`` is what its runtime said instead."""
+
+    artifact: Artifact
+    runtime: str
+    got: logits.Reader | None = None
+    base: logits.Reader | None = None
+    failure: str = ""
+
+
+@dataclass
+class Execution:
+    """The processes of one verification; their results stay in ``folder``, read as they are needed."""
+
+    reference: Reference
+    sequences: Sequences
+    folder: Path
+    say: Say
+    runs: dict[Path, _Run] = field(default_factory=dict)
+    want: logits.Reader | None = None
+
+    def run(self, artifact: Artifact) -> None:
+        """Run ``artifact`` in its runtime; a quantised one also with the base's rows put back."""
+        runtime = {"hf": "merged", "onnx": "onnx_runtime", "gguf": _gguf_runtime()}[artifact.format]
+        place = self.folder / str(len(self.runs))
+        done = self.runs[artifact.path] = _Run(artifact, runtime)
+        job = {
+            "artifact": str(artifact.path),
+            "sequences": self.sequences.all,
+            "greedy_prompts": self._greedy_prompts(),
+            "greedy_tokens": GREEDY_TOKENS,
+            "texts": self.sequences.texts,
+        }
+        try:
+            self.say(f"running {artifact.path.name} in {runtime}")
+            done.got = run(runtime, job, place)
+            if _is_quantised(artifact):
+                copy = place / "base.gguf"
+                write_base(artifact.path, self.reference, copy)
+                quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
+                self.say(f"running the base as quantised in {artifact.path.name}")
+                done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
+                copy.unlink()
+        except RuntimeFailed as exc:
+            done.failure = str(exc)
+
+    def run_reference(self) -> None:
+        """One process for every rounding that the artifacts declare, and for every token that they chose."""
+        alive = [one for one in self.runs.values() if one.got is not None]
+        if not alive:
+            return
+        halves = {one.artifact.kind for one in alive if one.artifact.kind in _HALVES}
+        job: dict[str, Any] = {
+            "checkpoint": str(self.reference.checkpoint.path),
+            "adapters": [str(adapter.path) for adapter in self.reference.adapters],
+            "vocab": self.reference.vocab,
+            "sequences": self.sequences.all,
+            "base_sequences": self._base_sequences() if any(one.base for one in alive) else [],
+            "dtypes": ["F32", *sorted(halves)],
+            "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(alive).items()},
+        }
+        self.say("computing the reference: transformers with PEFT, unmerged")
+        self.want = run("reference", job, self.folder / "reference")
+
+    def judge(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
+        """Compare what ``artifact`` computed with the reference. A runtime that failed on it is a failed check."""
+        done = self.runs[artifact.path]
+        facts["runtime"] = done.runtime
+        yield Check(name="runs", passed=not done.failure, detail=done.failure or done.runtime)
+        if done.got is None or done.failure:
+            return
+        assert self.want is not None, "the reference ran if any artifact did"
+        want, got, count, kind = self.want, done.got, len(self.sequences.all), artifact.kind
+        if kind in _HALVES:
+            rounding = logits.distance(want, "F32", want, kind, count)
+            facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
+        if done.base is not None:
+            yield self._check_excess(done)
+        else:
+            check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
+            yield from check(want, got, kind, count)
+        if _decodes_alike(artifact):
+            own = self._continuations([done])[kind]
+            numbers = [list(self._continuations(self.runs.values())[kind]).index(pair) for pair in own]
+            yield logits.check_greedy(want, got, kind, numbers)
+        if done.runtime == "llamacpp":
+            yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
+
+    def _check_excess(self, done: _Run) -> Check:
+        assert self.want is not None, "the reference ran if any artifact did"
+        assert done.got is not None
+        assert done.base is not None
+        # New tokens have no column in the base: both sides are compared over the base's vocabulary.
+        columns, count = self.reference.base_vocab, len(self.sequences.all)
+        base = logits.distance(self.want, "base", done.base, "full", count, columns)
+        tuned = logits.distance(self.want, "F32", done.got, "full", count, columns)
+        return logits.check_excess(tuned, base)
+
+    def _greedy_prompts(self) -> list[list[int]]:
+        """One control text, and one with trained tokens if there are any."""
+        return [self.sequences.control[0][:12], *self.sequences.trained[:1]]
+
+    def _base_sequences(self) -> list[list[int]]:
+        """The same sequences without the new tokens, which the base does not have."""
+        limit = self.reference.base_vocab
+        return [[token for token in ids if token < limit] for ids in self.sequences.all]
+
+    def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
+        """Per rounding, the distinct (prompt, chosen tokens) that the reference has to judge, in order."""
+        wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
+        for one in runs:
+            if one.got is not None and _decodes_alike(one.artifact):
+                for number, prompt in enumerate(self._greedy_prompts()):
+                    chosen = tuple(one.got(f"greedy.{number}").tolist())
+                    wanted.setdefault(one.artifact.kind, {})[tuple(prompt), chosen] = None
+        return wanted
+
+
+def _decodes_alike(artifact: Artifact) -> bool:
+    """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
+    return artifact.kind == "F32" or artifact.format == "hf"
+
+
+def _is_quantised(artifact: Artifact) -> bool:
+    return artifact.kind not in _FLOATS
+
+
+def _gguf_runtime() -> str:
+    """llama.cpp where it is installed, else transformers' own GGUF loader."""
+    return "llamacpp" if importlib.util.find_spec("llama_cpp") else "gguf_in_transformers"
