@@ -53,5 +53,7 @@ TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 TYPE_NUMBERS: Final = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import BadInput
+from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.quantise import FILE_TYPES
@@ -77,9 +78,9 @@ def decoder_keys(arch: str, spec: DecoderSpec, file_type: str) -> list[Key]:
         writer.u32(f"{arch}.attention.head_count_kv", attention.kv_heads),
     ]
     scaling = rope.scaling or {}
-    if scaling.get("rope_type") == "linear" and scaling.get("factor") is not None:
+    if scaling.get("rope_type") == "linear":
         keys.append(writer.text(f"{arch}.rope.scaling.type", "linear"))
-        keys.append(writer.f32(f"{arch}.rope.scaling.factor", scaling["factor"]))
+        keys.append(writer.f32(f"{arch}.rope.scaling.factor", Settings(scaling).number("factor")))
     keys += [
         writer.f32(f"{arch}.rope.freq_base", rope.theta),
         writer.f32(f"{arch}.attention.layer_norm_rms_epsilon", spec.rms_eps),

@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import NotExpressible, UsageError
+from exporter.errors import BadInput, NotExpressible, UsageError
 from exporter.families import describe
+from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.names import Architecture, architecture, tensor_name
@@ -66,6 +67,8 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     """
     spec = describe(model.config, "gguf")
     arch = architecture(spec.family)
+    if spec.rope.dims % 2:
+        raise BadInput(f"{model.path}: config.json: head_dim: expected an even number, found {spec.rope.dims}")
     specs = model.specs
     kept, dropped = assign(model, specs, spec)
     ftype = _file_type(model, [specs[name] for name in kept], ftype)
@@ -126,19 +129,19 @@ def _extra_items(rope: Rope) -> list[Item]:
     scaling = rope.scaling or {}
     if scaling.get("rope_type") != "llama3":
         return []
+    numbers = Settings(scaling)
+    factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
+    high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
+    if high <= low:
+        raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
     # In float32 and in the converter's order of operations: the bytes are compared.
     steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
-    freqs = (1 / np.power(np.float32(rope.theta), steps)).astype(np.float32)
-    factor, low, high = (scaling.get(key, default) for key, default in _LLAMA3)
-    context = scaling.get("original_max_position_embeddings", 8192)
+    freqs = np.float32(1) / np.power(np.float32(rope.theta), steps)
     waves = np.float32(2 * math.pi) / freqs
     smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
-    blended = 1 / ((1 - smooth) / np.float32(factor) + smooth)
+    blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
     values = np.where(waves < context / high, 1, np.where(waves > context / low, factor, blended)).astype(np.float32)
     return [Item(TensorEntry("rope_freqs.weight", "F32", values.shape), "computed", value=values)]
-
-
-_LLAMA3: Final = (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
 
 
 def _keys(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput, reading
+from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.writer import Key
 from exporter.sources.checkpoint import read_json
@@ -139,13 +139,21 @@ def _pieces(template: Any) -> list[tuple[str, str]]:
     return out
 
 
+def _text(path: Path) -> str:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise UnreadableFile(path, "expected text in UTF-8, found other bytes") from exc
+
+
 def _template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
     """The chat template, or several by name; llama.cpp's converter reads none without a tokenizer_config.json."""
     template: Any = settings.get("chat_template")
     if template is None and settings:
         if path := files.get("chat_template.jinja"):
-            with reading(path):
-                template = path.read_text(encoding="utf-8")
+            template = _text(path)
         elif path := files.get("chat_template.json"):
             template = read_json(path).get("chat_template")
     if isinstance(template, str):

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from exporter.errors import BadInput
 from exporter.sources.gguf_types import (
     ARRAY,
     DEFAULT_ALIGNMENT,
@@ -76,11 +77,19 @@ def i32s(name: str, values: Sequence[int]) -> Key:
 
 def _scalar(name: str, kind: str, value: float) -> Key:
     number = _NUMBERS[kind]
-    return Key(name, struct.pack("<I", number) + np.asarray(value, SCALARS[number]).tobytes())
+    try:
+        with np.errstate(over="raise"):
+            data = np.asarray(value, SCALARS[number]).tobytes()
+    except (OverflowError, FloatingPointError) as exc:
+        raise BadInput(f"{name}: expected a number that {kind} can hold, found {value}") from exc
+    return Key(name, struct.pack("<I", number) + data)
 
 
 def _string(value: str) -> bytes:
-    data = value.encode("utf-8", "surrogateescape")
+    try:
+        data = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair") from exc
     return _LENGTH.pack(len(data)) + data
 
 

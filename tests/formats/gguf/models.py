@@ -60,7 +60,13 @@ def tokenizer_json(pre_tokenizer: Mapping[str, Any], added: tuple[str, ...] = ()
         {"id": len(tokens) + index, "content": text, **flags, "normalized": True, "special": False}
         for index, text in enumerate(added)
     ]
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+    }
     model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None, "ignore_merges": False}
     model |= changes.pop("model", {})
     model |= {"vocab": {text: index for index, text in enumerate(tokens)}, "merges": merges}

@@ -14,12 +14,13 @@ import numpy as np
 from exporter.tensors import Array
 
 
-@llama_cpp.llama_log_callback
 def _quiet(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     """llama.cpp reports every tensor it loads on stderr otherwise."""
 
 
-llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+# Kept for as long as the process lives: the library holds no reference.
+_QUIET = llama_cpp.llama_log_callback(_quiet)
+llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
 
 
 @contextmanager

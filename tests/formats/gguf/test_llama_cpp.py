@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.tensors import Array
 from fixtures.tiny import PROMPTS
-from tests.formats.gguf.conftest import Write
+from tests.formats.gguf.conftest import Write, merged
 
 runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
 
@@ -51,9 +54,6 @@ def test_float32_file_computes_what_transformers_computes(
 def test_merged_rows_compute_what_the_unmerged_adapter_computes(
     write: Write, tiny_untied: Path, tiny_both_adapter: Path
 ) -> None:
-    from exporter.formats.gguf import plan_gguf, write_gguf
-    from tests.formats.gguf.conftest import merged
-
     ids = prompt_ids(tiny_untied, (300, 17, 2))
     out = write(tiny_untied).with_name("f32.gguf")
     write_gguf(plan_gguf(merged(tiny_untied, tiny_both_adapter, dtype="F32"), "F32"), out)
@@ -80,9 +80,6 @@ def test_merged_rows_compute_what_the_unmerged_adapter_computes(
 def test_rope_scaling_computes_what_transformers_computes(
     write: Write, tmp_path: Path, tiny_tied: Path, scaling: dict[str, object]
 ) -> None:
-    import json
-    import shutil
-
     base = Path(shutil.copytree(tiny_tied, tmp_path / "scaled"))
     config = json.loads((base / "config.json").read_text())
     config["rope_parameters"] = {"rope_theta": 10000.0, **scaling}

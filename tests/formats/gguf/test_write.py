@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import (
@@ -95,7 +97,8 @@ def test_two_runs_give_the_same_bytes(write: Write, tiny_tied: Path, tiny_adapte
 
 @pytest.mark.parametrize("ftype", ["F32", "BF16", "Q8_0"])
 def test_size_is_known_before_writing_and_progress_adds_up_to_it(tmp_path: Path, base: Path, ftype: str) -> None:
-    layout, written, out = plan_gguf(merged(base), ftype), [], tmp_path / "out.gguf"
+    layout, out = plan_gguf(merged(base), ftype), tmp_path / "out.gguf"
+    written: list[int] = []
     write_gguf(layout, out, written.append)
     assert out.stat().st_size == layout.nbytes == sum(written)
 
@@ -219,3 +222,51 @@ def test_full_device_is_reported_and_leaves_no_file(base: Path, tmp_path: Path, 
     assert done.returncode == 7, done.stderr
     assert done.stdout.startswith(str(out))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"max_position_embeddings": 1 << 40}, "context_length: expected a number that u32 can hold"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor: expected a number"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": -8}}, "factor: expected a number above 0"),
+        ({"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4.0}}, "high_freq_factor: expected more"),
+    ],
+    ids=["context", "linear", "llama3", "thresholds"],
+)
+def test_number_that_makes_no_sense_is_bad_input(base: Path, change: dict[str, object], reason: str) -> None:
+    edit_config(base, **change)
+    with pytest.raises(BadInput, match=reason):
+        plan_gguf(merged(base))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("generation_config.json", b'{"top_k": "many"}', "top_k: expected a number"),
+        ("generation_config.json", b'{"top_k": 1e30}', "top_k: expected a number that i32 can hold"),
+        ("chat_template.jinja", b"\xff", "UTF-8"),
+        ("tokenizer_config.json", b'{"chat_template": "\\ud800"}', "surrogate"),
+        ("tokenizer_config.json", b"[]", "JSON object"),
+    ],
+)
+def test_broken_side_file_is_bad_input(base: Path, name: str, data: bytes, reason: str) -> None:
+    if name.startswith("chat"):
+        (base / "tokenizer_config.json").write_bytes(b'{"bos_token": "<|im_start|>"}')
+    (base / name).write_bytes(data)
+    with pytest.raises(BadInput, match=reason):
+        plan_gguf(merged(base))
+
+
+@pytest.mark.parametrize(("head_dim", "factor"), [(64, 32.0), (128, 8.0)], ids=["llama-3.2-1b", "llama-3.1-8b"])
+def test_llama3_factors_equal_torchs_to_the_bit(tmp_path: Path, write: Write, head_dim: int, factor: float) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    table = config(head_dim=head_dim, rope_parameters=rope)
+    file = GgufFile.open(write(checkpoint(tmp_path / "base", table, tokenizer_json(SMOLLM))))
+    freqs = 1.0 / (500000.0 ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    waves = 2 * math.pi / freqs
+    smooth = (8192 / waves - 1.0) / (4.0 - 1.0)
+    want = torch.where(waves > 8192, factor, 1 / ((1 - smooth) / factor + smooth))
+    want = torch.where(waves < 8192 / 4, 1.0, want)
+    assert file.dequantize_rows("rope_freqs.weight", 0, 1)[0].tolist() == want.tolist()
