@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.config import TrainableTokensConfig
-    from tuner.enable import get_peft_model, load_peft_model
+    from tuner.enable import enabled, get_peft_model, load_peft_model
     from tuner.layer import TrainableTokensLayer
     from tuner.model import TrainableTokensModel
 
@@ -18,6 +18,7 @@ __all__ = [
     "TrainableTokensConfig",
     "TrainableTokensLayer",
     "TrainableTokensModel",
+    "enabled",
     "get_peft_model",
     "load_peft_model",
 ]
@@ -26,6 +27,7 @@ _HOME = {
     "TrainableTokensConfig": "tuner.config",
     "TrainableTokensLayer": "tuner.layer",
     "TrainableTokensModel": "tuner.model",
+    "enabled": "tuner.enable",
     "get_peft_model": "tuner.enable",
     "load_peft_model": "tuner.enable",
 }

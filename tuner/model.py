@@ -24,17 +24,26 @@ class TrainableTokensModel(BaseTuner):
     tuner_layer_cls = TrainableTokensLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """Fill in ``target_modules``: the input embedding, and with ``train_head`` an untied head."""
+        """Fill in ``target_modules``: the input embedding, and with ``train_head`` the head.
+
+        A head that is tied is taken out again, also if the user named it: it follows the embedding without being a
+        target, and stock PEFT (0.21) can save but not run an adapter that lists both.
+        """
         assert isinstance(peft_config, TrainableTokensConfig)
-        if peft_config.target_modules is None:
-            name = _name_of(self.model, input_embedding(self.model)) or _FALLBACK
-            peft_config.target_modules = name
-            head = output_embedding(self.model)
-            if getattr(peft_config, "train_head", False) and head is not None:
-                head_name = _name_of(self.model, head)
-                if head_name and head_name not in tied_module_names(self.model):
-                    peft_config.target_modules = [name, head_name]
+        targets = peft_config.target_modules
+        if targets is None:
+            names = [_name_of(self.model, input_embedding(self.model)) or _FALLBACK]
+            if getattr(peft_config, "train_head", False):
+                names.append(_name_of(self.model, output_embedding(self.model)) or names[0])
+            own = self._without_tied(names)
+            peft_config.target_modules = own[0] if len(own) == 1 else own
+        elif not isinstance(targets, str):
+            peft_config.target_modules = self._without_tied(list(targets)) or targets
         return peft_config
+
+    def _without_tied(self, targets: list[str]) -> list[str]:
+        tied = tied_module_names(self.model)
+        return [name for name in targets if not any(f".{other}".endswith(f".{name}") for other in tied)]
 
     def inject_adapter(  # type: ignore[override]  # keywords pass through, as in PEFT's own class
         self,

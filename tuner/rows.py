@@ -38,7 +38,7 @@ class RowIndex:
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return flat positions in ``x`` that hold a trained token, and their slots; both (n,) int64."""
-        flat = x.reshape(-1)
+        flat = x.reshape(-1).to(self.sorted_ids.dtype).contiguous()
         place = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
         where = torch.nonzero(self.sorted_ids[place] == flat).squeeze(-1)
         return where, self.order[place[where]]

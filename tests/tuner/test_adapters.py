@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners import trainable_tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,6 +18,7 @@ import tuner
 from tests.tuner.models import IDS, VOCAB, batch, build, logits_of, perturb, rows_of
 
 STOCK = dict(PEFT_TYPE_TO_TUNER_MAPPING)
+STOCK_LAYER = trainable_tokens.TrainableTokensLayer
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
 
@@ -56,6 +58,7 @@ def test_peft_is_left_as_it_was_also_after_a_failure() -> None:
     with pytest.raises(ValueError, match="found 67"):
         ours(token_indices=[VOCAB])
     assert STOCK == PEFT_TYPE_TO_TUNER_MAPPING
+    assert trainable_tokens.TrainableTokensLayer is STOCK_LAYER
     assert type(theirs().base_model) is peft.TrainableTokensModel
 
 
@@ -92,11 +95,15 @@ def test_an_untied_head_is_left_alone_unless_asked_for() -> None:
     assert model.get_base_model().lm_head.tied_adapter is None
 
 
-def test_a_tied_base_ignores_train_head_and_both_targets_give_one_set_of_rows() -> None:
+def test_a_tied_base_ignores_train_head_and_both_targets_give_one_set_of_rows(tmp_path: Path) -> None:
     assert len(rows_of(ours(train_head=True))) == 1
     model = ours(target_modules=["embed_tokens", "lm_head"])
     assert len(rows_of(model)) == 1
     assert model.get_base_model().lm_head.tied_adapter is embedding(model)
+    perturb(model)
+    with pytest.warns(UserWarning, match="a tied layer is part of the adapter"):  # stock PEFT, of any list of targets
+        stock = peft.PeftModel.from_pretrained(build("llama"), saved(model, tmp_path))
+    torch.testing.assert_close(logits_of(stock), logits_of(model), rtol=1e-5, atol=1e-5)  # float32, other order of sums
 
 
 def test_rows_start_as_the_base_and_change_nothing() -> None:
@@ -256,6 +263,31 @@ def test_a_copied_model_is_independent() -> None:
     assert torch.equal(logits_of(model), before)
     assert not torch.equal(logits_of(twin), before)
     assert len(rows_of(twin)) == 1
+
+
+@TIED
+def test_rows_beside_a_lora_adapter_train_and_merge_as_in_stock_peft(tied: bool) -> None:
+    def trained() -> tuple[Any, list[float], dict[str, Any]]:
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": IDS}
+        model = peft.get_peft_model(build("llama", tied=tied), peft.LoraConfig(**options))
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        losses = []
+        for step in range(5):
+            loss = model(input_ids=batch(step), labels=batch(step)).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss.item())
+        return embedding(model).token_adapter, losses, model.merge_and_unload().state_dict()
+
+    with tuner.enabled():
+        layer, our_losses, ours_merged = trained()
+    assert isinstance(layer, tuner.TrainableTokensLayer)
+    _, their_losses, theirs_merged = trained()
+    assert our_losses == pytest.approx(their_losses, abs=1e-6)  # float32, other order of sums
+    for name, value in theirs_merged.items():
+        torch.testing.assert_close(ours_merged[name], value, rtol=0, atol=1e-6)
 
 
 # --- merging -----------------------------------------------------------------------------------------------------

@@ -149,6 +149,13 @@ def test_ids_outside_the_matrix_and_repeated_ids_are_refused() -> None:
         layer.update_layer("default", token_indices=[4, 2, 4])
 
 
+def test_ids_of_another_integer_type_or_stride_are_found() -> None:
+    layer = wrapped(nn.Embedding(V, H), drawn(3, H))
+    x = torch.tensor([7, 0, 2, 1, 9], dtype=torch.int32)
+    assert torch.equal(layer(x), layer(x.long()))
+    assert torch.equal(layer(x.long()[::2]), layer(torch.tensor(IDS)))
+
+
 def test_no_tokens_is_the_base_alone() -> None:
     base, x = nn.Embedding(V, H), torch.tensor([1, 2])
     layer = TrainableTokensLayer(base, "default")
