@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from torch import Tensor
 from transformers import (
@@ -14,6 +16,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+
+import tuner
 
 VOCAB = 67
 HIDDEN = 16
@@ -70,3 +74,22 @@ def logits_of(model: Any, x: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(input_ids=batch(0) if x is None else x).logits
         return logits
+
+
+def ours(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+    config = tuner.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
+    return tuner.get_peft_model(build(kind, tied=tied), config)
+
+
+def theirs(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+    config = peft.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
+    return peft.get_peft_model(build(kind, tied=tied), config)
+
+
+def saved(model: Any, path: Path) -> Path:
+    model.save_pretrained(path, save_embedding_layers=False)
+    return path
+
+
+def embedding(model: Any) -> Any:
+    return model.get_base_model().get_input_embeddings()

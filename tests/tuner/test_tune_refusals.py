@@ -1,0 +1,153 @@
+"""Requests that ``tune`` refuses: the exit code, one line, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, T5Config
+
+from tuner.cli import main
+
+NEW = ("--new-token", "<ship>", "--new-token", "<lamp>")
+
+
+def refused(
+    capfd: Any, code: int, words: str, base: Path | str, data: Path, *more: str, out: Path | None = None
+) -> None:
+    out = out or data.parent / "refused"
+    before = sorted(os.listdir(data.parent))
+    assert main([str(base), "--data", str(data), "-o", str(out), "-q", *more]) == code
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert words in stderr
+    assert stderr.startswith("ttexport: ")
+    assert stderr.count("\n") == 1
+    assert sorted(os.listdir(data.parent)) == before
+
+
+def test_no_token_is_a_usage_error(base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 2, "give --new-token or --token", base, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': the tokenizer has it already, as id 2"),
+        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected once, found twice"),
+        (("--token", "lighthouse keeper"), 4, "the tokenizer splits it into"),
+        (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens"),
+        (("--token", ""), 4, "found an empty text"),
+        ((*NEW, "--describe", "<ship>"), 2, "expected T=TEXT"),
+        ((*NEW, "--describe", "<x>=text"), 4, "expected one of the new tokens"),
+        ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs"),
+        ((*NEW, "--lr", "0"), 2, "--lr: expected more than 0"),
+        ((*NEW, "--lr", "nan"), 2, "--lr: expected more than 0"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    arguments: tuple[str, ...], code: int, words: str, base: Path, data: Path, capfd: Any
+) -> None:
+    refused(capfd, code, words, base, data, *arguments)
+
+
+def test_a_new_token_without_head_rows_is_refused_on_an_untied_base(untied_base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 2, "needs rows for the new tokens", untied_base, data, *NEW, "--no-train-head")
+
+
+def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> None:
+    data.write_text('{"text": "a"}\n{"text": \n')
+    refused(capfd, 4, f"{data}:2: not JSON", base, data, *NEW)
+    data.unlink()
+    data.touch()
+    refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
+
+
+def test_chat_lines_are_said_to_be_out_of_scope(base: Path, data: Path, capfd: Any) -> None:
+    data.write_text('{"messages": []}\n')
+    refused(capfd, 5, f'{data}:1 has "messages"', base, data, *NEW)
+
+
+def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
+    (data.parent / "there").mkdir()
+    refused(capfd, 7, "exists already", base, data, *NEW, out=data.parent / "there")
+    refused(capfd, 2, "would replace an input", base, data, *NEW, out=data)
+    refused(capfd, 2, "would replace an input", base, data, *NEW, "--force", out=base)
+
+
+@pytest.fixture
+def broken(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "broken"))
+
+
+def test_a_base_without_config(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "config.json").unlink()
+    refused(capfd, 4, "config.json: no such file", broken, data, *NEW)
+
+
+def test_a_base_with_a_broken_config(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "config.json").write_text("{")
+    refused(capfd, 4, "config.json: not readable as JSON", broken, data, *NEW)
+
+
+def test_a_base_that_is_nowhere(data: Path, capfd: Any) -> None:
+    refused(capfd, 4, "nowhere/model: no such folder", "nowhere/model", data, *NEW)
+
+
+def test_a_base_without_weights(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "model.safetensors").unlink()
+    refused(capfd, 4, "expected *.safetensors weights, found none", broken, data, *NEW)
+
+
+def test_pickled_weights_are_refused_with_the_conversion(broken: Path, data: Path, capfd: Any) -> None:
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    refused(capfd, 4, "pytorch_model.bin: expected safetensors weights, found pickle", broken, data, *NEW)
+
+
+def test_cut_short_weights(broken: Path, data: Path, capfd: Any) -> None:
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_missing_weights_are_not_replaced_by_noise(broken: Path, data: Path, capfd: Any) -> None:
+    stored = load_file(broken / "model.safetensors")
+    del stored["model.layers.0.mlp.up_proj.weight"]
+    save_file(stored, broken / "model.safetensors", metadata={"format": "pt"})
+    refused(capfd, 4, "expected the tensor model.layers.0.mlp.up_proj.weight", broken, data, *NEW)
+
+
+def test_a_matrix_that_contradicts_the_config(broken: Path, data: Path, capfd: Any) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "vocab_size": 319}))
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_remote_code_is_not_run(broken: Path, data: Path, capfd: Any) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "own.py").write_text("raise SystemExit('this ran')")
+    refused(capfd, 4, str(broken), broken, data, *NEW)
+
+
+def test_a_token_whose_id_has_no_row(broken: Path, data: Path, capfd: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(broken)
+    tokenizer.add_tokens(["<late>"])
+    tokenizer.save_pretrained(broken)
+    refused(capfd, 4, "expected an id below 320 (rows of the embedding), found 320", broken, data, "--token", "<late>")
+
+
+def test_encoder_decoder_models_are_out_of_scope(broken: Path, data: Path, capfd: Any) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 320, "d_model": 16, "decoder_start_token_id": 0}
+    T5Config(**sizes).save_pretrained(broken)
+    refused(capfd, 5, "encoder-decoder", broken, data, *NEW)
+
+
+def test_a_run_that_diverges_leaves_nothing(base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 1, "a lower --lr may help", base, data, *NEW, "--lr", "1e38", "--steps", "5")
