@@ -108,7 +108,10 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
             path.parent.mkdir(parents=True, exist_ok=True)
             target.write(path, hooks.start(f"{target.format} {target.storage}", target.nbytes))
         reports = _verify(plan, paths, hooks)
-        named = [replace(one, artifact=_final(plan, target)) for one, target in zip(reports, plan.targets, strict=True)]
+        # Without verification there are no reports, else one a target.
+        named = [
+            replace(one, artifact=_final(plan, target)) for one, target in zip(reports, plan.targets, strict=False)
+        ]
         if spec.report and reports:
             spec.report.mkdir(parents=True, exist_ok=True)
             (spec.report / REPORT).unlink(missing_ok=True)

@@ -115,9 +115,11 @@ def _open_onnx(path: Path) -> Artifact:
 
     def matrix(name: str) -> Matrix:
         tensor = file.initialisers[name]
-        return Matrix(
-            name, tensor.dtype, tensor.shape[0], lambda start, stop: encode(file.rows(name, start, stop), tensor.dtype)
-        )
+
+        def raw(start: int, stop: int) -> Array:
+            return encode(file.token_rows(name, start, stop), tensor.dtype)
+
+        return Matrix(name, tensor.dtype, tensor.shape[file.token_axis[name]], raw)
 
     if file.embedding is None or file.head is None:
         missing = "a Gather on input_ids" if file.embedding is None else "a matrix product that gives the logits"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,25 +28,27 @@ def distance(
     return pool([compare(one[:, :columns], other[:, :columns]) for one, other in pairs])
 
 
-def check_hf(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+def check_hf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
     """The merged checkpoint computes what the unmerged adapter computes."""
-    found = distance(want, kind, got, "full", count)
-    yield Check.at_most("logits", found.max_abs, HF_MAX_ABS, f"max abs over {found.positions} positions")
+    yield _check_max_abs("logits", found["full"], HF_MAX_ABS)
 
 
-def check_onnx(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
     """The same logits in one pass, token by token with the cache, and in a left-padded batch."""
     for way, name in (("full", "logits"), ("cached", "logits with cache"), ("padded", "logits left-padded")):
-        found = distance(want, kind, got, way, count)
-        yield Check.at_most(name, found.max_abs, ONNX_MAX_ABS, f"max abs over {found.positions} positions")
+        yield _check_max_abs(name, found[way], ONNX_MAX_ABS)
 
 
-def check_gguf(want: Reader, got: Reader, kind: str, count: int) -> Iterator[Check]:
+def check_gguf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
     """Mean KL by storage type; the favourite token at every position where nothing but the order of sums differs."""
-    found = distance(want, kind, got, "full", count)
-    yield Check.at_most("mean KL", found.kl, GGUF_KL[kind], f"{found.positions} positions, max abs {found.max_abs:.2g}")
+    full = found["full"]
+    yield Check.at_most("mean KL", full.kl, GGUF_KL[kind], f"{full.positions} positions, max abs {full.max_abs:.2g}")
     if kind == "F32":
-        yield Check.at_most("top-1 misses", found.misses, 0, f"{found.positions} positions")
+        yield Check.at_most("top-1 misses", full.misses, 0, f"{full.positions} positions")
+
+
+def _check_max_abs(name: str, found: Distance, limit: float) -> Check:
+    return Check.at_most(name, found.max_abs, limit, f"max abs over {found.positions} positions")
 
 
 def check_excess(tuned: Distance, base: Distance) -> Check:

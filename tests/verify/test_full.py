@@ -1,0 +1,94 @@
+"""The runtimes themselves: clean artifacts pass, faults that only running shows do not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from exporter.cli.main import run
+from exporter.verify import execution
+from tests.verify import corruptions
+from tests.verify.conftest import Tuned
+
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed (extra: llamacpp)"
+)
+
+
+def failed(folder: Path) -> dict[str, set[str]]:
+    """artifact name → names of its failed checks."""
+    document = json.loads((folder / "report.json").read_text())
+    return {
+        Path(one["artifact"]).name: {check["name"] for check in one["checks"] if not check["passed"]}
+        for one in document["artifacts"]
+    }
+
+
+def together(out: Path, **artifacts: Path) -> Path:
+    """The layout of several formats in one folder, so that one reference serves all."""
+    (out / "gguf").mkdir(parents=True)
+    for name, artifact in artifacts.items():
+        (out / name if artifact.is_dir() else out / "gguf" / f"{name}.gguf").symlink_to(artifact)
+    return out
+
+
+@needs_llama_cpp
+def test_clean_artifacts_of_every_format_and_storage_pass(tuned: Tuned, tmp_path: Path) -> None:
+    out = together(tmp_path / "out", hf=tuned.hf, onnx=tuned.onnx, bf16=tuned.gguf, f32=tuned.gguf_f32, q8_0=tuned.q8_0)
+    assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 0
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert document["passed"]
+    names = {Path(one["artifact"]).stem: {check["name"] for check in one["checks"]} for one in document["artifacts"]}
+    assert {"logits", "greedy tokens", "other tensors"} <= names["hf"]
+    assert {"logits", "logits with cache", "logits left-padded", "greedy tokens"} <= names["onnx"]
+    assert {"mean KL", "top-1 misses", "greedy tokens", "tokenizer"} <= names["f32"]
+    assert "excess KL" in names["q8_0"]
+
+
+@needs_llama_cpp
+def test_faults_that_only_running_shows_are_exit_3(tuned: Tuned, tmp_path: Path) -> None:
+    norm = corruptions.copy(tuned.gguf_f32, tmp_path)
+    corruptions.gguf_scale_f32(norm, "blk.1.ffn_norm.weight", 1.02)
+    (tmp_path / "eps").mkdir()
+    epsilon = corruptions.copy(tuned.gguf_f32, tmp_path / "eps")
+    corruptions.gguf_set_number(epsilon, "llama.attention.layer_norm_rms_epsilon", 1e-2)
+    (tmp_path / "rope").mkdir()
+    rope = corruptions.copy(tuned.gguf_f32, tmp_path / "rope")
+    corruptions.gguf_set_number(rope, "llama.rope.freq_base", 20000.0)
+    weights = corruptions.copy(tuned.onnx, tmp_path)
+    corruptions.onnx_set_attribute(weights, "RMSNormalization", "epsilon", 1e-2)
+    out = together(tmp_path / "out", onnx=weights, norm=norm, epsilon=epsilon, rope=rope, clean=tuned.gguf_f32)
+    assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 3
+    found = failed(tmp_path / "report")
+    assert found.pop("clean.gguf") == set(), "the other artifacts' faults are not this one's"
+    assert "logits with cache" in found.pop("onnx")
+    assert all("mean KL" in checks for checks in found.values())
+    assert len(found) == 3
+
+
+def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: Path) -> None:
+    import onnx
+
+    broken = corruptions.copy(tuned.onnx, tmp_path)
+    path = broken / "onnx" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Softmax" or node.op_type == "Attention").op_type = "Nope"
+    onnx.save(model, path)
+    assert run([*tuned.argv(broken), "--report", str(tmp_path / "report")]) == 3
+    assert failed(tmp_path / "report")[broken.name] == {"runs"}
+
+
+def test_without_llama_cpp_transformers_own_loader_judges_a_gguf(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution.importlib.util, "find_spec", lambda name: None)
+    argv = [*tuned.argv(tuned.gguf_f32), "--report", str(tmp_path / "report")]
+    assert run(argv) == 0
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert document["artifacts"][0]["facts"]["runtime"] == "gguf_in_transformers"
+    broken = corruptions.copy(tuned.gguf_f32, tmp_path)
+    corruptions.gguf_scale_f32(broken, "blk.0.attn_norm.weight", 1.05)
+    assert run(tuned.argv(broken)) == 3
