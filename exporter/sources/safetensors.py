@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 #: The limit of the safetensors library itself: a longer header is refused before it is read.
 _MAX_HEADER_BYTES: Final = 100_000_000
 _LENGTH: Final = struct.Struct("<Q")
+#: numpy's limit, and a size that no tensor has: lengths may be absurd even where a 0 among them leaves no data.
+_MAX_AXES: Final = 64
+_MAX_TENSOR_BYTES: Final = 1 << 40
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +107,17 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """The JSON object in ``text``; raises UnreadableFile for anything else, and for a key that stands twice."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UnreadableFile(path, f"{what}: {twice}: expected once, found twice")
+        table: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in table:
+                raise UnreadableFile(path, f"{what}: {name}: expected once, found twice")
+            table[name] = value
         return table
 
     try:
-        value = json.loads(text, object_pairs_hook=no_duplicates)
+        value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a character could be read, but not be written again
     except (ValueError, RecursionError) as exc:
         raise UnreadableFile(path, f"{what} is not valid JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -128,6 +135,9 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
         raise UnreadableFile(path, f"{name}: expected a shape of non-negative integers, found {shape!r:.80}")
     if not _is_lengths(offsets) or len(offsets) != 2:
         raise UnreadableFile(path, f"{name}: expected data_offsets [begin, end], found {offsets!r:.80}")
+    if len(shape) > _MAX_AXES or math.prod(max(1, n) for n in shape) * DTYPES[dtype].itemsize > _MAX_TENSOR_BYTES:
+        limits = f"at most {_MAX_AXES} axes and {_MAX_TENSOR_BYTES} bytes"
+        raise UnreadableFile(path, f"{name}: expected a shape of {limits}, found {shape!r:.80}")
     begin, end = offsets
     spec = TensorSpec(name, dtype, tuple(shape))
     want = math.prod(shape) * DTYPES[dtype].itemsize
