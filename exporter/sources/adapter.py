@@ -7,6 +7,7 @@ under the embedding and under the head; older PEFT stored them once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,9 @@ def _token_ids(path: Path, config: Mapping[str, Any]) -> list[int]:
         raise UnreadableFile(path, "token_indices: expected at least one token id, found an empty list")
     if min(ids) < 0:
         raise UnreadableFile(path, f"token_indices: expected ids of 0 or more, found {min(ids)}")
-    if len(set(ids)) != len(ids):
-        twice = next(item for item in ids if ids.count(item) > 1)
-        raise UnreadableFile(path, f"token_indices: expected each id once, found {twice} {ids.count(twice)} times")
+    ((commonest, times),) = Counter(ids).most_common(1)
+    if times > 1:
+        raise UnreadableFile(path, f"token_indices: expected each id once, found {commonest} {times} times")
     return ids
 
 
