@@ -18,14 +18,14 @@ def token_ids(path: Path) -> set[int]:
     model, added = content.get("model"), content.get("added_tokens", [])
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(vocab, Mapping):
-        ids = set(vocab.values())
+        ids = list(vocab.values())
     elif isinstance(vocab, list):  # unigram: [piece, score] in the order of their ids
-        ids = set(range(len(vocab)))
+        ids = list(range(len(vocab)))
     else:
         raise UnreadableFile(path, f"model.vocab: expected a table of tokens, found {type(vocab).__name__}")
     if not isinstance(added, list) or not all(isinstance(token, Mapping) for token in added):
         raise UnreadableFile(path, f"added_tokens: expected a list of tokens, found {added!r:.80}")
-    ids |= {token.get("id") for token in added}
+    ids += [token.get("id") for token in added]
     if not all(type(item) is int and item >= 0 for item in ids):
         raise UnreadableFile(path, "expected integer token ids of 0 or more, found another value")
-    return ids
+    return set(ids)
