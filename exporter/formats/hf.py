@@ -21,6 +21,7 @@ from exporter.tensors import TensorSpec
 #: transformers refuses a file whose metadata does not name the framework.
 _METADATA: Final = {"format": "pt"}
 INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
             for spec, offset_bytes in places:
                 assert file.nbytes == offset_bytes, f"{spec.name} is not where the header says"
                 file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
-    if len(layout.shards) > 1 or (model.path / INDEX).exists():
+    if list(layout.shards) != [SINGLE]:
         weight_map = {spec.name: shard for shard, specs in layout.shards.items() for spec in specs}
         index = {"metadata": {"total_size": layout.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
         write_file(out / INDEX, as_json(index))

@@ -88,11 +88,16 @@ class Checkpoint:
     def tie(self) -> Tie:
         """Decided by evidence: which tensors are stored, then the config, then equality of their bytes."""
         embedding, head = self.stored_embedding, self.stored_head
+        flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
+        stated = {flag for flag in flags if isinstance(flag, bool)}
+        # transformers before 5 left the flag out where it equalled the class default, and a wrapper may contradict
+        # its text model: then the bytes decide.
+        flag = stated.pop() if len(stated) == 1 else None
         if head is None:
+            if flag is False:
+                raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(_HEADS)}, found neither")
             return Tie(embedding, None, tied=True)
-        flag = self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
-        # transformers before 5 left the flag out where it equalled the class default: then the bytes decide.
-        tied = self._same_bytes(embedding, head) if flag is None else bool(flag)
+        tied = self._same_bytes(embedding, head) if flag is None else flag
         if tied and flag and not self._same_bytes(embedding, head):
             raise BadInput(
                 f"{self.path}: config ties {head} to {embedding}: expected equal tensors, found different ones"
@@ -122,7 +127,7 @@ class Checkpoint:
         left, right = self.tensors[one], self.tensors[other]
         if (left.spec.dtype, left.spec.shape) != (right.spec.dtype, right.spec.shape):
             return False
-        step = max(1, BLOCK_BYTES // left.spec.row_nbytes)
+        step = max(1, BLOCK_BYTES // max(1, left.spec.row_nbytes))
         for start in range(0, left.spec.n_rows, step):
             stop = min(start + step, left.spec.n_rows)
             if left.rows(start, stop).tobytes() != right.rows(start, stop).tobytes():
@@ -147,10 +152,10 @@ def read_json(path: Path, *, max_nbytes: int = _MAX_CONFIG_BYTES) -> dict[str, A
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if single.exists():  # transformers, too, prefers it to an index: the reference must be the same weights
+        return read_tensors(single)
     if index.exists():
         return _read_indexed(path, index)
-    if single.exists():
-        return read_tensors(single)
     for name in _PICKLES:
         if (path / name).exists():
             raise BadInput(
@@ -166,7 +171,7 @@ def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
         raise UnreadableFile(index, "expected a weight_map of tensor name to shard file, found none")
     tensors: dict[str, FileTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or shard in (".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", "..") or "\0" in shard:
             raise UnreadableFile(index, f"expected shards inside the folder, found {shard!r}")
         held = read_tensors(path / shard)
         for name, tensor in held.items():
