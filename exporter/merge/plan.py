@@ -177,10 +177,11 @@ def _vocab(checkpoint: Checkpoint, targets: Mapping[str, Sequence[TokenRows]], f
     growing = {tie.embedding} | ({tie.head} if tie.head else set())
     for name in sorted(growing) if vocab > stored else []:
         covered = {token_id for part in targets.get(name, ()) for token_id in part.token_ids}
-        if missing := set(range(stored, vocab)) - covered:
+        missing = next((token_id for token_id in range(stored, vocab) if token_id not in covered), None)
+        if missing is not None:
             raise BadInput(
                 f"{checkpoint.path}: {name}: expected the adapters to set every new row from {stored} to {vocab - 1}, "
-                f"found none for token {min(missing)}"
+                f"found none for token {missing}"
             )
     return vocab
 
