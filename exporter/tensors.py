@@ -117,10 +117,26 @@ def cast(value: Array, dtype: str) -> Array:
     if value.dtype == DTYPES["BF16"] and dtype == "F32":
         wide = np.left_shift(value.view(np.uint16), np.uint32(16), dtype=np.uint32)
         return wide.view(np.float32)
+    if value.dtype == DTYPES["F64"] and dtype == "BF16":
+        value = _to_odd_f32(value)
     if value.dtype == DTYPES["F32"] and dtype == "BF16":
         return _round_to_bf16(value)
     with np.errstate(over="ignore"):  # a float16 target saturates to inf; the finiteness check reports it by name
         return value.astype(want)
+
+
+def _to_odd_f32(value: Array) -> Array:
+    """float64 to float32, inexact values to the odd neighbour: rounding that once more equals rounding once.
+
+    Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
+    """
+    with np.errstate(over="ignore"):
+        near = value.astype(np.float32)
+    bits = near.view(np.uint32)
+    wide = near.astype(np.float64)
+    bits -= np.abs(wide) > np.abs(value)  # back to truncation, infinity to the largest float
+    bits |= (wide != value) & ~np.isnan(value)
+    return near
 
 
 def _round_to_bf16(value: Array) -> Array:
