@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +17,16 @@ class Settings:
         self.table = table
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer; absent or null gives ``default`` if there is one. Raises BadInput otherwise."""
+        """A positive 31-bit integer; absent or null gives ``default`` if there is one. Raises BadInput otherwise."""
         value = self.table.get(key)
         value = default if value is None else value
-        if type(value) is not int or value < 1:
-            raise BadInput(f"config.json: {key}: expected a positive integer, found {value!r:.80}")
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise BadInput(f"config.json: {key}: expected a positive 31-bit integer, found {value!r:.80}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0; absent gives ``default`` if there is one. Raises BadInput otherwise."""
         value = self.table.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
         return float(value)

@@ -28,6 +28,8 @@ _LAYER: Final = {
     "mlp.up_proj": Role.UP,
     "mlp.down_proj": Role.DOWN,
 }
+#: Far above any model: a broken config must not fill the memory with names.
+_MAX_LAYERS: Final = 10_000
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
@@ -37,6 +39,8 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     layers = settings.integer("num_hidden_layers")
     head_dim = settings.integer("head_dim", hidden // heads)
     kv_heads = settings.integer("num_key_value_heads", heads)
+    if layers > _MAX_LAYERS:
+        raise BadInput(f"config.json: num_hidden_layers: expected at most {_MAX_LAYERS}, found {layers}")
     if heads % kv_heads:
         raise BadInput(f"config.json: num_key_value_heads: expected a divisor of {heads}, found {kv_heads}")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -58,9 +62,13 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 def _rope(config: Mapping[str, Any], head_dim: int) -> Rope:
     """Transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling`` stood side by side."""
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(table, Mapping):
+        raise BadInput(f"config.json: rope_parameters: expected a table, found {table!r:.80}")
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise NotExpressible("llama", f"rope type {kind!r} is not described by this family")
+        raise NotExpressible("llama", f"rope type {kind!r:.80} is not described by this family")
+    if table.get("partial_rotary_factor", 1) != 1:
+        raise NotExpressible("llama", "partial_rotary_factor is not described by this family")
     theta = Settings({"rope_theta": table.get("rope_theta", config.get("rope_theta", 10000.0))}).number("rope_theta")
     return Rope(dims=head_dim, theta=theta, scaling=None if kind == "default" else {**table, "rope_type": kind})
 
