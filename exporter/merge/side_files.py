@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput
+from exporter.errors import BadInput, reading
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
 _KEPT: Final = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+#: Any of these makes a tokenizer.
+_VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Path]:
@@ -22,10 +24,15 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
     brought: dict[str, Path] = {}
     for adapter in adapters:
         for name, path in adapter.side_files.items():
-            if name in brought and brought[name].read_bytes() != path.read_bytes():
-                raise BadInput(f"{path}: expected the same file as {brought[name]}, found another one")
-            brought.setdefault(name, path)
+            first = brought.setdefault(name, path)
+            if first != path and _content(first) != _content(path):
+                raise BadInput(f"{path}: expected the same file as {first}, found another one")
     base = checkpoint.side_files
-    if "tokenizer.json" in brought or "tokenizer.model" in brought:
+    if brought.keys() & set(_VOCABULARIES):
         base = {name: path for name, path in base.items() if name in _KEPT}
     return base | brought
+
+
+def _content(path: Path) -> bytes:
+    with reading(path):
+        return path.read_bytes()
