@@ -30,6 +30,8 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     On an error the staging folder is removed and ``final`` is as it was. Raises OutputError if ``final`` exists and
     ``force`` is not set, or if another run is writing it.
     """
+    if final.name in ("", ".."):
+        raise OutputError(final, "expected a name to write, found a folder that is always there")
     _refuse_existing(final, force=force)
     folder = final.with_name(f".{final.name}.partial")
     with writing(folder):
@@ -65,7 +67,7 @@ def _claim(folder: Path, final: Path) -> int:
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # its content is about to be deleted
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -75,11 +77,12 @@ def _claim(folder: Path, final: Path) -> int:
         if folder.is_dir() and os.stat(folder).st_ino == os.fstat(lock).st_ino:
             break
         os.close(lock)
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    with writing(folder):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     return lock
 
 
