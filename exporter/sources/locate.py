@@ -49,7 +49,11 @@ def locate(name: str, *, asked_by: str) -> Path:
         raise NotExpressible(asked_by, f"{name} is a hub id and huggingface_hub is not installed") from exc
     for cached_only in (True, False):
         try:
-            return Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=cached_only))
+            folder = Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=cached_only))
         except Exception as exc:  # hub, network and cache errors share no base class
             reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        else:
+            if not cached_only or any(folder.glob("*.safetensors")):
+                return folder
+            reason = "the cache holds no weights of it"  # somebody used its tokenizer alone
     raise BadInput(f"{asked_by}: {name}: neither a folder nor in the local cache, and not downloaded: {reason}")
