@@ -99,6 +99,7 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
     for target in plan.targets:
         if target.refusal:
             raise target.refusal
+    _spare_inputs(plan)
     _check_space(plan)
     spec = plan.spec
     with staged(plan.out, force=spec.force) as draft:
@@ -158,6 +159,20 @@ def _default_out(name: str, targets: list[Target]) -> Path:
     if targets[0].format == "gguf":
         return Path(f"{name}-{targets[0].storage}.gguf")
     return Path(f"{name}-{targets[0].format}")
+
+
+def _spare_inputs(plan: ExportPlan) -> None:
+    """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced."""
+    merge = plan.merge
+    read = {tensor.place.path for tensor in merge.checkpoint.tensors.values()} | set(merge.files.values())
+    read |= {part.path for adapter in merge.adapters for part in adapter.parts} | {
+        merge.checkpoint.path / "config.json"
+    }
+    outs = {plan.out.absolute(), plan.out.parent.resolve() / plan.out.name}
+    for path in sorted(read):
+        for form in (path.absolute(), path.resolve(), path.parent.resolve() / path.name):
+            if outs & {form, *form.parents}:
+                raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
 
 
 def _check_space(plan: ExportPlan) -> None:
