@@ -33,9 +33,11 @@ def plan(sources: tuple[Path, ...], base: str | None, as_json: bool, quiet: bool
         click.echo(json.dumps(plan_json(made), indent=2))
     elif not quiet:
         _print(made)
-    for target in made.targets:
-        if target.refusal:
-            raise target.refusal
+    refusals = [target.refusal for target in made.targets if target.refusal]
+    for refusal in refusals:
+        print(f"ttexport: {refusal}", file=sys.stderr)
+    if refusals:
+        click.get_current_context().exit(refusals[0].exit_code)
 
 
 def _print(made: ExportPlan) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.errors import BadInput, UnreadableFile
+from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_types import MAGIC
 from exporter.tensors import Array, cast
 
 
@@ -41,8 +42,10 @@ class Artifact:
 
 def detect(path: Path) -> str:
     """The format: hf, gguf or onnx. Raises UnreadableFile for anything else."""
-    if path.is_file() and path.suffix == ".gguf":
-        return "gguf"
+    if path.is_file():
+        with reading(path), path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return "gguf"
     if path.is_dir():
         if (path / "onnx" / "model.onnx").is_file() or (path / "model.onnx").is_file():
             return "onnx"

@@ -162,6 +162,11 @@ def _is_quantised(artifact: Artifact) -> bool:
     return artifact.kind not in _FLOATS
 
 
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed; nothing is imported."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
 def _gguf_runtime() -> str:
     """llama.cpp where it is installed, else transformers' own GGUF loader."""
-    return "llamacpp" if importlib.util.find_spec("llama_cpp") else "gguf_in_transformers"
+    return "llamacpp" if has_llama_cpp() else "gguf_in_transformers"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.verify import corruptions
 from tests.verify.conftest import Tuned
 
 needs_llama_cpp = pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed (extra: llamacpp)"
+    not execution.has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)"
 )
 
 
@@ -84,7 +83,7 @@ def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: 
 def test_without_llama_cpp_transformers_own_loader_judges_a_gguf(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(execution, "has_llama_cpp", lambda: False)
     argv = [*tuned.argv(tuned.gguf_f32), "--report", str(tmp_path / "report")]
     assert run(argv) == 0
     document = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput, NotExpressible, UsageError
+from exporter.errors import BadInput, NotExpressible
 from exporter.families import describe
 from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
@@ -96,7 +96,12 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
             )
     if ftype is not None:
         if ftype not in FILE_TYPES:
-            raise UsageError(f"gguf: expected a type of {', '.join(FILE_TYPES)}, found {ftype!r}")
+            known = ", ".join(FILE_TYPES)
+            raise NotExpressible(
+                "gguf",
+                f"this version writes {known}, not {ftype}",
+                instead=f"write F32 and run llama-quantize with {ftype}",
+            )
         return ftype
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
     if len(stored) != 1 or stored[0] not in FILE_TYPES:

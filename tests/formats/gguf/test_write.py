@@ -19,7 +19,6 @@ from exporter.errors import (
     OutputError,
     TensorMismatch,
     UnreadableFile,
-    UsageError,
 )
 from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.sources.gguf import GgufArray, GgufFile
@@ -153,7 +152,7 @@ def test_unknown_family_says_what_can_be_done(base: Path) -> None:
 
 
 def test_type_that_is_not_written_is_refused(base: Path) -> None:
-    with pytest.raises(UsageError, match="Q4_K_M"):
+    with pytest.raises(NotExpressible, match="Q4_K_M"):
         plan_gguf(merged(base), "Q4_K_M")
 
 
