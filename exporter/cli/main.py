@@ -93,9 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(words: Sequence[str]) -> int:
     """Run the command line ``words``; its exit code. Errors are one line on stderr, and a JSON document with --json."""
     try:
-        cli.main(args=list(words), prog_name="ttexport", standalone_mode=False)
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
+        # click returns the code of a verb that called exit, and whatever else a verb returns
+        result = cli.main(args=list(words), prog_name="ttexport", standalone_mode=False)
     except click.Abort:
         return _fail(words, "interrupted", 130)
     except click.ClickException as exc:
@@ -113,7 +112,7 @@ def run(words: Sequence[str]) -> int:
         if {"-v", "--verbose"} & set(words):
             traceback.print_exc()
         return _fail(words, f"unexpected {type(exc).__name__}: {exc} (-v shows where)", 1)
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def _fail(words: Sequence[str], message: str, code: int, document: Mapping[str, object] | None = None) -> int:

@@ -226,7 +226,7 @@ def test_full_device_is_reported_and_leaves_no_file(base: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"max_position_embeddings": 1 << 40}, "context_length: expected a number that u32 can hold"),
+        ({"max_position_embeddings": 1 << 40}, "max_position_embeddings: expected a positive 31-bit integer"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor: expected a number"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": -8}}, "factor: expected a number above 0"),
         ({"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4.0}}, "high_freq_factor: expected more"),
