@@ -165,9 +165,8 @@ def _spare_inputs(plan: ExportPlan) -> None:
     """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced."""
     merge = plan.merge
     read = {tensor.place.path for tensor in merge.checkpoint.tensors.values()} | set(merge.files.values())
-    read |= {part.path for adapter in merge.adapters for part in adapter.parts} | {
-        merge.checkpoint.path / "config.json"
-    }
+    read |= {part.path for adapter in merge.adapters for part in adapter.parts}
+    read.add(merge.checkpoint.path / "config.json")
     outs = {plan.out.absolute(), plan.out.parent.resolve() / plan.out.name}
     for path in sorted(read):
         for form in (path.absolute(), path.resolve(), path.parent.resolve() / path.name):
