@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ class OnnxFile:
     embedding: str | None
     head: str | None
     token_axis: Mapping[str, int]
-    _inline: Mapping[str, TensorProto]
+    _inline: Mapping[str, TensorProto] = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> OnnxFile:
@@ -99,9 +99,9 @@ class OnnxFile:
         return cls(
             path=path,
             initialisers=initialisers,
-            inputs=tuple(value.name for value in graph.input if value.name not in initialisers),
-            outputs=tuple(value.name for value in graph.output),
-            metadata={prop.key: prop.value for prop in model.metadata_props},
+            inputs=tuple(_text(path, value.name) for value in graph.input if value.name not in initialisers),
+            outputs=tuple(_text(path, value.name) for value in graph.output),
+            metadata={_text(path, prop.key): _text(path, prop.value) for prop in model.metadata_props},
             embedding=uses.embedding.name if uses.embedding else None,
             head=uses.head.name if uses.head else None,
             token_axis={use.name: use.token_axis for use in found},
@@ -109,13 +109,13 @@ class OnnxFile:
         )
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of an initialiser along its first axis. Memory: these rows.
+        """Rows [start, stop) of an initialiser along its first axis; a scalar is one row. Memory: these rows.
 
         Raises NotExpressible for an element type that numpy cannot hold, UnreadableFile for data that is not there.
         """
         tensor = self.initialisers[name]
         if tensor.place is None:
-            return self._inline_value(tensor)[start:stop]
+            return self._inline_value(tensor).reshape(tensor.shape or (1,))[start:stop]
         out = np.empty((stop - start, *tensor.shape[1:]), self._dtype(tensor))
         read_into(
             tensor.place.path, tensor.place.offset_bytes + start * math.prod(tensor.shape[1:]) * out.itemsize, out
@@ -180,7 +180,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
-        if tensor.name in ranges:
+        if _text(path, tensor.name) in ranges:
             raise UnreadableFile(path, f"initialiser {tensor.name}: expected once, found twice")
         ranges[tensor.name] = _range(path, tensor)
     return ranges
@@ -205,7 +205,7 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
 
 
 def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
-    told = {entry.key: entry.value for entry in tensor.external_data}
+    told = {_text(path, entry.key): _text(path, entry.value) for entry in tensor.external_data}
     location = told.get("location", "")
     if not _stays_inside(location):
         raise UnreadableFile(path, f"{tensor.name}: expected external data inside the folder, found {location!r:.80}")
@@ -234,3 +234,10 @@ def _count(path: Path, name: str, key: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise UnreadableFile(path, f"{name}: {key} of its external data: expected a count of bytes, found {text!r:.40}")
     return int(text)
+
+
+def _text(path: Path, value: str | bytes) -> str:
+    """Protobuf hands out bytes where a string is not UTF-8."""
+    if isinstance(value, bytes):
+        raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
+    return value

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from exporter.errors import NotExpressible
+from exporter.errors import BadInput, NotExpressible
 from exporter.families.config import Settings
 from exporter.families.spec import Rope
 from exporter.tensors import BLOCK_BYTES
@@ -24,7 +24,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 def frequencies(rope: Rope, max_positions: int) -> Float32:
-    """Radians a position, float32 (dims / 2,). Raises BadInput for a scaling table that lacks a number."""
+    """Radians a position, float32 (dims / 2,). Raises BadInput for a scaling table that makes no sense."""
     exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     # The power is rounded once, from float64: numpy's own float32 power is not always the nearest number.
     powers = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
@@ -43,6 +43,8 @@ def frequencies(rope: Rope, max_positions: int) -> Float32:
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, max_positions: int) -> Float32:
     """Long waves are slowed down by ``factor``, short ones are kept, those between are blended."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    if high <= low:
+        raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
     context = settings.number("original_max_position_embeddings", float(max_positions))
     waves = np.float32(2 * math.pi) / plain
     smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)

@@ -1,0 +1,143 @@
+"""The graph itself: valid by ONNX's own checker, readable, portable, and each weight stored once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.sources.onnx import OnnxFile
+from exporter.sources.safetensors import read_tensors
+from exporter.tensors import cast, read
+from tests.conftest import TRAINED_IDS
+from tests.formats.onnx.conftest import Write
+
+CACHE = ["batch_size", 2, "past_sequence_length", 16]
+PRESENT = ["batch_size", 2, "total_sequence_length", 16]
+
+
+def shape(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def differing(one: OnnxFile, other: OnnxFile) -> dict[str, set[int]]:
+    """Initialiser → rows that differ, for those that do."""
+    out = {}
+    for name, tensor in one.initialisers.items():
+        count = tensor.shape[0] if tensor.shape else 1
+        left, right = one.rows(name, 0, count), other.rows(name, 0, count)
+        if rows := {row for row in range(count) if not np.array_equal(left[row : row + 1], right[row : row + 1])}:
+            out[name] = rows
+    return out
+
+
+@pytest.mark.parametrize("name", ["tiny_tied", "tiny_untied"])
+def test_onnx_accepts_graph_and_infers_every_shape_strictly(
+    write: Write, request: pytest.FixtureRequest, name: str
+) -> None:
+    path = write(request.getfixturevalue(name)) / "onnx" / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    known = {value.name for value in [*inferred.graph.value_info, *inferred.graph.output]}
+    assert {output for node in model.graph.node for output in node.output} <= known
+
+
+def test_inputs_and_outputs_have_the_names_and_dims_that_clients_resolve(write: Write, tiny_tied: Path) -> None:
+    graph = onnx.load(write(tiny_tied) / "onnx" / "model.onnx", load_external_data=False).graph
+    assert {value.name: shape(value) for value in graph.input} == {
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", "total_sequence_length"],
+        "position_ids": ["batch_size", "sequence_length"],
+        **{f"past_key_values.{layer}.{part}": CACHE for layer in (0, 1) for part in ("key", "value")},
+    }
+    assert {value.name: shape(value) for value in graph.output} == {
+        "logits": ["batch_size", "sequence_length", 512],
+        **{f"present.{layer}.{part}": PRESENT for layer in (0, 1) for part in ("key", "value")},
+    }
+    assert graph.output[0].name == "logits"
+
+
+def test_only_standard_operators_of_opset_23(write: Write, tiny_tied: Path) -> None:
+    model = onnx.load(write(tiny_tied) / "onnx" / "model.onnx", load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
+    assert model.ir_version == 11
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_nodes_and_values_carry_the_module_path(write: Write, tiny_tied: Path) -> None:
+    graph = onnx.load(write(tiny_tied) / "onnx" / "model.onnx", load_external_data=False).graph
+    nodes = [node.name for node in graph.node]
+    assert len(set(nodes)) == len(nodes)
+    by_name = {node.name: node for node in graph.node}
+    assert by_name["layers.1.self_attn.q_proj"].op_type == "MatMul"
+    assert list(by_name["layers.1.self_attn.q_proj"].output) == ["layers.1.self_attn.q_proj"]
+    assert "layers.1.self_attn.q_proj.weight" in by_name["layers.1.self_attn.q_proj"].input
+    roots = {name.split(".")[0] for name in nodes}
+    assert roots == {"mask", "embed_tokens", "layers", "norm", "lm_head", "logits"}
+
+
+def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Path) -> None:
+    folder = write(tiny_tied)
+    file = OnnxFile.open(folder)
+    assert file.embedding == file.head == "embed_tokens.weight"
+    users = [
+        node.op_type
+        for node in onnx.load(file.path, load_external_data=False).graph.node
+        if "embed_tokens.weight" in node.input
+    ]
+    assert users == ["Gather", "Gemm"]
+    row = file.rows("embed_tokens.weight", 300, 301).tobytes()
+    assert (folder / "onnx" / "model.onnx_data").read_bytes().count(row) == 1
+
+
+def test_untied_head_is_an_initialiser_of_its_own(write: Write, tiny_untied: Path) -> None:
+    file = OnnxFile.open(write(tiny_untied))
+    assert (file.embedding, file.head) == ("embed_tokens.weight", "lm_head.weight")
+    stored = read_tensors(tiny_untied / "model.safetensors")
+    for name, source in (("embed_tokens.weight", "model.embed_tokens.weight"), ("lm_head.weight", "lm_head.weight")):
+        assert np.array_equal(file.rows(name, 0, 512), cast(read(stored[source]), "F32"))
+
+
+def test_every_stored_value_is_the_one_of_the_checkpoint(write: Write, tiny_sharded: Path) -> None:
+    file = OnnxFile.open(write(tiny_sharded))
+    stored = {
+        name.removeprefix("model."): cast(read(tensor), "F32")
+        for shard in sorted(tiny_sharded.glob("*.safetensors"))
+        for name, tensor in read_tensors(shard).items()
+    }
+    for name, want in stored.items():
+        value = file.rows(name, 0, file.initialisers[name].shape[0])
+        assert np.array_equal(value.T if name.endswith("_proj.weight") else value, want), name
+    external = {name for name, tensor in file.initialisers.items() if tensor.place}
+    assert external == stored.keys() | {"rotary_emb.cos_cache", "rotary_emb.sin_cache"}
+
+
+def test_only_the_trained_rows_change(write: Write, tiny_tied: Path, tiny_adapter: Path) -> None:
+    before, after = OnnxFile.open(write(tiny_tied)), OnnxFile.open(write(tiny_tied, tiny_adapter))
+    assert differing(before, after) == {"embed_tokens.weight": set(TRAINED_IDS)}
+
+
+def test_new_tokens_add_rows(write: Write, tiny_tied: Path, tiny_new_tokens_adapter: Path) -> None:
+    file = OnnxFile.open(write(tiny_tied, tiny_new_tokens_adapter))
+    assert file.initialisers["embed_tokens.weight"].shape == (515, 64)
+
+
+def test_data_file_has_neither_overlaps_nor_unexplained_bytes(write: Write, tiny_untied: Path) -> None:
+    file = OnnxFile.open(write(tiny_untied))
+    places = sorted((one.place.offset_bytes, one.nbytes) for one in file.initialisers.values() if one.place)
+    data = (file.path.parent / "model.onnx_data").read_bytes()
+    end = 0
+    for offset, nbytes in places:
+        assert offset >= end
+        assert offset % (4096 if nbytes >= 65536 else 64) == 0
+        assert not any(data[end:offset])
+        end = offset + nbytes
+    assert end == len(data)
+
+
+def test_provenance_is_in_the_metadata(write: Write, tiny_tied: Path) -> None:
+    file = OnnxFile.open(write(tiny_tied))
+    assert len(file.metadata["ttexport.base.embedding_sha256"]) == 64

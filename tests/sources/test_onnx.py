@@ -1,0 +1,318 @@
+"""Reading ONNX files of any tool: ranges, the two uses of the vocabulary, and hostile input."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.sources.onnx import OnnxFile
+from exporter.tensors import Array
+
+VOCAB, HIDDEN = 6, 4
+TABLE: Array = np.arange(VOCAB * HIDDEN, dtype=np.float32).reshape(VOCAB, HIDDEN)
+HEAD: Array = -TABLE
+
+
+def save(path: Path, nodes: Sequence[NodeProto], tensors: Sequence[TensorProto], outputs: Sequence[str] = ()) -> Path:
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])]
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs or ("logits",)]
+    graph = helper.make_graph(list(nodes), "graph", inputs, made, list(tensors))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), path)
+    return path
+
+
+def tensor(name: str, value: Array) -> TensorProto:
+    return numpy_helper.from_array(value, name)
+
+
+def external(name: str, value: Array, **told: object) -> TensorProto:
+    """A tensor whose bytes lie in ``weights`` from byte 16 on, with entries overridden."""
+    proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+    proto.data_location = TensorProto.EXTERNAL
+    for key, entry in {"location": "weights", "offset": 16, "length": value.nbytes, **told}.items():
+        if entry is not None:
+            proto.external_data.add(key=key, value=str(entry))
+    return proto
+
+
+LOOKUP = helper.make_node("Gather", ["table", "input_ids"], ["x"])
+PRODUCT = helper.make_node("MatMul", ["x", "head"], ["logits"])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., Path]:
+    """model(**told): a model whose table is external data, described as ``told``."""
+
+    def build(**told: object) -> Path:
+        (tmp_path / "weights").write_bytes(bytes(16) + TABLE.tobytes())
+        tensors = [external("table", TABLE, **told), tensor("head", HEAD.T.copy())]
+        return save(tmp_path / "model.onnx", [LOOKUP, PRODUCT], tensors)
+
+    return build
+
+
+def test_ranges_of_external_and_inline_initialisers(model: Callable[..., Path]) -> None:
+    file = OnnxFile.open(model())
+    table, head = file.initialisers["table"], file.initialisers["head"]
+    assert (table.dtype, table.shape, table.nbytes) == ("F32", (VOCAB, HIDDEN), TABLE.nbytes)
+    assert table.place is not None
+    assert (table.place.path.name, table.place.offset_bytes, table.place.nbytes) == ("weights", 16, TABLE.nbytes)
+    assert (head.shape, head.nbytes, head.place) == ((HIDDEN, VOCAB), HEAD.nbytes, None)
+    assert (file.inputs, file.outputs) == (("input_ids",), ("logits",))
+
+
+def test_rows_and_token_rows_read_what_they_name(model: Callable[..., Path]) -> None:
+    file = OnnxFile.open(model(offset=None, length=None, checksum="0" * 40).parent)
+    assert (file.embedding, file.head) == ("table", "head")
+    assert file.token_axis == {"table": 0, "head": 1}
+    shifted = np.frombuffer(bytes(16) + TABLE.tobytes(), np.float32)[: TABLE.size].reshape(TABLE.shape)
+    assert np.array_equal(file.rows("table", 2, 5), shifted[2:5])
+    assert np.array_equal(file.token_rows("table", 2, 5), shifted[2:5])
+    assert np.array_equal(file.rows("head", 1, 3), HEAD.T[1:3])
+    assert np.array_equal(file.token_rows("head", 1, 3), HEAD[1:3])
+
+
+def test_token_rows_of_an_external_matrix_that_lies_the_other_way(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(16) + HEAD.T.tobytes())
+    tensors = [tensor("table", TABLE), external("head", HEAD.T.copy())]
+    file = OnnxFile.open(save(tmp_path / "model.onnx", [LOOKUP, PRODUCT], tensors))
+    assert np.array_equal(file.token_rows("head", 2, 6), HEAD[2:6])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.uint8, np.int64, np.bool_])
+def test_inline_values_of_every_usual_type(tmp_path: Path, dtype: type) -> None:
+    value: Array = TABLE.astype(dtype)
+    typed = helper.make_tensor("typed", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), value.shape, value)
+    file = OnnxFile.open(save(tmp_path / "model.onnx", [PRODUCT], [tensor("raw", value), typed]))
+    for name in ("raw", "typed"):
+        rows = file.rows(name, 0, VOCAB)
+        assert rows.dtype == np.dtype(dtype)
+        assert np.array_equal(rows, value)
+        assert file.initialisers[name].nbytes == value.nbytes
+
+
+def test_scalar_is_one_row(tmp_path: Path) -> None:
+    file = OnnxFile.open(save(tmp_path / "model.onnx", [PRODUCT], [tensor("scalar", np.array(7, np.int64))]))
+    assert file.rows("scalar", 0, 1).tolist() == [7]
+
+
+def test_packed_types_are_listed_and_not_read(tmp_path: Path) -> None:
+    packed = helper.make_tensor("packed", TensorProto.INT4, (3, 3), bytes(5), raw=True)
+    file = OnnxFile.open(save(tmp_path / "model.onnx", [PRODUCT], [packed]))
+    assert (file.initialisers["packed"].dtype, file.initialisers["packed"].nbytes) == ("I4", 5)
+    with pytest.raises(NotExpressible, match="packed"):
+        file.rows("packed", 0, 1)
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+
+GRAPHS: dict[str, tuple[list[NodeProto], dict[str, tuple[int, ...]], tuple[str, int, str, int]]] = {
+    "one matrix for both, Gemm": (
+        [node("Gather", "w input_ids", "x"), node("Gemm", "x w", "y", transB=1), node("Reshape", "y s", "logits")],
+        {"w": (VOCAB, HIDDEN), "s": (3,)},
+        ("w", 0, "w", 0),
+    ),
+    "one matrix for both, stored for the head": (
+        [node("Transpose", "w", "t", perm=[1, 0]), node("Gather", "t input_ids", "x"), node("MatMul", "x w", "logits")],
+        {"w": (HIDDEN, VOCAB)},
+        ("w", 1, "w", 1),
+    ),
+    "transpose in front of the head": (
+        [node("Gather", "w input_ids", "x"), node("Transpose", "w", "t"), node("MatMul", "x t", "logits")],
+        {"w": (VOCAB, HIDDEN)},
+        ("w", 0, "w", 0),
+    ),
+    "matrix first": (
+        [
+            node("Gather", "e input_ids", "x"),
+            node("Gemm", "h x", "c", transB=1),
+            node("Transpose", "c", "logits", perm=[1, 0]),
+        ],
+        {"e": (VOCAB, HIDDEN), "h": (VOCAB, HIDDEN)},
+        ("e", 0, "h", 0),
+    ),
+    "half precision, bias, cap and scale": (
+        [
+            node("Cast", "input_ids", "ids", to=TensorProto.INT32),
+            node("Cast", "e", "e32", to=TensorProto.FLOAT),
+            node("Gather", "e32 ids", "x"),
+            node("MatMul", "x h", "a"),
+            node("Add", "bias a", "b"),
+            node("Div", "b cap", "c"),
+            node("Tanh", "c", "d"),
+            node("Mul", "d cap", "logits"),
+        ],
+        {"e": (VOCAB, HIDDEN), "h": (HIDDEN, VOCAB), "bias": (VOCAB,), "cap": ()},
+        ("e", 0, "h", 1),
+    ),
+    "other look-ups are no embedding": (
+        [
+            node("Gather", "positions other", "p"),
+            node("Gather", "e input_ids", "x"),
+            node("Identity", "x", "y"),
+            node("Gemm", "y h", "logits"),
+        ],
+        {"positions": (9, HIDDEN), "other": (1, 3), "e": (VOCAB, HIDDEN), "h": (HIDDEN, VOCAB)},
+        ("e", 0, "h", 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_embedding_and_head_are_found_from_the_structure(tmp_path: Path, case: str) -> None:
+    nodes, shapes, (embedding, embedding_axis, head, head_axis) = GRAPHS[case]
+    tensors = [tensor(name, np.zeros(shape, np.float32)) for name, shape in shapes.items()]
+    file = OnnxFile.open(save(tmp_path / "model.onnx", nodes, tensors))
+    assert (file.embedding, file.head) == (embedding, head)
+    assert (file.token_axis[embedding], file.token_axis[head]) == (embedding_axis, head_axis)
+
+
+def test_graph_without_vocabulary_has_neither(tmp_path: Path) -> None:
+    nodes = [node("Add", "pixels pixels", "logits")]
+    file = OnnxFile.open(save(tmp_path / "model.onnx", nodes, []))
+    assert (file.embedding, file.head) == (None, None)
+
+
+def test_circular_graph_does_not_hang(tmp_path: Path) -> None:
+    nodes = [
+        node("Identity", "b", "a"),
+        node("Identity", "a", "b"),
+        node("Gather", "a b", "x"),
+        node("Add", "logits x", "y"),
+        node("Mul", "y y", "logits"),
+    ]
+    file = OnnxFile.open(save(tmp_path / "model.onnx", nodes, []))
+    assert (file.embedding, file.head) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["", "/etc/passwd", "../weights", "a/../../weights", "..\\weights", "weights\0", "."],
+)
+def test_external_data_outside_the_folder_is_refused(model: Callable[..., Path], location: str) -> None:
+    path = model(location=location)
+    with pytest.raises(UnreadableFile, match=r"external data inside the folder|plain file"):
+        OnnxFile.open(path)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"location": "elsewhere"}, "elsewhere: no such file"),
+        ({"length": 4}, "table: expected 96 bytes for its shape, found length 4"),
+        ({"offset": 17}, "expected data up to byte 113, found only 112"),
+        ({"offset": -1}, "expected a count of bytes, found '-1'"),
+        ({"offset": "9" * 30}, "expected a count of bytes"),
+        ({"offset": "१"}, "expected a count of bytes"),
+        ({"length": "all"}, "expected a count of bytes, found 'all'"),
+    ],
+    ids=str,
+)
+def test_external_data_that_is_not_there_is_refused(
+    model: Callable[..., Path], told: dict[str, object], reason: str
+) -> None:
+    path = model(**told)
+    with pytest.raises(UnreadableFile, match=reason):
+        OnnxFile.open(path)
+
+
+def test_pipe_in_place_of_data_is_refused_and_not_waited_for(model: Callable[..., Path]) -> None:
+    path = model(location="pipe")
+    os.mkfifo(path.parent / "pipe")
+    with pytest.raises(UnreadableFile, match="plain file"):
+        OnnxFile.open(path)
+
+
+def test_data_that_shrinks_after_opening_is_reported(model: Callable[..., Path]) -> None:
+    file = OnnxFile.open(model())
+    os.truncate(file.path.parent / "weights", 40)
+    with pytest.raises(UnreadableFile, match="weights"):
+        file.rows("table", 0, VOCAB)
+
+
+def test_linked_data_file_is_read_as_hub_caches_store_it(model: Callable[..., Path], tmp_path: Path) -> None:
+    path = model()
+    (tmp_path / "weights").rename(tmp_path / "blob")
+    (tmp_path / "weights").symlink_to("blob")
+    assert np.array_equal(OnnxFile.open(path).rows("table", 0, VOCAB), TABLE)
+
+
+def spoilt(**changes: Any) -> TensorProto:
+    proto = tensor("w", TABLE)
+    for key, value in changes.items():
+        if key == "dims":
+            del proto.dims[:]
+            proto.dims.extend(value)
+        else:
+            setattr(proto, key, value)
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("proto", "reason"),
+    [
+        (spoilt(dims=[7, 4]), r"w: expected 112 bytes for F32 \[7, 4\], found 96 bytes"),
+        (spoilt(dims=[-6, -4]), "expected lengths of 0 or more"),
+        (spoilt(dims=[1 << 40, 1 << 40]), "found 96 bytes"),
+        (spoilt(data_type=0), "expected a numeric element type, found type 0"),
+        (spoilt(data_type=TensorProto.STRING), "expected a numeric element type"),
+        (TensorProto(name="w", data_type=1, dims=[2], float_data=[1.0]), "found 1 numbers"),
+    ],
+    ids=["shape", "negative", "huge", "type", "text", "numbers"],
+)
+def test_inline_tensor_that_contradicts_itself_is_refused(tmp_path: Path, proto: TensorProto, reason: str) -> None:
+    path = save(tmp_path / "model.onnx", [PRODUCT], [proto])
+    with pytest.raises(UnreadableFile, match=reason):
+        OnnxFile.open(path)
+
+
+def test_initialiser_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.onnx", [PRODUCT], [tensor("w", TABLE), tensor("w", HEAD)])
+    with pytest.raises(UnreadableFile, match="w: expected once, found twice"):
+        OnnxFile.open(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx model", b"\x08\x0b", bytes(1000)])
+def test_bytes_that_are_no_model_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=r"model\.onnx: expected an ONNX model"):
+        OnnxFile.open(tmp_path)
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=r"expected onnx/model\.onnx or model\.onnx"):
+        OnnxFile.open(tmp_path)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match="no such file"):
+        OnnxFile.open(tmp_path / "nothing.onnx")
+
+
+def test_flipped_bytes_are_read_or_refused_and_never_crash(model: Callable[..., Path]) -> None:
+    path = model()
+    sound, chance, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        broken = bytearray(sound)
+        for _ in range(chance.randint(1, 3)):
+            broken[chance.randrange(len(broken))] = chance.randrange(256)
+        path.write_bytes(broken)
+        try:
+            file = OnnxFile.open(path)
+            for name, one in file.initialisers.items():
+                file.rows(name, 0, one.shape[0] if one.shape else 1)
+        except (BadInput, NotExpressible):
+            refused += 1
+    assert 0 < refused < 400
