@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from exporter import errors
+from exporter.cli.main import run
+from exporter.errors import (
+    BadInput,
+    LedgerError,
+    MissingDependency,
+    NotEquivalent,
+    NotExpressible,
+    OutputError,
+    TensorMismatch,
+    TTExportError,
+    UnreadableFile,
+    UsageError,
+    reading,
+    writing,
+)
+
+CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, TTExportError)]
+
+
+def drawn() -> dict[str, tuple[str, int | None]]:
+    """The tree of the module's docstring: class name → (parent's name, exit code if one is written there)."""
+    assert errors.__doc__
+    tree: dict[str, tuple[str, int | None]] = {}
+    stack: list[tuple[int, str]] = []
+    for line in errors.__doc__.splitlines():
+        if found := re.match(r"^([ │├└─]*)(\w+) {2,}(?:(\d) )?", line):
+            depth, name, code = len(found[1]), found[2], found[3]
+            stack = [entry for entry in stack if entry[0] < depth]
+            tree[name] = (stack[-1][1] if stack else "Exception", int(code) if code else None)
+            stack.append((depth, name))
+    return tree
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    tree = drawn()
+    assert tree.keys() == {one.__name__ for one in CLASSES}
+    for one in CLASSES:
+        parent, code = tree[one.__name__]
+        assert one.__base__ is not None
+        assert parent == one.__base__.__name__
+        assert code is None or code == one.exit_code
+
+
+def test_exit_codes_are_the_contract() -> None:
+    contract = {UsageError: 2, NotEquivalent: 3, BadInput: 4, NotExpressible: 5, MissingDependency: 6, OutputError: 7}
+    assert TTExportError.exit_code == 1
+    for one in CLASSES:
+        branch = next((code for root, code in contract.items() if issubclass(one, root)), 1)
+        assert one.exit_code == branch
+
+
+def test_a_mismatch_names_file_tensor_expected_and_found() -> None:
+    error = TensorMismatch("a/b.safetensors", "embed", expected="width 64", found=56, hint="another base")
+    assert str(error) == "a/b.safetensors: embed: expected width 64, found 56 (another base)"
+    assert (error.path, error.tensor, error.expected, error.found) == (Path("a/b.safetensors"), "embed", "width 64", 56)
+    ledger = LedgerError("f", "t", expected="one rule", found="none")
+    assert str(ledger) == "f: t: expected one rule, found none"
+
+
+def test_what_cannot_be_said_names_what_can() -> None:
+    assert str(NotExpressible("gguf", "no slot for it")) == "gguf: no slot for it"
+    assert str(NotExpressible("gguf", "no slot for it", instead="use hf")) == "gguf: no slot for it; use hf"
+    missing = MissingDependency("llama_cpp", needed_for="--runtime", install="ttexport[llamacpp]")
+    assert "pip install 'ttexport[llamacpp]'" in str(missing)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.ENOENT, "no such file"), (errno.EACCES, "Permission denied"), (errno.EIO, "error")]
+)
+def test_trouble_with_an_input_names_the_file(number: int, says: str) -> None:
+    with pytest.raises(UnreadableFile, match=says) as caught, reading(Path("in.json")):
+        raise OSError(number, __import__("os").strerror(number))
+    assert str(caught.value).startswith("in.json: ")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_so(number: int) -> None:
+    with pytest.raises(OutputError, match=r"^out: no space left on the device$"), writing(Path("out")):
+        raise OSError(number, "whatever")
+
+
+def test_other_errors_pass_both_seams_untouched() -> None:
+    for seam in (reading, writing):
+        with pytest.raises(BadInput, match="mine"), seam(Path("x")):
+            raise BadInput("mine")
+
+
+def test_the_command_line_turns_an_error_into_one_line_and_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "two\nlines"
+    code = run(["inspect", str(missing), "--json"])
+    out, err = capsys.readouterr()
+    assert code == BadInput.exit_code
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert json.loads(out)["error"]["exit_code"] == code
