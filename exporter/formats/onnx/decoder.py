@@ -161,10 +161,10 @@ class _Decoder:
     def _logits(self, x: ir.Value) -> ir.Value:
         """X times the head (V, H), which keeps its rows: a tied one is the very initialiser that Gather reads.
 
-        Gemm takes it as it is; it only knows two dimensions. ONNX Runtime packs the matrix once into private memory; what
-        Gather reads stays a mapping of the file. So a session's private memory holds each weight once (SmolLM2: 539 MB
-        for 538 MB of weights). Gemm(head, x), with the matrix first, is not packed and saves 108 MB of that, but decodes
-        10 to 14 % slower.
+        Gemm takes it as it is; it only knows two dimensions. ONNX Runtime packs the matrix once into private memory;
+        what Gather reads stays a mapping of the file. So a session's private memory holds each weight once (SmolLM2:
+        539 MB for 538 MB of weights). Gemm(head, x), with the matrix first, is not packed and saves 108 MB of that,
+        but decodes 10 to 14 % slower.
         """
         make, at = self.make, path(Role.HEAD, None)
         rows = make.op("Reshape", [x, make.constant(-1, self.spec.hidden)], f"{at}.rows")
