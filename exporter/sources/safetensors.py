@@ -95,8 +95,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         if len(prefix) < _LENGTH.size:
             raise UnreadableFile(path, f"expected a safetensors header, found a file of {size} bytes")
         (length,) = _LENGTH.unpack(prefix)
-        if length > min(_MAX_HEADER_BYTES, size - _LENGTH.size):
-            raise UnreadableFile(path, f"header length expected at most {size - _LENGTH.size}, found {length}")
+        if length > (most := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
+            raise UnreadableFile(path, f"header length expected at most {most}, found {length}")
         text = file.read(length)
     header = parse_object(path, text, what="safetensors header")
     header.pop("__metadata__", None)
