@@ -201,6 +201,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
                 "expressible": target.refusal is None,
                 "reason": str(target.refusal) if target.refusal else None,
                 "nbytes": target.nbytes,
+                "notes": list(target.notes),
             }
             for target in plan.targets
         ],

@@ -5,7 +5,7 @@ A format's modules are imported only when it is asked for: GGUF must not wait fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,17 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none."""
+    """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none.
+
+    ``notes`` are sentences on what the format cannot say of this model, though it holds it.
+    """
 
     format: str
     storage: str
     nbytes: int = 0
     write: Callable[[Path, Progress], None] | None = None
     refusal: NotExpressible | None = None
+    notes: Sequence[str] = ()
     place: str = ""  # below OUT; empty: OUT itself
 
 
@@ -62,7 +66,9 @@ def _gguf(wish: Wish, merge: MergePlan) -> Target:
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
     model = merge.model("F32" if wish.dtype else None)
     layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
-    return Target(format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout))
+    return Target(
+        format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout), notes=layout.notes
+    )
 
 
 def _onnx(wish: Wish, merge: MergePlan) -> Target:

@@ -30,6 +30,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
                 "storage": target.storage,
                 "path": str(path),
                 "nbytes": target.nbytes,
+                "notes": list(target.notes),
                 "verification": report.to_json() if report else None,
             }
             for target, path, report in zip(plan.targets, paths, reports or repeat(None), strict=False)
@@ -44,6 +45,8 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             print(
                 f"{target.format} {target.storage}: {size(target.nbytes)}, {_verdict(reports, number)}", file=sys.stderr
             )
+            for note in target.notes:
+                print(f"  note: {note}", file=sys.stderr)
     for path in paths:
         click.echo(path)
 

@@ -50,6 +50,9 @@ def _print(made: ExportPlan) -> None:
         answer = "yes" if entry["expressible"] else f"no: {entry['reason']}"
         targets.add_row(entry["format"], entry["storage"], entry["path"], size(entry["nbytes"]), answer)
     console.print(targets)
+    for target in made.targets:
+        for note in target.notes:
+            console.print(f"{target.format}: {note}", markup=False)
     if made.merge.bookings:
         ledger = Table("adapter tensor", "rule", "into", box=None, pad_edge=False)
         for booking in made.merge.bookings:
