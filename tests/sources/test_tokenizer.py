@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from exporter.errors import UnreadableFile
+from exporter.sources.tokenizer import token_ids
+from tests.conftest import NEW_TOKENS
+
+
+def test_every_id_of_the_tokenizer_is_found(tiny_tied: Path, tiny_new_tokens_adapter: Path) -> None:
+    for folder in (tiny_tied, tiny_new_tokens_adapter):
+        vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
+        assert token_ids(folder / "tokenizer.json") == set(vocab.values())
+    assert token_ids(tiny_new_tokens_adapter / "tokenizer.json") >= set(range(512, 512 + len(NEW_TOKENS)))
+
+
+def test_a_unigram_list_counts_its_pieces(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(
+        json.dumps({"model": {"vocab": [["a", 0.0], ["b", -1.5]]}, "added_tokens": [{"id": 7}]})
+    )
+    assert token_ids(tmp_path / "t") == {0, 1, 7}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "model.vocab: expected a table of tokens, found NoneType"),
+        ({"model": []}, "model.vocab: expected a table of tokens, found NoneType"),
+        ({"model": {"vocab": 5}}, "model.vocab: expected a table of tokens, found int"),
+        ({"model": {"vocab": {"a": -1}}}, "integer token ids of 0 or more"),
+        ({"model": {"vocab": {"a": 1.0}}}, "integer token ids of 0 or more"),
+        ({"model": {"vocab": {"a": True}}}, "integer token ids of 0 or more"),
+        ({"model": {"vocab": {"a": [1]}}}, "integer token ids of 0 or more"),
+        ({"model": {"vocab": {}}, "added_tokens": {"id": 1}}, "added_tokens: expected a list"),
+        ({"model": {"vocab": {}}, "added_tokens": [1]}, "added_tokens: expected a list"),
+        ({"model": {"vocab": {}}, "added_tokens": [{}]}, "integer token ids of 0 or more"),
+        ({"model": {"vocab": {}}, "added_tokens": [{"id": {}}]}, "integer token ids of 0 or more"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(content: object, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UnreadableFile, match=says) as caught:
+        token_ids(path)
+    assert caught.value.path == path
