@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import LedgerError
+from exporter.merge import plan
+from exporter.merge.ledger import Ledger
+from exporter.merge.plan import plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+
+
+def ledger() -> Ledger:
+    return Ledger(Path("a.safetensors"), ["one", "two"], what="rule")
+
+
+def test_a_closed_ledger_names_every_rule() -> None:
+    book = ledger()
+    book.take("two", "second")
+    book.take("one", "first")
+    assert book.close() == {"one": "first", "two": "second"}
+
+
+def test_what_nobody_takes_is_named() -> None:
+    book = ledger()
+    book.take("one", "first")
+    with pytest.raises(LedgerError, match=r"^a\.safetensors: two: expected one rule, found none: it would be lost$"):
+        book.close()
+
+
+def test_what_two_take_is_named_with_both() -> None:
+    book = ledger()
+    book.take("one", "first")
+    with pytest.raises(LedgerError, match="one: expected one rule, found two: first, again"):
+        book.take("one", "again")
+
+
+def test_what_is_not_there_cannot_be_taken() -> None:
+    with pytest.raises(LedgerError, match=r"three: expected a tensor of this file, found none by that name \(first\)"):
+        ledger().take("three", "first")
+
+
+def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Break the pairing of adapter tensors with base tensors, as an edit of its rules might."""
+    sound = plan._book
+
+    def broken(*arguments: object) -> object:
+        booked = sound(*arguments)  # type: ignore[arg-type]
+        return booked[1:] if change == "drop" else [*booked, booked[0]]
+
+    monkeypatch.setattr(plan, "_book", broken)
+
+
+@pytest.mark.parametrize(("change", "says"), [("drop", "none: it would be lost"), ("double", "found two: ")])
+def test_a_rule_that_goes_missing_or_fires_twice_stops_the_merge(
+    change: str, says: str, tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, adapter = Checkpoint.open(tiny_tied), Adapter.open(tiny_adapter)
+    assert len(plan_merge(checkpoint, [adapter]).bookings) == 2
+    mutate(monkeypatch, change)
+    with pytest.raises(LedgerError, match=says) as caught:
+        plan_merge(checkpoint, [adapter])
+    assert caught.value.path == tiny_adapter / "adapter_model.safetensors"
+    assert caught.value.tensor in {part.key for part in adapter.parts}
+
+
+def test_a_writer_that_forgets_a_tensor_or_repeats_one_is_stopped(tiny_tied: Path) -> None:
+    model = plan_merge(Checkpoint.open(tiny_tied), []).model()
+    first, *others = model.specs
+    book = model.ledger()
+    for name in others:
+        book.take(name, "written")
+    with pytest.raises(LedgerError, match=f"{first}: expected one writer, found none"):
+        book.close()
+    with pytest.raises(LedgerError, match="expected one writer, found two"):
+        book.take(others[0], "written again")
