@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import BadInput
+from exporter.merge.side_files import merge_side_files
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from tests.sources.folders import EMBED, adapter, checkpoint, matrix
+
+BASE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "merges.txt")
+
+
+def base_with(folder: Path, *names: str) -> Checkpoint:
+    checkpoint(folder, {EMBED: matrix()})
+    for name in names:
+        (folder / name).write_text("base")
+    return Checkpoint.open(folder)
+
+
+def adapter_with(folder: Path, files: Mapping[str, str]) -> Adapter:
+    adapter(folder, [0], {"model.embed_tokens": matrix(1)})
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return Adapter.open(folder)
+
+
+def origins(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: path.parent.name for name, path in files.items()}
+
+
+def test_without_a_tokenizer_beside_the_adapter_the_base_keeps_its_own(tmp_path: Path) -> None:
+    files = merge_side_files(base_with(tmp_path / "base", *BASE), [adapter_with(tmp_path / "a", {})])
+    assert origins(files) == dict.fromkeys(BASE, "base")
+
+
+@pytest.mark.parametrize("vocabulary", ["tokenizer.json", "tokenizer.model", "vocab.json"])
+def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(vocabulary: str, tmp_path: Path) -> None:
+    base = base_with(tmp_path / "base", *BASE, "chat_template.jinja")
+    files = merge_side_files(base, [adapter_with(tmp_path / "a", {vocabulary: "a", "tokenizer_config.json": "a"})])
+    assert origins(files) == {
+        vocabulary: "a",
+        "tokenizer_config.json": "a",
+        "generation_config.json": "base",
+        "chat_template.jinja": "base",
+    }
+
+
+def test_the_adapters_chat_template_wins_alone(tmp_path: Path) -> None:
+    base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja")
+    files = merge_side_files(base, [adapter_with(tmp_path / "a", {"chat_template.jinja": "new"})])
+    assert origins(files) == {"tokenizer.json": "base", "chat_template.jinja": "a"}
+
+
+def test_two_adapters_may_bring_the_same_file_but_not_different_ones(tmp_path: Path) -> None:
+    base = base_with(tmp_path / "base")
+    one, twin, other = (
+        adapter_with(tmp_path / name, {"tokenizer.json": json.dumps(text)})
+        for name, text in [("one", "x"), ("twin", "x"), ("other", "y")]
+    )
+    assert origins(merge_side_files(base, [one, twin])) == {"tokenizer.json": "one"}
+    with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same file as .*one/tokenizer\.json"):
+        merge_side_files(base, [one, twin, other])
+
+
+def test_strangers_stay_behind(tmp_path: Path) -> None:
+    stray = {"README.md": "x", "modeling_custom.py": "x", "optimizer.pt": "x", "training_args.bin": "x"}
+    assert merge_side_files(base_with(tmp_path / "base", *stray), [adapter_with(tmp_path / "a", stray)]) == {}
