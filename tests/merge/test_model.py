@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter import tensors
+from exporter.merge import model as merge_model
+from exporter.merge.model import MergedTensor
+from exporter.merge.passes import Cast, ReplaceRows
+from exporter.merge.plan import plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.safetensors import FileTensor
+from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, blocks, read
+from tests.conftest import TRAINED_IDS
+from tests.sources.folders import EMBED, matrix
+
+STORED = 12
+Cases = st.tuples(st.sets(st.integers(0, STORED - 1)).map(sorted), st.integers(0, 4), st.sampled_from([None, "F16"]))
+Make = Callable[[tuple[list[int], int, str | None]], tuple[MergedTensor, Array]]
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """(ids, new rows, dtype) → a merged tensor over a file, and what it must be."""
+    path = tmp_path_factory.mktemp("merged") / "x"
+    stored = matrix(STORED)
+    path.write_bytes(b"before" + stored.tobytes() + b"after")
+    source = FileTensor(TensorSpec("x", "F32", stored.shape), ByteRange(path, 6, stored.nbytes))
+
+    def build(case: tuple[list[int], int, str | None]) -> tuple[MergedTensor, Array]:
+        ids, grown, dtype = case
+        ids = [*ids, *range(STORED, STORED + grown)]
+        kind = np.dtype(np.float16 if dtype else np.float32)
+        rows = matrix(len(ids), start=1000).astype(kind)
+        want = np.concatenate([stored, np.zeros((grown, 4), np.float32)]).astype(kind)
+        want[ids] = rows
+        replace = [ReplaceRows(tuple(ids), rows, STORED + grown)] if ids else []
+        return MergedTensor(source, [*([Cast(dtype)] if dtype else []), *replace]), want
+
+    return build
+
+
+def joined(tensor: LazyTensor) -> bytes:
+    """The bytes of all segments, ranges read from where they lie."""
+    content = b""
+    for segment in tensor.segments():
+        if isinstance(segment, ByteRange):
+            content += segment.path.read_bytes()[segment.offset_bytes :][: segment.nbytes]
+        else:
+            content += segment.tobytes()
+    return content
+
+
+@given(Cases, st.data())
+def test_any_slice_is_the_slice_of_the_whole(
+    make: Make, case: tuple[list[int], int, str | None], data: st.DataObject
+) -> None:
+    tensor, want = make(case)
+    assert tensor.spec.shape == want.shape
+    np.testing.assert_array_equal(read(tensor), want)
+    start = data.draw(st.integers(0, len(want)))
+    stop = data.draw(st.integers(start, len(want)))
+    part = tensor.rows(start, stop)
+    assert part.dtype == want.dtype
+    np.testing.assert_array_equal(part, want[start:stop])
+
+
+@given(Cases, st.integers(1, 200))
+def test_segments_and_blocks_are_the_whole_at_any_block_size(
+    make: Make, case: tuple[list[int], int, str | None], block_nbytes: int
+) -> None:
+    tensor, want = make(case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge_model, "BLOCK_BYTES", block_nbytes)
+        assert joined(tensor) == want.tobytes()
+        arrays = [segment for segment in tensor.segments() if not isinstance(segment, ByteRange)]
+    assert all(array.nbytes <= max(block_nbytes, tensor.spec.row_nbytes) for array in arrays)
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks(tensor, block_nbytes)]), want)
+
+
+def test_rows_that_nothing_touches_stay_ranges_of_the_file(make: Make) -> None:
+    tensor, _ = make(([2, 3, 7], 1, None))
+    kinds = [segment.nbytes if isinstance(segment, ByteRange) else segment.shape for segment in tensor.segments()]
+    width = 16
+    assert kinds == [2 * width, (2, 4), 3 * width, (1, 4), 4 * width, (1, 4)]
+    first = next(iter(tensor.segments()))
+    assert isinstance(first, ByteRange)
+    assert first.offset_bytes == 6
+
+
+def test_a_merge_reads_little_more_than_the_rows_it_changes(
+    tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)]).model()
+    read_bytes = 0
+    sound = FileTensor.rows
+
+    def counting(self: FileTensor, start: int, stop: int) -> Array:
+        nonlocal read_bytes
+        rows = sound(self, start, stop)
+        read_bytes += rows.nbytes
+        return rows
+
+    monkeypatch.setattr(FileTensor, "rows", counting)
+    for name in model.specs:
+        list(model.tensor(name).segments())
+    assert read_bytes == len(TRAINED_IDS) * model.specs[EMBED].row_nbytes
+
+
+def test_a_tensor_without_a_pass_is_the_stored_one(tiny_adapter: Path, tiny_tied: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_tied)
+    model = plan_merge(checkpoint, [Adapter.open(tiny_adapter)]).model()
+    merged = [name for name in model.specs if model.tensor(name) is not checkpoint.tensors[name]]
+    assert merged == [EMBED]
+
+
+def test_a_pass_that_breaks_its_promise_is_caught(make: Make) -> None:
+    class Liar(Cast):
+        def out_spec(self, spec: TensorSpec) -> TensorSpec:
+            return spec
+
+    tensor, _ = make(([], 0, None))
+    with pytest.raises(AssertionError, match="promised"):
+        MergedTensor(tensor.source, [Liar("F16")]).rows(0, 2)
+
+
+def test_a_tensor_without_data_has_no_segments_to_loop_over(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    empty = FileTensor(TensorSpec("x", "F32", (1 << 36, 0)), ByteRange(path, 0, 0))
+    assert joined(MergedTensor(empty, [Cast("F16")])) == b""
+    assert tensors.read(empty).shape == (1 << 36, 0)
