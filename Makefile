@@ -29,10 +29,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# peft brings what `ttexport tune` needs; the extra `tune` adds TRL and datasets for those who train with them.
+# The demo trains, so the extra `tune` is part of it.
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing ttexport into $(VENV)"
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[tune]'
 	@touch $@
 
 # llama.cpp is compiled here unless pip has its wheel: about five minutes on two cores.

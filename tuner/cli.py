@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.errors import TTExportError, UsageError
-from tuner.data import read_texts
-from tuner.spec import DEFAULT_EPOCHS, TuneSpec
+from exporter.errors import MissingDependency, TTExportError, UsageError
+from tuner.data import read_examples
+from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, SCHEDULES, TuneSpec
 
 __all__ = ["main", "tune"]
 
 
+_FILE = click.Path(path_type=Path)
+
+
 @click.command(name="tune", short_help="Teach a model a few tokens; writes an adapter folder.")
 @click.argument("base")
-@click.option("--data", required=True, type=click.Path(path_type=Path), help='JSON Lines of {"text": "…"}.')
+@click.option("--data", required=True, type=_FILE, help="JSON Lines of texts, prompts with completions, or chats.")
 @click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="A token to add. Repeatable.")
 @click.option("--token", "tokens", multiple=True, metavar="T", help="A known token to train again. Repeatable.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Adapter folder to write.")
+@click.option("-o", "--out", required=True, type=_FILE, help="Adapter folder to write.")
 @click.option("--special/--no-special", default=False, help="New tokens are special tokens (skipped in clean text).")
 @click.option(
     "--init",
@@ -33,42 +38,88 @@ __all__ = ["main", "tune"]
     help="Start of new rows: mean of the token's pieces, mean of all rows, zeros, or drawn like the other rows.",
 )
 @click.option("--describe", multiple=True, metavar="T=TEXT", help="Start new token T from the mean of TEXT's tokens.")
-@click.option("--lr", type=float, default=5e-3, show_default=True, help="Learning rate of AdamW, falling to 0.")
-@click.option("--steps", type=int, help="Length of the run in batches.")
+@click.option("--lr", type=float, default=DEFAULTS["lr"], show_default=True, help="Highest learning rate of AdamW.")
+@click.option(
+    "--schedule",
+    type=click.Choice(list(SCHEDULES)),
+    default=DEFAULTS["schedule"],
+    show_default=True,
+    help="How the learning rate falls after the warm-up.",
+)
+@click.option("--warmup", type=float, default=DEFAULTS["warmup"], show_default=True, help="Share of steps it rises in.")
+@click.option("--steps", type=int, help="Length of the run in steps.")
 @click.option("--epochs", type=float, help=f"Length of the run in passes over the data; {DEFAULT_EPOCHS:g} by default.")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Texts in a batch.")
-@click.option("--max-length", type=int, default=512, show_default=True, help="Longer texts are cut, in tokens.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same machine: same rows.")
+@click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples at once.")
+@click.option("--accumulate", type=int, default=DEFAULTS["accumulate"], show_default=True, help="Batches in a step.")
+@click.option(
+    "--max-length",
+    type=int,
+    default=DEFAULTS["max_length"],
+    show_default=True,
+    help="In tokens; the rest is cut.",
+)
+@click.option("--seed", type=int, default=DEFAULTS["seed"], show_default=True, help="Same seed, same rows.")
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "f16", "bf16", "auto"]),
-    default="f32",
+    default=DEFAULTS["dtype"],
     show_default=True,
     help="Type of the frozen base in memory; auto keeps what is stored. Rows are float32.",
 )
+@click.option("--bf16", is_flag=True, help="Compute in bfloat16 (autocast).")
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory: compute activations twice.")
 @click.option("--train-head/--no-train-head", default=None, help="Rows in an untied head too; on by default.")
-@click.option("--force", is_flag=True, help="Replace an existing adapter folder.")
+@click.option("--lora-rank", type=int, help="Train a LoRA adapter of this rank beside the rows.")
+@click.option("--lora-targets", metavar="NAMES", help="Modules it changes, with commas, or all-linear; else PEFT's.")
+@click.option("--eval-data", type=_FILE, help="Examples to evaluate on, before, during and after.")
+@click.option("--eval-share", type=float, help="Evaluate on this share of the data, and do not train on it.")
+@click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps; once an epoch by default.")
+@click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without progress; keep the best.")
+@click.option("--save-every", type=int, metavar="N", help="Write a checkpoint every N steps.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint; ends in the same rows.")
+@click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard.")
+@click.option("--force", is_flag=True, help="Replace an existing adapter folder, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show where an unexpected error arose.")
-def tune(*, describe: Sequence[str], as_json: bool, quiet: bool, **options: Any) -> None:
+def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Teach the model BASE (a checkpoint folder or hub id) a few tokens.
 
     Only the rows of these tokens are trained; a weight-tied output head follows them. The result is an adapter folder
     that stock PEFT loads and `ttexport merge` turns into artifacts.
+
+    A line of the data is {"text": …}, or {"prompt": …, "completion": …} to learn the completion, or {"messages": […]}
+    to learn what the assistant says. Several processes: `torchrun -m tuner …` or `accelerate launch -m tuner …`, with
+    the same arguments.
     """
     if not options["new_tokens"] and not options["tokens"]:
         raise UsageError("no token to train: give --new-token or --token at least once")
-    spec = TuneSpec(descriptions=_descriptions(describe), **options)
-    texts = read_texts(spec.data)  # before the imports that take seconds
+    targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
+    spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
+    examples = read_examples(spec.data)  # before the imports that take seconds
+    _require_extra(tensorboard=spec.tensorboard is not None)
     from tuner.train import tune as run
 
-    with _progress(quiet) as (on_step, on_note):
-        record = run(spec, texts, on_step=on_step, on_note=on_note)
+    with _progress(quiet or not _is_first_process()) as (on_step, on_note):
+        record = run(spec, examples, on_step=on_step, on_note=on_note)
+    if not _is_first_process():
+        return
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         click.echo(record["adapter"])
+
+
+def _require_extra(*, tensorboard: bool) -> None:
+    """Raise MissingDependency unless the packages of the extra ``tune`` are there; imports none of them."""
+    for package in ("trl", "datasets", "accelerate", "matplotlib", *(("tensorboardX",) if tensorboard else ())):
+        if find_spec(package) is None:
+            raise MissingDependency(package, needed_for="ttexport tune", install="ttexport[tune]")
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only process or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _descriptions(pairs: Sequence[str]) -> dict[str, str]:

@@ -12,16 +12,11 @@ from typing import Any
 
 from exporter.errors import OutputError, UsageError, writing
 
-__all__ = ["staged", "write_adapter"]
+__all__ = ["check_output", "staged", "write_adapter"]
 
 
-@contextmanager
-def staged(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that takes its place when the block ends well, and is removed otherwise.
-
-    force: replace an existing adapter folder (and nothing else).  inputs: paths that ``out`` must not contain.
-    Raises: OutputError when ``out`` exists or cannot be written, UsageError when it would replace an input.
-    """
+def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse an output before any work is done for it; arguments and errors as for ``staged``."""
     out = Path(os.path.abspath(out))
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
@@ -31,6 +26,17 @@ def staged(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator
             raise OutputError(out, "exists already; choose another name, or replace it with --force")
         if not (out / "adapter_config.json").is_file():
             raise OutputError(out, "is not an adapter folder, so --force does not replace it")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield an empty folder beside ``out`` that takes its place when the block ends well, and is removed otherwise.
+
+    force: replace an existing adapter folder (and nothing else).  inputs: paths that ``out`` must not contain.
+    Raises: OutputError when ``out`` exists or cannot be written, UsageError when it would replace an input.
+    """
+    check_output(out, force=force, inputs=inputs)
+    out = Path(os.path.abspath(out))
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,13 +63,14 @@ def _promote(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any]) -> None:
+def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any], state: Any = None) -> None:
     """Write the files of stock PEFT, the tokenizer's own, and ``record`` as train.json; modes follow umask.
 
+    state: the trained parameters by name, where ``model`` does not hold them whole; None takes the model's.
     The embedding matrix is never saved, even if it grew: rows of tokens that are not trained belong to the base.
     """
     with writing(folder):
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template of a card, with nothing filled in
         tokenizer.save_pretrained(folder)
         (folder / "train.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")

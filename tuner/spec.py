@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from exporter.errors import BadInput, UsageError
 
-__all__ = ["DEFAULT_EPOCHS", "TuneSpec"]
+__all__ = ["DEFAULTS", "DEFAULT_EPOCHS", "SCHEDULES", "TuneSpec"]
 
 DEFAULT_EPOCHS: Final = 3.0
+
+# Name here → name in transformers. All of them start with the warm-up.
+SCHEDULES: Final[Mapping[str, str]] = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant_with_warmup",
+}
+
+_POSITIVE: Final = (
+    "lr", "steps", "epochs", "batch_size", "accumulate", "max_length", "eval_every", "patience", "save_every",
+    "lora_rank",
+)  # fmt: skip
+
+# Fields that say where things are or how to talk, and so do not change the rows that come out. The contents of the
+# files are compared by digest.
+_PLACES: Final = ("base", "data", "out", "eval_data", "tensorboard", "force", "resume", "save_every")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +36,14 @@ class TuneSpec:
 
     base: checkpoint folder or hub id.  new_tokens: to be added.  tokens: known ones to be trained again.  special: new
     tokens are special tokens.  init: start of new rows (``tuner.vocab.INITS``).  descriptions: new token → text to
-    start from instead.  steps, epochs: length of the run, at most one of them.  max_length: in tokens.  dtype: of the
-    frozen base (f32, f16, bf16, auto); rows are float32 always.  train_head: None trains an untied head's rows too.
+    start from instead.  steps, epochs: length of the run, at most one of them.  batch_size: examples a process takes
+    at once.  accumulate: batches a step adds up.  max_length: in tokens.  warmup: share of the steps, in [0, 1).
+    dtype: of the frozen base (f32, f16, bf16, auto); rows are float32 always.  bf16: compute in bfloat16 (autocast).
+    gradient_checkpointing: compute activations twice instead of keeping them.  train_head: None trains an untied
+    head's rows too.  lora_rank, lora_targets: a LoRA adapter beside the rows; no targets: PEFT's for the architecture.
+    eval_data, eval_share: examples to evaluate on, a file or a share of ``data``.  eval_every: in steps, None once an
+    epoch.  patience: stop after so many evaluations without progress, and keep the best rows.  save_every: steps
+    between checkpoints.  resume: continue from the last one.  tensorboard: folder for its event files.
     """
 
     base: str
@@ -32,23 +54,87 @@ class TuneSpec:
     special: bool = False
     init: str = "subtokens"
     descriptions: Mapping[str, str] = field(default_factory=dict)
-    lr: float = 5e-3
+    lr: float = 1e-2
+    schedule: str = "cosine"
+    warmup: float = 0.1
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 8
+    accumulate: int = 1
     max_length: int = 512
     seed: int = 0
     dtype: str = "f32"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
     train_head: bool | None = None
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ()
+    eval_data: Path | None = None
+    eval_share: float | None = None
+    eval_every: int | None = None
+    patience: int | None = None
+    save_every: int | None = None
+    resume: bool = False
+    tensorboard: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError or BadInput for a run that cannot be meant."""
         if not self.new_tokens and not self.tokens:
             raise BadInput("no token to train: expected at least one in new_tokens or tokens")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{_option(name)}: expected more than 0, found {value}")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"--warmup: expected a share in [0, 1), found {self.warmup}")
+        if self.eval_share is not None and not 0 < self.eval_share < 1:
+            raise UsageError(f"--eval-share: expected a share in (0, 1), found {self.eval_share}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"--schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("--steps and --epochs contradict each other: give one of them")
-        for name in ("lr", "steps", "epochs", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')}: expected more than 0, found {value}")
+        if self.eval_data is not None and self.eval_share is not None:
+            raise UsageError("--eval-data and --eval-share contradict each other: give one of them")
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) is not None and not self.evaluates:
+                raise UsageError(f"{_option(name)}: nothing to evaluate on; give --eval-data or --eval-share")
+        if self.lora_targets and self.lora_rank is None:
+            raise UsageError("--lora-targets: needs --lora-rank")
+        # The best rows are those of a checkpoint, so with patience every checkpoint must have been evaluated.
+        evaluated = (
+            self.eval_every is not None and self.save_every is not None and not self.save_every % self.eval_every
+        )
+        if self.patience is not None and self.save_every is not None and not evaluated:
+            raise UsageError("--save-every: with --patience, expected a multiple of --eval-every")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.eval_data is not None or self.eval_share is not None
+
+    @property
+    def saves(self) -> bool:
+        """Whether the run writes checkpoints; the best rows are kept in one."""
+        return self.save_every is not None or self.patience is not None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the outcome, as JSON values; two runs with the same settings and files are the same."""
+        found = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _PLACES}
+        return {
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in found.items()
+        }
+
+
+# What a field is when nobody says anything; the fields that have no such value are not in it.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    entry.name: entry.default for entry in fields(TuneSpec) if entry.default is not MISSING
+}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

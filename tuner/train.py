@@ -2,74 +2,99 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+from trl.trainer.sft_config import SFTConfig
 
-from exporter.errors import BadInput, TTExportError, UsageError
-from tuner.base import Base, load_base, open_base, stored_embedding
-from tuner.config import TrainableTokensConfig
-from tuner.data import Texts, encode_texts, read_texts
-from tuner.enable import get_peft_model
-from tuner.folder import staged, write_adapter
-from tuner.spec import DEFAULT_EPOCHS, TuneSpec
-from tuner.tying import output_embedding, tied_module_names
+from exporter.errors import BadInput, TTExportError
+from tuner.adapt import adapt
+from tuner.base import Base, StoredTensor, load_base, open_base, stored_embedding
+from tuner.data import Examples, read_examples, split_examples
+from tuner.enable import enabled
+from tuner.encode import Encoded, encode_examples
+from tuner.folder import check_output, staged, write_adapter
+from tuner.report import losses, write_curve, write_metrics
+from tuner.spec import DEFAULT_EPOCHS, SCHEDULES, TuneSpec
+from tuner.trainer import OnStep, RowsTrainer
 from tuner.vocab import add_tokens, embedding_rows, existing_token_id
+from tuner.work import last_checkpoint, start_or_resume, work_folder
 
-__all__ = ["collate", "tune"]
+__all__ = ["tune"]
 
-# (step, steps of the whole run, loss of the step)
-OnStep = Callable[[int, int, float], None]
 OnNote = Callable[[str], None]
 
-_PACKAGES: Final = ("ttexport", "torch", "transformers", "peft", "tokenizers")
-_NO_LOSS: Final = -100  # the label that torch's cross entropy leaves out
+_PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The examples of a run as they were read, and as ids."""
+
+    train: Examples
+    evaluate: Examples | None
+    encoded: Encoded
+    held_out: Encoded | None
 
 
 def tune(
-    spec: TuneSpec, texts: Texts | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
+    spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
 ) -> dict[str, Any]:
     """Run ``spec`` and return the record that is also written as train.json, with the adapter's path.
 
-    texts: what ``spec.data`` holds, if it was read already.
-    Nothing is left at ``spec.out`` unless all went well. Raises: errors of ``exporter.errors`` only, for bad input.
+    examples: what ``spec.data`` holds, if it was read already.
+    Nothing is left at ``spec.out`` unless all went well; checkpoints, if asked for, are beside it until then. Started
+    by torchrun or ``accelerate launch``, every process runs this and the first one writes.
+    Raises: errors of ``exporter.errors`` only, for bad input.
     """
-    texts = read_texts(spec.data) if texts is None else texts
+    note = on_note or _ignore
+    examples = read_examples(spec.data) if examples is None else examples
+    held_out = read_examples(spec.eval_data) if spec.eval_data is not None else None
+    if spec.eval_share is not None:
+        examples, held_out = split_examples(examples, spec.eval_share, spec.seed)
     base = open_base(spec.base)
-    with staged(spec.out, force=spec.force, inputs=(base.folder, spec.data)) as folder:
-        model, tokenizer = load_base(base, spec.dtype)
-        embedding = stored_embedding(base, model)
-        # Known tokens first: they are looked up in the vocabulary as the base has it.
-        known = [existing_token_id(tokenizer, token, embedding_rows(model)) for token in spec.tokens]
-        added = add_tokens(
-            model,
-            tokenizer,
-            spec.new_tokens,
-            special=spec.special,
-            init=spec.init,
-            descriptions=spec.descriptions,
-            seed=spec.seed,
-        )
-        tokens = _token_list(spec, added, known)
-        encoded, cut = encode_texts(tokenizer, texts.texts, spec.max_length)
-        _note_data(tokens, encoded, cut, spec, on_note or _ignore)
-        tuned = _wrap(model, base, tokens, spec)
-        losses = _run(tuned, encoded, spec, tokenizer.pad_token_id or 0, on_step)
-        record = {
-            "tokens": tokens,
-            "base": base.given,
-            "base_tensor": {"name": embedding.name, "dtype": embedding.dtype, "shape": list(embedding.shape)},
-            "base_digest": embedding.digest,
-            **_record(spec, texts, losses),
-        }
-        write_adapter(folder, tuned, tokenizer, record)
+    inputs = tuple(path for path in (base.folder, spec.data, spec.eval_data) if path is not None)
+    check_output(spec.out, force=spec.force, inputs=inputs)
+    model, tokenizer = load_base(base, spec.dtype)
+    embedding = stored_embedding(base, model)
+    # Known tokens first: they are looked up in the vocabulary as the base has it.
+    known = [existing_token_id(tokenizer, token, embedding_rows(model)) for token in spec.tokens]
+    added = add_tokens(
+        model,
+        tokenizer,
+        spec.new_tokens,
+        special=spec.special,
+        init=spec.init,
+        descriptions=spec.descriptions,
+        seed=spec.seed,
+    )
+    tokens = _token_list(spec, added, known)
+    data = _encode(tokenizer, examples, held_out, spec)
+    _note_data(tokens, data, spec, note)
+    set_seed(spec.seed)  # a LoRA adapter starts at random
+    tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
+    record = {"tokens": tokens, **_record(spec, base, embedding, data)}
+    with enabled():  # checkpoints are loaded into the model by stock PEFT
+        trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
+        state = _train(trainer, spec, record, note)
+        record["settings"]["steps"] = trainer.state.global_step
+        record["processes"] = trainer.args.world_size
+        record["losses"] = losses(trainer.state.log_history)
+        if trainer.args.should_save:
+            with staged(spec.out, force=spec.force, inputs=inputs) as folder:
+                write_metrics(folder, trainer.state.log_history)
+                write_curve(folder, trainer.state.log_history)
+                write_adapter(folder, tuned, tokenizer, record, state)
+            shutil.rmtree(work_folder(spec.out), ignore_errors=True)
     return {"adapter": str(spec.out), **record}
 
 
@@ -87,112 +112,41 @@ def _token_list(spec: TuneSpec, added: list[int], known: list[int]) -> list[dict
     return tokens + [{"token": token, "id": i, "new": False} for token, i in zip(spec.tokens, known, strict=True)]
 
 
-def _note_data(tokens: list[dict[str, Any]], encoded: list[list[int]], cut: int, spec: TuneSpec, note: OnNote) -> None:
+def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Examples | None, spec: TuneSpec) -> _Data:
+    encoded = encode_examples(tokenizer, examples, spec.max_length)
+    evaluated = None if held_out is None else encode_examples(tokenizer, held_out, spec.max_length)
+    return _Data(examples, held_out, encoded, evaluated)
+
+
+def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
     """Count the tokens in the data (kept in the record), and say what a user will want to know before waiting."""
+    encoded = data.encoded
     for entry in tokens:
-        entry["occurrences"] = sum(ids.count(entry["id"]) for ids in encoded)
+        entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
         if not entry["occurrences"]:
             note(f"{entry['token']!r} (id {entry['id']}) does not occur in the data: its row learns only to be avoided")
-    if cut:
-        note(f"{cut} of {len(encoded)} texts were cut to {spec.max_length} tokens (--max-length)")
+    if encoded.cut:
+        note(f"{encoded.cut} of {len(data.train.examples)} texts were cut to {spec.max_length} tokens (--max-length)")
+    if encoded.dropped:
+        lines = ", ".join(map(str, encoded.dropped[:5])) + (", …" if len(encoded.dropped) > 5 else "")
+        note(f"{len(encoded.dropped)} examples were left out, as they have nothing to learn: line {lines}")
 
 
-def _wrap(model: PreTrainedModel, base: Base, tokens: list[dict[str, Any]], spec: TuneSpec) -> Any:
-    """Return the model as a PeftModel with rows for ``tokens``, in the head too if it is untied."""
-    untied = output_embedding(model) is not None and not tied_module_names(model)
-    if untied and spec.train_head is False and spec.new_tokens:
-        raise UsageError("--no-train-head: the base has an untied head, which needs rows for the new tokens too")
-    config = TrainableTokensConfig(
-        token_indices=[entry["id"] for entry in tokens],
-        task_type="CAUSAL_LM",
-        train_head=untied and spec.train_head is not False,
-    )
-    tuned = get_peft_model(model, config)
-    tuned.peft_config["default"].base_model_name_or_path = base.given
-    return tuned
-
-
-def collate(batch: Sequence[dict[str, list[int]]], padding_id: int) -> dict[str, Tensor]:
-    """Return a right-padded batch: input_ids, attention_mask and labels, each (batch, longest) int64."""
-    longest = max(len(example["input_ids"]) for example in batch)
-    ids = torch.full((len(batch), longest), padding_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, _NO_LOSS)
-    for row, example in enumerate(batch):
-        tokens = torch.tensor(example["input_ids"], dtype=torch.int64)
-        ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-class _Rows(Trainer):
-    """Trainer that keeps every step's loss and reports it; nothing is logged or printed elsewhere."""
-
-    def __init__(self, *args: Any, on_step: OnStep | None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
-        self.losses: list[float] = []
-        self._on_step = on_step
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TTExportError(f"the loss of step {len(self.losses) + 1} is {value}; a lower --lr may help")
-        self.losses.append(value)
-        if self._on_step is not None:
-            self._on_step(len(self.losses), self.state.max_steps, value)
-        return loss
-
-
-def _run(model: Any, encoded: list[list[int]], spec: TuneSpec, padding_id: int, on_step: OnStep | None) -> list[float]:
-    """Train and return the loss of every step. AdamW sees only what requires a gradient: the rows."""
-    with tempfile.TemporaryDirectory(prefix="ttexport-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=spec.batch_size,
-            max_steps=spec.steps if spec.steps is not None else -1,
-            num_train_epochs=spec.epochs if spec.epochs is not None else DEFAULT_EPOCHS,
-            learning_rate=spec.lr,
-            weight_decay=0.0,  # decay would pull rows to zero, and the base's rows are not there
-            seed=spec.seed,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        trainer = _Rows(
-            model=model,
-            args=arguments,
-            train_dataset=[{"input_ids": ids} for ids in encoded],
-            data_collator=partial(collate, padding_id=padding_id),
-            on_step=on_step,
-        )
-        trainer.train()
-    return trainer.losses
-
-
-def _record(spec: TuneSpec, texts: Texts, losses: list[float]) -> dict[str, Any]:
-    return {
+def _record(spec: TuneSpec, base: Base, embedding: StoredTensor, data: _Data) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "base": base.given,
+        "base_tensor": {"name": embedding.name, "dtype": embedding.dtype, "shape": list(embedding.shape)},
+        "base_digest": embedding.digest,
         "data": spec.data.name,
-        "data_digest": texts.digest,
-        "examples": len(texts.texts),
-        "settings": {
-            "seed": spec.seed,
-            "lr": spec.lr,
-            "steps": len(losses),
-            "batch_size": spec.batch_size,
-            "max_length": spec.max_length,
-            "init": spec.init,
-            "dtype": spec.dtype,
-        },
-        "seed": spec.seed,
-        "losses": {"first": losses[0], "last": losses[-1]},
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "data_digest": data.train.digest,
+        "kind": data.train.kind,
+        "examples": len(data.encoded.examples),
     }
+    if data.evaluate is not None and data.held_out is not None:
+        record |= {"eval_digest": data.evaluate.digest, "eval_examples": len(data.held_out.examples)}
+    settings = {name: value for name, value in spec.settings().items() if name not in ("new_tokens", "tokens")}
+    versions = {name: found for name in _PACKAGES if (found := _version(name))}
+    return record | {"settings": settings, "seed": spec.seed, "versions": versions}
 
 
 def _version(package: str) -> str | None:
@@ -200,3 +154,129 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None  # ttexport itself, when run from its source folder
+
+
+def _trainer(
+    tuned: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: _Data,
+    spec: TuneSpec,
+    token_ids: list[int],
+    on_step: OnStep | None,
+) -> RowsTrainer:
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token will do
+    disable_progress_bar()
+    callbacks: list[Any] = []
+    if spec.patience is not None:
+        callbacks.append(EarlyStoppingCallback(spec.patience))
+    if spec.tensorboard is not None:
+        callbacks.append(_tensorboard(spec.tensorboard))
+    return RowsTrainer(
+        model=tuned,
+        token_ids=token_ids,
+        on_step=on_step,
+        args=_arguments(spec),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(data.encoded.examples),
+        eval_dataset=None if data.held_out is None else Dataset.from_list(data.held_out.examples),
+        callbacks=callbacks,
+    )
+
+
+def _tensorboard(folder: Path) -> Any:
+    from tensorboardX import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder)))
+
+
+def _arguments(spec: TuneSpec) -> SFTConfig:
+    """Return what transformers and TRL are told; what they would report, they report to our callbacks only."""
+    evaluation: dict[str, Any] = {"eval_strategy": "no"}
+    if spec.evaluates:
+        evaluation = {"eval_strategy": "steps" if spec.eval_every else "epoch", "eval_steps": spec.eval_every}
+    saving: dict[str, Any] = {"save_strategy": "no"}
+    if spec.save_every is not None:
+        saving = {"save_strategy": "steps", "save_steps": spec.save_every}
+    elif spec.patience is not None:
+        saving = {"save_strategy": evaluation["eval_strategy"], "save_steps": spec.eval_every or 500}
+    return SFTConfig(
+        output_dir=str(work_folder(spec.out)),
+        use_cpu=not torch.accelerator.is_available(),
+        per_device_train_batch_size=spec.batch_size,
+        per_device_eval_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.accumulate,
+        max_steps=spec.steps if spec.steps is not None else -1,
+        num_train_epochs=spec.epochs if spec.epochs is not None else DEFAULT_EPOCHS,
+        learning_rate=spec.lr,
+        lr_scheduler_type=SCHEDULES[spec.schedule],
+        warmup_steps=spec.warmup,
+        weight_decay=0.0,  # decay would pull rows to zero, and the base's rows are not there
+        bf16=spec.bf16,
+        activation_checkpointing=spec.gradient_checkpointing,
+        seed=spec.seed,
+        max_length=None,  # the examples are cut already, and counted
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        eval_on_start=spec.evaluates,
+        prediction_loss_only=True,
+        save_total_limit=2,  # one may be half written when the power goes
+        load_best_model_at_end=spec.patience is not None,
+        metric_for_best_model="eval_loss" if spec.patience is not None else None,
+        greater_is_better=False if spec.patience is not None else None,
+        ddp_find_unused_parameters=False,  # every row is part of every step
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        **evaluation,
+        **saving,
+    )
+
+
+def _train(trainer: RowsTrainer, spec: TuneSpec, record: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
+    """Train, from the start or the last checkpoint, and return the trained parameters."""
+    arguments = trainer.args
+    work = work_folder(spec.out)
+    checkpoint: Path | None = None
+    with arguments.main_process_first(local=False):
+        if arguments.should_save:
+            checkpoint = start_or_resume(
+                work, _identity(spec, record, arguments.world_size), resume=spec.resume, force=spec.force
+            )
+        elif spec.resume:
+            checkpoint = last_checkpoint(work)
+    if checkpoint is not None:
+        note(f"continuing after step {checkpoint.name.rpartition('-')[2]}")
+        arguments.eval_on_start = False
+    elif spec.resume:
+        note("no checkpoint to continue from: starting anew")
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if spec.evaluates and _is_stale(trainer):
+            trainer.evaluate()
+        state = trainer.trained_state()
+        if any(not torch.isfinite(tensor).all() for tensor in state.values()):
+            raise TTExportError("the trained rows are not finite; try a lower --lr")
+    finally:
+        if arguments.should_save and last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+    return state
+
+
+def _is_stale(trainer: RowsTrainer) -> bool:
+    """Whether the last evaluation was of other rows than those that are there now."""
+    if trainer.args.load_best_model_at_end:
+        return True
+    return not any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
+    )
+
+
+def _identity(spec: TuneSpec, record: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Return what must be equal for a checkpoint to be continued; JSON values, flat so that a difference has a name."""
+    digests = {name: record.get(name) for name in ("base_digest", "data_digest", "eval_digest")}
+    run = {**digests, **spec.settings(), "processes": processes}
+    return dict(json.loads(json.dumps(run)))

@@ -53,6 +53,8 @@ def test_the_folder_holds_what_stock_peft_and_the_tokenizer_write_and_the_record
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "loss.png",
+        "metrics.jsonl",
         "tokenizer.json",
         "tokenizer_config.json",
         "train.json",

@@ -48,6 +48,17 @@ def test_no_token_is_a_usage_error(base: Path, data: Path, capfd: Any) -> None:
         ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs"),
         ((*NEW, "--lr", "0"), 2, "--lr: expected more than 0"),
         ((*NEW, "--lr", "nan"), 2, "--lr: expected more than 0"),
+        ((*NEW, "--warmup", "1"), 2, "--warmup: expected a share in [0, 1)"),
+        ((*NEW, "--eval-share", "1"), 2, "--eval-share: expected a share in (0, 1)"),
+        ((*NEW, "--eval-share", "0.9"), 4, "expected more than 3 examples to hold out 0.9, found 3"),
+        ((*NEW, "--eval-share", "0.5", "--eval-data", "x"), 2, "--eval-data and --eval-share"),
+        ((*NEW, "--eval-data", "x"), 4, "x: no such file"),
+        ((*NEW, "--patience", "1"), 2, "--patience: nothing to evaluate on"),
+        ((*NEW, "--eval-every", "1"), 2, "--eval-every: nothing to evaluate on"),
+        ((*NEW, "--eval-share", "0.5", "--patience", "1", "--save-every", "3"), 2, "a multiple of --eval-every"),
+        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: needs --lora-rank"),
+        ((*NEW, "--lora-rank", "2", "--lora-targets", "nothing"), 4, "--lora-targets: Target modules"),
+        ((*NEW, "--max-length", "1"), 4, "data.jsonl: expected something to learn in 1 tokens"),
     ],
 )
 def test_requests_that_cannot_be_met(
@@ -68,9 +79,12 @@ def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> Non
     refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
 
 
-def test_chat_lines_are_said_to_be_out_of_scope(base: Path, data: Path, capfd: Any) -> None:
-    data.write_text('{"messages": []}\n')
-    refused(capfd, 5, f'{data}:1 has "messages"', base, data, *NEW)
+def test_kinds_are_not_mixed(base: Path, data: Path, capfd: Any) -> None:
+    data.write_text('{"text": "a"}\n{"prompt": "a", "completion": "b"}\n')
+    refused(capfd, 4, f'{data}:2: expected "text" as in line 1, found "prompt"', base, data, *NEW)
+    (data.parent / "eval.jsonl").write_text('{"test": "a"}\n')
+    data.write_text('{"text": "a"}\n')
+    refused(capfd, 4, "eval.jsonl:1: expected", base, data, *NEW, "--eval-data", str(data.parent / "eval.jsonl"))
 
 
 def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
@@ -150,4 +164,4 @@ def test_encoder_decoder_models_are_out_of_scope(broken: Path, data: Path, capfd
 
 
 def test_a_run_that_diverges_leaves_nothing(base: Path, data: Path, capfd: Any) -> None:
-    refused(capfd, 1, "a lower --lr may help", base, data, *NEW, "--lr", "1e38", "--steps", "5")
+    refused(capfd, 1, "try a lower --lr", base, data, *NEW, "--lr", "1e38", "--steps", "5")
