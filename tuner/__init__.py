@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.config import TrainableTokensConfig
-    from tuner.enable import enabled, get_peft_model, load_peft_model
     from tuner.layer import TrainableTokensLayer
     from tuner.model import TrainableTokensModel
+    from tuner.switch import Enabled, enable, get_peft_model, load_peft_model
 
 __all__ = [
+    "Enabled",
     "TrainableTokensConfig",
     "TrainableTokensLayer",
     "TrainableTokensModel",
-    "enabled",
+    "enable",
     "get_peft_model",
     "load_peft_model",
 ]
@@ -27,9 +28,10 @@ _HOME = {
     "TrainableTokensConfig": "tuner.config",
     "TrainableTokensLayer": "tuner.layer",
     "TrainableTokensModel": "tuner.model",
-    "enabled": "tuner.enable",
-    "get_peft_model": "tuner.enable",
-    "load_peft_model": "tuner.enable",
+    "Enabled": "tuner.switch",
+    "enable": "tuner.switch",
+    "get_peft_model": "tuner.switch",
+    "load_peft_model": "tuner.switch",
 }
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from exporter.errors import BadInput, UsageError
 from tuner.base import Base
 from tuner.config import TrainableTokensConfig
-from tuner.enable import get_peft_model
 from tuner.spec import TuneSpec
+from tuner.switch import get_peft_model
 from tuner.tying import input_embedding, output_embedding, tied_module_names
 
 __all__ = ["adapt"]

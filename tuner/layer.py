@@ -13,7 +13,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from tuner.rows import RowIndex, head_with_rows, shorten, substitute_rows
+from tuner.rows import RowIndex, head_with_rows, scaled, shorten, substitute_rows
 
 __all__ = ["TrainableTokensLayer"]
 
@@ -139,6 +139,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         """Return a merged copy (V, H) of the matrix; PEFT's wrappers ask for it, nothing in this package does."""
         merged = self.weight
         for name in active_adapters:
+            if name not in self.token_indices:
+                continue
             index = torch.tensor(self.token_indices[name], dtype=torch.int64, device=merged.device)
             merged = merged.index_copy(0, index, self.trainable_tokens_delta[name].to(merged))
         return merged
@@ -172,7 +174,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             # nn.Embedding would shorten rows of the frozen matrix in place; shorten what was looked up instead.
             looked_up = F.embedding(x, base.weight, base.padding_idx)
             shorten(looked_up, base.max_norm, base.norm_type)
-            looked_up = looked_up if scale is None else looked_up * scale.to(looked_up.dtype)
+            looked_up = looked_up if scale is None else scaled(looked_up, scale)
         return substitute_rows(
             looked_up,
             x,
@@ -238,16 +240,15 @@ def _features(base: nn.Module) -> tuple[int, int]:
     return features
 
 
-def _embed_scale(base: nn.Module) -> Tensor | None:
-    """Return the factor that some embeddings (gemma3, bart) multiply their output with, None without one."""
+def _embed_scale(base: nn.Module) -> Tensor | float | None:
+    """Return the factor that some embeddings multiply their output with (gemma3: tensor, bart: number), None without.
+
+    A tensor of several numbers is not one: it belongs to a forward that we do not know, as stock PEFT has it.
+    """
     scale = getattr(base, "embed_scale", None)
-    if scale is None:
-        return None
     if isinstance(scale, Tensor):
-        return scale
-    weight = base.weight
-    assert isinstance(weight, Tensor)
-    return torch.tensor(scale, dtype=weight.dtype, device=weight.device)
+        return scale if scale.numel() == 1 else None
+    return float(scale) if isinstance(scale, int | float) else None
 
 
 def _write_rows(weight: Tensor, token_ids: Sequence[int], rows: Tensor) -> None:

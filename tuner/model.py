@@ -122,7 +122,6 @@ class TrainableTokensModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
         tied_adapter: nn.Module | None = None,
-        **kwargs: Any,
     ) -> None:
         """PEFT's entry; see ``_create_and_replace_dict``."""
         options = {**peft_config.to_dict(), "tied_adapter": tied_adapter}

@@ -51,7 +51,7 @@ def substitute_rows(
     index: RowIndex,
     *,
     dtype: torch.dtype,
-    scale: Tensor | None = None,
+    scale: Tensor | float | None = None,
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
@@ -78,11 +78,19 @@ def substitute_rows(
         hits = hits.clone()  # `to` may have returned an alias of what autograd needs
         shorten(hits, max_norm, norm_type)
     if scale is not None:
-        hits = hits * scale.to(dtype)
+        hits = scaled(hits, scale)
     if looked_up.requires_grad and looked_up.is_leaf:
         looked_up = looked_up.clone()  # a hook made the lookup a leaf (input gradients for checkpointing)
     looked_up.view(-1, looked_up.shape[-1]).index_copy_(0, where, hits.to(looked_up.dtype))
     return looked_up
+
+
+def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
+    """Return vectors (..., H) times ``scale``; a number is not rounded to their dtype first, a tensor is.
+
+    That is what the embeddings of transformers do with the one (bart) and the other (gemma3).
+    """
+    return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
 
 def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
@@ -112,9 +120,11 @@ class _HeadWithRows(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:
         kind = hidden.device.type
         autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
+        # Without autocast a hidden state of another dtype is refused by the product, as in nn.Linear: casting the
+        # matrix to it would copy (V, H).
+        dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
         with torch.autocast(kind, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
+            h, w = (hidden.to(dtype), weight.to(dtype)) if autocast else (hidden, weight)
             b = None if bias is None else bias.to(dtype)
             r = rows.to(weight.dtype).to(dtype)
             logits = torch.nn.functional.linear(h, w, b)

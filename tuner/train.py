@@ -20,11 +20,11 @@ from exporter.errors import BadInput, TTExportError
 from tuner.adapt import adapt
 from tuner.base import Base, StoredTensor, load_base, open_base, stored_embedding
 from tuner.data import Examples, read_examples, split_examples
-from tuner.enable import enabled
 from tuner.encode import Encoded, encode_examples
 from tuner.folder import check_output, staged, write_adapter
 from tuner.report import losses, write_curve, write_metrics
 from tuner.spec import DEFAULT_EPOCHS, SCHEDULES, TuneSpec
+from tuner.switch import enable
 from tuner.trainer import OnStep, RowsTrainer
 from tuner.vocab import add_tokens, embedding_rows, existing_token_id
 from tuner.work import last_checkpoint, start_or_resume, work_folder
@@ -83,7 +83,7 @@ def tune(
     set_seed(spec.seed)  # a LoRA adapter starts at random
     tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
     record = {"tokens": tokens, **_record(spec, base, embedding, data)}
-    with enabled():  # checkpoints are loaded into the model by stock PEFT
+    with enable():  # checkpoints are loaded into the model by stock PEFT
         trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
         state = _train(trainer, spec, record, note)
         record["settings"]["steps"] = trainer.state.global_step

@@ -1,7 +1,8 @@
 """Which modules use the input embedding's matrix too, decided by evidence and not by the architecture's name.
 
-The evidence, strongest first: the weights share storage; the config says so and the weights are equal or not loaded
-yet. A config that says "tied" about two different matrices is not believed.
+The evidence, strongest first: the weights share storage; the config (or its text config) says so; where no config says
+anything, the model's class declares so. The latter two are believed only if the weights are equal or not loaded yet: a
+T5 v1.1 checkpoint has a head of its own under a config that says "tied".
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["config_says_tied", "input_embedding", "output_embedding", "tied_module_names"]
-
-_WRAPPED = ".base_layer"
+__all__ = ["config_says_tied", "input_embedding", "output_embedding", "tied_module_names", "unwrap"]
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
@@ -40,18 +39,22 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the innermost module below tuner layers."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+    """Return the innermost module below tuner layers and the wrappers that PEFT puts beside another adapter."""
+    while True:
+        inner = getattr(module, "base_layer", None)
+        if not isinstance(inner, nn.Module):
+            inner = getattr(module, "original_module", None)
+        if not isinstance(inner, nn.Module):
+            return module
         module = inner
-    return module
 
 
-def config_says_tied(config: Any) -> bool:
-    """Return what the config says: its own ``tie_word_embeddings``, else that of its (nested) text config."""
+def config_says_tied(config: Any) -> bool | None:
+    """Return what the config says: its own ``tie_word_embeddings``, else its text config's; None if neither has one."""
     said = getattr(config, "tie_word_embeddings", None)
     if said is None and hasattr(config, "get_text_config"):
         said = getattr(config.get_text_config(), "tie_word_embeddings", None)
-    return bool(said)
+    return None if said is None else bool(said)
 
 
 def tied_module_names(model: nn.Module) -> list[str]:
@@ -65,11 +68,13 @@ def tied_module_names(model: nn.Module) -> list[str]:
     weight = getattr(unwrap(embedding), "weight", None)
     if not isinstance(weight, Tensor):
         return []
-    declared = _declared_names(model) if config_says_tied(getattr(model, "config", None)) else set()
+    said = config_says_tied(getattr(model, "config", None))
+    declared = set() if said is False else _declared_names(model)
+    head = output_embedding(model) if said else None
     return [
         name
         for name, module in _outermost(model)
-        if module is not embedding and _is_tied(unwrap(module), weight, declared=name in declared)
+        if module is not embedding and _is_tied(unwrap(module), weight, declared=module is head or name in declared)
     ]
 
 
@@ -99,9 +104,13 @@ def _same_storage(a: Tensor, b: Tensor) -> bool:
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (name, module) of all modules but those inside a tuner layer; a module under two names comes twice."""
+    inside: tuple[str, ...] = ()
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and not name.endswith(_WRAPPED) and f"{_WRAPPED}." not in name:
-            yield name, module
+        if not name or name.startswith(inside):
+            continue
+        if unwrap(module) is not module:
+            inside = (*inside, f"{name}.")
+        yield name, module
 
 
 def _declared_names(model: nn.Module) -> set[str]:

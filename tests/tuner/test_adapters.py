@@ -182,7 +182,7 @@ def test_rows_beside_a_lora_adapter_train_and_merge_as_in_stock_peft(tied: bool)
             losses.append(loss.item())
         return embedding(model).token_adapter, losses, model.merge_and_unload().state_dict()
 
-    with tuner.enabled():
+    with tuner.enable():
         layer, our_losses, ours_merged = trained()
     assert isinstance(layer, tuner.TrainableTokensLayer)
     _, their_losses, theirs_merged = trained()

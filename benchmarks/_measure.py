@@ -1,0 +1,143 @@
+"""Measuring on a machine that others use too: whole processes, taking turns, compared round by round.
+
+A worker is a process of its own, so that its peak memory is that of one variant alone. Workers take turns one step at a
+time, so that a load that comes and goes meets all of them; ratios are taken within a round, and their median reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass
+class Measured:
+    """What one process reported.  seconds, cpu_seconds: one entry a round.  peak_bytes: of the whole process."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker:
+    """A process that does one step for each line it is sent, and answers with a line of JSON."""
+
+    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"benchmark: worker {self.name!r} ended with code {self.process.wait()}")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def step(self) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        return self.answer()
+
+    def end(self) -> int:
+        """Close the process and return its peak memory in bytes."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        # The kernel's own account of this one child: RUSAGE_CHILDREN would be the largest of all children so far.
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        if self.process.returncode:
+            raise SystemExit(f"benchmark: worker {self.name!r} ended with code {self.process.returncode}")
+        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
+    """Run the workers (name → arguments of the interpreter) in turns and return what each measured.
+
+    The order is turned by one each round, so that nobody always runs after the same neighbour.
+    """
+    running: dict[str, Worker] = {}
+    measured = {name: Measured() for name in workers}
+    try:
+        for name, arguments in workers.items():
+            running[name] = Worker(name, arguments)
+            measured[name].facts = running[name].answer()
+        names = list(workers)
+        for turn in range(warm_up + rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                answer = running[name].step()
+                if turn >= warm_up:
+                    measured[name].seconds.append(answer["seconds"])
+                    measured[name].cpu_seconds.append(answer["cpu_seconds"])
+                measured[name].facts |= answer
+        for name, worker in running.items():
+            measured[name].peak_bytes = worker.end()
+    finally:
+        for worker in running.values():
+            if worker.process.returncode is None:
+                worker.process.kill()
+                worker.process.wait()
+    return measured
+
+
+def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
+    """The worker's side: say ``facts``, then run and time ``step`` for each line that comes."""
+    print(json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        cpu, wall = time.process_time(), time.perf_counter()
+        told = dict(step())
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(json.dumps({"seconds": wall, "cpu_seconds": cpu, **told}), flush=True)
+
+
+def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median over the rounds of mine / other."""
+    return median(a / b for a, b in zip(mine, other, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader of the figures must know about the machine, its load included."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "load_1_5_15_min": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> None:
+    """Print a table: the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(note)
+
+
+def write(name: str, document: Mapping[str, Any]) -> Path:
+    """Write ``document`` as benchmarks/results/``name``.json and return the path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    return path

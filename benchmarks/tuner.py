@@ -1,0 +1,202 @@
+"""One training step: the frozen model, ours, and stock PEFT, in time and peak memory.
+
+The floor is what no way of training rows can avoid: the same frozen model and loss, with the gradient taken to the
+looked-up vectors and no further. Ours and PEFT do that, and their rows, and one AdamW step on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+from benchmarks._measure import Measured, machine, ratio, serve, show, take_turns, write
+
+SHAPES = ((49_152, 576), (262_144, 640))
+COUNTS = (16, 1024)
+VARIANTS = ("floor", "ours", "peft")
+BATCH, LENGTH, LAYERS = 2, 128, 4
+# The bars: ours / floor in time, ours / PEFT in time at the large vocabulary, ours - floor in memory.
+OVER_FLOOR, OVER_PEFT, EXTRA_BYTES = 1.05, 0.7, 50_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="measured steps of each variant")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before the measured ones")
+    parser.add_argument("--shape", type=int, choices=range(len(SHAPES)), help="only this one of the two shapes")
+    parser.add_argument("--worker", nargs=4, metavar=("VARIANT", "V", "H", "K"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        variant, *sizes = options.worker
+        return work(variant, *map(int, sizes))
+    shapes = SHAPES if options.shape is None else (SHAPES[options.shape],)
+    cases = [case(*shape, k, options.warm_up, options.rounds) for shape in shapes for k in COUNTS]
+    report(cases, options.rounds)
+    return None
+
+
+def case(vocab: int, hidden: int, count: int, warm_up: int, rounds: int) -> dict[str, Any]:
+    """Measure the three variants at one size; all figures of a case come from the same rounds."""
+    before = machine()["load_1_5_15_min"]
+    sizes = [str(vocab), str(hidden), str(count)]
+    arguments = {name: ["-m", "benchmarks.tuner", "--worker", name, *sizes] for name in VARIANTS}
+    measured = take_turns(arguments, warm_up=warm_up, rounds=rounds)
+    losses = [measured[name].facts["first_loss"] for name in VARIANTS]
+    if max(losses) - min(losses) > 1e-4:  # float32 sums in another order; a variant that skips work would be far off
+        raise SystemExit(f"benchmark: the variants do not compute the same loss: {losses}")
+    return {
+        "vocab": vocab,
+        "hidden": hidden,
+        "tokens": count,
+        "load_before": before,
+        "load_after": machine()["load_1_5_15_min"],
+        "variants": {name: figures(one) for name, one in measured.items()},
+        **ratios(measured),
+    }
+
+
+def figures(one: Measured) -> dict[str, Any]:
+    return {
+        "seconds_median": median(one.seconds),
+        "seconds_least": min(one.seconds),
+        "cpu_seconds_median": median(one.cpu_seconds),
+        "peak_bytes": one.peak_bytes,
+        "first_loss": one.facts["first_loss"],
+        "seconds": one.seconds,
+        "cpu_seconds": one.cpu_seconds,
+    }
+
+
+def ratios(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    floor, ours, theirs = (measured[name] for name in VARIANTS)
+    result: dict[str, Any] = {"extra_bytes_over_floor": ours.peak_bytes - floor.peak_bytes}
+    for name, other in (("floor", floor), ("peft", theirs)):
+        result[f"time_over_{name}"] = ratio(ours.seconds, other.seconds)
+        result[f"least_time_over_{name}"] = min(ours.seconds) / min(other.seconds)
+        result[f"cpu_time_over_{name}"] = ratio(ours.cpu_seconds, other.cpu_seconds)
+    return result
+
+
+def report(cases: list[dict[str, Any]], rounds: int) -> None:
+    columns = ["V x H, k", "floor s", "ours s", "PEFT s", "ours/floor", "ours/PEFT", "floor MB", "ours MB", "PEFT MB"]
+    rows, failed = [], []
+    for one in cases:
+        variants = [one["variants"][name] for name in VARIANTS]
+        label = f"{one['vocab']:,} x {one['hidden']}, {one['tokens']}"
+        rows.append(
+            [
+                label,
+                *(f"{variant['seconds_median']:.3f}" for variant in variants),
+                f"{one['time_over_floor']:.3f}",
+                f"{one['time_over_peft']:.3f}",
+                *(f"{variant['peak_bytes'] / 1e6:,.0f}" for variant in variants),
+            ]
+        )
+        large = one["vocab"] == SHAPES[-1][0]
+        one["bars_met"] = {
+            f"time over floor <= {OVER_FLOOR}": one["time_over_floor"] <= OVER_FLOOR,
+            f"memory over floor <= {EXTRA_BYTES // 1_000_000} MB": one["extra_bytes_over_floor"] <= EXTRA_BYTES,
+            **({f"time over PEFT <= {OVER_PEFT}": one["time_over_peft"] <= OVER_PEFT} if large else {}),
+        }
+        failed += [f"{label}: missed {bar}" for bar, met in one["bars_met"].items() if not met]
+    load = ", ".join(f"{one['load_before'][0]} → {one['load_after'][0]}" for one in cases)
+    title = f"One training step, tied llama of {LAYERS} layers, {BATCH} x {LENGTH} tokens, float32, {rounds} rounds"
+    notes = [f"load (1 min) before → after each case: {load}", *(failed or ["all bars met"])]
+    show(title, columns, rows, notes=notes)
+    path = write("tuner", {"machine": machine(), "rounds": rounds, "cases": cases})
+    print(f"written: {path}")
+
+
+# --- the worker: only this part imports torch ---------------------------------------------------------------------
+
+
+def work(variant: str, vocab: int, hidden: int, count: int) -> None:
+    import torch
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    generator = torch.Generator().manual_seed(1)
+    token_ids = torch.randperm(vocab, generator=generator)[:count].tolist()
+    batch = torch.randint(0, vocab, (BATCH, LENGTH), generator=generator)
+    batch[:, ::8] = torch.tensor(token_ids)[torch.randint(0, count, (LENGTH // 8,), generator=generator)]
+    step = STEPS[variant](_model(vocab, hidden), token_ids)
+    first: dict[str, float] = {}
+
+    def timed() -> Mapping[str, Any]:
+        loss = step(batch)
+        first.setdefault("first_loss", loss)
+        return {**first, "loss": loss}
+
+    serve(timed, threads=torch.get_num_threads(), torch=torch.__version__)
+
+
+def _model(vocab: int, hidden: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=1536,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def _floor(model: Any, token_ids: list[int]) -> Callable[[Any], float]:
+    model.requires_grad_(False)
+    embedding = model.get_input_embeddings()
+
+    def step(batch: Any) -> float:
+        vectors = embedding(batch).requires_grad_()
+        loss = model(inputs_embeds=vectors, labels=batch).loss
+        loss.backward()
+        assert vectors.grad is not None
+        return loss.item()  # type: ignore[no-any-return]
+
+    return step
+
+
+def _trained(wrapped: Any) -> Callable[[Any], float]:
+    import torch
+
+    optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3)
+
+    def step(batch: Any) -> float:
+        loss = wrapped(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.item()  # type: ignore[no-any-return]
+
+    return step
+
+
+def _ours(model: Any, token_ids: list[int]) -> Callable[[Any], float]:
+    import tuner
+
+    return _trained(tuner.get_peft_model(model, tuner.TrainableTokensConfig(token_indices=token_ids)))
+
+
+def _peft(model: Any, token_ids: list[int]) -> Callable[[Any], float]:
+    import peft
+
+    return _trained(peft.get_peft_model(model, peft.TrainableTokensConfig(token_indices=token_ids)))
+
+
+STEPS: Mapping[str, Callable[[Any, list[int]], Callable[[Any], float]]] = {
+    "floor": _floor,
+    "ours": _ours,
+    "peft": _peft,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
