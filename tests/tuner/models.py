@@ -15,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import tuner
@@ -36,6 +38,11 @@ def build(kind: str, *, tied: bool = True, seed: int = 0) -> Any:
     if kind == "gpt2":
         off: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2LMHeadModel(GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=2, n_positions=64, **off, **sizes))
+    if kind == "t5":
+        small: dict[str, Any] = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        config = T5Config(dropout_rate=0.0, initializer_factor=0.3, **small, **sizes)
+        config.decoder_start_token_id = 2
+        return T5ForConditionalGeneration(config)
     common: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "intermediate_size": 32,

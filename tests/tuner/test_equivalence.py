@@ -52,7 +52,7 @@ def worst(kind: str, tied: bool, dtype: torch.dtype, *, both: bool = False) -> t
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "t5"])
 def test_losses_and_rows_equal_stock_peft(kind: str, tied: bool) -> None:
     loss, rows = worst(kind, tied, torch.float32)
     assert loss <= FP32
