@@ -153,6 +153,7 @@ def test_shards_keep_their_split(tiny_sharded: Path, tmp_path: Path, merge: Merg
     out = merge(tiny_sharded, rows)
     before, after = (json.loads((folder / INDEX).read_text()) for folder in (tiny_sharded, out))
     assert after["weight_map"] == before["weight_map"]
+    assert list(after["weight_map"]) == sorted(after["weight_map"])
     found = Checkpoint.open(out).tensors
     assert after["metadata"]["total_size"] == sum(tensor.place.nbytes for tensor in found.values())
     shards = set(after["weight_map"].values())

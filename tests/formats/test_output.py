@@ -75,6 +75,19 @@ def test_a_kernel_that_copies_a_little_at_a_time_copies_all(
     assert (tmp_path / "out").read_bytes() == SOURCE[1:5001]
 
 
+def test_a_device_that_takes_a_little_at_a_time_gets_all(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: sound(fd, data[:37]))
+    refuse_kernel_copy(monkeypatch, errno.EXDEV)
+    with OutputFile(tmp_path / "out") as file:
+        file.write(SOURCE)
+        file.write(matrix(50))
+        file.write_segments([ByteRange(source, 1, 5000)], 5000)
+    assert (tmp_path / "out").read_bytes() == SOURCE + matrix(50).tobytes() + SOURCE[1:5001]
+
+
 @pytest.mark.parametrize("kernel", [True, False])
 def test_a_source_that_ends_early_is_refused_and_nothing_is_left(
     kernel: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -148,8 +148,10 @@ def test_a_nested_config_grows_with_its_text_model(tmp_path: Path) -> None:
     base = base_of(tmp_path / "b", text_config={"vocab_size": 6})
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
     tokenizer(rows, range(7))
-    config = merged(base, rows).config
+    plan = planned(base, rows)
+    config = plan.model().config
     assert (config["vocab_size"], config["text_config"]["vocab_size"]) == (7, 7)
+    assert plan.checkpoint.text_config["vocab_size"] == 6, "the base's own config is not touched"
 
 
 def test_growing_needs_the_tokenizer_that_names_the_tokens(tmp_path: Path) -> None:
