@@ -92,8 +92,6 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
     to learn what the assistant says. Several processes: `torchrun -m tuner …` or `accelerate launch -m tuner …`, with
     the same arguments.
     """
-    if not options["new_tokens"] and not options["tokens"]:
-        raise UsageError("no token to train: give --new-token or --token at least once")
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
     examples = read_examples(spec.data)  # before the imports that take seconds

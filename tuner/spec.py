@@ -81,7 +81,7 @@ class TuneSpec:
     def __post_init__(self) -> None:
         """Raise UsageError or BadInput for a run that cannot be meant."""
         if not self.new_tokens and not self.tokens:
-            raise BadInput("no token to train: expected at least one in new_tokens or tokens")
+            raise BadInput("no token to train: expected --new-token or --token at least once, found none")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -31,8 +31,29 @@ def refused(
     assert sorted(os.listdir(data.parent)) == before
 
 
-def test_no_token_is_a_usage_error(base: Path, data: Path, capfd: Any) -> None:
-    refused(capfd, 2, "give --new-token or --token", base, data)
+def test_no_token_to_train_is_bad_input(base: Path, data: Path, capfd: Any) -> None:
+    refused(capfd, 4, "expected --new-token or --token", base, data)
+
+
+def test_a_model_without_token_embeddings_is_bad_input(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8)
+    folder = tmp_path / "vision"
+    ViTModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, folder)
+    refused(capfd, 4, "ViTConfig", folder, data, *NEW)
+
+
+def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "short"))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokenizer["added_tokens"].append({"id": 320, "content": "<far>", **flags})
+    path.write_text(json.dumps(tokenizer))
+    refused(capfd, 4, "'<far>': expected an id below 320", folder, data, "--token", "<far>")
 
 
 @pytest.mark.parametrize(
