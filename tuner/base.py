@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from tuner.tying import input_embedding, output_embedding
 
-__all__ = ["Base", "StoredTensor", "load_base", "open_base", "stored_embedding"]
+__all__ = ["Base", "StoredTensor", "load_base", "open_base", "quiet", "stored_embedding"]
 
 DTYPES: Final = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -88,7 +88,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     Raises: UnreadableFile when transformers cannot load it, BadInput when weights are missing in the checkpoint (they
     would be random), NotExpressible for encoder-decoder models.
     """
-    with _translated(base.folder), _no_bars():
+    with _translated(base.folder), quiet():
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise NotExpressible(
@@ -96,7 +96,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
             f"{config.model_type} is an encoder-decoder model, and texts do not say what is input and what is output",
             instead="tuner.get_peft_model works in a training loop of your own",
         )
-    with _translated(base.folder), _no_bars():
+    with _translated(base.folder), quiet():
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -122,14 +122,16 @@ def _translated(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Silence transformers' own progress bars for the block; ours is the only one."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and warnings for the block; what matters to a user, we say."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        transformers_logging.set_verbosity(level)
+        if bars:
             transformers_logging.enable_progress_bar()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import click
 from exporter.errors import MissingDependency, TTExportError, UsageError
 from tuner.data import read_examples
 from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, SCHEDULES, TuneSpec
+from tuner.work import is_first_process
 
 __all__ = ["main", "tune"]
 
@@ -98,9 +98,9 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
     _require_extra(tensorboard=spec.tensorboard is not None)
     from tuner.train import tune as run
 
-    with _progress(quiet or not _is_first_process()) as (on_step, on_note):
+    with _progress(quiet or not is_first_process()) as (on_step, on_note):
         record = run(spec, examples, on_step=on_step, on_note=on_note)
-    if not _is_first_process():
+    if not is_first_process():
         return
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
@@ -113,11 +113,6 @@ def _require_extra(*, tensorboard: bool) -> None:
     for package in ("trl", "datasets", "accelerate", "matplotlib", *(("tensorboardX",) if tensorboard else ())):
         if find_spec(package) is None:
             raise MissingDependency(package, needed_for="ttexport tune", install="ttexport[tune]")
-
-
-def _is_first_process() -> bool:
-    """Whether this is the only process or the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _descriptions(pairs: Sequence[str]) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +16,20 @@ import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
-from trl.trainer.sft_config import SFTConfig
 
 from exporter.errors import BadInput, TTExportError
 from tuner.adapt import adapt
-from tuner.base import Base, StoredTensor, load_base, open_base, stored_embedding
+from tuner.arguments import training_arguments
+from tuner.base import Base, StoredTensor, load_base, open_base, quiet, stored_embedding
 from tuner.data import Examples, read_examples, split_examples
 from tuner.encode import Encoded, encode_examples
 from tuner.folder import check_output, staged, write_adapter
 from tuner.report import losses, write_curve, write_metrics
-from tuner.spec import DEFAULT_EPOCHS, SCHEDULES, TuneSpec
+from tuner.spec import TuneSpec
 from tuner.switch import enable
 from tuner.trainer import OnStep, RowsTrainer
 from tuner.vocab import add_tokens, embedding_rows, existing_token_id
-from tuner.work import last_checkpoint, start_or_resume, work_folder
+from tuner.work import claimed, last_checkpoint, start_or_resume, work_folder
 
 __all__ = ["tune"]
 
@@ -83,11 +85,12 @@ def tune(
     set_seed(spec.seed)  # a LoRA adapter starts at random
     tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
     record = {"tokens": tokens, **_record(spec, base, embedding, data)}
-    with enable():  # checkpoints are loaded into the model by stock PEFT
+    # Checkpoints are loaded into the model by PEFT itself, with the classes that are in force then.
+    with claimed(work_folder(spec.out)), quiet(), enable():
         trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
-        state = _train(trainer, spec, record, note)
-        record["settings"]["steps"] = trainer.state.global_step
         record["processes"] = trainer.args.world_size
+        state = _train(trainer, spec, _identity(spec, record), note)
+        record["settings"]["steps"] = trainer.state.global_step
         record["losses"] = losses(trainer.state.log_history)
         if trainer.args.should_save:
             with staged(spec.out, force=spec.force, inputs=inputs) as folder:
@@ -164,6 +167,7 @@ def _trainer(
     token_ids: list[int],
     on_step: OnStep | None,
 ) -> RowsTrainer:
+    tokenizer = copy.deepcopy(tokenizer)  # TRL gives it a padding token; the user's stays as it was
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token will do
     disable_progress_bar()
@@ -176,7 +180,7 @@ def _trainer(
         model=tuned,
         token_ids=token_ids,
         on_step=on_step,
-        args=_arguments(spec),
+        args=training_arguments(spec, len(data.encoded.examples)),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(data.encoded.examples),
         eval_dataset=None if data.held_out is None else Dataset.from_list(data.held_out.examples),
@@ -191,61 +195,14 @@ def _tensorboard(folder: Path) -> Any:
     return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
-def _arguments(spec: TuneSpec) -> SFTConfig:
-    """Return what transformers and TRL are told; what they would report, they report to our callbacks only."""
-    evaluation: dict[str, Any] = {"eval_strategy": "no"}
-    if spec.evaluates:
-        evaluation = {"eval_strategy": "steps" if spec.eval_every else "epoch", "eval_steps": spec.eval_every}
-    saving: dict[str, Any] = {"save_strategy": "no"}
-    if spec.save_every is not None:
-        saving = {"save_strategy": "steps", "save_steps": spec.save_every}
-    elif spec.patience is not None:
-        saving = {"save_strategy": evaluation["eval_strategy"], "save_steps": spec.eval_every or 500}
-    return SFTConfig(
-        output_dir=str(work_folder(spec.out)),
-        use_cpu=not torch.accelerator.is_available(),
-        per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.accumulate,
-        max_steps=spec.steps if spec.steps is not None else -1,
-        num_train_epochs=spec.epochs if spec.epochs is not None else DEFAULT_EPOCHS,
-        learning_rate=spec.lr,
-        lr_scheduler_type=SCHEDULES[spec.schedule],
-        warmup_steps=spec.warmup,
-        weight_decay=0.0,  # decay would pull rows to zero, and the base's rows are not there
-        bf16=spec.bf16,
-        activation_checkpointing=spec.gradient_checkpointing,
-        seed=spec.seed,
-        max_length=None,  # the examples are cut already, and counted
-        dataset_kwargs={"skip_prepare_dataset": True},
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        eval_on_start=spec.evaluates,
-        prediction_loss_only=True,
-        save_total_limit=2,  # one may be half written when the power goes
-        load_best_model_at_end=spec.patience is not None,
-        metric_for_best_model="eval_loss" if spec.patience is not None else None,
-        greater_is_better=False if spec.patience is not None else None,
-        ddp_find_unused_parameters=False,  # every row is part of every step
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        **evaluation,
-        **saving,
-    )
-
-
-def _train(trainer: RowsTrainer, spec: TuneSpec, record: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train, from the start or the last checkpoint, and return the trained parameters."""
+def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
+    """Train, from the start or the last checkpoint of the same ``run``, and return the trained parameters."""
     arguments = trainer.args
     work = work_folder(spec.out)
     checkpoint: Path | None = None
     with arguments.main_process_first(local=False):
         if arguments.should_save:
-            checkpoint = start_or_resume(
-                work, _identity(spec, record, arguments.world_size), resume=spec.resume, force=spec.force
-            )
+            checkpoint = start_or_resume(work, run, resume=spec.resume, force=spec.force)
         elif spec.resume:
             checkpoint = last_checkpoint(work)
     if checkpoint is not None:
@@ -253,16 +210,14 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, record: dict[str, Any], note: O
         arguments.eval_on_start = False
     elif spec.resume:
         note("no checkpoint to continue from: starting anew")
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if spec.evaluates and _is_stale(trainer):
-            trainer.evaluate()
-        state = trainer.trained_state()
-        if any(not torch.isfinite(tensor).all() for tensor in state.values()):
-            raise TTExportError("the trained rows are not finite; try a lower --lr")
-    finally:
-        if arguments.should_save and last_checkpoint(work) is None:
-            shutil.rmtree(work, ignore_errors=True)
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+        note("accelerate shards models on accelerators only: here, every process holds the whole model")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if spec.evaluates and _is_stale(trainer):
+        trainer.evaluate()
+    state = trainer.trained_state()
+    if any(not torch.isfinite(tensor).all() for tensor in state.values()):
+        raise TTExportError("the trained rows are not finite; try a lower --lr")
     return state
 
 
@@ -275,8 +230,8 @@ def _is_stale(trainer: RowsTrainer) -> bool:
     )
 
 
-def _identity(spec: TuneSpec, record: dict[str, Any], processes: int) -> dict[str, Any]:
+def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
     """Return what must be equal for a checkpoint to be continued; JSON values, flat so that a difference has a name."""
-    digests = {name: record.get(name) for name in ("base_digest", "data_digest", "eval_digest")}
-    run = {**digests, **spec.settings(), "processes": processes}
+    names = ("base_digest", "data_digest", "eval_digest", "processes")
+    run = {**{name: record.get(name) for name in names}, **spec.settings()}
     return dict(json.loads(json.dumps(run)))

@@ -90,6 +90,7 @@ class RowsTrainer(SFTTrainer):
         if self.args.should_save:
             model = cast(PeftModel, self.model)
             model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+            (Path(str(output_dir)) / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
