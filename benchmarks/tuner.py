@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
@@ -199,4 +198,4 @@ STEPS: Mapping[str, Callable[[Any, list[int]], Callable[[Any], float]]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -27,7 +27,7 @@ def assign(
     tie = model.tie
     kept: dict[str, Slot] = {}
     dropped: dict[str, str] = {}
-    for name in sorted(specs, key=lambda name: (model.checkpoint.tensors[name].place.path.name, name)):
+    for name in sorted(specs, key=lambda name: (model.where(name).name, name)):
         if _BUFFERS.search(name):
             dropped[name] = "computed by the runtime"
         elif tie.tied and name == tie.head:
@@ -35,7 +35,7 @@ def assign(
         elif slot := spec.slots.get(name):
             want = shapes[slot.role] if slot.part == "weight" else shapes[slot.role][:1]
             if specs[name].shape != want:
-                where = model.checkpoint.tensors[name].place.path
+                where = model.where(name)
                 raise TensorMismatch(where, name, expected=f"shape {want} by config.json", found=specs[name].shape)
             kept[name] = slot
     for name, slot in spec.slots.items():

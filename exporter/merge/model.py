@@ -120,6 +120,10 @@ class MergedModel:
         passes = self.passes.get(name)
         return MergedTensor(source, passes) if passes else source
 
+    def where(self, name: str) -> Path:
+        """The file of the base that holds tensor ``name``, or the one it is made from: its shard, and for messages."""
+        return self.checkpoint.tensors[name].place.path
+
     def ledger(self) -> Ledger:
         """A fresh account of the tensors that a writer has to write."""
         return Ledger(self.path, self.checkpoint.tensors, what="writer")

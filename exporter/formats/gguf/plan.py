@@ -91,7 +91,7 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     for spec in specs:
         if spec.dtype not in FLOATS:
             raise NotExpressible(
-                f"gguf: {model.checkpoint.tensors[spec.name].place.path}: {spec.name}",
+                f"gguf: {model.where(spec.name)}: {spec.name}",
                 f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} are written",
             )
     if ftype is not None:

@@ -51,7 +51,7 @@ def _write_stored(model: MergedModel, item: Item, name: str, out: OutputFile) ->
     try:
         out.write_segments(_blocks(tensor, item), item.entry.nbytes)
     except BadInput as exc:
-        where = model.checkpoint.tensors[name].place.path
+        where = model.where(name)
         if str(exc).startswith(str(where)):
             raise
         raise BadInput(f"{where}: {name}: {exc}") from exc
