@@ -39,6 +39,8 @@ class ExportSpec:
     prompts: tuple[str, ...] = ()
     report: Path | None = None
     pre_tokenizer: str | None = None
+    untie: bool = False
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.formats)) != len(self.formats):
@@ -75,7 +77,7 @@ class Hooks:
 def plan_export(spec: ExportSpec) -> ExportPlan:
     """Read headers and decide. A format that cannot hold the model is a refusal in its target, not an error."""
     adapters = [Adapter.open(path) for path in spec.adapters]
-    merge = plan_merge(Checkpoint.open(find_base(spec.base, adapters)), adapters)
+    merge = plan_merge(Checkpoint.open(find_base(spec.base, adapters)), adapters, untie=spec.untie)
     name = _name(spec, merge)
     dtype = DTYPES[spec.dtype] if spec.dtype else None
     wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
@@ -127,7 +129,9 @@ def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
     if plan.spec.level == "off":
         return []
     merge = plan.merge
-    reference = Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters])
+    reference = Reference.open(
+        merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=plan.spec.untie
+    )
     return verify(paths, reference, level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
 
 
@@ -165,7 +169,7 @@ def _spare_inputs(plan: ExportPlan) -> None:
     """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced."""
     merge = plan.merge
     read = {tensor.place.path for tensor in merge.checkpoint.tensors.values()} | set(merge.files.values())
-    read |= {part.path for adapter in merge.adapters for part in adapter.parts}
+    read |= {adapter.weights for adapter in merge.adapters}
     read.add(merge.checkpoint.path / "config.json")
     outs = {plan.out.absolute(), plan.out.parent.resolve() / plan.out.name}
     for path in sorted(read):

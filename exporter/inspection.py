@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.sources.adapter import Adapter
+from exporter.sources.adapter_parts import LowRank
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.locate import is_adapter
+from exporter.sources.safetensors import read_tensors
 from exporter.verify.artifact import detect
 
 
@@ -29,15 +31,19 @@ def _document(kind: str, path: Path, facts: Mapping[str, Any], tensors: Iterable
 
 def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     adapter = Adapter.open(path)
-    facts = {
-        "peft type": adapter.config["peft_type"],
-        "base": adapter.base_name or "not named",
-        "tokens": len(adapter.parts[0].token_ids),
-        "token ids": list(adapter.parts[0].token_ids),
-        "modules": [part.module for part in adapter.parts],
-        "tokenizer files": sorted(adapter.side_files),
-    }
-    tensors = [_tensor(part.key, str(part.rows.dtype), part.rows.shape, part.rows.nbytes) for part in adapter.parts]
+    ids = sorted({token_id for part in adapter.rows for token_id in part.token_ids})
+    updates = [part for part in adapter.parts if isinstance(part, LowRank)]
+    facts: dict[str, Any] = {"peft type": adapter.config["peft_type"], "base": adapter.base_name or "not named"}
+    if ids:
+        facts |= {"tokens": len(ids), "token ids": ids}
+    if updates:
+        facts["updates"] = len(updates)
+        facts["ranks"] = sorted({part.rank for part in updates})
+        facts["DoRA"] = any(part.magnitude for part in updates)
+    facts["modules"] = sorted({part.module for part in adapter.parts})
+    facts["tokenizer files"] = sorted(adapter.side_files)
+    stored = read_tensors(adapter.weights)
+    tensors = [_tensor(one.spec.name, one.spec.dtype, one.spec.shape, one.spec.nbytes) for one in stored.values()]
     return facts, tensors
 
 

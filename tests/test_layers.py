@@ -22,6 +22,7 @@ LAYERS = (
     "exporter.version",
     "exporter.errors",
     "exporter.tensors",
+    "exporter.parallel",
     "exporter.staging",
     "exporter.sources",
     "exporter.merge",

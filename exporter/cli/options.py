@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.errors import NotExpressible
 from exporter.export import ExportSpec
 from exporter.targets import DTYPES, FORMATS
 from exporter.verify.prompts import read_prompts
@@ -35,7 +34,7 @@ _EXPORT_OPTIONS = (
     click.option("--prompts", type=PATH, help="Text file with a prompt a line, for --verify full."),
     click.option("--report", type=PATH, help="Folder for report.json; with several --to one lies in OUT too."),
     click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
-    click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own (not in this version)."),
+    click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own."),
     click.option("--force", is_flag=True, help="Replace an existing OUT."),
 )
 _TALK_OPTIONS = (
@@ -74,13 +73,10 @@ def export_spec(
     formats: tuple[str, ...],
     level: str,
     prompts: Path | None,
-    untie: bool,
     verbose: bool,
     **options: Any,
 ) -> ExportSpec:
     """The specification behind parsed options. ``auto`` verifies rows: a merge must cost what a copy costs."""
-    if untie:
-        raise NotExpressible("--untie", "untying a head is not in this version", instead="train with tied rows")
     texts = tuple(read_prompts(prompts)) if prompts else ()
     return ExportSpec(
         adapters=adapters,

@@ -42,7 +42,7 @@ def plan_hf(model: MergedModel) -> HfLayout:
     shards: dict[str, list[TensorSpec]] = {}
     ledger = model.ledger()
     for name, spec in model.specs.items():
-        shard = model.where(name).name
+        shard = model.shards[name]
         shards.setdefault(shard, []).append(spec)
         ledger.take(name, f"written to {shard}")
     ledger.close()

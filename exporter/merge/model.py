@@ -6,7 +6,8 @@ Writers consume this and know nothing of adapters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,34 @@ import numpy as np
 from exporter.errors import BadInput
 from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
-from exporter.sources.checkpoint import Checkpoint, Tie
+from exporter.parallel import TOUCHED_BYTES, Budget, in_order
+from exporter.sources.checkpoint import Tie
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSpec
+from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A stored tensor behind one or more passes. Rows that no pass touches keep their place on disk."""
+    """A tensor on disk behind one or more passes. Rows that no pass touches keep their place on disk.
 
+    source: the base's tensor, or an adapter's that takes its place. name: what the merged tensor is called.
+    """
+
+    name: str
     source: FileTensor
     passes: Sequence[Pass]
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def spec(self) -> TensorSpec:
         """What the last pass promises."""
-        spec = self.source.spec
+        spec = replace(self.source.spec, name=self.name)
         for one in self.passes:
             spec = one.out_spec(spec)
         return spec
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), merged. Memory: two copies of these rows.
+        """Rows [start, stop), merged. Memory: some copies of these rows.
 
         Rows beyond the stored ones enter the passes as zeros; a pass must set every one of them (the plan sees to it).
         """
@@ -49,7 +56,7 @@ class MergedTensor:
             try:
                 value = one.apply(start, value)
             except BadInput as exc:
-                raise BadInput(f"{self.source.place.path}: {spec.name}: {exc}") from exc
+                raise BadInput(f"{self.source.place.path}: {self.source.spec.name}: {exc}") from exc
             if value.nbytes != (stop - start) * promised.row_nbytes:
                 raise AssertionError(f"{one!r:.80} promised {promised}, made {value.dtype} {value.shape}")
             spec = promised
@@ -62,13 +69,19 @@ class MergedTensor:
         for start, stop in self._touched(spec.n_rows):
             if at < start:
                 yield self._range(at, start)
-            step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
-            for first in range(start, stop, step):
-                yield self.rows(first, min(first + step, stop))
+            yield from self._blocks(start, stop, spec.row_nbytes)
             at = stop
         if at < spec.n_rows:
             assert spec.n_rows <= stored.n_rows, "a grown row that no pass touches"
             yield self._range(at, spec.n_rows)
+
+    def _blocks(self, start: int, stop: int, row_nbytes: int) -> Iterator[Array]:
+        step = max(1, TOUCHED_BYTES // max(1, row_nbytes))
+        if stop - start <= step:
+            yield self.rows(start, stop)
+            return
+        starts = range(start, stop, step)
+        yield from in_order((partial(self.rows, first, min(first + step, stop)) for first in starts), self.budget)
 
     def _range(self, start: int, stop: int) -> ByteRange:
         place, width = self.source.place, self.source.spec.row_nbytes
@@ -89,41 +102,33 @@ class MergedTensor:
 class MergedModel:
     """What every writer sees.
 
-    config: the merged config.json. tie: which stored tensors are embedding and head. specs: every tensor to write,
-    in the order of the checkpoint. files: tokenizer and side files by name. provenance: what went in, for metadata.
+    path: the base checkpoint, for messages. config: the merged config.json. tie: which tensors are embedding and head
+    after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
+    the shard that it lies in, or would. files: tokenizer and side files by name. provenance: what went in.
     """
 
-    checkpoint: Checkpoint
+    path: Path
     config: Mapping[str, Any]
+    tie: Tie
+    tensors: Mapping[str, FileTensor | MergedTensor]
+    shards: Mapping[str, str]
     files: Mapping[str, Path]
-    passes: Mapping[str, Sequence[Pass]]
     provenance: Mapping[str, str]
 
-    @property
-    def path(self) -> Path:
-        """The base checkpoint's folder, for messages."""
-        return self.checkpoint.path
-
-    @property
-    def tie(self) -> Tie:
-        """The base's tying, which merging keeps."""
-        return self.checkpoint.tie
-
-    @property
+    @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Name → spec after merging; nothing is read."""
-        return {name: self.tensor(name).spec for name in self.checkpoint.tensors}
+        return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
         """The merged tensor ``name``: the stored one itself if no pass concerns it."""
-        source = self.checkpoint.tensors[name]
-        passes = self.passes.get(name)
-        return MergedTensor(source, passes) if passes else source
+        return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """The file of the base that holds tensor ``name``, or the one it is made from: its shard, and for messages."""
-        return self.checkpoint.tensors[name].place.path
+        """The file that holds tensor ``name`` or what it is made from: for messages, and for reading in order."""
+        tensor = self.tensors[name]
+        return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place.path
 
     def ledger(self) -> Ledger:
         """A fresh account of the tensors that a writer has to write."""
-        return Ledger(self.path, self.checkpoint.tensors, what="writer")
+        return Ledger(self.path, self.tensors, what="writer")

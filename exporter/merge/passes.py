@@ -1,8 +1,9 @@
-"""Passes: pure maps from spec to spec and from row block to row block. No file, no state, no knowledge of adapters."""
+"""Passes: pure maps from spec to spec and from row block to row block. No state, no knowledge of adapters or files."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,23 +26,10 @@ class Pass(Protocol):
         """Row ranges [start, stop) that may differ from the input, ascending and disjoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """Floating-point tensors to ``dtype``, rounded once to nearest even; other tensors are left alone."""
+class _Everywhere:
+    """A pass that may change every row."""
 
-    dtype: str
-
-    def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same shape in the new dtype."""
-        return replace(spec, dtype=self.dtype) if spec.dtype in FLOATS else spec
-
-    def apply(self, start: int, block: Array) -> Array:
-        """Raises BadInput if a finite value does not fit (float16 ends at 65504)."""
-        out = cast(block, self.dtype)
-        if self.dtype == "F16" and not np.isfinite(out).all():
-            rows = f"rows {start} to {start + len(block) - 1}"
-            raise BadInput(f"{rows}: expected values that F16 can hold (up to 65504), found a larger one")
-        return out
+    __slots__ = ()
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
         """Every row."""
@@ -49,8 +37,32 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Cast(_Everywhere):
+    """Floating-point tensors to ``dtype``, rounded once to nearest even; other tensors are left alone.
+
+    finite: NaN and Inf are refused even if they came in with the input, as what an adapter brings must be.
+    """
+
+    dtype: str
+    finite: bool = False
+
+    def out_spec(self, spec: TensorSpec) -> TensorSpec:
+        """The same shape in the new dtype."""
+        return replace(spec, dtype=self.dtype) if spec.dtype in FLOATS else spec
+
+    def apply(self, start: int, block: Array) -> Array:
+        """Raises BadInput for a finite value that does not fit (float16 ends at 65504), or with ``finite`` for any."""
+        out = cast(block, self.dtype)
+        if self.finite and not np.isfinite(cast(block, "F32")).all():
+            raise BadInput(f"{_rows(start, out)}: expected finite values, found NaN or Inf")
+        if self.dtype == "F16":
+            _require_f16(start, out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
 class ReplaceRows:
-    """Rows ``token_ids`` become ``rows``; the matrix grows to ``n_rows`` if it has fewer.
+    """Rows ``token_ids`` become ``rows``; the matrix gets ``n_rows`` rows.
 
     token_ids: ascending and distinct. rows: (k, hidden) final values in the dtype of the tensor they go into.
     Source: PEFT's TrainableTokensLayer writes its rows with index_copy.
@@ -83,3 +95,87 @@ class ReplaceRows:
             else:
                 runs.append((token_id, token_id + 1))
         return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One update in stored orientation: left (rows, r), already scaled, times right (r, columns), float32.
+
+    gain: DoRA's magnitude (rows,) or (columns,), by ``by_row``. norm: the norms of W + left @ right over the other
+    axis, where one block does not hold them (by column); None where each row has its own.
+    """
+
+    left: Array
+    right: Array
+    gain: Array | None = None
+    by_row: bool = True
+    norm: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddLowRank(_Everywhere):
+    """W + sum of updates, in float32 (float64 for a float64 tensor), then rounded once to ``dtype``.
+
+    terms: gives the updates when they are first needed, so that a plan holds none. A DoRA update, which rescales W
+    itself, stands alone. Sources: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) equation 5, as PEFT computes both.
+    """
+
+    terms: Callable[[], Sequence[Term]]
+    dtype: str
+
+    def out_spec(self, spec: TensorSpec) -> TensorSpec:
+        """The same shape in ``dtype``."""
+        return replace(spec, dtype=self.dtype)
+
+    def apply(self, start: int, block: Array) -> Array:
+        """Raises BadInput if the result does not fit ``dtype``."""
+        wide = "F64" if block.dtype == np.float64 else "F32"
+        value = cast(block, wide)
+        value = value.copy() if value is block else value
+        for term in self.terms():
+            value += term.left[start : start + len(block)] @ term.right
+            if term.gain is not None:
+                value *= _dora(term, start, value)
+        out = cast(value, self.dtype)
+        if not np.isfinite(value).all():
+            raise BadInput(f"{_rows(start, out)}: expected a finite sum of base and update, found NaN or Inf")
+        if self.dtype == "F16":
+            _require_f16(start, out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class AddVector(_Everywhere):
+    """A bias plus what an adapter trained beside it. added: (n,) float32, scaled."""
+
+    added: Array
+    dtype: str
+
+    def out_spec(self, spec: TensorSpec) -> TensorSpec:
+        """The same shape in ``dtype``."""
+        return replace(spec, dtype=self.dtype)
+
+    def apply(self, start: int, block: Array) -> Array:
+        """The sum in float32, rounded once."""
+        return cast(cast(block, "F32") + self.added[start : start + len(block)], self.dtype)
+
+
+def _dora(term: Term, start: int, value: Array) -> Array:
+    """The factors of a block of W + left @ right: (n, 1) by row, (columns,) by column."""
+    assert term.gain is not None
+    if term.by_row:
+        gain = term.gain[start : start + len(value)]
+        factors: Array = (gain / np.sqrt(np.einsum("ij,ij->i", value, value)))[:, None]
+    else:
+        assert term.norm is not None
+        factors = term.gain / term.norm
+    return factors
+
+
+def _require_f16(start: int, out: Array) -> None:
+    if not np.isfinite(out).all():
+        raise BadInput(f"{_rows(start, out)}: expected values that F16 can hold (up to 65504), found a larger one")
+
+
+def _rows(start: int, block: Array) -> str:
+    return f"rows {start} to {start + len(block) - 1}"

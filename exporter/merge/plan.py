@@ -5,185 +5,181 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from exporter.errors import BadInput, NotExpressible, TensorMismatch
-from exporter.merge.ledger import Ledger
-from exporter.merge.model import MergedModel
-from exporter.merge.passes import Cast, Pass, ReplaceRows
+from exporter.errors import TensorMismatch
+from exporter.merge.changes import EMBEDDING, HEAD, Booking, Change, Gathered, gather
+from exporter.merge.model import MergedModel, MergedTensor
+from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.side_files import merge_side_files
-from exporter.sources.adapter import Adapter, TokenRows
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.tokenizer import token_ids as tokenizer_ids
+from exporter.merge.tying import Resolved, resolve, untied_config
+from exporter.merge.updates import bias_of, is_transposed, terms
+from exporter.merge.vocabulary import vocabulary
+from exporter.parallel import Budget
+from exporter.sources.adapter import Adapter
+from exporter.sources.adapter_parts import TokenRows
+from exporter.sources.checkpoint import Checkpoint, Tie
+from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, cast
 
-
-@dataclass(frozen=True)
-class Booking:
-    """One line of the ledger: a tensor of an adapter, the rule that took it, the base tensors it goes into."""
-
-    path: Path
-    key: str
-    rule: str
-    into: tuple[str, ...]
+_DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The decisions of a merge, before any byte of the base is read."""
+    """The decisions of a merge, before any byte of the base is read.
+
+    sources: every tensor to write → (stored tensor that it begins as, what happens to it). tie: after merging.
+    """
 
     checkpoint: Checkpoint
     adapters: Sequence[Adapter]
     bookings: Sequence[Booking]
-    targets: Mapping[str, Sequence[TokenRows]]
+    tie: Tie
+    sources: Mapping[str, tuple[str, Change]]
     vocab: int
     files: Mapping[str, Path]
 
-    def model(self, dtype: str | None = None) -> MergedModel:
-        """The merged model with floating-point tensors in ``dtype`` (None: as stored). Rows are rounded once."""
-        passes: dict[str, Sequence[Pass]] = {}
-        for name, tensor in self.checkpoint.tensors.items():
-            steps: list[Pass] = []
-            if dtype is not None and tensor.spec.dtype in FLOATS and tensor.spec.dtype != dtype:
-                steps.append(Cast(dtype))
-            if name in self.targets:
-                steps.append(_replace_rows(self.targets[name], dtype or tensor.spec.dtype, self._n_rows(name)))
-            if steps:
-                passes[name] = steps
-        return MergedModel(self.checkpoint, self._config(dtype), self.files, passes, self._provenance())
+    def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
+        """The merged model with floating-point tensors in ``dtype`` (None: as stored). Each value is rounded once."""
+        tensors = {}
+        for name, (stored, change) in self.sources.items():
+            source, passes = self._passes(name, stored, change, dtype)
+            plain = not passes and name == stored
+            tensors[name] = source if plain else MergedTensor(name, source, passes, budget or Budget())
+        shards = {name: self.checkpoint.tensors[stored].place.path.name for name, (stored, _) in self.sources.items()}
+        return MergedModel(
+            self.checkpoint.path, self._config(dtype), self.tie, tensors, shards, self.files, self._provenance
+        )
 
-    def _n_rows(self, name: str) -> int:
-        grows = name in (self.checkpoint.tie.embedding, self.checkpoint.tie.head)
-        return self.vocab if grows else self.checkpoint.tensors[name].spec.n_rows
+    @property
+    def factor_nbytes(self) -> int:
+        """Bytes of the largest tensor's LoRA factors in float32: they are held while it is written."""
+        return max(
+            (
+                sum(4 * len(part.keys) * max(part.down.spec.nbytes, part.up.spec.nbytes) for part in change.updates)
+                for _, change in self.sources.values()
+            ),
+            default=0,
+        )
+
+    def _passes(self, name: str, stored: str, change: Change, dtype: str | None) -> tuple[FileTensor, list[Pass]]:
+        base = self.checkpoint.tensors[stored]
+        source = change.replaced.tensor if change.replaced else base
+        if source.spec.dtype not in FLOATS:
+            return source, []
+        out = dtype or base.spec.dtype
+        n_rows = self.vocab if name in self._vocabulary_names else source.spec.n_rows
+        steps: list[Pass] = []
+        if change.replaced or (not change.updates and source.spec.dtype != out):
+            steps.append(Cast("F32" if change.updates else out, finite=change.replaced is not None))
+        if change.updates:
+            if change.rows:
+                steps += [] if steps else [Cast("F32")]
+                steps.append(_replace_rows(change.rows, "F32", n_rows))
+            oriented = tuple(
+                (part, is_transposed(self.checkpoint, part, source.spec.shape, name)) for part in change.updates
+            )
+            steps.append(AddLowRank(partial(terms, oriented, source), out))
+        elif change.rows:
+            steps.append(_replace_rows(change.rows, out, n_rows))
+        if change.biases:
+            steps.append(AddVector(bias_of(change.biases), out))
+        return source, steps
+
+    @property
+    def _vocabulary_names(self) -> tuple[str, ...]:
+        return (self.tie.embedding, *self.tie.copies, *([self.tie.head] if self.tie.head else []))
 
     def _config(self, dtype: str | None) -> dict[str, Any]:
         config = copy.deepcopy(dict(self.checkpoint.config))
-        names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         nested = config.get("text_config")
         for table in (config, nested if isinstance(nested, dict) else {}):
             if "vocab_size" in table:
                 table["vocab_size"] = self.vocab
             for key in ("dtype", "torch_dtype"):
                 if key in table and dtype is not None:
-                    table[key] = names[dtype]
+                    table[key] = _DTYPE_NAMES[dtype]
+        if self.checkpoint.tie.tied and not self.tie.tied:
+            untied_config(config)
         return config
 
+    @cached_property
     def _provenance(self) -> dict[str, str]:
         return {"base.embedding_sha256": self.checkpoint.embedding_digest}
 
 
-def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> MergePlan:
-    """Decide which rows go where.
+def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
+    """Decide what goes where. ``untie`` gives a tied head a tensor of its own.
 
-    Raises TensorMismatch for rows that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
-    that no rule takes or that two take, BadInput for adapters that set the same token, NotExpressible for head rows
-    that differ from the embedding's on a tied base.
+    Raises TensorMismatch for parts that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
+    that no rule takes or that two take, BadInput for adapters that set the same, NotExpressible for uses of a tied
+    tensor that differ.
     """
-    bookings: list[Booking] = []
-    targets: dict[str, list[TokenRows]] = {}
-    for adapter in adapters:
-        parts = adapter.parts
-        ledger = Ledger(parts[0].path, [part.key for part in parts], what="rule")
-        for booking, part in _book(checkpoint, parts):
-            ledger.take(booking.key, booking.rule)
-            bookings.append(booking)
-            for name in booking.into:
-                targets.setdefault(name, []).append(part)
-        ledger.close()
-    for name, parts in targets.items():
-        _check_disjoint(name, parts)
-        for part in parts:
-            _check_width(checkpoint, name, part)
+    gathered = gather(checkpoint, adapters)
+    resolved = resolve(checkpoint, gathered.changes, untie=untie)
+    sources = {
+        **{name: (name, gathered.changes.get(name, Change())) for name in checkpoint.tensors},
+        **resolved.sources,
+    }
+    for name, (stored, change) in sources.items():
+        _check_shapes(checkpoint, name, stored, change)
     files = merge_side_files(checkpoint, adapters)
-    vocab = _vocab(checkpoint, targets, files)
-    return MergePlan(checkpoint, adapters, bookings, targets, vocab, files)
+    vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, files)
+    bookings = _bookings(gathered, resolved)
+    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files)
 
 
-def _book(checkpoint: Checkpoint, parts: Sequence[TokenRows]) -> list[tuple[Booking, TokenRows]]:
-    """Pair every part with the base tensors it goes into."""
-    tie = checkpoint.tie
-    embedding = tie.embedding.removesuffix(".weight")
-    head = (tie.head or "lm_head.weight").removesuffix(".weight")
-    by_module = {part.module: part for part in parts}
-    booked = []
-    for part in parts:
-        into: tuple[str, ...]
-        if tie.tied and part.module == head and (twin := by_module.get(embedding)):
-            if not np.array_equal(twin.rows, part.rows):
-                raise NotExpressible(
-                    f"{part.path}: {part.key}",
-                    "the base ties its head to the embedding, but the adapter has other rows for the head",
-                    instead="train with tied rows; untying at merge is not in this version",
-                )
-            rule, into = "copy of the tied embedding's rows", ()
-        elif tie.tied and part.module in (embedding, head):
-            rule = "rows of the embedding and the tied head"
-            into = (tie.embedding, tie.head) if tie.head else (tie.embedding,)
-        elif f"{part.module}.weight" in checkpoint.tensors:
-            rule, into = "rows of one matrix", (f"{part.module}.weight",)
-        else:
-            expected = f"a module of the base, such as {embedding}"
-            raise TensorMismatch(part.path, part.key, expected=expected, found=part.module)
-        booked.append((Booking(part.path, part.key, rule, into), part))
-    return booked
+def _bookings(gathered: Gathered, resolved: Resolved) -> list[Booking]:
+    """The ledger for people: uses of the vocabulary by the names of their tensors."""
+    tie = resolved.tie
+    embeddings = (tie.embedding, *tie.copies)
+    into = {
+        EMBEDDING: (*embeddings, *([tie.head] if tie.tied and tie.head else [])),
+        HEAD: embeddings if tie.tied else (str(tie.head),),
+    }
+    bookings = []
+    for path, key, rule, slot in gathered.entries:
+        names = () if slot is None or rule.startswith("copy of") else into.get(slot, (slot,))
+        if names and tie.tied and slot == HEAD and EMBEDDING in gathered.changes:
+            rule, names = f"{rule} of the tied head, the same as the embedding's", ()
+        elif names and tie.tied and slot in (EMBEDDING, HEAD):
+            rule += " of the embedding and the tied head"
+        bookings.append(Booking(path, key, rule, names))
+    return bookings
 
 
-def _check_disjoint(name: str, parts: Sequence[TokenRows]) -> None:
-    owner: dict[int, Path] = {}
-    for part in parts:
-        for token_id in part.token_ids:
-            if token_id in owner:
-                raise BadInput(
-                    f"{part.path}: {part.key}: expected each row of {name} to be set once, "
-                    f"found token {token_id} set by {owner[token_id]} too"
-                )
-            owner[token_id] = part.path
-
-
-def _check_width(checkpoint: Checkpoint, name: str, part: TokenRows) -> None:
-    spec = checkpoint.tensors[name].spec
-    if len(spec.shape) != 2 or spec.dtype not in FLOATS:
-        where = checkpoint.tensors[name].place.path
-        raise TensorMismatch(where, name, expected="a floating-point matrix", found=f"{spec.dtype} {spec.shape}")
-    if part.rows.shape[1] != spec.shape[1]:
-        hint = "the adapter was trained on another base"
-        raise TensorMismatch(
-            part.path, part.key, expected=f"rows of width {spec.shape[1]}", found=part.rows.shape[1], hint=hint
-        )
-
-
-def _vocab(checkpoint: Checkpoint, targets: Mapping[str, Sequence[TokenRows]], files: Mapping[str, Path]) -> int:
-    """Rows of the merged embedding; the tokenizer must name every new one, and every matrix must get it."""
-    tie = checkpoint.tie
-    stored = checkpoint.tensors[tie.embedding].spec.n_rows
-    tokenizer = files.get("tokenizer.json")
-    known = tokenizer_ids(tokenizer) if tokenizer else set()
-    vocab = stored
-    for name, parts in targets.items():
-        grows = name in (tie.embedding, tie.head)
-        limit = max(stored, max(known, default=-1) + 1) if grows else checkpoint.tensors[name].spec.n_rows
-        for part in parts:
-            if part.token_ids[-1] >= limit:
-                expected = f"token ids below {limit} (rows of {name})"
-                hint = "new tokens need the tokenizer that names them beside the adapter" if grows else ""
-                raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1], hint=hint)
-            if grows:
-                vocab = max(vocab, part.token_ids[-1] + 1)
-    if tokenizer and known and max(known) >= vocab:
-        raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows of {tie.embedding}), found {max(known)}")
-    growing = {tie.embedding} | ({tie.head} if tie.head else set())
-    for name in sorted(growing) if vocab > stored else []:
-        covered = {token_id for part in targets.get(name, ()) for token_id in part.token_ids}
-        missing = next((token_id for token_id in range(stored, vocab) if token_id not in covered), None)
-        if missing is not None:
-            raise BadInput(
-                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {stored} to {vocab - 1}, "
-                f"found none for token {missing}"
-            )
-    return vocab
+def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
+    """Every part must fit the tensor it goes into. Raises TensorMismatch."""
+    if change == Change():
+        return
+    base = checkpoint.tensors[stored]
+    spec = change.replaced.tensor.spec if change.replaced else base.spec
+    grows = name in (checkpoint.tie.embedding, *checkpoint.tie.copies, checkpoint.tie.head) or name != stored
+    if base.spec.dtype not in FLOATS or (change.rows and len(base.spec.shape) != 2):
+        hint = "a quantised base: merge into the checkpoint that it was made from" if base.spec.dtype == "U8" else ""
+        found = f"{base.spec.dtype} {base.spec.shape}"
+        raise TensorMismatch(base.place.path, stored, expected="a floating-point matrix", found=found, hint=hint)
+    if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
+        whole = change.replaced
+        raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
+    for part in change.rows:
+        if part.rows.shape[1] != spec.shape[1]:
+            hint = "the adapter was trained on another base"
+            expected = f"rows of width {spec.shape[1]}"
+            raise TensorMismatch(part.path, part.key, expected=expected, found=part.rows.shape[1], hint=hint)
+        if not grows and part.token_ids[-1] >= spec.n_rows:
+            expected = f"token ids below {spec.n_rows} (rows of {name})"
+            raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1])
+    for update in change.updates:
+        is_transposed(checkpoint, update, spec.shape, name)
+    for biased in change.biases:
+        if biased.bias is None or biased.bias.spec.shape != spec.shape:
+            raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found="another")
 
 
 def _replace_rows(parts: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:

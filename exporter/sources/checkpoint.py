@@ -28,8 +28,11 @@ SIDE_FILES: Final = (
 )
 
 #: Module names that hold the input embedding and the output head in the checkpoints of the field.
-_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
-_HEADS: Final = ("lm_head", "embed_out")
+EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
+HEADS: Final = ("lm_head", "embed_out")
+
+#: transformers ties these whatever the flag says; there, it tells how the head's input is scaled.
+_ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
 
 _MAX_CONFIG_BYTES: Final = 16 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
@@ -40,12 +43,16 @@ class Tie:
     """How the head gets its weight.
 
     ``embedding`` and ``head`` are stored tensor names (``head`` None if none is stored); ``tied`` says that both
-    uses must see the same values.
+    uses must see the same values. ``copies``: further tensors that hold the embedding once more, as old
+    encoder-decoder checkpoints store it for each side. ``follows``: the config says tied, so that PEFT lets the head
+    have the embedding's rows even if a different head is stored.
     """
 
     embedding: str
     head: str | None
     tied: bool
+    copies: tuple[str, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,37 +79,44 @@ class Checkpoint:
         return nested if isinstance(nested, dict) else self.config
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the input embedding serves an encoder and a decoder."""
+        return self.config.get("is_encoder_decoder") is True
+
+    @property
     def stored_embedding(self) -> str:
-        """Name of the input embedding. Raises BadInput if there is none, or more than one."""
-        name = self._only_one(_EMBEDDINGS, what="input embedding")
-        if name is None:
-            raise BadInput(f"{self.path}: expected an input embedding ({', '.join(_EMBEDDINGS)}), found none")
-        return name
+        """Name of the input embedding. Raises BadInput if there is none, or more than one that is no copy."""
+        return self._embeddings[0]
 
     @property
     def stored_head(self) -> str | None:
         """Name of the output head's own tensor, or None if none is stored."""
-        return self._only_one(_HEADS, what="output head")
+        names = self._named(HEADS)
+        if len(names) > 1:
+            raise BadInput(f"{self.path}: expected one output head, found {', '.join(names)}")
+        return names[0] if names else None
 
     @cached_property
     def tie(self) -> Tie:
-        """Decided by evidence: which tensors are stored, then the config, then equality of their bytes."""
-        embedding, head = self.stored_embedding, self.stored_head
+        """Decided by evidence, as transformers does.
+
+        A head that is stored and differs is not tied, whatever the config says; an equal one is, unless the config
+        says otherwise.
+        """
+        (embedding, *copies), head = self._embeddings, self.stored_head
         flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
         stated = {flag for flag in flags if isinstance(flag, bool)}
         # transformers before 5 left the flag out where it equalled the class default, and a wrapper may contradict
-        # its text model: then the bytes decide.
+        # its text model: then the tensors alone decide.
         flag = stated.pop() if len(stated) == 1 else None
+        if self.config.get("model_type") in _ALWAYS_TIED:
+            flag = True
         if head is None:
             if flag is False:
-                raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(_HEADS)}, found neither")
-            return Tie(embedding, None, tied=True)
-        tied = self._same_bytes(embedding, head) if flag is None else flag
-        if tied and flag and not self._same_bytes(embedding, head):
-            raise BadInput(
-                f"{self.path}: config ties {head} to {embedding}: expected equal tensors, found different ones"
-            )
-        return Tie(embedding, head, tied)
+                raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(HEADS)}, found neither")
+            return Tie(embedding, None, tied=True, copies=tuple(copies), follows=True)
+        tied = flag is not False and self._same_bytes(embedding, head)
+        return Tie(embedding, head, tied, tuple(copies), follows=tied if flag is None else flag)
 
     @cached_property
     def embedding_digest(self) -> str:
@@ -117,11 +131,24 @@ class Checkpoint:
         """Tokenizer, chat template and generation config: name → path, for those that exist."""
         return side_files(self.path)
 
-    def _only_one(self, modules: tuple[str, ...], *, what: str) -> str | None:
-        names = [name for name in self.tensors if name.split(".")[-2:] in [[module, "weight"] for module in modules]]
-        if len(names) > 1:
-            raise BadInput(f"{self.path}: expected one {what}, found {', '.join(sorted(names))}")
-        return names[0] if names else None
+    @cached_property
+    def _embeddings(self) -> list[str]:
+        """The input embedding, then its copies: encoder-decoder checkpoints may store it for both sides as well."""
+        names = self._named(EMBEDDINGS)
+        if not names:
+            raise BadInput(f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found none")
+        first = next((name for name in names if name.endswith("shared.weight")), names[0])
+        copies = [name for name in names if name != first]
+        if copies and not self.is_encoder_decoder:
+            raise BadInput(f"{self.path}: expected one input embedding, found {', '.join(sorted(names))}")
+        for name in copies:
+            if not self._same_bytes(first, name):
+                raise BadInput(f"{self.path}: {name}: expected the same values as {first}, found others")
+        return [first, *copies]
+
+    def _named(self, modules: tuple[str, ...]) -> list[str]:
+        wanted = [[module, "weight"] for module in modules]
+        return sorted(name for name in self.tensors if name.split(".")[-2:] in wanted)
 
     def _same_bytes(self, one: str, other: str) -> bool:
         left, right = self.tensors[one], self.tensors[other]

@@ -12,6 +12,7 @@ from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_types import MAGIC
+from exporter.sources.safetensors import FileTensor
 from exporter.tensors import Array, cast
 
 
@@ -82,16 +83,20 @@ def encode(rows: Array, kind: str) -> Array:
     return quantised.view(np.uint8).reshape(len(rows), -1)
 
 
+def stored_matrix(tensor: FileTensor) -> Matrix:
+    """A tensor of a checkpoint, as it lies in its file."""
+
+    def raw(start: int, stop: int) -> Array:
+        return encode(tensor.rows(start, stop), tensor.spec.dtype)
+
+    return Matrix(tensor.spec.name, tensor.spec.dtype, tensor.spec.n_rows, raw)
+
+
 def _open_hf(path: Path) -> Artifact:
     checkpoint = Checkpoint.open(path)
 
     def matrix(name: str) -> Matrix:
-        tensor = checkpoint.tensors[name]
-
-        def raw(start: int, stop: int) -> Array:
-            return encode(tensor.rows(start, stop), tensor.spec.dtype)
-
-        return Matrix(name, tensor.spec.dtype, tensor.spec.n_rows, raw)
+        return stored_matrix(checkpoint.tensors[name])
 
     # The tie itself is judged by the checks, so a stale duplicate must not stop the artifact from being opened.
     embedding, head = checkpoint.stored_embedding, checkpoint.stored_head

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
-from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
+from exporter.tensors import BLOCK_BYTES, DTYPES, FLOATS, Array, cast
 from exporter.verify.artifact import Artifact, Matrix, encode
+from exporter.verify.computed import check_computed
+from exporter.verify.expected import Expected
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
 
@@ -17,21 +19,21 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
 
     Memory: one block of rows. Time: O(k) without ``untouched``, else one read of embedding and head.
     """
-    tie = reference.checkpoint.tie
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
-    uses = [("embedding", artifact.embedding, reference.embedding_rows, tie.embedding)]
+    uses = [("embedding", artifact.embedding, reference.embedding)]
     if artifact.head is not None:
         # Where the base ties, both uses must see the rows, whatever the artifact stores for the head.
-        name = tie.embedding if tie.tied else str(tie.head)
-        uses.append(("head", artifact.head, reference.head_rows, name))
-    for use, matrix, rows, name in uses:
+        uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
+    for use, matrix, want in uses:
         if matrix.n_rows != reference.vocab:
             continue  # the size check has failed already, and rows cannot be paired
-        stored = reference.checkpoint.tensors[name].spec.dtype
-        yield _check_trained(use, matrix, rows, stored)
+        if want.computed:
+            yield check_computed(use, matrix, want, every=untouched)
+            continue
+        yield _check_trained(use, matrix, want)
         if untouched:
-            yield _check_untouched(use, matrix, rows, reference, name)
+            yield _check_untouched(use, matrix, want)
 
 
 def _check_size(use: str, matrix: Matrix, vocab: int) -> Check:
@@ -42,22 +44,22 @@ def _check_size(use: str, matrix: Matrix, vocab: int) -> Check:
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
     """A tied model keeps one tensor, unless the base itself stores a duplicate head; an untied one keeps two."""
-    tie = reference.checkpoint.tie
     found = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
-    if tie.tied:
-        duplicate = artifact.format == "hf" and tie.head is not None
+    if reference.tied:
+        duplicate = artifact.format == "hf" and reference.checkpoint.tie.head is not None
         passed, expected = artifact.head is None or duplicate, "one tensor for embedding and head"
     else:
         passed, expected = artifact.head is not None, "a head of its own"
     return Check(name="tie", passed=passed, detail=found if passed else f"expected {expected}, found {found}")
 
 
-def _check_trained(use: str, matrix: Matrix, rows: Mapping[int, Array], stored: str) -> Check:
+def _check_trained(use: str, matrix: Matrix, want: Expected) -> Check:
     """Every trained row is exactly the declared rounding of what the adapter holds."""
+    rows, stored = want.rows, want.base.spec.dtype
     wrong = [
         token_id
         for token_id, row in rows.items()
-        if not any(np.array_equal(matrix.raw(token_id, token_id + 1), want) for want in _encodings(row, matrix, stored))
+        if not any(np.array_equal(matrix.raw(token_id, token_id + 1), one) for one in _encodings(row, matrix, stored))
     ]
     detail = f"{len(rows)} trained rows in {matrix.kind}"
     if wrong:
@@ -72,18 +74,26 @@ def _encodings(row: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
         yield encode(cast(row[None], stored), matrix.kind)
 
 
-def _check_untouched(use: str, matrix: Matrix, rows: Mapping[int, Array], reference: Reference, name: str) -> Check:
-    """Every row that was not trained is the base's row in the artifact's storage."""
-    spec = reference.checkpoint.tensors[name].spec
+def _check_untouched(use: str, matrix: Matrix, want: Expected) -> Check:
+    """Every row that was not trained is the base's row, or that of the matrix an adapter brings, as it is stored."""
+    spec, rows = want.source.spec, want.rows
+    stored = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
     wrong: list[int] = []
     for start in range(0, spec.n_rows, step):
         stop = min(start + step, spec.n_rows)
-        want = encode(reference.checkpoint.tensors[name].rows(start, stop), matrix.kind)
-        differs = (want != matrix.raw(start, stop)).any(axis=1)
+        block = want.source.rows(start, stop)
+        found = matrix.raw(start, stop)
+        differs = np.all([(one != found).any(axis=1) for one in _block_encodings(block, matrix, stored)], axis=0)
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
     count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
     detail = f"{count} other rows as in the base"
     if wrong:
         detail = f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base, first token {wrong[0]}"
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _block_encodings(block: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
+    yield encode(block, matrix.kind)
+    if block.dtype != DTYPES[stored]:
+        yield encode(cast(block, stored), matrix.kind)

@@ -199,7 +199,6 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["export", "{base}", "--base", "{base}"], 2, "--base"),
         (["patch", "x.gguf", "{adapter}"], 5, "not in this version"),
         (["release", "r.toml"], 5, "not in this version"),
-        (["merge", "{adapter}", "--base", "{base}", "--untie"], 5, "untying"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--dtype", "bf16", "-o", "x"], 5, "fp32"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "Q4_K_M", "-o", "x"], 5, "Q4_K_M"),
         (["merge", "{base}"], 4, "adapter_config.json"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import LedgerError
-from exporter.merge import plan
+from exporter.merge import changes
 from exporter.merge.ledger import Ledger
 from exporter.merge.plan import plan_merge
 from exporter.sources.adapter import Adapter
@@ -44,13 +44,13 @@ def test_what_is_not_there_cannot_be_taken() -> None:
 
 def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     """Break the pairing of adapter tensors with base tensors, as an edit of its rules might."""
-    sound = plan._book
+    sound = changes._entries
 
-    def broken(*arguments: object) -> object:
-        booked = sound(*arguments)  # type: ignore[arg-type]
+    def broken(checkpoint: Checkpoint, adapter: Adapter) -> object:
+        booked = list(sound(checkpoint, adapter))
         return booked[1:] if change == "drop" else [*booked, booked[0]]
 
-    monkeypatch.setattr(plan, "_book", broken)
+    monkeypatch.setattr(changes, "_entries", broken)
 
 
 @pytest.mark.parametrize(("change", "says"), [("drop", "none: it would be lost"), ("double", "found two: ")])

@@ -41,7 +41,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         want = np.concatenate([stored, np.zeros((grown, 4), np.float32)]).astype(kind)
         want[ids] = rows
         replace = [ReplaceRows(tuple(ids), rows, STORED + grown)] if ids else []
-        return MergedTensor(source, [*([Cast(dtype)] if dtype else []), *replace]), want
+        return MergedTensor("x", source, [*([Cast(dtype)] if dtype else []), *replace]), want
 
     return build
 
@@ -77,7 +77,7 @@ def test_segments_and_blocks_are_the_whole_at_any_block_size(
 ) -> None:
     tensor, want = make(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge_model, "BLOCK_BYTES", block_nbytes)
+        patch.setattr(merge_model, "TOUCHED_BYTES", block_nbytes)
         assert joined(tensor) == want.tobytes()
         arrays = [segment for segment in tensor.segments() if not isinstance(segment, ByteRange)]
     assert all(array.nbytes <= max(block_nbytes, tensor.spec.row_nbytes) for array in arrays)
@@ -127,12 +127,12 @@ def test_a_pass_that_breaks_its_promise_is_caught(make: Make) -> None:
 
     tensor, _ = make(([], 0, None))
     with pytest.raises(AssertionError, match="promised"):
-        MergedTensor(tensor.source, [Liar("F16")]).rows(0, 2)
+        MergedTensor("x", tensor.source, [Liar("F16")]).rows(0, 2)
 
 
 def test_a_tensor_without_data_has_no_segments_to_loop_over(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.touch()
     empty = FileTensor(TensorSpec("x", "F32", (1 << 36, 0)), ByteRange(path, 0, 0))
-    assert joined(MergedTensor(empty, [Cast("F16")])) == b""
+    assert joined(MergedTensor("x", empty, [Cast("F16")])) == b""
     assert tensors.read(empty).shape == (1 << 36, 0)

@@ -24,14 +24,14 @@ def test_rows_follow_their_ids_into_ascending_order(tiny_adapter: Path) -> None:
     stored = load_file(tiny_adapter / WEIGHTS)
     listed = json.loads((tiny_adapter / CONFIG).read_text())["token_indices"]
     assert listed == list(TRAINED_IDS) != sorted(listed)
-    for part in found.parts:
+    for part in found.rows:
         assert part.token_ids == tuple(sorted(TRAINED_IDS))
         for token_id, row in zip(part.token_ids, part.rows, strict=True):
             np.testing.assert_array_equal(row, stored[part.key][listed.index(token_id)])
 
 
 def test_a_tied_model_has_its_rows_twice(tiny_adapter: Path) -> None:
-    embedding, head = sorted(Adapter.open(tiny_adapter).parts, key=lambda part: part.module, reverse=True)
+    embedding, head = sorted(Adapter.open(tiny_adapter).rows, key=lambda part: part.module, reverse=True)
     assert (embedding.module, head.module) == (EMBED, HEAD)
     np.testing.assert_array_equal(embedding.rows, head.rows)
 
@@ -44,7 +44,7 @@ def test_older_layouts_have_them_once(modules: tuple[str, ...], tmp_path: Path) 
 
 
 def test_both_matrices_of_an_untied_model_have_rows_of_their_own(tiny_both_adapter: Path) -> None:
-    one, other = Adapter.open(tiny_both_adapter).parts
+    one, other = Adapter.open(tiny_both_adapter).rows
     assert {one.module, other.module} == {EMBED, HEAD}
     assert not np.array_equal(one.rows, other.rows)
 
@@ -60,7 +60,7 @@ def test_what_travels_beside_the_rows_is_found(tiny_adapter: Path, tiny_tied: Pa
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_rows_keep_the_dtype_they_were_stored_in(dtype: type, tmp_path: Path) -> None:
-    (part,) = Adapter.open(adapter(tmp_path / "a", [5], {EMBED: matrix(1, dtype=dtype)})).parts
+    (part,) = Adapter.open(adapter(tmp_path / "a", [5], {EMBED: matrix(1, dtype=dtype)})).rows
     assert part.rows.dtype == dtype
 
 
@@ -125,7 +125,7 @@ def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
         Adapter.open(adapter(tmp_path / "a", [0], {}))
 
 
-@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+@pytest.mark.parametrize("kind", ["LOHA", "IA3"])
 def test_other_kinds_are_not_expressible_and_name_the_way(kind: str, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=kind)
     with pytest.raises(NotExpressible, match=f"peft_type {kind}: .*merge_and_unload"):
@@ -156,4 +156,4 @@ def test_every_hostile_input_is_refused_in_one_line_that_says_what_is_wrong(
 
 
 def test_the_sound_pair_behind_the_hostile_ones_is_accepted(tiny_adapter: Path, tiny_tied: Path) -> None:
-    assert plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)]).targets
+    assert plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)]).bookings

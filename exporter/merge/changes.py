@@ -1,0 +1,227 @@
+"""What adapters do to each tensor, gathered: every part goes to one slot, or the merge stops.
+
+A slot is the name of a stored tensor, or one of the two uses of the vocabulary, ``EMBEDDING`` and ``HEAD``, whose
+tensors depend on how the base ties them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.merge.ledger import Ledger
+from exporter.merge.names import stored_name, use_of
+from exporter.sources.adapter import Adapter
+from exporter.sources.adapter_parts import FullModule, LowRank, Part, TokenRows
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.lora_config import PEFT_MERGE
+from exporter.tensors import read
+
+EMBEDDING: Final = "embedding"
+HEAD: Final = "head"
+
+
+@dataclass(frozen=True)
+class Booking:
+    """One line of the ledger: a tensor of an adapter, the rule that took it, the base tensors it goes into."""
+
+    path: Path
+    key: str
+    rule: str
+    into: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one tensor, in this order: it is replaced, rows are set, updates are added.
+
+    biases: updates whose ``bias`` is added to the tensor, which is a bias itself.
+    """
+
+    replaced: FullModule | None = None
+    rows: tuple[TokenRows, ...] = ()
+    updates: tuple[LowRank, ...] = ()
+    biases: tuple[LowRank, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Changes by slot, and where every adapter tensor went: (adapter's file, key, rule, slot or None)."""
+
+    changes: dict[str, Change]
+    entries: Sequence[tuple[Path, str, str, str | None]]
+
+
+def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
+    """Sort the parts of all adapters into slots.
+
+    Raises TensorMismatch for a module that the base lacks, BadInput where two adapters set the same, LedgerError for
+    a tensor that no rule takes or two take, NotExpressible for what stored weights cannot say.
+    """
+    changes: dict[str, Change] = {}
+    entries: list[tuple[Path, str, str, str | None]] = []
+    for adapter in adapters:
+        ledger = Ledger(adapter.weights, adapter.keys, what="rule")
+        booked = list(_entries(checkpoint, adapter))
+        for part, key, rule, slot in booked:
+            ledger.take(key, rule)
+            entries.append((adapter.weights, key, rule, slot))
+            if part is not None and slot is not None:
+                changes[slot] = _add(changes.get(slot, Change()), slot, part)
+        for slot, rows in _following(checkpoint, adapter, booked):
+            changes[slot] = _add(changes.get(slot, Change()), slot, rows)
+        ledger.close()
+    return Gathered(changes, entries)
+
+
+_Entry = tuple[Part | None, str, str, str | None]
+
+
+def _entries(checkpoint: Checkpoint, adapter: Adapter) -> Iterable[_Entry]:
+    """(part, key, rule, slot) for every tensor; the part stands with its first key, and not at all with a copy."""
+    first_of: dict[tuple[type, str], Part] = {}
+    for part in adapter.parts:
+        slot = _slot(checkpoint, part)
+        twin = first_of.get((type(part), slot)) if slot in (EMBEDDING, HEAD) else None
+        if twin is not None:
+            _require_same(twin, part)
+            yield from ((None, key, f"copy of {twin.key}", slot) for key in part.keys)
+            continue
+        first_of[type(part), slot] = part
+        rule = _rule(part)
+        bias = part.bias.spec.name if isinstance(part, LowRank) and part.bias else None
+        for number, key in enumerate(part.keys):
+            if key != bias:
+                yield part if number == 0 else None, key, rule, slot
+        if bias is not None:
+            assert isinstance(part, LowRank)
+            yield part, bias, "bias beside an update", _bias_slot(checkpoint, part)
+    yield from ((None, key, reason, None) for key, reason in adapter.unused.items())
+
+
+def _rule(part: Part) -> str:
+    if isinstance(part, TokenRows):
+        return f"{len(part.token_ids)} rows"
+    if isinstance(part, LowRank):
+        return f"{'DoRA' if part.magnitude else 'LoRA'} update of rank {part.rank}"
+    return "whole tensor"
+
+
+def _slot(checkpoint: Checkpoint, part: Part) -> str:
+    """The slot of a part's main tensor. Raises TensorMismatch for a module that is not in the base."""
+    parameter = "weight" if isinstance(part, TokenRows) else part.parameter
+    use = use_of(checkpoint, part.module) if parameter == "weight" else None
+    if use is not None:
+        if checkpoint.is_encoder_decoder and use == EMBEDDING and not isinstance(part, TokenRows):
+            _refuse_shared(part)
+        return use
+    name = stored_name(checkpoint, part.module, parameter)
+    if name is None and isinstance(part, LowRank) and part.kind == "parameter":
+        raise NotExpressible(
+            f"{part.path}: {part.key}",
+            f"the base has no tensor {part.module}.{parameter}: stacked experts are stored one by one",
+            instead=PEFT_MERGE,
+        )
+    if name is None:
+        expected = f"a module of the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
+        raise TensorMismatch(part.path, part.key, expected=expected, found=part.module)
+    return name
+
+
+def _refuse_shared(part: LowRank | FullModule) -> None:
+    if isinstance(part, FullModule) and part.in_place:
+        return
+    raise NotExpressible(
+        f"{part.path}: {part.key}",
+        "encoder and decoder have an embedding module each, and PEFT trained one of them alone",
+        instead="train token rows, which reach both",
+    )
+
+
+def _bias_slot(checkpoint: Checkpoint, part: LowRank) -> str:
+    name = stored_name(checkpoint, part.module, "bias")
+    if name is None:
+        raise NotExpressible(
+            f"{part.path}: {part.bias.spec.name if part.bias else part.key}",
+            f"{part.module} has no bias in the base, and the architecture has no place for one",
+            instead="train without lora_bias",
+        )
+    return name
+
+
+def _following(checkpoint: Checkpoint, adapter: Adapter, booked: Sequence[_Entry]) -> Iterable[tuple[str, TokenRows]]:
+    """Rows that a tied use gets from the other one, although the file has them once.
+
+    PEFT goes by the config: where it says tied, rows of the embedding also serve as rows of the head, unless that has
+    rows or a copy of its own. Files of old PEFT may hold tied rows under the head alone.
+    """
+    found = {slot: part for part, _, _, slot in booked if isinstance(part, TokenRows) and slot in (EMBEDDING, HEAD)}
+    own_head = any(isinstance(part, FullModule) and not part.in_place and slot == HEAD for part, _, _, slot in booked)
+    if EMBEDDING in found and HEAD not in found and checkpoint.tie.follows and not own_head:
+        yield HEAD, found[EMBEDDING]
+    if HEAD in found and EMBEDDING not in found and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):
+        yield EMBEDDING, found[HEAD]
+
+
+def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
+    """Whether the adapter was told to train rows of the head, and not of the embedding."""
+    named = adapter.config.get("trainable_token_indices") or adapter.config.get("target_modules") or ()
+    modules = [named] if isinstance(named, str) else [name for name in named if isinstance(name, str)]
+    uses = {use_of(checkpoint, module) for module in modules}
+    return HEAD in uses and EMBEDDING not in uses
+
+
+def _require_same(one: Part, other: Part) -> None:
+    """Two parts of one adapter for one use must be one value, as where a model has several names for a matrix."""
+    if isinstance(one, TokenRows) and isinstance(other, TokenRows):
+        same = one.token_ids == other.token_ids and np.array_equal(one.rows, other.rows)
+    elif isinstance(one, FullModule) and isinstance(other, FullModule):
+        # A trained copy and the base's tensor below it: the copy is what the model computes with.
+        same = one.tensor.spec.shape == other.tensor.spec.shape and np.array_equal(read(one.tensor), read(other.tensor))
+    else:
+        same = False
+    if not same:
+        raise NotExpressible(
+            f"{other.path}: {other.key}", f"it differs from {one.key}, and the model has one tensor for both"
+        )
+
+
+def _add(change: Change, slot: str, part: Part) -> Change:
+    if isinstance(part, TokenRows):
+        _require_disjoint(change.rows, part, slot)
+        change = replace(change, rows=(*change.rows, part))
+    elif isinstance(part, FullModule):
+        if change.replaced is not None and not _equal(change.replaced, part):
+            raise BadInput(f"{part.path}: {part.key}: expected {slot} to be set once, found {change.replaced.path} too")
+        change = replace(change, replaced=change.replaced or part)
+    elif part.bias is not None and slot.endswith("bias"):
+        change = replace(change, biases=(*change.biases, part))
+    else:
+        if any(one.magnitude or part.magnitude for one in change.updates):
+            raise BadInput(
+                f"{part.path}: {part.key}: expected a DoRA update to be alone on {slot}, "
+                f"found {change.updates[0].path} too"
+            )
+        change = replace(change, updates=(*change.updates, part))
+    return change
+
+
+def _equal(one: FullModule, other: FullModule) -> bool:
+    """Several row adapters of one grown base may each carry the grown matrix."""
+    alike = one.in_place and other.in_place and one.tensor.spec.shape == other.tensor.spec.shape
+    return alike and np.array_equal(read(one.tensor), read(other.tensor))
+
+
+def _require_disjoint(parts: Sequence[TokenRows], part: TokenRows, slot: str) -> None:
+    owner = {token_id: one.path for one in parts for token_id in one.token_ids}
+    for token_id in part.token_ids:
+        if token_id in owner:
+            raise BadInput(
+                f"{part.path}: {part.key}: expected each row of the {slot} to be set once, "
+                f"found token {token_id} set by {owner[token_id]} too"
+            )

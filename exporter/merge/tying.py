@@ -1,0 +1,119 @@
+"""Which tensors the two uses of the vocabulary get, and whether one tensor can still serve both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.errors import BadInput, NotExpressible
+from exporter.merge.changes import EMBEDDING, HEAD, Change
+from exporter.sources.adapter_parts import FullModule, LowRank
+from exporter.sources.checkpoint import Checkpoint, Tie
+from exporter.tensors import Array, read
+
+#: Embedding's module → the head's, for the tensor that an untied head gets; any other embedding has lm_head.
+_HEAD_OF: Final = {"embed_in": "embed_out"}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """tie: after merging. sources: tensor to write → (stored tensor that it begins as, what happens to it)."""
+
+    tie: Tie
+    sources: Mapping[str, tuple[str, Change]]
+
+
+def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
+    """Give embedding and head their tensors. A tied base stays tied where both uses come to the same values.
+
+    Raises NotExpressible where they do not and ``untie`` is not set: one tensor cannot hold two values.
+    """
+    tie = checkpoint.tie
+    embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
+    if not tie.tied:
+        sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
+        return Resolved(tie, sources | ({tie.head: (tie.head, head)} if tie.head else {}))
+    embedding, head = _share_base(embedding, head)
+    if _alike(embedding, head) and not untie:
+        names = (tie.embedding, *tie.copies, *([tie.head] if tie.head else []))
+        return Resolved(tie, dict.fromkeys(names, (tie.embedding, embedding)))
+    if not untie:
+        raise NotExpressible(
+            f"{checkpoint.path}: {tie.embedding}",
+            f"the base ties its head to the embedding, and the adapters change {_difference(embedding, head)}",
+            instead="--untie writes a head of its own",
+        )
+    name = tie.head or _head_name(tie.embedding)
+    sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
+    return Resolved(replace(tie, head=name, tied=False, follows=False), sources | {name: (tie.embedding, head)})
+
+
+def untied_config(config: dict[str, Any]) -> None:
+    """Say in ``config`` that the head has a tensor of its own.
+
+    T5 reads the flag as "scale the head's input" and ties by the tensors alone: there the scale is pinned instead.
+    """
+    nested = config.get("text_config")
+    if config.get("model_type") == "t5":
+        config.setdefault("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    config["tie_word_embeddings"] = False
+    if isinstance(nested, dict) and "tie_word_embeddings" in nested:
+        nested["tie_word_embeddings"] = False
+
+
+def _head_name(embedding: str) -> str:
+    module = embedding.split(".")[-2]
+    prefix = "language_model." if embedding.startswith("language_model.") else ""
+    return f"{prefix}{_HEAD_OF.get(module, 'lm_head')}.weight"
+
+
+def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
+    """A changed base tensor (a resized embedding) is the head's too; a trained copy is not."""
+    changed = [one.replaced for one in (embedding, head) if one.replaced and one.replaced.in_place]
+    if len(changed) == 2 and not _equal(changed[0], changed[1]):
+        raise BadInput(
+            f"{changed[1].path}: {changed[1].key}: expected the values of {changed[0].key}, to which it is tied"
+        )
+    base = changed[0] if changed else None
+    return replace(embedding, replaced=embedding.replaced or base), replace(head, replaced=head.replaced or base)
+
+
+def _alike(embedding: Change, head: Change) -> bool:
+    """Whether both uses come to the same values."""
+    one, other = embedding.replaced, head.replaced
+    if (one is None) != (other is None) or (one and other and not _equal(one, other)):
+        return False
+    if _rows(embedding).keys() != _rows(head).keys():
+        return False
+    if not all(np.array_equal(row, _rows(head)[token_id]) for token_id, row in _rows(embedding).items()):
+        return False
+    pairs = zip(embedding.updates, head.updates, strict=False)
+    return len(embedding.updates) == len(head.updates) and all(_same_update(one, other) for one, other in pairs)
+
+
+def _equal(one: FullModule, other: FullModule) -> bool:
+    if one is other:
+        return True
+    return one.tensor.spec.shape == other.tensor.spec.shape and np.array_equal(read(one.tensor), read(other.tensor))
+
+
+def _rows(change: Change) -> dict[int, Array]:
+    return {token_id: row for part in change.rows for token_id, row in zip(part.token_ids, part.rows, strict=True)}
+
+
+def _same_update(one: LowRank, other: LowRank) -> bool:
+    """PEFT stores a tied pair twice, the head's as the transposed factors of the embedding's; DoRA's norms differ."""
+    if one.magnitude or other.magnitude or one.scaling != other.scaling or one.path != other.path:
+        return False
+    down, up = read(other.down), read(other.up)
+    if one.kind == "embedding" and other.kind != "embedding":
+        down, up = up.T, down.T
+    return np.array_equal(read(one.down), down) and np.array_equal(read(one.up), up)
+
+
+def _difference(embedding: Change, head: Change) -> str:
+    changed = [name for name, one in (("the embedding", embedding), ("the head", head)) if one != Change()]
+    return f"{changed[0]} alone" if len(changed) == 1 else "the two in different ways"

@@ -1,0 +1,62 @@
+"""How many rows embedding and head have after merging; tokenizer, rows and matrices must agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.merge.changes import Change
+from exporter.sources.checkpoint import Checkpoint, Tie
+from exporter.sources.tokenizer import token_ids as tokenizer_ids
+
+
+def vocabulary(
+    checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], files: Mapping[str, Path]
+) -> int:
+    """Rows of the merged embedding. ``sources``: of embedding and head, by the name that is written.
+
+    Raises TensorMismatch for an id that neither matrix nor tokenizer knows, BadInput for new rows that nobody sets or
+    a tokenizer that names more than there is, NotExpressible for a head bias that would have to grow.
+    """
+    tokenizer = files.get("tokenizer.json")
+    known = max(tokenizer_ids(tokenizer), default=-1) + 1 if tokenizer else 0
+    begins = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
+    largest = max(begins.values())
+    vocab = largest
+    for name, (_, change) in sources.items():
+        for part in change.rows:
+            if part.token_ids[-1] >= max(largest, known):
+                expected = f"token ids below {max(largest, known)} (rows of {name})"
+                hint = "new tokens need the tokenizer that names them beside the adapter"
+                raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1], hint=hint)
+            vocab = max(vocab, part.token_ids[-1] + 1)
+    if known > vocab:
+        raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}")
+    for name in sorted(sources):
+        covered = {token_id for part in sources[name][1].rows for token_id in part.token_ids}
+        missing = next((token_id for token_id in range(begins[name], vocab) if token_id not in covered), None)
+        if missing is not None:
+            raise BadInput(
+                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {begins[name]} to "
+                f"{vocab - 1}, found none for token {missing}"
+            )
+    _require_no_bias(checkpoint, vocab)
+    return vocab
+
+
+def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
+    tensor = change.replaced.tensor if change.replaced else checkpoint.tensors[stored]
+    return tensor.spec.n_rows
+
+
+def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
+    """A bias of the logits has an entry a token, which no adapter brings."""
+    stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
+    for name, tensor in checkpoint.tensors.items():
+        if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
+            raise NotExpressible(
+                f"{tensor.place.path}: {name}",
+                f"the vocabulary changes from {stored} to {vocab}, and no adapter holds a bias of the new logits",
+                instead="resize the base with transformers and train on that",
+            )

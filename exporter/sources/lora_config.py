@@ -1,0 +1,118 @@
+"""The settings of a LoRA adapter that decide what its factors mean, and those under which merging would be wrong.
+
+Source: PEFT's LoraConfig and the ``scaling`` of its LoraLayer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import NotExpressible, UnreadableFile
+
+#: Settings that change the model in ways that no update of stored weights equals: setting → what it does.
+_NOT_WEIGHTS: Final = {
+    "alora_invocation_tokens": "switches the update on at certain tokens only",
+    "arrow_config": "routes every token through updates of its own",
+    "layer_replication": "adds layers to the model",
+    "use_bdlora": "stores block-diagonal factors",
+    "use_qalora": "pools the inputs of a quantised base",
+    "kasa_config": "truncates the base's weights when it is loaded",
+    "monteclora_config": "draws its factors at random",
+    "megatron_config": "is made for Megatron's layers",
+}
+#: Ways of initialising that change the base's weights when the adapter is loaded: the factors belong to those.
+_CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_PATTERN_SECONDS: Final = 0.5
+#: The way out of what is not merged here.
+PEFT_MERGE: Final = "merge it with PEFT's merge_and_unload() and export the checkpoint that comes out"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Checked settings. ``alphas`` and ``ranks`` are PEFT's patterns: a module's name or the end of it → value."""
+
+    path: Path
+    rank: int
+    alpha: float
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    rslora: bool
+    fan_in_fan_out: bool
+    parameters: Sequence[str]
+
+    @classmethod
+    def read(cls, path: Path, config: Mapping[str, Any]) -> LoraSettings:
+        """Check ``config`` (a parsed adapter_config.json at ``path``). Raises UnreadableFile, NotExpressible."""
+        _refuse(path, config)
+        ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
+        if not all(type(value) is int for value in ranks.values()):
+            raise UnreadableFile(path, f"rank_pattern: expected integers, found {ranks!r:.80}")
+        names = config.get("target_parameters") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise UnreadableFile(path, f"target_parameters: expected a list of names, found {names!r:.80}")
+        return cls(
+            path=path,
+            rank=int(_number(path, config, "r", 8)),
+            alpha=_number(path, config, "lora_alpha", 8),
+            ranks={key: int(value) for key, value in ranks.items()},
+            alphas=alphas,
+            rslora=config.get("use_rslora") is True,
+            fan_in_fan_out=config.get("fan_in_fan_out") is True,
+            parameters=names,
+        )
+
+    def rank_of(self, module: str) -> int:
+        """The rank that the config gives ``module``."""
+        return self.ranks.get(_pattern(self.path, self.ranks, module), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """The factor of the update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        alpha, rank = self.alphas.get(_pattern(self.path, self.alphas, module), self.alpha), self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _refuse(path: Path, config: Mapping[str, Any]) -> None:
+    for key, effect in _NOT_WEIGHTS.items():
+        if config.get(key):
+            raise NotExpressible(f"{path}: {key}", f"it {effect}, which is not merged here", instead=PEFT_MERGE)
+    way = config.get("init_lora_weights", True)
+    if isinstance(way, str) and way.lower().startswith(_CHANGES_BASE):
+        raise NotExpressible(
+            f"{path}: init_lora_weights {way}",
+            "the factors belong to a base whose weights this way of initialising has changed",
+            instead="save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
+
+
+def _pattern(path: Path, patterns: Mapping[str, object], module: str) -> str:
+    """The first pattern that matches the end of ``module``; patterns are regular expressions, as in PEFT."""
+    if not patterns:
+        return module
+    import regex  # unlike re it can be stopped: a hostile pattern must not hang a release
+
+    for pattern in patterns:
+        try:
+            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=_PATTERN_SECONDS):
+                return pattern
+        except (regex.error, TimeoutError) as exc:
+            reason = "one that never ends" if isinstance(exc, TimeoutError) else str(exc)
+            raise UnreadableFile(path, f"{pattern!r:.80}: expected a regular expression, found {reason}") from exc
+    return module
+
+
+def _number(path: Path, config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise UnreadableFile(path, f"{key}: expected a number above 0, found {value!r:.80}")
+    return float(value)
+
+
+def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, float]:
+    table = config.get(key) or {}
+    if not isinstance(table, dict):
+        raise UnreadableFile(path, f"{key}: expected a table, found {table!r:.80}")
+    return {pattern: _number(path, table, pattern, 0) for pattern in table}
