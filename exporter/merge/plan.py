@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ class Booking:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The decisions of a merge, before any byte of the base is read."""
+    """The decisions of a merge, before any byte of the base is read.
+
+    origins: which repositories and commits of the hub the inputs are, for provenance.
+    """
 
     checkpoint: Checkpoint
     adapters: Sequence[Adapter]
@@ -41,6 +44,7 @@ class MergePlan:
     targets: Mapping[str, Sequence[TokenRows]]
     vocab: int
     files: Mapping[str, Path]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None) -> MergedModel:
         """The merged model with floating-point tensors in ``dtype`` (None: as stored). Rows are rounded once."""
@@ -72,7 +76,7 @@ class MergePlan:
         return config
 
     def _provenance(self) -> dict[str, str]:
-        return {"base.embedding_sha256": self.checkpoint.embedding_digest}
+        return {"base.embedding_sha256": self.checkpoint.embedding_digest, **self.origins}
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> MergePlan:
