@@ -14,7 +14,7 @@ from exporter.formats.output import Progress, silent
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.locate import find_base
+from exporter.sources.locate import find_base, locate, origins
 from exporter.staging import staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
 from exporter.verify.reference import Reference
@@ -26,9 +26,12 @@ REPORT: Final = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """What the user asked for. ``adapters`` empty: the checkpoint ``base`` itself is exported."""
+    """What the user asked for. ``adapters`` empty: the checkpoint ``base`` itself is exported.
 
-    adapters: tuple[Path, ...]
+    Adapters and base are paths or hub ids; ``quiet``: no bars while they are downloaded.
+    """
+
+    adapters: tuple[Path | str, ...]
     base: str | None
     formats: tuple[str, ...]
     out: Path | None = None
@@ -41,6 +44,7 @@ class ExportSpec:
     pre_tokenizer: str | None = None
     untie: bool = False
     memory_bytes: int | None = None
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.formats)) != len(self.formats):
@@ -76,9 +80,12 @@ class Hooks:
 
 def plan_export(spec: ExportSpec) -> ExportPlan:
     """Read headers and decide. A format that cannot hold the model is a refusal in its target, not an error."""
-    adapters = [Adapter.open(path) for path in spec.adapters]
-    merge = plan_merge(Checkpoint.open(find_base(spec.base, adapters)), adapters, untie=spec.untie)
-    name = _name(spec, merge)
+    located = [locate(str(word), asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
+    adapters = [Adapter.open(adapter.path) for adapter in located]
+    base = find_base(spec.base, adapters, quiet=spec.quiet)
+    merge = plan_merge(Checkpoint.open(base.path), adapters, untie=spec.untie)
+    merge = replace(merge, origins=origins(base, located))
+    name = (located or [base])[0].name or "model"  # what the user calls it; the root folder has no name
     dtype = DTYPES[spec.dtype] if spec.dtype else None
     wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
     targets = []
@@ -144,12 +151,6 @@ def _relative(reports: list[Report], out: Path) -> list[Report]:
     return [replace(report, artifact=report.artifact.relative_to(out)) for report in reports]
 
 
-def _name(spec: ExportSpec, merge: MergePlan) -> str:
-    """What the user calls the model: the adapter's folder, else the checkpoint's."""
-    path = (spec.adapters[0] if spec.adapters else merge.checkpoint.path).resolve()
-    return path.name or "model"
-
-
 def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:
     """GGUF takes ggml's upper-case types, ONNX the lower-case ones; without one a format is written unquantised."""
     chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt != "hf"]
@@ -195,6 +196,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
     return {
         "base": str(plan.merge.checkpoint.path),
         "adapters": [str(adapter.path) for adapter in plan.merge.adapters],
+        "origins": dict(plan.merge.origins),
         "out": str(plan.out),
         "vocab": plan.merge.vocab,
         "targets": [

@@ -11,22 +11,26 @@ from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import LowRank
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
-from exporter.sources.locate import is_adapter
+from exporter.sources.locate import Located, is_adapter
 from exporter.sources.safetensors import read_tensors
 from exporter.verify.artifact import detect
 
 
-def inspect_path(path: Path) -> dict[str, Any]:
+def inspect_path(located: Located) -> dict[str, Any]:
     """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput."""
+    path = located.path
     if is_adapter(path):
-        return _document("adapter", path, *_adapter(path))
+        return _document("adapter", located, *_adapter(path))
     reader = {"hf": _checkpoint, "gguf": _gguf, "onnx": _onnx}
     kind = detect(path)
-    return _document({"hf": "checkpoint"}.get(kind, kind), path, *reader[kind](path))
+    return _document({"hf": "checkpoint"}.get(kind, kind), located, *reader[kind](path))
 
 
-def _document(kind: str, path: Path, facts: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"kind": kind, "facts": {"path": str(path), "kind": kind, **facts}, "tensors": list(tensors)}
+def _document(
+    kind: str, located: Located, facts: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    hub = {"repo": located.repo, "revision": located.revision} if located.repo else {}
+    return {"kind": kind, "facts": {"path": str(located.path), "kind": kind, **hub, **facts}, "tensors": list(tensors)}
 
 
 def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -19,7 +19,7 @@ from exporter.verify.report import Report
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     """Plan, write, verify; then say what lies where. Paths go to stdout, one a line, or the JSON document."""
     started = time.perf_counter()
-    plan = plan_export(export_spec(**options))
+    plan = plan_export(export_spec(quiet=quiet, **options))
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
     paths = [plan.out / target.place if target.place else plan.out for target in plan.targets]

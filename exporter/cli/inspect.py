@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.cli.options import PATH
 from exporter.cli.talk import size
 from exporter.inspection import inspect_path
+from exporter.sources.locate import locate
 
 
 @click.command()
-@click.argument("path", default=Path(), type=PATH)
+@click.argument("path", default=".")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
 @click.option("--tensors", is_flag=True, help="List every tensor, not only the first ones.")
-def inspect(path: Path, as_json: bool, tensors: bool) -> None:
-    """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only."""
-    found = inspect_path(path)
+def inspect(path: str, as_json: bool, tensors: bool) -> None:
+    """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
+
+    An adapter or a checkpoint may be a hub id (org/name, org/name@revision).
+    """
+    found = inspect_path(locate(path, asked_by="PATH"))
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

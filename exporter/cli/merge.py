@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from exporter.cli import exporting
-from exporter.cli.options import PATH, base_option, export_options, to_option
+from exporter.cli.options import base_option, export_options, to_option
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, type=PATH, metavar="[ADAPTER]...")
+@click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
 @base_option
 @to_option
 @export_options
-def merge(adapters: tuple[Path, ...], **options: Any) -> None:
+def merge(adapters: tuple[str, ...], **options: Any) -> None:
     """Merge adapters into their base and write the result.
 
-    ADAPTER is a PEFT adapter folder, the current one by default. Rows go into the embedding and, where the head is
-    tied to it, into the head. Nothing gets its final name before what lies on disk has been verified.
+    ADAPTER is a PEFT adapter: a folder, the current one by default, or a hub id (user/name, user/name@revision). Rows
+    go into the embedding and, where the head is tied to it, into the head. Nothing gets its final name before what
+    lies on disk has been verified.
 
     \b
     Examples:
       ttexport merge --to onnx
+      ttexport merge user/adapter@v1 --to gguf
       ttexport merge my-adapter --base my-base --to hf --to gguf -o out
       ttexport merge my-adapter --to gguf --quant Q8_0 --verify full
     """
-    exporting.run(adapters=adapters or (Path(),), **options)
+    exporting.run(adapters=adapters or (".",), **options)

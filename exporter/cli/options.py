@@ -46,7 +46,9 @@ to_option = click.option(
     "--to", "formats", type=click.Choice(list(FORMATS)), multiple=True, help="Format to write. Repeatable."
 )
 base_option = click.option(
-    "--base", metavar="CHECKPOINT", help="Folder or hub id; default: what the adapter names as its base."
+    "--base",
+    metavar="CHECKPOINT",
+    help="Folder or hub id (org/name, org/name@revision); default: what the adapter names as its base.",
 )
 
 
@@ -68,7 +70,7 @@ def _add(command: _Command, options: tuple[Callable[[_Command], _Command], ...])
 
 def export_spec(
     *,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
     base: str | None,
     formats: tuple[str, ...],
     level: str,

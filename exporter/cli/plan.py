@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from exporter.cli.export import as_merge
-from exporter.cli.options import PATH, base_option, export_options, export_spec, to_option
+from exporter.cli.options import base_option, export_options, export_spec, to_option
 from exporter.cli.talk import size
 from exporter.export import ExportPlan, plan_export, plan_json
 
 
 @click.command()
-@click.argument("sources", nargs=-1, type=PATH, metavar="[SOURCE]...")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @base_option
 @to_option
 @export_options
-def plan(sources: tuple[Path, ...], base: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def plan(sources: tuple[str, ...], base: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show what merge or export would write from SOURCE with the same options; write nothing.
 
     Exit 5 if a target cannot be expressed.
     """
-    paths = sources or (Path(),)
-    inputs = as_merge(paths[0], base) if len(paths) == 1 else {"adapters": paths, "base": base}
-    made = plan_export(export_spec(**inputs, **options))
+    paths = sources or (".",)
+    inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
+    made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
         click.echo(json.dumps(plan_json(made), indent=2))
     elif not quiet:
@@ -53,6 +52,8 @@ def _print(made: ExportPlan) -> None:
     for target in made.targets:
         for note in target.notes:
             console.print(f"{target.format}: {note}", markup=False)
+    for key, value in made.merge.origins.items():
+        console.print(f"{key}: {value}", markup=False)
     if made.merge.bookings:
         ledger = Table("adapter tensor", "rule", "into", box=None, pad_edge=False)
         for booking in made.merge.bookings:

@@ -21,8 +21,8 @@ from exporter.verify.run import verify as run_verify
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--reference", required=True, metavar="CHECKPOINT", help="The base: folder or hub id.")
-@click.option("--adapter", "adapters", multiple=True, type=PATH, help="Adapter folder. Repeatable.")
+@click.option("--reference", required=True, metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
+@click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
 @click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
 @click.option("--report", type=PATH, help="Folder for report.json.")
@@ -30,7 +30,7 @@ from exporter.verify.run import verify as run_verify
 def verify(
     artifact: Path,
     reference: str,
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
     level: str,
     prompts: Path | None,
     report: Path | None,
@@ -44,7 +44,9 @@ def verify(
     own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
     """
     texts = read_prompts(prompts) if prompts else []
-    base = Reference.open(locate(reference, asked_by="--reference"), adapters)
+    checkpoint = locate(reference, asked_by="--reference", kind="checkpoint", quiet=quiet)
+    tuned = [locate(word, asked_by="--adapter", kind="adapter", quiet=quiet).path for word in adapters]
+    base = Reference.open(checkpoint.path, tuned)
     with progress(quiet=quiet) as hooks:
         reports = run_verify(find_artifacts(artifact), base, level=level, prompts=texts, say=hooks.say)
     document = reports_json(reports)

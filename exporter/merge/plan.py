@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ class MergePlan:
     """The decisions of a merge, before any byte of the base is read.
 
     sources: every tensor to write → (stored tensor that it begins as, what happens to it). tie: after merging.
+    origins: which repositories and commits of the hub the inputs are, for provenance.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +44,7 @@ class MergePlan:
     sources: Mapping[str, tuple[str, Change]]
     vocab: int
     files: Mapping[str, Path]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
         """The merged model with floating-point tensors in ``dtype`` (None: as stored). Each value is rounded once."""
@@ -110,7 +112,7 @@ class MergePlan:
 
     @cached_property
     def _provenance(self) -> dict[str, str]:
-        return {"base.embedding_sha256": self.checkpoint.embedding_digest}
+        return {"base.embedding_sha256": self.checkpoint.embedding_digest, **self.origins}
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:

@@ -1,16 +1,35 @@
-"""From what the user typed to a folder on disk: a path, or a hub id in the local cache, or downloaded."""
+"""From what the user typed to a folder on disk: a path, else ``org/name`` or ``org/name@revision`` on the hub."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput, NotExpressible
+from exporter.errors import BadInput
 from exporter.sources.adapter import CONFIG, Adapter
-from exporter.sources.checkpoint import SIDE_FILES
+from exporter.sources.hub import Kind, fetch
 
-#: What a checkpoint needs; pickles and other frameworks' weights stay on the hub.
-_PATTERNS: Final = ["config.json", "*.safetensors", "model.safetensors.index.json", *SIDE_FILES]
+_ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>.+))?", re.ASCII)
+#: What git allows in names and people use; ``..`` is refused besides, for the cache makes a path of it.
+_REVISION: Final = re.compile(r"\w[\w./+-]*", re.ASCII)
+_DEFAULT_REVISION: Final = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A file or folder on disk. ``repo`` and ``revision``, the commit, are set if it came from the hub."""
+
+    path: Path
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it: the repository without its owner, or the folder."""
+        return self.repo.split("/")[-1] if self.repo else self.path.resolve().name
 
 
 def is_adapter(path: Path) -> bool:
@@ -18,42 +37,67 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def find_base(named: str | None, adapters: list[Adapter]) -> Path:
-    """The base checkpoint: ``named`` if given, else the one base that the adapters agree on.
+def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
+    """The base checkpoint: ``named`` if given, else the one base, and revision, that the adapters agree on.
 
     Raises BadInput if nothing names a base, if the adapters name different ones, or if it cannot be had.
     """
     if named is not None:
-        return locate(named, asked_by="--base")
-    names = {str(adapter.path): adapter.base_name for adapter in adapters}
-    distinct = set(names.values())
+        return locate(named, asked_by="--base", kind="checkpoint", quiet=quiet)
     where = adapters[0].path / CONFIG
-    if distinct == {None}:
+    distinct = {(adapter.base_name, _base_revision(adapter)) for adapter in adapters}
+    if {name for name, _ in distinct} == {None}:
         raise BadInput(f"{where}: base_model_name_or_path: expected a path or hub id, found none; give --base")
     if len(distinct) > 1:
-        found = ", ".join(sorted(str(name) for name in distinct))
+        found = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
         raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {found}")
-    return locate(str(distinct.pop()), asked_by=f"{where}: base_model_name_or_path")
+    ((name, revision),) = distinct
+    asked_by = f"{where}: base_model_name_or_path"
+    return locate(str(name), asked_by=asked_by, kind="checkpoint", revision=revision, quiet=quiet)
 
 
-def locate(name: str, *, asked_by: str) -> Path:
-    """The folder of ``name``: a path that exists, else a hub id (cache first, then download unless offline)."""
-    path = Path(name)
+def _base_revision(adapter: Adapter) -> str | None:
+    """PEFT's ``revision``: the one of the base that the adapter was trained on."""
+    revision = adapter.config.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise BadInput(f"{adapter.path / CONFIG}: revision: expected a branch, tag or commit, found {revision!r:.80}")
+    return None if revision == _DEFAULT_REVISION else revision or None
+
+
+def locate(
+    word: str, *, asked_by: str, kind: Kind | None = None, revision: str | None = None, quiet: bool = False
+) -> Located:
+    """The folder that ``word`` names: a path that exists, else a hub id, from the cache or downloaded.
+
+    ``kind`` is what it must be (None: either). ``revision`` is taken if ``word`` carries none. Raises BadInput, which
+    names ``asked_by``, the option or file that the word is from.
+    """
+    path = Path(word)
     if path.exists():
-        return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise BadInput(f"{asked_by}: expected a folder or a hub id, found {name!r}, which does not exist")
+        return Located(path)
+    match = _ID.fullmatch(word)
+    # Only old checkpoints have no owner (gpt2); for the rest a single word is a folder that is not there.
+    if match is None or ("/" not in match["repo"] and kind != "checkpoint"):
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r}, which does not exist")
+    wanted = match["revision"] or revision or _DEFAULT_REVISION
+    if not _REVISION.fullmatch(wanted) or ".." in wanted:
+        raise BadInput(f"{asked_by}: {match['repo']}: expected a branch, tag or commit, found {wanted!r:.80}")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as exc:  # pragma: no cover  # a runtime dependency of the package
-        raise NotExpressible(asked_by, f"{name} is a hub id and huggingface_hub is not installed") from exc
-    for cached_only in (True, False):
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=cached_only))
-        except Exception as exc:  # hub, network and cache errors share no base class
-            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        else:
-            if not cached_only or any(folder.glob("*.safetensors")):
-                return folder
-            reason = "the cache holds no weights of it"  # somebody used its tokenizer alone
-    raise BadInput(f"{asked_by}: {name}: neither a folder nor in the local cache, and not downloaded: {reason}")
+        folder = fetch(match["repo"], wanted, kind=kind, quiet=quiet)
+    except BadInput as exc:
+        raise BadInput(f"{asked_by}: {exc}") from exc
+    return Located(folder, match["repo"], folder.name)
+
+
+def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
+    """Provenance of what came from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
+
+    Local paths stay out: they say nothing elsewhere, and artifacts must not depend on where they were made.
+    """
+    named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
+    return {
+        f"{key}.{field}": value
+        for key, located in named.items()
+        for field, value in (("repo", located.repo), ("revision", located.revision))
+        if value
+    }

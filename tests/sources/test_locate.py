@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,37 +8,26 @@ from huggingface_hub import constants
 
 from exporter.errors import BadInput
 from exporter.sources.adapter import Adapter
-from exporter.sources.locate import find_base, is_adapter, locate
+from exporter.sources.locate import Located, find_base, is_adapter, locate, origins
+from fixtures.hub import fill_cache
 from tests.sources.folders import adapter as write_adapter
 from tests.sources.folders import matrix
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WHOLE = {"config.json": b"{}", "tokenizer.json": b"{ }", "model.safetensors": b"weights"}
 
 
 def adapter(folder: Path, base: str | None) -> Adapter:
     return Adapter.open(write_adapter(folder, [0], {"model.embed_tokens": matrix(1)}, base=base))
 
 
-def cached(monkeypatch: pytest.MonkeyPatch, cache: Path, name: str, *files: str) -> Path:
-    """A hub cache that holds ``files`` of the repository ``name``."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / REVISION
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(REVISION)
-    for file in files:
-        (snapshot / file).write_text("{}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    return snapshot
-
-
 def test_what_the_user_names_wins_over_the_adapter(tmp_path: Path, tiny_tied: Path) -> None:
-    assert find_base(str(tiny_tied), [adapter(tmp_path / "a", "/nowhere")]) == tiny_tied
+    assert find_base(str(tiny_tied), [adapter(tmp_path / "a", "/nowhere")]) == Located(tiny_tied)
 
 
 def test_the_base_that_all_adapters_name_is_taken(tmp_path: Path, tiny_tied: Path) -> None:
     two = [adapter(tmp_path / name, str(tiny_tied)) for name in "ab"]
-    assert find_base(None, two) == tiny_tied
+    assert find_base(None, two) == Located(tiny_tied)
 
 
 def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
@@ -53,7 +43,7 @@ def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: 
         find_base(None, [adapter(tmp_path / "a", base)])
 
 
-@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "a/b/c", "missing", "a\0b/c"])
+@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "a/b/c", "missing", "a\0b/c", "a/b@"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
@@ -65,36 +55,64 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = cached(monkeypatch, tmp_path, "org/model", "config.json", "model.safetensors")
-    assert locate("org/model", asked_by="--base") == snapshot
-
-
 def test_a_hub_id_outside_the_cache_is_one_line_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadInput, match="org/absent: neither a folder nor in the local cache") as caught:
+    with pytest.raises(BadInput, match="org/absent@main: neither a folder nor in the local cache") as caught:
         find_base(None, [adapter(tmp_path / "a", "org/absent")])
     assert "adapter_config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_cache_with_the_tokenizer_alone_is_completed_by_a_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    partial, complete = tmp_path / "partial", tmp_path / "complete"
-    for folder in (partial, complete):
-        folder.mkdir()
-        (folder / "config.json").touch()
-    (complete / "model.safetensors").touch()
-
-    def download(name: str, *, local_files_only: bool, allow_patterns: list[str]) -> str:
-        assert not any("bin" in pattern or "*.py" in pattern for pattern in allow_patterns)
-        return str(partial if local_files_only else complete)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert locate("org/model", asked_by="--base") == complete
-
-
 def test_a_folder_with_an_adapter_config_is_an_adapter(tiny_adapter: Path, tiny_tied: Path) -> None:
     assert is_adapter(tiny_adapter)
     assert not is_adapter(tiny_tied)
+
+
+def revised(folder: Path, base: str, revision: object) -> Adapter:
+    written = adapter(folder, base)
+    config = {**written.config, "revision": revision}
+    (written.path / "adapter_config.json").write_text(json.dumps(config))
+    return Adapter.open(written.path)
+
+
+@pytest.fixture
+def two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """``org/base`` at main and at v1, in the cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    new = fill_cache(tmp_path / "cache", "org/base", WHOLE, commit=COMMIT)
+    return new, fill_cache(tmp_path / "cache", "org/base", WHOLE, commit=COMMIT[::-1], ref="v1")
+
+
+def test_the_revision_that_the_adapter_names_is_its_bases(tmp_path: Path, two_revisions: tuple[Path, Path]) -> None:
+    new, old = two_revisions
+    assert find_base(None, [revised(tmp_path / "a", "org/base", "v1")]) == Located(old, "org/base", COMMIT[::-1])
+    assert find_base(None, [revised(tmp_path / "b", "org/base", None)]).path == new
+    assert find_base("org/base", [revised(tmp_path / "c", "org/base", "v1")]).path == new
+
+
+def test_a_local_base_has_no_revision(tmp_path: Path, tiny_tied: Path) -> None:
+    assert find_base(None, [revised(tmp_path / "a", str(tiny_tied), "v1")]) == Located(tiny_tied)
+
+
+def test_adapters_of_two_revisions_are_refused(tmp_path: Path, two_revisions: tuple[Path, Path]) -> None:
+    pair = [revised(tmp_path / "a", "org/base", "v1"), revised(tmp_path / "b", "org/base", "main")]
+    with pytest.raises(BadInput, match="expected one base for all adapters, found org/base, org/base@v1"):
+        find_base(None, pair)
+    same = [revised(tmp_path / "c", "org/base", None), revised(tmp_path / "d", "org/base", "main")]
+    assert find_base(None, same).path == two_revisions[0]
+
+
+def test_a_revision_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"adapter_config\.json: revision: expected a branch, tag or commit, found 7"):
+        find_base(None, [revised(tmp_path / "a", "org/base", 7)])
+
+
+def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "base@v1").mkdir(parents=True)
+    assert locate("org/base@v1", asked_by="--base") == Located(Path("org/base@v1"))
+
+
+def test_only_the_hub_is_an_origin(tmp_path: Path) -> None:
+    found = origins(Located(tmp_path), [Located(tmp_path), Located(tmp_path, "user/adapter", COMMIT)])
+    assert found == {"adapter.1.repo": "user/adapter", "adapter.1.revision": COMMIT}

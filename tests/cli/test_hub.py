@@ -1,0 +1,244 @@
+"""Models and adapters from the hub, as users call the commands: over HTTP, then from the cache alone.
+
+Every command runs in a fresh process, for huggingface_hub reads its endpoint and its cache's place when imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exporter.sources.gguf import GgufFile
+from fixtures.hub import Hub, serving
+
+ROOT = Path(__file__).parents[2]
+CODE = "import sys; from exporter.cli.main import run; sys.exit(run(sys.argv[1:]))"
+BASE_API = "/api/models/org/base"
+#: Ends of the names of variables that would lead past the stand-in, or hide bars that a user sees.
+UNWANTED = ("_proxy", "hf_hub_disable_progress_bars")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hub, and a user whose cache and folder are below ``home``."""
+
+    hub: Hub
+    home: Path
+
+    def run(
+        self, *words: object, offline: bool = False, stderr: int = subprocess.PIPE
+    ) -> subprocess.CompletedProcess[str]:
+        names = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": str(int(offline))}
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith(UNWANTED)}
+        command = [sys.executable, "-c", CODE, *map(str, words)]
+        place = {"PYTHONPATH": str(ROOT), "HF_TOKEN": ""}
+        (self.home / "work").mkdir(exist_ok=True)
+        environment = {**kept, **names, **place}
+        return subprocess.run(
+            command, cwd=self.home / "work", env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in (self.home / "work").iterdir())
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_sharded: Path, tiny_untied_adapter: Path) -> Iterator[Site]:
+    """``org/base`` in three shards, ``user/adapter`` for it, and beside them what must not be fetched."""
+    with serving() as hub:
+        useless = {"pytorch_model.bin": b"x", "modeling.py": b"y", "consolidated.safetensors": b"z", "README.md": b"w"}
+        hub.add("org/base", tiny_sharded, extra=useless)
+        hub.add("user/adapter", tiny_untied_adapter, extra={"adapter_model.bin": b"x", "optimizer.pt": b"y"})
+        yield Site(hub, tmp_path)
+
+
+def test_a_merge_downloads_what_it_needs_and_the_next_one_is_offline_with_the_same_bytes(site: Site) -> None:
+    words = ["merge", "user/adapter", "--base", "org/base", "--to", "gguf"]
+    first = site.run(*words, "-o", "first.gguf")
+    assert first.returncode == 0, first.stderr
+    assert site.hub.fetched() == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    site.hub.requests.clear()
+    second = site.run(*words, "-o", "second.gguf", offline=True)
+    assert second.returncode == 0, second.stderr
+    assert site.hub.requests == []
+    work = site.home / "work"
+    assert digest(work / "first.gguf") == digest(work / "second.gguf")
+    metadata = GgufFile.open(work / "first.gguf").metadata
+    commits = {name: repository.refs["main"] for name, repository in site.hub.repositories.items()}
+    assert metadata["ttexport.base.repo"] == "org/base"
+    assert metadata["ttexport.base.revision"] == commits["org/base"]
+    assert metadata["ttexport.adapter.0.repo"] == "user/adapter"
+    assert metadata["ttexport.adapter.0.revision"] == commits["user/adapter"]
+
+
+def test_what_is_whole_in_the_cache_is_used_without_asking_the_hub(site: Site) -> None:
+    assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
+    site.hub.requests.clear()
+    assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
+    assert site.hub.requests == []
+
+
+def test_the_output_is_named_after_the_repository(site: Site) -> None:
+    done = site.run("merge", "user/adapter", "--base", "org/base", "-q")
+    assert (done.returncode, done.stdout) == (0, "adapter-hf\n")
+
+
+def test_local_inputs_leave_no_path_in_the_artifact(site: Site, tiny_sharded: Path, tiny_untied_adapter: Path) -> None:
+    done = site.run("merge", tiny_untied_adapter, "--base", tiny_sharded, "--to", "gguf", "-o", "x.gguf", "-q")
+    assert done.returncode == 0, done.stderr
+    ours = [key for key in GgufFile.open(site.home / "work" / "x.gguf").metadata if key.startswith("ttexport.")]
+    assert ours == ["ttexport.base.embedding_sha256"]
+
+
+def test_a_revision_is_pinned_and_shown(site: Site, tiny_untied: Path) -> None:
+    site.hub.add("org/base", tiny_untied, "v2", "main")
+    old = min(site.hub.repositories["org/base"].commits.keys() - {site.hub.repositories["org/base"].refs["main"]})
+    done = site.run("plan", "user/adapter", "--base", f"org/base@{old}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["origins"]["base.revision"] == old
+    shown = site.run("inspect", "org/base@v2", "--json")
+    facts = json.loads(shown.stdout)["facts"]
+    assert (facts["repo"], facts["revision"]) == ("org/base", site.hub.repositories["org/base"].refs["v2"])
+    assert old in site.run("plan", "user/adapter", "--base", f"org/base@{old}").stdout
+
+
+def test_export_takes_a_checkpoint_or_an_adapter_from_the_hub(site: Site, tiny_untied_adapter: Path) -> None:
+    assert site.run("--to", "gguf", "org/base", "-q").stdout == "base-BF16.gguf\n"
+    folder = Path(shutil.copytree(tiny_untied_adapter, site.home / "naming"))
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    site.hub.add("user/naming", folder)
+    assert site.run("--to", "gguf", "user/naming", "-q").stdout == "naming-BF16.gguf\n"
+
+
+def test_an_artifact_is_verified_against_the_hub(site: Site) -> None:
+    assert site.run("merge", "user/adapter", "--base", "org/base", "-o", "out", "-q").returncode == 0
+    words = ["verify", "out", "--reference", "org/base", "--adapter", "user/adapter", "--level", "rows", "-q"]
+    done = site.run(*words, offline=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "said"),
+    [
+        (BASE_API, "gated", "accept its terms at"),
+        (BASE_API, "unauthorised", "HTTP 401: log in with `hf auth login`, or set HF_TOKEN"),
+        (BASE_API, "forbidden", "HTTP 403: log in"),
+        (BASE_API, "broken", "HTTP 500: try again later"),
+        (BASE_API, "drop", "check the network and try again"),
+        ("/org/base/resolve", "drop", "check the network and try again"),
+        ("/org/base/resolve", "gated", "accept its terms at"),
+    ],
+)
+def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str, said: str, site: Site) -> None:
+    site.hub.faults[place] = fault
+    done = site.run("merge", "user/adapter", "--base", "org/base", "-o", "out", "-q")
+    assert (done.returncode, done.stdout, site.left()) == (4, "", [])
+    assert done.stderr.startswith("ttexport: --base: org/base@main: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["user/absent", "--base", "org/base"], "ADAPTER: user/absent@main: .*no such repository, or a private one"),
+        (["user/adapter", "--base", "org/base@v9"], "--base: org/base@v9: .*no such revision"),
+        (["user/adapter", "--base", "user/adapter"], "--base: user/adapter@main: config.json is missing"),
+        (["org/base", "--base", "org/base"], "ADAPTER: org/base@main: adapter_config.json is missing"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(words: list[str], said: str, site: Site) -> None:
+    done = site.run("merge", *words, "-o", "out", "-q")
+    assert (done.returncode, done.stdout, site.left()) == (4, "", [])
+    assert done.stderr.count("\n") == 1
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(done.stderr)
+
+
+def test_pickled_weights_are_not_fetched_but_named(site: Site, tiny_untied: Path) -> None:
+    folder = Path(shutil.copytree(tiny_untied, site.home / "pickled"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    site.hub.add("org/pickled", folder)
+    done = site.run("--to", "gguf", "org/pickled", "-q")
+    assert done.returncode == 4
+    assert "model.safetensors is missing; found pickled weights (pytorch_model.bin), which are not read" in done.stderr
+    assert "pytorch_model.bin" not in site.hub.fetched()
+
+
+def test_a_hub_out_of_reach_is_no_matter_when_the_cache_is_whole(site: Site) -> None:
+    """Without a listing (single files, fetched by another tool) the hub is asked, and may be silent."""
+    assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
+    for listing in (site.home / "hf" / "hub").glob("models--*/trees/*.json"):
+        listing.unlink()
+    site.hub.faults["/"] = "drop"
+    assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
+    shard = next((site.home / "hf" / "hub").glob("models--org--base/snapshots/*/model-00002-of-00003.safetensors"))
+    shard.resolve().unlink()
+    done = site.run("plan", "user/adapter", "--base", "org/base", "-q")
+    assert done.returncode == 4
+    assert "org/base@main: model-00002-of-00003.safetensors is missing in the local cache, and http" in done.stderr
+
+
+def test_a_download_that_breaks_in_the_middle_is_taken_up_again(site: Site, tiny_untied: Path) -> None:
+    site.hub.add("org/single", tiny_untied)
+    commit = site.hub.repositories["org/single"].refs["main"]
+    site.hub.faults[f"/org/single/resolve/{commit}/model.safetensors"] = "half"
+    done = site.run("--to", "gguf", "org/single", "-o", "x.gguf", "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    cached = next((site.home / "hf" / "hub").glob("models--org--single/snapshots/*/model.safetensors"))
+    assert digest(cached) == digest(tiny_untied / "model.safetensors")
+    asked = [line for line in site.hub.requests if line.startswith("GET") and line.endswith("/model.safetensors")]
+    assert len(asked) == 2
+
+
+def test_a_download_is_announced_unless_quiet(site: Site) -> None:
+    talk = site.run("plan", "user/adapter", "--base", "org/base", "--json")
+    assert talk.stderr.splitlines() == ["downloading user/adapter@main", "downloading org/base@main"]
+    json.loads(talk.stdout)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_sees_bars_unless_quiet(quiet: bool, site: Site) -> None:
+    reader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))  # without a size a bar has no room
+    words = ["plan", "user/adapter", "--base", "org/base", "--json", *(["-q"] if quiet else [])]
+    done = site.run(*words, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+        while piece := os.read(reader, 1 << 16):  # a few bars: they fit the terminal's buffer
+            shown += piece
+    os.close(reader)
+    json.loads(done.stdout)
+    assert (b"100%" in shown) is not quiet
+    if quiet:
+        assert shown == b""
