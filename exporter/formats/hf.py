@@ -21,6 +21,7 @@ from exporter.tensors import TensorSpec
 #: transformers refuses a file whose metadata does not name the framework.
 _METADATA: Final = {"format": "pt"}
 INDEX: Final = "model.safetensors.index.json"
+GENERATION: Final = "generation_config.json"
 SINGLE: Final = "model.safetensors"
 
 
@@ -68,6 +69,8 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
         index = {"metadata": {"total_size": layout.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
         write_file(out / INDEX, as_json(index))
     write_file(out / "config.json", as_json(model.config))
+    if model.generation_config and GENERATION not in model.files:
+        write_file(out / GENERATION, as_json(model.generation_config))
     for name, path in sorted(model.files.items()):
         with reading(path):
             content = path.read_bytes()

@@ -104,7 +104,9 @@ class MergedModel:
 
     path: the base checkpoint, for messages. config: the merged config.json. tie: which tensors are embedding and head
     after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
-    the shard that it lies in, or would. files: tokenizer and side files by name. provenance: what went in.
+    the shard that it lies in, or would. files: tokenizer and side files by name, to be copied as they are.
+    generation_config: its content after merging, {} if there is none; not among ``files`` where an adapter changed it.
+    provenance: what went in.
     """
 
     path: Path
@@ -113,6 +115,7 @@ class MergedModel:
     tensors: Mapping[str, FileTensor | MergedTensor]
     shards: Mapping[str, str]
     files: Mapping[str, Path]
+    generation_config: Mapping[str, Any]
     provenance: Mapping[str, str]
 
     @cached_property

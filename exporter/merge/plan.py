@@ -16,6 +16,7 @@ from exporter.merge.changes import EMBEDDING, HEAD, Booking, Change, Gathered, g
 from exporter.merge.model import MergedModel, MergedTensor
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.side_files import merge_side_files
+from exporter.merge.special_ids import follow, generation_config
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, is_transposed, terms
 from exporter.merge.vocabulary import vocabulary
@@ -34,6 +35,7 @@ class MergePlan:
     """The decisions of a merge, before any byte of the base is read.
 
     sources: every tensor to write → (stored tensor that it begins as, what happens to it). tie: after merging.
+    files: to be copied as they are. moved_ids: special tokens whose ids differ from the base's → (before, after).
     origins: which repositories and commits of the hub the inputs are, for provenance.
     """
 
@@ -44,6 +46,8 @@ class MergePlan:
     sources: Mapping[str, tuple[str, Change]]
     vocab: int
     files: Mapping[str, Path]
+    generation_config: Mapping[str, Any]
+    moved_ids: Mapping[str, tuple[int | None, int]]
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
@@ -55,7 +59,14 @@ class MergePlan:
             tensors[name] = source if plain else MergedTensor(name, source, passes, budget or Budget())
         shards = {name: self.checkpoint.tensors[stored].place.path.name for name, (stored, _) in self.sources.items()}
         return MergedModel(
-            self.checkpoint.path, self._config(dtype), self.tie, tensors, shards, self.files, self._provenance
+            self.checkpoint.path,
+            self._config(dtype),
+            self.tie,
+            tensors,
+            shards,
+            self.files,
+            self.generation_config,
+            self._provenance,
         )
 
     @property
@@ -106,6 +117,7 @@ class MergePlan:
             for key in ("dtype", "torch_dtype"):
                 if key in table and dtype is not None:
                     table[key] = _DTYPE_NAMES[dtype]
+            follow(table, self.moved_ids)
         if self.checkpoint.tie.tied and not self.tie.tied:
             untied_config(config)
         return config
@@ -132,8 +144,9 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         _check_shapes(checkpoint, name, stored, change)
     files = merge_side_files(checkpoint, adapters)
     vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, files)
+    generation, moved = generation_config(checkpoint, files)
     bookings = _bookings(gathered, resolved)
-    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files)
+    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files, generation, moved)
 
 
 def _bookings(gathered: Gathered, resolved: Resolved) -> list[Booking]:

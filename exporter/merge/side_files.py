@@ -8,10 +8,12 @@ from typing import Final
 
 from exporter.errors import BadInput, reading
 from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.checkpoint import Checkpoint, read_json
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
-_KEPT: Final = ("generation_config.json", "chat_template.jinja", "chat_template.json")
+_TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
+_KEPT: Final = ("generation_config.json", *_TEMPLATES)
+_SETTINGS: Final = "tokenizer_config.json"
 #: Any of these makes a tokenizer.
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -28,6 +30,9 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
             if first != path and _content(first) != _content(path):
                 raise BadInput(f"{path}: expected the same file as {first}, found another one")
     base = checkpoint.side_files
+    if "chat_template" in (read_json(brought[_SETTINGS]) if _SETTINGS in brought else {}):
+        # A template in a file of its own would hide the adapter's for every reader.
+        base = {name: path for name, path in base.items() if name not in _TEMPLATES}
     if brought.keys() & set(_VOCABULARIES):
         base = {name: path for name, path in base.items() if name in _KEPT}
     return base | brought

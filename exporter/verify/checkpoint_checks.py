@@ -14,6 +14,7 @@ from exporter.verify.artifact import stored_matrix
 from exporter.verify.computed import compare, sample
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
+from exporter.verify.special_ids import SPECIAL_IDS, check_special_ids
 from exporter.verify.tolerances import MERGED_ULPS
 
 #: Config keys that follow the weights and therefore may differ from the base.
@@ -27,6 +28,7 @@ def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> It
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
     yield _check_config(merged, reference)
+    yield from check_special_ids(merged, reference)
     yield from _check_changed(merged, reference, every=untouched)
     if untouched:
         yield _check_values(merged, reference)
@@ -58,7 +60,7 @@ def _check_config(merged: Checkpoint, reference: Reference) -> Check:
     wrong = [
         key
         for key in sorted(merged.config.keys() | base.config.keys())
-        if key not in (_FOLLOWING | _SCALES if untied else _FOLLOWING)
+        if key not in (_FOLLOWING | SPECIAL_IDS | (_SCALES if untied else set()))
         and merged.config.get(key) != base.config.get(key)
     ]
     if merged.text_config.get("vocab_size") not in (None, reference.vocab):

@@ -20,7 +20,6 @@ from exporter.formats.gguf.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign
 from exporter.merge.model import MergedModel
-from exporter.sources.checkpoint import read_json
 from exporter.tensors import FLOATS, Array, TensorSpec
 
 #: llama.cpp's converter writes this flag for llama models of this vocabulary (SmolLM, small granites), whatever the
@@ -158,13 +157,12 @@ def _keys(
     tokenizer: Sequence[Key],
 ) -> list[Key]:
     parameters = sum(math.prod(entry.shape) for entry in entries)
-    generation = read_json(path) if (path := model.files.get("generation_config.json")) else {}
     tokenizer = list(tokenizer)
     if arch.name == "llama" and spec.vocab == _NO_BOS_VOCAB:
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
         tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
     return [
-        *metadata.general_keys(arch.name, metadata.model_name(model.path), parameters, generation),
+        *metadata.general_keys(arch.name, metadata.model_name(model.path), parameters, model.generation_config),
         *metadata.decoder_keys(arch.name, spec, ftype),
         *tokenizer,
         *metadata.provenance_keys(model.provenance),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from exporter.errors import UnreadableFile, reading
 from exporter.families.spec import DecoderSpec
-from exporter.formats.hf import as_json
+from exporter.formats.hf import GENERATION, as_json
 from exporter.merge.model import MergedModel
 from exporter.sources.checkpoint import read_json
 
@@ -24,8 +24,9 @@ def client_files(model: MergedModel, spec: DecoderSpec) -> dict[str, bytes]:
     files = {name: _content(path) for name, path in model.files.items()}
     files |= _chat_template(model.files)
     files["config.json"] = as_json(_config(model.config))
-    generation = read_json(path) if (path := model.files.get("generation_config.json")) else {}
-    files["genai_config.json"] = as_json(_genai(spec, {**model.config, **generation}))
+    if model.generation_config:
+        files.setdefault(GENERATION, as_json(model.generation_config))
+    files["genai_config.json"] = as_json(_genai(spec, {**model.config, **model.generation_config}))
     return files
 
 

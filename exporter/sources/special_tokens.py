@@ -1,0 +1,55 @@
+"""Which ids a tokenizer gives to the tokens that begin, end and pad a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.errors import UnreadableFile, reading
+from exporter.sources.checkpoint import read_json
+
+#: The special tokens whose ids stand in config.json and generation_config.json.
+KINDS: Final = ("bos", "eos", "pad")
+
+
+class _Token(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct):
+    """tokenizer.json as far as it is wanted: the vocabulary and its merges are passed over."""
+
+    added_tokens: list[_Token] = []
+
+
+def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
+    """Kind → id, for those that tokenizer_config.json (or special_tokens_map.json) names and tokenizer.json holds.
+
+    files: tokenizer files by name. Raises UnreadableFile for one that cannot be parsed.
+    """
+    names = ("special_tokens_map.json", "tokenizer_config.json")
+    settings: dict[str, Any] = {}
+    for name in names:
+        settings |= read_json(files[name]) if name in files else {}
+    texts = {kind: _text(settings.get(f"{kind}_token")) for kind in KINDS}
+    path = files.get("tokenizer.json")
+    if path is None or not any(texts.values()):
+        return {}
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        added = msgspec.json.decode(content, type=_Tokenizer).added_tokens
+    except (ValueError, RecursionError) as exc:
+        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library, found: {exc}") from exc
+    by_text = {token.content: token.id for token in added}
+    return {kind: by_text[text] for kind, text in texts.items() if text in by_text}
+
+
+def _text(token: object) -> str:
+    """A token stands as a string or as a table with flags; "" for none."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
