@@ -6,6 +6,7 @@ tensors depend on how the base ties them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.merge.experts import by_expert
 from exporter.merge.ledger import Ledger
 from exporter.merge.names import stored_name, use_of
 from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import FullModule, LowRank, Part, TokenRows
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.lora_config import PEFT_MERGE
 from exporter.tensors import read
 
 EMBEDDING: Final = "embedding"
 HEAD: Final = "head"
+
+#: The number of an expert in a stored name.
+_EACH: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
             ledger.take(key, rule)
             entries.append((adapter.weights, key, rule, slot))
             if part is not None and slot is not None:
-                changes[slot] = _add(changes.get(slot, Change()), slot, part)
+                for name, piece in _pieces(checkpoint, part, slot).items():
+                    changes[name] = _add(changes.get(name, Change()), name, piece)
         for slot, rows in _following(checkpoint, adapter, booked):
             changes[slot] = _add(changes.get(slot, Change()), slot, rows)
         ledger.close()
@@ -121,16 +126,17 @@ def _slot(checkpoint: Checkpoint, part: Part) -> str:
             _refuse_shared(part)
         return use
     name = stored_name(checkpoint, part.module, parameter)
-    if name is None and isinstance(part, LowRank) and part.kind == "parameter":
-        raise NotExpressible(
-            f"{part.path}: {part.key}",
-            f"the base has no tensor {part.module}.{parameter}: stacked experts are stored one by one",
-            instead=PEFT_MERGE,
-        )
+    if name is None and isinstance(part, LowRank) and (experts := by_expert(checkpoint, part)):
+        return ", ".join(dict.fromkeys(_EACH.sub(".*.", name) for name in experts))
     if name is None:
         expected = f"a module of the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
         raise TensorMismatch(part.path, part.key, expected=expected, found=part.module)
     return name
+
+
+def _pieces(checkpoint: Checkpoint, part: Part, slot: str) -> dict[str, Part]:
+    """Slot → what goes into it: the part itself, or an expert's share of it."""
+    return {**by_expert(checkpoint, part)} if isinstance(part, LowRank) and "*" in slot else {slot: part}
 
 
 def _refuse_shared(part: LowRank | FullModule) -> None:

@@ -101,6 +101,8 @@ class ReplaceRows:
 class Term:
     """One update in stored orientation: left (rows, r), already scaled, times right (r, columns), float32.
 
+    Of a stack: left (experts, rows, r), right (experts, r, columns).
+
     gain: DoRA's magnitude (rows,) or (columns,), by ``by_row``. norm: the norms of W + left @ right over the other
     axis, where one block does not hold them (by column); None where each row has its own.
     """
@@ -133,7 +135,8 @@ class AddLowRank(_Everywhere):
         value = cast(block, wide)
         value = value.copy() if value is block else value
         for term in self.terms():
-            value += term.left[start : start + len(block)] @ term.right
+            stop = start + len(block)
+            value += term.left[start:stop] @ (term.right if term.right.ndim == 2 else term.right[start:stop])
             if term.gain is not None:
                 value *= _dora(term, start, value)
         out = cast(value, self.dtype)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import NotExpressible, TensorMismatch
+from exporter.merge.experts import factor_shapes, factors, stacked_factors
 from exporter.merge.passes import Term
 from exporter.sources.adapter_parts import LowRank
 from exporter.sources.checkpoint import Checkpoint
@@ -30,20 +31,24 @@ _HELD: Final = 4
 def is_transposed(checkpoint: Checkpoint, part: LowRank, shape: Sequence[int], name: str) -> bool:
     """Whether the stored tensor is (in, out).
 
-    Raises TensorMismatch for shapes that do not fit, NotExpressible for stacks of matrices.
+    A stack of experts is (experts, out, in) or (experts, in, out). Raises TensorMismatch for shapes that do not fit,
+    NotExpressible for a stack of square matrices.
     """
-    inner, outer = part.down.spec.shape[1], part.up.spec.shape[0]
-    straight, turned = tuple(shape) == (outer, inner), tuple(shape) == (inner, outer)
-    if len(shape) == 3 and part.kind == "parameter":
+    (_, inner), (outer, _) = factor_shapes(part)
+    straight, turned = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
+    stacked = len(shape) == 3 and part.kind == "parameter"
+    if len(shape) != 2 and not (stacked and part.down.spec.shape[0] % shape[0] == 0):
+        straight = turned = False
+    if stacked and straight and turned:
         raise NotExpressible(
             f"{part.path}: {part.key}",
-            f"{name} is a stack of {shape[0]} matrices, whose updates are not merged here",
+            f"{name} is a stack of square matrices, and nothing says which of their sides is the input",
             instead=PEFT_MERGE,
         )
     if part.kind == "embedding":
         straight = False
     elif part.kind == "parameter":
-        turned = False
+        turned = turned and stacked
     elif straight and turned:
         turned = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
         straight = not turned
@@ -66,8 +71,9 @@ def terms(parts: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[
 
 
 def _term(part: LowRank, transposed: bool, source: FileTensor) -> Term:
-    down, up = cast(read(part.down), "F32"), cast(read(part.up), "F32")
-    left, right = (down.T, up.T) if transposed else (up, down)
+    stacked = len(source.spec.shape) == 3
+    down, up = stacked_factors(part, source.spec.n_rows) if stacked else factors(part)
+    left, right = (down.swapaxes(-1, -2), up.swapaxes(-1, -2)) if transposed else (up, down)
     left = np.ascontiguousarray(left) * np.float32(part.scaling)
     right = np.ascontiguousarray(right)
     if part.magnitude is None:

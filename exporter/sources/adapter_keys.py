@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from exporter.errors import LedgerError, NotExpressible, TensorMismatch, UnreadableFile
+from exporter.errors import LedgerError, TensorMismatch, UnreadableFile
 from exporter.sources.adapter_parts import (
     FullModule,
     LowRank,
@@ -26,7 +26,7 @@ from exporter.sources.adapter_parts import (
     require_finite,
     require_floats,
 )
-from exporter.sources.lora_config import PEFT_MERGE, LoraSettings
+from exporter.sources.lora_config import LoraSettings
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import read
 
@@ -135,14 +135,7 @@ def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: L
             hint = "factors that were sharded in training must be gathered before they are saved"
             raise TensorMismatch(path, tensor.spec.name, expected="a matrix", found=tensor.spec.shape, hint=hint)
     embedding = any(".lora_embedding_" in suffix for suffix in found)
-    named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
-    if len(named) > 1:
-        raise NotExpressible(
-            f"{path}: {down.spec.name}",
-            f"{module} has updates of several parameters ({', '.join(named)}), as stacked experts do",
-            instead=PEFT_MERGE,
-        )
-    parameter = named[0] if named else "weight"
+    parameter, named = _parameter(wrapped, module, lora)
     trained = f"{module}.{parameter}" if named else module
     rank = down.spec.shape[0]
     if (not named and rank != lora.rank_of(module)) or up.spec.shape[1] != rank:
@@ -162,6 +155,19 @@ def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: L
         fields.get("magnitude"),
         fields.get("bias"),
     )
+
+
+def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool]:
+    """(the parameter that is updated, whether target_parameters names it).
+
+    Several of one module are wrapped into each other in the order in which the module defines them, the first one
+    innermost: the modules of stacked experts, which alone have several, define their last projection last.
+    """
+    named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
+    if not named:
+        return "weight", False
+    depth = wrapped.split(".").count("base_layer")
+    return sorted(named, key=lambda name: name.startswith("down_"))[max(0, len(named) - 1 - depth)], True
 
 
 def _token_ids(path: Path, config: Mapping[str, Any], module: str) -> list[int]:

@@ -36,6 +36,16 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert of a stack, and which of ``shares`` equal parts of its outputs (gate and up are joined there)."""
+
+    number: int
+    share: int
+    shares: int
+    experts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """An update of rank r to ``module``'s ``parameter``: W becomes W + scaling * up @ down.
 
@@ -43,6 +53,7 @@ class LowRank:
     (hidden, r)). kind: "linear"; "embedding", whose weight is stored as (in, out); "parameter", for a tensor that was
     targeted by name and is updated in its stored orientation. fan_in_fan_out: PEFT's word for a linear layer whose
     weight is stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
+    expert: set where the factors hold a whole stack, and one matrix of it is meant.
     """
 
     path: Path
@@ -55,6 +66,7 @@ class LowRank:
     fan_in_fan_out: bool = False
     magnitude: FileTensor | None = None
     bias: FileTensor | None = None
+    expert: Expert | None = None
 
     @property
     def key(self) -> str:

@@ -19,6 +19,7 @@ from exporter.sources.adapter_parts import FullModule, LowRank, TokenRows
 from exporter.sources.checkpoint import EMBEDDINGS, HEADS, Checkpoint
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import Array, read
+from exporter.verify.experts import expert_pieces, index_experts, stacked_products, wide_factors
 
 _PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_model"})
 
@@ -70,7 +71,9 @@ class Expected:
         return out
 
     def _updated(self, value: Array, update: LowRank, ids: Sequence[int]) -> Array:
-        down, up = _wide(update.down), _wide(update.up)
+        if len(self.source.spec.shape) == 3:
+            return value + update.scaling * stacked_products(update, self.source.spec.shape, ids)
+        down, up = wide_factors(update)
         turned = _stored_in_out(update, self.source.spec.shape)
         left, right = (down.T, up.T) if turned else (up, down)
         value = value + update.scaling * (left[list(ids)] @ right)
@@ -114,9 +117,13 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
 def _placed(
     checkpoint: Checkpoint, adapter: Adapter, by_path: Mapping[tuple[str, ...], str], head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
+    experts = index_experts(checkpoint.tensors)
     for part in adapter.parts:
         parameter = "weight" if isinstance(part, TokenRows) else part.parameter
         name = by_path.get(_path(f"{part.module}.{parameter}"))
+        if name is None and isinstance(part, LowRank) and (pieces := list(expert_pieces(part, experts))):
+            yield from pieces
+            continue
         if name is None:
             last = part.module.rpartition(".")[2]
             name = checkpoint.tie.embedding if last in EMBEDDINGS else head if last in HEADS else None
