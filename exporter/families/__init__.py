@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
-from exporter.families import llama
+from exporter.families import (
+    cohere,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from exporter.families.spec import DecoderSpec, Family
 
 
@@ -18,6 +32,23 @@ def _by_type(*families: Family) -> dict[str, Family]:
 
 FAMILIES: Final[Mapping[str, Family]] = _by_type(
     Family("llama", llama.describe),
+    Family("mistral", mistral.describe),
+    Family("mixtral", mistral.describe_mixtral),
+    Family("qwen2", qwen.describe_qwen2),
+    Family("qwen3", qwen.describe_qwen3),
+    Family("qwen3_moe", qwen.describe_qwen3_moe),
+    Family("gemma", gemma.describe_gemma),
+    Family("gemma2", gemma.describe_gemma2),
+    Family("gemma3_text", gemma.describe_gemma3),
+    Family("phi3", phi3.describe),
+    Family("gpt2", gpt2.describe),
+    Family("gpt_neox", gpt_neox.describe),
+    Family("olmo2", olmo2.describe),
+    Family("granite", granite.describe),
+    Family("starcoder2", starcoder2.describe),
+    Family("cohere", cohere.describe),
+    Family("stablelm", stablelm.describe),
+    Family("smollm3", smollm3.describe),
 )
 
 

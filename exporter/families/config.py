@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal
 
-from exporter.errors import BadInput
+from exporter.errors import BadInput, NotExpressible
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+#: Hugging Face's names of the activations that are described. Source: transformers.activations.ACT2FN.
+_ACTIVATIONS: Final[Mapping[str, Activation]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+#: Far above any model: a broken config must not fill the memory with names.
+_MAX_LAYERS: Final = 10_000
+_MAX_MEMBERS: Final = 4096
 
 
 class Settings:
@@ -30,3 +44,34 @@ class Settings:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
         return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; absent or null gives ``default``. Raises BadInput otherwise."""
+        value = self.table.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise BadInput(f"config.json: {key}: expected true or false, found {value!r:.80}")
+        return value
+
+    def layers(self, key: str = "num_hidden_layers") -> int:
+        """The number of layers. Raises BadInput for none, or more than any model has."""
+        return self.at_most(key, _MAX_LAYERS)
+
+    def experts(self, *keys: str) -> int:
+        """The number of experts, under the first of ``keys`` that is there. Raises BadInput like ``layers``."""
+        return self.at_most(next((key for key in keys if self.table.get(key) is not None), keys[0]), _MAX_MEMBERS)
+
+    def at_most(self, key: str, limit: int) -> int:
+        """A positive integer up to ``limit``. Raises BadInput otherwise."""
+        value = self.integer(key)
+        if value > limit:
+            raise BadInput(f"config.json: {key}: expected at most {limit}, found {value}")
+        return value
+
+    def activation(self, family: str, key: str, default: str, allowed: Collection[Activation]) -> Activation:
+        """The activation under ``key``. Raises NotExpressible for one that is not described or not ``allowed``."""
+        name = self.table.get(key, default)
+        kind = _ACTIVATIONS.get(name) if isinstance(name, str) else None
+        if kind is None or kind not in allowed:
+            raise NotExpressible(family, f"{key} {name!r:.80} is not described by this family")
+        return kind

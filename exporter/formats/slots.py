@@ -12,7 +12,7 @@ from exporter.merge.model import MergedModel
 from exporter.tensors import TensorSpec
 
 #: Buffers that old checkpoints carry and every runtime computes for itself.
-_BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attention\.bias|attention\.masked_bias)$")
+_BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|attn)\.masked_bias|attention\.bias)$")
 
 
 def assign(
@@ -21,45 +21,73 @@ def assign(
     """(stored tensor → slot, stored tensor → why it is dropped), both in the order of shard, then name.
 
     specs: ``model.specs``. Tensors in neither are left to the ledger. Raises TensorMismatch for a shape that is not
-    what the config says, or a weight that is missing.
+    what the config says, or a tensor that is missing.
     """
-    shapes = _shapes(spec)
+    # The form of names that the checkpoint follows: the one that knows most of its tensors.
+    form = max(spec.forms, key=lambda names: len(names.keys() & specs.keys()))
     tie = model.tie
     kept: dict[str, Slot] = {}
     dropped: dict[str, str] = {}
     for name in sorted(specs, key=lambda name: (model.where(name).name, name)):
-        if _BUFFERS.search(name):
-            dropped[name] = "computed by the runtime"
-        elif tie.tied and name == tie.head:
-            dropped[name] = "tied: same as the embedding"
-        elif slot := spec.slots.get(name):
-            want = shapes[slot.role] if slot.part == "weight" else shapes[slot.role][:1]
+        if slot := form.get(name):
+            if tie.tied and name == tie.head:
+                dropped[name] = "tied: same as the embedding"
+                continue
+            want = shape(spec, slot)
             if specs[name].shape != want:
                 where = model.where(name)
                 raise TensorMismatch(where, name, expected=f"shape {want} by config.json", found=specs[name].shape)
             kept[name] = slot
-    for name, slot in spec.slots.items():
-        if slot.part == "weight" and name not in kept and not (slot.role is Role.HEAD and tie.tied):
-            raise TensorMismatch(
-                model.path, name, expected=f"shape {shapes[slot.role]} by config.json", found="no tensor"
-            )
+        elif _BUFFERS.search(name):
+            dropped[name] = "computed by the runtime"
+    for name, slot in form.items():
+        if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
+            want = shape(spec, slot)
+            raise TensorMismatch(model.path, name, expected=f"shape {want} by config.json", found="no tensor")
     return kept, dropped
 
 
-def _shapes(spec: DecoderSpec) -> dict[Role, tuple[int, ...]]:
+def shape(spec: DecoderSpec, slot: Slot) -> tuple[int, ...]:
+    """The shape in which a checkpoint stores the tensor of ``slot``."""
+    role = slot.role
+    if role in (Role.Q_NORM, Role.K_NORM):
+        return _qk_norm(spec, slot)
+    if role in _VECTORS:
+        return (spec.hidden,)
     attention, hidden, inner = spec.attention, spec.hidden, spec.mlp.inner
     q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-    return {
+    experts, expert_inner = (spec.moe.experts, spec.moe.inner) if spec.moe else (0, 0)
+    want = {
         Role.EMBED: (spec.vocab, hidden),
         Role.HEAD: (spec.vocab, hidden),
-        Role.FINAL_NORM: (hidden,),
-        Role.ATTN_NORM: (hidden,),
-        Role.MLP_NORM: (hidden,),
+        Role.POSITIONS: (spec.max_positions, hidden),
         Role.Q: (q, hidden),
         Role.K: (kv, hidden),
         Role.V: (kv, hidden),
+        Role.QKV: (q + 2 * kv, hidden),
         Role.ATTN_OUT: (hidden, q),
         Role.GATE: (inner, hidden),
         Role.UP: (inner, hidden),
+        Role.GATE_UP: (2 * inner, hidden),
         Role.DOWN: (hidden, inner),
-    }
+        Role.ROUTER: (experts, hidden),
+        Role.EXPERT_GATE: (expert_inner, hidden),
+        Role.EXPERT_UP: (expert_inner, hidden),
+        Role.EXPERT_DOWN: (hidden, expert_inner),
+    }[role]
+    if slot.part == "bias":
+        return want[:1]
+    return want[::-1] if role in spec.transposed else want
+
+
+_VECTORS: Final = (Role.FINAL_NORM, Role.ATTN_NORM, Role.ATTN_POST_NORM, Role.MLP_NORM, Role.MLP_POST_NORM)
+
+
+def _qk_norm(spec: DecoderSpec, slot: Slot) -> tuple[int, ...]:
+    attention = spec.attention
+    heads = attention.heads if slot.role is Role.Q_NORM else attention.kv_heads
+    if attention.qk_norm == "all":
+        return (heads * attention.head_dim,)
+    if attention.qk_norm == "each" and slot.member is None:
+        return (heads, attention.head_dim)
+    return (attention.head_dim,)

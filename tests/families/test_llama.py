@@ -26,7 +26,8 @@ def test_a_description_says_what_transformers_read(tiny_tied: Path) -> None:
     assert (spec.vocab, spec.hidden, spec.layers) == (want.vocab_size, want.hidden_size, want.num_hidden_layers)
     assert (spec.attention.heads, spec.attention.kv_heads) == (want.num_attention_heads, want.num_key_value_heads)
     assert (spec.attention.head_dim, spec.mlp.inner) == (want.head_dim, want.intermediate_size)
-    assert (spec.rms_eps, spec.max_positions) == (want.rms_norm_eps, want.max_position_embeddings)
+    assert (spec.norm.eps, spec.max_positions) == (want.rms_norm_eps, want.max_position_embeddings)
+    assert spec.rope is not None
     assert spec.rope.theta == want.rope_parameters["rope_theta"]
     assert spec.attention.scale == LlamaForCausalLM(want).model.layers[0].self_attn.scaling
 
@@ -39,7 +40,7 @@ def test_every_tensor_of_a_model_has_a_slot(biases: bool) -> None:
         mlp_bias=biases,
         tie_word_embeddings=False,
     )
-    slots = describe(config.to_dict(), "onnx").slots
+    slots = describe(config.to_dict(), "onnx").forms[0]
     state = LlamaForCausalLM(config).state_dict()
     assert state.keys() <= slots.keys()
     assert state.keys() == {name for name, slot in slots.items() if biases or slot.part == "weight"}
@@ -47,7 +48,7 @@ def test_every_tensor_of_a_model_has_a_slot(biases: bool) -> None:
 
 
 def test_no_two_tensors_share_a_slot() -> None:
-    slots = describe(SMALL, "onnx").slots
+    slots = describe(SMALL, "onnx").forms[0]
     assert len(set(slots.values())) == len(slots)
 
 
@@ -55,9 +56,10 @@ def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
     spec, want = describe(SMALL, "gguf"), LlamaConfig(**{k: v for k, v in SMALL.items() if k != "model_type"})
     assert spec.attention.kv_heads == want.num_key_value_heads
     assert spec.attention.head_dim == want.head_dim
-    assert spec.rms_eps == want.rms_norm_eps
+    assert spec.norm.eps == want.rms_norm_eps
     assert spec.max_positions == want.max_position_embeddings
     assert want.rope_parameters is not None
+    assert spec.rope is not None
     assert spec.rope.theta == want.rope_parameters["rope_theta"]
 
 
@@ -81,6 +83,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 )
 def test_both_spellings_of_rope_are_read(config: dict[str, Any], theta: float, scaling: object) -> None:
     rope = describe(SMALL | config, "gguf").rope
+    assert rope is not None
     assert (rope.dims, rope.theta) == (4, theta)
     assert rope.scaling == scaling
 
@@ -89,7 +92,7 @@ def test_both_spellings_of_rope_are_read(config: dict[str, Any], theta: float, s
     ("change", "says"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope type"),
         ({"rope_parameters": {"rope_type": "linear", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"model_type": "mamba"}, "model_type 'mamba' has no family here .*merge with --to hf"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,11 +11,23 @@ from exporter.errors import BadInput
 from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import writer
+from exporter.formats.gguf.architectures import Architecture
 from exporter.formats.gguf.quantise import FILE_TYPES
-from exporter.formats.gguf.writer import Key
+from exporter.formats.gguf.writer import Key, TensorEntry
 
 #: GGML_QNT_VERSION in ggml.h.
 _QUANTIZATION_VERSION: Final = 2
+
+#: What llama.cpp takes for the base of the rotary frequencies where a file has none.
+_DEFAULT_THETA: Final = 10000.0
+
+#: YaRN's parameters in config.json → in the file.
+_YARN: Final = {
+    "extrapolation_factor": "yarn_ext_factor",
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
 
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
@@ -35,12 +48,12 @@ _SAMPLING: Final = {
 }
 
 
-def general_keys(arch: str, name: str, parameters: int, generation: Mapping[str, Any]) -> list[Key]:
+def general_keys(arch: str, name: str, label: str, generation: Mapping[str, Any]) -> list[Key]:
     """``general.*`` but for the file type. generation: the parsed generation_config.json, {} if there is none."""
     keys = [writer.text("general.architecture", arch), writer.text("general.type", "model")]
     keys += _sampling_keys(generation)
     keys.append(writer.text("general.name", name))
-    keys.append(writer.text("general.size_label", size_label(parameters)))
+    keys.append(writer.text("general.size_label", label))
     return keys
 
 
@@ -66,32 +79,106 @@ def size_label(parameters: int) -> str:
     return f"{parameters / scale:.{max(2 - digits, 0)}f}{unit}"
 
 
-def decoder_keys(arch: str, spec: DecoderSpec, file_type: str) -> list[Key]:
-    """``{arch}.*``, the file type and the quantisation version."""
-    attention, rope = spec.attention, spec.rope
+def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_length: bool) -> list[Key]:
+    """``{architecture}.*``, the file type and the quantisation version.
+
+    head_length: whether config.json states the width of a head.
+    """
     keys = [
-        writer.u32(f"{arch}.block_count", spec.layers),
-        writer.u32(f"{arch}.context_length", spec.max_positions),
-        writer.u32(f"{arch}.embedding_length", spec.hidden),
-        writer.u32(f"{arch}.feed_forward_length", spec.mlp.inner),
-        writer.u32(f"{arch}.attention.head_count", attention.heads),
-        writer.u32(f"{arch}.attention.head_count_kv", attention.kv_heads),
+        key for group, members in _candidates(row.name, spec, file_type).items() if group in row.keys for key in members
     ]
-    scaling = rope.scaling or {}
-    if scaling.get("rope_type") == "linear":
-        keys.append(writer.text(f"{arch}.rope.scaling.type", "linear"))
-        keys.append(writer.f32(f"{arch}.rope.scaling.factor", Settings(scaling).number("factor")))
-    keys += [
-        writer.f32(f"{arch}.rope.freq_base", rope.theta),
-        writer.f32(f"{arch}.attention.layer_norm_rms_epsilon", spec.rms_eps),
-        writer.u32(f"{arch}.attention.key_length", attention.head_dim),
-        writer.u32(f"{arch}.attention.value_length", attention.head_dim),
-        writer.u32("general.file_type", FILE_TYPES[file_type]),
-        writer.u32(f"{arch}.vocab_size", spec.vocab),
-        writer.u32(f"{arch}.rope.dimension_count", rope.dims),
-        writer.u32("general.quantization_version", _QUANTIZATION_VERSION),
-    ]
+    if spec.rope and "rope.freq_base" not in row.keys and spec.rope.theta != _DEFAULT_THETA:
+        # llama.cpp's converter leaves it out here; without it the file would be wrong.
+        keys.append(writer.f32(f"{row.name}.rope.freq_base", spec.rope.theta))
+    if row.head_length == "always" or (row.head_length == "stated" and head_length):
+        for part in ("key", "value"):
+            keys.append(writer.u32(f"{row.name}.attention.{part}_length", spec.attention.head_dim))
+    keys += _long_rope(row.name, spec)
+    keys.append(writer.u32("general.quantization_version", _QUANTIZATION_VERSION))
     return keys
+
+
+def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
+    """Every key that some architecture has, by the name that the table of architectures uses."""
+    attention, rope, moe = spec.attention, spec.rope, spec.moe
+    epsilon = "layer_norm_rms_epsilon" if spec.norm.kind == "rms" else "layer_norm_epsilon"
+    counts: dict[str, int | None] = {
+        "block_count": spec.layers,
+        "context_length": spec.max_positions,
+        "embedding_length": spec.hidden,
+        "feed_forward_length": spec.mlp.inner,
+        "attention.head_count": attention.heads,
+        "attention.head_count_kv": attention.kv_heads,
+        # Of all architectures Phi-3 alone says so when there is none.
+        "attention.sliding_window": attention.window or (0 if arch == "phi3" else None),
+        "expert_count": moe.experts if moe else None,
+        "expert_used_count": moe.top_k if moe else None,
+        "expert_feed_forward_length": moe.inner if moe else None,
+        "rope.dimension_count": rope.dims if rope else None,
+        "rope.scaling.original_context_length": rope.original_positions if rope else None,
+        "vocab_size": spec.vocab,
+    }
+    numbers: dict[str, float | None] = {
+        "rope.freq_base": rope.theta if rope else None,
+        "rope.freq_base_swa": rope.local_theta if rope else None,
+        "attn_logit_softcapping": attention.softcap,
+        "final_logit_softcapping": spec.logit_softcap,
+        "attention.scale": attention.scale,
+        "embedding_scale": spec.embed_scale,
+        "residual_scale": spec.residual_scale,
+        # Granite's is a divisor.
+        "logit_scale": 1 / spec.logit_scale if arch == "granite" else spec.logit_scale,
+    }
+    out = {name: [writer.u32(f"{arch}.{name}", value)] for name, value in counts.items() if value is not None}
+    out |= {name: [writer.f32(f"{arch}.{name}", value)] for name, value in numbers.items() if value is not None}
+    out["norm"] = [writer.f32(f"{arch}.attention.{epsilon}", spec.norm.eps)]
+    out["use_parallel_residual"] = [writer.truth(f"{arch}.use_parallel_residual", spec.parallel)]
+    out["rope.scaling.type"] = [writer.text(f"{arch}.rope.scaling.type", "none")]
+    out["rope.scaling"] = _scaling(arch, spec)
+    out["file_type"] = [writer.u32("general.file_type", FILE_TYPES[file_type])]
+    return out
+
+
+def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
+    """Linear and YaRN scaling; llama3's is a tensor."""
+    rope = spec.rope
+    table = Settings((rope.scaling if rope else None) or {})
+    kind, prefix = table.table.get("rope_type"), f"{arch}.rope.scaling"
+    if rope is None or kind not in ("linear", "yarn"):
+        return []
+    keys = [writer.text(f"{prefix}.type", kind), writer.f32(f"{prefix}.factor", table.number("factor"))]
+    if kind == "linear":
+        return keys
+    keys.append(writer.u32(f"{prefix}.original_context_length", rope.original_positions or spec.max_positions))
+    for name, target in _YARN.items():
+        if table.table.get(name) is not None:
+            keys.append(writer.f32(f"{prefix}.{target}", table.number(name)))
+    return keys
+
+
+def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
+    """How much attention grows with a long context. Source: transformers' longrope; a given factor goes first."""
+    rope = spec.rope
+    if rope is None or rope.scaling is None or rope.scaling.get("rope_type") != "longrope":
+        return []
+    original = rope.original_positions or spec.max_positions
+    scale = spec.max_positions / original
+    computed = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    given = Settings(rope.scaling).number("attention_factor") if rope.scaling.get("attention_factor") else computed
+    return [writer.f32(f"{arch}.rope.scaling.attn_factor", given)]
+
+
+def size_class(entries: Sequence[TensorEntry]) -> str:
+    """The size label of a model; of one with experts their number, and its size with one expert a layer (8x7B)."""
+    shared, expert, counts = 0, 0, []
+    for entry in entries:
+        size = math.prod(entry.shape)
+        if "_exps." in entry.name:
+            counts.append(entry.shape[0])
+            expert += size // entry.shape[0]
+        else:
+            shared += size
+    return f"{sum(counts) // len(counts)}x{size_label(shared + expert)}" if counts else size_label(shared)
 
 
 def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:

@@ -6,14 +6,13 @@ Source: gguf-py's tensor names, and docs/gguf.md for the keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from exporter.errors import NotExpressible
 from exporter.families.spec import Role, Slot
 
 _OUTSIDE: Final[Mapping[Role, str]] = {
     Role.EMBED: "token_embd",
+    Role.POSITIONS: "position_embd",
     Role.FINAL_NORM: "output_norm",
     Role.HEAD: "output",
 }
@@ -22,43 +21,26 @@ _LAYER: Final[Mapping[Role, str]] = {
     Role.Q: "attn_q",
     Role.K: "attn_k",
     Role.V: "attn_v",
+    Role.QKV: "attn_qkv",
+    Role.Q_NORM: "attn_q_norm",
+    Role.K_NORM: "attn_k_norm",
     Role.ATTN_OUT: "attn_output",
+    Role.ATTN_POST_NORM: "post_attention_norm",
     Role.MLP_NORM: "ffn_norm",
     Role.GATE: "ffn_gate",
     Role.UP: "ffn_up",
+    Role.GATE_UP: "ffn_up",  # llama.cpp takes the first half of such a matrix for the gate
     Role.DOWN: "ffn_down",
+    Role.MLP_POST_NORM: "post_ffw_norm",
+    Role.ROUTER: "ffn_gate_inp",
+    Role.EXPERT_GATE: "ffn_gate_exps",
+    Role.EXPERT_UP: "ffn_up_exps",
+    Role.EXPERT_DOWN: "ffn_down_exps",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How llama.cpp names a family, and whether it pairs neighbouring dimensions in rotary embedding.
-
-    interleaved: rows of q and k change from the Hugging Face order (i with i + dims/2) to pairs (2i with 2i + 1).
-    """
-
-    name: str
-    interleaved: bool
-
-
-_ARCHITECTURES: Final[Mapping[str, Architecture]] = {
-    "llama": Architecture("llama", interleaved=True),
-}
-
-
-def architecture(family: str) -> Architecture:
-    """The row of the table for a family. Raises NotExpressible if there is none."""
-    if family not in _ARCHITECTURES:
-        raise NotExpressible(
-            "gguf",
-            f"the family {family!r} is not written by this version (known: {', '.join(_ARCHITECTURES)})",
-            instead="merge with --to hf and convert the result with llama.cpp's own converter",
-        )
-    return _ARCHITECTURES[family]
 
 
 def tensor_name(slot: Slot) -> str:
-    """llama.cpp's name of the tensor in ``slot``."""
+    """llama.cpp's name of the tensor in ``slot``; that of the whole stack for one of several."""
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.part}"
     return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.part}"

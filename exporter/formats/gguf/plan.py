@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput, NotExpressible
+from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.families import describe
 from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
-from exporter.formats.gguf.names import Architecture, architecture, tensor_name
+from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
+from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantise import FILE_TYPES
 from exporter.formats.gguf.tokenizer import vocabulary
+from exporter.formats.gguf.views import Interleaved, Regrouped, Shifted, Stacked, Transposed
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign
 from exporter.merge.model import MergedModel
-from exporter.tensors import FLOATS, Array, TensorSpec
+from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
-#: llama.cpp's converter writes this flag for llama models of this vocabulary (SmolLM, small granites), whatever the
-#: tokenizer says; they do not start texts with a token.
+#: llama.cpp's converter writes this flag for llamas and their kin of this vocabulary (SmolLM, small granites), whatever
+#: the tokenizer says; they do not start texts with a token.
 _NO_BOS_VOCAB: Final = 49152
+
+_NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
+#: llama.cpp computes norms, biases, positions and routers in float32 only.
+_ALWAYS_F32: Final = _NORMS | {Role.POSITIONS, Role.ROUTER}
+_EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One tensor of the file: a stored tensor (``source``) under a rule, or a ``value`` that no checkpoint holds.
+    """One tensor of the file: made of stored tensors (``sources``, one or several) under a rule, or a ``value``.
 
-    heads: rows are reordered head by head for so many heads; 0 leaves them.
+    tensor: what gives the rows, in the dtype in which they are stored; None for a value that no checkpoint holds.
     """
 
     entry: TensorEntry
     rule: str
-    source: str | None = None
-    heads: int = 0
+    sources: tuple[str, ...] = ()
+    tensor: LazyTensor | None = None
     value: Array | None = None
 
 
@@ -65,25 +72,47 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     Raises NotExpressible for an unknown family, tokenizer or type, BadInput for tensors that do not fit the config.
     """
     spec = describe(model.config, "gguf")
-    arch = architecture(spec.family)
-    if spec.rope.dims % 2:
-        raise BadInput(f"{model.path}: config.json: head_dim: expected an even number, found {spec.rope.dims}")
+    row = architecture(spec, tied=model.tie.tied)
     specs = model.specs
     kept, dropped = assign(model, specs, spec)
+    check_biases(row, kept.values())
     ftype = _file_type(model, [specs[name] for name in kept], ftype)
-    items = _extra_items(spec.rope) + [_item(specs[name], slot, spec, arch, ftype) for name, slot in kept.items()]
+    items = _extra_items(spec) + [_item(model, names, slot, spec, row, ftype) for slot, names in _targets(kept)]
     ledger = model.ledger()
     for item in items:
-        if item.source is not None:
-            ledger.take(item.source, item.rule)
+        for name in item.sources:
+            ledger.take(name, item.rule)
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
     tokens = vocabulary(model.files, model.config, spec.vocab, where=model.path, pre_tokenizer=pre_tokenizer)
     entries = [item.entry for item in items]
-    keys = _keys(model, spec, arch, ftype, entries, tokens.keys)
-    header, nbytes = writer.header(keys, entries)
-    return GgufLayout(model, ftype, header, items, dropped, nbytes, tokens.notes)
+    header, nbytes = writer.header(_keys(model, spec, row, ftype, entries, tokens.keys), entries)
+    return GgufLayout(model, ftype, header, items, dropped, nbytes, [*tokens.notes, *notes(spec, row)])
+
+
+def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
+    """(slot, the stored tensors that fill it) in the order of the file; several by their number.
+
+    Experts, and norms stored head by head, become one tensor. llama.cpp's converter writes it when it has seen the
+    last one, and all experts of a layer together, down before gate before up or as their names sort.
+    """
+    groups: dict[Slot, dict[int, str]] = {}
+    last: dict[Slot, tuple[int, int]] = {}
+    experts: dict[int | None, int] = {}
+    for number, (name, slot) in enumerate(kept.items()):
+        target = replace(slot, member=None)
+        groups.setdefault(target, {})[slot.member or 0] = name
+        last[target] = (number, 0)
+        if slot.role in _EXPERTS:
+            experts[slot.layer] = number
+    for target in last:
+        if target.role in _EXPERTS:
+            family = [one for one in groups if one.layer == target.layer and one.role in _EXPERTS]
+            family.sort(key=lambda one: groups[one][0])
+            last[target] = (experts[target.layer], family.index(target))
+    order = sorted(groups, key=lambda target: last[target])
+    return [(target, [groups[target][member] for member in sorted(groups[target])]) for target in order]
 
 
 def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | None) -> str:
@@ -112,28 +141,67 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     return stored[0]
 
 
-def _item(stored: TensorSpec, slot: Slot, spec: DecoderSpec, arch: Architecture, ftype: str) -> Item:
+def _item(
+    model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture, ftype: str
+) -> Item:
+    stored = model.specs[names[0]]
+    tensor, change = _view(model, names, slot, spec, row)
+    shape = tensor.spec.shape if len(names) == 1 else (len(names), *stored.shape)
     kind = ftype
-    if len(stored.shape) < 2:
-        kind = "F32"  # llama.cpp computes norms and biases in float32 only
-    elif not writer.fits(kind, stored.shape[-1]):
+    if len(shape) < 2 or slot.part == "bias" or slot.role in _ALWAYS_F32:
+        kind = "F32"
+    elif not writer.fits(kind, shape[-1]):
         kind = "F16"  # the converter's fallback for rows that do not come in whole blocks
-    heads = {Role.Q: spec.attention.heads, Role.K: spec.attention.kv_heads}.get(slot.role, 0) if arch.interleaved else 0
     rule = "copied" if kind == stored.dtype else f"{stored.dtype} to {kind}"
-    rule += ", rows in interleaved rotary order" if heads else ""
-    return Item(TensorEntry(tensor_name(slot), kind, stored.shape), rule, source=stored.name, heads=heads)
+    return Item(TensorEntry(tensor_name(slot), kind, shape), rule + change, tuple(names), tensor)
 
 
-def _extra_items(rope: Rope) -> list[Item]:
-    """The factors by which llama3 scaling divides each rotary frequency, as a tensor.
+def _view(
+    model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
+) -> tuple[LazyTensor, str]:
+    """(the rows as llama.cpp wants them, what was done to them in words)."""
+    attention, tensor = spec.attention, model.tensor(names[0])
+    if len(names) > 1:
+        if len({model.specs[name].dtype for name in names}) > 1:
+            first = model.specs[names[0]].dtype
+            odd = next(name for name in names if model.specs[name].dtype != first)
+            raise TensorMismatch(
+                model.where(odd), odd, expected=f"{first} like {names[0]}", found=model.specs[odd].dtype
+            )
+        return Stacked([model.tensor(name) for name in names]), f", one of {len(names)} in a stack"
+    if spec.norm.offset and slot.role in _NORMS:
+        return Shifted(tensor, spec.norm.offset), f", {spec.norm.offset:g} added"
+    if slot.role in spec.transposed and slot.part == "weight":
+        return Transposed(tensor), ", transposed"
+    if slot.role is Role.QKV and attention.qkv == "heads":
+        return Regrouped(tensor, attention.heads), ", queries, keys and values apart"
+    heads = {Role.Q: attention.heads, Role.K: attention.kv_heads}.get(slot.role)
+    if heads and row.interleaved and spec.rope and not spec.rope.interleaved:
+        return Interleaved(tensor, heads), ", rows in interleaved rotary order"
+    return tensor, ""
+
+
+def _extra_items(spec: DecoderSpec) -> list[Item]:
+    """The factors by which a scaling divides each rotary frequency, as tensors."""
+    scaling = (spec.rope.scaling if spec.rope else None) or {}
+    if spec.rope and scaling.get("rope_type") == "llama3":
+        values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
+    elif scaling.get("rope_type") == "longrope":
+        values = {f"rope_factors_{kind}": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")}
+    else:
+        return []
+    return [
+        Item(TensorEntry(f"{name}.weight", "F32", value.shape), "computed", value=value)
+        for name, value in values.items()
+    ]
+
+
+def _llama3(rope: Rope, numbers: Settings) -> Array:
+    """llama3's factors, float32 (dims / 2,).
 
     Source: Llama 3.1's apply_scaling: frequencies above the high threshold stay, those below the low one are divided
     by ``factor``, those between are blended.
     """
-    scaling = rope.scaling or {}
-    if scaling.get("rope_type") != "llama3":
-        return []
-    numbers = Settings(scaling)
     factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
     if high <= low:
@@ -144,26 +212,27 @@ def _extra_items(rope: Rope) -> list[Item]:
     waves = np.float32(2 * math.pi) / freqs
     smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
     blended = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
-    values = np.where(waves < context / high, 1, np.where(waves > context / low, factor, blended)).astype(np.float32)
-    return [Item(TensorEntry("rope_freqs.weight", "F32", values.shape), "computed", value=values)]
+    outer = np.where(waves > context / low, factor, blended)
+    return np.where(waves < context / high, 1, outer).astype(np.float32)
 
 
 def _keys(
     model: MergedModel,
     spec: DecoderSpec,
-    arch: Architecture,
+    row: Architecture,
     ftype: str,
     entries: Sequence[TensorEntry],
     tokenizer: Sequence[Key],
 ) -> list[Key]:
-    parameters = sum(math.prod(entry.shape) for entry in entries)
     tokenizer = list(tokenizer)
-    if arch.name == "llama" and spec.vocab == _NO_BOS_VOCAB:
+    if "vocab_size" in row.keys and spec.vocab == _NO_BOS_VOCAB:
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
         tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
     return [
-        *metadata.general_keys(arch.name, metadata.model_name(model.path), parameters, model.generation_config),
-        *metadata.decoder_keys(arch.name, spec, ftype),
+        *metadata.general_keys(
+            row.name, metadata.model_name(model.path), metadata.size_class(entries), model.generation_config
+        ),
+        *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
         *tokenizer,
         *metadata.provenance_keys(model.provenance),
     ]

@@ -142,7 +142,7 @@ class _Decoder:
     def _norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
         name = path(role, layer)
         weight = self.make.weight(f"{name}.weight")
-        return self.make.op("RMSNormalization", [x, weight], name, axis=-1, epsilon=self.spec.rms_eps)
+        return self.make.op("RMSNormalization", [x, weight], name, axis=-1, epsilon=self.spec.norm.eps)
 
     def _linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
         """X times a matrix that is stored (in, out), plus a bias where the checkpoint has one.

@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.sources.safetensors import prepare
 from exporter.tensors import Array, TensorSpec, cast
+from fixtures.numbers import uniform
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -142,11 +143,7 @@ def tensors(config: Mapping[str, Any], *, biases: bool = False) -> dict[str, tup
 
 def values(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     """Numbers in (-1, 1) from an integer hash, with exact halves and zeros among them, rounded to ``dtype``."""
-    size = int(np.prod(shape))
-    index = np.arange(seed * 7919, seed * 7919 + size, dtype=np.uint32)
-    index = (index ^ (index >> np.uint32(15))) * np.uint32(2246822519)
-    index = (index ^ (index >> np.uint32(13))) * np.uint32(3266489917)
-    fraction = ((index >> np.uint32(8)).astype(np.float32) / np.float32(1 << 23)) - 1
+    fraction = uniform((int(np.prod(shape)),), seed)
     fraction[::37] = 0
     fraction[::41] = 0.5
     return cast(fraction.reshape(shape), dtype)

@@ -1,0 +1,122 @@
+"""Gemma 1, 2 and 3 (text): norms with an offset of 1, a scaled embedding, GELU gates, windows in turn with full layers.
+
+Source: transformers' GemmaConfig, Gemma2Config, Gemma3TextConfig and their ForCausalLM classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.errors import BadInput, NotExpressible
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, LAYER, QK_NORMS, form, heads, rope, window
+from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
+
+_FOUR_NORMS: Final = {
+    "input_layernorm": Role.ATTN_NORM,
+    "post_attention_layernorm": Role.ATTN_POST_NORM,
+    "pre_feedforward_layernorm": Role.MLP_NORM,
+    "post_feedforward_layernorm": Role.MLP_POST_NORM,
+}
+
+
+def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a gemma config. Raises BadInput for a missing value, NotExpressible for a variant that is not described."""
+    return _gemma("gemma", config, layer=LAYER, activation="hidden_act", scalar=None)
+
+
+def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a gemma2 config. Raises BadInput and NotExpressible as gemma's does."""
+    settings = Settings(config)
+    spec = _gemma("gemma2", config, layer=_FOUR_NORMS | ATTENTION | GATED_MLP)
+    size, which = window("gemma2", settings, spec.layers, default=4096, only=range(0, spec.layers, 2))
+    softcap = _softcap(settings, "attn_logit_softcapping", 50.0)
+    return replace(
+        spec,
+        attention=replace(spec.attention, window=size, windowed=which, softcap=softcap),
+        logit_softcap=_softcap(settings, "final_logit_softcapping", 30.0),
+    )
+
+
+def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read the config of a gemma3 text model. Raises BadInput and NotExpressible as gemma's does."""
+    settings = Settings(config)
+    if config.get("use_bidirectional_attention"):
+        raise NotExpressible("gemma3_text", "use_bidirectional_attention is not described by this family")
+    flat, local_theta = _flat_rope(config)
+    spec = _gemma("gemma3_text", flat, layer=_FOUR_NORMS | ATTENTION | QK_NORMS | GATED_MLP, theta=1e6)
+    period = settings.integer("sliding_window_pattern", settings.integer("_sliding_window_pattern", 6))
+    local = [layer for layer in range(spec.layers) if (layer + 1) % period]
+    size, which = window("gemma3_text", settings, spec.layers, default=4096, only=local)
+    assert spec.rope is not None
+    return replace(
+        spec,
+        max_positions=settings.integer("max_position_embeddings", 131072),
+        rope=replace(spec.rope, local_theta=local_theta),
+        attention=replace(
+            spec.attention,
+            qk_norm="head",
+            window=size,
+            windowed=which,
+            softcap=_softcap(settings, "attn_logit_softcapping", None),
+        ),
+        logit_softcap=_softcap(settings, "final_logit_softcapping", None),
+    )
+
+
+def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
+    """(the config with the table of its full layers alone, theta of the layers with a window)."""
+    table = config.get("rope_parameters") or {}
+    if not isinstance(table, Mapping) or not all(
+        isinstance(table.get(kind, {}), Mapping) for kind in ("full_attention", "sliding_attention")
+    ):
+        raise BadInput(f"config.json: rope_parameters: expected a table a layer type, found {table!r:.80}")
+    local = table.get("sliding_attention", {})
+    if local.get("rope_type", "default") != "default":
+        raise NotExpressible(
+            "gemma3_text", f"rope type {local['rope_type']!r:.80} in layers with a window is not described"
+        )
+    theta = local.get("rope_theta", config.get("rope_local_base_freq", 10000.0))
+    flat = {key: value for key, value in config.items() if key != "rope_parameters"}
+    if "full_attention" in table:
+        flat["rope_parameters"] = table["full_attention"]
+    return flat, Settings({"rope_local_base_freq": theta}).number("rope_local_base_freq")
+
+
+def _softcap(settings: Settings, key: str, default: float | None) -> float | None:
+    return settings.number(key) if settings.table.get(key, default) is not None and key in settings.table else default
+
+
+def _gemma(
+    family: str,
+    config: Mapping[str, Any],
+    *,
+    layer: Mapping[str, Role],
+    activation: str = "hidden_activation",
+    scalar: int | None = 256,
+    theta: float = 10000.0,
+) -> DecoderSpec:
+    """What the three share. scalar: default of ``query_pre_attn_scalar``; None: the head's width takes its place."""
+    settings = Settings(config)
+    count, kv_heads, head_dim = heads(settings, head_dim=256)
+    layers, hidden = settings.layers(), settings.integer("hidden_size")
+    base = head_dim if scalar is None else settings.number("query_pre_attn_scalar", scalar)
+    biases = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
+    return DecoderSpec(
+        family=family,
+        vocab=settings.integer("vocab_size"),
+        hidden=hidden,
+        layers=layers,
+        max_positions=settings.integer("max_position_embeddings", 8192),
+        norm=Norm(kind="rms", eps=settings.number("rms_norm_eps", 1e-6), offset=1.0),
+        rope=rope(family, config, head_dim, kinds=("linear",), theta=theta),
+        attention=Attention(heads=count, kv_heads=kv_heads, head_dim=head_dim, scale=base**-0.5),
+        mlp=Mlp(
+            inner=settings.integer("intermediate_size"),
+            activation=settings.activation(family, activation, "gelu_pytorch_tanh", ("gelu", "gelu_tanh")),
+        ),
+        forms=(form(layers, layer, biases=biases),),
+        embed_scale=hidden**0.5,
+    )

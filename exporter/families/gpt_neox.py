@@ -1,0 +1,55 @@
+"""GPT-NeoX and Pythia: both blocks read the same input, queries, keys and values lie head by head in one matrix.
+
+Source: transformers' GPTNeoXConfig and GPTNeoXForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from exporter.families.config import Settings
+from exporter.families.parts import form, heads, rope
+from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
+
+_OUTSIDE: Final = {
+    "gpt_neox.embed_in": Role.EMBED,
+    "gpt_neox.final_layer_norm": Role.FINAL_NORM,
+    "embed_out": Role.HEAD,
+}
+_LAYER: Final = {
+    "input_layernorm": Role.ATTN_NORM,
+    "attention.query_key_value": Role.QKV,
+    "attention.dense": Role.ATTN_OUT,
+    "post_attention_layernorm": Role.MLP_NORM,
+    "mlp.dense_h_to_4h": Role.UP,
+    "mlp.dense_4h_to_h": Role.DOWN,
+}
+_BIASES: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM, Role.UP, Role.DOWN})
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a gpt_neox config. Raises BadInput for a missing value, NotExpressible for a variant not described."""
+    settings = Settings(config)
+    count, _, head_dim = heads(Settings({**config, "num_key_value_heads": None}))
+    layers = settings.layers()
+    renamed = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+    old = {new: config[name] for name, new in renamed.items() if name in config}
+    biases = _BIASES | ({Role.QKV, Role.ATTN_OUT} if settings.flag("attention_bias", True) else set())
+    return DecoderSpec(
+        family="gpt_neox",
+        vocab=settings.integer("vocab_size"),
+        hidden=settings.integer("hidden_size"),
+        layers=layers,
+        max_positions=settings.integer("max_position_embeddings", 2048),
+        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        rope=rope("gpt_neox", {**old, **config}, head_dim, partial=0.25),
+        attention=Attention(heads=count, kv_heads=count, head_dim=head_dim, scale=head_dim**-0.5, qkv="heads"),
+        mlp=Mlp(
+            inner=settings.integer("intermediate_size"),
+            activation=settings.activation("gpt_neox", "hidden_act", "gelu", ("gelu", "gelu_tanh")),
+            gated=False,
+        ),
+        forms=(form(layers, _LAYER, outside=_OUTSIDE, prefix="gpt_neox.layers.", biases=biases),),
+        parallel=settings.flag("use_parallel_residual", True),
+    )

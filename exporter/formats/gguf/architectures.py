@@ -1,0 +1,268 @@
+"""How llama.cpp holds each family: its name, the keys that its converter writes, and what its code has fixed.
+
+What is fixed in llama.cpp's code has no key: a config that says otherwise cannot be expressed.
+Sources: the model classes of llama.cpp's converter, and load_arch_hparams, load_arch_tensors and build_arch_graph of
+each architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from exporter.errors import NotExpressible
+from exporter.families.spec import DecoderSpec, Role, Slot
+
+#: The ways out of a model that has no GGUF here.
+INSTEAD: Final = (
+    "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
+    "and `ttexport patch` puts token rows into a GGUF that exists already"
+)
+
+_SIZES: Final = frozenset({"block_count", "context_length", "embedding_length", "feed_forward_length"})
+_PLAIN: Final = _SIZES | {"attention.head_count", "attention.head_count_kv", "norm", "rope.freq_base", "file_type"}
+_LLAMA: Final = _PLAIN | {"rope.scaling", "vocab_size", "rope.dimension_count"}
+_BASE: Final = _PLAIN | {"rope.scaling"}
+_EXPERTS: Final = frozenset({"expert_count", "expert_used_count"})
+_GEMMA: Final = _PLAIN - {"rope.freq_base"}
+
+_QKV: Final = frozenset({Role.Q, Role.K, Role.V, Role.QKV})
+_MOST: Final = _QKV | {Role.ATTN_OUT, Role.GATE, Role.UP, Role.DOWN}
+_SEQUENTIAL: Final = frozenset({Role.ATTN_OUT, Role.UP, Role.DOWN})
+
+Check = Callable[[DecoderSpec], str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A row of the table.
+
+    keys: names below ``{name}.``; "norm" stands for the epsilon, "rope.scaling" for all keys of a scaling.
+    head_length: whether the width of a head is written always, only if config.json states it, or never.
+    interleaved: pairs of the rotary embedding are neighbours in a head. head: whether the file may, must or cannot
+    hold a head of its own. biases: linears that may have one; needed: that must.
+    scalings: rope types that have a form in the file. square: heads must fill the hidden size.
+    check: what else is fixed; gives the reason of a refusal.
+    """
+
+    name: str
+    keys: frozenset[str]
+    head_length: Literal["always", "stated", "never"] = "stated"
+    interleaved: bool = False
+    head: Literal["may", "must", "never"] = "may"
+    biases: frozenset[Role] = _QKV
+    needed: frozenset[Role] = frozenset()
+    scalings: frozenset[str] = frozenset({"linear", "yarn"})
+    square: bool = False
+    check: Check = lambda spec: None
+
+
+def _no_rope_layers(spec: DecoderSpec) -> str | None:
+    fixed = frozenset(range(3, spec.layers, 4))
+    if spec.rope and spec.rope.skipped != fixed:
+        return f"layers without positions: llama.cpp has {sorted(fixed)} fixed, found {sorted(spec.rope.skipped)}"
+    return None
+
+
+def _gemma(large: int | None, period: int | None) -> Check:
+    """large: the number of layers from which llama.cpp concludes on the 27B model and its other scale."""
+
+    def check(spec: DecoderSpec) -> str | None:
+        attention = spec.attention
+        base = spec.hidden // attention.heads if spec.layers == large else attention.head_dim
+        if abs(attention.scale * base**0.5 - 1) > 1e-6:
+            return f"attention scale: llama.cpp has {base**-0.5:.6g} fixed for this size, found {attention.scale:.6g}"
+        fixed = frozenset(layer for layer in range(spec.layers) if (layer + 1) % period) if period else frozenset[int]()
+        if attention.windowed != fixed and (attention.window is not None or period == 2):
+            return f"layers with a window: llama.cpp has {sorted(fixed)} fixed, found {sorted(attention.windowed)}"
+        return None
+
+    return check
+
+
+def _gemma3(spec: DecoderSpec) -> str | None:
+    if spec.attention.softcap is not None:
+        return "attn_logit_softcapping has no place in this architecture"
+    return _gemma(62, 6)(spec)
+
+
+def _qwen3_moe(spec: DecoderSpec) -> str | None:
+    if spec.moe and not spec.moe.normalised:
+        return "norm_topk_prob: llama.cpp always divides the chosen experts' weights by their sum, the config does not"
+    return None
+
+
+def _command_r(spec: DecoderSpec) -> str | None:
+    """llama.cpp tells Command R+ by its 64 layers, and looks for norms on queries and keys in it alone."""
+    if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
+        return f"use_qk_norm: llama.cpp has it fixed by the number of layers (from 64 on), found {spec.layers} layers"
+    return None
+
+
+#: Family → architecture.
+ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "llama": Architecture(
+        name="llama",
+        keys=_LLAMA,
+        head_length="always",
+        interleaved=True,
+        biases=_MOST,
+        scalings=frozenset({"linear", "llama3", "yarn"}),
+    ),
+    "mistral": Architecture(
+        name="llama",
+        keys=_LLAMA,
+        head_length="always",
+        interleaved=True,
+        scalings=frozenset({"linear", "llama3", "yarn"}),
+    ),
+    "mixtral": Architecture(name="llama", keys=_LLAMA | _EXPERTS, interleaved=True),
+    "qwen2": Architecture(name="qwen2", keys=_BASE, square=True),
+    "qwen3": Architecture(name="qwen3", keys=_BASE, head_length="always"),
+    "qwen3_moe": Architecture(
+        name="qwen3moe", keys=_BASE | _EXPERTS | {"expert_feed_forward_length"}, check=_qwen3_moe
+    ),
+    "gemma": Architecture(
+        name="gemma", keys=_GEMMA, head_length="always", head="never", scalings=frozenset(), check=_gemma(None, None)
+    ),
+    "gemma2": Architecture(
+        name="gemma2",
+        keys=_GEMMA | {"attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"},
+        head_length="always",
+        head="never",
+        scalings=frozenset(),
+        check=_gemma(46, 2),
+    ),
+    "gemma3_text": Architecture(
+        name="gemma3",
+        keys=_BASE | {"rope.freq_base_swa", "attention.sliding_window", "final_logit_softcapping"},
+        head_length="always",
+        scalings=frozenset({"linear"}),
+        check=_gemma3,
+    ),
+    "phi3": Architecture(
+        name="phi3",
+        keys=_PLAIN | {"rope.dimension_count", "rope.scaling.original_context_length", "attention.sliding_window"},
+        head_length="never",
+        scalings=frozenset({"longrope"}),
+        square=True,
+    ),
+    "gpt2": Architecture(
+        name="gpt2",
+        keys=_PLAIN - {"attention.head_count_kv", "rope.freq_base"},
+        head_length="never",
+        biases=_SEQUENTIAL | _QKV,
+        needed=_SEQUENTIAL,
+        square=True,
+    ),
+    "gpt_neox": Architecture(
+        name="gptneox",
+        keys=_PLAIN - {"attention.head_count_kv", "rope.freq_base", "file_type"}
+        | {"rope.dimension_count", "use_parallel_residual"},
+        head_length="never",
+        head="must",
+        biases=_SEQUENTIAL | _QKV,
+        needed=_SEQUENTIAL | {Role.QKV},
+        scalings=frozenset(),
+        square=True,
+    ),
+    "olmo2": Architecture(name="olmo2", keys=_BASE, head="must", square=True),
+    "granite": Architecture(
+        name="granite",
+        keys=_LLAMA | {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
+        head_length="never",
+        interleaved=True,
+        biases=_MOST,
+    ),
+    "starcoder2": Architecture(
+        name="starcoder2", keys=_BASE, biases=_SEQUENTIAL | _QKV, needed=_SEQUENTIAL, square=True
+    ),
+    "cohere": Architecture(
+        name="command-r",
+        keys=_PLAIN | {"logit_scale", "rope.scaling.type"},
+        interleaved=True,
+        head="never",
+        scalings=frozenset(),
+        square=True,
+        check=_command_r,
+    ),
+    "stablelm": Architecture(
+        name="stablelm",
+        keys=_PLAIN - {"rope.freq_base"} | {"rope.dimension_count", "use_parallel_residual"},
+        head_length="never",
+        head="must",
+        scalings=frozenset(),
+        square=True,
+    ),
+    "smollm3": Architecture(
+        name="smollm3",
+        keys=_LLAMA,
+        interleaved=True,
+        scalings=frozenset({"linear", "llama3", "yarn"}),
+        check=_no_rope_layers,
+    ),
+}
+
+
+def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
+    """The row of the table for a decoder. Raises NotExpressible, with the reason, where llama.cpp cannot hold it."""
+    row = ARCHITECTURES.get(spec.family)
+    if row is None:
+        known = ", ".join(ARCHITECTURES)
+        raise NotExpressible(
+            "gguf", f"the family {spec.family!r} is not written by this version (known: {known})", instead=INSTEAD
+        )
+    if reason := _refusal(spec, row):
+        raise NotExpressible(f"gguf: {row.name}", reason)
+    if row.head == "must" and tied:
+        raise NotExpressible(
+            f"gguf: {row.name}",
+            "llama.cpp reads a head of its own here, this model's is tied",
+            instead="--untie gives it one",
+        )
+    if row.head == "never" and not tied:
+        raise NotExpressible(
+            f"gguf: {row.name}",
+            "llama.cpp has no place for a head that differs from the embedding, and this model has one",
+            instead="--to hf and --to onnx can hold it",
+        )
+    return row
+
+
+def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
+    attention, rope = spec.attention, spec.rope
+    kind = (rope.scaling or {}).get("rope_type") if rope else None
+    if kind is not None and kind not in row.scalings:
+        return f"rope type {kind!r} has no form in this architecture"
+    width = spec.hidden // attention.heads
+    if row.head_length == "never" and attention.head_dim != width:
+        return f"head_dim: llama.cpp computes {width} here, found {attention.head_dim}"
+    if row.square and attention.heads * attention.head_dim != spec.hidden:
+        return f"heads of {attention.head_dim} times {attention.heads}: llama.cpp expects {spec.hidden} in all"
+    if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
+        return f"partial_rotary_factor: llama.cpp rotates whole heads here, found {rope.dims} of {attention.head_dim}"
+    return row.check(spec)
+
+
+def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
+    """Raises NotExpressible for a bias of a linear that llama.cpp does not read, or misses."""
+    there = {slot.role for slot in slots if slot.part == "bias"} & _MOST
+    if extra := there - row.biases:
+        name = min(role.value for role in extra)
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias of {name} here, and this model has one")
+    if missing := row.needed - there:
+        name = min(role.value for role in missing)
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias of {name} here, and this model has none")
+
+
+def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
+    """What llama.cpp computes otherwise than transformers, though it holds the model."""
+    out = []
+    attention = spec.attention
+    lost = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
+    if lost and attention.window is not None and attention.window < spec.max_positions:
+        out.append(f"llama.cpp has no window here: texts of more than {attention.window} tokens give other logits")
+    if spec.mlp.activation == "gelu":
+        out.append("llama.cpp computes GELU in its tanh form, the config asks for the exact one")
+    return out

@@ -1,0 +1,171 @@
+"""Tensors as llama.cpp wants them, made of stored ones row block by row block.
+
+Each view is a lazy tensor: it reads what a block needs and nothing more, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSpec, blocks, cast
+
+
+class View(LazyTensor, Protocol):
+    """A lazy tensor whose rows are best asked for in multiples of ``unit``."""
+
+    @property
+    def unit(self) -> int:
+        """Rows that are made together."""
+
+
+def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
+    """All rows, in blocks of about ``nbytes`` that end where units do; a block has at least one unit."""
+    spec = tensor.spec
+    unit: int = getattr(tensor, "unit", 1)
+    step = unit * max(1, nbytes // max(1, unit * spec.row_nbytes))
+    for start in range(0, spec.n_rows, step):
+        yield tensor.rows(start, min(start + step, spec.n_rows))
+
+
+@dataclass(frozen=True)
+class _OneSource:
+    source: LazyTensor
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The source's, where a view does not say otherwise."""
+        return self.source.spec
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop) of the view."""
+        raise NotImplementedError
+
+    def segments(self) -> Iterator[ByteRange | Array]:
+        """The rows in blocks."""
+        yield from row_blocks(self, BLOCK_BYTES)
+
+
+@dataclass(frozen=True)
+class Interleaved(_OneSource):
+    """Row i and row i + d/2 of each of ``heads`` heads of d rows, brought side by side.
+
+    Source: llama.cpp rotates neighbouring pairs in some architectures, transformers the two halves of a head.
+    """
+
+    heads: int
+
+    @property
+    def unit(self) -> int:
+        """One head."""
+        return self.spec.n_rows // self.heads
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop). Memory: two copies of the heads that they lie in."""
+        width = self.unit
+        first, last = start // width * width, -(-stop // width) * width
+        stored = self.source.rows(first, last)
+        halves = stored.reshape(-1, 2, width // 2, *stored.shape[1:]).swapaxes(1, 2)
+        value: Array = halves.reshape(stored.shape)[start - first : stop - first]
+        return value
+
+
+@dataclass(frozen=True)
+class Regrouped(_OneSource):
+    """Queries of all heads, then keys, then values, of a matrix that holds these three for each head in turn."""
+
+    heads: int
+
+    @property
+    def unit(self) -> int:
+        """One head of one of the three."""
+        return self.spec.n_rows // (3 * self.heads)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop). Memory: two copies of them."""
+        width = self.unit
+        pieces = []
+        at = start
+        while at < stop:
+            group, offset = divmod(at, width)
+            part, head = divmod(group, self.heads)
+            count = min(width - offset, stop - at)
+            first = (3 * head + part) * width + offset
+            pieces.append(self.source.rows(first, first + count))
+            at += count
+        return np.concatenate(pieces) if pieces else self.source.rows(0, 0)
+
+
+@dataclass(frozen=True)
+class Transposed(_OneSource):
+    """The columns of a stored matrix as rows. Every block reads the whole source, so blocks are large."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The stored shape, reversed."""
+        return replace(self.source.spec, shape=self.source.spec.shape[::-1])
+
+    @property
+    def unit(self) -> int:
+        """As many columns as a block may hold."""
+        return max(1, BLOCK_BYTES // max(1, self.spec.row_nbytes))
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop). Memory: these rows and a block of the source."""
+        value: Array | None = None
+        for first, block in blocks(self.source):
+            if value is None:
+                value = np.empty((stop - start, self.source.spec.n_rows), block.dtype)
+            value[:, first : first + len(block)] = block[:, start:stop].T
+        assert value is not None, "a matrix without rows"
+        return value
+
+
+@dataclass(frozen=True)
+class Shifted(_OneSource):
+    """The source plus a constant, in float32; a float16 source in float16, as llama.cpp's converter adds."""
+
+    offset: float
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The source's, in the dtype of the sum."""
+        stored = self.source.spec
+        return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop). Memory: two copies of them."""
+        value = cast(self.source.rows(start, stop), self.spec.dtype)
+        shifted: Array = value + value.dtype.type(self.offset)
+        return shifted
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The rows of several tensors of one dtype and width, one after the other."""
+
+    sources: Sequence[LazyTensor]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The first one's, with the rows of all."""
+        first = self.sources[0].spec
+        return replace(first, shape=(sum(one.spec.n_rows for one in self.sources), *first.shape[1:]))
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows [start, stop). Memory: two copies of them."""
+        pieces, at = [], 0
+        for source in self.sources:
+            count = source.spec.n_rows
+            if at < stop and start < at + count:
+                pieces.append(source.rows(max(start - at, 0), min(stop - at, count)))
+            at += count
+        return np.concatenate(pieces)
+
+    def segments(self) -> Iterator[ByteRange | Array]:
+        """What each source gives, in order."""
+        for source in self.sources:
+            yield from source.segments()
