@@ -18,9 +18,9 @@ from exporter.formats.gguf.architectures import Architecture, architecture, chec
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantise import FILE_TYPES
 from exporter.formats.gguf.tokenizer import vocabulary
-from exporter.formats.gguf.views import Interleaved, Regrouped, Shifted, Stacked, Transposed
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign
+from exporter.formats.views import Interleaved, Regrouped, Shifted, Stacked, Transposed
 from exporter.merge.model import MergedModel
 from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 

@@ -8,9 +8,9 @@ from typing import Final
 from exporter.errors import BadInput
 from exporter.formats.gguf.plan import GgufLayout, Item
 from exporter.formats.gguf.quantise import encode
-from exporter.formats.gguf.views import row_blocks
 from exporter.formats.gguf.writer import ALIGNMENT
 from exporter.formats.output import OutputFile, Progress, silent
+from exporter.formats.views import row_blocks
 from exporter.merge.model import MergedModel
 from exporter.tensors import LazyTensor
 

@@ -10,17 +10,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+
+Attribute = int | float | str | Sequence[int] | ir.Graph
 
 
 class Builder:
     """Collects the nodes and initialisers of one graph, in the order they are made."""
 
-    def __init__(self, weights: Mapping[str, ir.Value]) -> None:
-        """``weights``: initialiser name → value."""
+    def __init__(self, weights: Mapping[str, ir.Value], constants: dict[str, ir.Value] | None = None) -> None:
+        """``weights``: initialiser name → value. constants: of the graph around this one, shared with it."""
         self.nodes: list[ir.Node] = []
         self.weights = weights
-        self._constants: dict[str, ir.Value] = {}
+        self._constants = {} if constants is None else constants
+
+    def inner(self) -> Builder:
+        """A builder of a graph inside this one, whose weights and constants are this one's."""
+        return Builder(self.weights, self._constants)
 
     @property
     def initialisers(self) -> list[ir.Value]:
@@ -34,14 +41,24 @@ class Builder:
     def constant(self, *numbers: int, scalar: bool = False) -> ir.Value:
         """An int64 vector (or scalar) kept inside the model file; equal ones are shared."""
         name = ("scalar_" if scalar else "vector_") + "_".join(map(str, numbers)).replace("-", "minus")
+        return self.array(name, np.array(numbers[0] if scalar else numbers, np.int64))
+
+    def number(self, value: float) -> ir.Value:
+        """A float32 scalar kept inside the model file; equal ones are shared."""
+        return self.array(f"number_{value!r}", np.array(value, np.float32))
+
+    @property
+    def truth(self) -> ir.Value:
+        """A scalar that is true."""
+        return self.array("true", np.array(True))
+
+    def array(self, name: str, value: npt.NDArray[Any]) -> ir.Value:
+        """``value`` kept inside the model file under ``name``."""
         if name not in self._constants:
-            array = np.array(numbers[0] if scalar else numbers, np.int64)
-            self._constants[name] = initialiser(ir.Tensor(array, name=name))
+            self._constants[name] = initialiser(ir.Tensor(value, name=name))
         return self._constants[name]
 
-    def op(
-        self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | float | str
-    ) -> ir.Value:
+    def op(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Attribute) -> ir.Value:
         """Append a node with one output and return it."""
         return self.ops(op_type, inputs, name, (name,), **attributes)[0]
 
@@ -51,7 +68,7 @@ class Builder:
         inputs: Sequence[ir.Value | None],
         name: str,
         outputs: Sequence[str],
-        **attributes: int | float | str,
+        **attributes: Attribute,
     ) -> Sequence[ir.Value]:
         """Append a node with the named outputs and return them."""
         made = [ir.Value(name=output) for output in outputs]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from exporter.errors import NotExpressible
 from exporter.families import describe
-from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role, Rope
+from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
-from exporter.formats.onnx.decoder import COS_CACHE, SIN_CACHE, path
-from exporter.formats.onnx.rope import Float32, frequencies
+from exporter.formats.onnx.parts import path
+from exporter.formats.onnx.rope import Table, tables
 from exporter.formats.slots import assign
+from exporter.formats.views import Regrouped, Shifted
 from exporter.merge.model import MergedModel
+from exporter.tensors import LazyTensor
 
 #: Runtimes map the data file: a matrix that begins on a page shares none with its neighbour.
 _PAGE_BYTES: Final = 4096
@@ -24,29 +26,30 @@ _LINE_BYTES: Final = 64
 
 _ITEM_BYTES: Final = 4  # every weight is float32
 
-#: The parts of the decoder that the builder makes.
-_ROLES: Final = frozenset(
-    {Role.EMBED, Role.FINAL_NORM, Role.HEAD, Role.ATTN_NORM, Role.Q, Role.K, Role.V, Role.ATTN_OUT}
-    | {Role.MLP_NORM, Role.GATE, Role.UP, Role.DOWN}
-)
-
-#: One row a token: kept as they are stored, so that a row stays one range of bytes, and one matrix can serve as both.
-_BY_TOKEN: Final = (Role.EMBED, Role.HEAD)
+#: One row a token or position: kept as they are stored, so that a row stays one range of bytes, and one matrix can
+#: serve as embedding and head.
+_BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
+_NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
+_EXPERTS: Final = (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One initialiser in the data file: a stored tensor (``source``) under a rule, or a rotary cache (None).
+    """One initialiser in the data file: made of stored tensors under a rule, or a rotary cache (``table``).
 
-    shape: as it is in the file. transposed: the stored matrix is (out, in), the file holds (in, out).
+    shape: as it is in the file. tensors: the stored tensors as they go in, one after the other. transposed: each is a
+    matrix (out, in), the file holds (in, out). sources: their names. part: of a rotary cache, "cos" or "sin".
     """
 
     name: str
     shape: tuple[int, ...]
     offset_bytes: int
     rule: str
-    source: str | None = None
+    sources: tuple[str, ...] = ()
+    tensors: tuple[LazyTensor, ...] = ()
     transposed: bool = False
+    table: Table | None = None
+    part: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -58,14 +61,13 @@ class Item:
 class OnnxLayout:
     """The folder to be: initialisers in order, the files of the clients, and the size of the data file.
 
-    dropped: stored tensor → rule, for those that are left out on purpose. freqs: the rotary frequencies.
+    dropped: stored tensor → rule, for those that are left out on purpose.
     """
 
     model: MergedModel
     spec: DecoderSpec
     items: Sequence[Item]
     dropped: Mapping[str, str]
-    freqs: Float32
     files: Mapping[str, bytes]
     nbytes: int
 
@@ -77,78 +79,57 @@ def plan_onnx(model: MergedModel) -> OnnxLayout:
     settings that do not fit the config.
     """
     spec = describe(model.config, "onnx")
-    rope = _buildable(spec)
-    specs = model.specs
-    kept, dropped = assign(model, specs, spec)
+    kept, dropped = assign(model, model.specs, spec)
+    places = {name: number for form in spec.forms for number, name in enumerate(form)}
+    groups: dict[tuple[Role, int | None, str], list[str]] = {}
+    for name in sorted(kept, key=places.__getitem__):
+        slot = kept[name]
+        groups.setdefault((slot.role, slot.layer, slot.part), []).append(name)
     items: list[Item] = []
     ledger = model.ledger()
-    for name in sorted(kept, key=list(spec.forms[0]).index):
-        stored, slot = specs[name], kept[name]
-        if stored.dtype != "F32":
-            raise NotExpressible(f"onnx: {model.path}: {name}", f"{stored.dtype} weights are not written, only F32")
-        transposed = len(stored.shape) == 2 and slot.role not in _BY_TOKEN
-        shape = stored.shape[::-1] if transposed else stored.shape
-        rule = "transposed" if transposed else "copied"
-        items.append(_place(items, path(slot.role, slot.layer, slot.part), shape, rule, name, transposed=transposed))
-        ledger.take(name, rule)
+    for names in groups.values():
+        items.append(_placed(items, _item(model, spec, names, kept[names[0]])))
+        for name in names:
+            ledger.take(name, items[-1].rule)
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
-    for name in (COS_CACHE, SIN_CACHE):
-        items.append(_place(items, name, (spec.max_positions, rope.dims // 2), "computed"))
+    for table in tables(spec.rope, spec.max_positions) if spec.rope else ():
+        shape = (spec.max_positions, len(table.freqs))
+        for part in ("cos", "sin"):
+            cache = Item(f"{table.name}.{part}_cache", shape, 0, "computed", table=table, part=part)
+            items.append(_placed(items, cache))
     nbytes = items[-1].offset_bytes + items[-1].nbytes
-    freqs = frequencies(rope, spec.max_positions)
-    return OnnxLayout(model, spec, items, dropped, freqs, client_files(model, spec), nbytes)
+    return OnnxLayout(model, spec, items, dropped, client_files(model, spec), nbytes)
 
 
-def _buildable(spec: DecoderSpec) -> Rope:
-    """The rotary embedding of a decoder that the graph builder covers in all its parts.
-
-    Everything that it uses is copied into a plain decoder; a field that then still differs is one that the graph
-    would leave out. Raises NotExpressible for such a one, so that a new field can never be ignored in silence.
-    """
-    attention = spec.attention
-    plain = DecoderSpec(
-        family=spec.family,
-        vocab=spec.vocab,
-        hidden=spec.hidden,
-        layers=spec.layers,
-        max_positions=spec.max_positions,
-        norm=Norm(kind="rms", eps=spec.norm.eps),
-        rope=None,
-        attention=Attention(
-            heads=attention.heads, kv_heads=attention.kv_heads, head_dim=attention.head_dim, scale=attention.scale
-        ),
-        mlp=Mlp(inner=spec.mlp.inner, activation="silu"),
-        forms=spec.forms,
-    )
-    rope = spec.rope
-    if rope is not None:
-        used = Rope(
-            dims=attention.head_dim, theta=rope.theta, scaling=rope.scaling, original_positions=rope.original_positions
-        )
-        plain = replace(plain, rope=used)
-    odd = [field.name for field in fields(spec) if getattr(spec, field.name) != getattr(plain, field.name)]
-    odd += sorted(role.name.lower() for role in spec.roles ^ _ROLES)
-    if odd or rope is None:
-        raise NotExpressible(
-            f"onnx: {spec.family}",
-            f"this version builds no graph with this model's {', '.join(odd)}",
-            instead="--to hf and --to gguf can hold it",
-        )
-    return rope
+def _item(model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot) -> Item:
+    """The initialiser that the stored tensors ``names`` make, not yet placed."""
+    role, rules = slot.role, []
+    for name in names:
+        if (dtype := model.specs[name].dtype) != "F32":
+            raise NotExpressible(f"onnx: {model.path}: {name}", f"{dtype} weights are not written, only F32")
+    tensors: list[LazyTensor] = [model.tensor(name) for name in names]
+    if role is Role.QKV and spec.attention.qkv == "heads":
+        tensors = [Regrouped(tensor, spec.attention.heads) for tensor in tensors]
+        rules.append("queries, keys and values apart")
+    if role in _NORMS and slot.part == "weight" and spec.norm.offset:
+        tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
+        rules.append(f"plus {spec.norm.offset:g}")
+    shape = tensors[0].spec.shape
+    transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and role not in spec.transposed
+    if transposed:
+        shape = shape[::-1]
+        rules.append("transposed")
+    if role in _EXPERTS or len(tensors) > 1:
+        shape = (len(tensors), *shape)
+        rules.append("stacked")
+    rule = ", ".join(rules) or "copied"
+    return Item(path(role, slot.layer, slot.part), shape, 0, rule, tuple(names), tuple(tensors), transposed)
 
 
-def _place(
-    before: Sequence[Item],
-    name: str,
-    shape: tuple[int, ...],
-    rule: str,
-    source: str | None = None,
-    *,
-    transposed: bool = False,
-) -> Item:
-    """The next item behind ``before``, aligned."""
+def _placed(before: Sequence[Item], item: Item) -> Item:
+    """``item`` behind ``before``, aligned."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
-    large = math.prod(shape) * _ITEM_BYTES >= _PAGED_FROM_BYTES
-    return Item(name, shape, end + -end % (_PAGE_BYTES if large else _LINE_BYTES), rule, source, transposed)
+    alignment = _PAGE_BYTES if item.nbytes >= _PAGED_FROM_BYTES else _LINE_BYTES
+    return replace(item, offset_bytes=end + -end % alignment)

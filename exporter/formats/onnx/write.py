@@ -13,13 +13,12 @@ import onnx_ir as ir
 
 from exporter.errors import OutputError, writing
 from exporter.formats.onnx.builder import initialiser
-from exporter.formats.onnx.decoder import COS_CACHE, IR_VERSION, build
+from exporter.formats.onnx.decoder import IR_VERSION, build
 from exporter.formats.onnx.plan import Item, OnnxLayout
 from exporter.formats.onnx.rope import cache
 from exporter.formats.output import OutputFile, Progress, silent
-from exporter.merge.model import MergedModel
 from exporter.staging import write_file
-from exporter.tensors import BLOCK_BYTES, Array, ByteRange, read
+from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, read
 from exporter.version import __version__
 
 FOLDER: Final = "onnx"
@@ -68,26 +67,24 @@ def _write_data(layout: OnnxLayout, file: OutputFile) -> None:
     ledger = layout.model.ledger()
     for item in layout.items:
         file.write(bytes(item.offset_bytes - file.nbytes))
-        file.write_segments(_segments(layout, item), item.nbytes)
-        if item.source is not None:
-            ledger.take(item.source, item.rule)
+        file.write_segments(_segments(item, layout.spec.max_positions), item.nbytes)
+        for name in item.sources:
+            ledger.take(name, item.rule)
     for name, rule in layout.dropped.items():
         ledger.take(name, rule)
     ledger.close()
 
 
-def _segments(layout: OnnxLayout, item: Item) -> Iterator[ByteRange | Array]:
-    if item.source is None:
-        function = np.cos if item.name == COS_CACHE else np.sin
-        return cache(function, layout.freqs, layout.spec.max_positions)
-    if item.transposed:
-        return _columns(layout.model, item.source)
-    return layout.model.tensor(item.source).segments()
+def _segments(item: Item, max_positions: int) -> Iterator[ByteRange | Array]:
+    if item.table is not None:
+        yield from cache(np.cos if item.part == "cos" else np.sin, item.table, max_positions)
+    for tensor in item.tensors:
+        yield from _columns(tensor) if item.transposed else tensor.segments()
 
 
-def _columns(model: MergedModel, name: str) -> Iterator[Array]:
+def _columns(tensor: LazyTensor) -> Iterator[Array]:
     """The columns of a stored matrix as rows, in blocks. Memory: the matrix and one block."""
-    value = read(model.tensor(name))
+    value = read(tensor)
     step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
     for start in range(0, value.shape[1], step):
         block = np.empty((min(step, value.shape[1] - start), len(value)), value.dtype)

@@ -112,7 +112,10 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_fr
 }
 
 
-@pytest.mark.parametrize("rope", [LINEAR, LLAMA3], ids=["linear", "llama3"])
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("rope", [LINEAR, LLAMA3, YARN], ids=["linear", "llama3", "yarn"])
 def test_scaled_rope_holds_up_to_the_last_position(
     write: Write, change: Change, tiny_tied: Path, rope: dict[str, object]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tensors as llama.cpp wants them, made of stored ones row block by row block.
+"""Tensors as a format wants them, made of stored ones row block by row block.
 
 Each view is a lazy tensor: it reads what a block needs and nothing more, so that memory does not grow with the model.
 """

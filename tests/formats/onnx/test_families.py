@@ -1,0 +1,54 @@
+"""Every family's graph computes what transformers computes, in every way that clients feed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.verify.runtimes.onnx_runtime import Session
+from fixtures import families
+from tests.formats.onnx import reference
+from tests.formats.onnx.conftest import Write, random_ids
+from tests.formats.onnx.test_logits import SMOLLM2_MAX_ABS, assert_same, worst
+
+#: Longer than every window, shorter than the context before it is scaled: beyond that transformers itself computes
+#: other logits token by token than in one pass.
+SEQUENCES = [random_ids(60, families.VOCAB, 0), random_ids(13, families.VOCAB, 1), random_ids(1, families.VOCAB, 2)]
+
+
+@pytest.fixture(scope="session", params=list(families.FAMILIES))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("families") / request.param
+    return families.build(request.param, path, dtype="float32")
+
+
+def test_every_way_of_feeding_gives_the_logits_of_transformers(write: Write, base: Path) -> None:
+    want = reference.logits(reference.load(base), SEQUENCES)
+    assert_same(write(base), want, SEQUENCES, SMOLLM2_MAX_ABS)
+
+
+def test_the_graph_passes_the_full_check_and_strict_inference(write: Write, base: Path) -> None:
+    path = write(base) / "onnx" / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
+    names = [node.name for node in model.graph.node]
+    assert len(names) == len(set(names))
+
+
+def test_a_text_beyond_the_original_context_takes_the_long_factors(
+    write: Write, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = families.build("phi4_mini", tmp_path_factory.mktemp("long") / "base", dtype="float32")
+    ids = random_ids(300, families.VOCAB)
+    folder = write(base)
+    session = Session(folder / "onnx" / "model.onnx")
+    for count in (128, 129, 300):  # the original context has 128 positions
+        feeds = np.array([ids[:count]], np.int64)
+        found, _ = session.run(feeds, np.ones_like(feeds), np.arange(count)[None], session.empty_cache(1))
+        (want,) = reference.logits(reference.load(base), [ids[:count]])
+        assert worst([found[0]], [want]) <= SMOLLM2_MAX_ABS
