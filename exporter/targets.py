@@ -72,12 +72,26 @@ def _gguf(wish: Wish, merge: MergePlan) -> Target:
 
 
 def _onnx(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.families import describe
     from exporter.formats.onnx import plan_onnx, write_onnx
+    from exporter.formats.onnx.traced import plan_traced, write_traced
 
     if wish.dtype not in (None, "F32") or wish.quant:
         asked = f"--quant {wish.quant}" if wish.quant else f"--dtype {wish.dtype}"
         raise NotExpressible("onnx", f"{asked}: this version writes fp32 graphs only", instead="leave the option out")
-    layout = plan_onnx(merge.model("F32"))
+    model = merge.model("F32")
+    try:
+        describe(model.config, "onnx")
+    except NotExpressible as refusal:
+        traced = plan_traced(model, refusal)
+        return Target(
+            format="onnx",
+            storage="F32",
+            nbytes=traced.nbytes,
+            write=partial(write_traced, traced),
+            notes=traced.notes,
+        )
+    layout = plan_onnx(model)
     return Target(format="onnx", storage="F32", nbytes=layout.nbytes, write=partial(write_onnx, layout))
 
 

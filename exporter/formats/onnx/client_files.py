@@ -19,14 +19,18 @@ _TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
-def client_files(model: MergedModel, spec: DecoderSpec) -> dict[str, bytes]:
-    """File name → content. Raises UnreadableFile for a side file that cannot be read."""
+def client_files(model: MergedModel, spec: DecoderSpec | None) -> dict[str, bytes]:
+    """File name → content. spec None: without genai_config.json, which needs numbers that only a description has.
+
+    Raises UnreadableFile for a side file that cannot be read.
+    """
     files = {name: _content(path) for name, path in model.files.items()}
     files |= _chat_template(model.files)
     files["config.json"] = as_json(_config(model.config))
     if model.generation_config:
         files.setdefault(GENERATION, as_json(model.generation_config))
-    files["genai_config.json"] = as_json(_genai(spec, {**model.config, **model.generation_config}))
+    if spec is not None:
+        files["genai_config.json"] = as_json(_genai(spec, {**model.config, **model.generation_config}))
     return files
 
 
