@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import resource
 import shutil
 import subprocess
@@ -122,12 +123,13 @@ class Program:
 def whole_programs(programs: Mapping[str, Program], *, warm_up: int, rounds: int) -> dict[str, Measured]:
     """Run programs (name → what to run) from start to end in turns, and return what each measured.
 
-    Before each run the file systems are synced, so that nobody pays for what another left in memory.
+    Before each run the file systems are synced, so that nobody pays for what another left in memory; the order is drawn
+    anew each round, because memory that the last program freed is dearer or cheaper to take, by who freed it.
     """
     measured = {name: Measured() for name in programs}
     names = list(programs)
     for turn in range(warm_up + rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in random.Random(turn).sample(names, len(names)):
             os.sync()
             seconds, usage = _run(name, programs[name])
             if turn >= warm_up:
