@@ -254,10 +254,10 @@ from pathlib import Path
 from exporter.errors import OutputError
 from exporter.formats.output import OutputFile
 out = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, 6 << 20))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
 try:
-    with OutputFile(out, nbytes=8 << 20) as file:
-        file.write(bytes(4 << 20))
+    with OutputFile(out, nbytes=4 << 20) as file:
+        file.write(bytes(1 << 20))
         raise AssertionError("there was no room for the rest")
 except OutputError as exc:
     assert str(exc) == f"{out}: File too large", exc
