@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -65,7 +70,7 @@ class Worker:
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode:
             raise SystemExit(f"benchmark: worker {self.name!r} ended with code {self.process.returncode}")
-        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return usage.ru_maxrss * _RSS_UNIT
 
 
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
@@ -107,6 +112,49 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
         print(json.dumps({"seconds": wall, "cpu_seconds": cpu, **told}), flush=True)
 
 
+@dataclass(frozen=True)
+class Program:
+    """A command that makes ``out``, as a user would start it; ``out`` is removed after every run."""
+
+    arguments: Sequence[str]
+    out: Path
+
+
+def whole_programs(programs: Mapping[str, Program], *, warm_up: int, rounds: int) -> dict[str, Measured]:
+    """Run programs (name → what to run) from start to end in turns, and return what each measured.
+
+    Before each run the file systems are synced, so that nobody pays for what another left in memory; the order is drawn
+    anew each round, because memory that the last program freed is dearer or cheaper to take, by who freed it.
+    """
+    measured = {name: Measured() for name in programs}
+    names = list(programs)
+    for turn in range(warm_up + rounds):
+        for name in random.Random(turn).sample(names, len(names)):
+            os.sync()
+            seconds, usage = _run(name, programs[name])
+            if turn >= warm_up:
+                one = measured[name]
+                one.seconds.append(seconds)
+                one.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
+                one.peak_bytes = max(one.peak_bytes, usage.ru_maxrss * _RSS_UNIT)
+    return measured
+
+
+def _run(name: str, program: Program) -> tuple[float, resource.struct_rusage]:
+    with tempfile.TemporaryFile() as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(program.arguments, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+            raise SystemExit(f"benchmark: {name!r} ended with code {process.returncode}: {text}")
+    shutil.rmtree(program.out) if program.out.is_dir() else program.out.unlink()
+    return seconds, usage
+
+
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
     """Return the median over the rounds of mine / other."""
     return median(a / b for a, b in zip(mine, other, strict=True))
@@ -129,7 +177,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, n
         table.add_column(column, justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for note in notes:
         console.print(note)

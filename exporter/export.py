@@ -12,6 +12,7 @@ from typing import Any, Final
 from exporter.errors import OutputError, UsageError
 from exporter.formats.output import Progress, silent
 from exporter.merge.plan import MergePlan, plan_merge
+from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.locate import find_base, locate, origins
@@ -44,6 +45,7 @@ class ExportSpec:
     pre_tokenizer: str | None = None
     untie: bool = False
     memory_bytes: int | None = None
+    max_shard_bytes: int | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class ExportSpec:
             raise UsageError(f"--to: expected each format once, found {', '.join(self.formats)}")
         if self.quants and not {"gguf", "onnx"} & set(self.formats):
             raise UsageError("--quant: needs --to gguf or --to onnx")
+        if self.max_shard_bytes and "hf" not in self.formats:
+            raise UsageError("--max-shard-size: needs --to hf")
         if len(set(self.quants)) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
 
@@ -90,7 +94,13 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
     targets = []
     for fmt, quant in wishes:
-        wish = Wish(dtype=dtype, quant=quant, pre_tokenizer=spec.pre_tokenizer)
+        wish = Wish(
+            dtype=dtype,
+            quant=quant,
+            pre_tokenizer=spec.pre_tokenizer,
+            budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
+            max_shard_bytes=spec.max_shard_bytes,
+        )
         target = plan_target(fmt, wish, merge)
         if len(wishes) > 1:
             place = f"gguf/{name}-{target.storage}.gguf" if fmt == "gguf" else fmt

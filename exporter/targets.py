@@ -6,7 +6,7 @@ A format's modules are imported only when it is asked for: GGUF must not wait fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from typing import Final
 from exporter.errors import NotExpressible
 from exporter.formats.output import Progress
 from exporter.merge.plan import MergePlan
+from exporter.parallel import Budget
 
 #: ``--dtype`` → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -26,6 +27,8 @@ class Wish:
     dtype: str | None = None
     quant: str | None = None
     pre_tokenizer: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    max_shard_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
 def _hf(wish: Wish, merge: MergePlan) -> Target:
     from exporter.formats.hf import plan_hf, write_hf
 
-    layout = plan_hf(merge.model(wish.dtype))
+    layout = plan_hf(merge.model(wish.dtype, wish.budget), wish.max_shard_bytes)
     stored = merge.checkpoint.tensors[merge.checkpoint.tie.embedding].spec.dtype
     return Target(format="hf", storage=wish.dtype or stored, nbytes=layout.nbytes, write=partial(write_hf, layout))
 
@@ -64,7 +67,7 @@ def _gguf(wish: Wish, merge: MergePlan) -> Target:
     from exporter.formats.gguf import plan_gguf, write_gguf
 
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
-    model = merge.model("F32" if wish.dtype else None)
+    model = merge.model("F32" if wish.dtype else None, wish.budget)
     layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
     return Target(
         format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout), notes=layout.notes
@@ -79,7 +82,7 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
     if wish.dtype not in (None, "F32") or wish.quant:
         asked = f"--quant {wish.quant}" if wish.quant else f"--dtype {wish.dtype}"
         raise NotExpressible("onnx", f"{asked}: this version writes fp32 graphs only", instead="leave the option out")
-    model = merge.model("F32")
+    model = merge.model("F32", wish.budget)
     try:
         describe(model.config, "onnx")
     except NotExpressible as refusal:

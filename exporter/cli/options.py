@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from exporter.cli.sizes import Size
 from exporter.export import ExportSpec
 from exporter.targets import DTYPES, FORMATS
 from exporter.verify.prompts import read_prompts
@@ -35,6 +36,18 @@ _EXPORT_OPTIONS = (
     click.option("--report", type=PATH, help="Folder for report.json; with several --to one lies in OUT too."),
     click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
     click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own."),
+    click.option(
+        "--memory",
+        "memory_bytes",
+        type=Size(),
+        help="Merged rows held at once while they are computed, such as 64MB; default: 256MiB.",
+    ),
+    click.option(
+        "--max-shard-size",
+        "max_shard_bytes",
+        type=Size(),
+        help="Split the weights of --to hf anew, at this size (5GB); default: as the base is split.",
+    ),
     click.option("--force", is_flag=True, help="Replace an existing OUT."),
 )
 _TALK_OPTIONS = (

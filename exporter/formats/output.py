@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
-from exporter.errors import OutputError, UnreadableFile, reading, writing
+from exporter.errors import writing
+from exporter.formats import kernel
+from exporter.formats.chunks import Chunk, Chunks, Sources
 from exporter.tensors import Array, ByteRange
 
-#: Called with the number of bytes just written.
+#: Called with the number of bytes that went on their way.
 Progress = Callable[[int], None]
 
-#: One copy_file_range call: the kernel moves it without passing through this process, and progress stays lively.
-_COPY_BYTES: Final = 64 << 20
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Sharing a range costs a call and two entries in the file's map: not worth it for less.
+_CLONE_FROM_BYTES: Final = 1 << 20
 
 
 def silent(nbytes: int) -> None:
@@ -29,42 +30,55 @@ def silent(nbytes: int) -> None:
 class OutputFile:
     """A new file that is written front to back, synced on success and removed on failure.
 
-    The mode follows the umask. Raises OutputError if the path exists already, or when the device refuses a write.
+    Ranges of other files are shared with them where the file system can, else copied; neighbouring ranges move as one.
+    The mode follows the umask. Memory: a few chunks. Raises OutputError if the path exists already, or when the device
+    refuses a write, UnreadableFile for a range that its file does not have.
     """
 
-    def __init__(self, path: Path, progress: Progress = silent) -> None:
-        """Nothing is opened before the ``with`` block is entered."""
+    def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
+        """nbytes: the size it will have, if known: room is reserved. Nothing is opened before the ``with`` block."""
         self.path = path
         self.nbytes = 0
+        self._promised = nbytes
         self._progress = progress
         self._fd = -1
-        self._kernel_copy = True
+        self._sources = Sources()
+        self._range: ByteRange | None = None  # the last one, not on its way yet: the next may continue it
+        self._chunk: Chunk | None = None
+        self._shares = True
 
     def __enter__(self) -> Self:
         with writing(self.path):
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._chunks = Chunks(self.path, self._fd, self._sources)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        done = False
         try:
             if kind is None:
-                with writing(self.path):
-                    os.fsync(self._fd)
+                self._finish()
+                done = True
         finally:
+            self._chunks.close()
+            self._sources.close()
             os.close(self._fd)
-            if kind is not None:
+            if not done:
                 self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview | Array) -> None:
-        """Append ``data``; an array is written as its C-order bytes."""
+        """Append ``data``; an array is written as its C-order bytes. It is copied: the caller may reuse it."""
+        self._flush_range()
         view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else _as_bytes(data)
-        with writing(self.path):
-            while view:
-                done = os.write(self._fd, view)
-                self._advance(done)
-                view = view[done:]
+        self.nbytes += len(view)
+        while view:
+            chunk = self._open_chunk(self.nbytes - len(view))
+            part = view[: chunk.room]
+            chunk.buffer[chunk.nbytes : chunk.nbytes + len(part)] = part
+            self._grow(chunk, len(part))
+            view = view[len(part) :]
 
     def pad_to(self, alignment: int) -> None:
         """Append zeros up to the next multiple of ``alignment`` bytes."""
@@ -75,44 +89,83 @@ class OutputFile:
         before = self.nbytes
         for segment in segments:
             if isinstance(segment, ByteRange):
-                self._copy(segment)
+                self.copy(segment)
             else:
                 self.write(segment)
         if self.nbytes - before != nbytes:
             raise AssertionError(f"{self.path}: {nbytes} bytes were promised, {self.nbytes - before} came")
 
-    def _copy(self, source: ByteRange) -> None:
-        with reading(source.path):
-            fd = os.open(source.path, os.O_RDONLY)
-        try:
-            offset, left = source.offset_bytes, source.nbytes
-            while left:
-                done = self._copy_some(fd, source.path, offset, min(left, _COPY_BYTES))
-                offset, left = offset + done, left - done
-                self._advance(done)
-        finally:
-            os.close(fd)
+    def copy(self, source: ByteRange) -> None:
+        """Append a range of another file."""
+        last = self._range
+        if last and (last.path, last.offset_bytes + last.nbytes) == (source.path, source.offset_bytes):
+            self._range = replace(last, nbytes=last.nbytes + source.nbytes)
+        else:
+            self._flush_range()
+            self._range = source
+        self.nbytes += source.nbytes
 
-    def _copy_some(self, fd: int, source: Path, offset: int, nbytes: int) -> int:
-        if self._kernel_copy:
-            try:
-                if done := os.copy_file_range(fd, self._fd, nbytes, offset):
-                    return done
-            except OSError as exc:
-                if exc.errno in _NO_SPACE:
-                    raise OutputError(self.path, "no space left on the device") from exc
-            # Across file systems, or on one that lacks the call: read and write instead, for the rest of this file.
-            self._kernel_copy = False
-        with reading(source):
-            data = os.pread(fd, min(nbytes, 8 << 20), offset)
-        if not data:
-            raise UnreadableFile(source, f"expected {nbytes} more bytes at {offset}, found the end of the file")
-        with writing(self.path):
-            return os.write(self._fd, data)
+    def _flush_range(self) -> None:
+        source, self._range = self._range, None
+        if source is None:
+            return
+        start = self.nbytes - source.nbytes
+        head = -start % kernel.ALIGNMENT
+        middle = (source.nbytes - head) // kernel.ALIGNMENT * kernel.ALIGNMENT
+        if middle >= _CLONE_FROM_BYTES and not (source.offset_bytes + head) % kernel.ALIGNMENT and self._shares:
+            self._append(start, _part(source, 0, head))
+            self._submit()
+            self._shares = kernel.clone(
+                self._fd, start + head, self._sources.fd(source.path), source.offset_bytes + head, middle
+            )
+            if self._shares:
+                self._progress(middle)
+                head += middle
+            self._append(start + head, _part(source, head, source.nbytes))
+        else:
+            self._append(start, source)
 
-    def _advance(self, nbytes: int) -> None:
-        self.nbytes += nbytes
+    def _append(self, offset_bytes: int, source: ByteRange) -> None:
+        at = 0
+        while at < source.nbytes:
+            chunk = self._open_chunk(offset_bytes + at)
+            part = _part(source, at, min(at + chunk.room, source.nbytes))
+            chunk.ranges.append((chunk.nbytes, part))
+            self._grow(chunk, part.nbytes)
+            at += part.nbytes
+
+    def _open_chunk(self, offset_bytes: int) -> Chunk:
+        if self._chunk is None:
+            self._chunk = self._chunks.chunk(offset_bytes)
+        return self._chunk
+
+    def _grow(self, chunk: Chunk, nbytes: int) -> None:
+        chunk.nbytes += nbytes
+        if not chunk.room:
+            if chunk.offset_bytes == 0 and self._promised:
+                with writing(self.path):
+                    kernel.reserve(self._fd, 0, self._promised)
+            self._submit()
         self._progress(nbytes)
+
+    def _submit(self) -> None:
+        if self._chunk is not None:
+            self._chunks.submit(self._chunk)
+            self._chunk = None
+
+    def _finish(self) -> None:
+        self._flush_range()
+        if self._chunk is not None:
+            self._chunks.write(self._chunk)
+        self._chunks.finish()
+        if self._promised not in (None, self.nbytes):
+            raise AssertionError(f"{self.path}: {self._promised} bytes were promised, {self.nbytes} came")
+        with writing(self.path):
+            os.fsync(self._fd)
+
+
+def _part(source: ByteRange, start: int, stop: int) -> ByteRange:
+    return ByteRange(source.path, source.offset_bytes + start, stop - start)
 
 
 def _as_bytes(value: Array) -> memoryview:

@@ -5,7 +5,7 @@ Writers consume this and know nothing of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -106,7 +106,7 @@ class MergedModel:
     after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
     the shard that it lies in, or would. files: tokenizer and side files by name, to be copied as they are.
     generation_config: its content after merging, {} if there is none; not among ``files`` where an adapter changed it.
-    provenance: what went in.
+    origin: gives ``provenance`` when it is first asked for, which reads the base's embedding once.
     """
 
     path: Path
@@ -116,7 +116,12 @@ class MergedModel:
     shards: Mapping[str, str]
     files: Mapping[str, Path]
     generation_config: Mapping[str, Any]
-    provenance: Mapping[str, str]
+    origin: Callable[[], Mapping[str, str]]
+
+    @cached_property
+    def provenance(self) -> Mapping[str, str]:
+        """What went in."""
+        return self.origin()
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -129,8 +134,12 @@ class MergedModel:
 
     def where(self, name: str) -> Path:
         """The file that holds tensor ``name`` or what it is made from: for messages, and for reading in order."""
+        return self.place(name).path
+
+    def place(self, name: str) -> ByteRange:
+        """Where tensor ``name``, or what it is made from, is stored."""
         tensor = self.tensors[name]
-        return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place.path
+        return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 
     def ledger(self) -> Ledger:
         """A fresh account of the tensors that a writer has to write."""

@@ -66,7 +66,7 @@ class MergePlan:
             shards,
             self.files,
             self.generation_config,
-            self._provenance,
+            lambda: self._provenance,
         )
 
     @property

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.safetensors import FileTensor, parse_object, read_tensors
 from exporter.tensors import BLOCK_BYTES, blocks
@@ -34,6 +36,8 @@ HEADS: Final = ("lm_head", "embed_out")
 #: transformers ties these whatever the flag says; there, it tells how the head's input is scaled.
 _ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
 
+#: Hashed at once: memory of this size is reused from block to block, where a larger one is fetched anew.
+_HASHED_BYTES: Final = 1 << 20
 _MAX_CONFIG_BYTES: Final = 16 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
 
@@ -122,8 +126,8 @@ class Checkpoint:
     def embedding_digest(self) -> str:
         """sha256 of the stored bytes of the input embedding: tells bases apart at the cost of one tensor."""
         digest = hashlib.sha256()
-        for _, rows in blocks(self.tensors[self.tie.embedding]):
-            digest.update(rows.tobytes())
+        for _, rows in blocks(self.tensors[self.tie.embedding], _HASHED_BYTES):
+            digest.update(rows.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     @property

@@ -31,6 +31,8 @@ _LENGTH: Final = struct.Struct("<Q")
 #: numpy's limit, and a size that no tensor has: lengths may be absurd even where a 0 among them leaves no data.
 _MAX_AXES: Final = 64
 _MAX_TENSOR_BYTES: Final = 1 << 40
+#: Files share their bytes in units of this size.
+_PAGE_BYTES: Final = 4096
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -151,14 +153,15 @@ def _is_lengths(value: object) -> bool:
 
 
 def prepare(
-    specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
+    specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, like_offset_bytes: int = 0
 ) -> tuple[bytes, list[tuple[TensorSpec, int]]]:
     """(header bytes, [(spec, offset in the file)]) of a file that holds ``specs``, before a byte of data exists.
 
-    Order: dtype size descending, then name, which keeps every tensor aligned to its item size and makes the file
-    independent of the order of ``specs``. The header is padded with spaces to 8 bytes.
+    Order: that of ``specs`` within a dtype size, larger sizes first, which keeps every tensor aligned to its item size.
+    like_offset_bytes: the data section begins where this offset lies within a page, so that a file system can share
+    pages with a file that has the same data there. The header is padded with spaces for it, in steps of 8 bytes.
     """
-    order = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
+    order = sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     places = []
@@ -169,5 +172,7 @@ def prepare(
         begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if like_offset_bytes % 8 == 0 and like_offset_bytes:
+        text += b" " * ((like_offset_bytes - _LENGTH.size - len(text)) % _PAGE_BYTES)
     start = _LENGTH.size + len(text)
     return _LENGTH.pack(len(text)) + text, [(spec, start + offset) for spec, offset in places]

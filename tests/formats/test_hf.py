@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,10 @@ def test_shards_keep_their_split(tiny_sharded: Path, tmp_path: Path, merge: Merg
     assert list(after["weight_map"]) == sorted(after["weight_map"])
     found = Checkpoint.open(out).tensors
     assert after["metadata"]["total_size"] == sum(tensor.place.nbytes for tensor in found.values())
+    assert after["metadata"]["total_parameters"] == loaded(out).num_parameters()
     shards = set(after["weight_map"].values())
     assert len(shards) == 3
     assert {path.name for path in out.glob("*.safetensors")} == shards
-    loaded(out)
 
 
 def test_a_sharded_matrix_grows_in_its_shard(tmp_path: Path, merge: Merge) -> None:
@@ -236,8 +237,62 @@ def test_every_file_follows_the_umask(umask: int, tiny_tied: Path, tiny_adapter:
 def test_the_library_finds_the_format_it_asks_for(tiny_tied: Path, merge: Merge) -> None:
     from safetensors import safe_open
 
-    with safe_open(merge(tiny_tied) / "model.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt"}
+    with safe_open(merge(tiny_tied, dtype="F32") / "model.safetensors", "np") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+def test_merged_weights_say_where_they_come_from(tiny_tied: Path, tiny_adapter: Path, merge: Merge) -> None:
+    from safetensors import safe_open
+
+    digest = hashlib.sha256(raw(tiny_tied)[EMBED]).hexdigest()
+    with safe_open(merge(tiny_tied, tiny_adapter) / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt", "ttexport.base.embedding_sha256": digest}
+
+
+def test_a_shard_that_holds_nothing_merged_is_the_bases(tiny_sharded: Path, tmp_path: Path, merge: Merge) -> None:
+    rows = stock.stock_rows(tiny_sharded, tmp_path / "a", TRAINED_IDS)
+    out = merge(tiny_sharded, rows)
+    before, after = ({k: v for k, v in files(path).items() if "safetensors" in k} for path in (tiny_sharded, out))
+    touched = json.loads((out / INDEX).read_text())["weight_map"][EMBED]
+    assert {name for name in before if before[name] != after[name]} == {touched}, (
+        "the index is as transformers writes it"
+    )
+
+
+def test_merged_tensors_lie_within_their_pages_as_in_the_base(
+    tiny_tied: Path, tiny_adapter: Path, merge: Merge
+) -> None:
+    before, after = (Checkpoint.open(path).tensors for path in (tiny_tied, merge(tiny_tied, tiny_adapter)))
+    assert list(before) == list(after)
+    assert {(after[name].place.offset_bytes - before[name].place.offset_bytes) % 4096 for name in before} == {0}
+
+
+@pytest.mark.parametrize("most", [20_000, 70_000, 100_000])
+def test_shards_are_split_anew_where_that_is_asked_for(
+    most: int, tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    plan = plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)])
+    write_hf(plan_hf(plan.model(), most), tmp_path / "out")
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    names = sorted(set(index["weight_map"].values()))
+    assert names == [f"model-{n:05}-of-{len(names):05}.safetensors" for n in range(1, len(names) + 1)]
+    assert len(names) > 1
+    stored = {name: read_tensors(tmp_path / "out" / name) for name in names}
+    sizes = [[tensor.place.nbytes for tensor in shard.values()] for shard in stored.values()]
+    assert all(sum(shard) <= most or len(shard) == 1 for shard in sizes)
+    for shard, following in pairwise(sizes):
+        assert sum(shard) + following[0] > most, "a shard that could have taken the next tensor"
+    base = list(Checkpoint.open(tiny_tied).tensors)
+    assert [name for shard in stored.values() for name in shard] == base
+    model = loaded(tmp_path / "out")
+    assert index["metadata"] == {"total_parameters": model.num_parameters(), "total_size": sum(map(sum, sizes))}
+
+
+def test_a_sharded_base_becomes_one_file_where_that_is_asked_for(tiny_sharded: Path, tmp_path: Path) -> None:
+    write_hf(plan_hf(plan_merge(Checkpoint.open(tiny_sharded), []).model(), 1 << 30), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("*safetensors*")] == ["model.safetensors"]
+    assert raw(tmp_path / "out") == raw(tiny_sharded)
+    loaded(tmp_path / "out")
 
 
 def test_the_layout_promises_the_bytes_that_are_written(

@@ -1,0 +1,113 @@
+"""Large checkpoints and adapters to measure with: llama-shaped, random bfloat16, written without torch.
+
+Peers read them like any other checkpoint; what the numbers are does not matter to a merge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+HIDDEN, INNER, KV, VOCAB = 2048, 8192, 512, 128_256
+SHARD_BYTES = 1_000_000_000
+LINEARS: Mapping[str, tuple[int, int]] = {  # module → (out, in)
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (KV, HIDDEN),
+    "self_attn.v_proj": (KV, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+NORMS = ("input_layernorm", "post_attention_layernorm")
+_EMBED_BYTES = 2 * VOCAB * HIDDEN
+_LAYER_BYTES = 2 * sum(out * into for out, into in LINEARS.values())
+
+
+def layers_for(gigabytes: float) -> int:
+    """How many layers come to about ``gigabytes`` of 10^9 bytes with the tied embedding; at least one."""
+    return max(1, round((gigabytes * 1e9 - _EMBED_BYTES) / _LAYER_BYTES))
+
+
+def checkpoint(folder: Path, layers: int) -> Path:
+    """A tied llama in shards of at most a gigabyte, as ``save_pretrained`` names them."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": KV // 64,
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    shards = _split(layers)
+    pool = (np.random.default_rng(0).standard_normal(1 << 24, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+    weight_map = {}
+    for number, shapes in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map.update(dict.fromkeys(shapes, name))
+        tensors = {tensor: np.resize(np.roll(pool, 31 * n), shape) for n, (tensor, shape) in enumerate(shapes.items())}
+        save_file(tensors, folder / name, {"format": "pt"})
+    total = sum(2 * int(np.prod(shape)) for shapes in shards for shape in shapes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _split(layers: int) -> list[dict[str, tuple[int, ...]]]:
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    for layer in range(layers):
+        shapes |= {f"model.layers.{layer}.{module}.weight": shape for module, shape in LINEARS.items()}
+        shapes |= {f"model.layers.{layer}.{module}.weight": (HIDDEN,) for module in NORMS}
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        nbytes = 2 * int(np.prod(shape))
+        if filled + nbytes > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = shape
+        filled += nbytes
+    return shards
+
+
+def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
+    """Rows of ``count`` tokens all over the vocabulary, as PEFT writes them."""
+    ids = np.linspace(0, VOCAB - 1, count).astype(int).tolist()
+    rows = np.random.default_rng(1).standard_normal((count, HIDDEN), np.float32)
+    config = {"peft_type": "TRAINABLE_TOKENS", "task_type": "CAUSAL_LM", "token_indices": ids}
+    key = "base_model.model.model.embed_tokens.trainable_tokens_delta"
+    return _adapter(folder, base, config | {"target_modules": ["embed_tokens"]}, {key: rows})
+
+
+def lora_adapter(folder: Path, base: Path, layers: int, rank: int = 16) -> Path:
+    """LoRA on every linear layer, as PEFT writes it."""
+    generator = np.random.default_rng(2)
+    tensors = {}
+    for layer in range(layers):
+        for module, (out, into) in LINEARS.items():
+            prefix = f"base_model.model.model.layers.{layer}.{module}"
+            tensors[f"{prefix}.lora_A.weight"] = generator.standard_normal((rank, into), np.float32) * 0.02
+            tensors[f"{prefix}.lora_B.weight"] = generator.standard_normal((out, rank), np.float32) * 0.02
+    modules = [module.rpartition(".")[2] for module in LINEARS]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 32, "target_modules": modules}
+    return _adapter(folder, base, config, tensors)
+
+
+def _adapter(folder: Path, base: Path, config: dict[str, object], tensors: Mapping[str, np.ndarray]) -> Path:
+    folder.mkdir(parents=True)
+    config |= {"base_model_name_or_path": str(base), "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    save_file(dict(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder
