@@ -23,6 +23,7 @@ from exporter.verify.run import verify as run_verify
 @click.argument("artifact", type=PATH)
 @click.option("--reference", required=True, metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
 @click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
+@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
 @click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
 @click.option("--report", type=PATH, help="Folder for report.json.")
@@ -31,6 +32,7 @@ def verify(
     artifact: Path,
     reference: str,
     adapters: tuple[str, ...],
+    untie: bool,
     level: str,
     prompts: Path | None,
     report: Path | None,
@@ -46,7 +48,7 @@ def verify(
     texts = read_prompts(prompts) if prompts else []
     checkpoint = locate(reference, asked_by="--reference", kind="checkpoint", quiet=quiet)
     tuned = [locate(word, asked_by="--adapter", kind="adapter", quiet=quiet).path for word in adapters]
-    base = Reference.open(checkpoint.path, tuned)
+    base = Reference.open(checkpoint.path, tuned, untie=untie)
     with progress(quiet=quiet) as hooks:
         reports = run_verify(find_artifacts(artifact), base, level=level, prompts=texts, say=hooks.say)
     document = reports_json(reports)

@@ -122,8 +122,9 @@ def _slot(checkpoint: Checkpoint, part: Part) -> str:
     parameter = "weight" if isinstance(part, TokenRows) else part.parameter
     use = use_of(checkpoint, part.module) if parameter == "weight" else None
     if use is not None:
-        if checkpoint.is_encoder_decoder and use == EMBEDDING and not isinstance(part, TokenRows):
-            _refuse_shared(part)
+        reaches_both = isinstance(part, TokenRows) or (isinstance(part, FullModule) and part.in_place)
+        if checkpoint.is_encoder_decoder and use == EMBEDDING and not reaches_both:
+            _refuse_one_side(part)
         return use
     name = stored_name(checkpoint, part.module, parameter)
     if name is None and isinstance(part, LowRank) and (experts := by_expert(checkpoint, part)):
@@ -139,13 +140,11 @@ def _pieces(checkpoint: Checkpoint, part: Part, slot: str) -> dict[str, Part]:
     return {**by_expert(checkpoint, part)} if isinstance(part, LowRank) and "*" in slot else {slot: part}
 
 
-def _refuse_shared(part: LowRank | FullModule) -> None:
-    if isinstance(part, FullModule) and part.in_place:
-        return
+def _refuse_one_side(part: Part) -> None:
     raise NotExpressible(
         f"{part.path}: {part.key}",
         "encoder and decoder have an embedding module each, and PEFT trained one of them alone",
-        instead="train token rows, which reach both",
+        instead="train the same token rows for embedding and head, which reach both",
     )
 
 
@@ -168,6 +167,9 @@ def _following(checkpoint: Checkpoint, adapter: Adapter, booked: Sequence[_Entry
     """
     found = {slot: part for part, _, _, slot in booked if isinstance(part, TokenRows) and slot in (EMBEDDING, HEAD)}
     own_head = any(isinstance(part, FullModule) and not part.in_place and slot == HEAD for part, _, _, slot in booked)
+    differ = found.keys() == {EMBEDDING, HEAD} and found[EMBEDDING].token_ids != found[HEAD].token_ids
+    if checkpoint.is_encoder_decoder and EMBEDDING in found and (differ or own_head):  # PEFT then ties no module
+        _refuse_one_side(found[EMBEDDING])
     if EMBEDDING in found and HEAD not in found and checkpoint.tie.follows and not own_head:
         yield HEAD, found[EMBEDDING]
     if HEAD in found and EMBEDDING not in found and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):

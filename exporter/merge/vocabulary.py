@@ -42,6 +42,7 @@ def vocabulary(
                 f"{vocab - 1}, found none for token {missing}"
             )
     _require_no_bias(checkpoint, vocab)
+    _require_stored_head(checkpoint, vocab, sources)
     return vocab
 
 
@@ -60,3 +61,17 @@ def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
                 f"the vocabulary changes from {stored} to {vocab}, and no adapter holds a bias of the new logits",
                 instead="resize the base with transformers and train on that",
             )
+
+
+def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
+    """A head that differs although the config ties it: transformers ties it when the vocabulary is resized."""
+    tie = checkpoint.tie
+    head = sources[tie.head][1] if tie.head in sources else Change()
+    grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows
+    if grown and tie.follows and not tie.tied and head.replaced is None:
+        raise NotExpressible(
+            f"{checkpoint.path}: {tie.head}",
+            "it differs from the embedding although the config ties it, and transformers dropped it when it resized "
+            "the vocabulary",
+            instead="save the resized base with transformers and train on that",
+        )

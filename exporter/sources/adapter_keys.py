@@ -112,7 +112,7 @@ def _full_module(
     resized = parameter == "weight" and len(tensor.spec.shape) == 2
     if not (copied or in_base or biases or resized):
         raise LedgerError(path, key, expected="a module of modules_to_save", found="a tensor that no rule takes")
-    return FullModule(path, key, module, parameter, tensor, in_place=in_base or not copied)
+    return FullModule(path, key, module, parameter, tensor, in_place=not copied)
 
 
 def _ends_with(module: str, end: str) -> bool:

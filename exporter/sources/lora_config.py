@@ -49,7 +49,7 @@ class LoraSettings:
         """Check ``config`` (a parsed adapter_config.json at ``path``). Raises UnreadableFile, NotExpressible."""
         _refuse(path, config)
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
-        if not all(type(value) is int for value in ranks.values()):
+        if not all(value.is_integer() for value in ranks.values()):
             raise UnreadableFile(path, f"rank_pattern: expected integers, found {ranks!r:.80}")
         names = config.get("target_parameters") or []
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
+from exporter.sources.checkpoint import HEADS
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_judgement, save_logits
@@ -26,22 +27,62 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     model = load_checkpoint(job["checkpoint"])
     if job["base_sequences"]:
         save_logits(model, job["base_sequences"], "base", save)
-    if job["vocab"] > model.get_input_embeddings().num_embeddings:
+    if job["vocab"] != model.get_input_embeddings().num_embeddings:
         # Every new row is overwritten by the adapters; without mean_resizing the call draws no random covariance.
         model.resize_token_embeddings(job["vocab"], mean_resizing=False)
-    names = [f"adapter_{number}" for number in range(len(job["adapters"]))]
-    for name, path in zip(names, job["adapters"], strict=True):
-        if not isinstance(model, PeftModel):
-            model = PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
-        else:
-            model.load_adapter(path, adapter_name=name, torch_device="cpu")
-    if len(names) > 1:
-        model.base_model.set_adapter(names)
+    model = attach(model, job["adapters"])
     model.eval()
     for dtype in job["dtypes"]:
         with _rounded(model, _DTYPES[dtype]):
             save_logits(model, job["sequences"], dtype, save)
             save_judgement(model, job["continuations"].get(dtype, []), dtype, save)
+
+
+def attach(model: Any, paths: Sequence[str]) -> Any:
+    """``model`` with the adapters at ``paths`` on it, all of them active and none merged.
+
+    A PeftModel holds adapters of one kind, so that each kind gets its own around the same modules. Raises ValueError
+    for what stock PEFT does not load.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for number, path in enumerate(paths):
+        config = PeftConfig.from_pretrained(path)
+        if _trains_both_uses(config) and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+            _untie(model)
+        kinds.setdefault(str(config.peft_type), []).append((f"adapter_{number}", path))
+    for adapters in kinds.values():
+        if isinstance(model, PeftModel):
+            model = model.get_base_model()
+            del model.peft_config
+        for name, path in adapters:
+            model = _load(model, name, path)
+        if len(adapters) > 1:
+            model.base_model.set_adapter([name for name, _ in adapters])
+    return model
+
+
+def _load(model: Any, name: str, path: str) -> PeftModel:
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(path, adapter_name=name, torch_device="cpu")
+            return model
+        return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
+    except (ValueError, TypeError, RuntimeError, KeyError) as exc:
+        raise ValueError(f"{path}: stock PEFT cannot load it here: {' '.join(str(exc).split())}") from exc
+
+
+def _trains_both_uses(config: Any) -> bool:
+    """Rows of the embedding beside a head that is saved as a whole: PEFT loads that onto untied models only."""
+    saved = getattr(config, "modules_to_save", None) or []
+    rows = getattr(config, "trainable_token_indices", None)
+    return bool(rows) and any(name.rpartition(".")[2] in HEADS for name in saved)
+
+
+def _untie(model: Any) -> None:
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""What the transformers runtimes share: logits and greedy tokens of a causal language model in fp32."""
+"""What the transformers runtimes share: logits and greedy tokens of a language model in fp32.
+
+An encoder-decoder gets a sequence on both sides, and answers a prompt from its start token.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,10 @@ def quiet() -> None:
 
 
 def load_checkpoint(path: str) -> Any:
-    """The causal language model in ``path``, fp32, in evaluation mode; nothing missing, nothing left over."""
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    """The language model in ``path``, fp32, in evaluation mode; nothing missing, nothing left over."""
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    loaded: Any = auto.from_pretrained(
         path, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
     )
     model, info = loaded
@@ -36,7 +41,9 @@ def load_checkpoint(path: str) -> Any:
 def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save: Callable[[str, Array], None]) -> None:
     """Save ``name.N`` for every sequence: (positions, vocabulary) float32."""
     for number, ids in enumerate(sequences):
-        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        tokens = torch.tensor([list(ids)])
+        both = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+        logits = model(input_ids=tokens, use_cache=False, **both).logits[0]
         save(f"{name}.{number}", logits.float().numpy())
 
 
@@ -44,13 +51,29 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
     """Save ``greedy.N`` (tokens,): what the model chooses after each prompt, decoding with its cache."""
     for number, prompt in enumerate(prompts):
-        ids, cache = torch.tensor([list(prompt)]), None
-        chosen = []
-        for _ in range(tokens):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            ids, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
-            chosen.append(int(ids))
+        chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
         save(f"greedy.{number}", np.array(chosen, np.int64))
+
+
+def _continue(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
+    ids, cache = torch.tensor([list(prompt)]), None
+    chosen: list[int] = []
+    for _ in range(tokens):
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        ids, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+        chosen.append(int(ids))
+    return chosen
+
+
+def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
+    encoded = model.get_encoder()(input_ids=torch.tensor([list(prompt)]))
+    ids, cache = torch.tensor([[model.config.decoder_start_token_id]]), None
+    chosen: list[int] = []
+    for _ in range(tokens):
+        out = model(encoder_outputs=encoded, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
+        ids, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+        chosen.append(int(ids))
+    return chosen
 
 
 @torch.no_grad()
@@ -63,9 +86,18 @@ def save_judgement(
     chosen one's logit is behind it.
     """
     for number, (prompt, chosen) in enumerate(pairs):
-        logits = model(input_ids=torch.tensor([[*prompt, *chosen]]), use_cache=False).logits[0].float()
-        steps = logits[len(prompt) - 1 : -1]
+        steps = _steps(model, prompt, chosen).float()
         best = steps.max(dim=-1)
         behind = best.values - steps[torch.arange(len(chosen)), torch.tensor(list(chosen))]
         save(f"{name}.best.{number}", best.indices.numpy())
         save(f"{name}.behind.{number}", behind.double().numpy())
+
+
+def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
+    """(tokens, vocabulary): the logits from which each token was chosen."""
+    if model.config.is_encoder_decoder:
+        ids = torch.tensor([[model.config.decoder_start_token_id, *chosen[:-1]]])
+        logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=ids).logits[0]
+        return logits
+    logits = model(input_ids=torch.tensor([[*prompt, *chosen]]), use_cache=False).logits[0]
+    return logits[len(prompt) - 1 : -1]

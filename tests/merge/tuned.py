@@ -1,0 +1,141 @@
+"""What the matrix shares: bases, adapters and reference logits, built once a session, and a merge from end to end."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+
+from exporter.formats.hf import plan_hf, write_hf
+from exporter.merge.plan import plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from exporter.verify.reference import Reference
+from exporter.verify.run import verify
+from exporter.verify.runtimes.reference import attach
+from exporter.verify.tolerances import HF_MAX_ABS
+from fixtures import rawtensors
+from fixtures.peft_adapters import IDS, KINDS, NEW_IDS, OTHER_IDS, build_adapter
+from fixtures.tie_layouts import VOCAB, build
+
+#: The same kernels in fp32 on both sides: what is left is the order of additions, up to 4e-6 on logits of up to 10.
+LOGITS_MAX_ABS: Final = HF_MAX_ABS
+_SEQUENCE: Final = (3, 17, 2, 9, 5, 30, 11, 8, 17, 36)
+_VOCABULARY: Final = ("embed_tokens", "wte", "shared", "lm_head")
+#: Segments of keys and stored names that do not tell modules apart.
+_WRAPPERS: Final = frozenset({"base_model", "model", "language_model", "transformer", "base_layer", "token_adapter"})
+_NOT_A_MODULE: Final = ("lora_", "trainable_tokens_", "modules_to_save", "weight", "bias")
+
+
+class Bench:
+    """Bases by family and layout, adapters and reference logits by kind as well. Folders are read-only."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` takes everything that is built."""
+        self._folder = folder
+        self._models: dict[tuple[str, str], Any] = {}
+        self._logits: dict[tuple[str, str, str], torch.Tensor] = {}
+
+    def base(self, family: str, layout: str, dtype: str = "float32") -> Path:
+        """The checkpoint."""
+        path = self._folder / f"{family}-{layout}-{dtype}"
+        return path if path.exists() else build(path, family, layout, dtype=dtype)
+
+    def model(self, family: str, layout: str) -> Any:
+        """A copy of the base in memory; layouts that differ on disk alone are one."""
+        layout = "tied" if layout in ("duplicate", "copies") else layout
+        if (family, layout) not in self._models:
+            self._models[family, layout] = reloaded(self.base(family, layout), family)
+        return copy.deepcopy(self._models[family, layout])
+
+    def adapter(self, family: str, layout: str, kind: str) -> Path:
+        """The adapter, made on the base in memory."""
+        layout = "tied" if layout in ("duplicate", "copies") else layout
+        path = self._folder / f"{family}-{layout}-{kind}".replace(" ", "_")
+        return path if path.exists() else build_adapter(self.model(family, layout), path, family, KINDS[kind])
+
+    def unmerged(self, family: str, layout: str, kind: str) -> torch.Tensor:
+        """Logits of the model with the adapter on it."""
+        key = (family, "tied" if layout in ("duplicate", "copies") else layout, kind)
+        if key not in self._logits:
+            tuned = self.tuned(family, layout, [self.adapter(*key)], grown=KINDS[kind].grows)
+            self._logits[key] = logits(tuned, grown=KINDS[kind].grows)
+        return self._logits[key]
+
+    def tuned(self, family: str, layout: str, adapters: Sequence[Path], *, grown: bool = False) -> Any:
+        """The model with adapters on it, unmerged."""
+        model = self.model(family, layout)
+        if grown:
+            torch.manual_seed(99)  # whatever the new rows start as, the adapter has to set them
+            model.resize_token_embeddings(VOCAB + len(NEW_IDS), mean_resizing=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
+            return attach(model, [str(path) for path in adapters]).eval()
+
+
+def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
+    """(1, positions, vocabulary) for a sequence with trained and other tokens."""
+    ids = torch.tensor([[*_SEQUENCE, *(NEW_IDS if grown else ())]])
+    both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, **both).logits
+    return found
+
+
+def reloaded(path: Path, family: str) -> Any:
+    """What plain transformers makes of a checkpoint; every tensor of it is used, and none is made up."""
+    auto: Any = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
+    model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def merge(base: Path, adapters: Sequence[Path], out: Path, *, untie: bool = False, dtype: str | None = None) -> Path:
+    """A merged checkpoint, written to ``out``."""
+    plan = plan_merge(Checkpoint.open(base), [Adapter.open(path) for path in adapters], untie=untie)
+    write_hf(plan_hf(plan.model(dtype)), out)
+    return out
+
+
+def require_verified(out: Path, base: Path, adapters: Sequence[Path], *, untie: bool = False) -> None:
+    """The checker's own account of the weights agrees."""
+    (report,) = verify([out], Reference.open(base, adapters, untie=untie), level="rows")
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def stored(folder: Path, name: str = "model.safetensors") -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Tensor → dtype, shape, bytes."""
+    header, data = rawtensors.read(folder / name)
+    return {
+        tensor: (header[tensor]["dtype"], tuple(header[tensor]["shape"]), data[slice(*header[tensor]["data_offsets"])])
+        for tensor in rawtensors.tensors(header)
+    }
+
+
+def require_untouched(out: Path, base: Path, adapter: Path) -> None:
+    """Modules that the adapter has no tensor for are the base's, byte for byte; so are rows that it does not train."""
+    keys = list(stored(adapter, "adapter_model.safetensors"))
+    before, after = stored(base), stored(out)
+    touched = {_path(key) for key in keys}
+    vocabulary = [key for key in keys if _path(key)[-1] in _VOCABULARY]
+    only_rows = all(key.endswith("trainable_tokens_delta") for key in vocabulary)
+    for name, tensor in before.items():
+        if _path(name)[-1] not in _VOCABULARY:
+            assert _path(name) in touched or after[name] == tensor, f"{name} was not trained"
+        elif only_rows and name in after:
+            assert set(_changed_rows(tensor, after[name])) <= {*IDS, *OTHER_IDS}, f"{name}: other rows were not trained"
+
+
+def _path(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(".") if part not in _WRAPPERS and not part.startswith(_NOT_A_MODULE))
+
+
+def _changed_rows(one: tuple[str, tuple[int, ...], bytes], other: tuple[str, tuple[int, ...], bytes]) -> Iterator[int]:
+    (_, (rows, *_), before), (*_, after) = one, other
+    width = len(before) // rows
+    return (row for row in range(rows) if before[row * width :][:width] != after[row * width :][:width])
