@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from exporter.errors import UnreadableFile, reading
-from exporter.sources.checkpoint import read_json
+from exporter.sources.json_objects import read_object
 
 #: The special tokens whose ids stand in config.json and generation_config.json.
 KINDS: Final = ("bos", "eos", "pad")
@@ -34,7 +34,7 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
     names = ("special_tokens_map.json", "tokenizer_config.json")
     settings: dict[str, Any] = {}
     for name in names:
-        settings |= read_json(files[name]) if name in files else {}
+        settings |= read_object(files[name]) if name in files else {}
     texts = {kind: _text(settings.get(f"{kind}_token")) for kind in KINDS}
     path = files.get("tokenizer.json")
     if path is None or not any(texts.values()):
