@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from exporter.merge.updates import bias_of, is_transposed, terms
 from exporter.merge.vocabulary import vocabulary
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
-from exporter.sources.adapter_parts import TokenRows
+from exporter.sources.adapter_parts import TokenRows, require_finite
 from exporter.sources.checkpoint import Checkpoint, Tie
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, cast
@@ -192,9 +193,18 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
             raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1])
     for update in change.updates:
         is_transposed(checkpoint, update, spec.shape, name)
+        if update.magnitude and math.prod(update.magnitude.spec.shape) not in spec.shape:
+            found = update.magnitude.spec.shape
+            raise TensorMismatch(
+                update.path, update.magnitude.spec.name, expected=f"magnitudes for {spec.shape}", found=found
+            )
+        for factor in (update.down, update.up, update.magnitude):
+            if factor:  # its shape fits by now: reading it is bounded by the base
+                require_finite(update.path, factor)
     for biased in change.biases:
         if biased.bias is None or biased.bias.spec.shape != spec.shape:
             raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found="another")
+        require_finite(biased.path, biased.bias)
 
 
 def _replace_rows(parts: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:

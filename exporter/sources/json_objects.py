@@ -13,7 +13,7 @@ from exporter.sources.files import read_file
 #: Configs of the field have some kilobytes.
 MAX_CONFIG_BYTES: Final = 16 << 20
 #: Bytes of JSON may become forty times as many bytes of objects; what may come to more than this is not parsed.
-_MAX_MEMORY_BYTES: Final = 200 << 20
+_MAX_MEMORY_BYTES: Final = 128 << 20
 #: A value, or a key with its place in a table: measured with CPython 3.11, keys are the dearest at 72.
 _VALUE_BYTES: Final = 80
 #: Below Python's own limit of recursion with room for whoever copies or writes the object.

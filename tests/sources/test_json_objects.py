@@ -40,13 +40,13 @@ def test_nesting_is_accepted_to_a_depth_that_can_be_copied(deep: str) -> None:
 @pytest.mark.parametrize("item", ["[]", "{}", '"a"', "[[]]", '{"a":{}}', "1.5"])
 def test_few_bytes_of_many_values_are_not_parsed(item: str) -> None:
     text = '{"a":[' + ",".join([item] * 3_000_000) + "]}"
-    with pytest.raises(UnreadableFile, match="expected JSON that takes up to 200 MB, found some that may take"):
+    with pytest.raises(UnreadableFile, match="expected JSON that takes up to 128 MB, found some that may take"):
         parse_object(WHERE, text.encode(), what="config")
 
 
 def test_one_wide_character_makes_a_long_text_wide() -> None:
-    narrow = json.dumps({"a": "x" * (30 << 20)}).encode()
+    narrow = json.dumps({"a": "x" * (20 << 20)}).encode()
     assert parse_object(WHERE, narrow, what="config")
     for wide in ("\U0001f600".encode(), rb"\ud83d\ude00"):
-        with pytest.raises(UnreadableFile, match="may take 2"):
+        with pytest.raises(UnreadableFile, match=r"may take 1[0-9][0-9] MB"):
             parse_object(WHERE, narrow.replace(b"xx", wide, 1), what="config")
