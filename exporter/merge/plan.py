@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.side_files import merge_side_files
 from exporter.merge.special_ids import follow, generation_config
 from exporter.merge.tying import Resolved, resolve, untied_config
-from exporter.merge.updates import bias_of, is_transposed, terms
+from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary import vocabulary
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
@@ -192,15 +191,7 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
             expected = f"token ids below {spec.n_rows} (rows of {name})"
             raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1])
     for update in change.updates:
-        is_transposed(checkpoint, update, spec.shape, name)
-        if update.magnitude and math.prod(update.magnitude.spec.shape) not in spec.shape:
-            found = update.magnitude.spec.shape
-            raise TensorMismatch(
-                update.path, update.magnitude.spec.name, expected=f"magnitudes for {spec.shape}", found=found
-            )
-        for factor in (update.down, update.up, update.magnitude):
-            if factor:  # its shape fits by now: reading it is bounded by the base
-                require_finite(update.path, factor)
+        check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
         if biased.bias is None or biased.bias.spec.shape != spec.shape:
             raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found="another")

@@ -16,14 +16,13 @@ from exporter.formats.gguf import pre_tokenizers, writer
 from exporter.formats.gguf.special_tokens import special_keys
 from exporter.formats.gguf.writer import Key
 from exporter.sources.json_objects import read_object
+from exporter.sources.tokenizer import read_tokenizer
 
 #: Token types. Source: enum llama_token_type in llama.h.
 NORMAL: Final = 1
 CONTROL: Final = 3
 USER_DEFINED: Final = 4
 UNUSED: Final = 5
-
-_MAX_TOKENIZER_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def vocabulary(
     Raises NotExpressible for other kinds of tokenizers and unknown splittings, BadInput for a broken one.
     """
     path = _tokenizer_json(files, where)
-    content = read_object(path, max_nbytes=_MAX_TOKENIZER_BYTES)
+    content = read_tokenizer(path)
     model = _bpe_model(path, content)
     notes = list(_normalizer_notes(path, content.get("normalizer")))
     added = _added_tokens(path, content)
