@@ -177,14 +177,17 @@ def _default_out(name: str, targets: list[Target]) -> Path:
 
 
 def _spare_inputs(plan: ExportPlan) -> None:
-    """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced."""
+    """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced.
+
+    ``realpath``, unlike ``resolve``, passes over a link that goes in a circle: who reads it will say so.
+    """
     merge = plan.merge
     read = {tensor.place.path for tensor in merge.checkpoint.tensors.values()} | set(merge.files.values())
     read |= {adapter.weights for adapter in merge.adapters}
     read.add(merge.checkpoint.path / "config.json")
-    outs = {plan.out.absolute(), plan.out.parent.resolve() / plan.out.name}
+    outs = {plan.out.absolute(), Path(os.path.realpath(plan.out.parent)) / plan.out.name}
     for path in sorted(read):
-        for form in (path.absolute(), path.resolve(), path.parent.resolve() / path.name):
+        for form in (path.absolute(), Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name):
             if outs & {form, *form.parents}:
                 raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
 

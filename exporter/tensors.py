@@ -105,6 +105,15 @@ def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tupl
         yield start, tensor.rows(start, min(start + step, spec.n_rows))
 
 
+def same_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have one shape and equal values, whatever their dtypes. Memory: a block of each."""
+    if one.spec.shape != other.spec.shape:
+        return False
+    step = max(1, BLOCK_BYTES // max(1, one.spec.row_nbytes, other.spec.row_nbytes))
+    spans = ((start, min(start + step, one.spec.n_rows)) for start in range(0, one.spec.n_rows, step))
+    return all(np.array_equal(one.rows(*span), other.rows(*span)) for span in spans)
+
+
 def cast(value: Array, dtype: str) -> Array:
     """``value`` in ``dtype``, rounded once to nearest even; the input itself if it has that dtype already.
 

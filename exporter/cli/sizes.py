@@ -15,7 +15,7 @@ _UNITS: Final = {
 _SIZE: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmgt]?i?b)", re.IGNORECASE)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int, object]):
     """``512MB``, ``1.5GiB``: a number of bytes, at least 1."""
 
     name = "size"

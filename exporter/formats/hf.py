@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import reading
 from exporter.formats.output import OutputFile, Progress, silent
 from exporter.merge.model import MergedModel
+from exporter.sources.files import read_file
 from exporter.sources.safetensors import FileTensor, prepare, read_tensors
 from exporter.staging import write_file
 from exporter.tensors import ByteRange, TensorSpec
@@ -125,9 +125,7 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
     if model.generation_config and GENERATION not in model.files:
         write_file(out / GENERATION, as_json(model.generation_config))
     for name, path in sorted(model.files.items()):
-        with reading(path):
-            content = path.read_bytes()
-        write_file(out / name, content)
+        write_file(out / name, read_file(path))
 
 
 def _write_shard(

@@ -21,7 +21,7 @@ from exporter.merge.names import stored_name, use_of
 from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import FullModule, LowRank, Part, TokenRows
 from exporter.sources.checkpoint import Checkpoint
-from exporter.tensors import read
+from exporter.tensors import same_values
 
 EMBEDDING: Final = "embedding"
 HEAD: Final = "head"
@@ -190,7 +190,7 @@ def _require_same(one: Part, other: Part) -> None:
         same = one.token_ids == other.token_ids and np.array_equal(one.rows, other.rows)
     elif isinstance(one, FullModule) and isinstance(other, FullModule):
         # A trained copy and the base's tensor below it: the copy is what the model computes with.
-        same = one.tensor.spec.shape == other.tensor.spec.shape and np.array_equal(read(one.tensor), read(other.tensor))
+        same = same_values(one.tensor, other.tensor)
     else:
         same = False
     if not same:
@@ -221,8 +221,7 @@ def _add(change: Change, slot: str, part: Part) -> Change:
 
 def _equal(one: FullModule, other: FullModule) -> bool:
     """Several row adapters of one grown base may each carry the grown matrix."""
-    alike = one.in_place and other.in_place and one.tensor.spec.shape == other.tensor.spec.shape
-    return alike and np.array_equal(read(one.tensor), read(other.tensor))
+    return one.in_place and other.in_place and same_values(one.tensor, other.tensor)
 
 
 def _require_disjoint(parts: Sequence[TokenRows], part: TokenRows, slot: str) -> None:

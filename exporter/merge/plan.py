@@ -18,11 +18,11 @@ from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.side_files import merge_side_files
 from exporter.merge.special_ids import follow, generation_config
 from exporter.merge.tying import Resolved, resolve, untied_config
-from exporter.merge.updates import bias_of, is_transposed, terms
+from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary import vocabulary
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
-from exporter.sources.adapter_parts import TokenRows
+from exporter.sources.adapter_parts import TokenRows, require_finite
 from exporter.sources.checkpoint import Checkpoint, Tie
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, cast
@@ -191,10 +191,11 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
             expected = f"token ids below {spec.n_rows} (rows of {name})"
             raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1])
     for update in change.updates:
-        is_transposed(checkpoint, update, spec.shape, name)
+        check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
         if biased.bias is None or biased.bias.spec.shape != spec.shape:
             raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found="another")
+        require_finite(biased.path, biased.bias)
 
 
 def _replace_rows(parts: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput, reading
+from exporter.errors import BadInput
 from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint, read_json
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.files import read_file
+from exporter.sources.json_objects import read_object
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
 _TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
@@ -27,17 +29,12 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
     for adapter in adapters:
         for name, path in adapter.side_files.items():
             first = brought.setdefault(name, path)
-            if first != path and _content(first) != _content(path):
+            if first != path and read_file(first) != read_file(path):
                 raise BadInput(f"{path}: expected the same file as {first}, found another one")
     base = checkpoint.side_files
-    if "chat_template" in (read_json(brought[_SETTINGS]) if _SETTINGS in brought else {}):
+    if "chat_template" in (read_object(brought[_SETTINGS]) if _SETTINGS in brought else {}):
         # A template in a file of its own would hide the adapter's for every reader.
         base = {name: path for name, path in base.items() if name not in _TEMPLATES}
     if brought.keys() & set(_VOCABULARIES):
         base = {name: path for name, path in base.items() if name in _KEPT}
     return base | brought
-
-
-def _content(path: Path) -> bytes:
-    with reading(path):
-        return path.read_bytes()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.sources.checkpoint import Checkpoint, read_json
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.json_objects import read_object
 from exporter.sources.special_tokens import special_ids
 
 _NAME: Final = "generation_config.json"
@@ -32,7 +33,7 @@ def generation_config(
     """
     moved = moved_ids(checkpoint.side_files, files)
     path = files.get(_NAME)
-    content = read_json(path) if path else {}
+    content = read_object(path) if path else {}
     if path == checkpoint.side_files.get(_NAME) and follow(content, moved):
         del files[_NAME]
     return content, moved

@@ -12,7 +12,7 @@ from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import EMBEDDING, HEAD, Change
 from exporter.sources.adapter_parts import FullModule, LowRank
 from exporter.sources.checkpoint import Checkpoint, Tie
-from exporter.tensors import Array, read
+from exporter.tensors import Array, read, same_values
 
 #: Embedding's module → the head's, for the tensor that an untied head gets; any other embedding has lm_head.
 _HEAD_OF: Final = {"embed_in": "embed_out"}
@@ -95,9 +95,7 @@ def _alike(embedding: Change, head: Change) -> bool:
 
 
 def _equal(one: FullModule, other: FullModule) -> bool:
-    if one is other:
-        return True
-    return one.tensor.spec.shape == other.tensor.spec.shape and np.array_equal(read(one.tensor), read(other.tensor))
+    return one is other or same_values(one.tensor, other.tensor)
 
 
 def _rows(change: Change) -> dict[int, Array]:

@@ -6,6 +6,7 @@ embedding, whose input is the token. Which it is follows from the shapes, and wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -15,7 +16,7 @@ import numpy as np
 from exporter.errors import NotExpressible, TensorMismatch
 from exporter.merge.experts import factor_shapes, factors, stacked_factors
 from exporter.merge.passes import Term
-from exporter.sources.adapter_parts import LowRank
+from exporter.sources.adapter_parts import LowRank, require_finite
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.lora_config import PEFT_MERGE
 from exporter.sources.safetensors import FileTensor
@@ -58,6 +59,23 @@ def is_transposed(checkpoint: Checkpoint, part: LowRank, shape: Sequence[int], n
         hint = "the adapter was trained on another base"
         raise TensorMismatch(part.path, part.key, expected=expected, found=found, hint=hint)
     return turned
+
+
+def check_update(checkpoint: Checkpoint, part: LowRank, shape: Sequence[int], name: str) -> None:
+    """Factors must fit the tensor and hold finite values, judged in this order: what fits is no larger than the base.
+
+    Raises TensorMismatch, NotExpressible.
+    """
+    is_transposed(checkpoint, part, shape, name)
+    factors = [part.down, part.up]
+    if part.magnitude is not None:
+        length = math.prod(part.magnitude.spec.shape)
+        if length not in shape:
+            expected = f"a magnitude for each row or column of {tuple(shape)}"
+            raise TensorMismatch(part.path, part.magnitude.spec.name, expected=expected, found=length)
+        factors.append(part.magnitude)
+    for factor in factors:
+        require_finite(part.path, factor)
 
 
 @lru_cache(maxsize=_HELD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Final
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.sources.adapter_keys import read_parts
 from exporter.sources.adapter_parts import Part, TokenRows
-from exporter.sources.checkpoint import read_json, side_files
+from exporter.sources.checkpoint import side_files
+from exporter.sources.json_objects import read_object
 from exporter.sources.lora_config import PEFT_MERGE, LoraSettings
 from exporter.sources.safetensors import read_tensors
 
@@ -38,11 +40,11 @@ class Adapter:
         Raises BadInput for a folder that is no adapter or holds broken tensors, LedgerError for a tensor that no rule
         takes, NotExpressible for an adapter kind that is not merged here.
         """
-        if not (path / CONFIG).is_file():
+        if not os.path.lexists(path / CONFIG):
             raise UnreadableFile(path / CONFIG, "expected a PEFT adapter, found no such file")
-        config = read_json(path / CONFIG)
+        config = read_object(path / CONFIG)
         kind = _kind(path, config)
-        if not (path / WEIGHTS).is_file() and (path / "adapter_model.bin").exists():
+        if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
             raise BadInput(
                 f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
                 "load the adapter with PEFT and save it again with save_pretrained"

@@ -23,12 +23,11 @@ from exporter.sources.adapter_parts import (
     Part,
     TokenRows,
     first_not_finite,
-    require_finite,
     require_floats,
 )
 from exporter.sources.lora_config import LoraSettings
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import read
+from exporter.tensors import read, same_values
 
 _PREFIX: Final = "base_model.model."
 _ROWS: Final = ".trainable_tokens_delta"
@@ -45,6 +44,8 @@ _FACTORS: Final = {
 #: PEFT wraps modules; these path segments are its own, not the base's.
 _WRAPPERS: Final = ("base_layer", "token_adapter", "modules_to_save")
 _ORIGINAL: Final = "original_module"
+#: Four times the widest model known. Rows are read before the base tells how wide they are.
+_MAX_WIDTH: Final = 1 << 16
 
 Tensors = Mapping[str, FileTensor]
 
@@ -90,7 +91,7 @@ def _drop_twins(parts: list[Part], unused: dict[str, str]) -> None:
     for part in [part for part in parts if isinstance(part, FullModule)]:
         first = seen.setdefault((part.module, part.parameter, part.in_place), part)
         if first is not part:
-            if not np.array_equal(read(first.tensor), read(part.tensor)):
+            if not same_values(first.tensor, part.tensor):
                 raise LedgerError(part.path, part.key, expected="one value", found=f"another under {first.key}")
             parts.remove(part)
             unused[part.key] = f"the same as {first.key}"
@@ -138,11 +139,11 @@ def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: L
     parameter, named = _parameter(wrapped, module, lora)
     trained = f"{module}.{parameter}" if named else module
     rank = down.spec.shape[0]
+    if rank > _MAX_WIDTH:
+        raise TensorMismatch(path, down.spec.name, expected=f"a rank of at most {_MAX_WIDTH}", found=rank)
     if (not named and rank != lora.rank_of(module)) or up.spec.shape[1] != rank:
         expected = f"rank {lora.rank_of(module)} by the config in both factors"
         raise TensorMismatch(path, down.spec.name, expected=expected, found=f"{down.spec.shape} and {up.spec.shape}")
-    for tensor in fields.values():
-        require_finite(path, tensor)
     return LowRank(
         path,
         module,
@@ -193,6 +194,8 @@ def _token_rows(path: Path, tensor: FileTensor, module: str, token_ids: list[int
     if len(spec.shape) != 2 or spec.shape[0] != len(token_ids):
         expected = f"{len(token_ids)} rows, one for each of token_indices"
         raise TensorMismatch(path, spec.name, expected=expected, found=f"shape {spec.shape}")
+    if spec.shape[1] > _MAX_WIDTH:
+        raise TensorMismatch(path, spec.name, expected=f"rows of at most {_MAX_WIDTH} numbers", found=spec.shape[1])
     require_floats(path, tensor)
     rows = read(tensor)
     if (wrong := first_not_finite(rows)) is not None:

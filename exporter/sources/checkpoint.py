@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from exporter.errors import BadInput, UnreadableFile, reading
-from exporter.sources.safetensors import FileTensor, parse_object, read_tensors
+from exporter.errors import BadInput, UnreadableFile
+from exporter.sources.json_objects import read_object
+from exporter.sources.safetensors import FileTensor, read_tensors
 from exporter.tensors import BLOCK_BYTES, blocks
 
 #: Files that travel with the weights when they are there; everything else in the folder stays behind.
@@ -38,7 +40,8 @@ _ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
 
 #: Hashed at once: memory of this size is reused from block to block, where a larger one is fetched anew.
 _HASHED_BYTES: Final = 1 << 20
-_MAX_CONFIG_BYTES: Final = 16 << 20
+#: An index has a line a tensor: a hundred bytes each, and models with many experts have 100,000 and more.
+MAX_INDEX_BYTES: Final = 64 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
 
 
@@ -73,7 +76,7 @@ class Checkpoint:
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {found}")
-        config = read_json(path / "config.json")
+        config = read_object(path / "config.json")
         return cls(path, config, _read_shards(path))
 
     @property
@@ -167,25 +170,15 @@ class Checkpoint:
 
 
 def side_files(folder: Path) -> dict[str, Path]:
-    """The files of ``SIDE_FILES`` that ``folder`` holds: name → path."""
-    return {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
-
-
-def read_json(path: Path, *, max_nbytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises UnreadableFile for anything else, or for more than ``max_nbytes``."""
-    with reading(path):
-        size = path.stat().st_size
-        if size > max_nbytes:
-            raise UnreadableFile(path, f"expected at most {max_nbytes} bytes of JSON, found {size}")
-        text = path.read_bytes()
-    return parse_object(path, text, what=path.name)
+    """What ``folder`` holds under the names of ``SIDE_FILES``: name → path. Broken ones count: reading them says so."""
+    return {name: folder / name for name in SIDE_FILES if os.path.lexists(folder / name)}
 
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if single.exists():  # transformers, too, prefers it to an index: the reference must be the same weights
+    if os.path.lexists(single):  # transformers, too, prefers it to an index: the reference must be the same weights
         return read_tensors(single)
-    if index.exists():
+    if os.path.lexists(index):
         return _read_indexed(path, index)
     for name in _PICKLES:
         if (path / name).exists():
@@ -197,7 +190,7 @@ def _read_shards(path: Path) -> dict[str, FileTensor]:
 
 
 def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise UnreadableFile(index, "expected a weight_map of tensor name to shard file, found none")
     tensors: dict[str, FileTensor] = {}

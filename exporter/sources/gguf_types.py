@@ -1,10 +1,12 @@
-"""The numbers of the GGUF format: value types of metadata, tensor types with their block sizes."""
+"""The numbers of the GGUF format: value types of metadata, tensor types with their blocks, and the common block."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import numpy as np
+
+from exporter.tensors import Array
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
@@ -57,3 +59,10 @@ TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
     42: ("Q2_0", 64, 18),
 }
 TYPE_NUMBERS: Final = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
+
+
+def dequantize_q8_0(raw: Array) -> Array:
+    """(n, blocks * 34) uint8 → (n, blocks * 32) float32. Source: block_q8_0 in ggml: a float16 scale, then 32 int8."""
+    blocks = raw.reshape(len(raw), -1, 34)
+    scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    return (blocks[..., 2:].view(np.int8) * scale).reshape(len(raw), -1)

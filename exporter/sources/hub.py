@@ -19,7 +19,8 @@ from typing import Any, Final, Literal
 from exporter.errors import BadInput, OutputError
 from exporter.sources.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from exporter.sources.checkpoint import SIDE_FILES, read_json
+from exporter.sources.checkpoint import MAX_INDEX_BYTES, SIDE_FILES
+from exporter.sources.json_objects import read_object
 
 Kind = Literal["adapter", "checkpoint"]
 
@@ -115,7 +116,7 @@ def _weights(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[
     index = folder / _INDEX
     if single or not index.is_file():
         return [_WEIGHTS]
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
     # whether the index makes sense is judged by the reader of the checkpoint
     return sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
 

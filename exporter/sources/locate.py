@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Located:
 
 def is_adapter(path: Path) -> bool:
     """A folder that PEFT would load as an adapter."""
-    return (path / CONFIG).is_file()
+    return os.path.lexists(path / CONFIG)
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from exporter.errors import UnreadableFile, reading
+from exporter.errors import UnreadableFile
+from exporter.sources.files import opened, read_exactly
+from exporter.sources.json_objects import parse_object
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 
 #: The limit of the safetensors library itself: a longer header is refused before it is read.
@@ -33,7 +34,6 @@ _MAX_AXES: Final = 64
 _MAX_TENSOR_BYTES: Final = 1 << 40
 #: Files share their bytes in units of this size.
 _PAGE_BYTES: Final = 4096
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class FileTensor:
 def read_into(path: Path, offset_bytes: int, out: Array) -> None:
     """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on; nothing but these bytes is touched."""
     view = out.reshape(-1).view(np.uint8).data
-    with reading(path), path.open("rb", buffering=0) as file:
+    with opened(path) as (file, _):
         while view:
             got = os.preadv(file.fileno(), [view], offset_bytes)
             if got == 0:
@@ -91,40 +91,17 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """(entries without ``__metadata__``, offset of the data section, its length); all in bytes of ``path``."""
-    with reading(path), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(_LENGTH.size)
+    with opened(path) as (file, size):
+        prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:
             raise UnreadableFile(path, f"expected a safetensors header, found a file of {size} bytes")
         (length,) = _LENGTH.unpack(prefix)
         if length > (most := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
             raise UnreadableFile(path, f"header length expected at most {most}, found {length}")
-        text = file.read(length)
+        text = read_exactly(file, length)
     header = parse_object(path, text, what="safetensors header")
     header.pop("__metadata__", None)
     return header, _LENGTH.size + length, size - _LENGTH.size - length
-
-
-def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
-    """The JSON object in ``text``; raises UnreadableFile for anything else, and for a key that stands twice."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in table:
-                raise UnreadableFile(path, f"{what}: {name}: expected once, found twice")
-            table[name] = value
-        return table
-
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a character could be read, but not be written again
-    except (ValueError, RecursionError) as exc:
-        raise UnreadableFile(path, f"{what} is not valid JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise UnreadableFile(path, f"{what}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:

@@ -6,24 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from exporter.errors import UnreadableFile, reading
-from exporter.sources.checkpoint import read_json
+from exporter.sources.json_objects import read_object
+from exporter.sources.tokenizer import added_tokens
 
 #: The special tokens whose ids stand in config.json and generation_config.json.
 KINDS: Final = ("bos", "eos", "pad")
-
-
-class _Token(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Tokenizer(msgspec.Struct):
-    """tokenizer.json as far as it is wanted: the vocabulary and its merges are passed over."""
-
-    added_tokens: list[_Token] = []
 
 
 def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
@@ -34,18 +21,12 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
     names = ("special_tokens_map.json", "tokenizer_config.json")
     settings: dict[str, Any] = {}
     for name in names:
-        settings |= read_json(files[name]) if name in files else {}
+        settings |= read_object(files[name]) if name in files else {}
     texts = {kind: _text(settings.get(f"{kind}_token")) for kind in KINDS}
     path = files.get("tokenizer.json")
     if path is None or not any(texts.values()):
         return {}
-    with reading(path):
-        content = path.read_bytes()
-    try:
-        added = msgspec.json.decode(content, type=_Tokenizer).added_tokens
-    except (ValueError, RecursionError) as exc:
-        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library, found: {exc}") from exc
-    by_text = {token.content: token.id for token in added}
+    by_text = added_tokens(path)
     return {kind: by_text[text] for kind, text in texts.items() if text in by_text}
 
 

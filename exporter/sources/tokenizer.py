@@ -1,31 +1,141 @@
-"""tokenizer.json as far as merging needs it: which ids have a token."""
+"""tokenizer.json in three depths: which ids have a token, what the added tokens are, and a whole byte-level BPE.
+
+Decoded by schemas that name what is wanted: the rest is passed over without becoming objects, which keeps a vocabulary
+of 262,144 below the memory of the merge that it is for. What becomes objects is counted first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from exporter.errors import UnreadableFile
-from exporter.sources.checkpoint import read_json
+from exporter.sources.files import read_file
+from exporter.sources.json_objects import parse_object
+
+#: Twice the largest vocabulary known, and four times its text, which may take four bytes a character: a hostile file
+#: must not turn its bytes into more objects than that.
+_MAX_TOKENS: Final = 1 << 19
+_MAX_VOCAB_BYTES: Final = 32 << 20
+#: A merge is a pair, with a comma in it and one behind it; the longest list known has 580,000.
+_MAX_MERGE_COMMAS: Final = 3 << 19
+_Id = Annotated[int, msgspec.Meta(ge=0)]
+_ABSENT: Final = msgspec.Raw(b"null")
+
+
+class _Piece(msgspec.Struct, array_like=True, gc=False):
+    """One [piece, score] of a unigram vocabulary: that it is there is all that counts."""
+
+
+class _Numbered(msgspec.Struct, gc=False):
+    id: _Id
+
+
+class _Token(msgspec.Struct, gc=False):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    """The settings that tell kinds of models apart, and the two long lists."""
+
+    type: msgspec.Raw = _ABSENT
+    byte_fallback: msgspec.Raw = _ABSENT
+    dropout: msgspec.Raw = _ABSENT
+    continuing_subword_prefix: msgspec.Raw = _ABSENT
+    end_of_word_suffix: msgspec.Raw = _ABSENT
+    ignore_merges: msgspec.Raw = _ABSENT
+    vocab: msgspec.Raw = _ABSENT
+    merges: msgspec.Raw = _ABSENT
+
+
+class _Tokenizer(msgspec.Struct):
+    model: msgspec.Raw = _ABSENT
+    added_tokens: msgspec.Raw = _ABSENT
+    normalizer: msgspec.Raw = _ABSENT
+    pre_tokenizer: msgspec.Raw = _ABSENT
+    post_processor: msgspec.Raw = _ABSENT
 
 
 def token_ids(path: Path) -> set[int]:
     """Every id that ``path`` (a tokenizer.json) gives to a token, added tokens included.
 
-    Raises UnreadableFile for a file that is no tokenizer of the tokenizers library.
+    Memory: the file and its vocabulary. Raises UnreadableFile for what is no tokenizer of the tokenizers library.
     """
-    content = read_json(path, max_nbytes=1 << 30)
-    model, added = content.get("model"), content.get("added_tokens", [])
-    vocab = model.get("vocab") if isinstance(model, Mapping) else None
-    if isinstance(vocab, Mapping):
-        ids = list(vocab.values())
-    elif isinstance(vocab, list):  # unigram: [piece, score] in the order of their ids
-        ids = list(range(len(vocab)))
-    else:
-        raise UnreadableFile(path, f"model.vocab: expected a table of tokens, found {type(vocab).__name__}")
-    if not isinstance(added, list) or not all(isinstance(token, Mapping) for token in added):
-        raise UnreadableFile(path, f"added_tokens: expected a list of tokens, found {added!r:.80}")
-    ids += [token.get("id") for token in added]
-    if not all(type(item) is int and item >= 0 for item in ids):
-        raise UnreadableFile(path, "expected integer token ids of 0 or more, found another value")
-    return set(ids)
+    tokenizer = _open(path)
+    model = _decode(path, tokenizer.model, "model", _Model)
+    vocab = _decode_counted(path, model.vocab, "model.vocab", dict[str, _Id] | list[_Piece])
+    added = _decode_counted(path, tokenizer.added_tokens, "added_tokens", list[_Numbered] | None) or []
+    # a unigram vocabulary is in the order of its ids
+    return set(vocab.values() if isinstance(vocab, dict) else range(len(vocab))) | {token.id for token in added}
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """Text → id of the added tokens. Raises UnreadableFile."""
+    added = _decode_counted(path, _open(path).added_tokens, "added_tokens", list[_Token] | None) or []
+    return {token.content: token.id for token in added}
+
+
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """The fields of the file that a byte-level BPE has; those that are null or absent are left out.
+
+    ``model.vocab`` is a table of token to id (another kind of model may have a list), ``model.merges`` a list of pairs
+    or of strings. Raises UnreadableFile.
+    """
+    tokenizer = _open(path)
+    model = _decode(path, tokenizer.model, "model", _Model)
+    content = _small(path, tokenizer, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
+    settings = _small(path, model, *(set(_Model.__struct_fields__) - {"vocab", "merges"}))
+    settings["vocab"] = _decode_counted(path, model.vocab, "model.vocab", dict[str, int] | list[_Piece] | None)
+    if model.merges != _ABSENT:
+        settings["merges"] = _merges(path, model.merges)
+    return {**content, "model": settings}
+
+
+def _open(path: Path) -> _Tokenizer:
+    text = read_file(path)
+    try:
+        return msgspec.json.decode(text, type=_Tokenizer)
+    except (ValueError, RecursionError) as exc:
+        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+
+
+def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """Values of any kind, within the bounds of ordinary JSON."""
+    present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
+    return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
+
+
+def _merges(path: Path, raw: msgspec.Raw) -> Any:
+    """Older files have a string a merge, newer ones a pair."""
+    try:
+        return _decode_counted(path, raw, "model.merges", list[tuple[str, str]], _MAX_MERGE_COMMAS)
+    except _WrongType:
+        return _decode_counted(path, raw, "model.merges", list[str], _MAX_MERGE_COMMAS)
+
+
+class _WrongType(UnreadableFile):
+    """The JSON is sound, but of another type than the schema."""
+
+
+def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
+    """``raw`` by ``schema``; its items are counted by their commas before one of them is made."""
+    view = memoryview(raw)
+    if view.nbytes > _MAX_VOCAB_BYTES:
+        raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")
+    if next(islice(re.finditer(b",", view), max_commas, None), None):
+        raise UnreadableFile(path, f"{what}: expected at most {max_commas} items, found more")
+    return _decode(path, raw, what, schema)
+
+
+def _decode(path: Path, raw: msgspec.Raw, what: str, schema: Any) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=schema)
+    except msgspec.ValidationError as exc:
+        raise _WrongType(path, f"{what}: {exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise UnreadableFile(path, f"{what}: {exc}") from exc

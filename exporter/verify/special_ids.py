@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from exporter.sources.checkpoint import Checkpoint, read_json
+from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.json_objects import read_object
 from exporter.sources.special_tokens import KINDS, special_ids
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
@@ -38,4 +39,4 @@ def check_special_ids(merged: Checkpoint, reference: Reference) -> Iterator[Chec
 
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any]:
     path = checkpoint.side_files.get(_GENERATION)
-    return read_json(path) if path else {}
+    return read_object(path) if path else {}

@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from exporter.sources.gguf import GgufArray, GgufFile
+from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_header import GgufArray
 from tests.formats.gguf.models import CASES
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "gguf" / "golden.json"

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from exporter.errors import BadInput, TTExportError, UnreadableFile
-from exporter.sources.checkpoint import Checkpoint, Tie, read_json
+from exporter.sources.checkpoint import Checkpoint, Tie
 from exporter.tensors import read
 from fixtures import hostile, rawtensors
 from tests.sources.folders import EMBED, HEAD, NORM, checkpoint, matrix, sharded, write_index
@@ -177,14 +177,6 @@ def test_a_broken_config_is_refused(content: bytes, says: str, tmp_path: Path) -
     (base / "config.json").write_bytes(content)
     with pytest.raises(UnreadableFile, match=says):
         Checkpoint.open(base)
-
-
-def test_json_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(b'{"a": 1}')
-    with pytest.raises(UnreadableFile, match="expected at most 7 bytes of JSON, found 8"):
-        read_json(path, max_nbytes=7)
-    assert read_json(path, max_nbytes=8) == {"a": 1}
 
 
 def test_what_is_no_checkpoint_folder_is_refused(tmp_path: Path) -> None:

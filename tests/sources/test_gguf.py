@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import NotExpressible, TensorMismatch, UnreadableFile
-from exporter.sources.gguf import GgufArray, GgufFile
+from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_types import SCALARS, TENSOR_TYPES
 
 
@@ -156,6 +157,13 @@ HOSTILE = {
     "big-endian": (container(version=0x03000000), "big-endian"),
     "huge number of keys": (container(n_keys=1 << 60), "do not fit"),
     "huge number of tensors": (container(n_tensors=(1 << 64) - 1), "do not fit"),
+    "more keys than any model": (container([key(b"k", 0, b"\0")] * 4097), "at most 65536 tensors and 4096 keys"),
+    "more tensors than any model": (container([], [tensor(b"t", (8,))] * 65537), "found 65537 and 0"),
+    "text without end": (container([key(b"k", 8, string(b"x" * (17 << 20)))]), "k: expected at most 16777216 bytes of"),
+    "strings without end": (
+        container([key(b"k", 9, struct.pack("<IQ", 8, (2 << 20) + 1) + bytes(17 << 20))]),
+        "k: expected at most 2097152 strings",
+    ),
     "key longer than the file": (container([struct.pack("<Q", 60000) + b"x" * 40]), "60000 more bytes"),
     "key of no length": (container([key(b"", 4, b"\0" * 4)]), "found 0"),
     "key of huge length": (container([struct.pack("<Q", 1 << 63) + b"x" * 40]), "name of 1 to"),
@@ -223,7 +231,13 @@ def test_every_cut_is_noticed(tmp_path: Path, length: int) -> None:
     )
 )
 @example(changes=[(16, b"\xff" * 8)])
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2_000,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_mutated_header_reads_or_is_refused(tmp_path: Path, changes: list[tuple[int, bytes]]) -> None:
     data = bytearray(VALID)
     for at, new in changes:

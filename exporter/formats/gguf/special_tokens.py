@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput, UnreadableFile, reading
+from exporter.errors import BadInput, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.writer import Key
-from exporter.sources.checkpoint import read_json
+from exporter.sources.files import read_file
+from exporter.sources.json_objects import read_object
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -140,10 +141,8 @@ def _pieces(template: Any) -> list[tuple[str, str]]:
 
 
 def _text(path: Path) -> str:
-    with reading(path):
-        data = path.read_bytes()
     try:
-        return data.decode()
+        return read_file(path).decode()
     except UnicodeDecodeError as exc:
         raise UnreadableFile(path, "expected text in UTF-8, found other bytes") from exc
 
@@ -155,7 +154,7 @@ def _template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> li
         if path := files.get("chat_template.jinja"):
             template = _text(path)
         elif path := files.get("chat_template.json"):
-            template = read_json(path).get("chat_template")
+            template = read_object(path).get("chat_template")
     if isinstance(template, str):
         return [writer.text("tokenizer.chat_template", template)] if template else []
     keys, names = [], set()

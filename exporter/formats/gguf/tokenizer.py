@@ -15,15 +15,14 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import pre_tokenizers, writer
 from exporter.formats.gguf.special_tokens import special_keys
 from exporter.formats.gguf.writer import Key
-from exporter.sources.checkpoint import read_json
+from exporter.sources.json_objects import read_object
+from exporter.sources.tokenizer import read_tokenizer
 
 #: Token types. Source: enum llama_token_type in llama.h.
 NORMAL: Final = 1
 CONTROL: Final = 3
 USER_DEFINED: Final = 4
 UNUSED: Final = 5
-
-_MAX_TOKENIZER_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +42,14 @@ def vocabulary(
     Raises NotExpressible for other kinds of tokenizers and unknown splittings, BadInput for a broken one.
     """
     path = _tokenizer_json(files, where)
-    content = read_json(path, max_nbytes=_MAX_TOKENIZER_BYTES)
+    content = read_tokenizer(path)
     model = _bpe_model(path, content)
     notes = list(_normalizer_notes(path, content.get("normalizer")))
     added = _added_tokens(path, content)
     tokens, types = _tokens(path, model["vocab"], added, vocab)
     notes += _flag_notes(added)
     name = pre_tokenizer or pre_tokenizers.recognise(content, config.get("model_type"), str(path))
-    settings = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     keys = []
     if isinstance(prefix := settings.get("add_prefix_space"), bool):
         keys.append(writer.truth("tokenizer.ggml.add_space_prefix", prefix))

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import UnreadableFile, reading
+from exporter.errors import UnreadableFile
 from exporter.families.spec import DecoderSpec
 from exporter.formats.hf import GENERATION, as_json
 from exporter.merge.model import MergedModel
-from exporter.sources.checkpoint import read_json
+from exporter.sources.files import read_file
+from exporter.sources.json_objects import read_object
 
 _TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -24,7 +25,7 @@ def client_files(model: MergedModel, spec: DecoderSpec | None) -> dict[str, byte
 
     Raises UnreadableFile for a side file that cannot be read.
     """
-    files = {name: _content(path) for name, path in model.files.items()}
+    files = {name: read_file(path) for name, path in model.files.items()}
     files |= _chat_template(model.files)
     files["config.json"] = as_json(_config(model.config))
     if model.generation_config:
@@ -32,11 +33,6 @@ def client_files(model: MergedModel, spec: DecoderSpec | None) -> dict[str, byte
     if spec is not None:
         files["genai_config.json"] = as_json(_genai(spec, {**model.config, **model.generation_config}))
     return files
-
-
-def _content(path: Path) -> bytes:
-    with reading(path):
-        return path.read_bytes()
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,12 +48,12 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
     Where both exist the .jinja file counts, as it does for transformers.
     """
     config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
-    config = read_json(config_path) if config_path else {}
+    config = read_object(config_path) if config_path else {}
     if template_path is None:
         template = _default_template(config.get("chat_template"))
         return {} if template is None else {_TEMPLATE: template.encode()}
     try:
-        template = _content(template_path).decode()
+        template = read_file(template_path).decode()
     except UnicodeDecodeError as exc:
         raise UnreadableFile(template_path, f"expected text in UTF-8: {exc.reason} at byte {exc.start}") from exc
     if config_path is None or config.get("chat_template") == template:

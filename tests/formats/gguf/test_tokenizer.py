@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.formats.gguf.pre_tokenizers import recognise
-from exporter.sources.gguf import GgufArray, GgufFile
+from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_header import GgufArray
 from tests.formats.gguf import models
 from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import GPT2, LLAMA3, QWEN2, SMOLLM, checkpoint, config, sequence, split, tokenizer_json

@@ -1,0 +1,55 @@
+"""Hostile input against the whole program: it ends with exit 4 and one line, and never needs much memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from fixtures.bombs import BOMBS, TOKENIZER, WHERE
+from fixtures.hostile import HOSTILE, MENTIONS
+from tests.processes import Ended, ttexport
+
+#: What a merge itself may take; the interpreter with numpy is 40 MB of it.
+PEAK_BYTES: Final = 300 << 20
+
+
+def require_refused(ended: Ended, *mentions: str) -> None:
+    assert ended.code == 4, ended.stderr
+    assert ended.stderr.startswith("ttexport: ")
+    assert ended.stderr.count("\n") == 1
+    assert ended.peak_bytes < PEAK_BYTES
+    for words in mentions:
+        assert words.casefold() in ended.stderr.casefold()
+
+
+# What only GGUF reads of a tokenizer is copied by the others as it is.
+@pytest.mark.parametrize("name", [*HOSTILE, *(name for name in BOMBS if name != "merges of lists")])
+def test_a_merge_of_hostile_input_is_refused_within_bounds(
+    name: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
+) -> None:
+    adapter, base = (HOSTILE.get(name) or BOMBS[name])(tiny_adapter, tiny_tied, tmp_path / "in")
+    ended = ttexport("merge", adapter, "--base", base, "-o", tmp_path / "out" / "x")
+    require_refused(ended, *(MENTIONS.get(name) or [WHERE[name]]))
+    assert not (tmp_path / "out" / "x").exists()
+    shutil.rmtree(tmp_path / "in")  # pytest would keep up to 100 MB a case
+
+
+@pytest.mark.parametrize("name", [name for name, where in WHERE.items() if where == TOKENIZER])
+def test_a_hostile_tokenizer_is_refused_by_the_writer_that_needs_all_of_it(
+    name: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
+) -> None:
+    adapter, base = BOMBS[name](tiny_adapter, tiny_tied, tmp_path / "in")
+    ended = ttexport("merge", adapter, "--base", base, "--to", "gguf", "-o", tmp_path / "out")
+    require_refused(ended, TOKENIZER)
+    shutil.rmtree(tmp_path / "in")
+
+
+def test_the_measurement_sees_memory_and_success(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+    ended = ttexport("merge", tiny_adapter, "--base", tiny_tied, "-o", tmp_path / "x")
+    assert ended.code == 0
+    assert 20 << 20 < ended.peak_bytes < PEAK_BYTES
+    with pytest.raises(AssertionError):
+        require_refused(ended)
