@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import plan_gguf, write_gguf
-from exporter.formats.gguf.pre_tokenizers import recognise
+from exporter.formats.gguf.vocab.pre_tokenizers import recognise
 from exporter.sources.gguf import GgufArray, GgufFile
 from tests.formats.gguf import models
 from tests.formats.gguf.conftest import Write, merged

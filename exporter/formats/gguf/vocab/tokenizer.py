@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
-from exporter.formats.gguf import pre_tokenizers, writer
-from exporter.formats.gguf.special_tokens import special_keys
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab import pre_tokenizers
+from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.writer import Key
 from exporter.sources.checkpoint import read_json
 
