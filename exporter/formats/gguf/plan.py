@@ -85,7 +85,14 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
-    tokens = vocabulary(model.files, model.config, spec.vocab, where=model.path, pre_tokenizer=pre_tokenizer)
+    tokens = vocabulary(
+        model.files,
+        model.config,
+        spec.vocab,
+        where=model.path,
+        pre_tokenizer=pre_tokenizer,
+        generation=model.generation_config,
+    )
     entries = [item.entry for item in items]
     header, nbytes = writer.header(_keys(model, spec, row, ftype, entries, tokens.keys), entries)
     return GgufLayout(model, ftype, header, items, dropped, nbytes, [*tokens.notes, *notes(spec, row)])
