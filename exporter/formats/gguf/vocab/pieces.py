@@ -36,9 +36,16 @@ _INSTEAD: Final = "--to hf and --to onnx can hold it"
 
 
 def pieces_keys(
-    files: Mapping[str, Path], content: Mapping[str, Any], added: Sequence[AddedToken], rows: int
+    files: Mapping[str, Path],
+    content: Mapping[str, Any],
+    added: Sequence[AddedToken],
+    rows: int,
+    *,
+    state_prefix: bool = False,
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
     """(keys, notes, tokenizer.ggml.model, ids of control pieces). content: the parsed tokenizer.json, {} if absent.
+
+    state_prefix: say that a space is put before a text even where llama.cpp takes that for granted.
 
     Raises NotExpressible for what llama.cpp cannot do, UnreadableFile for a broken file, BadInput for ids beyond rows.
     """
@@ -65,7 +72,7 @@ def pieces_keys(
         writer.texts("tokenizer.ggml.tokens", table.complete()),
         writer.f32s("tokenizer.ggml.scores", table.scores),
         writer.i32s("tokenizer.ggml.token_type", table.types),
-        *_space_keys(spaces, model.algorithm),
+        *_space_keys(spaces, model.algorithm, state_prefix),
     ]
     notes = list(spaces.notes)
     if not stored and model.algorithm == BPE:
@@ -173,11 +180,10 @@ def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any],
     return Spaces(model.add_dummy_prefix, notes=tuple(notes))
 
 
-def _space_keys(spaces: Spaces, algorithm: int) -> list[Key]:
-    """A BPE's prefix is stated only if it is not llama.cpp's own choice, as its converter does."""
+def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]:
     prefix = writer.truth("tokenizer.ggml.add_space_prefix", spaces.prefix)
     if algorithm == BPE:
-        return [] if spaces.prefix else [prefix]
+        return [prefix] if state_prefix or not spaces.prefix else []
     keys = [prefix, writer.truth("tokenizer.ggml.remove_extra_whitespaces", spaces.merged)]
     if spaces.charsmap:
         keys.append(writer.bytes8("tokenizer.ggml.precompiled_charsmap", spaces.charsmap))

@@ -18,7 +18,6 @@ from exporter.formats.gguf.writer import Key
 from exporter.sources.checkpoint import read_json
 
 _MAX_TOKENIZER_BYTES: Final = 1 << 30
-_SPACE_PREFIX: Final = "tokenizer.ggml.add_space_prefix"
 #: llama.cpp's converter copies the setting for its llama models and their kin only.
 _PREFIX_COPIED: Final = frozenset({"llama", "mistral", "mixtral", "granite", "smollm3"})
 
@@ -51,8 +50,9 @@ def vocabulary(
     added = added_tokens(files, content, settings)
     pieces = not content or _is_sentencepiece(files["tokenizer.json"], content)
     ids = {token.text: token.id for token in added}
+    copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
     if pieces:
-        keys, notes, model, named = pieces_keys(files, content, added, vocab)
+        keys, notes, model, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
         model = "gpt2"
@@ -64,9 +64,8 @@ def vocabulary(
             model_type=config.get("model_type"),
             pre_tokenizer=pre_tokenizer,
         )
-        prefix = settings.get("add_prefix_space")
-        if isinstance(prefix, bool) and config.get("model_type") in _PREFIX_COPIED:
-            keys.append(writer.truth(_SPACE_PREFIX, prefix))
+        if copied:
+            keys.append(writer.truth("tokenizer.ggml.add_space_prefix", settings["add_prefix_space"]))
     special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, model)
     keys += special
     notes += more
