@@ -76,7 +76,7 @@ def pieces_keys(
     ]
     notes = list(spaces.notes)
     if not stored and model.algorithm == BPE:
-        notes += _merge_notes(source, content)
+        notes += _merge_notes(source, content, added)
     if content.get("normalizer"):
         notes += normalised_notes(token for token in added if not token.special)
     named = {text: token_id for token_id, text in enumerate(model.texts) if model.types[token_id] in (CONTROL, UNKNOWN)}
@@ -190,15 +190,13 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
     return keys
 
 
-def _merge_notes(path: Path, content: Mapping[str, Any]) -> list[str]:
+def _merge_notes(path: Path, content: Mapping[str, Any], added: Sequence[AddedToken]) -> list[str]:
     """Whether two pieces can meet that make a third one without a merge: llama.cpp then joins them."""
-    vocab: Mapping[str, int] = content["model"]["vocab"]
-    merges = set(read_merges(path, content["model"].get("merges")))
-    for text in {left + right for left, right in merges}:
+    merges = dict.fromkeys(read_merges(path, content["model"].get("merges")))
+    vocab = content["model"]["vocab"].keys() - {token.text for token in added}  # these are cut out of the text before
+    for text in dict.fromkeys(left + right for left, right in merges):
         for cut in range(1, len(text)):
-            pair = (text[:cut], text[cut:])
-            if pair not in merges and pair[0] in vocab and pair[1] in vocab:
-                return [
-                    f"merges: llama.cpp joins any two tokens that make a third, here also {pair[0]!r} and {pair[1]!r}"
-                ]
+            left, right = text[:cut], text[cut:]
+            if (left, right) not in merges and left in vocab and right in vocab:
+                return [f"merges: llama.cpp joins any two tokens that make a third, here also {left!r} and {right!r}"]
     return []

@@ -19,6 +19,10 @@ def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> lis
     if template is None and settings:
         if path := files.get("chat_template.jinja"):
             template = _text(path)
+            # transformers keeps the templates with other names in a folder beside the default one.
+            if others := sorted((path.parent / "additional_chat_templates").glob("*.jinja")):
+                named = [{"name": other.stem, "template": _text(other)} for other in others]
+                template = [{"name": "default", "template": template}, *named]
         elif path := files.get("chat_template.json"):
             template = read_json(path).get("chat_template")
     if isinstance(template, str):
