@@ -1,4 +1,4 @@
-"""tokenizer.json in three depths: which ids have a token, what the added tokens are, and a whole byte-level BPE.
+"""tokenizer.json in three depths: which ids have a token, what the added tokens are, and how it cuts text.
 
 Decoded by schemas that name what is wanted: the rest is passed over without becoming objects, which keeps a vocabulary
 of 262,144 below the memory of the merge that it is for. What becomes objects is counted first.
@@ -45,6 +45,8 @@ class _Model(msgspec.Struct):
 
     type: msgspec.Raw = _ABSENT
     byte_fallback: msgspec.Raw = _ABSENT
+    unk_id: msgspec.Raw = _ABSENT
+    unk_token: msgspec.Raw = _ABSENT
     dropout: msgspec.Raw = _ABSENT
     continuing_subword_prefix: msgspec.Raw = _ABSENT
     end_of_word_suffix: msgspec.Raw = _ABSENT
@@ -81,16 +83,16 @@ def added_tokens(path: Path) -> dict[str, int]:
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """The fields of the file that a byte-level BPE has; those that are null or absent are left out.
+    """The fields of the file that tell how it cuts text; those that are null or absent are left out.
 
-    ``model.vocab`` is a table of token to id (another kind of model may have a list), ``model.merges`` a list of pairs
-    or of strings. Raises UnreadableFile.
+    ``model.vocab`` is a table of token to id, of a unigram model a list of [piece, score]; ``model.merges`` a list of
+    pairs or of strings. Raises UnreadableFile.
     """
     tokenizer = _open(path)
     model = _decode(path, tokenizer.model, "model", _Model)
     content = _small(path, tokenizer, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
     settings = _small(path, model, *(set(_Model.__struct_fields__) - {"vocab", "merges"}))
-    settings["vocab"] = _decode_counted(path, model.vocab, "model.vocab", dict[str, int] | list[_Piece] | None)
+    settings["vocab"] = _decode_counted(path, model.vocab, "model.vocab", dict[str, int] | list[Any] | None)
     if model.merges != _ABSENT:
         settings["merges"] = _merges(path, model.merges)
     return {**content, "model": settings}

@@ -20,8 +20,10 @@ from typing import Any
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
 from tests.formats.gguf.models import CASES
+from tests.formats.gguf.vocabularies import VOCABULARIES
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "gguf" / "golden.json"
+GOLDEN_VOCABULARIES = GOLDEN.with_name("golden_vocabularies.json")
 VARIABLE = "TTEXPORT_LLAMA_CPP"
 
 #: Free text about the model; our provenance.
@@ -46,10 +48,11 @@ def converter() -> Path | None:
     return Path(root) if root else None
 
 
-def convert(root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str) -> None:
+def convert(root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str, *options: str) -> None:
     """Run the converter in ``root`` on a checkpoint. Raises RuntimeError with its last words."""
     command = [sys.executable, "-c", _RUN, str(root), pre_tokenizer, str(source)]
-    done = subprocess.run([*command, "--outfile", str(out), "--outtype", ftype.lower()], capture_output=True, text=True)
+    command += ["--outfile", str(out), "--outtype", ftype.lower(), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
 
@@ -66,6 +69,18 @@ def digest(path: Path) -> dict[str, Any]:
         data = hashlib.sha256(file.rows(tensor.name, 0, tensor.n_rows).tobytes()).hexdigest()
         tensors.append([tensor.name, tensor.type, list(tensor.shape), data])
     return {"keys": dict(sorted(keys.items())), "tensors": tensors}
+
+
+def tokenizer_keys(path: Path) -> dict[str, Any]:
+    """The tokenizer's keys with their values, arrays as digests."""
+    metadata = GgufFile.open(path).metadata
+    keys = {name: value for name, value in sorted(metadata.items()) if name.startswith("tokenizer.")}
+    return {name: _array(value) if isinstance(value, GgufArray) else value for name, value in keys.items()}
+
+
+def convert_vocabulary(root: Path, source: Path, out: Path) -> None:
+    """Run the converter on the tokenizer and config of a checkpoint alone. Raises RuntimeError with its last words."""
+    convert(root, source, out, "f32", "default", "--vocab-only")
 
 
 def _array(value: GgufArray) -> str:
@@ -87,6 +102,12 @@ def main() -> None:
                 out = Path(folder) / f"{case}.{ftype}.gguf"
                 convert(root, source, out, ftype, names[case])
                 golden[f"{case}-{ftype}"] = digest(out)
+        vocabularies: dict[str, Any] = {}
+        for case, build_folder in VOCABULARIES.items():
+            out = Path(folder) / f"{case}.gguf"
+            convert_vocabulary(root, build_folder(Path(folder) / f"vocabulary-{case}"), out)
+            vocabularies[case] = tokenizer_keys(out)
+    GOLDEN_VOCABULARIES.write_text(json.dumps(vocabularies, indent=1) + "\n", encoding="utf-8")
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
 
 

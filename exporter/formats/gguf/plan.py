@@ -17,7 +17,7 @@ from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantise import FILE_TYPES
-from exporter.formats.gguf.tokenizer import vocabulary
+from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign
 from exporter.formats.views import Interleaved, Regrouped, Shifted, Stacked, Transposed
@@ -85,7 +85,14 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
-    tokens = vocabulary(model.files, model.config, spec.vocab, where=model.path, pre_tokenizer=pre_tokenizer)
+    tokens = vocabulary(
+        model.files,
+        model.config,
+        spec.vocab,
+        where=model.path,
+        pre_tokenizer=pre_tokenizer,
+        generation=model.generation_config,
+    )
     entries = [item.entry for item in items]
     header, nbytes = writer.header(_keys(model, spec, row, ftype, entries, tokens.keys), entries)
     return GgufLayout(model, ftype, header, items, dropped, nbytes, [*tokens.notes, *notes(spec, row)])

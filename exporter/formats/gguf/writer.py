@@ -28,7 +28,7 @@ from exporter.sources.gguf_types import (
 
 ALIGNMENT: Final = DEFAULT_ALIGNMENT
 _LENGTH: Final = struct.Struct("<Q")
-_NUMBERS: Final = {"u32": 4, "i32": 5, "f32": 6, "bool": 7}
+_NUMBERS: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,17 @@ def i32s(name: str, values: Sequence[int]) -> Key:
     """An array of signed numbers."""
     head = struct.pack("<IIQ", ARRAY, _NUMBERS["i32"], len(values))
     return Key(name, head + np.asarray(values, "<i4").tobytes())
+
+
+def f32s(name: str, values: Sequence[float]) -> Key:
+    """An array of numbers, each rounded to float32."""
+    head = struct.pack("<IIQ", ARRAY, _NUMBERS["f32"], len(values))
+    return Key(name, head + np.asarray(values, "<f4").tobytes())
+
+
+def bytes8(name: str, value: bytes) -> Key:
+    """An array of bytes."""
+    return Key(name, struct.pack("<IIQ", ARRAY, _NUMBERS["u8"], len(value)) + value)
 
 
 def _scalar(name: str, kind: str, value: float) -> Key:

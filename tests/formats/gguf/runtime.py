@@ -77,3 +77,19 @@ def tokenize(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
                 raise RuntimeError(f"{text!r} gives more tokens than it has bytes")
             out.append(list(buffer[:count]))
     return out
+
+
+def special_ids(path: Path) -> dict[str, int]:
+    """Kind → id (-1 for none) of the tokens that llama.cpp has a use for."""
+    kinds = ("bos", "eos", "eot", "pad", "sep", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
+    with _model(path, vocab_only=True) as model:
+        vocab = llama_cpp.llama_model_get_vocab(model)
+        return {kind: getattr(llama_cpp, f"llama_vocab_{kind}")(vocab) for kind in kinds}
+
+
+def ends(path: Path) -> set[int]:
+    """Ids at which llama.cpp stops generating."""
+    with _model(path, vocab_only=True) as model:
+        vocab = llama_cpp.llama_model_get_vocab(model)
+        count = llama_cpp.llama_vocab_n_tokens(vocab)
+        return {token_id for token_id in range(count) if llama_cpp.llama_vocab_is_eog(vocab, token_id)}

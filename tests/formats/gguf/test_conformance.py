@@ -8,10 +8,23 @@ from typing import Any
 
 import pytest
 
-from exporter.formats.gguf import plan_gguf, write_gguf
-from tests.conformance.gguf import GOLDEN, VARIABLE, convert, converter, digest
+from exporter.formats.gguf import plan_gguf, write_gguf, writer
+from exporter.formats.gguf.vocab.tokenizer import vocabulary
+from exporter.sources.checkpoint import side_files
+from exporter.sources.json_objects import read_object
+from tests.conformance.gguf import (
+    GOLDEN,
+    GOLDEN_VOCABULARIES,
+    VARIABLE,
+    convert,
+    convert_vocabulary,
+    converter,
+    digest,
+    tokenizer_keys,
+)
 from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import CASES
+from tests.formats.gguf.vocabularies import VOCABULARIES
 
 EACH = [pytest.param(case, ftype, id=f"{case}-{ftype}") for case, (_, ftypes) in CASES.items() for ftype in ftypes]
 
@@ -39,6 +52,37 @@ def test_a_model_cast_to_float32_gives_the_same_file(golden: dict[str, Any], tmp
     out = tmp_path / "out.gguf"
     write_gguf(plan_gguf(merged(CASES["tied"][0](tmp_path / "tied"), dtype="F32"), ftype), out)
     assert digest(out) == golden[f"tied-{ftype}"]
+
+
+@pytest.fixture(scope="module")
+def golden_vocabularies() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(GOLDEN_VOCABULARIES.read_text(encoding="utf-8"))
+    return table
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_sentencepiece_tokenizer_equals_that_of_llama_cpps_converter(
+    golden_vocabularies: dict[str, Any], tmp_path: Path, case: str
+) -> None:
+    source = VOCABULARIES[case](tmp_path / case)
+    config = read_object(source / "config.json")
+    found = vocabulary(side_files(source), config, config["vocab_size"], where=source)
+    out = tmp_path / "out.gguf"
+    out.write_bytes(writer.header(found.keys, [])[0])
+    assert tokenizer_keys(out) == golden_vocabularies[case]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_golden_tokenizers_are_those_of_the_converter_at_hand(
+    golden_vocabularies: dict[str, Any], tmp_path: Path, case: str
+) -> None:
+    root = converter()
+    if root is None:
+        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    out = tmp_path / "out.gguf"
+    convert_vocabulary(root, VOCABULARIES[case](tmp_path / case), out)
+    assert tokenizer_keys(out) == golden_vocabularies[case]
 
 
 @pytest.mark.slow

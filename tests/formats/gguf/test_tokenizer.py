@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import plan_gguf, write_gguf
-from exporter.formats.gguf.pre_tokenizers import recognise
+from exporter.formats.gguf.vocab.pre_tokenizers import recognise
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
 from tests.formats.gguf import models
@@ -123,24 +123,17 @@ def test_unknown_splitting_is_printed_with_the_way_out(tmp_path: Path, structure
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": {"type": "Unigram"}},
         {"model": {"type": "WordPiece"}},
+        {"model": {"type": "WordLevel"}},
         {"model": {"byte_fallback": True}},
         {"model": {"end_of_word_suffix": "</w>"}},
         {"normalizer": {"type": "Lowercase"}},
     ],
-    ids=["unigram", "wordpiece", "byte-fallback", "suffix", "lowercase"],
+    ids=["wordpiece", "wordlevel", "byte-fallback", "suffix", "lowercase"],
 )
 def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     base = checkpoint(tmp_path / "base", config(), tokenizer_json(SMOLLM, **copy.deepcopy(changes)))
     with pytest.raises(NotExpressible, match=r"tokenizer\.json"):
-        plan_gguf(merged(base))
-
-
-def test_sentencepiece_file_is_refused(tmp_path: Path) -> None:
-    base = checkpoint(tmp_path / "base", config(), tokenizer_json(SMOLLM))
-    (base / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(NotExpressible, match="SentencePiece"):
         plan_gguf(merged(base))
 
 

@@ -118,3 +118,11 @@ TOKENS = (
     "<lamp>'s",
 )
 TEXTS = (*WORDS, *DIGITS, *CODE, *SPACES, *SCRIPTS, *EMOJI, *TOKENS)
+
+# Each meets each: what a splitting does at the border of two kinds of characters is where runtimes differ.
+EDGES = (
+    *("a", "Bc", " the", "'s", "'LL", "7", "1988", " 42", "!", "...", "$", " (", "_", "/", "\n", "\r\n", " ", "   "),
+    *("\t", " \n", "é", "灯台", "한", "ب", "न", "€", "½", "😀", "\u3000", "<lamp>", "<|ship|>", "<|im_end|>"),
+)
+BORDERS = tuple(left + right for left in EDGES for right in EDGES)
+ALL_TEXTS = (*TEXTS, *COMBINING, *BORDERS)

@@ -1,0 +1,1 @@
+"""The tokenizer as GGUF metadata: tokens, splitting, special ids, templates."""

@@ -1,0 +1,90 @@
+"""A byte-level BPE: tokens, merges and the name of the splitting, from tokenizer.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab import pre_tokenizers
+from exporter.formats.gguf.vocab.tokens import NORMAL, AddedToken, TokenTable
+from exporter.formats.gguf.writer import Key
+
+_ODD: Final = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+
+
+def byte_level_keys(
+    path: Path,
+    content: Mapping[str, Any],
+    added: Sequence[AddedToken],
+    rows: int,
+    *,
+    model_type: object,
+    pre_tokenizer: str | None,
+) -> tuple[list[Key], list[str]]:
+    """(keys, notes) of a parsed tokenizer.json with a BPE model. pre_tokenizer: instead of the recognised name.
+
+    Raises NotExpressible for an unknown splitting or normalizer, BadInput for ids that contradict each other.
+    """
+    model = content["model"]
+    if odd := [key for key in _ODD if model.get(key)]:
+        raise NotExpressible(
+            f"gguf: {path}",
+            f"a BPE model with {' and '.join(odd)} that does not cut text as SentencePiece does",
+            instead="--to hf and --to onnx can hold it",
+        )
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
+        raise UnreadableFile(path, f"model.vocab: expected a table of token to id, found {vocab!r:.80}")
+    notes = _normalizer_notes(path, content.get("normalizer"))
+    table = TokenTable(rows, path)
+    table.check_ids([*vocab.values(), *(token.id for token in added)])
+    for text, token_id in vocab.items():
+        table.put(token_id, text, NORMAL)
+    for token in added:
+        if (first := vocab.get(token.text, token.id)) != token.id:
+            raise BadInput(f"{path}: {token.text!r}: expected one id, found {first} and {token.id}")
+        table.add(token)
+    name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
+    keys = [
+        writer.text("tokenizer.ggml.model", "gpt2"),
+        writer.text("tokenizer.ggml.pre", name),
+        writer.texts("tokenizer.ggml.tokens", table.complete()),
+        writer.i32s("tokenizer.ggml.token_type", table.types),
+    ]
+    if merges := read_merges(path, model.get("merges")):
+        keys.append(writer.texts("tokenizer.ggml.merges", [_one_string(*pair) for pair in merges]))
+    return keys, notes
+
+
+def read_merges(path: Path, merges: Any) -> list[tuple[str, str]]:
+    """(left, right) each, from either form of tokenizer.json. Raises UnreadableFile for another one."""
+    out: list[tuple[str, str]] = []
+    for pair in merges if isinstance(merges, list) else [merges] if merges else []:
+        parts = pair.split(" ") if isinstance(pair, str) else pair
+        if not isinstance(parts, list | tuple) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise UnreadableFile(path, f"model.merges: expected pairs of tokens, found {pair!r:.80}")
+        out.append((parts[0], parts[1]))
+    return out
+
+
+def _one_string(left: str, right: str) -> str:
+    """A space inside a part becomes its byte symbol; the one between the parts is llama.cpp's separator."""
+    if " " in left or " " in right:
+        left, right = left.replace(" ", "\u0120"), right.replace(" ", "\u0120")
+    return f"{left} {right}"
+
+
+def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
+    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+    if kind is None:
+        return []
+    if kind != "NFC":
+        raise NotExpressible(
+            f"gguf: {path}",
+            f"normalizer {kind!r:.80}: llama.cpp does not normalise the text of a byte-level BPE",
+            instead="remove the normalizer, or convert with llama.cpp's own converter after --to hf",
+        )
+    return ["normalizer NFC: llama.cpp leaves it out, so text that is not composed gives other tokens"]

@@ -1,0 +1,202 @@
+"""A SentencePiece tokenizer, BPE or unigram: pieces, scores and types, from tokenizer.model or tokenizer.json.
+
+llama.cpp joins two neighbours whenever the two make a piece, the piece of the highest score first; it has no merges.
+tokenizer.json has merges and no scores, so a piece's score is the rank of the first merge that makes it, which is what
+tokenizer.model holds where its merges came from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import NotExpressible, UnreadableFile
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.byte_level import read_merges
+from exporter.formats.gguf.vocab.spaces import Spaces, read_spaces
+from exporter.formats.gguf.vocab.tokens import AddedToken, TokenTable, normalised_notes
+from exporter.formats.gguf.writer import Key
+from exporter.sources.sentencepiece import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_model,
+)
+
+_BYTE_PIECE: Final = re.compile("<0x([0-9A-F]{2})>")
+_MODEL: Final = {BPE: "llama", UNIGRAM: "t5"}
+_INSTEAD: Final = "--to hf and --to onnx can hold it"
+
+
+def pieces_keys(
+    files: Mapping[str, Path],
+    content: Mapping[str, Any],
+    added: Sequence[AddedToken],
+    rows: int,
+    *,
+    state_prefix: bool = False,
+) -> tuple[list[Key], list[str], str, dict[str, int]]:
+    """(keys, notes, tokenizer.ggml.model, ids of control pieces). content: the parsed tokenizer.json, {} if absent.
+
+    state_prefix: say that a space is put before a text even where llama.cpp takes that for granted.
+
+    Raises NotExpressible for what llama.cpp cannot do, UnreadableFile for a broken file, BadInput for ids beyond rows.
+    """
+    stored = read_model(files["tokenizer.model"]) if "tokenizer.model" in files else None
+    source = files["tokenizer.model" if stored else "tokenizer.json"]
+    model = stored or _from_json(source, content)
+    if model.algorithm not in _MODEL:
+        raise NotExpressible(f"gguf: {source}", "a SentencePiece model of words or characters", instead=_INSTEAD)
+    table = TokenTable(rows, source)
+    table.check_ids([len(model.texts) - 1, *(token.id for token in added)])
+    for token_id, (text, score, kind) in enumerate(zip(model.texts, model.scores, model.types, strict=True)):
+        if kind:
+            table.put(token_id, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score)
+    for token in added:
+        # What only tokenizer.json repeats of tokenizer.model stays as llama.cpp's converter reads it there.
+        known = stored and not token.stated and token.id < len(model.texts) and model.texts[token.id] == token.text
+        if not known or model.types[token.id] == NORMAL:
+            table.add(token)
+    _check_bytes(table, model.algorithm)
+    spaces = _spaces(source, files, content, model)
+    keys = [
+        writer.text("tokenizer.ggml.model", _MODEL[model.algorithm]),
+        writer.text("tokenizer.ggml.pre", "default"),
+        writer.texts("tokenizer.ggml.tokens", table.complete()),
+        writer.f32s("tokenizer.ggml.scores", table.scores),
+        writer.i32s("tokenizer.ggml.token_type", table.types),
+        *_space_keys(spaces, model.algorithm, state_prefix),
+    ]
+    notes = list(spaces.notes)
+    if not stored and model.algorithm == BPE:
+        notes += _merge_notes(source, content, added)
+    if content.get("normalizer"):
+        notes += normalised_notes(token for token in added if not token.special)
+    named = {text: token_id for token_id, text in enumerate(model.texts) if model.types[token_id] in (CONTROL, UNKNOWN)}
+    return keys, notes, _MODEL[model.algorithm], named
+
+
+def _from_json(path: Path, content: Mapping[str, Any]) -> SentencePieceModel:
+    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without one."""
+    model = content["model"]
+    if model.get("type") == "Unigram":
+        return _unigram(path, model)
+    vocab, fallback, unknown = model.get("vocab"), bool(model.get("byte_fallback")), model.get("unk_token")
+    if not isinstance(vocab, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
+        raise UnreadableFile(path, f"model.vocab: expected a table of token to id, found {vocab!r:.80}")
+    if odd := [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges") if model.get(key)]:
+        raise NotExpressible(f"gguf: {path}", f"a SentencePiece BPE with {' and '.join(odd)}", instead=_INSTEAD)
+    out = SentencePieceModel(algorithm=BPE)
+    size = max(vocab.values(), default=-1) + 1
+    if size > 2 * len(vocab) + (1 << 16):
+        raise UnreadableFile(path, f"model.vocab: expected ids without wide gaps, found {size - 1}")
+    out.texts, out.scores, out.types = [""] * size, [0.0] * size, [0] * size
+    made = dict.fromkeys(left + right for left, right in read_merges(path, model.get("merges")))
+    ranks = {text: rank for rank, text in enumerate(made)}
+    for text, token_id in sorted(vocab.items(), key=lambda item: item[1]):
+        kind = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
+        out.texts[token_id], out.types[token_id] = text, kind
+        if kind == NORMAL:
+            # Pieces that no merge makes, single characters, come last: nothing compares their scores.
+            out.scores[token_id] = -float(ranks.setdefault(text, len(ranks)))
+    return out
+
+
+def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
+    pieces, unknown = model.get("vocab"), model.get("unk_id")
+    if not isinstance(pieces, list):
+        raise UnreadableFile(path, f"model.vocab: expected a list of piece and score, found {pieces!r:.80}")
+    out = SentencePieceModel(algorithm=UNIGRAM)
+    for piece in pieces:
+        if not isinstance(piece, list) or len(piece) != 2 or not isinstance(piece[0], str):
+            raise UnreadableFile(path, f"model.vocab: expected a piece and its score, found {piece!r:.80}")
+        if isinstance(piece[1], bool) or not isinstance(piece[1], int | float):
+            raise UnreadableFile(path, f"model.vocab: {piece[0]!r}: expected a score, found {piece[1]!r:.80}")
+        out.texts.append(piece[0])
+        out.scores.append(float(piece[1]))
+        out.types.append(NORMAL)
+    if type(unknown) is not int or not 0 <= unknown < len(pieces):
+        raise NotExpressible(
+            f"gguf: {path}", f"a unigram model without an unknown piece (unk_id: {unknown!r:.80})", instead=_INSTEAD
+        )
+    out.types[unknown] = UNKNOWN
+    if model.get("byte_fallback"):
+        out.types = [
+            BYTE if _BYTE_PIECE.fullmatch(text) else kind for text, kind in zip(out.texts, out.types, strict=True)
+        ]
+    return out
+
+
+def _check_bytes(table: TokenTable, algorithm: int) -> None:
+    """llama.cpp ends the process on a BPE model without a piece for a byte; its unigram models know none."""
+    present = {text for text, kind in zip(table.texts, table.types, strict=True) if kind == BYTE}
+    if algorithm == UNIGRAM:
+        if present:
+            raise NotExpressible(
+                f"gguf: {table.source}",
+                "a unigram model that falls back to bytes: llama.cpp makes unknown tokens of them",
+                instead=_INSTEAD,
+            )
+        return
+    texts = set(table.texts)
+    absent = [
+        byte for byte in range(256) if f"<0x{byte:02X}>" not in present and (byte > 127 or chr(byte) not in texts)
+    ]
+    if absent:
+        raise NotExpressible(
+            f"gguf: {table.source}",
+            f"a SentencePiece BPE without pieces for {len(absent)} of the 256 bytes, the first <0x{absent[0]:02X}>: "
+            "llama.cpp ends the process on text that needs one",
+            instead=_INSTEAD,
+        )
+
+
+def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
+    """tokenizer.json says how text is treated, as transformers runs it; tokenizer.model where it stands alone."""
+    unigram = model.algorithm == UNIGRAM
+    if content:
+        found = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
+        if unigram and not found.charsmap:
+            found = Spaces(found.prefix, found.merged, model.charsmap, found.notes)
+        return found
+    if model.treat_whitespace_as_suffix:
+        raise NotExpressible(
+            f"gguf: {source}", "spaces end words here, llama.cpp only knows the others", instead=_INSTEAD
+        )
+    if unigram:
+        return Spaces(model.add_dummy_prefix, model.remove_extra_whitespaces, model.charsmap)
+    notes = []
+    if model.charsmap:
+        notes.append("characters: llama.cpp does not normalise the text of a BPE model, this tokenizer does")
+    if model.remove_extra_whitespaces:
+        notes.append("runs of spaces: llama.cpp keeps them, this tokenizer makes one space of them")
+    return Spaces(model.add_dummy_prefix, notes=tuple(notes))
+
+
+def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]:
+    prefix = writer.truth("tokenizer.ggml.add_space_prefix", spaces.prefix)
+    if algorithm == BPE:
+        return [prefix] if state_prefix or not spaces.prefix else []
+    keys = [prefix, writer.truth("tokenizer.ggml.remove_extra_whitespaces", spaces.merged)]
+    if spaces.charsmap:
+        keys.append(writer.bytes8("tokenizer.ggml.precompiled_charsmap", spaces.charsmap))
+    return keys
+
+
+def _merge_notes(path: Path, content: Mapping[str, Any], added: Sequence[AddedToken]) -> list[str]:
+    """Whether two pieces can meet that make a third one without a merge: llama.cpp then joins them."""
+    merges = dict.fromkeys(read_merges(path, content["model"].get("merges")))
+    vocab = content["model"]["vocab"].keys() - {token.text for token in added}  # these are cut out of the text before
+    for text in dict.fromkeys(left + right for left, right in merges):
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if (left, right) not in merges and left in vocab and right in vocab:
+                return [f"merges: llama.cpp joins any two tokens that make a third, here also {left!r} and {right!r}"]
+    return []

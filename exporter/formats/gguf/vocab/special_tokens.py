@@ -1,0 +1,150 @@
+"""Special ids, and which of them are put around a text, as GGUF metadata.
+
+Which token is which comes from tokenizer_config.json, then from config.json, as llama.cpp's converter has it; what
+these leave open from special_tokens_map.json and generation_config.json. Whether one is put around a text comes from
+the post-processor in tokenizer.json, then from tokenizer_config.json.
+
+llama.cpp finds some tokens by their text: those that begin, separate and end parts of a file to be filled in, and most
+of those that end a turn. Only ends that it would miss are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import BadInput
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.post_processor import Specials, post_process
+from exporter.formats.gguf.writer import Key
+from exporter.sources.json_objects import read_object
+
+_ID_KEYS: Final = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "sep": "tokenizer.ggml.seperator_token_id",  # llama.cpp spells it so
+    "pad": "tokenizer.ggml.padding_token_id",
+    "mask": "tokenizer.ggml.mask_token_id",
+    "eot": "tokenizer.ggml.eot_token_id",
+    "eom": "tokenizer.ggml.eom_token_id",
+}
+_ADD_KEYS: Final = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
+_KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+#: What llama.cpp puts around a text where the file is silent, by tokenizer.ggml.model. Byte-level ones: by the name of
+#: the splitting, which the converter leaves as it is.
+_ASSUMED: Final[Mapping[str, Mapping[str, bool]]] = {
+    "llama": {"bos": True, "eos": False},
+    "t5": {"bos": False, "eos": True},
+    "gpt2": {},
+}
+
+#: Tokens that end a turn for llama.cpp by their text alone. Source: llama_vocab::impl::load, special_eog_ids.
+_KNOWN_ENDS: Final = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~["),
+    }
+)
+
+
+def special_keys(
+    files: Mapping[str, Path],
+    configs: tuple[Mapping[str, Any], Mapping[str, Any]],
+    tokenizer: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ids: Mapping[str, int],
+    rows: int,
+    model: str,
+) -> tuple[list[Key], list[str]]:
+    """(keys, notes) for special ids and flags.
+
+    configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
+    tokenizer_config.json ({} if absent). ids: added tokens and pieces with a meaning of their own.
+    model: tokenizer.ggml.model. Raises BadInput for an id outside the vocabulary.
+    """
+    config, generation = configs
+    specials = Specials(_texts(settings))
+    for kind, twin in (("bos", "cls"), ("eos", "sep")):
+        if kind not in specials.texts and twin in specials.texts:
+            specials.texts[kind] = specials.texts[twin]
+    post_process(tokenizer.get("post_processor"), specials)
+    for kind in _KINDS:
+        if isinstance(flag := settings.get(f"add_{kind}_token"), bool):
+            specials.added.setdefault(kind, flag)
+    found = {kind: ids[text] for kind, text in specials.texts.items() if text in ids} if settings else {}
+    _fill(found, config, "config.json", rows)
+    if path := files.get("special_tokens_map.json"):
+        for kind, text in _texts(read_object(path)).items():
+            if text in ids:
+                found.setdefault(kind, ids[text])
+    _fill(found, generation, "generation_config.json", rows)
+    notes = _ends(found, configs, ids, rows)
+    _converters_eot(found, config, ids, rows)
+    if tokenizer:
+        for kind, assumed in _ASSUMED[model].items():
+            if assumed:
+                specials.added.setdefault(kind, False)
+    keys = [writer.u32(_ID_KEYS[kind], found[kind]) for kind in _ID_KEYS if kind in found]
+    keys += [writer.truth(_ADD_KEYS[kind], specials.added[kind]) for kind in _ADD_KEYS if kind in specials.added]
+    return keys, notes
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    entries = {kind: _content(settings.get(f"{kind}_token")) for kind in _KINDS}
+    return {kind: text for kind, text in entries.items() if text is not None}
+
+
+def _fill(found: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
+    """Take the ids of a config for kinds that have none yet."""
+    for kind in _KINDS:
+        token_id = config.get(f"{kind}_token_id")
+        if type(token_id) is int and token_id >= 0:  # older configs say -1 for none
+            if token_id >= rows and kind not in found:
+                raise BadInput(f"{name}: {kind}_token_id: expected an id below {rows}, found {token_id}")
+            found.setdefault(kind, token_id)
+
+
+def _ends(
+    found: dict[str, int], configs: tuple[Mapping[str, Any], Mapping[str, Any]], ids: Mapping[str, int], rows: int
+) -> list[str]:
+    """Ends of a text beside the first one, where a config lists several. llama.cpp has two more places for them."""
+    texts = {token_id: text for text, token_id in ids.items()}
+    left = []
+    for name, token_id in _listed(configs):
+        if not 0 <= token_id < rows:
+            raise BadInput(f"{name}: eos_token_id: expected ids below {rows}, found {token_id}")
+        found.setdefault("eos", token_id)
+        if token_id in (found["eos"], found.get("eot"), found.get("eom")) or texts.get(token_id) in _KNOWN_ENDS:
+            continue
+        place = next((kind for kind in ("eot", "eom") if kind not in found), None)
+        if place:
+            found[place] = token_id
+        else:
+            left.append(token_id)
+    return [f"eos_token_id: no place in a GGUF for {', '.join(map(str, left))}, which end a text, too"] if left else []
+
+
+def _listed(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
+    for name, config in zip(("config.json", "generation_config.json"), configs, strict=True):
+        entry = config.get("eos_token_id")
+        for token_id in entry if isinstance(entry, list) else [entry]:
+            if type(token_id) is int and token_id >= 0:
+                yield name, token_id
+
+
+def _converters_eot(found: dict[str, int], config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
+    """llama.cpp's converter has these by number; the text makes sure that it is the tokenizer meant."""
+    if config.get("model_type") == "gemma" and ids.get("<end_of_turn>") == 107:
+        found["eot"] = 107
+    if config.get("model_type") == "llama" and rows == 32016 and ids.get("\u2581<EOT>") == 32010:  # CodeLlama
+        found["eot"] = 32010
+
+
+def _content(entry: Any) -> str | None:
+    """The text of a token that stands as a string or as a table with flags."""
+    text = entry.get("content") if isinstance(entry, Mapping) else entry
+    return text if isinstance(text, str) and text else None

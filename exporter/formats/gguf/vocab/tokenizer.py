@@ -1,0 +1,97 @@
+"""A tokenizer as GGUF metadata: which kind it is, and the keys that every kind has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import NotExpressible, UnreadableFile
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.byte_level import byte_level_keys
+from exporter.formats.gguf.vocab.pieces import pieces_keys
+from exporter.formats.gguf.vocab.special_tokens import special_keys
+from exporter.formats.gguf.vocab.templates import template_keys
+from exporter.formats.gguf.vocab.tokens import added_tokens, flag_notes
+from exporter.formats.gguf.writer import Key
+from exporter.sources.json_objects import read_object
+from exporter.sources.tokenizer import read_tokenizer
+
+#: llama.cpp's converter copies the setting for its llama models and their kin only.
+_PREFIX_COPIED: Final = frozenset({"llama", "mistral", "mixtral", "granite", "smollm3"})
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Keys for the header, and what the format cannot say about this tokenizer."""
+
+    keys: Sequence[Key]
+    notes: Sequence[str]
+
+
+def vocabulary(
+    files: Mapping[str, Path],
+    config: Mapping[str, Any],
+    vocab: int,
+    *,
+    where: Path,
+    pre_tokenizer: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Vocabulary:
+    """The tokenizer's metadata for a model of ``vocab`` rows.
+
+    files: tokenizer files by name. config, generation: the parsed config.json and generation_config.json.
+    pre_tokenizer: the name of a byte-level BPE's splitting to write instead of the recognised one.
+    Raises NotExpressible for tokenizers that llama.cpp has not, BadInput for broken ones.
+    """
+    settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    content = _content(files, where)
+    added = added_tokens(files, content, settings)
+    pieces = not content or _is_sentencepiece(files["tokenizer.json"], content)
+    ids = {token.text: token.id for token in added}
+    copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
+    if pieces:
+        keys, notes, model, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
+        ids = {**named, **ids}
+    else:
+        model = "gpt2"
+        keys, notes = byte_level_keys(
+            files["tokenizer.json"],
+            content,
+            added,
+            vocab,
+            model_type=config.get("model_type"),
+            pre_tokenizer=pre_tokenizer,
+        )
+        if copied:
+            keys.append(writer.truth("tokenizer.ggml.add_space_prefix", settings["add_prefix_space"]))
+    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, model)
+    keys += special
+    notes += more
+    keys += template_keys(files, settings)
+    return Vocabulary(keys, [*notes, *flag_notes(added)])
+
+
+def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
+    """The parsed tokenizer.json, {} where tokenizer.model stands alone."""
+    if path := files.get("tokenizer.json"):
+        return read_tokenizer(path)
+    if "tokenizer.model" in files:
+        return {}
+    raise UnreadableFile(where / "tokenizer.json", "a GGUF holds its tokenizer: expected the file, found none")
+
+
+def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether text is cut at marks for spaces. Raises NotExpressible for models that are neither this nor BPE."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind not in ("BPE", "Unigram"):
+        raise NotExpressible(
+            f"gguf: {path}",
+            f"{kind} tokenizers belong to encoders; byte-level BPE and SentencePiece are written",
+            instead="--to hf and --to onnx can hold it",
+        )
+    return kind == "Unigram" or bool(model.get("byte_fallback"))
