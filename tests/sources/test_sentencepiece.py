@@ -6,11 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from sentencepiece import sentencepiece_model_pb2
 
 from exporter.errors import UnreadableFile
 from exporter.sources.sentencepiece import SentencePieceModel, read_model
-from fixtures.tokenizers import llama_sentencepiece, t5_sentencepiece
+from fixtures.tokenizers import llama_sentencepiece, model_proto, t5_sentencepiece
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
@@ -25,7 +24,7 @@ def read(folder: Path, content: bytes) -> SentencePieceModel:
 
 
 def test_every_field_is_that_of_the_sentencepiece_package(tmp_path: Path, content: bytes) -> None:
-    ours, theirs = read(tmp_path, content), sentencepiece_model_pb2.ModelProto.FromString(content)
+    ours, theirs = read(tmp_path, content), model_proto(content)
     assert ours.texts == [piece.piece for piece in theirs.pieces]
     assert ours.scores == [piece.score for piece in theirs.pieces]
     assert ours.types == [piece.type for piece in theirs.pieces]

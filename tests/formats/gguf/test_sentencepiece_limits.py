@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.tokenizer import Vocabulary, vocabulary
+from fixtures.tokenizers import model_proto
 from tests.formats.gguf.vocabularies import BYTES, LLAMA, PREPEND, REPLACE, model_file
 
 MARK = "\u2581"
@@ -61,7 +61,7 @@ def found_in(
 
 def changed(**settings: Any) -> bytes:
     """A tokenizer.model with settings of its trainer or normalizer changed."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model_file(LLAMA))
+    proto = model_proto(model_file(LLAMA))
     for name, value in settings.items():
         setattr(proto.trainer_spec if hasattr(proto.trainer_spec, name) else proto.normalizer_spec, name, value)
     data: bytes = proto.SerializeToString()

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sentencepiece import sentencepiece_model_pb2
-
+from fixtures.tokenizers import model_proto
 from tests.formats.gguf.models import config
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
@@ -21,7 +20,7 @@ WORDS: Final = ("\u2581t", "he", "in", "\u2581the", "er", "ing", "\u2581a", "\u2
 
 def model_file(head: Sequence[tuple[str, int]], words: Sequence[str] = WORDS) -> bytes:
     """A tokenizer.model: ``head`` are pieces with their types, words follow with falling scores."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = model_proto()
     for text, kind in head:
         proto.pieces.add(piece=text, score=0.0, type=kind)
     for rank, text in enumerate(words):
@@ -161,7 +160,12 @@ def gemma(path: Path, kind: str = "gemma", architecture: str = "GemmaForCausalLM
     )
     tokens |= stated({4: "<mask>", 5: "<unused0>", 108: "\n\n"} | {i + 5: f"<unused{i}>" for i in range(101)}, False)
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    head_dim = {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": None, "sliding_window": 64}
+    head_dim: dict[str, Any] = {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": None,
+        "sliding_window": 64,
+    }
     head_dim |= {"final_logit_softcapping": None} if kind == "gemma3_text" else {}
     if kind == "gemma2":
         head_dim |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
