@@ -165,6 +165,8 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
         ):
             made = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
             golden[f"{name}-{label}"] = made if label == "BF16" else fingerprint(made)
+    half = build_family("gemma", folder / "gemma-half", dtype="float16")
+    golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))
     return golden
 
 

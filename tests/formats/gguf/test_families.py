@@ -107,3 +107,65 @@ def mean_kl(base: Path, file: Path, *, repeat: int = 1) -> float:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32_file_computes_what_transformers_computes(name: str, family: Build, write: Write) -> None:
     assert mean_kl(family(name), write(family(name), ftype="F32")) <= KL_BAR
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 128}
+THETA = {"rope_type": "default", "rope_theta": 50000.0}
+PARTIAL = {**THETA, "partial_rotary_factor": 0.5}
+LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
+
+#: family, what is changed in its config, how often the prompts follow each other, keys that the converter leaves out
+VARIANTS = [
+    ("qwen2", {"rope_parameters": LINEAR}, 1, ()),
+    ("llama", {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0}}, 1, ()),
+    ("qwen3", {"rope_parameters": YARN}, 8, ()),
+    ("gemma3_text", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL}}, 1, ()),
+    ("gemma3_text", {"tie_word_embeddings": False, "final_logit_softcapping": 3.0}, 1, ()),
+    ("gpt2", {"n_inner": 96}, 1, ("gpt2.feed_forward_length",)),
+    ("gpt_neox", {"use_parallel_residual": False}, 1, ()),
+    ("gpt_neox", {"rope_parameters": PARTIAL}, 1, ("gptneox.rope.freq_base", "gptneox.rope.dimension_count")),
+    ("gemma", {"rope_parameters": THETA}, 1, ("gemma.rope.freq_base",)),
+    ("stablelm", {"rope_parameters": PARTIAL}, 1, ("stablelm.rope.freq_base",)),
+    ("granite", {"attention_bias": True, "mlp_bias": True}, 1, ()),
+    ("phi4_mini", {}, 8, ()),  # more than the original context: the long factors
+]
+VARIANT_IDS = [f"{name}-{'-'.join(changes) or 'long'}" for name, changes, _, _ in VARIANTS]
+
+
+@pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
+def test_variants_compute_what_transformers_computes(
+    name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
+) -> None:
+    base = build(name, tmp_path / "base", **changes)
+    assert mean_kl(base, write(base, ftype="F32"), repeat=repeat) <= KL_BAR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
+def test_variants_equal_the_converters_but_for_keys_that_it_leaves_out_or_gets_wrong(
+    name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
+) -> None:
+    root = converter()
+    if root is None:
+        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    base = build(name, tmp_path / "base", **changes)
+    ours = brief(digest(write(base)))
+    theirs = convert_family(root, name, base, tmp_path / "theirs.gguf", "BF16")
+    different = {key for key in ours["keys"] | theirs["keys"] if ours["keys"].get(key) != theirs["keys"].get(key)}
+    assert (different, ours["tensors"]) == (set(keys), theirs["tensors"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("gemma2", {"sliding_window": 4}), ("gemma3_text", {"rms_norm_eps": 0.1})], ids=str
+)
+def test_the_bar_tells_a_file_of_other_settings(
+    name: str, changes: dict[str, Any], family: Build, write: Write, tmp_path: Path
+) -> None:
+    other = build(name, tmp_path / "other", **changes)
+    assert mean_kl(family(name), write(other, ftype="F32")) > KL_BAR
+
+
+def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, golden: dict[str, Any]) -> None:
+    base = build("gemma", tmp_path / "gemma", dtype="float16")
+    assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
