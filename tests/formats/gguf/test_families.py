@@ -116,7 +116,7 @@ PARTIAL = {**THETA, "partial_rotary_factor": 0.5}
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
 
 #: family, what is changed in its config, how often the prompts follow each other, keys that the converter leaves out
-VARIANTS = [
+VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("qwen2", {"rope_parameters": LINEAR}, 1, ()),
     ("llama", {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0}}, 1, ()),
     ("qwen3", {"rope_parameters": YARN}, 8, ()),
