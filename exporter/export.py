@@ -43,6 +43,7 @@ class ExportSpec:
     prompts: tuple[str, ...] = ()
     report: Path | None = None
     pre_tokenizer: str | None = None
+    converter: Path | None = None
     untie: bool = False
     memory_bytes: int | None = None
     max_shard_bytes: int | None = None
@@ -57,6 +58,10 @@ class ExportSpec:
             raise UsageError("--max-shard-size: needs --to hf")
         if len(set(self.quants)) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
+        if self.converter and "gguf" not in self.formats:
+            raise UsageError("--converter: needs --to gguf")
+        if self.converter and self.pre_tokenizer:
+            raise UsageError("--converter: chooses the pre-tokenizer itself, so --pre-tokenizer has no use beside it")
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
             pre_tokenizer=spec.pre_tokenizer,
             budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
             max_shard_bytes=spec.max_shard_bytes,
+            converter=spec.converter,
         )
         target = plan_target(fmt, wish, merge)
         if len(wishes) > 1:

@@ -29,6 +29,7 @@ class Wish:
     pre_tokenizer: str | None = None
     budget: Budget = field(default_factory=Budget)
     max_shard_bytes: int | None = None
+    converter: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,14 @@ def _hf(wish: Wish, merge: MergePlan) -> Target:
 
 
 def _gguf(wish: Wish, merge: MergePlan) -> Target:
-    from exporter.formats.gguf import plan_gguf, write_gguf
+    from exporter.formats.gguf import plan_converter, plan_gguf, write_converted, write_gguf
 
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
     model = merge.model("F32" if wish.dtype else None, wish.budget)
+    if wish.converter:
+        staged = plan_converter(model, wish.converter, wish.quant or wish.dtype)
+        write = partial(write_converted, staged)
+        return Target(format="gguf", storage=staged.ftype, nbytes=staged.nbytes, write=write)
     layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
     return Target(
         format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout), notes=layout.notes

@@ -35,6 +35,12 @@ _EXPORT_OPTIONS = (
     click.option("--prompts", type=PATH, help="Text file with a prompt a line, for --verify full."),
     click.option("--report", type=PATH, help="Folder for report.json; with several --to one lies in OUT too."),
     click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
+    click.option(
+        "--converter",
+        type=PATH,
+        help="llama.cpp's convert_hf_to_gguf.py, for models that no family here describes: it is run on the merged "
+        "checkpoint, without network, and what it writes is verified.",
+    ),
     click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own."),
     click.option(
         "--memory",

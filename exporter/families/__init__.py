@@ -52,6 +52,13 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 )
 
 
+#: The ways out of a model without a family, by target.
+_INSTEAD: Final = {
+    "gguf": "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
+    "and `ttexport patch` puts token rows into a GGUF that exists already",
+}
+
+
 def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
     """The decoder that ``config`` (a parsed config.json) describes, for ``target`` ("gguf", "onnx").
 
@@ -62,6 +69,6 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
         raise NotExpressible(
             target,
             f"model_type {model_type!r} has no family here (known: {', '.join(FAMILIES)})",
-            instead="merge with --to hf and convert the result with the target's own tools",
+            instead=_INSTEAD.get(target, "--to hf can hold it"),
         )
     return FAMILIES[model_type].describe(config)

@@ -11,20 +11,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from exporter.formats.hf import plan_hf, write_hf
+from exporter.merge.plan import plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
+from fixtures.adapters import stock_rows
+from fixtures.families import FAMILIES
+from fixtures.families import build as build_family
 from tests.formats.gguf.models import CASES
 from tests.formats.gguf.vocabularies import VOCABULARIES
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "gguf" / "golden.json"
 GOLDEN_VOCABULARIES = GOLDEN.with_name("golden_vocabularies.json")
+FAMILY_GOLDEN = GOLDEN.with_name("golden_families.json")
 VARIABLE = "TTEXPORT_LLAMA_CPP"
+
+#: The rows that the adapter of a merged family trains: a special token and two learned ones.
+TRAINED_IDS = (300, 17, 2)
+#: The splitting of the tiny tokenizers goes by several names; these models have their own.
+PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r"}
 
 #: Free text about the model; our provenance.
 _OURS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
@@ -32,14 +46,45 @@ _OURS = ("general.name", "general.basename", "general.finetune", "general.versio
 # The converter hashes the ids of a text to find the name of the splitting, which no tiny tokenizer can match.
 _RUN = """
 import sys
-root, pre_tokenizer = sys.argv[1:3]
+root, pre_tokenizer, change = sys.argv[1:4]
 sys.path[:0] = [root, root + "/gguf-py"]
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
+exec(change)
 import convert_hf_to_gguf
-sys.argv = ["convert_hf_to_gguf.py", *sys.argv[3:]]
+sys.argv = ["convert_hf_to_gguf.py", *sys.argv[4:]]
 convert_hf_to_gguf.main()
 """
+
+_BYTE_LEVEL = """
+import conversion.gemma, conversion.phi
+for kind in (conversion.gemma.GemmaModel, conversion.gemma.Gemma2Model, conversion.phi.Phi3MiniModel):
+    kind.set_vocab = conversion.base.TextModel._set_vocab_gpt2
+"""
+_ROTARY = """
+load = conversion.base.ModelBase.load_hparams
+conversion.base.ModelBase.load_hparams = staticmethod(lambda *args, **more: {"rotary_pct": 0.25, **load(*args, **more)})
+"""
+_NORM_STACKS = """
+import conversion.stablelm
+stack = conversion.stablelm.StableLMModel.modify_tensors
+def modify_tensors(self, *args):
+    made = yield from stack(self, *args)
+    yield from made or ()
+conversion.stablelm.StableLMModel.modify_tensors = modify_tensors
+"""
+_TOKENIZER = (
+    "the tiny model has a byte-level tokenizer, and for this family the converter reads SentencePiece's file only"
+)
+#: Where the converter refuses a tiny model: what is changed in it before it runs, and why.
+CHANGES = {
+    "gemma": (_BYTE_LEVEL, _TOKENIZER),
+    "gemma2": (_BYTE_LEVEL, _TOKENIZER),
+    "phi_mini": (_BYTE_LEVEL, _TOKENIZER),
+    "phi4_mini": (_BYTE_LEVEL, _TOKENIZER),
+    "gpt_neox": (_ROTARY, "it reads rotary_pct, which transformers 5 moves into the rope parameters, and fails"),
+    "stablelm_12b": (_NORM_STACKS, "it returns the stacked norms from a generator instead of yielding them, and fails"),
+}
 
 
 def converter() -> Path | None:
@@ -48,9 +93,11 @@ def converter() -> Path | None:
     return Path(root) if root else None
 
 
-def convert(root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str, *options: str) -> None:
-    """Run the converter in ``root`` on a checkpoint. Raises RuntimeError with its last words."""
-    command = [sys.executable, "-c", _RUN, str(root), pre_tokenizer, str(source)]
+def convert(
+    root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str, *options: str, change: str = ""
+) -> None:
+    """Run the converter in ``root`` on a checkpoint, after ``change``. Raises RuntimeError with its last words."""
+    command = [sys.executable, "-c", _RUN, str(root), pre_tokenizer, change, str(source)]
     command += ["--outfile", str(out), "--outtype", ftype.lower(), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -88,27 +135,91 @@ def _array(value: GgufArray) -> str:
     return f"{value.count} of type {value.kind}: {hashlib.sha256(text.encode()).hexdigest()}"
 
 
+def brief(file: dict[str, Any]) -> dict[str, Any]:
+    """A digest with one line a tensor, for files of which there are many."""
+    lines = [f"{name} {kind} {shape} {data[:16]}" for name, kind, shape, data in file["tensors"]]
+    return {"keys": file["keys"], "tensors": lines}
+
+
+def convert_family(root: Path, name: str, source: Path, out: Path, ftype: str) -> dict[str, Any]:
+    """What the converter makes of the tiny model of a family in ``source``, in brief."""
+    pre_tokenizer = PRE_TOKENIZERS.get(name, "smollm")
+    convert(root, source, out, ftype, pre_tokenizer, change=CHANGES.get(name, ("", ""))[0])
+    return brief(digest(out))
+
+
 def main() -> None:
     """Write the golden digests."""
     root = converter()
     if root is None:
         sys.exit(f"set {VARIABLE} to llama.cpp's folder")
+    with tempfile.TemporaryDirectory() as folder:
+        _write(GOLDEN, _llamas(root, Path(folder)))
+        _write(FAMILY_GOLDEN, _families(root, Path(folder)))
+        _write(GOLDEN_VOCABULARIES, _vocabularies(root, Path(folder)))
+
+
+def _llamas(root: Path, folder: Path) -> dict[str, Any]:
     names = {"tied": "smollm", "untied": "smollm", "llama3": "llama-bpe", "linear": "gpt-2", "added": "qwen2"}
     golden: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for case, (build, ftypes) in CASES.items():
-            source = build(Path(folder) / case)
-            for ftype in ftypes:
-                out = Path(folder) / f"{case}.{ftype}.gguf"
-                convert(root, source, out, ftype, names[case])
-                golden[f"{case}-{ftype}"] = digest(out)
-        vocabularies: dict[str, Any] = {}
-        for case, build_folder in VOCABULARIES.items():
-            out = Path(folder) / f"{case}.gguf"
-            convert_vocabulary(root, build_folder(Path(folder) / f"vocabulary-{case}"), out)
-            vocabularies[case] = tokenizer_keys(out)
-    GOLDEN_VOCABULARIES.write_text(json.dumps(vocabularies, indent=1) + "\n", encoding="utf-8")
-    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
+    for case, (build, ftypes) in CASES.items():
+        source = build(folder / case)
+        for ftype in ftypes:
+            out = folder / f"{case}.{ftype}.gguf"
+            convert(root, source, out, ftype, names[case])
+            golden[f"{case}-{ftype}"] = digest(out)
+    return golden
+
+
+def _vocabularies(root: Path, folder: Path) -> dict[str, Any]:
+    golden: dict[str, Any] = {}
+    for case, build_folder in VOCABULARIES.items():
+        out = folder / f"{case}.gguf"
+        convert_vocabulary(root, build_folder(folder / f"vocabulary-{case}"), out)
+        golden[case] = tokenizer_keys(out)
+    return golden
+
+
+def _families(root: Path, folder: Path) -> dict[str, Any]:
+    """The base in full, as it is stored and with Q8_0; the merged model as the digest of its digests."""
+    golden: dict[str, Any] = {}
+    for name in FAMILIES:
+        source = build_family(name, folder / name)
+        merged = merge_rows(source, folder / f"{name}-merged")
+        for label, checkpoint, ftype in (
+            ("BF16", source, "BF16"),
+            ("Q8_0", source, "Q8_0"),
+            ("merged", merged, "BF16"),
+        ):
+            made = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
+            golden[f"{name}-{label}"] = made if label == "BF16" else fingerprint(made)
+    half = build_family("gemma", folder / "gemma-half", dtype="float16")
+    golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))
+    return golden
+
+
+def fingerprint(value: dict[str, Any]) -> str:
+    """One digest of a digest."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def merge_rows(base: Path, out: Path) -> Path:
+    """A checkpoint with the rows of three tokens replaced by an adapter of stock PEFT."""
+    adapter = row_adapter(base, out.with_name(f"{out.name}-adapter"))
+    write_hf(plan_hf(plan_merge(Checkpoint.open(base), [Adapter.open(adapter)]).model()), out)
+    return out
+
+
+def row_adapter(base: Path, path: Path) -> Path:
+    """Rows of stock PEFT with the base's own tokenizer: the classes of some families save another splitting."""
+    stock_rows(base, path, TRAINED_IDS)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, path / name)
+    return path
+
+
+def _write(path: Path, golden: dict[str, Any]) -> None:
+    path.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

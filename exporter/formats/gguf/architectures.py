@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from exporter.errors import NotExpressible
-from exporter.families.spec import DecoderSpec, Role, Slot
-
-#: The ways out of a model that has no GGUF here.
-INSTEAD: Final = (
-    "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
-    "and `ttexport patch` puts token rows into a GGUF that exists already"
-)
+from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 
 _SIZES: Final = frozenset({"block_count", "context_length", "embedding_length", "feed_forward_length"})
 _PLAIN: Final = _SIZES | {"attention.head_count", "attention.head_count_kv", "norm", "rope.freq_base", "file_type"}
@@ -199,7 +193,6 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         name="smollm3",
         keys=_LLAMA,
         interleaved=True,
-        scalings=frozenset({"linear", "llama3", "yarn"}),
         check=_no_rope_layers,
     ),
 }
@@ -207,12 +200,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
     """The row of the table for a decoder. Raises NotExpressible, with the reason, where llama.cpp cannot hold it."""
-    row = ARCHITECTURES.get(spec.family)
-    if row is None:
-        known = ", ".join(ARCHITECTURES)
-        raise NotExpressible(
-            "gguf", f"the family {spec.family!r} is not written by this version (known: {known})", instead=INSTEAD
-        )
+    row = ARCHITECTURES[spec.family]
     if reason := _refusal(spec, row):
         raise NotExpressible(f"gguf: {row.name}", reason)
     if row.head == "must" and tied:
@@ -235,6 +223,8 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     kind = (rope.scaling or {}).get("rope_type") if rope else None
     if kind is not None and kind not in row.scalings:
         return f"rope type {kind!r} has no form in this architecture"
+    if rope and kind == "yarn" and (odd := _odd_yarn(rope)):
+        return f"{odd} of rope type 'yarn': llama.cpp scales attention in its own way, which is that of the defaults"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
         return f"head_dim: llama.cpp computes {width} here, found {attention.head_dim}"
@@ -243,6 +233,19 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
         return f"partial_rotary_factor: llama.cpp rotates whole heads here, found {rope.dims} of {attention.head_dim}"
     return row.check(spec)
+
+
+def _odd_yarn(rope: Rope) -> str | None:
+    """A parameter of YaRN with which llama.cpp computes something else than transformers does (KL 0.03 and more)."""
+    table = rope.scaling or {}
+    given = [
+        name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
+    ]
+    if table.get("mscale") and table.get("mscale_all_dim"):
+        given.append("mscale")
+    if table.get("truncate") is False:
+        given.append("truncate")
+    return given[0] if given else None
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:

@@ -23,8 +23,6 @@ _DEFAULT_THETA: Final = 10000.0
 
 #: YaRN's parameters in config.json → in the file.
 _YARN: Final = {
-    "extrapolation_factor": "yarn_ext_factor",
-    "attention_factor": "yarn_attn_factor",
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
@@ -162,10 +160,10 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
     if rope is None or rope.scaling is None or rope.scaling.get("rope_type") != "longrope":
         return []
     original = rope.original_positions or spec.max_positions
-    scale = spec.max_positions / original
+    table = Settings({key: value for key, value in rope.scaling.items() if value is not None})
+    scale = table.number("factor", spec.max_positions / original)
     computed = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-    given = Settings(rope.scaling).number("attention_factor") if rope.scaling.get("attention_factor") else computed
-    return [writer.f32(f"{arch}.rope.scaling.attn_factor", given)]
+    return [writer.f32(f"{arch}.rope.scaling.attn_factor", table.number("attention_factor", computed))]
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:

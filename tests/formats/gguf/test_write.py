@@ -148,7 +148,7 @@ def test_tensor_that_contradicts_the_config_is_named(base: Path, change: dict[st
 
 def test_unknown_family_says_what_can_be_done(base: Path) -> None:
     edit_config(base, model_type="mamba")
-    with pytest.raises(NotExpressible, match=r"model_type 'mamba'.*--to hf"):
+    with pytest.raises(NotExpressible, match=r"model_type 'mamba'.*--converter PATH .*ttexport patch"):
         plan_gguf(merged(base))
 
 

@@ -1,0 +1,133 @@
+"""Every family: the description of a config is what transformers makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from exporter.errors import BadInput, NotExpressible
+from exporter.families import FAMILIES, describe
+from exporter.families.spec import Role, Slot
+from fixtures import families as tiny
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+#: What a config of each model type must state; all else is left to the defaults.
+STATED: dict[str, dict[str, Any]] = {name: SIZES for name in FAMILIES}
+STATED |= {"mixtral": SIZES | MOE, "qwen3_moe": SIZES | MOE, "gpt2": GPT2}
+# Where it is left out, transformers takes a number of its own for these, and not that of the heads.
+for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3"}:
+    STATED[_name] = STATED[_name] | {"num_key_value_heads": 2}
+
+
+def config_of(model_type: str, **settings: Any) -> Any:
+    return transformers.CONFIG_MAPPING[model_type](**settings)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_a_config_leaves_out_is_what_transformers_takes(model_type: str) -> None:
+    stated = STATED[model_type]
+    full = config_of(model_type, **stated).to_dict()
+    assert describe({"model_type": model_type, **stated}, "gguf") == describe(full, "gguf")
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
+    kind, settings, tied = tiny.FAMILIES[name]
+    config = getattr(transformers, f"{kind}Config")(**settings, vocab_size=64, pad_token_id=0, tie_word_embeddings=tied)
+    spec = describe(config.to_dict(), "gguf")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    # Experts are one tensor in the module and many on disk: they are counted by the conformance tests.
+    experts = {name for name, slot in spec.forms[0].items() if slot.role.value.startswith("mlp.experts")}
+    state = {key for key in model.state_dict() if not key.startswith("model.layers.") or ".experts." not in key}
+    names = {name for name, slot in spec.forms[0].items() if not slot.optional} - experts
+    renamed = {"block_sparse_moe.gate.": "mlp.gate.", "embed_out.": "lm_head."}
+    for stored, module in renamed.items():
+        names = {name.replace(stored, module) for name in names}
+    assert state == names
+    assert bool(experts) == (spec.moe is not None)
+    slots = spec.forms[0].values()
+    assert len(set(slots)) == len(slots)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("gemma2", lambda spec: (spec.attention.windowed, spec.attention.softcap) == ({0, 2}, 2.0)),
+        ("gemma3_text", lambda spec: spec.attention.windowed == {0, 1, 2, 3, 4, 6} and spec.rope.local_theta == 1e4),
+        ("gemma", lambda spec: spec.norm.offset == 1 and spec.embed_scale == 8),
+        ("smollm3", lambda spec: spec.rope.skipped == {3}),
+        ("phi4_mini", lambda spec: (spec.rope.dims, spec.rope.original_positions) == (12, 256)),
+        ("cohere", lambda spec: spec.rope.interleaved and spec.parallel and Role.MLP_NORM not in spec.roles),
+        ("stablelm_12b", lambda spec: spec.attention.qk_norm == "each" and Role.MLP_NORM not in spec.roles),
+        ("olmo2", lambda spec: spec.attention.qk_norm == "all" and Role.ATTN_NORM not in spec.roles),
+        ("granite", lambda spec: (spec.logit_scale, spec.residual_scale, spec.attention.scale) == (0.5, 0.7, 0.1)),
+        ("gpt2", lambda spec: spec.rope is None and Role.QKV in spec.transposed and not spec.mlp.gated),
+        ("gpt_neox", lambda spec: spec.attention.qkv == "heads" and spec.parallel and spec.rope.dims == 4),
+        ("mixtral", lambda spec: spec.moe.experts == 4 and spec.moe.normalised),
+    ],
+    ids=str,
+)
+def test_a_description_names_what_sets_a_family_apart(name: str, facts: Callable[[Any], bool]) -> None:
+    kind, settings, tied = tiny.FAMILIES[name]
+    config = getattr(transformers, f"{kind}Config")(**settings, tie_word_embeddings=tied)
+    assert facts(describe(config.to_dict(), "gguf"))
+
+
+def test_gpt2_is_read_with_and_without_its_prefix() -> None:
+    long, short = describe({"model_type": "gpt2", **GPT2}, "gguf").forms
+    assert long["transformer.h.2.attn.c_attn.bias"] == short["h.2.attn.c_attn.bias"] == Slot(Role.QKV, 2, "bias")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "says"),
+    [
+        ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        (
+            "smollm3",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["chunked_attention"] * 3},
+            "'chunked_attention'",
+        ),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "layers without experts"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "layers without experts"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "rope type 'linear'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention scales"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ("cohere", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary"),
+    ],
+)
+def test_variants_that_are_not_described_are_not_expressible(
+    model_type: str, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(NotExpressible, match=says):
+        describe({"model_type": model_type, **STATED[model_type], **change}, "gguf")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "says"),
+    [
+        ("mixtral", {"num_local_experts": None}, "num_local_experts: expected a positive"),
+        ("mixtral", {"num_local_experts": 10**6}, "num_local_experts: expected at most 4096"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok: expected at most 4, found 9"),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types: expected a list of 3"),
+        ("qwen2", {"use_sliding_window": "yes"}, "use_sliding_window: expected true or false"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers: expected 3 of 0 and 1"),
+        ("gpt2", {"n_head": 5}, "n_head: expected a divisor of 32, found 5"),
+        ("gpt_neox", {"rotary_pct": 0.5, "num_attention_heads": 16}, "rotary dimensions: expected an even number"),
+        ("stablelm", {"partial_rotary_factor": 2.0}, "rotary dimensions: expected an even number up to 8, found 16"),
+        ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "rope_parameters: expected a table a layer type"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number above 0"),
+    ],
+)
+def test_a_broken_value_is_named(model_type: str, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        describe({"model_type": model_type, **STATED[model_type], **change}, "gguf")

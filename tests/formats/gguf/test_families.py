@@ -1,0 +1,171 @@
+"""Every family: the bytes of llama.cpp's converter, and the logits of transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fixtures.families import FAMILIES, build
+from fixtures.tiny import PROMPTS
+from tests.conformance.gguf import (
+    CHANGES,
+    FAMILY_GOLDEN,
+    VARIABLE,
+    brief,
+    convert_family,
+    converter,
+    digest,
+    fingerprint,
+    merge_rows,
+    row_adapter,
+)
+from tests.formats.gguf.conftest import Write
+
+#: The bar of the format. Rounding gives about 1e-12, and 2e-7 where llama.cpp looks GELU up in a table of float16.
+KL_BAR = 1e-6
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """family(name): the tiny checkpoint of a family, made once."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = build(name, tmp_path_factory.mktemp("family") / "model")
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(FAMILY_GOLDEN.read_text(encoding="utf-8"))
+    return table
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_file_equals_that_of_llama_cpps_converter(
+    name: str, golden: dict[str, Any], family: Build, write: Write
+) -> None:
+    assert brief(digest(write(family(name)))) == golden[f"{name}-BF16"]
+    assert fingerprint(brief(digest(write(family(name), ftype="Q8_0")))) == golden[f"{name}-Q8_0"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_merged_file_equals_what_the_converter_makes_of_the_merged_checkpoint(
+    name: str, golden: dict[str, Any], family: Build, write: Write, tmp_path: Path
+) -> None:
+    adapter = row_adapter(family(name), tmp_path / "adapter")
+    assert fingerprint(brief(digest(write(family(name), adapter)))) == golden[f"{name}-merged"]
+    assert fingerprint(golden[f"{name}-BF16"]) != golden[f"{name}-merged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_golden_digests_are_those_of_the_converter_at_hand(
+    name: str, golden: dict[str, Any], family: Build, tmp_path: Path
+) -> None:
+    root = converter()
+    if root is None:
+        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    base = family(name)
+    assert convert_family(root, name, base, tmp_path / "base.gguf", "BF16") == golden[f"{name}-BF16"]
+    made = convert_family(root, name, base, tmp_path / "q8_0.gguf", "Q8_0")
+    assert fingerprint(made) == golden[f"{name}-Q8_0"]
+    merged = convert_family(root, name, merge_rows(base, tmp_path / "merged"), tmp_path / "merged.gguf", "BF16")
+    assert fingerprint(merged) == golden[f"{name}-merged"]
+
+
+def test_changes_to_the_converter_are_explained() -> None:
+    assert CHANGES.keys() <= FAMILIES.keys()
+    assert all(reason for _, reason in CHANGES.values())
+
+
+def mean_kl(base: Path, file: Path, *, repeat: int = 1) -> float:
+    """Mean KL of llama.cpp's logits on ``file`` from those of transformers in float32, over the prompts."""
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    ids = AutoTokenizer.from_pretrained(base)(" ".join(PROMPTS))["input_ids"] * repeat
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    with torch.no_grad():
+        want = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    got = torch.from_numpy(runtime.logits(file, ids)).double().log_softmax(-1)
+    value = float((want.exp() * (want - got)).sum(-1).mean())
+    assert not math.isnan(value)
+    return value
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_file_computes_what_transformers_computes(name: str, family: Build, write: Write) -> None:
+    assert mean_kl(family(name), write(family(name), ftype="F32")) <= KL_BAR
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 128}
+THETA = {"rope_type": "default", "rope_theta": 50000.0}
+PARTIAL = {**THETA, "partial_rotary_factor": 0.5}
+LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
+
+#: family, what is changed in its config, how often the prompts follow each other, keys that the converter leaves out
+VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
+    ("qwen2", {"rope_parameters": LINEAR}, 1, ()),
+    ("llama", {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0}}, 1, ()),
+    ("qwen3", {"rope_parameters": YARN}, 8, ()),
+    ("gemma3_text", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL}}, 1, ()),
+    ("gemma3_text", {"tie_word_embeddings": False, "final_logit_softcapping": 3.0}, 1, ()),
+    ("gpt2", {"n_inner": 96}, 1, ("gpt2.feed_forward_length",)),
+    ("gpt_neox", {"use_parallel_residual": False}, 1, ()),
+    ("gpt_neox", {"rope_parameters": PARTIAL}, 1, ("gptneox.rope.freq_base", "gptneox.rope.dimension_count")),
+    ("gemma", {"rope_parameters": THETA}, 1, ("gemma.rope.freq_base",)),
+    ("stablelm", {"rope_parameters": PARTIAL}, 1, ("stablelm.rope.freq_base",)),
+    ("granite", {"attention_bias": True, "mlp_bias": True}, 1, ()),
+    ("phi4_mini", {}, 8, ()),  # more than the original context: the long factors
+]
+VARIANT_IDS = [f"{name}-{'-'.join(changes) or 'long'}" for name, changes, _, _ in VARIANTS]
+
+
+@pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
+def test_variants_compute_what_transformers_computes(
+    name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
+) -> None:
+    base = build(name, tmp_path / "base", **changes)
+    assert mean_kl(base, write(base, ftype="F32"), repeat=repeat) <= KL_BAR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
+def test_variants_equal_the_converters_but_for_keys_that_it_leaves_out_or_gets_wrong(
+    name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
+) -> None:
+    root = converter()
+    if root is None:
+        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    base = build(name, tmp_path / "base", **changes)
+    ours = brief(digest(write(base)))
+    theirs = convert_family(root, name, base, tmp_path / "theirs.gguf", "BF16")
+    different = {key for key in ours["keys"] | theirs["keys"] if ours["keys"].get(key) != theirs["keys"].get(key)}
+    assert (different, ours["tensors"]) == (set(keys), theirs["tensors"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("gemma2", {"sliding_window": 4}), ("gemma3_text", {"rms_norm_eps": 0.1})], ids=str
+)
+def test_the_bar_tells_a_file_of_other_settings(
+    name: str, changes: dict[str, Any], family: Build, write: Write, tmp_path: Path
+) -> None:
+    other = build(name, tmp_path / "other", **changes)
+    assert mean_kl(family(name), write(other, ftype="F32")) > KL_BAR
+
+
+def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, golden: dict[str, Any]) -> None:
+    base = build("gemma", tmp_path / "gemma", dtype="float16")
+    assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
