@@ -119,7 +119,7 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
         if target.refusal:
             raise target.refusal
     _spare_inputs(plan)
-    _check_space(plan)
+    require_space(plan.out, plan.nbytes)
     spec = plan.spec
     with staged(plan.out, force=spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
@@ -189,14 +189,14 @@ def _spare_inputs(plan: ExportPlan) -> None:
                 raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
 
 
-def _check_space(plan: ExportPlan) -> None:
-    """Say so before writing for minutes: the weights alone must fit."""
-    parent = plan.out.absolute().parent
+def require_space(out: Path, nbytes: int) -> None:
+    """Say so before writing for minutes: the weights alone must fit. Raises OutputError."""
+    parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
-    if plan.nbytes > free:
-        raise OutputError(plan.out, f"needs {plan.nbytes} bytes, {free} are free")
+    if nbytes > free:
+        raise OutputError(out, f"needs {nbytes} bytes, {free} are free")
     if not os.access(parent, os.W_OK):
         raise OutputError(parent, "no permission to write here")
 

@@ -65,6 +65,23 @@ base_option = click.option(
 )
 
 
+_PATCH_OPTIONS = (
+    click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE.gguf was made from: folder or hub id."),
+    click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE.gguf is the adapters' base."),
+    click.option(
+        "--in-place",
+        is_flag=True,
+        help="Change BASE.gguf itself. A journal beside it undoes a patch that was interrupted; where the file changes "
+        "its size, a whole new one takes its name instead.",
+    ),
+)
+
+
+def patch_options(command: _Command) -> _Command:
+    """Add the options that say which GGUF is patched, and how."""
+    return _add(command, _PATCH_OPTIONS)
+
+
 def export_options(command: _Command) -> _Command:
     """Add the options of merge, export and plan."""
     return _add(command, (*_EXPORT_OPTIONS, *_TALK_OPTIONS))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter import ggml
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
@@ -73,13 +74,16 @@ def open_artifact(path: Path) -> Artifact:
 def encode(rows: Array, kind: str) -> Array:
     """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
 
-    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref.
+    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref; ggml itself for the rest.
     """
     if kind in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
     import gguf
 
-    quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
+    try:
+        quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError):
+        return ggml.quantize_rows(cast(rows, "F32"), kind)
     return quantised.view(np.uint8).reshape(len(rows), -1)
 
 

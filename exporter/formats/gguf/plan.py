@@ -234,5 +234,6 @@ def _keys(
         ),
         *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
         *tokenizer,
-        *metadata.provenance_keys(model.provenance),
+        # What rows were rounded to before they were encoded: a patch of this file has to do the same.
+        *metadata.provenance_keys({**model.provenance, "rows.dtype": model.specs[model.tie.embedding].dtype}),
     ]

@@ -46,7 +46,7 @@ def vocabulary(
     content = read_json(path, max_nbytes=_MAX_TOKENIZER_BYTES)
     model = _bpe_model(path, content)
     notes = list(_normalizer_notes(path, content.get("normalizer")))
-    added = _added_tokens(path, content)
+    added = added_tokens(path, content)
     tokens, types = _tokens(path, model["vocab"], added, vocab)
     notes += _flag_notes(added)
     name = pre_tokenizer or pre_tokenizers.recognise(content, config.get("model_type"), str(path))
@@ -112,7 +112,8 @@ def _normalizer_notes(path: Path, normalizer: Any) -> Sequence[str]:
     return ("normalizer NFC: llama.cpp leaves it out, so text that is not composed gives other tokens",)
 
 
-def _added_tokens(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def added_tokens(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``added_tokens`` of the parsed tokenizer.json at ``path``. Raises UnreadableFile for broken ones."""
     added = content.get("added_tokens") or []
     if not isinstance(added, list):
         raise UnreadableFile(path, f"added_tokens: expected a list, found {added!r:.80}")
@@ -150,10 +151,7 @@ def _tokens(
         content, token_id = entry["content"], entry["id"]
         if table.get(content, token_id) != token_id:
             raise BadInput(f"{path}: {content!r}: expected one id, found {table[content]} and {token_id}")
-        control = bool(entry.get("special")) or _looks_special(content)
-        types[token_id] = CONTROL if control else USER_DEFINED
-        # llama.cpp looks for these in the text as it comes, so SentencePiece's mark must be a space already.
-        texts[token_id] = content if control else content.replace("\u2581", " ")
+        texts[token_id], types[token_id] = as_added(entry)
     complete = [f"[PAD{token_id}]" if token is None else token for token_id, token in enumerate(texts)]
     if len(set(complete)) != vocab or "" in complete:
         # llama.cpp ends the process on such a file.
@@ -161,6 +159,15 @@ def _tokens(
         found = f"{twice!r} {count} times" if count > 1 else "an empty token"
         raise NotExpressible(f"gguf: {path}", f"llama.cpp needs every token to have a text of its own, found {found}")
     return complete, types
+
+
+def as_added(entry: Mapping[str, Any]) -> tuple[str, int]:
+    """Text and type of an added token."""
+    content = str(entry["content"])
+    if entry.get("special") or _looks_special(content):
+        return content, CONTROL
+    # llama.cpp looks for these in the text as it comes, so SentencePiece's mark must be a space already.
+    return content.replace("\u2581", " "), USER_DEFINED
 
 
 def _looks_special(token: str) -> bool:
