@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import OutputError, UsageError
+from exporter.formats.gguf.mixtures import MIXTURES
 from exporter.formats.output import Progress, silent
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.sources.locate import find_base, locate, origins
 from exporter.staging import staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
@@ -43,6 +45,9 @@ class ExportSpec:
     prompts: tuple[str, ...] = ()
     report: Path | None = None
     pre_tokenizer: str | None = None
+    imatrix: Path | None = None
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
     untie: bool = False
     memory_bytes: int | None = None
     max_shard_bytes: int | None = None
@@ -57,6 +62,19 @@ class ExportSpec:
             raise UsageError("--max-shard-size: needs --to hf")
         if len(set(self.quants)) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
+        self._check_quantiser()
+
+    def _check_quantiser(self) -> None:
+        """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
+        made = [quant for quant in self.quants if quant in MIXTURES] if "gguf" in self.formats else []
+        types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
+        for option, value in types.items():
+            if value is not None and not made:
+                raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
+            if value is not None and value not in TYPE_NUMBERS:
+                raise UsageError(f"{option}: expected a type of ggml, such as Q6_K or F16, found {value}")
+        if self.imatrix is not None and not set(made) - {"Q8_0"}:
+            raise UsageError("--imatrix: needs --to gguf and a --quant below Q8_0, which makes no use of it")
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,12 @@ class ExportPlan:
     def nbytes(self) -> int:
         """Bytes of all artifacts."""
         return sum(target.nbytes for target in self.targets)
+
+    @property
+    def work_nbytes(self) -> int:
+        """Bytes that lie on the disk at once while it is written: an unquantised file may be needed on the way."""
+        more = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
+        return self.nbytes + max(more, default=0)
 
 
 @dataclass(frozen=True)
@@ -93,15 +117,17 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     dtype = DTYPES[spec.dtype] if spec.dtype else None
     wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
     targets = []
+    common = Wish(
+        dtype=dtype,
+        pre_tokenizer=spec.pre_tokenizer,
+        imatrix=spec.imatrix,
+        token_embedding_type=spec.token_embedding_type,
+        output_tensor_type=spec.output_tensor_type,
+        budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
+        max_shard_bytes=spec.max_shard_bytes,
+    )
     for fmt, quant in wishes:
-        wish = Wish(
-            dtype=dtype,
-            quant=quant,
-            pre_tokenizer=spec.pre_tokenizer,
-            budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
-            max_shard_bytes=spec.max_shard_bytes,
-        )
-        target = plan_target(fmt, wish, merge)
+        target = plan_target(fmt, replace(common, quant=quant), merge)
         if len(wishes) > 1:
             place = f"gguf/{name}-{target.storage}.gguf" if fmt == "gguf" else fmt
             target = replace(target, place=place)
@@ -119,14 +145,14 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
         if target.refusal:
             raise target.refusal
     _spare_inputs(plan)
-    require_space(plan.out, plan.nbytes)
+    require_space(plan.out, plan.work_nbytes)
     spec = plan.spec
     with staged(plan.out, force=spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
         for target, path in zip(plan.targets, paths, strict=True):
             assert target.write is not None, "a refusal was raised above"
             path.parent.mkdir(parents=True, exist_ok=True)
-            target.write(path, hooks.start(f"{target.format} {target.storage}", target.nbytes))
+            target.write(path, hooks.start(f"{target.format} {target.storage}", target.work_nbytes or target.nbytes))
         reports = _verify(plan, paths, hooks)
         # Without verification there are no reports, else one a target.
         named = [
@@ -217,6 +243,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
                 "expressible": target.refusal is None,
                 "reason": str(target.refusal) if target.refusal else None,
                 "nbytes": target.nbytes,
+                "estimated": target.estimated,
                 "notes": list(target.notes),
             }
             for target in plan.targets

@@ -44,7 +44,7 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
         yield draft
         parts = [draft]
         if not os.path.lexists(draft):
-            parts = sorted(folder.iterdir(), reverse=True)
+            parts = sorted(folder.iterdir(), reverse=True) or [draft]
             for part in parts:
                 _refuse_existing(final.with_name(part.name), force=force)
         with writing(final):

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exporter.errors import NotExpressible
 from exporter.formats.output import Progress
 from exporter.merge.plan import MergePlan
 from exporter.parallel import Budget
+
+if TYPE_CHECKING:
+    from exporter.formats.gguf.mixtures import Mixture
 
 #: ``--dtype`` → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -29,18 +32,26 @@ class Wish:
     pre_tokenizer: str | None = None
     budget: Budget = field(default_factory=Budget)
     max_shard_bytes: int | None = None
+    imatrix: Path | None = None
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    #: Unquantised GGUF files by dtype, which the quantisations of one command share.
+    intermediates: dict[str | None, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none.
 
-    ``notes`` are sentences on what the format cannot say of this model, though it holds it.
+    ``notes`` are sentences on what the format cannot say of this model, though it holds it. ``nbytes`` is about the
+    size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more.
     """
 
     format: str
     storage: str
     nbytes: int = 0
+    work_nbytes: int | None = None
+    estimated: bool = False
     write: Callable[[Path, Progress], None] | None = None
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
@@ -65,12 +76,43 @@ def _hf(wish: Wish, merge: MergePlan) -> Target:
 
 def _gguf(wish: Wish, merge: MergePlan) -> Target:
     from exporter.formats.gguf import plan_gguf, write_gguf
+    from exporter.formats.gguf.mixtures import MIXTURES
 
+    overridden = wish.token_embedding_type or wish.output_tensor_type
+    if wish.quant in MIXTURES and (wish.quant != "Q8_0" or overridden):
+        return _quantised_gguf(wish, merge, MIXTURES[wish.quant])
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
     model = merge.model("F32" if wish.dtype else None, wish.budget)
     layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
     return Target(
         format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout), notes=layout.notes
+    )
+
+
+def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
+    from exporter.formats.gguf import plan_gguf
+    from exporter.formats.gguf.quantised import Intermediate, plan_quantised, write_quantised
+
+    if wish.dtype not in wish.intermediates:
+        layout = plan_gguf(
+            merge.model("F32" if wish.dtype else None, wish.budget), wish.dtype, pre_tokenizer=wish.pre_tokenizer, mixed="F32"
+        )
+        wish.intermediates[wish.dtype] = Intermediate(layout)
+    quantised = plan_quantised(
+        wish.intermediates[wish.dtype],
+        mixture,
+        imatrix=wish.imatrix,
+        token_embedding_type=wish.token_embedding_type,
+        output_tensor_type=wish.output_tensor_type,
+    )
+    return Target(
+        format="gguf",
+        storage=mixture.name,
+        nbytes=quantised.nbytes,
+        work_nbytes=quantised.work_nbytes,
+        estimated=True,
+        write=partial(write_quantised, quantised),
+        notes=(*quantised.intermediate.layout.notes, *quantised.notes),
     )
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import click
 from exporter.cli.options import export_spec
 from exporter.cli.talk import print_reports, progress, size
 from exporter.export import plan_export, run_export
+from exporter.targets import Target
 from exporter.verify.report import Report
 
 
@@ -29,7 +31,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
                 "format": target.format,
                 "storage": target.storage,
                 "path": str(path),
-                "nbytes": target.nbytes,
+                "nbytes": _nbytes(target, path),
                 "notes": list(target.notes),
                 "verification": report.to_json() if report else None,
             }
@@ -42,13 +44,16 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
         if any(report.level == "full" for report in reports):
             print_reports(reports)
         for number, target in enumerate(plan.targets):
-            print(
-                f"{target.format} {target.storage}: {size(target.nbytes)}, {_verdict(reports, number)}", file=sys.stderr
-            )
+            nbytes = size(_nbytes(target, paths[number]))
+            print(f"{target.format} {target.storage}: {nbytes}, {_verdict(reports, number)}", file=sys.stderr)
             for note in target.notes:
                 print(f"  note: {note}", file=sys.stderr)
     for path in paths:
         click.echo(path)
+
+
+def _nbytes(target: Target, path: Path) -> int:
+    return path.stat().st_size if target.estimated else target.nbytes
 
 
 def _verdict(reports: list[Report], number: int) -> str:

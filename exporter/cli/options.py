@@ -22,7 +22,12 @@ _EXPORT_OPTIONS = (
     click.option(
         "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
     ),
-    click.option("--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0. Repeatable."),
+    click.option(
+        "--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0 or Q4_K_M. Repeatable."
+    ),
+    click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix for llama.cpp's quantisations."),
+    click.option("--token-embedding-type", metavar="TYPE", help="Of token_embd.weight, whatever --quant gives it."),
+    click.option("--output-tensor-type", metavar="TYPE", help="Of output.weight, whatever --quant gives it."),
     click.option(
         "--verify",
         "level",

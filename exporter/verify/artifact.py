@@ -14,7 +14,7 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import Array, cast
+from exporter.tensors import FLOATS, Array, cast
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's."""
+    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
+
+    quantised: some tensor is stored in blocks, though the embedding may not be.
+    """
 
     path: Path
     format: str
     embedding: Matrix
     head: Matrix | None
+    quantised: bool = False
 
     @property
     def kind(self) -> str:
@@ -117,7 +121,8 @@ def _open_gguf(path: Path) -> Artifact:
     if "token_embd.weight" not in file.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
     head = matrix("output.weight") if "output.weight" in file.tensors else None
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head)
+    quantised = any(tensor.type not in FLOATS for tensor in file.tensors.values())
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised)
 
 
 def _open_onnx(path: Path) -> Artifact:

@@ -66,7 +66,7 @@ class Execution:
         try:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
-            if _is_quantised(artifact):
+            if artifact.quantised:
                 copy = place / "base.gguf"
                 write_base(artifact.path, self.reference, copy)
                 quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
@@ -155,11 +155,7 @@ class Execution:
 
 def _decodes_alike(artifact: Artifact) -> bool:
     """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
-    return artifact.kind == "F32" or artifact.format == "hf"
-
-
-def _is_quantised(artifact: Artifact) -> bool:
-    return artifact.kind not in _FLOATS
+    return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
 def has_llama_cpp() -> bool:
