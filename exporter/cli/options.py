@@ -71,7 +71,6 @@ base_option = click.option(
 
 
 _PATCH_OPTIONS = (
-    click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE.gguf was made from: folder or hub id."),
     click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE.gguf is the adapters' base."),
     click.option(
         "--in-place",
@@ -82,8 +81,8 @@ _PATCH_OPTIONS = (
 )
 
 
-def patch_options(command: _Command) -> _Command:
-    """Add the options that say which GGUF is patched, and how."""
+def patch_place_options(command: _Command) -> _Command:
+    """Add --trust-base and --in-place."""
     return _add(command, _PATCH_OPTIONS)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import PATH, patch_options, talk_options
+from exporter.cli.options import PATH, patch_place_options, talk_options
 from exporter.cli.talk import progress, size
 from exporter.patch import PatchSpec, patch_json, plan_gguf_patch, restore, run_patch
 from exporter.targets import DTYPES
 
 
 @click.command()
-@click.argument("base", type=PATH, metavar="BASE.gguf")
+@click.argument("base", type=PATH, metavar="BASE")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("-o", "--out", type=PATH, help="File to write; a split BASE gives parts named after it.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Round rows to this first; default: as BASE.gguf shows.")
@@ -30,7 +30,8 @@ from exporter.targets import DTYPES
     help="rows: re-read the new rows, the header, and some rows of every tensor. full: every byte. auto: rows.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@patch_options
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE.gguf was made from: folder or hub id.")
+@patch_place_options
 @talk_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **options: Any) -> None:
     """Put an adapter's token rows into BASE.gguf, of any architecture and type; all else is copied as it is.

@@ -13,9 +13,10 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile
-from exporter.formats.gguf import plan_gguf, quantised
+from exporter.formats.gguf import GgufLayout, plan_gguf, quantised, write_gguf
 from exporter.formats.gguf.imatrix import read_imatrix
 from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.output import Progress
 from exporter.sources.gguf import GgufFile
 from fixtures import gguf_files
 from tests.formats.gguf import runtime
@@ -53,9 +54,13 @@ def test_the_table_of_mixtures_is_llama_cpps() -> None:
 def test_several_quantisations_share_one_intermediate_that_does_not_stay(
     wide_tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
-    write = quantised.write_gguf
-    monkeypatch.setattr(quantised, "write_gguf", lambda *args: (written.append(args[1]), write(*args)))
+    written: list[Path] = []
+
+    def counting(layout: GgufLayout, path: Path, progress: Progress) -> None:
+        written.append(path)
+        write_gguf(layout, path, progress)
+
+    monkeypatch.setattr(quantised, "write_gguf", counting)
     export(wide_tied, tmp_path / "out", "--quant", "Q4_K_M", "--quant", "Q8_0", "--quant", "Q6_K")
     assert len(written) == 1
     assert sorted(path.name for path in (tmp_path / "out" / "gguf").iterdir()) == [

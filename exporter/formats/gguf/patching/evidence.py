@@ -51,34 +51,33 @@ def prove_base(parts: GgufParts, base: Checkpoint) -> str:
 
 
 def base_dtype(parts: GgufParts) -> str:
-    """The dtype in which the base stores its weights: as recorded, else as its norms and biases show it.
+    """The dtype in which the base stores its weights: as recorded, else as unquantised values of the file show it.
 
-    GGUF keeps those in float32 whatever the type of the file, so the bits that a 16-bit dtype lacks are all zero.
+    GGUF keeps norms and biases in float32 whatever the type of the file, so the bits that a 16-bit dtype lacks are all
+    zero. What fits bfloat16 fits float16 as well, the range apart, so the coarser one is asked first.
     """
     recorded = parts.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:
         return str(recorded)
-    values = _norms(parts)
-    if values.size:
-        bfloat = not (values.view(np.uint32) & 0xFFFF).any()
-        with np.errstate(over="ignore"):
-            half = bool((values.astype(np.float16).astype(np.float32) == values).all())
-        if bfloat != half:
-            return "BF16" if bfloat else "F16"
-        if not bfloat:
-            return "F32"
-    kind = parts.tensors[EMBEDDING].type
-    return kind if kind in FLOATS else "BF16"
+    values = _unquantised(parts)
+    if not (values.view(np.uint32) & 0xFFFF).any():
+        return "BF16"
+    with np.errstate(over="ignore"):
+        return "F16" if (values.astype(np.float16).astype(np.float32) == values).all() else "F32"
 
 
-def _norms(parts: GgufParts) -> Array:
+def _unquantised(parts: GgufParts) -> Array:
+    """Norms, biases, and rows of an unquantised embedding, in float32."""
     names = [
         name
         for name, tensor in parts.tensors.items()
         if tensor.type == "F32" and len(tensor.shape) == 1 and name.endswith(("norm.weight", ".bias"))
     ][:_NORMS]
-    found = [parts.holder(name).dequantize_rows(name, 0, 1).reshape(-1) for name in names]
-    values = np.concatenate(found) if found else np.empty(0, np.float32)
+    values = [parts.holder(name).dequantize_rows(name, 0, 1).reshape(-1) for name in names]
     if str(parts.metadata.get("general.architecture", "")).startswith("gemma"):
-        values = values - np.float32(1)  # the converter adds it to every norm
-    return values
+        values = [one - np.float32(1) for one in values]  # the converter adds it to every norm
+    embedding = parts.tensors[EMBEDDING]
+    if embedding.type in FLOATS:
+        file = parts.holder(EMBEDDING)
+        values += [file.dequantize_rows(EMBEDDING, row, row + 1).reshape(-1) for row in sample(embedding.n_rows)]
+    return np.concatenate(values) if values else np.empty(0, np.float32)
