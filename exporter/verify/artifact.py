@@ -11,7 +11,7 @@ import numpy as np
 from exporter import ggml
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, Array, cast
@@ -112,16 +112,16 @@ def _open_hf(path: Path) -> Artifact:
 
 
 def _open_gguf(path: Path) -> Artifact:
-    file = GgufFile.open(path)
+    parts = GgufParts.open(path)
 
     def matrix(name: str) -> Matrix:
-        tensor = file.tensors[name]
+        file, tensor = parts.holder(name), parts.tensors[name]
         return Matrix(name, tensor.type, tensor.shape[0], lambda start, stop: file.rows(name, start, stop))
 
-    if "token_embd.weight" not in file.tensors:
+    if "token_embd.weight" not in parts.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
-    head = matrix("output.weight") if "output.weight" in file.tensors else None
-    quantised = any(tensor.type not in FLOATS for tensor in file.tensors.values())
+    head = matrix("output.weight") if "output.weight" in parts.tensors else None
+    quantised = any(tensor.type not in FLOATS for tensor in parts.tensors.values())
     return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -67,12 +68,11 @@ class Execution:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
             if artifact.quantised:
-                copy = place / "base.gguf"
-                write_base(artifact.path, self.reference, copy)
+                copy = write_base(artifact.path, self.reference, place / "copy")
                 quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
                 self.say(f"running the base as quantised in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
-                copy.unlink()
+                shutil.rmtree(copy.parent)
         except RuntimeFailed as exc:
             done.failure = str(exc)
         done.seconds = time.perf_counter() - started

@@ -63,7 +63,9 @@ def check_patched(path: Path, before: Before, *, base: GgufParts | None) -> Iter
     """Judge the patched model at ``path``, its first file. ``base``: compare every byte that may not differ with it."""
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
     yield _check_keys(files[0], before)
-    yield _check_tensors(files, before)
+    yield (tensors := _check_tensors(files, before))
+    if not tensors.passed:
+        return  # rows cannot be paired
     for name, rows in before.rows.items():
         yield _check_rows(_holding(files, name), name, rows, before.dtype)
     if base is None:
