@@ -26,7 +26,7 @@ from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
 #: llama.cpp's converter writes this flag for llamas and their kin of this vocabulary (SmolLM, small granites), whatever
 #: the tokenizer says; they do not start texts with a token.
-_NO_BOS_VOCAB: Final = 49152
+NO_BOS_VOCAB: Final = 49152
 
 _NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
 #: llama.cpp computes norms, biases, positions and routers in float32 only.
@@ -229,7 +229,7 @@ def _keys(
     tokenizer: Sequence[Key],
 ) -> list[Key]:
     tokenizer = list(tokenizer)
-    if "vocab_size" in row.keys and spec.vocab == _NO_BOS_VOCAB:
+    if "vocab_size" in row.keys and spec.vocab == NO_BOS_VOCAB:
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
         tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
     return [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,8 +11,9 @@ import numpy as np
 from exporter.errors import BadInput
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.patching import header, rows, tokens
+from exporter.formats.gguf.plan import NO_BOS_VOCAB
 from exporter.formats.gguf.quantise import encode_rows
-from exporter.formats.gguf.writer import Key
+from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.sources.adapter import Adapter
 from exporter.sources.gguf import GgufFile, GgufTensor
 from exporter.sources.gguf_parts import GgufParts
@@ -22,8 +21,6 @@ from exporter.tensors import Array
 
 _SIZE_LABEL: Final = "general.size_label"
 _ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
-#: llama.cpp's converter writes the flag for these by their number of tokens alone, not from the tokenizer.
-_NO_BOS: Final = (("llama", 49152), ("granite", 49152), ("smollm3", 49152))
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,8 @@ def plan_patch(parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Ggu
     if vocabulary.size != old:
         changes += _size_label(parts, keys, patches)
     merged = header.changed_keys(keys, changes, tokens.ORDER)
-    if vocabulary.size != old:
-        merged = [key for key in merged if not _is_rule_of_vocab(parts, key, old)]
+    if old == NO_BOS_VOCAB != vocabulary.size and not vocabulary.states_bos:
+        merged = [key for key in merged if key != writer.truth(_ADD_BOS, False)]  # stood for the old size alone
     files = []
     for number, file in enumerate(parts.files):
         own = [patches[name] for name in file.tensors if name in patches]
@@ -130,13 +127,10 @@ def _tensor_patch(parts: GgufParts, name: str, wanted: rows.Wanted, dtype: str, 
 
 def _size_label(parts: GgufParts, keys: Sequence[Key], patches: Mapping[str, TensorPatch]) -> list[Key]:
     """The label of the grown model, where the file has the one that its number of parameters gives."""
-    before = sum(math.prod(tensor.shape) for tensor in parts.tensors.values())
-    more = sum((one.n_rows - one.tensor.n_rows) * one.tensor.shape[-1] for one in patches.values())
-    old = writer.text(_SIZE_LABEL, metadata.size_label(before))
-    return [writer.text(_SIZE_LABEL, metadata.size_label(before + more))] if old in keys else []
-
-
-def _is_rule_of_vocab(parts: GgufParts, key: Key, rows_before: int) -> bool:
-    """A flag that stands only because the vocabulary had a certain size: a converter of the grown model has none."""
-    flag = key.name == _ADD_BOS and struct.unpack_from("<I?", key.encoded)[1] is False
-    return flag and (parts.metadata.get("general.architecture"), rows_before) in _NO_BOS
+    old = [TensorEntry(one.name, one.type, one.shape) for one in parts.tensors.values()]
+    new = [
+        replace(entry, shape=(patches[entry.name].n_rows, *entry.shape[1:])) if entry.name in patches else entry
+        for entry in old
+    ]
+    before, after = (writer.text(_SIZE_LABEL, metadata.size_class(entries)) for entries in (old, new))
+    return [after] if before in keys else []

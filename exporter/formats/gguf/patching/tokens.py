@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch, reading
 from exporter.formats.gguf import writer
@@ -35,11 +35,15 @@ _MAX_TOKENIZER_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows of the matrices after patching, the keys that change, and the texts of tokens that are new to the file."""
+    """Rows of the matrices after patching, the keys that change, and the texts of tokens that are new to the file.
+
+    states_bos: the adapter's tokenizer says whether texts begin with a token.
+    """
 
     size: int
     changes: Sequence[Key]
     new: Mapping[int, str]
+    states_bos: bool
 
 
 def patch_vocabulary(
@@ -68,10 +72,12 @@ def patch_vocabulary(
     _require_covered(parts, wanted, size)
     new, changes = _entries(parts, added, size, files.get("tokenizer.json"))
     changes += [same_kind(keys[name], size) for name in keys if name.endswith(".vocab_size") and size != rows]
-    if files:
-        ids = {text: token_id for token_id, (text, _) in added.items()}
-        changes += _specials(keys, files, content, ids, size)
-    return Vocabulary(size, changes, new)
+    ids = {text: token_id for token_id, (text, _) in added.items()}
+    settings = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    specials = special_keys(files, {}, content, settings, ids, size) if files else []
+    # Whether texts get a first or last token is left as it is: it hangs on more than the tokenizer's files.
+    changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]
+    return Vocabulary(size, changes, new, any(key.name == "tokenizer.ggml.add_bos_token" for key in specials))
 
 
 def _tokenizer_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
@@ -154,19 +160,6 @@ def _entries(
             values[token_id] = _ADDED_SCORE
         changes.append(numbers(SCORES, scores.kind, values))
     return new, changes
-
-
-def _specials(
-    keys: Mapping[str, Key], files: Mapping[str, Path], content: Mapping[str, Any], ids: Mapping[str, int], size: int
-) -> list[Key]:
-    """Ids of special tokens and chat templates of the adapter's tokenizer, where the file has others."""
-    settings = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-    wanted = special_keys(files, {}, content, settings, ids, size)
-    return [
-        key
-        for key in wanted
-        if not key.name.startswith("tokenizer.ggml.add_") and (key.name not in keys or keys[key.name] != key)
-    ]
 
 
 #: Where a key that the file lacks belongs: the order of llama.cpp's converter.
