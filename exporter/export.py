@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import OutputError, UsageError
 from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.gguf.split import Split
 from exporter.formats.output import Progress, silent
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.parallel import Budget
@@ -48,6 +50,8 @@ class ExportSpec:
     imatrix: Path | None = None
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
+    split_max_size: str | None = None
+    split_max_tensors: int | None = None
     untie: bool = False
     memory_bytes: int | None = None
     max_shard_bytes: int | None = None
@@ -62,7 +66,14 @@ class ExportSpec:
             raise UsageError("--max-shard-size: needs --to hf")
         if len(set(self.quants)) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
+        if self.split is not None and "gguf" not in self.formats:
+            raise UsageError("--split-max-size, --split-max-tensors: need --to gguf")
         self._check_quantiser()
+
+    @property
+    def split(self) -> Split | None:
+        """Where GGUF files are cut into parts."""
+        return Split.parse(self.split_max_size, self.split_max_tensors)
 
     def _check_quantiser(self) -> None:
         """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
@@ -125,6 +136,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
         output_tensor_type=spec.output_tensor_type,
         budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
         max_shard_bytes=spec.max_shard_bytes,
+        split=spec.split,
     )
     for fmt, quant in wishes:
         target = plan_target(fmt, replace(common, quant=quant), merge)
@@ -153,10 +165,12 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
             assert target.write is not None, "a refusal was raised above"
             path.parent.mkdir(parents=True, exist_ok=True)
             target.write(path, hooks.start(f"{target.format} {target.storage}", target.work_nbytes or target.nbytes))
+        paths = [written(path) for path in paths]
         reports = _verify(plan, paths, hooks)
         # Without verification there are no reports, else one a target.
         named = [
-            replace(one, artifact=_final(plan, target)) for one, target in zip(reports, plan.targets, strict=False)
+            replace(one, artifact=_final(plan, target).with_name(path.name))
+            for one, target, path in zip(reports, plan.targets, paths, strict=False)
         ]
         if spec.report and reports:
             spec.report.mkdir(parents=True, exist_ok=True)
@@ -176,6 +190,13 @@ def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
         merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=plan.spec.untie
     )
     return verify(paths, reference, level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
+
+
+def written(path: Path) -> Path:
+    """The artifact planned for ``path``: its first part, if it was cut into several."""
+    if path.exists():
+        return path
+    return next(iter(sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-?????.gguf"))), path)
 
 
 def _final(plan: ExportPlan, target: Target) -> Path:

@@ -6,7 +6,7 @@ A format's modules are imported only when it is asked for: GGUF must not wait fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ from exporter.parallel import Budget
 
 if TYPE_CHECKING:
     from exporter.formats.gguf.mixtures import Mixture
+    from exporter.formats.gguf.split import Split
 
 #: ``--dtype`` → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -35,6 +36,7 @@ class Wish:
     imatrix: Path | None = None
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
+    split: Split | None = None
     #: Unquantised GGUF files by dtype, which the quantisations of one command share.
     intermediates: dict[str | None, Any] = field(default_factory=dict)
 
@@ -44,7 +46,8 @@ class Target:
     """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none.
 
     ``notes`` are sentences on what the format cannot say of this model, though it holds it. ``nbytes`` is about the
-    size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more.
+    size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more. ``parts``: the
+    artifact may be files beside its path, named after it.
     """
 
     format: str
@@ -52,6 +55,7 @@ class Target:
     nbytes: int = 0
     work_nbytes: int | None = None
     estimated: bool = False
+    parts: bool = False
     write: Callable[[Path, Progress], None] | None = None
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
@@ -75,6 +79,22 @@ def _hf(wish: Wish, merge: MergePlan) -> Target:
 
 
 def _gguf(wish: Wish, merge: MergePlan) -> Target:
+    target = _whole_gguf(wish, merge)
+    if wish.split is None or target.write is None:
+        return target
+    # The whole file is cut in the end, so for a moment both lie on the disk.
+    work = (target.work_nbytes or target.nbytes) + target.nbytes
+    return replace(target, write=partial(_write_split, target.write, wish.split), work_nbytes=work, parts=True)
+
+
+def _write_split(write: Callable[[Path, Progress], None], split: Split, path: Path, progress: Progress) -> None:
+    from exporter.formats.gguf.split import split_file
+
+    write(path, progress)
+    split_file(path, split, progress)
+
+
+def _whole_gguf(wish: Wish, merge: MergePlan) -> Target:
     from exporter.formats.gguf import plan_gguf, write_gguf
     from exporter.formats.gguf.mixtures import MIXTURES
 

@@ -28,6 +28,8 @@ _EXPORT_OPTIONS = (
     click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix for llama.cpp's quantisations."),
     click.option("--token-embedding-type", metavar="TYPE", help="Of token_embd.weight, whatever --quant gives it."),
     click.option("--output-tensor-type", metavar="TYPE", help="Of output.weight, whatever --quant gives it."),
+    click.option("--split-max-size", metavar="SIZE", help="Cut the GGUF into parts of at most so much: 2G, 500M."),
+    click.option("--split-max-tensors", type=int, metavar="N", help="Cut the GGUF into parts of at most N tensors."),
     click.option(
         "--verify",
         "level",

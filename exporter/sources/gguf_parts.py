@@ -80,6 +80,12 @@ def part_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
+def is_later_part(path: Path) -> bool:
+    """Whether the name is that of a part other than the first, which does not stand for the model."""
+    match = _PART.fullmatch(path.name)
+    return match is not None and int(match["no"]) > 1
+
+
 def journal_of(path: Path) -> Path:
     """Where the journal of a patch in place of the model at ``path`` lies while it is under way."""
     return path.with_name(f"{path.name}.ttexport-journal")

@@ -11,7 +11,7 @@ import numpy as np
 from exporter import ggml
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf_parts import GgufParts
+from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, Array, cast
@@ -67,7 +67,7 @@ def find_artifacts(path: Path) -> list[Path]:
     if not any(part.is_dir() for part in parts) or (path / "onnx" / "model.onnx").is_file():
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
-    return sorted(found) + sorted((path / "gguf").glob("*.gguf"))
+    return sorted(found) + [file for file in sorted((path / "gguf").glob("*.gguf")) if not is_later_part(file)]
 
 
 def open_artifact(path: Path) -> Artifact:
