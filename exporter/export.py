@@ -141,7 +141,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     for fmt, quant in wishes:
         target = plan_target(fmt, replace(common, quant=quant), merge)
         if len(wishes) > 1:
-            place = f"gguf/{name}-{target.storage}.gguf" if fmt == "gguf" else fmt
+            place = {"gguf": f"gguf/{name}-{target.storage}.gguf", "gguf-lora": f"gguf-lora/{name}.gguf"}.get(fmt, fmt)
             target = replace(target, place=place)
         targets.append(target)
     return ExportPlan(spec, merge, targets, spec.out or _default_out(name, targets))
@@ -210,7 +210,7 @@ def _relative(reports: list[Report], out: Path) -> list[Report]:
 
 def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:
     """GGUF takes ggml's upper-case types, ONNX the lower-case ones; without one a format is written unquantised."""
-    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt != "hf"]
+    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt in ("gguf", "onnx")]
     return chosen or [None]
 
 
@@ -218,6 +218,8 @@ def _default_out(name: str, targets: list[Target]) -> Path:
     """In the current folder, named after the model: a file for GGUF, else a folder."""
     if len(targets) > 1:
         return Path(f"{name}-export")
+    if targets[0].format == "gguf-lora":
+        return Path(f"{name}-lora.gguf")
     if targets[0].format == "gguf":
         return Path(f"{name}-{targets[0].storage}.gguf")
     return Path(f"{name}-{targets[0].format}")

@@ -160,5 +160,14 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
     return Target(format="onnx", storage="F32", nbytes=layout.nbytes, write=partial(write_onnx, layout))
 
 
+def _gguf_lora(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.gguf.lora import plan_gguf_lora, write_gguf_lora
+
+    layout = plan_gguf_lora(merge, wish.dtype or "F32")
+    return Target(
+        format="gguf-lora", storage=layout.dtype, nbytes=layout.nbytes, write=partial(write_gguf_lora, layout)
+    )
+
+
 #: The formats of ``--to``, in the order in which they are written.
-FORMATS: Final = {"hf": _hf, "gguf": _gguf, "onnx": _onnx}
+FORMATS: Final = {"hf": _hf, "gguf": _gguf, "gguf-lora": _gguf_lora, "onnx": _onnx}
