@@ -115,7 +115,10 @@ def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
 
     if wish.dtype not in wish.intermediates:
         layout = plan_gguf(
-            merge.model("F32" if wish.dtype else None, wish.budget), wish.dtype, pre_tokenizer=wish.pre_tokenizer, mixed="F32"
+            merge.model("F32" if wish.dtype else None, wish.budget),
+            wish.dtype,
+            pre_tokenizer=wish.pre_tokenizer,
+            mixed="F32",
         )
         wish.intermediates[wish.dtype] = Intermediate(layout)
     quantised = plan_quantised(
