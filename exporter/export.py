@@ -6,15 +6,19 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import OutputError, UsageError
+from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.gguf.split import Split
 from exporter.formats.output import Progress, silent
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.sources.locate import find_base, locate, origins
 from exporter.staging import staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
@@ -44,6 +48,11 @@ class ExportSpec:
     report: Path | None = None
     pre_tokenizer: str | None = None
     converter: Path | None = None
+    imatrix: Path | None = None
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    split_max_size: str | None = None
+    split_max_tensors: int | None = None
     untie: bool = False
     memory_bytes: int | None = None
     max_shard_bytes: int | None = None
@@ -62,6 +71,26 @@ class ExportSpec:
             raise UsageError("--converter: needs --to gguf")
         if self.converter and self.pre_tokenizer:
             raise UsageError("--converter: chooses the pre-tokenizer itself, so --pre-tokenizer has no use beside it")
+        if self.split is not None and "gguf" not in self.formats:
+            raise UsageError("--split-max-size, --split-max-tensors: need --to gguf")
+        self._check_quantiser()
+
+    @property
+    def split(self) -> Split | None:
+        """Where GGUF files are cut into parts."""
+        return Split.parse(self.split_max_size, self.split_max_tensors)
+
+    def _check_quantiser(self) -> None:
+        """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
+        made = [quant for quant in self.quants if quant in MIXTURES] if "gguf" in self.formats else []
+        types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
+        for option, value in types.items():
+            if value is not None and not made:
+                raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
+            if value is not None and value not in TYPE_NUMBERS:
+                raise UsageError(f"{option}: expected a type of ggml, such as Q6_K or F16, found {value}")
+        if self.imatrix is not None and not set(made) - {"Q8_0"}:
+            raise UsageError("--imatrix: needs --to gguf and a --quant below Q8_0, which makes no use of it")
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,12 @@ class ExportPlan:
     def nbytes(self) -> int:
         """Bytes of all artifacts."""
         return sum(target.nbytes for target in self.targets)
+
+    @property
+    def work_nbytes(self) -> int:
+        """Bytes that lie on the disk at once while it is written: an unquantised file may be needed on the way."""
+        more = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
+        return self.nbytes + max(more, default=0)
 
 
 @dataclass(frozen=True)
@@ -98,18 +133,21 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     dtype = DTYPES[spec.dtype] if spec.dtype else None
     wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
     targets = []
+    common = Wish(
+        dtype=dtype,
+        pre_tokenizer=spec.pre_tokenizer,
+        converter=spec.converter,
+        imatrix=spec.imatrix,
+        token_embedding_type=spec.token_embedding_type,
+        output_tensor_type=spec.output_tensor_type,
+        budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
+        max_shard_bytes=spec.max_shard_bytes,
+        split=spec.split,
+    )
     for fmt, quant in wishes:
-        wish = Wish(
-            dtype=dtype,
-            quant=quant,
-            pre_tokenizer=spec.pre_tokenizer,
-            budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
-            max_shard_bytes=spec.max_shard_bytes,
-            converter=spec.converter,
-        )
-        target = plan_target(fmt, wish, merge)
+        target = plan_target(fmt, replace(common, quant=quant), merge)
         if len(wishes) > 1:
-            place = f"gguf/{name}-{target.storage}.gguf" if fmt == "gguf" else fmt
+            place = {"gguf": f"gguf/{name}-{target.storage}.gguf", "gguf-lora": f"gguf-lora/{name}.gguf"}.get(fmt, fmt)
             target = replace(target, place=place)
         targets.append(target)
     return ExportPlan(spec, merge, targets, spec.out or _default_out(name, targets))
@@ -125,18 +163,20 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
         if target.refusal:
             raise target.refusal
     _spare_inputs(plan)
-    _check_space(plan)
+    require_space(plan.out, plan.work_nbytes)
     spec = plan.spec
     with staged(plan.out, force=spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
         for target, path in zip(plan.targets, paths, strict=True):
             assert target.write is not None, "a refusal was raised above"
             path.parent.mkdir(parents=True, exist_ok=True)
-            target.write(path, hooks.start(f"{target.format} {target.storage}", target.nbytes))
+            target.write(path, hooks.start(f"{target.format} {target.storage}", target.work_nbytes or target.nbytes))
+        paths = [written(path) for path in paths]
         reports = _verify(plan, paths, hooks)
         # Without verification there are no reports, else one a target.
         named = [
-            replace(one, artifact=_final(plan, target)) for one, target in zip(reports, plan.targets, strict=False)
+            replace(one, artifact=_final(plan, target).with_name(path.name))
+            for one, target, path in zip(reports, plan.targets, paths, strict=False)
         ]
         if spec.report and reports:
             spec.report.mkdir(parents=True, exist_ok=True)
@@ -158,6 +198,13 @@ def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
     return verify(paths, reference, level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
 
 
+def written(path: Path) -> Path:
+    """The artifact planned for ``path``: its first part, if it was cut into several."""
+    if path.exists():
+        return path
+    return next(iter(sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-?????.gguf"))), path)
+
+
 def _final(plan: ExportPlan, target: Target) -> Path:
     return plan.out / target.place if target.place else plan.out
 
@@ -169,7 +216,7 @@ def _relative(reports: list[Report], out: Path) -> list[Report]:
 
 def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:
     """GGUF takes ggml's upper-case types, ONNX the lower-case ones; without one a format is written unquantised."""
-    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt != "hf"]
+    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt in ("gguf", "onnx")]
     return chosen or [None]
 
 
@@ -177,6 +224,8 @@ def _default_out(name: str, targets: list[Target]) -> Path:
     """In the current folder, named after the model: a file for GGUF, else a folder."""
     if len(targets) > 1:
         return Path(f"{name}-export")
+    if targets[0].format == "gguf-lora":
+        return Path(f"{name}-lora.gguf")
     if targets[0].format == "gguf":
         return Path(f"{name}-{targets[0].storage}.gguf")
     return Path(f"{name}-{targets[0].format}")
@@ -198,14 +247,14 @@ def _spare_inputs(plan: ExportPlan) -> None:
                 raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
 
 
-def _check_space(plan: ExportPlan) -> None:
-    """Say so before writing for minutes: the weights alone must fit."""
-    parent = plan.out.absolute().parent
+def require_space(out: Path, nbytes: int) -> None:
+    """Say so before writing for minutes: the weights alone must fit. Raises OutputError."""
+    parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
-    if plan.nbytes > free:
-        raise OutputError(plan.out, f"needs {plan.nbytes} bytes, {free} are free")
+    if nbytes > free:
+        raise OutputError(out, f"needs {nbytes} bytes, {free} are free")
     if not os.access(parent, os.W_OK):
         raise OutputError(parent, "no permission to write here")
 
@@ -226,6 +275,8 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
                 "expressible": target.refusal is None,
                 "reason": str(target.refusal) if target.refusal else None,
                 "nbytes": target.nbytes,
+                "peak_nbytes": target.peak_nbytes,
+                "estimated": target.estimated,
                 "notes": list(target.notes),
             }
             for target in plan.targets

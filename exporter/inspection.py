@@ -10,7 +10,7 @@ from typing import Any
 from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import LowRank
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.locate import Located, is_adapter
 from exporter.sources.safetensors import read_tensors
 from exporter.verify.artifact import detect
@@ -72,8 +72,8 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    file = GgufFile.open(path)
-    facts: dict[str, Any] = {"version": file.version}
+    file = GgufParts.open(path)
+    facts: dict[str, Any] = {"version": file.files[0].version, "files": len(file.files)}
     for key, value in file.metadata.items():
         facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
     head = "output.weight" if "output.weight" in file.tensors else "tied to token_embd.weight"

@@ -32,6 +32,11 @@ class Budget:
         """Blocks that may be computed or waiting at one time; at least one."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
+    @property
+    def block_nbytes(self) -> int:
+        """What these blocks may come to."""
+        return self.ahead * _COPIES * TOUCHED_BYTES
+
 
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
     """Results of ``jobs`` in their order; at most ``budget.ahead`` are under way. A job's exception ends it."""

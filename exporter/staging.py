@@ -27,6 +27,8 @@ _RENAME_EXCHANGE: Final = 2
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a path to build ``final`` at (a file or a folder); it moves to ``final`` when the body ends well.
 
+    A body that leaves nothing at that path but parts of it beside (a split file) has these moved beside ``final``, in
+    the reverse order of their names: the first part, without which nobody reads the others, comes last.
     On an error the staging folder is removed and ``final`` is as it was. Raises OutputError if ``final`` exists and
     ``force`` is not set, or if another run is writing it.
     """
@@ -40,10 +42,16 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     try:
         draft = folder / final.name
         yield draft
+        parts = [draft]
+        if not os.path.lexists(draft):
+            parts = sorted(folder.iterdir(), reverse=True) or [draft]
+            for part in parts:
+                _refuse_existing(final.with_name(part.name), force=force)
         with writing(final):
-            _sync_tree(draft)
-            _promote(draft, final, force=force)
-            _sync(final.parent)
+            for part in parts:
+                _sync_tree(part)
+                _promote(part, final.with_name(part.name), force=force)
+            sync_folder(final.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -119,10 +127,11 @@ def _sync_tree(draft: Path) -> None:
     """Folders only: files are synced by who wrote them."""
     if draft.is_dir():
         for folder, _, _ in os.walk(draft):
-            _sync(Path(folder))
+            sync_folder(Path(folder))
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Sync the entries of ``folder``: a rename is only safe then."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

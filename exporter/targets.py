@@ -6,15 +6,20 @@ A format's modules are imported only when it is asked for: GGUF must not wait fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exporter.errors import NotExpressible
+from exporter.footprint import peak_nbytes, tracing_nbytes
 from exporter.formats.output import Progress
 from exporter.merge.plan import MergePlan
 from exporter.parallel import Budget
+
+if TYPE_CHECKING:
+    from exporter.formats.gguf.mixtures import Mixture
+    from exporter.formats.gguf.split import Split
 
 #: ``--dtype`` → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -30,18 +35,30 @@ class Wish:
     budget: Budget = field(default_factory=Budget)
     max_shard_bytes: int | None = None
     converter: Path | None = None
+    imatrix: Path | None = None
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    split: Split | None = None
+    #: Unquantised GGUF files by dtype, which the quantisations of one command share.
+    intermediates: dict[str | None, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none.
 
-    ``notes`` are sentences on what the format cannot say of this model, though it holds it.
+    ``notes`` are sentences on what the format cannot say of this model, though it holds it. ``nbytes`` is about the
+    size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more; ``peak_nbytes``
+    about the memory of writing it. ``parts``: the artifact may be files beside its path, named after it.
     """
 
     format: str
     storage: str
     nbytes: int = 0
+    work_nbytes: int | None = None
+    peak_nbytes: int = 0
+    estimated: bool = False
+    parts: bool = False
     write: Callable[[Path, Progress], None] | None = None
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
@@ -51,9 +68,12 @@ class Target:
 def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
     """Lay out one artifact; shapes only. Raises BadInput for inputs that no format could take."""
     try:
-        return FORMATS[fmt](wish, merge)
+        target = FORMATS[fmt](wish, merge)
     except NotExpressible as refusal:
         return Target(format=fmt, storage=wish.quant or wish.dtype or "", refusal=refusal)
+    casts = bool(wish.dtype or wish.quant) or fmt == "onnx"
+    peak = target.peak_nbytes or peak_nbytes(fmt, merge, wish.budget, casts=casts, quantiser=target.estimated)
+    return replace(target, peak_nbytes=peak)
 
 
 def _hf(wish: Wish, merge: MergePlan) -> Target:
@@ -65,8 +85,28 @@ def _hf(wish: Wish, merge: MergePlan) -> Target:
 
 
 def _gguf(wish: Wish, merge: MergePlan) -> Target:
-    from exporter.formats.gguf import plan_converter, plan_gguf, write_converted, write_gguf
+    target = _whole_gguf(wish, merge)
+    if wish.split is None or target.write is None:
+        return target
+    # The whole file is cut in the end, so for a moment both lie on the disk.
+    work = (target.work_nbytes or target.nbytes) + target.nbytes
+    return replace(target, write=partial(_write_split, target.write, wish.split), work_nbytes=work, parts=True)
 
+
+def _write_split(write: Callable[[Path, Progress], None], split: Split, path: Path, progress: Progress) -> None:
+    from exporter.formats.gguf.split import split_file
+
+    write(path, progress)
+    split_file(path, split, progress)
+
+
+def _whole_gguf(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.gguf import plan_converter, plan_gguf, write_converted, write_gguf
+    from exporter.formats.gguf.mixtures import MIXTURES
+
+    overridden = wish.token_embedding_type or wish.output_tensor_type
+    if not wish.converter and wish.quant in MIXTURES and (wish.quant != "Q8_0" or overridden):
+        return _quantised_gguf(wish, merge, MIXTURES[wish.quant])
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
     model = merge.model("F32" if wish.dtype else None, wish.budget)
     if wish.converter:
@@ -76,6 +116,36 @@ def _gguf(wish: Wish, merge: MergePlan) -> Target:
     layout = plan_gguf(model, wish.quant or wish.dtype, pre_tokenizer=wish.pre_tokenizer)
     return Target(
         format="gguf", storage=layout.ftype, nbytes=layout.nbytes, write=partial(write_gguf, layout), notes=layout.notes
+    )
+
+
+def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
+    from exporter.formats.gguf import plan_gguf
+    from exporter.formats.gguf.quantised import Intermediate, plan_quantised, write_quantised
+
+    if wish.dtype not in wish.intermediates:
+        layout = plan_gguf(
+            merge.model("F32" if wish.dtype else None, wish.budget),
+            wish.dtype,
+            pre_tokenizer=wish.pre_tokenizer,
+            mixed="F32",
+        )
+        wish.intermediates[wish.dtype] = Intermediate(layout)
+    quantised = plan_quantised(
+        wish.intermediates[wish.dtype],
+        mixture,
+        imatrix=wish.imatrix,
+        token_embedding_type=wish.token_embedding_type,
+        output_tensor_type=wish.output_tensor_type,
+    )
+    return Target(
+        format="gguf",
+        storage=mixture.name,
+        nbytes=quantised.nbytes,
+        work_nbytes=quantised.work_nbytes,
+        estimated=True,
+        write=partial(write_quantised, quantised),
+        notes=(*quantised.intermediate.layout.notes, *quantised.notes),
     )
 
 
@@ -96,6 +166,7 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
             format="onnx",
             storage="F32",
             nbytes=traced.nbytes,
+            peak_nbytes=tracing_nbytes(traced.nbytes),
             write=partial(write_traced, traced),
             notes=traced.notes,
         )
@@ -103,5 +174,14 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
     return Target(format="onnx", storage="F32", nbytes=layout.nbytes, write=partial(write_onnx, layout))
 
 
+def _gguf_lora(wish: Wish, merge: MergePlan) -> Target:
+    from exporter.formats.gguf.lora import plan_gguf_lora, write_gguf_lora
+
+    layout = plan_gguf_lora(merge, wish.dtype or "F32")
+    return Target(
+        format="gguf-lora", storage=layout.dtype, nbytes=layout.nbytes, write=partial(write_gguf_lora, layout)
+    )
+
+
 #: The formats of ``--to``, in the order in which they are written.
-FORMATS: Final = {"hf": _hf, "gguf": _gguf, "onnx": _onnx}
+FORMATS: Final = {"hf": _hf, "gguf": _gguf, "gguf-lora": _gguf_lora, "onnx": _onnx}

@@ -54,6 +54,11 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
     def n_rows(self) -> int:
         """Length of the first axis; a scalar counts as one row."""
         return self.shape[0] if self.shape else 1

@@ -25,20 +25,24 @@ LAYERS = (
     "exporter.parallel",
     "exporter.staging",
     "exporter.sources",
+    "exporter.ggml",
     "exporter.merge",
     "exporter.families",
     "exporter.formats",
+    "exporter.footprint",
     "exporter.targets",
     "exporter.verify",
     "exporter.inspection",
     "exporter.export",
+    "exporter.patch",
     "exporter.release",
     "exporter.cli",
     "tuner",
 )
 # What a layer must not know although it lies below: the checker its makers, the merge its formats.
 CLOSED = {
-    "exporter.verify": {"exporter.merge", "exporter.families", "exporter.formats", "exporter.targets"},
+    "exporter.verify": {"exporter.merge", "exporter.families", "exporter.formats", "exporter.targets"}
+    | {"exporter.footprint"},
     "exporter.sources": {"exporter.staging"},
     "exporter.merge": {"exporter.staging"},
     "tuner": set(LAYERS) - {"exporter", "exporter.version", "exporter.errors", "tuner"},

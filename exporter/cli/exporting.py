@@ -13,7 +13,8 @@ import click
 
 from exporter.cli.options import export_spec
 from exporter.cli.talk import print_reports, progress, size
-from exporter.export import plan_export, run_export
+from exporter.export import plan_export, run_export, written
+from exporter.sources.gguf_parts import GgufParts
 from exporter.targets import Target
 from exporter.verify.report import Report
 
@@ -24,7 +25,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     plan = plan_export(export_spec(quiet=quiet, **options))
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
-    paths = [plan.out / target.place if target.place else plan.out for target in plan.targets]
+    paths = [written(plan.out / target.place if target.place else plan.out) for target in plan.targets]
     if as_json:
         artifacts = [
             {
@@ -44,8 +45,8 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
         if any(report.level == "full" for report in reports):
             print_reports(reports)
         for number, target in enumerate(plan.targets):
-            written = size(_nbytes(target, paths[number]))
-            print(f"{target.format} {target.storage}: {written}, {_verdict(reports, number)}", file=sys.stderr)
+            nbytes = size(_nbytes(target, paths[number]))
+            print(f"{target.format} {target.storage}: {nbytes}, {_verdict(reports, number)}", file=sys.stderr)
             for note in target.notes:
                 print(f"  note: {note}", file=sys.stderr)
     for path in paths:
@@ -53,7 +54,9 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _nbytes(target: Target, path: Path) -> int:
-    """What a file has come to (before, a converter's was an estimate); of a folder the weights."""
+    """What a file has come to (before, an estimate); of a folder the weights."""
+    if target.parts:
+        return sum(file.path.stat().st_size for file in GgufParts.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes
 
 

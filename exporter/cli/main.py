@@ -18,6 +18,7 @@ from exporter.version import __version__
 VERBS: Final = {
     "merge": "exporter.cli.merge",
     "export": "exporter.cli.export",
+    "patch": "exporter.cli.patch",
     "verify": "exporter.cli.verify",
     "plan": "exporter.cli.plan",
     "inspect": "exporter.cli.inspect",
@@ -27,14 +28,14 @@ VERBS: Final = {
 _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or an adapter on its base, in another format.",
+    "patch": "Put an adapter's token rows into an existing GGUF.",
     "verify": "Prove that an artifact equals base and adapters; exit 3 if not.",
-    "plan": "Show what merge or export would write; writes nothing.",
+    "plan": "Show what merge, export or patch would write; writes nothing.",
     "inspect": "Show what an adapter, a checkpoint, a .gguf or an ONNX folder holds.",
     "tune": "Teach a model a few tokens; writes an adapter folder.",
 }
 #: Verbs of the contract that this version does not have: they say so instead of "no such command".
 _LATER: Final = {
-    "patch": "merge and export again",
     "release": "call merge with several --to, then verify",
 }
 

@@ -22,7 +22,14 @@ _EXPORT_OPTIONS = (
     click.option(
         "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
     ),
-    click.option("--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0. Repeatable."),
+    click.option(
+        "--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0 or Q4_K_M. Repeatable."
+    ),
+    click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix for llama.cpp's quantisations."),
+    click.option("--token-embedding-type", metavar="TYPE", help="Of token_embd.weight, whatever --quant gives it."),
+    click.option("--output-tensor-type", metavar="TYPE", help="Of output.weight, whatever --quant gives it."),
+    click.option("--split-max-size", metavar="SIZE", help="Cut the GGUF into parts of at most so much: 2G, 500M."),
+    click.option("--split-max-tensors", type=int, metavar="N", help="Cut the GGUF into parts of at most N tensors."),
     click.option(
         "--verify",
         "level",
@@ -69,6 +76,22 @@ base_option = click.option(
     metavar="CHECKPOINT",
     help="Folder or hub id (org/name, org/name@revision); default: what the adapter names as its base.",
 )
+
+
+_PATCH_OPTIONS = (
+    click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE.gguf is the adapters' base."),
+    click.option(
+        "--in-place",
+        is_flag=True,
+        help="Change BASE.gguf itself. A journal beside it undoes a patch that was interrupted; where the file changes "
+        "its size, a whole new one takes its name instead.",
+    ),
+)
+
+
+def patch_place_options(command: _Command) -> _Command:
+    """Add --trust-base and --in-place."""
+    return _add(command, _PATCH_OPTIONS)
 
 
 def export_options(command: _Command) -> _Command:

@@ -5,27 +5,43 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from exporter.cli.export import as_merge
-from exporter.cli.options import base_option, export_options, export_spec, to_option
+from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
 from exporter.cli.talk import size
 from exporter.export import ExportPlan, plan_export, plan_json
+from exporter.patch import PatchSpec, patch_json, plan_gguf_patch
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @base_option
 @to_option
+@patch_place_options
 @export_options
-def plan(sources: tuple[str, ...], base: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def plan(
+    sources: tuple[str, ...],
+    base: str | None,
+    trust_base: bool,
+    in_place: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Show what merge or export would write from SOURCE with the same options; write nothing.
 
-    Exit 5 if a target cannot be expressed.
+    With a .gguf file before the adapters, show what patch would. Exit 5 if a target cannot be expressed.
     """
     paths = sources or (".",)
+    if Path(paths[0]).suffix == ".gguf":
+        _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
+        return
+    if trust_base or in_place:
+        raise click.UsageError(f"--trust-base and --in-place are for patching a .gguf file, and {paths[0]} is none")
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
@@ -39,15 +55,53 @@ def plan(sources: tuple[str, ...], base: str | None, as_json: bool, quiet: bool,
         click.get_current_context().exit(refusals[0].exit_code)
 
 
+def _patch(
+    paths: tuple[str, ...],
+    base: str | None,
+    *,
+    trust_base: bool,
+    in_place: bool,
+    as_json: bool,
+    quiet: bool,
+    options: dict[str, Any],
+) -> None:
+    made = plan_gguf_patch(
+        PatchSpec(
+            base=Path(paths[0]),
+            adapters=paths[1:],
+            checkpoint=base,
+            trust_base=trust_base,
+            in_place=in_place,
+            out=options["out"],
+            dtype=options["dtype"],
+            quiet=quiet,
+        )
+    )
+    document = patch_json(made)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    elif not quiet:
+        for entry in document["targets"]:
+            click.echo(f"gguf {entry['storage']}  {entry['path']}  {size(entry['nbytes'])}")
+        for entry in document["rows"]:
+            click.echo(
+                f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows, rounded to {entry['dtype']}"
+            )
+        for token_id, text in document["new_tokens"].items():
+            click.echo(f"new token {token_id}: {text!r}")
+        click.echo(f"vocabulary {document['vocab']}, base: {document['proof']}, in place: {document['in_place']}")
+
+
 def _print(made: ExportPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    targets = Table("target", "storage", "path", "size", "expressible", box=None, pad_edge=False)
+    targets = Table("target", "storage", "path", "size", "memory", "expressible", box=None, pad_edge=False)
     for entry in plan_json(made)["targets"]:
         answer = "yes" if entry["expressible"] else f"no: {entry['reason']}"
-        targets.add_row(entry["format"], entry["storage"], entry["path"], size(entry["nbytes"]), answer)
+        sizes = (size(entry["nbytes"]), f"{size(entry['peak_nbytes'])} at peak") if entry["expressible"] else ("", "")
+        targets.add_row(entry["format"], entry["storage"], entry["path"], *sizes, answer)
     console.print(targets)
     for target in made.targets:
         for note in target.notes:

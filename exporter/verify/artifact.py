@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter import ggml
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import Array, cast
+from exporter.tensors import FLOATS, Array, cast
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's."""
+    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
+
+    quantised: some tensor is stored in blocks, though the embedding may not be.
+    """
 
     path: Path
     format: str
     embedding: Matrix
     head: Matrix | None
+    quantised: bool = False
 
     @property
     def kind(self) -> str:
@@ -62,7 +67,7 @@ def find_artifacts(path: Path) -> list[Path]:
     if not any(part.is_dir() for part in parts) or (path / "onnx" / "model.onnx").is_file():
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
-    return sorted(found) + sorted((path / "gguf").glob("*.gguf"))
+    return sorted(found) + [file for file in sorted((path / "gguf").glob("*.gguf")) if not is_later_part(file)]
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -73,13 +78,16 @@ def open_artifact(path: Path) -> Artifact:
 def encode(rows: Array, kind: str) -> Array:
     """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
 
-    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref.
+    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref; ggml itself for the rest.
     """
     if kind in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
     import gguf
 
-    quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
+    try:
+        quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError):
+        return ggml.quantize_rows(cast(rows, "F32"), kind)
     return quantised.view(np.uint8).reshape(len(rows), -1)
 
 
@@ -104,16 +112,17 @@ def _open_hf(path: Path) -> Artifact:
 
 
 def _open_gguf(path: Path) -> Artifact:
-    file = GgufFile.open(path)
+    parts = GgufParts.open(path)
 
     def matrix(name: str) -> Matrix:
-        tensor = file.tensors[name]
+        file, tensor = parts.holder(name), parts.tensors[name]
         return Matrix(name, tensor.type, tensor.shape[0], lambda start, stop: file.rows(name, start, stop))
 
-    if "token_embd.weight" not in file.tensors:
+    if "token_embd.weight" not in parts.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
-    head = matrix("output.weight") if "output.weight" in file.tensors else None
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head)
+    head = matrix("output.weight") if "output.weight" in parts.tensors else None
+    quantised = any(tensor.type not in FLOATS for tensor in parts.tensors.values())
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised)
 
 
 def _open_onnx(path: Path) -> Artifact:

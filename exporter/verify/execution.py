@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -66,13 +67,12 @@ class Execution:
         try:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
-            if _is_quantised(artifact):
-                copy = place / "base.gguf"
-                write_base(artifact.path, self.reference, copy)
+            if artifact.quantised:
+                copy = write_base(artifact.path, self.reference, place / "copy")
                 quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
                 self.say(f"running the base as quantised in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
-                copy.unlink()
+                shutil.rmtree(copy.parent)
         except RuntimeFailed as exc:
             done.failure = str(exc)
         done.seconds = time.perf_counter() - started
@@ -155,11 +155,7 @@ class Execution:
 
 def _decodes_alike(artifact: Artifact) -> bool:
     """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
-    return artifact.kind == "F32" or artifact.format == "hf"
-
-
-def _is_quantised(artifact: Artifact) -> bool:
-    return artifact.kind not in _FLOATS
+    return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
 def has_llama_cpp() -> bool:

@@ -10,23 +10,30 @@ import shutil
 from pathlib import Path
 
 from exporter.errors import writing
-from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_parts import GgufParts
 from exporter.verify.artifact import encode
 from exporter.verify.expected import Expected
 from exporter.verify.reference import Reference
 
 
-def write_base(artifact: Path, reference: Reference, copy: Path) -> None:
-    """Write ``copy``: ``artifact`` with the base's rows. Rows of new tokens, which no base has, stay as they are."""
-    with writing(copy):
-        shutil.copyfile(artifact, copy)
-    _put_back(copy, "token_embd.weight", reference.embedding)
-    if "output.weight" in GgufFile.open(copy).tensors:
-        _put_back(copy, "output.weight", reference.head)
+def write_base(artifact: Path, reference: Reference, folder: Path) -> Path:
+    """Write ``artifact`` with the base's rows into ``folder``, a new one; the file that names the copy.
+
+    Rows of new tokens, which no base has, stay as they are.
+    """
+    with writing(folder):
+        folder.mkdir()
+        for file in GgufParts.open(artifact).files:
+            shutil.copyfile(file.path, folder / file.path.name)
+    parts = GgufParts.open(folder / artifact.name)
+    _put_back(parts, "token_embd.weight", reference.embedding)
+    if "output.weight" in parts.tensors:
+        _put_back(parts, "output.weight", reference.head)
+    return parts.path
 
 
-def _put_back(copy: Path, name: str, want: Expected) -> None:
-    tensor = GgufFile.open(copy).tensors[name]
+def _put_back(parts: GgufParts, name: str, want: Expected) -> None:
+    tensor, copy = parts.tensors[name], parts.holder(name).path
     with writing(copy), copy.open("r+b") as file:
         for token_id in sorted(want.rows):
             if token_id < want.base.spec.n_rows:

@@ -68,10 +68,14 @@ def _check_trained(use: str, matrix: Matrix, want: Expected) -> Check:
 
 
 def _encodings(row: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
-    """A row may be rounded to the base's dtype before it is stored, or straight from the adapter's."""
+    """A row may be rounded to the base's dtype before it is stored, or straight from the adapter's.
+
+    Quantisations may also be made from a 16-bit file, whatever the base's dtype.
+    """
     yield encode(row[None], matrix.kind)
-    if stored in FLOATS:
-        yield encode(cast(row[None], stored), matrix.kind)
+    for dtype in (stored,) if matrix.kind in FLOATS else (stored, "F16", "BF16"):
+        if dtype in FLOATS:
+            yield encode(cast(row[None], dtype), matrix.kind)
 
 
 def _check_untouched(use: str, matrix: Matrix, want: Expected) -> Check:

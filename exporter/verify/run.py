@@ -14,6 +14,7 @@ from typing import Final
 from exporter.verify.artifact import open_artifact
 from exporter.verify.checkpoint_checks import check_checkpoint
 from exporter.verify.execution import Execution, Say
+from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report
@@ -35,6 +36,21 @@ def verify(
     level: "rows" reads the weights only, in blocks; "full" also runs the artifact and the reference.
     Raises BadInput for an artifact or reference that cannot be read; a failed check is in the report, not raised.
     """
+    loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
+    reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, say)
+    return [loras[path] if path in loras else reports[path] for path in paths]
+
+
+def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
+    """An adapter alone runs nowhere: its pairs are checked, and whoever has the base's GGUF can run it with that."""
+    say(f"reading the pairs of {path.name}")
+    found = list(check_lora(path, reference, every=level == "full"))
+    return Report(artifact=path, format="gguf-lora", level=level, checks=found, facts={})
+
+
+def _verify_models(
+    paths: Sequence[Path], reference: Reference, level: str, prompts: Sequence[str], say: Say
+) -> dict[Path, Report]:
     artifacts = [open_artifact(path) for path in paths]
     checks = []
     for artifact in artifacts:
@@ -44,7 +60,7 @@ def verify(
             found += check_checkpoint(artifact.path, reference, untouched=level == "full")
         checks.append(found)
     facts: list[dict[str, float | str]] = [{"storage": artifact.kind} for artifact in artifacts]
-    if level == "full":
+    if level == "full" and artifacts:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
             for artifact in artifacts:
@@ -52,7 +68,7 @@ def verify(
             execution.run_reference()
             for artifact, found, fact in zip(artifacts, checks, facts, strict=True):
                 found += execution.judge(artifact, fact)
-    return [
-        Report(artifact=artifact.path, format=artifact.format, level=level, checks=found, facts=fact)
+    return {
+        artifact.path: Report(artifact=artifact.path, format=artifact.format, level=level, checks=found, facts=fact)
         for artifact, found, fact in zip(artifacts, checks, facts, strict=True)
-    ]
+    }

@@ -35,3 +35,7 @@ MERGED_ULPS: Final = 1.0
 #: Noise of sums of float32 products and of DoRA's norms, as a share of the largest value of the row. Measured on random
 #: factors of rank 4 to 64: up to 1.4e-6 of it.
 MERGED_F32_NOISE: Final = 4e-6
+
+#: A LoRA adds a product to the base's row: its factors are rounded once, in the dtype of the file, and an update may be
+#: several times larger than the row that comes out. As shares of that row's largest value.
+LORA_NOISE: Final = {"F32": 2e-6, "F16": 4e-3, "BF16": 3e-2}

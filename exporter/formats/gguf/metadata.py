@@ -16,7 +16,7 @@ from exporter.formats.gguf.quantise import FILE_TYPES
 from exporter.formats.gguf.writer import Key, TensorEntry
 
 #: GGML_QNT_VERSION in ggml.h.
-_QUANTIZATION_VERSION: Final = 2
+QUANTIZATION_VERSION: Final = 2
 
 #: What llama.cpp takes for the base of the rotary frequencies where a file has none.
 _DEFAULT_THETA: Final = 10000.0
@@ -92,7 +92,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
         for part in ("key", "value"):
             keys.append(writer.u32(f"{row.name}.attention.{part}_length", spec.attention.head_dim))
     keys += _long_rope(row.name, spec)
-    keys.append(writer.u32("general.quantization_version", _QUANTIZATION_VERSION))
+    keys.append(writer.u32("general.quantization_version", QUANTIZATION_VERSION))
     return keys
 
 

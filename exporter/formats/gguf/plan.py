@@ -26,7 +26,7 @@ from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
 #: llama.cpp's converter writes this flag for llamas and their kin of this vocabulary (SmolLM, small granites), whatever
 #: the tokenizer says; they do not start texts with a token.
-_NO_BOS_VOCAB: Final = 49152
+NO_BOS_VOCAB: Final = 49152
 
 _NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
 #: llama.cpp computes norms, biases, positions and routers in float32 only.
@@ -64,11 +64,14 @@ class GgufLayout:
     notes: Sequence[str]
 
 
-def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None) -> GgufLayout:
+def plan_gguf(
+    model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None, mixed: str | None = None
+) -> GgufLayout:
     """Lay out the GGUF of ``model``; reads shapes and the tokenizer, no weights.
 
     ftype: F32, F16, BF16 or Q8_0; None keeps the dtype in which the matrices are stored. pre_tokenizer: llama.cpp's
-    name for the splitting, where it is not recognised from the tokenizer.
+    name for the splitting, where it is not recognised from the tokenizer. mixed: the type if the matrices are stored in
+    several; None refuses that.
     Raises NotExpressible for an unknown family, tokenizer or type, BadInput for tensors that do not fit the config.
     """
     spec = describe(model.config, "gguf")
@@ -76,7 +79,7 @@ def plan_gguf(model: MergedModel, ftype: str | None = None, *, pre_tokenizer: st
     specs = model.specs
     kept, dropped = assign(model, specs, spec)
     check_biases(row, kept.values())
-    ftype = _file_type(model, [specs[name] for name in kept], ftype)
+    ftype = _file_type(model, [specs[name] for name in kept], ftype, mixed)
     items = _extra_items(spec) + [_item(model, names, slot, spec, row, ftype) for slot, names in _targets(kept)]
     ledger = model.ledger()
     for item in items:
@@ -122,7 +125,7 @@ def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
     return [(target, [groups[target][member] for member in sorted(groups[target])]) for target in order]
 
 
-def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | None) -> str:
+def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | None, mixed: str | None) -> str:
     for spec in specs:
         if spec.dtype not in FLOATS:
             raise NotExpressible(
@@ -134,11 +137,12 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
             known = ", ".join(FILE_TYPES)
             raise NotExpressible(
                 "gguf",
-                f"this version writes {known}, not {ftype}",
-                instead=f"write F32 and run llama-quantize with {ftype}",
+                f"{ftype} is no type of a file: {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
             )
         return ftype
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
+    if mixed is not None and len(stored) > 1:
+        return mixed
     if len(stored) != 1 or stored[0] not in FILE_TYPES:
         raise NotExpressible(
             f"gguf: {model.path}",
@@ -232,7 +236,7 @@ def _keys(
     tokenizer: Sequence[Key],
 ) -> list[Key]:
     tokenizer = list(tokenizer)
-    if "vocab_size" in row.keys and spec.vocab == _NO_BOS_VOCAB:
+    if "vocab_size" in row.keys and spec.vocab == NO_BOS_VOCAB:
         flag = writer.truth("tokenizer.ggml.add_bos_token", False)
         tokenizer = [key for key in tokenizer if key.name != flag.name] + [flag]
     return [
@@ -241,5 +245,14 @@ def _keys(
         ),
         *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
         *tokenizer,
-        *metadata.provenance_keys(model.provenance),
+        *metadata.provenance_keys({**model.provenance, "rows.dtype": _rows_dtype(model, ftype)}),
     ]
+
+
+def _rows_dtype(model: MergedModel, ftype: str) -> str:
+    """What rows are rounded to before they are encoded: a patch of this file, or of what is made from it, does it too.
+
+    A model in float32 is rounded once, by the type of the file, and what is quantised from that sees no more.
+    """
+    dtype = model.specs[model.tie.embedding].dtype
+    return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -1,7 +1,4 @@
-"""Row blocks in the types that are written natively: F32, F16, BF16, Q8_0.
-
-Every other type goes through llama.cpp itself, whose bytes cannot be had in another way.
-"""
+"""Row blocks in ggml's types: F32, F16, BF16 and Q8_0 natively, a few more by the gguf package, the rest by ggml."""
 
 from __future__ import annotations
 
@@ -9,13 +6,39 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput
-from exporter.tensors import DTYPES, Array, cast
+from exporter import ggml
+from exporter.errors import BadInput, NotExpressible
+from exporter.tensors import DTYPES, FLOATS, Array, cast
 
 #: Types of a whole file → general.file_type. Source: enum llama_ftype in llama.h.
 FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
+#: Types that the gguf package quantises to the bit as ggml does, so that no compiled library is needed for them.
+_IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"))
+
 _BLOCK: Final = 32
+
+
+def encode_rows(rows: Array, kind: str) -> Array:
+    """``rows`` (n, width) in any ggml type: (n, bytes a row) uint8, the bytes that llama-quantize writes.
+
+    Raises BadInput for values that the type cannot hold, NotExpressible for a type that rows are not quantised to,
+    MissingDependency where it takes llama.cpp and llama-cpp-python is not installed.
+    """
+    if kind in FILE_TYPES or kind in FLOATS:
+        return np.ascontiguousarray(encode(rows, kind)).view(np.uint8).reshape(len(rows), -1)
+    wide = cast(rows, "F32")
+    if kind not in _IN_PYTHON:
+        return ggml.quantize_rows(wide, kind)
+    if not np.isfinite(wide).all():
+        raise BadInput(f"expected finite values for type {kind}, found NaN or Inf")
+    from gguf import GGMLQuantizationType, QuantError, quants  # costs more than a patch of the common types
+
+    try:
+        out = quants.quantize(wide, GGMLQuantizationType[kind])
+    except QuantError as exc:
+        raise NotExpressible(f"type {kind}", f"rows of {rows.shape[1]} elements do not fill its blocks") from exc
+    return out.view(np.uint8).reshape(len(rows), -1)
 
 
 def encode(rows: Array, kind: str) -> Array:

@@ -130,14 +130,16 @@ def fits(kind: str, width: int) -> bool:
     return width % TENSOR_TYPES[TYPE_NUMBERS[kind]][1] == 0
 
 
-def header(keys: Sequence[Key], entries: Sequence[TensorEntry]) -> tuple[bytes, int]:
+def header(
+    keys: Sequence[Key], entries: Sequence[TensorEntry], *, alignment: int = ALIGNMENT, version: int = VERSION
+) -> tuple[bytes, int]:
     """(all bytes before the data section, size of the whole file).
 
-    Tensors follow in the order of ``entries``, each padded to ``ALIGNMENT``, the last one too.
+    Tensors follow in the order of ``entries``, each padded to ``alignment``, the last one too.
     """
     names = [key.name for key in keys]
     assert len(set(names)) == len(names), "a metadata key stands twice"
-    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(entries), len(keys))]
+    parts = [MAGIC, struct.pack("<IQQ", version, len(entries), len(keys))]
     for key in keys:
         parts += (_string(key.name), key.encoded)
     offset = 0
@@ -148,12 +150,12 @@ def header(keys: Sequence[Key], entries: Sequence[TensorEntry]) -> tuple[bytes, 
             struct.pack(f"<I{len(lengths)}Q", len(lengths), *lengths),
             struct.pack("<IQ", TYPE_NUMBERS[entry.type], offset),
         )
-        offset += padded(entry.nbytes)
+        offset += padded(entry.nbytes, alignment)
     head = b"".join(parts)
-    head += b"\0" * (padded(len(head)) - len(head))
+    head += b"\0" * (padded(len(head), alignment) - len(head))
     return head, len(head) + offset
 
 
-def padded(nbytes: int) -> int:
-    """The next multiple of ``ALIGNMENT``."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+def padded(nbytes: int, alignment: int = ALIGNMENT) -> int:
+    """The next multiple of ``alignment``."""
+    return -(-nbytes // alignment) * alignment

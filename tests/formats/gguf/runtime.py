@@ -37,8 +37,8 @@ def _model(path: Path, *, vocab_only: bool) -> Iterator[Any]:
         llama_cpp.llama_model_free(model)
 
 
-def logits(path: Path, token_ids: Sequence[int]) -> Array:
-    """One full pass: (len(token_ids), vocab) float32."""
+def logits(path: Path, token_ids: Sequence[int], *, lora: Path | None = None) -> Array:
+    """One full pass: (len(token_ids), vocab) float32. lora: an adapter to put on the model."""
     count = len(token_ids)
     with _model(path, vocab_only=False) as model:
         params = llama_cpp.llama_context_default_params()
@@ -48,6 +48,12 @@ def logits(path: Path, token_ids: Sequence[int]) -> Array:
         # float32, so that what is measured is the file and not the cache's rounding.
         params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         context = llama_cpp.llama_init_from_model(model, params)
+        if lora is not None:
+            adapter = llama_cpp.llama_adapter_lora_init(model, str(lora).encode())
+            if not adapter:
+                raise RuntimeError(f"llama.cpp does not load {lora}")
+            scales = (ctypes.c_float * 1)(1.0)
+            llama_cpp.llama_set_adapters_lora(context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), 1, scales)
         batch = llama_cpp.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count

@@ -13,7 +13,7 @@ from exporter.sources.json_objects import read_object
 from exporter.sources.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 #: Scores of rows without a token and of added tokens. llama.cpp compares neither; its converter writes these.
-_PADDING_SCORE: Final = -10000.0
+PADDING_SCORE: Final = -10000.0
 ADDED_SCORE: Final = -1000.0
 
 _FLAGS: Final = ("lstrip", "rstrip", "single_word")
@@ -30,6 +30,14 @@ class AddedToken:
     flags: tuple[str, ...] = ()
     stated: bool = False
 
+    @property
+    def stored(self) -> tuple[str, int]:
+        """Text and type in a GGUF; the type follows from its flag and its looks."""
+        if self.special or _looks_special(self.text):
+            return self.text, CONTROL
+        # llama.cpp looks for these in the text as it comes, so SentencePiece's mark must be a space already.
+        return self.text.replace("\u2581", " "), USER_DEFINED
+
 
 class TokenTable:
     """Tokens by id, for ``rows`` rows of the matrix. ``source`` is the file to name in messages."""
@@ -39,7 +47,7 @@ class TokenTable:
         self.source = source
         self.texts: list[str | None] = [None] * rows
         self.types = [UNUSED] * rows
-        self.scores = [_PADDING_SCORE] * rows
+        self.scores = [PADDING_SCORE] * rows
 
     def check_ids(self, ids: Iterable[int]) -> None:
         """Raises BadInput for an id outside the matrix."""
@@ -56,11 +64,8 @@ class TokenTable:
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, kind, score
 
     def add(self, token: AddedToken) -> None:
-        """Name a row by an added token; its type follows from its flag and its looks."""
-        control = token.special or _looks_special(token.text)
-        # llama.cpp looks for these in the text as it comes, so SentencePiece's mark must be a space already.
-        text = token.text if control else token.text.replace("\u2581", " ")
-        self.put(token.id, text, CONTROL if control else USER_DEFINED, ADDED_SCORE)
+        """Name a row by an added token."""
+        self.put(token.id, *token.stored, ADDED_SCORE)
 
     def complete(self) -> list[str]:
         """All texts; rows that no token names become ``[PAD{id}]``.
@@ -151,4 +156,13 @@ def _looks_special(token: str) -> bool:
     )
 
 
-__all__ = ["ADDED_SCORE", "NORMAL", "AddedToken", "TokenTable", "added_tokens", "flag_notes", "normalised_notes"]
+__all__ = [
+    "ADDED_SCORE",
+    "NORMAL",
+    "PADDING_SCORE",
+    "AddedToken",
+    "TokenTable",
+    "added_tokens",
+    "flag_notes",
+    "normalised_notes",
+]

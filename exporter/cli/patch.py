@@ -1,0 +1,77 @@
+"""``ttexport patch``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH, patch_place_options, talk_options
+from exporter.cli.talk import progress, size
+from exporter.patch import PatchSpec, patch_json, plan_gguf_patch, restore, run_patch
+from exporter.targets import DTYPES
+
+
+@click.command()
+@click.argument("base", type=PATH, metavar="BASE")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("-o", "--out", type=PATH, help="File to write; a split BASE gives parts named after it.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Round rows to this first; default: as BASE.gguf shows.")
+@click.option(
+    "--verify",
+    "level",
+    type=click.Choice(["auto", "full", "rows", "off"]),
+    default="auto",
+    show_default=True,
+    help="rows: re-read the new rows, the header, and some rows of every tensor. full: every byte. auto: rows.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE.gguf was made from: folder or hub id.")
+@patch_place_options
+@talk_options
+def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **options: Any) -> None:
+    """Put an adapter's token rows into BASE.gguf, of any architecture and type; all else is copied as it is.
+
+    New tokens take unused rows of the vocabulary first, then rows behind it. The result has the bytes that merging,
+    converting and quantising anew would give, at the cost of a copy, or of the rows alone with --in-place.
+
+    BASE.gguf must prove to be made from the adapters' base: --base CHECKPOINT (by default the folder that the
+    adapters name) is compared with the digest that ttexport recorded, else with rows of the file.
+
+    \b
+    Examples:
+      ttexport patch model-Q4_K_M.gguf my-adapter -o tuned-Q4_K_M.gguf
+      ttexport patch model-Q8_0.gguf my-adapter --in-place --trust-base
+    """
+    started = time.perf_counter()
+    spec = _spec(base=base, level=level, quiet=quiet, **options)
+    if not spec.in_place and spec.out is None:
+        raise click.UsageError("patch: expected -o OUT, or --in-place")
+    if spec.in_place and restore(base) and not quiet:
+        print(f"{base}: an interrupted patch was undone", file=sys.stderr)
+    plan = plan_gguf_patch(spec)
+    with progress(quiet=quiet) as hooks:
+        report = run_patch(plan, hooks)
+    document = patch_json(plan)
+    if as_json:
+        artifacts = [{**target, "verification": report.to_json() if report else None} for target in document["targets"]]
+        seconds = round(time.perf_counter() - started, 3)
+        click.echo(json.dumps({**document, "artifacts": artifacts, "seconds": seconds}, indent=2))
+        return
+    if not quiet:
+        verdict = f"verified on disk ({len(report.checks)} checks)" if report else "not verified"
+        print(
+            f"gguf {plan.patch.kind}: {plan.patch.rows} rows of {size(plan.patch.nbytes)}, {len(plan.patch.new)} new "
+            f"tokens, base: {plan.proof}, {verdict}",
+            file=sys.stderr,
+        )
+    for path in plan.paths:
+        click.echo(path)
+
+
+def _spec(*, level: str, checkpoint: str | None, adapters: tuple[str, ...], **options: Any) -> PatchSpec:
+    return PatchSpec(adapters=adapters, checkpoint=checkpoint, level="rows" if level == "auto" else level, **options)

@@ -1,0 +1,78 @@
+"""The header of an existing GGUF as keys that can be written again, byte for byte, some of them with other values."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_header import GgufArray
+from exporter.sources.gguf_types import ARRAY, SCALARS, STRING
+from exporter.sources.safetensors import read_into
+
+_PREAMBLE_BYTES: Final = 24  # magic, version, number of tensors, number of keys
+
+
+def raw_header(file: GgufFile) -> bytes:
+    """Everything before the data section."""
+    raw = np.empty(file.data_offset, np.uint8)
+    read_into(file.path, 0, raw)
+    return raw.tobytes()
+
+
+def raw_keys(file: GgufFile) -> list[Key]:
+    """Every key in the order of the file, values as the bytes that they are."""
+    raw, at, keys = raw_header(file), _PREAMBLE_BYTES, []
+    for name, value in file.metadata.items():
+        at += 8 + len(name.encode())
+        (kind,) = struct.unpack_from("<I", raw, at)
+        if kind == ARRAY:
+            assert isinstance(value, GgufArray)
+            end = value.offset_bytes + value.nbytes
+        elif kind == STRING:
+            end = at + 12 + struct.unpack_from("<Q", raw, at + 4)[0]
+        else:
+            end = at + 4 + SCALARS[kind].itemsize
+        keys.append(Key(name, raw[at:end]))
+        at = end
+    return keys
+
+
+def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[str]) -> list[Key]:
+    """``keys`` with the values of ``changes``. A key that the file lacks goes behind its nearest one in ``order``."""
+    out = list(keys)
+    places = {key.name: number for number, key in enumerate(out)}
+    for change in changes:
+        if change.name in places:
+            out[places[change.name]] = change
+            continue
+        before = order[: order.index(change.name)] if change.name in order else []
+        place = max((places[name] + 1 for name in before if name in places), default=len(out))
+        out.insert(place, change)
+        places = {key.name: number for number, key in enumerate(out)}
+    return out
+
+
+def same_kind(old: Key, value: int) -> Key:
+    """An integer key with another value, in the type that it has."""
+    (kind,) = struct.unpack_from("<I", old.encoded)
+    return Key(old.name, struct.pack("<I", kind) + np.asarray(value, SCALARS[kind]).tobytes())
+
+
+def numbers(name: str, kind: int, values: Sequence[float]) -> Key:
+    """An array of numbers of the type number ``kind``."""
+    return Key(name, struct.pack("<IIQ", ARRAY, kind, len(values)) + np.asarray(values, SCALARS[kind]).tobytes())
+
+
+def build(file: GgufFile, keys: Sequence[Key], rows: Mapping[str, int]) -> tuple[bytes, int]:
+    """(header, size of the file) with ``keys``, and ``rows`` rows for the tensors named."""
+    entries = [
+        TensorEntry(one.name, one.type, (rows.get(one.name, one.shape[0]), *one.shape[1:]))
+        for one in file.tensors.values()
+    ]
+    return writer.header(keys, entries, alignment=file.alignment, version=file.version)

@@ -1,0 +1,105 @@
+"""Cutting a GGUF into parts, named and marked as llama.cpp's converter and gguf-split do it.
+
+The first part has all keys; every part has the tensors that follow those of the part before it. Bytes of tensors are
+copied as raw ranges.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import UsageError
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.patching.header import raw_keys
+from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.formats.output import OutputFile, Progress, silent
+from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf_header import GgufTensor
+from exporter.sources.gguf_parts import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, part_name
+from exporter.tensors import ByteRange
+
+_SIZE: Final = re.compile(r"([1-9]\d*)([KMG])")
+_UNITS: Final = {"K": 10**3, "M": 10**6, "G": 10**9}
+_U16, _I32 = 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where to cut: before a part's tensors would exceed so many bytes, or so many tensors. None: no such limit."""
+
+    max_nbytes: int | None = None
+    max_tensors: int | None = None
+
+    @classmethod
+    def parse(cls, size: str | None, tensors: int | None) -> Split | None:
+        """From ``--split-max-size`` (500M, 2G; units of 1000) and ``--split-max-tensors``; None without either.
+
+        Raises UsageError.
+        """
+        if size is None and tensors is None:
+            return None
+        match = _SIZE.fullmatch(size) if size is not None else None
+        if size is not None and match is None:
+            raise UsageError(f"--split-max-size: expected a number with K, M or G, such as 2G, found {size}")
+        if tensors is not None and tensors < 1:
+            raise UsageError(f"--split-max-tensors: expected 1 or more, found {tensors}")
+        return cls(int(match[1]) * _UNITS[match[2]] if match else None, tensors)
+
+    def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
+        """The tensors of each part, in order; a tensor is never cut."""
+        groups: list[list[GgufTensor]] = [[]]
+        nbytes = 0
+        for tensor in tensors:
+            full = self.max_tensors is not None and len(groups[-1]) >= self.max_tensors
+            full |= self.max_nbytes is not None and nbytes + tensor.nbytes > self.max_nbytes
+            if full and groups[-1]:
+                groups.append([])
+                nbytes = 0
+            groups[-1].append(tensor)
+            nbytes += tensor.nbytes
+        return groups
+
+
+def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Path]:
+    """Cut the file at ``path`` and remove it; the parts, beside it. One that is small enough stays, alone.
+
+    Memory: the header. Raises OutputError, UsageError for more parts than can be numbered.
+    """
+    file = GgufFile.open(path)
+    groups = split.group(list(file.tensors.values()))
+    count, total = len(groups), len(file.tensors)
+    if count == 1:
+        progress(path.stat().st_size)
+        return [path]
+    if count > 0xFFFF:
+        raise UsageError(f"--split-max-size: expected at most {0xFFFF} parts, found {count}")
+    parts = [path.with_name(part_name(path.stem, number, count)) for number in range(count)]
+    for number, (part, tensors) in enumerate(zip(parts, groups, strict=True)):
+        marks = [
+            _number(SPLIT_NO, _U16, number),
+            _number(SPLIT_COUNT, _U16, count),
+            _number(SPLIT_TENSORS, _I32, total),
+        ]
+        keys = [*(raw_keys(file) if number == 0 else ()), *marks]
+        entries = [TensorEntry(one.name, one.type, one.shape) for one in tensors]
+        head, nbytes = writer.header(keys, entries, alignment=file.alignment)
+        with OutputFile(part, progress) as out:
+            out.write(head)
+            for one in tensors:
+                out.write_segments([ByteRange(path, one.offset_bytes, one.nbytes)], one.nbytes)
+                out.pad_to(file.alignment)
+            assert out.nbytes == nbytes, f"{part}: {nbytes} bytes were promised, {out.nbytes} came"
+    path.unlink()
+    return parts
+
+
+def _number(name: str, kind: int, value: int) -> Key:
+    dtype = {_U16: "<u2", _I32: "<i4"}[kind]
+    return Key(name, struct.pack("<I", kind) + np.asarray(value, dtype).tobytes())

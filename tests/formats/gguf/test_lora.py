@@ -1,0 +1,149 @@
+"""Adapters as a GGUF LoRA, in llama.cpp on the base's own GGUF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from exporter.cli.main import run
+from exporter.sources.gguf import GgufFile
+from exporter.verify.lora import check_lora
+from exporter.verify.reference import Reference
+from tests.conftest import TRAINED_IDS
+from tests.formats.gguf import runtime
+from tests.formats.gguf.test_llama_cpp import mean_kl, reference
+
+Capture = pytest.CaptureFixture[str]
+IDS = [1, 300, 40, 17, 9, 2, 61, 300]
+
+
+def succeed(*words: object) -> None:
+    assert run([*map(str, words), "-q"]) == 0
+
+
+@pytest.fixture(scope="module")
+def base(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("base") / "base.gguf"
+    succeed("export", tiny_untied, "--to", "gguf", "--quant", "F32", "-o", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def beside(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token rows beside a LoRA of attention and MLP, by stock PEFT; an alpha that divides no power of two."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_untied)
+    targets = ["q_proj", "k_proj", "v_proj", "down_proj", "lm_head"]
+    tokens = {"embed_tokens": list(TRAINED_IDS)}
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=targets, trainable_token_indices=tokens)
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name or "trainable_tokens" in name:
+                weight.add_(torch.randn(weight.shape) * 0.1)
+    out = tmp_path_factory.mktemp("adapter") / "beside"
+    wrapped.save_pretrained(str(out), save_embedding_layers=False)
+    AutoTokenizer.from_pretrained(tiny_untied).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("level", ["rows", "full"])
+def test_rows_and_updates_compute_what_the_unmerged_adapter_computes(
+    base: Path, tiny_untied: Path, tiny_both_adapter: Path, beside: Path, tmp_path: Path, level: str
+) -> None:
+    for number, adapter in enumerate((tiny_both_adapter, beside)):
+        lora = tmp_path / f"{number}.gguf"
+        succeed("merge", adapter, "--to", "gguf-lora", "--verify", level, "-o", lora)
+        want = reference(tiny_untied, adapter, IDS)
+        assert mean_kl(want, runtime.logits(base, IDS, lora=lora)) <= 1e-6  # as the merged float32 file
+        assert mean_kl(want, runtime.logits(base, IDS)) > 1e-3
+
+
+def test_rows_alone_are_exact_and_of_the_rank_of_their_number(
+    tiny_untied: Path, tiny_both_adapter: Path, tmp_path: Path
+) -> None:
+    succeed("merge", tiny_both_adapter, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
+    file = GgufFile.open(tmp_path / "l.gguf")
+    assert {name: one.shape for name, one in file.tensors.items()} == {
+        "output.weight.lora_a": (3, 64),
+        "output.weight.lora_b": (512, 3),
+        "token_embd.weight.lora_a": (512, 3),
+        "token_embd.weight.lora_b": (64, 3),
+    }
+    assert file.metadata["adapter.lora.alpha"] == 0
+
+
+def test_a_rank_is_chosen_that_loses_no_bit_beside_an_update(beside: Path, tmp_path: Path) -> None:
+    succeed("merge", beside, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
+    file = GgufFile.open(tmp_path / "l.gguf")
+    assert file.metadata["adapter.lora.alpha"] == 12
+    # 3 rows, alpha 12: at rank 3 llama.cpp multiplies by 4.
+    assert file.tensors["token_embd.weight.lora_a"].shape == (512, 3)
+    assert set(np.unique(file.dequantize_rows("token_embd.weight.lora_a", 0, 512))) == {0.0, 0.25}
+
+
+def test_ordinary_lora_has_the_factors_of_the_adapter_as_they_are(
+    tiny_untied: Path, beside: Path, tmp_path: Path
+) -> None:
+    succeed("merge", beside, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
+    file = GgufFile.open(tmp_path / "l.gguf")
+    stored = load_file(beside / "adapter_model.safetensors")
+    start = "base_model.model.model.layers.1.mlp.down_proj"
+    for end in "AB":
+        name = f"blk.1.ffn_down.weight.lora_{end.lower()}"
+        held = file.dequantize_rows(name, 0, file.tensors[name].n_rows)
+        assert np.array_equal(held, stored[f"{start}.lora_{end}.weight"])
+
+
+def test_tied_base_is_refused_with_the_line_that_works(tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["merge", str(tiny_adapter), "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
+    said = capsys.readouterr().err
+    assert "tied" in said
+    assert f"ttexport patch BASE.gguf {tiny_adapter} -o OUT.gguf" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["new tokens", "checkpoint", "whole norm"])
+def test_what_no_lora_can_say_is_refused(
+    tiny_untied: Path, beside: Path, wide_adapters: dict[str, Path], tmp_path: Path, capsys: Capture, what: str
+) -> None:
+    words = ["merge", str(wide_adapters["untied-new"])]
+    if what == "checkpoint":
+        words = ["export", str(tiny_untied)]
+    elif what == "whole norm":
+        adapter = Path(shutil.copytree(beside, tmp_path / "norm"))
+        config = json.loads((adapter / "adapter_config.json").read_text()) | {"modules_to_save": ["norm"]}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        path = adapter / "adapter_model.safetensors"
+        save_file({**load_file(path), "base_model.model.model.norm.weight": np.ones(64, np.float32)}, path)
+        words = ["merge", str(adapter)]
+    assert run([*words, "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tensor", "check"),
+    [("token_embd.weight.lora_b", "token_embd.weight rows"), ("blk.0.attn_q.weight.lora_b", "updates")],
+)
+def test_every_check_of_a_lora_can_close(
+    tiny_untied: Path, beside: Path, tmp_path: Path, tensor: str, check: str
+) -> None:
+    out = tmp_path / "l.gguf"
+    succeed("merge", beside, "--to", "gguf-lora", "-o", out)
+    wanted = Reference.open(tiny_untied, [beside])
+    assert all(one.passed for one in check_lora(out, wanted, every=True))
+    data = bytearray(out.read_bytes())
+    place = GgufFile.open(out).tensors[tensor].offset_bytes
+    value = np.frombuffer(data, "<f4", 1, place) * np.float32(1.01)
+    data[place : place + 4] = value.astype("<f4").tobytes()
+    out.write_bytes(data)
+    assert [one.name for one in check_lora(out, wanted, every=False) if not one.passed] == [check]
