@@ -23,9 +23,10 @@ def byte_level_keys(
     *,
     model_type: object,
     pre_tokenizer: str | None,
-) -> tuple[list[Key], list[str]]:
-    """(keys, notes) of a parsed tokenizer.json with a BPE model. pre_tokenizer: instead of the recognised name.
+) -> tuple[list[Key], list[str], str]:
+    """(keys, notes, the splitting's name) of a parsed tokenizer.json with a BPE model.
 
+    pre_tokenizer: the name to write instead of the recognised one.
     Raises NotExpressible for an unknown splitting or normalizer, BadInput for ids that contradict each other.
     """
     model = content["model"]
@@ -56,7 +57,7 @@ def byte_level_keys(
     ]
     if merges := read_merges(path, model.get("merges")):
         keys.append(writer.texts("tokenizer.ggml.merges", [_one_string(*pair) for pair in merges]))
-    return keys, notes
+    return keys, notes, name
 
 
 def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:

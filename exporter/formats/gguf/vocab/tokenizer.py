@@ -52,11 +52,10 @@ def vocabulary(
     ids = {token.text: token.id for token in added}
     copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
     if pieces:
-        keys, notes, model, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
+        keys, notes, kind, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
-        model = "gpt2"
-        keys, notes = byte_level_keys(
+        keys, notes, kind = byte_level_keys(
             files["tokenizer.json"],
             content,
             added,
@@ -66,7 +65,7 @@ def vocabulary(
         )
         if copied:
             keys.append(writer.truth("tokenizer.ggml.add_space_prefix", settings["add_prefix_space"]))
-    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, model)
+    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, kind)
     keys += special
     notes += more
     keys += template_keys(files, settings)
