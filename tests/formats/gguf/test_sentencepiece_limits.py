@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.errors import BadInput, NotExpressible, UnreadableFile, UsageError
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.tokenizer import Vocabulary, vocabulary
 from fixtures.tokenizers import model_proto
@@ -124,6 +124,13 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
 def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(UnreadableFile, match=r"tokenizer\.json: .*" + words):
         found_in(tmp_path, content)
+
+
+def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model_file(LLAMA))
+    with pytest.raises(UsageError, match="--pre-tokenizer names the splitting of a byte-level BPE"):
+        vocabulary({path.name: path}, {}, 300, where=tmp_path, pre_tokenizer="llama-bpe")
 
 
 def test_tokens_beyond_the_matrix_are_bad_input(tmp_path: Path) -> None:
