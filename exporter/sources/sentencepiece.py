@@ -124,14 +124,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value): an integer for a varint, else the bytes. Source: protobuf's encoding guide."""
     at, size = 0, len(data)
     while at < size:
-        key, at = _varint(data, at)
+        key, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
         kind = key & 7
         if kind == 0:
             value, at = _varint(data, at)
             yield key >> 3, value
             continue
         if kind == 2:
-            length, at = _varint(data, at)
+            length, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer
@@ -16,7 +17,8 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.tokenizer import Vocabulary, vocabulary
 from fixtures.tiny import SPECIAL_TOKENS
 from fixtures.tokenizers import as_transformers, llama_sentencepiece, t5_sentencepiece
-from tests.formats.gguf.models import sequence
+from tests.formats.gguf.conftest import Write
+from tests.formats.gguf.models import checkpoint, config, sequence
 from tests.formats.gguf.texts import ADDED, ALL_TEXTS
 
 MARK = "\u2581"
@@ -110,7 +112,7 @@ def cut_by(content: Mapping[str, Any], form: tuple[Any, Any], added: Sequence[Ad
     return tokenizer
 
 
-def write(folder: Path, tokenizer: Tokenizer | None, model: bytes | None, rows: int) -> tuple[Path, Vocabulary]:
+def header_only(folder: Path, tokenizer: Tokenizer | None, model: bytes | None, rows: int) -> tuple[Path, Vocabulary]:
     """A GGUF of nothing but a tokenizer, which is enough for llama.cpp to load a vocabulary."""
     files = {}
     if tokenizer is not None:
@@ -139,7 +141,7 @@ def test_llama_cpp_cuts_texts_as_tokenizers_does(
 ) -> None:
     model, content = models["bpe" if name in BPE else "unigram"]
     tokenizer = cut_by(content, (BPE | UNIGRAM)[name])
-    out, found = write(tmp_path, tokenizer, model if with_model else None, tokenizer.get_vocab_size())
+    out, found = header_only(tmp_path, tokenizer, model if with_model else None, tokenizer.get_vocab_size())
     _, expected = DIFFERENCES.get(name, ("", lambda text: False))
     assert differing(out, tokenizer, ALL_TEXTS) == {text for text in ALL_TEXTS if expected(text)}
     assert bool(found.notes) == ((name in DIFFERENCES and name in BPE) or name == "first")
@@ -152,7 +154,22 @@ def test_from_tokenizer_model_alone_llama_cpp_cuts_texts_as_sentencepiece_does(
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     model, _ = models[kind]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    out, found = write(tmp_path, None, model, processor.vocab_size() + 3)
+    out, found = header_only(tmp_path, None, model, processor.vocab_size() + 3)
     got = runtime.tokenize(out, ALL_TEXTS)
     assert {text for text, ids in zip(ALL_TEXTS, got, strict=True) if ids != processor.encode(text)} == set()
     assert not found.notes
+
+
+def test_a_checkpoint_with_such_a_tokenizer_runs_in_llama_cpp(
+    tmp_path: Path, models: dict[str, tuple[bytes, dict[str, Any]]], write: Write
+) -> None:
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    model, content = models["bpe"]
+    tokenizer = cut_by(content, BPE["llama-4"])
+    rows = tokenizer.get_vocab_size() + 5  # padding
+    base = checkpoint(tmp_path / "base", config(vocab_size=rows), json.loads(tokenizer.to_str()), settings={})
+    (base / "tokenizer.model").write_bytes(model)
+    out = write(base)
+    assert not differing(out, tokenizer, ALL_TEXTS[:50])
+    ids = tokenizer.encode("The keeper counts <lamp> the ships").ids
+    assert np.isfinite(runtime.logits(out, ids)).all()

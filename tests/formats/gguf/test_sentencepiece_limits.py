@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.errors import BadInput, NotExpressible, UnreadableFile, UsageError
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.tokenizer import Vocabulary, vocabulary
 from fixtures.tokenizers import model_proto
@@ -113,7 +113,8 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
     [
         (tokenizer_json(vocab=[]), "model.vocab: expected a table"),
         (tokenizer_json(vocab={"a": 1 << 40}), "ids without wide gaps"),
-        (tokenizer_json(merges=[["a"]]), r"model.merges: expected pairs of tokens, found \['a'\]"),
+        (tokenizer_json(merges=["a b", "a b c"]), "model.merges: expected pairs of tokens, found 'a b c'"),
+        (tokenizer_json(merges=[["a"]]), "model.merges: "),
         (unigram_json(vocab={"a": 0}), "a list of piece and score"),
         (unigram_json(vocab=[["a"]]), "expected a piece and its score"),
         (unigram_json(vocab=[["a", "b"]]), "'a': expected a score, found 'b'"),
@@ -123,6 +124,13 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
 def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(UnreadableFile, match=r"tokenizer\.json: .*" + words):
         found_in(tmp_path, content)
+
+
+def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model_file(LLAMA))
+    with pytest.raises(UsageError, match="--pre-tokenizer names the splitting of a byte-level BPE"):
+        vocabulary({path.name: path}, {}, 300, where=tmp_path, pre_tokenizer="llama-bpe")
 
 
 def test_tokens_beyond_the_matrix_are_bad_input(tmp_path: Path) -> None:

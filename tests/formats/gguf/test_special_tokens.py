@@ -15,7 +15,7 @@ from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.sources.checkpoint import side_files
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
-from tests.formats.gguf.models import SMOLLM, config, tokenizer_json
+from tests.formats.gguf.models import LLAMA3, SMOLLM, config, tokenizer_json
 from tests.formats.gguf.vocabularies import LLAMA, PREPEND, folder, gemma, llama2, model_file
 from tests.formats.gguf.vocabularies import tokenizer_json as sentencepiece_json
 
@@ -120,6 +120,16 @@ def test_a_sentencepiece_tokenizer_that_adds_nothing_says_so(tmp_path: Path) -> 
     out, keys, _ = keys_of(source, 280)
     assert keys["add_bos_token"] is False
     assert runtime.tokenize(out, ["a"], add_special=True) == runtime.tokenize(out, ["a"])
+
+
+def test_a_byte_level_tokenizer_that_adds_nothing_says_so_where_llama_cpp_would(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    source = byte_level(tmp_path / "base", tokenizer=tokenizer_json(LLAMA3, model={"ignore_merges": True}))
+    out, keys, _ = keys_of(source, 269)
+    assert (keys["pre"], keys["add_bos_token"]) == ("llama-bpe", False)
+    assert runtime.tokenize(out, ["a"], add_special=True) == runtime.tokenize(out, ["a"])
+    _, keys, _ = keys_of(byte_level(tmp_path / "other"), 269)
+    assert "add_bos_token" not in keys
 
 
 def test_templates_in_files_of_their_own_are_written_by_name(tmp_path: Path) -> None:

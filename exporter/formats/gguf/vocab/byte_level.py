@@ -23,9 +23,10 @@ def byte_level_keys(
     *,
     model_type: object,
     pre_tokenizer: str | None,
-) -> tuple[list[Key], list[str]]:
-    """(keys, notes) of a parsed tokenizer.json with a BPE model. pre_tokenizer: instead of the recognised name.
+) -> tuple[list[Key], list[str], str]:
+    """(keys, notes, the splitting's name) of a parsed tokenizer.json with a BPE model.
 
+    pre_tokenizer: the name to write instead of the recognised one.
     Raises NotExpressible for an unknown splitting or normalizer, BadInput for ids that contradict each other.
     """
     model = content["model"]
@@ -56,17 +57,19 @@ def byte_level_keys(
     ]
     if merges := read_merges(path, model.get("merges")):
         keys.append(writer.texts("tokenizer.ggml.merges", [_one_string(*pair) for pair in merges]))
-    return keys, notes
+    return keys, notes, name
 
 
-def read_merges(path: Path, merges: Any) -> list[tuple[str, str]]:
-    """(left, right) each, from either form of tokenizer.json. Raises UnreadableFile for another one."""
+def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:
+    """(left, right) each, from either form of tokenizer.json. Raises UnreadableFile for strings that are no pairs."""
     out: list[tuple[str, str]] = []
-    for pair in merges if isinstance(merges, list) else [merges] if merges else []:
-        parts = pair.split(" ") if isinstance(pair, str) else pair
-        if not isinstance(parts, list | tuple) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise UnreadableFile(path, f"model.merges: expected pairs of tokens, found {pair!r:.80}")
-        out.append((parts[0], parts[1]))
+    for pair in merges or ():
+        if isinstance(pair, str):
+            left, _, right = pair.partition(" ")
+            if not left or not right or " " in right:
+                raise UnreadableFile(path, f"model.merges: expected pairs of tokens, found {pair!r:.80}")
+            pair = (left, right)
+        out.append(pair)
     return out
 
 

@@ -8,7 +8,7 @@ tokenizer.model holds where its merges came from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +51,8 @@ def pieces_keys(
     """
     stored = read_model(files["tokenizer.model"]) if "tokenizer.model" in files else None
     source = files["tokenizer.model" if stored else "tokenizer.json"]
-    model = stored or _from_json(source, content)
+    notes: list[str] = []
+    model = stored or _from_json(source, content, added, notes)
     if model.algorithm not in _MODEL:
         raise NotExpressible(f"gguf: {source}", "a SentencePiece model of words or characters", instead=_INSTEAD)
     table = TokenTable(rows, source)
@@ -74,17 +75,20 @@ def pieces_keys(
         writer.i32s("tokenizer.ggml.token_type", table.types),
         *_space_keys(spaces, model.algorithm, state_prefix),
     ]
-    notes = list(spaces.notes)
-    if not stored and model.algorithm == BPE:
-        notes += _merge_notes(source, content, added)
+    notes += spaces.notes
     if content.get("normalizer"):
         notes += normalised_notes(token for token in added if not token.special)
     named = {text: token_id for token_id, text in enumerate(model.texts) if model.types[token_id] in (CONTROL, UNKNOWN)}
     return keys, notes, _MODEL[model.algorithm], named
 
 
-def _from_json(path: Path, content: Mapping[str, Any]) -> SentencePieceModel:
-    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without one."""
+def _from_json(
+    path: Path, content: Mapping[str, Any], added: Sequence[AddedToken], notes: list[str]
+) -> SentencePieceModel:
+    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without one.
+
+    What llama.cpp does otherwise is added to ``notes``.
+    """
     model = content["model"]
     if model.get("type") == "Unigram":
         return _unigram(path, model)
@@ -98,7 +102,9 @@ def _from_json(path: Path, content: Mapping[str, Any]) -> SentencePieceModel:
     if size > 2 * len(vocab) + (1 << 16):
         raise UnreadableFile(path, f"model.vocab: expected ids without wide gaps, found {size - 1}")
     out.texts, out.scores, out.types = [""] * size, [0.0] * size, [0] * size
-    made = dict.fromkeys(left + right for left, right in read_merges(path, model.get("merges")))
+    merges = dict.fromkeys(read_merges(path, model.get("merges")))
+    made = dict.fromkeys(left + right for left, right in merges)
+    notes += _merge_notes(merges, made, vocab.keys() - {token.text for token in added})
     ranks = {text: rank for rank, text in enumerate(made)}
     for text, token_id in sorted(vocab.items(), key=lambda item: item[1]):
         kind = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
@@ -190,11 +196,12 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
     return keys
 
 
-def _merge_notes(path: Path, content: Mapping[str, Any], added: Sequence[AddedToken]) -> list[str]:
-    """Whether two pieces can meet that make a third one without a merge: llama.cpp then joins them."""
-    merges = dict.fromkeys(read_merges(path, content["model"].get("merges")))
-    vocab = content["model"]["vocab"].keys() - {token.text for token in added}  # these are cut out of the text before
-    for text in dict.fromkeys(left + right for left, right in merges):
+def _merge_notes(merges: Collection[tuple[str, str]], made: Iterable[str], vocab: Collection[str]) -> list[str]:
+    """Whether two pieces can meet that make a third one without a merge: llama.cpp then joins them.
+
+    vocab: without added tokens, which are cut out of a text before.
+    """
+    for text in made:
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if (left, right) not in merges and left in vocab and right in vocab:

@@ -33,12 +33,11 @@ _ID_KEYS: Final = {
 _ADD_KEYS: Final = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
 _KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
-#: What llama.cpp puts around a text where the file is silent, by tokenizer.ggml.model. Byte-level ones: by the name of
-#: the splitting, which the converter leaves as it is.
-_ASSUMED: Final[Mapping[str, Mapping[str, bool]]] = {
-    "llama": {"bos": True, "eos": False},
-    "t5": {"bos": False, "eos": True},
-    "gpt2": {},
+#: What llama.cpp puts around a text where the file is silent, by tokenizer.ggml.model or, for byte-level ones,
+#: tokenizer.ggml.pre. Source: llama_vocab::impl::load.
+_ASSUMED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("llama", "llama-bpe", "falcon-h1", "lfm2", "tekken"), "bos"),
+    "t5": "eos",
 }
 
 #: Tokens that end a turn for llama.cpp by their text alone. Source: llama_vocab::impl::load, special_eog_ids.
@@ -58,13 +57,14 @@ def special_keys(
     settings: Mapping[str, Any],
     ids: Mapping[str, int],
     rows: int,
-    model: str,
+    name: str,
 ) -> tuple[list[Key], list[str]]:
     """(keys, notes) for special ids and flags.
 
     configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
     tokenizer_config.json ({} if absent). ids: added tokens and pieces with a meaning of their own.
-    model: tokenizer.ggml.model. Raises BadInput for an id outside the vocabulary.
+    name: tokenizer.ggml.model, or tokenizer.ggml.pre where that is "gpt2".
+    Raises BadInput for an id outside the vocabulary.
     """
     config, generation = configs
     specials = Specials(_texts(settings))
@@ -84,10 +84,8 @@ def special_keys(
     _fill(found, generation, "generation_config.json", rows)
     notes = _ends(found, configs, ids, rows)
     _converters_eot(found, config, ids, rows)
-    if tokenizer:
-        for kind, assumed in _ASSUMED[model].items():
-            if assumed:
-                specials.added.setdefault(kind, False)
+    if tokenizer and (assumed := _ASSUMED.get(name)):
+        specials.added.setdefault(assumed, False)
     keys = [writer.u32(_ID_KEYS[kind], found[kind]) for kind in _ID_KEYS if kind in found]
     keys += [writer.truth(_ADD_KEYS[kind], specials.added[kind]) for kind in _ADD_KEYS if kind in specials.added]
     return keys, notes

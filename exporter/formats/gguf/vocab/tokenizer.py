@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import NotExpressible, UnreadableFile
+from exporter.errors import NotExpressible, UnreadableFile, UsageError
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.byte_level import byte_level_keys
 from exporter.formats.gguf.vocab.pieces import pieces_keys
@@ -43,7 +43,8 @@ def vocabulary(
 
     files: tokenizer files by name. config, generation: the parsed config.json and generation_config.json.
     pre_tokenizer: the name of a byte-level BPE's splitting to write instead of the recognised one.
-    Raises NotExpressible for tokenizers that llama.cpp has not, BadInput for broken ones.
+    Raises NotExpressible for tokenizers that llama.cpp has not, BadInput for broken ones, UsageError for a name that
+    this kind of tokenizer has no use for.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)
@@ -52,11 +53,14 @@ def vocabulary(
     ids = {token.text: token.id for token in added}
     copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
     if pieces:
-        keys, notes, model, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
+        if pre_tokenizer:
+            raise UsageError(
+                "--pre-tokenizer names the splitting of a byte-level BPE; this tokenizer is SentencePiece's"
+            )
+        keys, notes, kind, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
-        model = "gpt2"
-        keys, notes = byte_level_keys(
+        keys, notes, kind = byte_level_keys(
             files["tokenizer.json"],
             content,
             added,
@@ -66,7 +70,7 @@ def vocabulary(
         )
         if copied:
             keys.append(writer.truth("tokenizer.ggml.add_space_prefix", settings["add_prefix_space"]))
-    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, model)
+    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, kind)
     keys += special
     notes += more
     keys += template_keys(files, settings)
