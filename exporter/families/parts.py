@@ -80,7 +80,8 @@ def rope(
         raise BadInput(f"config.json: rotary dimensions: expected an even number up to {head_dim}, found {dims}")
     if kind == "default":
         return Rope(dims=dims, theta=base)
-    return Rope(dims=dims, theta=base, scaling=table, original_positions=original_positions(config, table))
+    known = original_positions(config, table) if kind in ("yarn", "longrope") else None
+    return Rope(dims=dims, theta=base, scaling=table, original_positions=known)
 
 
 def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import transformers
 
 from exporter.errors import BadInput, NotExpressible
 from exporter.families import FAMILIES, describe
-from exporter.families.spec import Role, Slot
+from exporter.families.spec import DecoderSpec, Role, Slot
 from fixtures import families as tiny
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -131,3 +132,52 @@ def test_variants_that_are_not_described_are_not_expressible(
 def test_a_broken_value_is_named(model_type: str, change: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         describe({"model_type": model_type, **STATED[model_type], **change}, "gguf")
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+#: Configs as they were published before transformers 5: rope beside its scaling, keys that have since moved.
+PUBLISHED: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    ("mistral", {"rope_theta": 1e6, "sliding_window": None, "max_position_embeddings": 32768}),
+    ("mixtral", {"rope_theta": 1e6, "sliding_window": None}),
+    ("qwen2", {"rope_theta": 1e6, "rope_scaling": YARN, "use_sliding_window": False, "sliding_window": 131072}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    ("qwen3", {"rope_theta": 1e6, "head_dim": 16, "rope_scaling": None, "attention_bias": False}),
+    ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_local_experts": None, "moe_intermediate_size": 24}),
+    ("gemma", {"rope_theta": 20000.0, "head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
+    ("gemma2", {"rope_theta": 20000.0, "query_pre_attn_scalar": 224, "sliding_window": 32}),
+    ("gemma3_text", {"rope_theta": 2e6, "rope_local_base_freq": 20000.0, "sliding_window": 32}),
+    ("gemma3_text", {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ("phi3", {"rope_theta": 20000.0, "rope_scaling": None, "sliding_window": 16}),
+    (
+        "phi3",
+        {
+            "rope_scaling": {"type": "longrope", **FACTORS},
+            "original_max_position_embeddings": 4096,
+            "max_position_embeddings": 131072,
+        },
+    ),
+    ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 20000}),
+    ("olmo2", {"rope_theta": 5e5, "rms_norm_eps": 1e-6}),
+    ("granite", {"rope_theta": 1e7, "embedding_multiplier": 12.0, "logits_scaling": 8.0}),
+    ("starcoder2", {"rope_theta": 1e5, "sliding_window": 4096, "use_bias": True}),
+    ("cohere", {"rope_theta": 8e6, "logit_scale": 0.0625, "use_qk_norm": True, "model_max_length": 131072}),
+    ("stablelm", {"rope_theta": 20000, "partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    ("smollm3", {"rope_theta": 5e6, "no_rope_layers": [1, 1, 0]}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "published"), PUBLISHED, ids=str)
+def test_a_published_config_is_read_as_transformers_reads_it(model_type: str, published: dict[str, Any]) -> None:
+    raw = STATED[model_type] | published
+    full = config_of(model_type, **{key: value for key, value in raw.items() if key != "num_local_experts" or value})
+    assert core(describe({"model_type": model_type, **raw}, "gguf")) == core(describe(full.to_dict(), "gguf"))
+
+
+def core(spec: DecoderSpec) -> DecoderSpec:
+    """Without what transformers adds to a scaling table that has no key for it."""
+    if spec.rope is None or spec.rope.scaling is None:
+        return spec
+    kept = {key: value for key, value in spec.rope.scaling.items() if key in ("rope_type", "factor", "short_factor")}
+    return replace(spec, rope=replace(spec.rope, scaling=kept))
