@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.sizes import Size
+from exporter.cli.sizes import size_option
 from exporter.export import ExportSpec
 from exporter.targets import DTYPES, FORMATS
 from exporter.verify.prompts import read_prompts
@@ -49,17 +49,13 @@ _EXPORT_OPTIONS = (
         "checkpoint, without network, and what it writes is verified.",
     ),
     click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own."),
-    click.option(
-        "--memory",
-        "memory_bytes",
-        type=Size(),
-        help="Merged rows held at once while they are computed, such as 64MB; default: 256MiB.",
+    size_option(
+        "--memory", "memory_bytes", "Merged rows held at once while they are computed, such as 64MB; default: 256MiB."
     ),
-    click.option(
+    size_option(
         "--max-shard-size",
         "max_shard_bytes",
-        type=Size(),
-        help="Split the weights of --to hf anew, at this size (5GB); default: as the base is split.",
+        "Split the weights of --to hf anew, at this size (5GB); default: as the base is split.",
     ),
     click.option("--force", is_flag=True, help="Replace an existing OUT."),
 )

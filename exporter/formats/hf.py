@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -114,11 +114,14 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
     """
     model = layout.model
     out.mkdir()
-    # Provenance takes a digest of the base's embedding; shards that need none are written meanwhile.
     with ThreadPoolExecutor(1) as beside:
-        provenance = beside.submit(lambda: model.provenance)
-        for name, shard in sorted(layout.shards.items(), key=lambda item: (item[1].whole is None, item[0])):
-            _write_shard(model, shard, out / name, progress, lambda: provenance.result())
+        provenance = beside.submit(lambda: model.provenance)  # a digest of the base's embedding takes a while
+        for name, shard in layout.shards.items():
+            if shard.whole:
+                with OutputFile(out / name, progress, nbytes=shard.whole.nbytes) as file:
+                    file.copy(shard.whole)
+            else:
+                _write_shard(model, shard, out / name, progress, provenance)
     if list(layout.shards) != [SINGLE]:
         write_file(out / INDEX, as_json(layout.index()))
     write_file(out / "config.json", as_json(model.config))
@@ -129,20 +132,22 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
 
 
 def _write_shard(
-    model: MergedModel, shard: Shard, path: Path, progress: Progress, provenance: Callable[[], Mapping[str, str]]
+    model: MergedModel, shard: Shard, path: Path, progress: Progress, provenance: Future[Mapping[str, str]]
 ) -> None:
-    if shard.whole:
-        with OutputFile(path, progress, nbytes=shard.whole.nbytes) as file:
-            file.copy(shard.whole)
-        return
-    origins = {f"ttexport.{key}": value for key, value in sorted(provenance().items())}
-    like = model.place(shard.specs[0].name)
-    header, places = prepare(shard.specs, _METADATA | origins, like_offset_bytes=like.offset_bytes)
+    like = model.place(shard.specs[0].name).offset_bytes
+    header, places = prepare(shard.specs, _metadata(model.provenance_shape), like_offset_bytes=like)
     with OutputFile(path, progress, nbytes=len(header) + sum(spec.nbytes for spec in shard.specs)) as file:
         file.write(header)
         for spec, offset_bytes in places:
             assert file.nbytes == offset_bytes, f"{spec.name} is not where the header says"
             file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
+        final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
+        assert len(final) == len(header), "the header has become another than was laid out"
+        file.begin_with(final)
+
+
+def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
+    return _METADATA | {f"ttexport.{key}": value for key, value in sorted(provenance.items())}
 
 
 def as_json(value: object) -> bytes:

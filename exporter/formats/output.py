@@ -46,6 +46,7 @@ class OutputFile:
         self._range: ByteRange | None = None  # the last one, not on its way yet: the next may continue it
         self._chunk: Chunk | None = None
         self._shares = True
+        self._beginning = b""
 
     def __enter__(self) -> Self:
         with writing(self.path):
@@ -79,6 +80,10 @@ class OutputFile:
             chunk.buffer[chunk.nbytes : chunk.nbytes + len(part)] = part
             self._grow(chunk, len(part))
             view = view[len(part) :]
+
+    def begin_with(self, data: bytes) -> None:
+        """Put ``data`` in place of the first bytes, once all others are written: what it says may be known late."""
+        self._beginning = data
 
     def pad_to(self, alignment: int) -> None:
         """Append zeros up to the next multiple of ``alignment`` bytes."""
@@ -158,6 +163,10 @@ class OutputFile:
         if self._chunk is not None:
             self._chunks.write(self._chunk)
         self._chunks.finish()
+        rest = memoryview(self._beginning)
+        with writing(self.path):
+            while rest:
+                rest = rest[os.pwrite(self._fd, rest, len(self._beginning) - len(rest)) :]
         if self._promised not in (None, self.nbytes):
             raise AssertionError(f"{self.path}: {self._promised} bytes were promised, {self.nbytes} came")
         with writing(self.path):

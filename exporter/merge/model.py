@@ -5,6 +5,7 @@ Writers consume this and know nothing of adapters.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -106,7 +107,7 @@ class MergedModel:
     after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
     the shard that it lies in, or would. files: tokenizer and side files by name, to be copied as they are.
     generation_config: its content after merging, {} if there is none; not among ``files`` where an adapter changed it.
-    origin: gives ``provenance`` when it is first asked for, which reads the base's embedding once.
+    origins: where the inputs come from. digest: gives the sha256 of the base's embedding, which it has to read.
     """
 
     path: Path
@@ -116,12 +117,21 @@ class MergedModel:
     shards: Mapping[str, str]
     files: Mapping[str, Path]
     generation_config: Mapping[str, Any]
-    origin: Callable[[], Mapping[str, str]]
+    origins: Mapping[str, str]
+    digest: Callable[[], str]
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """What went in."""
-        return self.origin()
+        """What went in. Reads the base's embedding when it is first asked for."""
+        return self._provenance(self.digest())
+
+    @property
+    def provenance_shape(self) -> Mapping[str, str]:
+        """As ``provenance``, without its digest: a value of the same length stands there, and nothing is read."""
+        return self._provenance("0" * 2 * hashlib.sha256().digest_size)
+
+    def _provenance(self, digest: str) -> Mapping[str, str]:
+        return {"base.embedding_sha256": digest, **self.origins}
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,7 +66,8 @@ class MergePlan:
             shards,
             self.files,
             self.generation_config,
-            lambda: self._provenance,
+            self.origins,
+            lambda: self.checkpoint.embedding_digest,
         )
 
     @property
@@ -121,10 +122,6 @@ class MergePlan:
         if self.checkpoint.tie.tied and not self.tie.tied:
             untied_config(config)
         return config
-
-    @cached_property
-    def _provenance(self) -> dict[str, str]:
-        return {"base.embedding_sha256": self.checkpoint.embedding_digest, **self.origins}
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from exporter.cli.main import run
-from exporter.cli.sizes import Size
+from exporter.cli.sizes import parse_size
 
 Capture = pytest.CaptureFixture[str]
 
@@ -26,13 +26,13 @@ Capture = pytest.CaptureFixture[str]
     ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
-    assert Size()(text) == nbytes
+    assert parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "512", "MB", "-1MB", "0MB", "0.1B", "1e3MB", "5 XB", "1,5GB", "9999999999GB"])
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(click.BadParameter, match="expected a size such as 512MB or 2GiB, found"):
-        Size()(text)
+        parse_size(text)
 
 
 def test_a_bad_size_is_a_usage_error_that_names_the_option(capsys: Capture) -> None:

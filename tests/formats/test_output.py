@@ -84,6 +84,18 @@ def test_a_file_of_one_chunk_is_the_same(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == want
 
 
+def test_the_beginning_may_be_known_last(
+    way: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[:4096], offset))
+    with OutputFile(tmp_path / "out") as file:
+        file.write(bytes(10_000))
+        file.copy(ByteRange(source, 0, 50_000))
+        file.begin_with(SOURCE[100_000:110_000])
+    assert (tmp_path / "out").read_bytes() == SOURCE[100_000:110_000] + SOURCE[:50_000]
+
+
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_kernel_that_does_not_copy_is_asked_once(
     number: int, small_chunks: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

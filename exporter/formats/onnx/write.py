@@ -41,7 +41,7 @@ def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> No
         folder = out / FOLDER
         with writing(folder):
             folder.mkdir()
-        with OutputFile(folder / DATA, progress) as file:
+        with OutputFile(folder / DATA, progress, nbytes=layout.nbytes) as file:
             _write_data(layout, file)
         write_file(folder / MODEL, graph_bytes(layout))
         for name, content in sorted(layout.files.items()):
