@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from exporter.cli.talk import size
+from exporter.cli.text import printable
 from exporter.inspection import inspect_path
 from exporter.sources.locate import locate
 
@@ -25,7 +26,7 @@ def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """
     found = inspect_path(locate(path, asked_by="PATH"))
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2))
     else:
         _print(found, every=tensors)
 
@@ -38,13 +39,13 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     facts = Table("", "", box=None, pad_edge=False, show_header=False)
     for key, value in found["facts"].items():
-        facts.add_row(f"[bold]{key}[/]", escape(_text(value)))
+        facts.add_row(f"[bold]{escape(_text(key))}[/]", escape(_text(value)))
     console.print(facts)
     shown = found["tensors"] if every else found["tensors"][:12]
     table = Table("tensor", "type", "shape", "size", box=None, pad_edge=False)
     for tensor in shown:
         shape = " x ".join(map(str, tensor["shape"])) or "scalar"
-        table.add_row(tensor["name"], tensor["type"], shape, size(tensor["nbytes"]))
+        table.add_row(escape(printable(tensor["name"])), tensor["type"], shape, size(tensor["nbytes"]))
     console.print()
     console.print(table)
     if len(shown) < len(found["tensors"]):
@@ -53,4 +54,4 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
 
 def _text(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 300 else f"{text[:297]}…"
+    return printable(text if len(text) <= 300 else f"{text[:297]}…")

@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from exporter.cli.text import printable
 from exporter.errors import NotEquivalent, NotExpressible, OutputError, TTExportError, UsageError
 from exporter.version import __version__
 
@@ -38,6 +39,8 @@ _SUMMARIES: Final = {
 _LATER: Final = {
     "release": "call merge with several --to, then verify",
 }
+#: A name in a hostile file may have megabytes.
+_MAX_MESSAGE: Final = 2000
 
 
 class Verbs(click.Group):
@@ -116,8 +119,13 @@ def run(words: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _one_line(message: str) -> str:
+    line = printable(" ".join(message.split()))
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
+
+
 def _fail(words: Sequence[str], message: str, code: int, document: Mapping[str, object] | None = None) -> int:
-    line = " ".join(message.split())
+    line = _one_line(message)
     print(f"ttexport: {line}", file=sys.stderr)
     if "--json" in words:
         print(json.dumps({"error": {"exit_code": code, "message": line}, **(document or {})}, indent=2))

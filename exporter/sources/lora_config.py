@@ -56,7 +56,7 @@ class LoraSettings:
             raise UnreadableFile(path, f"target_parameters: expected a list of names, found {names!r:.80}")
         return cls(
             path=path,
-            rank=int(_number(path, config, "r", 8)),
+            rank=_whole(path, config, "r", 8),
             alpha=_number(path, config, "lora_alpha", 8),
             ranks={key: int(value) for key, value in ranks.items()},
             alphas=alphas,
@@ -109,6 +109,13 @@ def _number(path: Path, config: Mapping[str, Any], key: str, default: float) -> 
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise UnreadableFile(path, f"{key}: expected a number above 0, found {value!r:.80}")
     return float(value)
+
+
+def _whole(path: Path, config: Mapping[str, Any], key: str, default: int) -> int:
+    value = _number(path, config, key, default)
+    if not value.is_integer():
+        raise UnreadableFile(path, f"{key}: expected a whole number, found {value!r:.80}")
+    return int(value)
 
 
 def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, float]:
