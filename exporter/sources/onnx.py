@@ -7,6 +7,7 @@ Sources: onnx.proto3 (TensorProto), the ONNX page on external data.
 from __future__ import annotations
 
 import math
+import mmap
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto, numpy_helper
 
 from exporter.errors import NotExpressible, UnreadableFile, reading
+from exporter.sources.files import opened, read_exactly
 from exporter.sources.onnx_graph import find_uses
+from exporter.sources.onnx_scan import check_cost
 from exporter.sources.safetensors import read_into
 from exporter.tensors import DTYPES, Array, ByteRange
 
 #: protobuf itself stops here; more is no ONNX file.
 _MAX_MODEL_BYTES: Final = 2 << 30
+#: numpy's limit.
+_MAX_AXES: Final = 64
 
 #: ONNX element type → (safetensors' spelling, bits). Spellings that ``DTYPES`` lacks can be listed, not read.
 _TYPES: Final[Mapping[int, tuple[str, int]]] = {
@@ -162,11 +167,14 @@ def _model_file(path: Path) -> Path:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    with reading(path):
-        size = path.stat().st_size
+    with opened(path) as (file, size):
         if size > _MAX_MODEL_BYTES:
             raise UnreadableFile(path, f"expected at most {_MAX_MODEL_BYTES} bytes of ONNX, found {size}")
-        content = path.read_bytes()
+        if not size:
+            raise UnreadableFile(path, "expected an ONNX model, found an empty file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            check_cost(path, view)
+        content = read_exactly(file, size)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
@@ -187,7 +195,10 @@ def _ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange
 
 
 def _range(path: Path, tensor: TensorProto) -> TensorRange:
-    name, shape = tensor.name, tuple(tensor.dims)
+    name, n_axes = tensor.name, len(tensor.dims)
+    if n_axes > _MAX_AXES:
+        raise UnreadableFile(path, f"{name}: expected at most {_MAX_AXES} axes, found {n_axes}")
+    shape = tuple(tensor.dims)
     if tensor.data_type not in _TYPES:
         raise UnreadableFile(path, f"{name}: expected a numeric element type, found type {tensor.data_type}")
     if any(length < 0 for length in shape):

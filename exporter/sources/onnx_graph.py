@@ -26,6 +26,8 @@ _PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1,
 _LOOKUPS: Final = frozenset({"Gather", "GatherBlockQuantized"})
 #: The axis attribute of a look-up, for matrices.
 _AXES: Final[Mapping[int | None, int]] = {None: 0, 0: 0, 1: 1, -1: 1, -2: 0}
+#: Nodes on the way from a use to its weight; a bound, for a hostile graph may be a circle.
+_MAX_STEPS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class _Walk:
         return next((use for node in self._behind(start) if (use := self._factor(node))), None)
 
     def _is_ids(self, name: str) -> bool:
-        for _ in self.graph.node:  # a bound: a hostile graph may be a circle
+        for _ in range(_MAX_STEPS):
             node = self.producers.get(name)
             if node is None or node.op_type not in _IDS or not node.input:
                 break
@@ -101,7 +103,7 @@ class _Walk:
 
     def _weight(self, name: str, axis: int) -> Use | None:
         """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose on the way swaps the axis."""
-        for _ in self.graph.node:
+        for _ in range(_MAX_STEPS):
             if name in self.ranks:
                 return Use(name, axis) if self.ranks[name] >= 2 else None
             node = self.producers.get(name)

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from fixtures.bombs import BOMBS, TOKENIZER, WHERE
+from fixtures.containers import CONTAINERS
 from fixtures.hostile import HOSTILE, MENTIONS
 from tests.processes import Ended, ttexport
 
@@ -45,6 +46,14 @@ def test_a_hostile_tokenizer_is_refused_by_the_writer_that_needs_all_of_it(
     ended = ttexport("merge", adapter, "--base", base, "--to", "gguf", "-o", tmp_path / "out")
     require_refused(ended, TOKENIZER)
     shutil.rmtree(tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_hostile_container_is_refused_within_bounds(name: str, tmp_path: Path) -> None:
+    file, build = CONTAINERS[name]
+    build(tmp_path / file)
+    require_refused(ttexport("inspect", tmp_path / file if file.endswith("gguf") else tmp_path))
+    (tmp_path / file).unlink()
 
 
 def test_the_measurement_sees_memory_and_success(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
