@@ -25,7 +25,7 @@ _GRAPH: Final[dict[int, Any]] = {}
 _ATTRIBUTE: Final[dict[int, Any]] = {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 14: {}, 15: {}, 22: {}, 23: {}}
 _NODE: Final[dict[int, Any]] = {5: _ATTRIBUTE, 9: {}}
 _SPARSE: Final[dict[int, Any]] = {1: _TENSOR, 2: _TENSOR}
-_GRAPH |= {1: _NODE, 5: _TENSOR, 11: {}, 12: {}, 13: {}, 14: {}, 15: _SPARSE, 16: {}}
+_GRAPH.update({1: _NODE, 5: _TENSOR, 11: {}, 12: {}, 13: {}, 14: {}, 15: _SPARSE, 16: {}})
 _FUNCTION: Final[dict[int, Any]] = {7: _NODE, 9: {}, 11: _ATTRIBUTE, 12: {}, 14: {}}
 _TRAINING: Final[dict[int, Any]] = {1: _GRAPH, 2: _GRAPH, 3: {}, 4: {}}
 _MODEL: Final[dict[int, Any]] = {7: _GRAPH, 8: {}, 14: {}, 20: _TRAINING, 25: _FUNCTION}
