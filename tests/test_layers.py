@@ -29,6 +29,7 @@ LAYERS = (
     "exporter.merge",
     "exporter.families",
     "exporter.formats",
+    "exporter.hooks",
     "exporter.targets",
     "exporter.verify",
     "exporter.inspection",
