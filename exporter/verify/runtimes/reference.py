@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 
 from exporter.sources.checkpoint import HEADS
 from exporter.tensors import Array
@@ -44,21 +45,27 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
     A PeftModel holds adapters of one kind, so that each kind gets its own around the same modules. Raises ValueError
     for what stock PEFT does not load.
     """
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for number, path in enumerate(paths):
-        config = PeftConfig.from_pretrained(path)
-        if _trains_both_uses(config) and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-            _untie(model)
-        kinds.setdefault(str(config.peft_type), []).append((f"adapter_{number}", path))
-    for adapters in kinds.values():
+    configs = {path: PeftConfig.from_pretrained(path) for path in paths}
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if tied and any(_trains_both_uses(config) for config in configs.values()):
+        _untie(model)
+    for _, alike in groupby(sorted(paths, key=lambda path: _turn(configs[path])), lambda path: configs[path].peft_type):
         if isinstance(model, PeftModel):
             model = model.get_base_model()
             del model.peft_config
-        for name, path in adapters:
-            model = _load(model, name, path)
-        if len(adapters) > 1:
-            model.base_model.set_adapter([name for name, _ in adapters])
+        names = []
+        for path in alike:
+            names.append(f"adapter_{paths.index(path)}")
+            model = _load(model, names[-1], path)
+        if len(names) > 1:
+            model.base_model.set_adapter(names)
     return model
+
+
+def _turn(config: Any) -> tuple[bool, bool]:
+    """Loading an adapter switches off what others wrapped beside their layers, so those that wrap come last."""
+    wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
+    return config.peft_type == PeftType.LORA, bool(wraps)
 
 
 def _load(model: Any, name: str, path: str) -> PeftModel:
