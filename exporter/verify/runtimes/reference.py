@@ -8,7 +8,9 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.save_and_load import load_peft_weights
 
 from exporter.sources.checkpoint import HEADS
 from exporter.tensors import Array
@@ -70,10 +72,18 @@ def _turn(config: Any) -> tuple[bool, bool]:
 
 def _load(model: Any, name: str, path: str) -> PeftModel:
     try:
-        if isinstance(model, PeftModel):
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
+        rows = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+        if model.peft_type == PeftType.TRAINABLE_TOKENS and any(layer.tied_adapter for layer in rows):
+            # Loading would wrap the head twice; a tied layer follows the one that it is tied to by itself.
+            config = model.peft_config[name] = PeftConfig.from_pretrained(path)
+            for layer in rows:
+                layer.update_layer(name, config=config, tied_adapter=layer.tied_adapter)
+            set_peft_model_state_dict(model, load_peft_weights(path, device="cpu"), adapter_name=name)
+        else:
             model.load_adapter(path, adapter_name=name, torch_device="cpu")
-            return model
-        return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
+        return model
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
         raise ValueError(f"{path}: stock PEFT cannot load it here: {' '.join(str(exc).split())}") from exc
 
