@@ -66,7 +66,7 @@ def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
     """A head that differs although the config ties it: transformers ties it when the vocabulary is resized."""
     tie = checkpoint.tie
-    head = sources[tie.head][1] if tie.head in sources else Change()
+    head = sources[tie.head][1] if tie.head and tie.head in sources else Change()
     grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows
     if grown and tie.follows and not tie.tied and head.replaced is None:
         raise NotExpressible(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -118,11 +117,6 @@ def cells() -> list[Cell]:
     ]
 
 
-@pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("matrix"))
-
-
 @pytest.mark.parametrize("cell", cells(), ids="-".join)
 def test_a_merged_checkpoint_computes_what_the_unmerged_model_computes(
     cell: Cell, bench: Bench, tmp_path: Path
@@ -189,39 +183,6 @@ def test_a_bf16_base_gets_the_fp32_result_rounded_once(family: str, kind: str, b
     assert want.keys() == got.keys()
     assert [name for name in want if not torch.equal(want[name], got[name])] == []
     require_verified(out, half, [adapter])
-
-
-#: Kinds that are merged together: what each trains, the other leaves alone, or both add to it.
-TOGETHER: Final = [
-    ("rows", "lora"),
-    ("lora", "rows"),
-    ("lora", "rslora"),
-    ("lora", "rows", "patterns", "other rows"),
-    ("lora and rows", "one layer"),
-    ("saved norm", "rows"),
-]
-
-
-@pytest.mark.parametrize("kinds", TOGETHER, ids=" + ".join)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_several_adapters_merge_into_what_they_compute_together(
-    family: str, kinds: Sequence[str], bench: Bench, tmp_path: Path
-) -> None:
-    base, adapters = bench.base(family, "tied"), [bench.adapter(family, "tied", kind) for kind in kinds]
-    out = merge(base, adapters, tmp_path / "out")
-    together = logits(bench.tuned(family, "tied", adapters))
-    assert difference(logits(reloaded(out, family)), together) <= LOGITS_MAX_ABS
-    for kind in kinds:
-        assert difference(together, bench.unmerged(family, "tied", kind)) > 0.01, "each of them matters"
-    require_verified(out, base, adapters)
-
-
-@pytest.mark.parametrize("kinds", [("rows", "lora and rows"), ("rows", "rows once"), ("saved norm", "saved both")])
-def test_adapters_that_set_the_same_are_refused(kinds: Sequence[str], bench: Bench, tmp_path: Path) -> None:
-    adapters = [bench.adapter("llama", "untied", kind) for kind in kinds]
-    adapters += adapters[-1:] if kinds[0] == "saved norm" else []
-    with pytest.raises(BadInput, match=r"expected .* to be set once"):
-        merge(bench.base("llama", "untied"), adapters, tmp_path / "out")
 
 
 def test_a_saved_head_inside_the_wrapper_of_its_rows_is_still_a_head(bench: Bench, tmp_path: Path) -> None:

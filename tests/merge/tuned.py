@@ -76,9 +76,7 @@ class Bench:
         if grown:
             torch.manual_seed(99)  # whatever the new rows start as, the adapter has to set them
             model.resize_token_embeddings(VOCAB + len(NEW_IDS), mean_resizing=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
-            return attach(model, [str(path) for path in adapters]).eval()
+        return attached(model, adapters)
 
 
 def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
@@ -88,6 +86,13 @@ def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=ids, **both).logits
     return found
+
+
+def attached(model: Any, adapters: Sequence[Path]) -> Any:
+    """``model`` with adapters on it, unmerged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
+        return attach(model, [str(path) for path in adapters]).eval()
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
