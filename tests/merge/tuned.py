@@ -100,7 +100,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def reloaded(path: Path, family: str) -> Any:
+def reloaded(path: Path, family: str = "") -> Any:
     """What plain transformers makes of a checkpoint; every tensor of it is used, and none is made up."""
     auto: Any = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
     model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)

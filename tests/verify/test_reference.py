@@ -10,6 +10,7 @@ import torch
 from exporter.cli.main import run
 from exporter.verify.runtimes.rounding import rounded
 from exporter.verify.tolerances import HF_ROUNDING_SHARE
+from fixtures.tie_layouts import FAMILIES
 from tests.merge.tuned import Bench, attached, difference, logits, merge, reloaded
 
 #: family, layout, kind, dtype of the base, whether the head has to be untied
@@ -42,14 +43,20 @@ def test_a_merge_is_proven_in_transformers(
     assert run([*argv, *(["--untie"] if untie else [])]) == 0
 
 
-@pytest.mark.parametrize("kind", ROUNDED)
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "t5"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (family, kind)
+        for family in FAMILIES
+        for kind in ROUNDED
+        # T5's encoder and decoder have embeddings of their own: adapters that reach one of them are not merged.
+        if not (family == "t5" and any(word in kind for word in ("embedding", "head", "both")))
+    ],
+)
 def test_the_rounded_reference_is_what_a_16_bit_checkpoint_computes(
     family: str, kind: str, bench: Bench, tmp_path: Path
 ) -> None:
     layout = "untied" if family == "gemma3" else "tied"
-    if family == "t5" and ("embedding" in kind or "head" in kind or "both" in kind):
-        pytest.skip("such an adapter reaches one side of an encoder-decoder, and is not merged")
     half, adapter = bench.base(family, layout, "bfloat16"), bench.adapter(family, layout, kind)
     out = merge(half, [adapter], tmp_path / "out", untie=layout == "tied")
     tuned = attached(reloaded(half, family), [adapter])
