@@ -10,11 +10,15 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures import adapters, tiny
 from fixtures import smollm2 as smollm2_fixture
+
+if TYPE_CHECKING:
+    from tests.merge.tuned import Bench
 
 # Existing ids whose rows the stock adapters train: a special token, two learned ones, not in ascending order.
 TRAINED_IDS = (300, 17, 2)
@@ -77,6 +81,14 @@ def tiny_new_tokens_adapter(tiny_tied: Path, tmp_path_factory: pytest.TempPathFa
 def tiny_padded_adapter(tiny_padded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three new tokens that fit the padding rows, for ``tiny_padded``."""
     return adapters.stock_rows_new_tokens(tiny_padded, tmp_path_factory.mktemp("adapter") / "padded", NEW_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Tiny models of four families in every tie layout, and every kind of adapter for them."""
+    from tests.merge.tuned import Bench
+
+    return Bench(tmp_path_factory.mktemp("matrix"))
 
 
 @pytest.fixture(scope="session")

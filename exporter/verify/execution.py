@@ -82,7 +82,7 @@ class Execution:
         alive = [one for one in self.runs.values() if one.got is not None]
         if not alive:
             return
-        halves = {one.artifact.kind for one in alive if one.artifact.kind in _HALVES}
+        halves = {_rounding(one.artifact) for one in alive if one.artifact.kind in _HALVES}
         job: dict[str, Any] = {
             "checkpoint": str(self.reference.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.reference.adapters],
@@ -105,11 +105,13 @@ class Execution:
         assert self.want is not None, "the reference ran if any artifact did"
         want, got, count, kind = self.want, done.got, len(self.sequences.all), artifact.kind
         if kind in _HALVES:
-            rounding = logits.distance(want, "F32", want, kind, count)
+            rounding = logits.distance(want, "F32", want, _rounding(artifact), count)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
         ways = _WAYS if artifact.format == "onnx" else _WAYS[:1]
-        stored = kind if kind in _FLOATS else "F32"
+        stored = _rounding(artifact) if kind in _FLOATS else "F32"
         found = {way: logits.distance(want, stored, got, way, count) for way in ways}
+        if kind in _HALVES and self.reference.computes:
+            found["rounding"] = rounding
         facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl, "seconds": round(done.seconds, 1)}
         if done.base is not None:
             yield self._check_excess(done)
@@ -117,9 +119,9 @@ class Execution:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)
         if _decodes_alike(artifact):
-            own = self._continuations([done])[kind]
-            numbers = [list(self._continuations(self.runs.values())[kind]).index(pair) for pair in own]
-            yield logits.check_greedy(want, got, kind, numbers)
+            own = self._continuations([done])[_rounding(artifact)]
+            judged = list(self._continuations(self.runs.values())[_rounding(artifact)])
+            yield logits.check_greedy(want, got, _rounding(artifact), [judged.index(pair) for pair in own])
         if done.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
 
@@ -149,13 +151,19 @@ class Execution:
             if one.got is not None and _decodes_alike(one.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
                     chosen = tuple(one.got(f"greedy.{number}").tolist())
-                    wanted.setdefault(one.artifact.kind, {})[tuple(prompt), chosen] = None
+                    wanted.setdefault(_rounding(one.artifact), {})[tuple(prompt), chosen] = None
         return wanted
 
 
 def _decodes_alike(artifact: Artifact) -> bool:
     """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
     return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
+
+
+def _rounding(artifact: Artifact) -> str:
+    """The rounding of the reference that ``artifact`` is held to: a checkpoint rounds norms and biases, too."""
+    whole = artifact.format == "hf" and artifact.kind in _HALVES
+    return f"{artifact.kind} whole" if whole else artifact.kind
 
 
 def has_llama_cpp() -> bool:

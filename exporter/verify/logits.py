@@ -13,6 +13,7 @@ from exporter.verify.tolerances import (
     GGUF_KL,
     GREEDY_MARGIN,
     HF_MAX_ABS,
+    HF_ROUNDING_SHARE,
     ONNX_MAX_ABS,
     QUANTISED_EXCESS,
 )
@@ -29,8 +30,11 @@ def distance(
 
 
 def check_hf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
-    """The merged checkpoint computes what the unmerged adapter computes."""
-    yield _check_max_abs("logits", found["full"], HF_MAX_ABS)
+    """The merged checkpoint computes what the unmerged adapter computes, rounded as the checkpoint is."""
+    limit = HF_MAX_ABS
+    if "rounding" in found:
+        limit = max(limit, HF_ROUNDING_SHARE * found["rounding"].max_abs)
+    yield _check_max_abs("logits", found["full"], limit)
 
 
 def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:

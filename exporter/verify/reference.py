@@ -53,6 +53,11 @@ class Reference:
         return self.checkpoint.tie.tied and not self.untie and alike(self.embedding, self.head)
 
     @property
+    def computes(self) -> bool:
+        """Whether any tensor comes from arithmetic, and not from some file as it is."""
+        return any(one.computed for one in self.tensors.values())
+
+    @property
     def trained_ids(self) -> list[int]:
         """Every token id with a trained row, ascending."""
         return sorted(self.embedding.rows.keys() | self.head.rows.keys())

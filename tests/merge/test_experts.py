@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen
 
 from exporter.cli.main import run
 from exporter.tensors import Array
+from exporter.verify.runtimes.rounding import rounded
+from exporter.verify.tolerances import HF_ROUNDING_SHARE
+from tests.merge.tuned import attached, merge, reloaded
 
 SHAPE: Any = {
     "vocab_size": 96,
@@ -91,3 +94,16 @@ def test_the_checker_sees_one_expert_that_was_left_out(base: Path, tmp_path: Pat
     name = next(name for name in sorted(before) if not np.array_equal(before[name], after[name]))
     save_file(after | {name: before[name]}, out / "model.safetensors", {"format": "pt"})
     assert run(checking) == 3
+
+
+def test_the_rounded_reference_is_what_stacks_compute_in_16_bits(base: Path, tmp_path: Path) -> None:
+    tuned(base, tmp_path / "adapter", BOTH)
+    half = merge(base, [], tmp_path / "half", dtype="BF16")
+    out = reloaded(merge(half, [tmp_path / "adapter"], tmp_path / "out"))
+    model = attached(reloaded(half), [tmp_path / "adapter"])
+    as_trained = logits(model)
+    with rounded(model, torch.bfloat16, vectors=True):
+        want = logits(model)
+    assert np.array_equal(logits(model), as_trained), "the model is as it was"
+    assert np.abs(want - as_trained).max() > 1e-4
+    assert np.abs(logits(out) - want).max() <= HF_ROUNDING_SHARE * np.abs(want - as_trained).max()

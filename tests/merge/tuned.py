@@ -31,6 +31,9 @@ _VOCABULARY: Final = ("embed_tokens", "wte", "shared", "lm_head")
 _WRAPPERS: Final = frozenset({"base_model", "model", "language_model", "transformer", "base_layer", "token_adapter"})
 _NOT_A_MODULE: Final = ("lora_", "trainable_tokens_", "modules_to_save", "weight", "bias")
 
+#: dtype, shape, bytes
+Stored = tuple[str, tuple[int, ...], bytes]
+
 
 class Bench:
     """Bases by family and layout, adapters and reference logits by kind as well. Folders are read-only."""
@@ -73,9 +76,7 @@ class Bench:
         if grown:
             torch.manual_seed(99)  # whatever the new rows start as, the adapter has to set them
             model.resize_token_embeddings(VOCAB + len(NEW_IDS), mean_resizing=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
-            return attach(model, [str(path) for path in adapters]).eval()
+        return attached(model, adapters)
 
 
 def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
@@ -87,7 +88,19 @@ def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
     return found
 
 
-def reloaded(path: Path, family: str) -> Any:
+def attached(model: Any, adapters: Sequence[Path]) -> Any:
+    """``model`` with adapters on it, unmerged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
+        return attach(model, [str(path) for path in adapters]).eval()
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance of two logits."""
+    return (one - other).abs().max().item()
+
+
+def reloaded(path: Path, family: str = "") -> Any:
     """What plain transformers makes of a checkpoint; every tensor of it is used, and none is made up."""
     auto: Any = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
     model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
@@ -108,13 +121,19 @@ def require_verified(out: Path, base: Path, adapters: Sequence[Path], *, untie: 
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
-def stored(folder: Path, name: str = "model.safetensors") -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Tensor → dtype, shape, bytes."""
+def stored(folder: Path, name: str = "model.safetensors") -> dict[str, Stored]:
+    """The tensors of a file by name."""
     header, data = rawtensors.read(folder / name)
     return {
         tensor: (header[tensor]["dtype"], tuple(header[tensor]["shape"]), data[slice(*header[tensor]["data_offsets"])])
         for tensor in rawtensors.tensors(header)
     }
+
+
+def values(tensor: Stored) -> torch.Tensor:
+    """The numbers of a stored float tensor."""
+    dtype, shape, raw = tensor
+    return torch.frombuffer(bytearray(raw), dtype={"F32": torch.float32, "BF16": torch.bfloat16}[dtype]).reshape(shape)
 
 
 def require_untouched(out: Path, base: Path, adapter: Path) -> None:
@@ -135,7 +154,7 @@ def _path(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split(".") if part not in _WRAPPERS and not part.startswith(_NOT_A_MODULE))
 
 
-def _changed_rows(one: tuple[str, tuple[int, ...], bytes], other: tuple[str, tuple[int, ...], bytes]) -> Iterator[int]:
+def _changed_rows(one: Stored, other: Stored) -> Iterator[int]:
     (_, (rows, *_), before), (*_, after) = one, other
     width = len(before) // rows
     return (row for row in range(rows) if before[row * width :][:width] != after[row * width :][:width])

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.save_and_load import load_peft_weights
 
 from exporter.sources.checkpoint import HEADS
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
+from exporter.verify.runtimes.rounding import rounded
 from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_judgement, save_logits
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Job: checkpoint, adapters, vocab, dtypes, sequences, base_sequences, continuations (dtype → pairs).
 
     Saves ``base.N`` (the untuned model on base_sequences), and per dtype, the model rounded as a file in it holds it:
-    ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``. ``F32`` is the tuned model as trained.
+    ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``. ``F32`` is the tuned model as trained; ``BF16 whole`` is
+    rounded in its norms and biases, too, as a checkpoint is, where GGUF keeps those in fp32.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])
@@ -33,7 +38,8 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     model = attach(model, job["adapters"])
     model.eval()
     for dtype in job["dtypes"]:
-        with _rounded(model, _DTYPES[dtype]):
+        kind, _, whole = dtype.partition(" ")
+        with rounded(model, _HALVES[kind], vectors=bool(whole)) if kind in _HALVES else nullcontext():
             save_logits(model, job["sequences"], dtype, save)
             save_judgement(model, job["continuations"].get(dtype, []), dtype, save)
 
@@ -44,31 +50,50 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
     A PeftModel holds adapters of one kind, so that each kind gets its own around the same modules. Raises ValueError
     for what stock PEFT does not load.
     """
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for number, path in enumerate(paths):
-        config = PeftConfig.from_pretrained(path)
-        if _trains_both_uses(config) and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-            _untie(model)
-        kinds.setdefault(str(config.peft_type), []).append((f"adapter_{number}", path))
-    for adapters in kinds.values():
+    configs = {path: PeftConfig.from_pretrained(path) for path in paths}
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if tied and any(_trains_both_uses(config) for config in configs.values()):
+        _untie(model)
+    for _, alike in groupby(sorted(paths, key=lambda path: _turn(configs[path])), lambda path: configs[path].peft_type):
         if isinstance(model, PeftModel):
             model = model.get_base_model()
             del model.peft_config
-        for name, path in adapters:
-            model = _load(model, name, path)
-        if len(adapters) > 1:
-            model.base_model.set_adapter([name for name, _ in adapters])
+        names = []
+        for path in alike:
+            names.append(f"adapter_{paths.index(path)}")
+            model = _load(model, names[-1], path)
+        if len(names) > 1:
+            model.base_model.set_adapter(names)
     return model
 
 
-def _load(model: Any, name: str, path: str) -> PeftModel:
+def _turn(config: Any) -> tuple[bool, bool]:
+    """Loading an adapter switches off what others wrapped beside their layers, so those that wrap come last."""
+    wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
+    return config.peft_type == PeftType.LORA, bool(wraps)
+
+
+def _load(model: Any, name: str, path: str) -> Any:
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(path, adapter_name=name, torch_device="cpu")
-            return model
-        return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
+        _load_beside(model, name, path)
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
         raise ValueError(f"{path}: stock PEFT cannot load it here: {' '.join(str(exc).split())}") from exc
+    return model
+
+
+def _load_beside(model: PeftModel, name: str, path: str) -> None:
+    rows = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+    if model.peft_type != PeftType.TRAINABLE_TOKENS or not any(layer.tied_adapter for layer in rows):
+        model.load_adapter(path, adapter_name=name, torch_device="cpu")
+        return
+    # Loading would wrap the head twice; a tied layer follows the one that it is tied to by itself.
+    config: Any = PeftConfig.from_pretrained(path)
+    model.peft_config[name] = config
+    for layer in rows:
+        layer.update_layer(name, config=config, tied_adapter=layer.tied_adapter)
+    set_peft_model_state_dict(model, load_peft_weights(path, device="cpu"), adapter_name=name)
 
 
 def _trains_both_uses(config: Any) -> bool:
@@ -83,24 +108,6 @@ def _untie(model: Any) -> None:
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
-
-
-@contextmanager
-def _rounded(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Round matrices and trained rows to ``dtype`` and back to fp32 for a while.
-
-    Vectors (norms, biases) are left alone: GGUF keeps them in fp32. Only what the rounding changes is kept aside.
-    """
-    originals = []
-    with torch.no_grad():
-        for parameter in model.parameters():
-            rounded = parameter.to(dtype).to(parameter.dtype)
-            if parameter.ndim > 1 and not torch.equal(rounded, parameter):
-                originals.append((parameter, parameter.clone()))
-                parameter.copy_(rounded)
-        yield
-        for parameter, original in originals:
-            parameter.copy_(original)
 
 
 if __name__ == "__main__":
