@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import UnreadableFile, reading
+from exporter.errors import UnreadableFile
+from exporter.sources.files import read_file
 
 #: Types of pieces. Source: SentencePiece.Type in sentencepiece_model.proto; llama.h has the same numbers.
 NORMAL: Final = 1
@@ -52,11 +53,7 @@ class SentencePieceModel:
 
 def read_model(path: Path) -> SentencePieceModel:
     """Parse ``path``. Raises UnreadableFile, naming the field, for a file that is cut or no SentencePiece model."""
-    with reading(path):
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise UnreadableFile(path, f"expected at most {_MAX_BYTES} bytes of SentencePiece model, found {size}")
-        data = path.read_bytes()
+    data = read_file(path, max_nbytes=_MAX_BYTES)
     model, what = SentencePieceModel(), "message"
     try:
         for number, value in _fields(data):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, TensorMismatch, reading
+from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.patching.header import numbers, same_kind
 from exporter.formats.gguf.patching.rows import EMBEDDING, Wanted
@@ -20,6 +20,7 @@ from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, added_tokens
 from exporter.formats.gguf.writer import Key
 from exporter.sources.adapter import Adapter
+from exporter.sources.files import read_file
 from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.json_objects import read_object
@@ -89,14 +90,9 @@ def _tokenizer_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
     for adapter in adapters:
         for name, path in adapter.side_files.items():
             first = brought.setdefault(name, path)
-            if first != path and _content(first) != _content(path):
+            if first != path and read_file(first) != read_file(path):
                 raise BadInput(f"{path}: expected the same file as {first}, found another one")
     return brought
-
-
-def _content(path: Path) -> bytes:
-    with reading(path):
-        return path.read_bytes()
 
 
 def _require_covered(parts: GgufParts, wanted: Wanted, size: int) -> None:
