@@ -147,6 +147,17 @@ def test_llama_cpp_cuts_texts_as_tokenizers_does(
     assert bool(found.notes) == ((name in DIFFERENCES and name in BPE) or name == "first")
 
 
+def test_user_defined_pieces_of_tokenizer_model_are_cut_out_of_a_text(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    symbols = ["\n\n", "<table>", MARK * 2, MARK * 3]  # as Gemma has them
+    model = llama_sentencepiece(ALL_TEXTS, user_defined_symbols=symbols, add_dummy_prefix=False)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    out, _ = header_only(tmp_path, None, model, processor.vocab_size())
+    texts = (*ALL_TEXTS, "a\n\n<table>   b", "\n\n\n    ")
+    got = runtime.tokenize(out, texts)
+    assert {text for text, ids in zip(texts, got, strict=True) if ids != processor.encode(text)} == set()
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_from_tokenizer_model_alone_llama_cpp_cuts_texts_as_sentencepiece_does(
     tmp_path: Path, models: dict[str, tuple[bytes, dict[str, Any]]], kind: str

@@ -18,15 +18,18 @@ BYTES: Final = [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
 WORDS: Final = ("\u2581t", "he", "in", "\u2581the", "er", "ing", "\u2581a", "\u2581\u2581", *"\u2581acdehinrt01\u706f")
 
 
-def model_file(head: Sequence[tuple[str, int]], words: Sequence[str] = WORDS) -> bytes:
-    """A tokenizer.model: ``head`` are pieces with their types, words follow with falling scores."""
+def model_file(head: Sequence[tuple[str, int]], words: Sequence[str] = WORDS, *, algorithm: int = 2) -> bytes:
+    """A tokenizer.model: ``head`` are pieces with their types, words follow with falling scores.
+
+    algorithm: 2 for BPE, 1 for unigram.
+    """
     proto = model_proto()
     for text, kind in head:
         proto.pieces.add(piece=text, score=0.0, type=kind)
     for rank, text in enumerate(words):
         proto.pieces.add(piece=text, score=-float(rank))
-    proto.trainer_spec.model_type = 2
-    proto.trainer_spec.byte_fallback = True
+    proto.trainer_spec.model_type = algorithm
+    proto.trainer_spec.byte_fallback = algorithm == 2
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.remove_extra_whitespaces = False
     data: bytes = proto.SerializeToString(deterministic=True)
@@ -189,6 +192,17 @@ def gemma3(path: Path) -> Path:
     return gemma(path, "gemma3_text", "Gemma3ForCausalLM")
 
 
+def t5(path: Path) -> Path:
+    """A unigram model, with sentinels in an older added_tokens.json."""
+    head = (("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN))
+    sizes = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2, "n_positions": 256}
+    sizes |= {"num_decoder_layers": 2, "relative_attention_num_buckets": 32, "decoder_start_token_id": 0}
+    ids = {"eos_token_id": 1, "pad_token_id": 0, "layer_norm_epsilon": 1e-6, "vocab_size": 40}
+    kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    model = model_file(head, algorithm=1)
+    return folder(path, model, kind | sizes | ids, added_tokens={"<extra_id_1>": 30, "<extra_id_0>": 31})
+
+
 VOCABULARIES: Final[Mapping[str, Callable[[Path], Path]]] = {
     "llama2": llama2,
     "llama2-alone": llama2_alone,
@@ -198,4 +212,5 @@ VOCABULARIES: Final[Mapping[str, Callable[[Path], Path]]] = {
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "t5": t5,
 }
