@@ -38,7 +38,7 @@ VARIABLE = "TTEXPORT_LLAMA_CPP"
 #: The rows that the adapter of a merged family trains: a special token and two learned ones.
 TRAINED_IDS = (300, 17, 2)
 #: The splitting of the tiny tokenizers goes by several names; these models have their own.
-PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r"}
+PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "refact"}
 
 #: Free text about the model; our provenance.
 _OURS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
