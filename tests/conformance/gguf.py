@@ -25,7 +25,7 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
 from fixtures.adapters import stock_rows
-from fixtures.families import FAMILIES
+from fixtures.families import FAMILIES, build_seeing
 from fixtures.families import build as build_family
 from tests.formats.gguf.models import CASES
 from tests.formats.gguf.vocabularies import VOCABULARIES
@@ -193,6 +193,8 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
         ):
             made = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
             golden[f"{name}-{label}"] = made if label == "BF16" else fingerprint(made)
+    seeing = build_seeing(folder / "seeing")
+    golden["gemma3"] = fingerprint(convert_family(root, "gemma3", seeing, folder / "seeing.gguf", "BF16"))
     half = build_family("gemma", folder / "gemma-half", dtype="float16")
     golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))
     return golden

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.errors import TensorMismatch
 from exporter.formats.gguf import plan_gguf
-from fixtures.families import FAMILIES, build
+from fixtures.families import FAMILIES, build, build_seeing
 from fixtures.tiny import PROMPTS
 from tests.conformance.gguf import (
     CHANGES,
@@ -174,6 +174,17 @@ def test_the_bar_tells_a_file_of_other_settings(
 def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, golden: dict[str, Any]) -> None:
     base = build("gemma", tmp_path / "gemma", dtype="float16")
     assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
+
+
+def test_a_gemma_that_sees_gives_the_file_of_its_text_model(
+    write: Write, tmp_path: Path, golden: dict[str, Any]
+) -> None:
+    base = build_seeing(tmp_path / "seeing")
+    layout = plan_gguf(merged(base))
+    assert {rule for name, rule in layout.dropped.items() if "vision" in name} == {"no part of the text decoder"}
+    assert "mmproj" in layout.notes[0]
+    assert fingerprint(brief(digest(write(base)))) == golden["gemma3"]
+    assert mean_kl(base, write(base, ftype="F32")) <= KL_BAR
 
 
 def rewrite(base: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
