@@ -40,6 +40,8 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
     Family("gemma", gemma.describe_gemma),
     Family("gemma2", gemma.describe_gemma2),
     Family("gemma3_text", gemma.describe_gemma3),
+    # An ONNX folder carries the whole model's config, which clients would follow to the vision tower.
+    Family("gemma3", gemma.describe_gemma3_multimodal, targets=("gguf",)),
     Family("phi3", phi3.describe),
     Family("gpt2", gpt2.describe),
     Family("gpt_neox", gpt_neox.describe),
@@ -65,10 +67,12 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
     Raises NotExpressible for a model_type without a family, BadInput for a broken config.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None or target not in family.targets:
+        known = ", ".join(name for name, row in FAMILIES.items() if target in row.targets)
         raise NotExpressible(
             target,
-            f"model_type {model_type!r} has no family here (known: {', '.join(FAMILIES)})",
+            f"model_type {model_type!r} has no family here (known: {known})",
             instead=_INSTEAD.get(target, "--to hf can hold it"),
         )
-    return FAMILIES[model_type].describe(config)
+    return family.describe(config)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from exporter.errors import BadInput, NotExpressible
 from exporter.families.config import Settings
 from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, LAYER, QK_NORMS, form, heads, rope, window
-from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
+from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role, Slot
 
 _FOUR_NORMS: Final = {
     "input_layernorm": Role.ATTN_NORM,
@@ -20,6 +20,11 @@ _FOUR_NORMS: Final = {
     "pre_feedforward_layernorm": Role.MLP_NORM,
     "post_feedforward_layernorm": Role.MLP_POST_NORM,
 }
+
+#: How names of what sees, and leads to the text model, begin: as stored, and as the classes of today call it.
+_VISION: Final = tuple(
+    f"{outer}{part}." for outer in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+)
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
@@ -64,6 +69,24 @@ def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
         ),
         logit_softcap=_softcap(settings, "final_logit_softcapping", None),
     )
+
+
+def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read the text decoder of a gemma3 model that also sees. Raises BadInput and NotExpressible as gemma's does."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise BadInput(f"config.json: text_config: expected a table, found {text!r:.80}")
+    spec = describe_gemma3({"vocab_size": 262208} | dict(text))
+
+    def named(inner: str, head: str) -> dict[str, Slot]:
+        """The names of the text model, below where the whole model keeps it."""
+        return {
+            (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
+            for name, slot in spec.forms[0].items()
+        }
+
+    forms = (named("language_model.model.", "language_model."), named("model.language_model.", ""))
+    return replace(spec, forms=forms, beside=_VISION)
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:

@@ -143,7 +143,8 @@ class DecoderSpec:
     without MLP_NORM the same normalised x. residual_scale multiplies what each block adds; embed_scale the
     embedding; logit_scale the logits, then logit_softcap c makes them c * tanh(logit / c).
     forms: the ways in which checkpoints name the tensors, each a complete mapping of tensor name to slot.
-    transposed: roles whose matrix is stored (in, out) instead of (out, in).
+    transposed: roles whose matrix is stored (in, out) instead of (out, in). beside: how the names of tensors begin
+    that are no part of the decoder, such as those of a vision tower.
     """
 
     family: str
@@ -163,6 +164,7 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     transposed: frozenset[Role] = frozenset()
+    beside: tuple[str, ...] = ()
 
     @cached_property
     def roles(self) -> frozenset[Role]:
@@ -172,7 +174,8 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A row of the family table."""
+    """A row of the family table; ``targets``: the formats that can hold the model by its decoder alone."""
 
     model_type: str
     describe: Callable[[Mapping[str, Any]], DecoderSpec]
+    targets: tuple[str, ...] = ("gguf", "onnx")

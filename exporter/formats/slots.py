@@ -40,6 +40,8 @@ def assign(
             kept[name] = slot
         elif _BUFFERS.search(name):
             dropped[name] = "computed by the runtime"
+        elif name.startswith(spec.beside):
+            dropped[name] = "no part of the text decoder"
     for name, slot in form.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
             want = shape(spec, slot)

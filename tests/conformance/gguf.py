@@ -25,7 +25,7 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
 from fixtures.adapters import stock_rows
-from fixtures.families import FAMILIES
+from fixtures.families import FAMILIES, build_seeing
 from fixtures.families import build as build_family
 from tests.formats.gguf.models import CASES
 from tests.formats.gguf.vocabularies import VOCABULARIES
@@ -38,7 +38,7 @@ VARIABLE = "TTEXPORT_LLAMA_CPP"
 #: The rows that the adapter of a merged family trains: a special token and two learned ones.
 TRAINED_IDS = (300, 17, 2)
 #: The splitting of the tiny tokenizers goes by several names; these models have their own.
-PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r"}
+PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "refact"}
 
 #: Free text about the model; our provenance.
 _OURS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
@@ -193,6 +193,8 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
         ):
             made = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
             golden[f"{name}-{label}"] = made if label == "BF16" else fingerprint(made)
+    seeing = build_seeing(folder / "seeing")
+    golden["gemma3"] = fingerprint(convert_family(root, "gemma3", seeing, folder / "seeing.gguf", "BF16"))
     half = build_family("gemma", folder / "gemma-half", dtype="float16")
     golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))
     return golden

@@ -21,8 +21,9 @@ GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
 #: What a config of each model type must state; all else is left to the defaults.
 STATED: dict[str, dict[str, Any]] = {name: SIZES for name in FAMILIES}
 STATED |= {"mixtral": SIZES | MOE, "qwen3_moe": SIZES | MOE, "gpt2": GPT2}
+STATED["gemma3"] = {"text_config": SIZES | {"num_key_value_heads": 2}}
 # Where it is left out, transformers takes a number of its own for these, and not that of the heads.
-for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3"}:
+for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3", "gemma3"}:
     STATED[_name] = STATED[_name] | {"num_key_value_heads": 2}
 
 
@@ -81,6 +82,18 @@ def test_a_description_names_what_sets_a_family_apart(name: str, facts: Callable
     assert facts(describe(config.to_dict(), "gguf"))
 
 
+def test_the_text_model_of_a_gemma_that_sees_has_both_its_names() -> None:
+    stored, today = describe({"model_type": "gemma3", **STATED["gemma3"]}, "gguf").forms
+    assert stored["language_model.model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
+    assert today["model.language_model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
+    assert stored["language_model.lm_head.weight"] == today["lm_head.weight"] == Slot(Role.HEAD, None, "weight")
+
+
+def test_a_model_that_sees_is_no_onnx_decoder() -> None:
+    with pytest.raises(NotExpressible, match=r"onnx: model_type 'gemma3' has no family here \(known: (?!.*gemma3,)"):
+        describe({"model_type": "gemma3", **STATED["gemma3"]}, "onnx")
+
+
 def test_gpt2_is_read_with_and_without_its_prefix() -> None:
     long, short = describe({"model_type": "gpt2", **GPT2}, "gguf").forms
     assert long["transformer.h.2.attn.c_attn.bias"] == short["h.2.attn.c_attn.bias"] == Slot(Role.QKV, 2, "bias")
@@ -126,6 +139,7 @@ def test_variants_that_are_not_described_are_not_expressible(
         ("stablelm", {"partial_rotary_factor": 2.0}, "rotary dimensions: expected an even number up to 8, found 16"),
         ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
         ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "rope_parameters: expected a table a layer type"),
+        ("gemma3", {"text_config": None}, "text_config: expected a table, found None"),
         ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number above 0"),
     ],
 )

@@ -266,6 +266,8 @@ def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
     lost = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
     if lost and attention.window is not None and attention.window < spec.max_positions:
         out.append(f"llama.cpp has no window here: texts of more than {attention.window} tokens give other logits")
+    if spec.beside:
+        out.append("the file holds the text model alone: llama.cpp keeps what sees in a file of its own (mmproj)")
     if spec.mlp.activation == "gelu":
         out.append("llama.cpp computes GELU in its tanh form, the config asks for the exact one")
     return out

@@ -28,7 +28,8 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
 
 
 def test_every_family_has_an_architecture() -> None:
-    assert ARCHITECTURES.keys() == FAMILIES.keys()
+    # A gemma3 that sees is described as its text model.
+    assert ARCHITECTURES.keys() == FAMILIES.keys() - {"gemma3"}
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fixtures.families import FAMILIES, build
+from exporter.errors import TensorMismatch
+from exporter.formats.gguf import plan_gguf
+from fixtures.families import FAMILIES, build, build_seeing
 from fixtures.tiny import PROMPTS
 from tests.conformance.gguf import (
     CHANGES,
@@ -26,7 +31,7 @@ from tests.conformance.gguf import (
     merge_rows,
     row_adapter,
 )
-from tests.formats.gguf.conftest import Write
+from tests.formats.gguf.conftest import Write, merged
 
 #: The bar of the format. Rounding gives about 1e-12, and 2e-7 where llama.cpp looks GELU up in a table of float16.
 KL_BAR = 1e-6
@@ -169,3 +174,48 @@ def test_the_bar_tells_a_file_of_other_settings(
 def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, golden: dict[str, Any]) -> None:
     base = build("gemma", tmp_path / "gemma", dtype="float16")
     assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
+
+
+def test_a_gemma_that_sees_gives_the_file_of_its_text_model(
+    write: Write, tmp_path: Path, golden: dict[str, Any]
+) -> None:
+    base = build_seeing(tmp_path / "seeing")
+    layout = plan_gguf(merged(base))
+    assert {rule for name, rule in layout.dropped.items() if "vision" in name} == {"no part of the text decoder"}
+    assert "mmproj" in layout.notes[0]
+    assert fingerprint(brief(digest(write(base)))) == golden["gemma3"]
+    assert mean_kl(base, write(base, ftype="F32")) <= KL_BAR
+
+
+def rewrite(base: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """A copy of a checkpoint with other tensors."""
+    copy = Path(shutil.copytree(base, path))
+    save_file(change(load_file(copy / "model.safetensors")), copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_gpt2_as_first_published_gives_the_same_file(
+    family: Build, write: Write, tmp_path: Path, golden: dict[str, Any]
+) -> None:
+    def first_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 512, 512, dtype=torch.bfloat16) for layer in range(2)}
+        return {name.removeprefix("transformer."): value for name, value in tensors.items()} | masks
+
+    base = rewrite(family("gpt2"), tmp_path / "gpt2", first_names)
+    assert brief(digest(write(base))) == golden["gpt2-BF16"]
+
+
+def test_experts_of_two_dtypes_are_named(family: Build, tmp_path: Path) -> None:
+    odd = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    base = rewrite(family("mixtral"), tmp_path / "mixtral", lambda tensors: tensors | {odd: tensors[odd].float()})
+    with pytest.raises(TensorMismatch, match=rf"{re.escape(odd)}: expected BF16 like .*experts.0.w3.weight, found F32"):
+        plan_gguf(merged(base), "BF16")
+
+
+def test_a_missing_expert_is_named(family: Build, tmp_path: Path) -> None:
+    lost = "model.layers.0.mlp.experts.3.down_proj.weight"
+    base = rewrite(
+        family("qwen3_moe"), tmp_path / "moe", lambda tensors: {name: tensors[name] for name in tensors if name != lost}
+    )
+    with pytest.raises(TensorMismatch, match=rf"{re.escape(lost)}: expected shape \(64, 32\) .*, found no tensor"):
+        plan_gguf(merged(base))
