@@ -1,0 +1,219 @@
+"""GGUF as whole processes: conversion, quantisation and patches, against llama.cpp's own tools and against ``cp``.
+
+Ours are the commands that users run, verification included. The converter is that of the llama.cpp whose source
+TTEXPORT_LLAMA_CPP names, the quantiser that of llama-cpp-python. ``cp`` leaves its copy in memory, ours is on the disk
+when it ends: ``cp`` with a sync is measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import Program, machine, ratio, show, whole_programs, write
+from benchmarks.merge import figures
+
+CASES = ("convert", "quantise", "large", "patch", "in-place", "inspect")
+OURS, PEER, SYNCED = "ours", "peer", "cp, synced"
+_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
+_QUANTISE = """
+import ctypes, sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+"""
+# The bars: how many times faster than the peer, how many times its time, seconds, and peak memory.
+BARS: Mapping[str, Mapping[str, float]] = {
+    "convert": {"faster_than_peer": 8.0, "peak_bytes": 200e6},
+    "quantise": {"faster_than_peer": 2.0},
+    "large": {"time_over_peer": 1.5, "peak_bytes": 200e6},
+    "patch": {"time_over_peer": 1.1, "peak_bytes": 150e6},
+    "in-place": {"seconds": 0.5, "peak_bytes": 150e6},
+    "inspect": {"seconds": 0.3},
+}
+_VOCAB, _HIDDEN, _INNER = 128_256, 2048, 8192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
+    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the large files")
+    parser.add_argument("--folder", type=Path, help="where the large files go; default: the temporary folder")
+    options = parser.parse_args()
+    cases = []
+    for name in options.case or CASES:
+        with tempfile.TemporaryDirectory(prefix="gguf-", dir=options.folder) as folder:
+            # In a process of its own: the peak memory of a child begins with that of the process that starts it.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
+                programs = builder.submit(_programs, name, Path(folder), options.gigabytes).result()
+            before = machine()["load_1_5_15_min"]
+            measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
+            case: dict[str, Any] = {
+                "case": name,
+                "load_before": before,
+                "load_after": machine()["load_1_5_15_min"],
+                "variants": {variant: figures(one) for variant, one in measured.items()},
+            }
+            ours = case["variants"][OURS]
+            case |= {"peak_bytes": ours["peak_bytes"], "seconds": ours["seconds_median"]}
+            if PEER in measured:
+                case["time_over_peer"] = ratio(measured[OURS].seconds, measured[PEER].seconds)
+                case["faster_than_peer"] = ratio(measured[PEER].seconds, measured[OURS].seconds)
+            cases.append(case)
+    report(cases, options.rounds)
+
+
+def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
+    """What to run in turns; large inputs are made in ``folder``."""
+    out = folder / "out.gguf"
+    if name in ("convert", "quantise"):
+        return _smollm2(name, out)
+    if name == "large":
+        from benchmarks import _models
+
+        base = _models.checkpoint(folder / "base", _models.layers_for(gigabytes))
+        _tokenizer(base, _models.VOCAB)
+        one = folder / "one"
+        shards = " ".join(str(path) for path in sorted(base.glob("*.safetensors")))
+        return {
+            OURS: Program((*_TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out)), out),
+            PEER: Program(("sh", "-c", f"mkdir {one} && cp {shards} {one}"), one),
+            SYNCED: Program(("sh", "-c", f"mkdir {one} && cp {shards} {one} && sync {one}/*"), one),
+        }
+    if name == "inspect":
+        model = _q8_0(folder / "m.gguf", 0.5, vocab=150_000)
+        command = " ".join(["exec", sys.executable, "-c", f"'{_TTEXPORT[2]}'", "inspect", str(model)])
+        return {OURS: Program(("sh", "-c", f"{command} > {out}"), out)}
+    model = _q8_0(folder / "m.gguf", gigabytes, vocab=_VOCAB)
+    adapters = [_rows(folder / f"adapter-{number}", number) for number in (1, 2)]
+    if name == "patch":
+        ours = (*_TTEXPORT, "patch", str(model), str(adapters[0]), "--trust-base", "-o", str(out))
+        return {
+            OURS: Program(ours, out),
+            PEER: Program(("cp", str(model), str(out)), out),
+            SYNCED: Program(("sh", "-c", f"cp {model} {out} && sync {out}"), out),
+        }
+    # Two adapters in turn: rows that lie there already would not be written.
+    turn, python = folder / "turn", f"exec {sys.executable} -c '{_TTEXPORT[2]}'"
+    choose = f"if [ -e {turn} ]; then rm {turn}; a={adapters[0]}; else touch {turn}; a={adapters[1]}; fi; touch {out}"
+    command = f"{choose}; {python} patch {model} $a --trust-base --in-place"
+    return {OURS: Program(("sh", "-c", command), out)}
+
+
+def _smollm2(name: str, out: Path) -> dict[str, Program]:
+    from fixtures import smollm2
+
+    base = smollm2.checkpoint()
+    root = os.environ.get("TTEXPORT_LLAMA_CPP")
+    if root is None:
+        raise SystemExit("benchmark: TTEXPORT_LLAMA_CPP names no llama.cpp; --case chooses those that need none")
+    source = Path(root).resolve()
+    converter = f"PYTHONPATH={source / 'gguf-py'} {sys.executable} {source / 'convert_hf_to_gguf.py'} {base}"
+    ours = (*_TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out))
+    if name == "convert":
+        return {
+            OURS: Program(ours, out),
+            PEER: Program(("sh", "-c", f"{converter} --outtype bf16 --outfile {out}"), out),
+        }
+    between, script = out.with_name("bf16.gguf"), out.with_name("quantise.py")
+    script.write_text(_QUANTISE)
+    peer = (
+        f"{converter} --outtype bf16 --outfile {between} && {sys.executable} {script} {between} {out} && rm {between}"
+    )
+    return {OURS: Program((*ours, "--quant", "Q4_K_M"), out), PEER: Program(("sh", "-c", peer), out)}
+
+
+def _tokenizer(folder: Path, vocab: int) -> None:
+    """A byte-level BPE of so many tokens: what they are does not matter here."""
+    tokens = {f"token{number}": number for number in range(vocab)}
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": tokens, "merges": [], "byte_fallback": False},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def _q8_0(path: Path, gigabytes: float, *, vocab: int) -> Path:
+    """A GGUF of about so many 10^9 bytes in Q8_0, with a vocabulary and random blocks."""
+    import numpy as np
+
+    from exporter.formats.gguf import writer
+    from exporter.formats.gguf.writer import TensorEntry
+
+    entries = [TensorEntry("token_embd.weight", "Q8_0", (vocab, _HIDDEN))]
+    while sum(entry.nbytes for entry in entries) < gigabytes * 1e9:
+        entries.append(TensorEntry(f"blk.{len(entries)}.ffn_up.weight", "Q8_0", (_INNER, _HIDDEN)))
+    keys = [
+        writer.text("general.architecture", "llama"),
+        writer.u32("llama.vocab_size", vocab),
+        writer.texts("tokenizer.ggml.tokens", [f"token{number}" for number in range(vocab)]),
+        writer.i32s("tokenizer.ggml.token_type", [1] * vocab),
+    ]
+    head, nbytes = writer.header(keys, entries)
+    pool = np.random.default_rng(0).bytes(64 << 20)
+    with path.open("wb") as file:
+        file.write(head)
+        while (left := nbytes - file.tell()) > 0:
+            file.write(pool[:left])
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _rows(folder: Path, seed: int) -> Path:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from benchmarks import _models
+
+    adapter = _models.row_adapter(folder, folder)
+    path = adapter / "adapter_model.safetensors"
+    rows = {name: np.roll(value, seed, axis=1) for name, value in load_file(path).items()}
+    save_file(rows, path, {"format": "pt"})
+    return adapter
+
+
+def report(cases: list[dict[str, Any]], rounds: int) -> None:
+    columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB"]
+    table, verdicts = [], []
+    for one in cases:
+        for name, variant in one["variants"].items():
+            table.append(
+                [
+                    one["case"] if name == OURS else "",
+                    name,
+                    f"{variant['seconds_median']:.2f}",
+                    f"{variant['seconds_least']:.2f}",
+                    f"{variant['cpu_seconds_median']:.2f}",
+                    f"{variant['peak_bytes'] / 1e6:,.0f}",
+                ]
+            )
+        one["bars_met"] = {}
+        for figure, bar in BARS[one["case"]].items():
+            met = one[figure] >= bar if figure == "faster_than_peer" else one[figure] <= bar
+            one["bars_met"][f"{figure} {bar:g}"] = met
+            verdicts.append(f"{one['case']}: {figure} {one[figure]:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}")
+    load = ", ".join(f"{one['load_before'][0]} → {one['load_after'][0]}" for one in cases)
+    notes = [f"load (1 min) before → after each case: {load}", *verdicts]
+    show(f"GGUF, whole processes, {rounds} rounds", columns, table, notes=notes)
+    print(f"written: {write('gguf', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
