@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import OutputError, UsageError
+from exporter.errors import UsageError
 from exporter.formats.gguf.mixtures import MIXTURES
 from exporter.formats.gguf.split import Split
-from exporter.formats.output import Progress, silent
+from exporter.hooks import Hooks
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.sources.locate import find_base, locate, origins
-from exporter.staging import staged, write_file
+from exporter.staging import require_space, staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, reports_json, require_passed
@@ -112,14 +111,6 @@ class ExportPlan:
         """Bytes that lie on the disk at once while it is written: an unquantised file may be needed on the way."""
         more = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
         return self.nbytes + max(more, default=0)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Where progress goes: ``start(label, nbytes)`` gives the meter of one artifact, ``say`` a line of talk."""
-
-    start: Callable[[str, int], Progress] = field(default=lambda label, nbytes: silent)
-    say: Callable[[str], None] = field(default=lambda line: None)
 
 
 def plan_export(spec: ExportSpec) -> ExportPlan:
@@ -245,18 +236,6 @@ def _spare_inputs(plan: ExportPlan) -> None:
         for form in (path.absolute(), Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name):
             if outs & {form, *form.parents}:
                 raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
-
-
-def require_space(out: Path, nbytes: int) -> None:
-    """Say so before writing for minutes: the weights alone must fit. Raises OutputError."""
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if nbytes > free:
-        raise OutputError(out, f"needs {nbytes} bytes, {free} are free")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(parent, "no permission to write here")
 
 
 def plan_json(plan: ExportPlan) -> dict[str, Any]:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible, UsageError
-from exporter.export import Hooks, require_space
 from exporter.formats.gguf.patching.evidence import base_dtype, prove_base
 from exporter.formats.gguf.patching.journal import patch_in_place, recover
 from exporter.formats.gguf.patching.plan import GgufPatch, plan_patch
 from exporter.formats.gguf.patching.write import write_patched
+from exporter.hooks import Hooks
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, part_name
 from exporter.sources.locate import locate
-from exporter.staging import staged
-from exporter.targets import DTYPES
+from exporter.staging import require_space, staged
 from exporter.verify.artifact import detect
 from exporter.verify.patched import Before, check_patched
 from exporter.verify.report import Report, require_passed
@@ -105,7 +104,7 @@ def plan_gguf_patch(spec: PatchSpec) -> PatchPlan:
     adapters = [Adapter.open(one.path) for one in located]
     parts = GgufParts.open(spec.base)
     base = None if spec.trust_base else _checkpoint(spec, adapters)
-    dtype = DTYPES[spec.dtype] if spec.dtype else base_dtype(parts)
+    dtype = spec.dtype.upper() if spec.dtype else base_dtype(parts)
     patch = plan_patch(parts, adapters, dtype)
     plan = PatchPlan(spec, adapters, patch, prove_base(parts, base) if base else "trusted")
     _spare_inputs(plan)

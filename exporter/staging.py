@@ -57,6 +57,18 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
         os.close(lock)
 
 
+def require_space(out: Path, nbytes: int) -> None:
+    """Say so before writing for minutes: the weights alone must fit. Raises OutputError."""
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if nbytes > free:
+        raise OutputError(out, f"needs {nbytes} bytes, {free} are free")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(parent, "no permission to write here")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a small file whole and sync it; the mode follows the umask. Raises OutputError."""
     with writing(path), path.open("xb") as file:

@@ -1,6 +1,6 @@
 """One artifact to write: its format's own plan, or why the format cannot hold the model.
 
-A format's modules are imported only when it is asked for: GGUF must not wait for ONNX.
+A format's modules are imported only when it is asked for: GGUF must not wait for ONNX, nor a patch for the merge.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 from exporter.errors import NotExpressible
 from exporter.footprint import peak_nbytes, tracing_nbytes
 from exporter.formats.output import Progress
-from exporter.merge.plan import MergePlan
 from exporter.parallel import Budget
 
 if TYPE_CHECKING:
     from exporter.formats.gguf.mixtures import Mixture
     from exporter.formats.gguf.split import Split
+    from exporter.merge.plan import MergePlan
 
 #: ``--dtype`` → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import TTExportError, UsageError
-from exporter.export import ExportSpec, Hooks, plan_export, run_export
+from exporter.export import ExportSpec, plan_export, run_export
+from exporter.hooks import Hooks
 from fixtures.hostile import copies
 
 

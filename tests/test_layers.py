@@ -30,6 +30,7 @@ LAYERS = (
     "exporter.families",
     "exporter.formats",
     "exporter.footprint",
+    "exporter.hooks",
     "exporter.targets",
     "exporter.verify",
     "exporter.inspection",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from exporter.cli.sizes import size_option
-from exporter.export import ExportSpec
 from exporter.targets import DTYPES, FORMATS
-from exporter.verify.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from exporter.export import ExportSpec
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -117,6 +118,10 @@ def export_spec(
     **options: Any,
 ) -> ExportSpec:
     """The specification behind parsed options. ``auto`` verifies rows: a merge must cost what a copy costs."""
+    # Here, because a patch has these options' module, too, and must not wait for the merge.
+    from exporter.export import ExportSpec
+    from exporter.verify.prompts import read_prompts
+
     texts = tuple(read_prompts(prompts)) if prompts else ()
     return ExportSpec(
         adapters=adapters,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.export import Hooks
 from exporter.formats.output import Progress
+from exporter.hooks import Hooks
 from exporter.verify.report import Check, Report
 
 

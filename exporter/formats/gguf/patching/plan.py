@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput
-from exporter.formats.gguf import metadata, writer
+from exporter.formats.gguf import writer
 from exporter.formats.gguf.patching import header, rows, tokens
-from exporter.formats.gguf.plan import NO_BOS_VOCAB
 from exporter.formats.gguf.quantise import encode_rows
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.sources.adapter import Adapter
@@ -97,12 +96,11 @@ def plan_patch(parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Ggu
     vocabulary = tokens.patch_vocabulary(parts, {key.name: key for key in keys}, adapters, wanted)
     patches = {name: _tensor_patch(parts, name, wanted, dtype, vocabulary.size) for name in wanted.rows}
     changes = list(vocabulary.changes)
-    old = parts.tensors[rows.EMBEDDING].n_rows
-    if vocabulary.size != old:
-        changes += _size_label(parts, keys, patches)
-    merged = header.changed_keys(keys, changes, tokens.ORDER)
-    if old == NO_BOS_VOCAB != vocabulary.size and not vocabulary.states_bos:
-        merged = [key for key in merged if key != writer.truth(_ADD_BOS, False)]  # stood for the old size alone
+    kept: Sequence[Key] = keys
+    if vocabulary.size != parts.tensors[rows.EMBEDDING].n_rows:
+        more, kept = _of_size(parts, keys, patches, states_bos=vocabulary.states_bos)
+        changes += more
+    merged = header.changed_keys(kept, changes, tokens.ORDER)
     files = []
     for number, file in enumerate(parts.files):
         own = [patches[name] for name in file.tensors if name in patches]
@@ -126,12 +124,20 @@ def _tensor_patch(parts: GgufParts, name: str, wanted: rows.Wanted, dtype: str, 
     return TensorPatch(tensor, ids, np.ascontiguousarray(encoded), size)
 
 
-def _size_label(parts: GgufParts, keys: Sequence[Key], patches: Mapping[str, TensorPatch]) -> list[Key]:
-    """The label of the grown model, where the file has the one that its number of parameters gives."""
+def _of_size(
+    parts: GgufParts, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
+) -> tuple[list[Key], Sequence[Key]]:
+    """(keys that change with the number of tokens, the keys without one that stood for the old number alone)."""
+    # Here, because they bring the families, and most patches keep the vocabulary as large as it is.
+    from exporter.formats.gguf.metadata import size_class
+    from exporter.formats.gguf.plan import NO_BOS_VOCAB
+
     old = [TensorEntry(one.name, one.type, one.shape) for one in parts.tensors.values()]
     new = [
         replace(entry, shape=(patches[entry.name].n_rows, *entry.shape[1:])) if entry.name in patches else entry
         for entry in old
     ]
-    before, after = (writer.text(_SIZE_LABEL, metadata.size_class(entries)) for entries in (old, new))
-    return [after] if before in keys else []
+    before, after = (writer.text(_SIZE_LABEL, size_class(entries)) for entries in (old, new))
+    if parts.tensors[rows.EMBEDDING].n_rows == NO_BOS_VOCAB and not states_bos:
+        keys = [key for key in keys if key != writer.truth(_ADD_BOS, False)]
+    return [after] if before in keys else [], keys

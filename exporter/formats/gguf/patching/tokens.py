@@ -131,6 +131,8 @@ def _entries(
         if size == parts.tensors[EMBEDDING].shape[0]:
             return {}, []
         raise NotExpressible(f"{parts.path}", f"new tokens, and the file has no {TOKENS} to name them in")
+    if not added and size <= stored.count:
+        return {}, []
     texts = stored.values()
     types = arrays[TYPES].values() if isinstance(arrays[TYPES], GgufArray) else [NORMAL] * len(texts)
     places = {text: token_id for token_id, text in enumerate(texts)}
