@@ -7,10 +7,12 @@ format keeps beside them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from exporter.merge.plan import MergePlan
 from exporter.parallel import Budget
+
+if TYPE_CHECKING:
+    from exporter.merge.plan import MergePlan
 
 #: An interpreter with numpy, click and the readers, and what each format adds. Measured with CPython 3.11.
 _PROCESS_BYTES: Final = 40 << 20

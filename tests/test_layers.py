@@ -185,6 +185,13 @@ def test_a_merge_imports_nothing_heavy(target: str, tiny_adapter: Path, tiny_tie
     assert out.exists()
 
 
+def test_a_patch_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write_gguf(plan_gguf(plan_merge(Checkpoint.open(tiny_tied), []).model(), "Q8_0"), file)
+    for words in (["-o", tmp_path / "out.gguf"], ["--in-place"]):
+        assert run_and_list("patch", file, tiny_adapter, *words) == (0, [])
+
+
 def test_a_plan_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     targets = ["--to", "hf", "--to", "gguf", "-o", tmp_path / "out"]
     assert run_and_list("plan", tiny_adapter, "--base", tiny_tied, *targets) == (0, [])

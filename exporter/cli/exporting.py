@@ -25,7 +25,8 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     plan = plan_export(export_spec(quiet=quiet, **options))
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
-    paths = [written(plan.out / target.place if target.place else plan.out) for target in plan.targets]
+    planned = [plan.out / target.place if target.place else plan.out for target in plan.targets]
+    paths = [report.artifact for report in reports] or [written(path) for path in planned]
     if as_json:
         artifacts = [
             {

@@ -25,12 +25,7 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
 
     Raises BadInput if two adapters bring different files of one name.
     """
-    brought: dict[str, Path] = {}
-    for adapter in adapters:
-        for name, path in adapter.side_files.items():
-            first = brought.setdefault(name, path)
-            if first != path and read_file(first) != read_file(path):
-                raise BadInput(f"{path}: expected the same file as {first}, found another one")
+    brought = brought_files(adapters)
     base = checkpoint.side_files
     if "chat_template" in (read_object(brought[_SETTINGS]) if _SETTINGS in brought else {}):
         # A template in a file of its own would hide the adapter's for every reader.
@@ -38,3 +33,14 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
     if brought.keys() & set(_VOCABULARIES):
         base = {name: path for name, path in base.items() if name in _KEPT}
     return base | brought
+
+
+def brought_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
+    """The side files of all adapters, name → path. Raises BadInput if two of them differ."""
+    brought: dict[str, Path] = {}
+    for adapter in adapters:
+        for name, path in adapter.side_files.items():
+            first = brought.setdefault(name, path)
+            if first != path and read_file(first) != read_file(path):
+                raise BadInput(f"{path}: expected the same file as {first}, found another one")
+    return brought

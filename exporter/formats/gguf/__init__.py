@@ -1,4 +1,4 @@
-"""GGUF: plan a file from a merged model, then write it.
+"""GGUF: plan a file from a merged model, then write it; by our own writer, or by llama.cpp's converter.
 
 What is named here is imported when it is asked for: patching and quantising need no description of a model.
 """

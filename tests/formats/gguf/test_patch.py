@@ -235,3 +235,15 @@ def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     assert run(["patch", base, adapter, "-o", "out.gguf", "-q"]) == 0
     assert document["targets"][0]["nbytes"] == (tmp_path / "out.gguf").stat().st_size
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M"])
+def test_smollm2_with_new_tokens_is_patched_to_the_byte(smollm2: Path, tmp_path: Path, kind: str) -> None:
+    """Its size of vocabulary alone makes the converter write a flag, which the grown model has not."""
+    adapter = adapters.stock_rows_new_tokens(smollm2, tmp_path / "adapter", ("<lamp>", "<ship>"), (2, 33))
+    succeed("export", smollm2, "--to", "gguf", "--quant", kind, "-o", tmp_path / "base.gguf")
+    succeed("merge", adapter, "--to", "gguf", "--quant", kind, "-o", tmp_path / "want.gguf")
+    succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf")
+    assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()

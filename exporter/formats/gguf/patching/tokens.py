@@ -19,8 +19,8 @@ from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, added_tokens
 from exporter.formats.gguf.writer import Key
+from exporter.merge.side_files import brought_files
 from exporter.sources.adapter import Adapter
-from exporter.sources.files import read_file
 from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.json_objects import read_object
@@ -55,7 +55,7 @@ def patch_vocabulary(
     Raises TensorMismatch for rows of tokens that neither file nor tokenizer has, BadInput for a tokenizer that
     contradicts the file or new rows that nobody sets.
     """
-    files = _tokenizer_files(adapters)
+    files = brought_files(adapters)
     rows = parts.tensors[EMBEDDING].shape[0]
     content = read_tokenizer(files["tokenizer.json"]) if "tokenizer.json" in files else {}
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
@@ -82,17 +82,6 @@ def patch_vocabulary(
     # Whether texts get a first or last token is left as it is: it hangs on more than the tokenizer's files.
     changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]
     return Vocabulary(size, changes, new, any(key.name == "tokenizer.ggml.add_bos_token" for key in specials))
-
-
-def _tokenizer_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Tokenizer files that the adapters bring. Raises BadInput if two of them differ."""
-    brought: dict[str, Path] = {}
-    for adapter in adapters:
-        for name, path in adapter.side_files.items():
-            first = brought.setdefault(name, path)
-            if first != path and read_file(first) != read_file(path):
-                raise BadInput(f"{path}: expected the same file as {first}, found another one")
-    return brought
 
 
 def _require_covered(parts: GgufParts, wanted: Wanted, size: int) -> None:
