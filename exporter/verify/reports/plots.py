@@ -80,7 +80,7 @@ def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str
         if len(points):
             ends = [points.min(), points.max()]
             axes.plot(ends, ends, color=_MUTED, linewidth=1)
-        axes.plot(points[:, 0], points[:, 1], "o", markersize=2.5, color=_POINT, alpha=0.7, markeredgewidth=0)
+        axes.plot(points[:, 0], points[:, 1], "o", markersize=3, color=_POINT, markeredgewidth=0)
         axes.set(xlabel="logit of the reference", ylabel="logit of the artifact")
 
     return _svg(draw, name, height=3.2)
