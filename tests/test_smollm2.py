@@ -12,6 +12,7 @@ from exporter.cli.main import run
 from exporter.sources.checkpoint import Checkpoint
 from exporter.verify.execution import has_llama_cpp
 from tests.conftest import NEW_TOKENS
+from tests.documents import read_report
 
 pytestmark = [
     pytest.mark.smollm2,
@@ -40,7 +41,7 @@ def verified(adapter: Path, base: Path, out: Path) -> dict[str, dict[str, Any]]:
         assert run([*common, "--to", "gguf", *storage, "-o", str(out / "gguf" / f"m-{storage[1]}.gguf")]) == 0
     argv = ["verify", str(out), "--reference", str(base), "--adapter", str(adapter), "-q", "--report", str(out)]
     assert run(argv) == 0
-    document = json.loads((out / "report.json").read_text())
+    document = read_report(out)
     return {Path(one["artifact"]).name: one for one in document["artifacts"]}
 
 
