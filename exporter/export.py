@@ -166,6 +166,8 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
     _spare_inputs(plan)
     require_space(plan.out, plan.work_nbytes)
     spec = plan.spec
+    if spec.report and plan.out.resolve() in (report := spec.report.resolve(), *report.parents):
+        raise UsageError(f"--report {spec.report}: expected a folder outside of OUT, which is made whole or not at all")
     with staged(plan.out, force=spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
         for target, path in zip(plan.targets, paths, strict=True):

@@ -64,7 +64,8 @@ class Distance:
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
-        want, got = np.exp(known.mean(axis=0))
+        with np.errstate(over="ignore"):  # a broken model's may be beyond any number
+            want, got = np.exp(known.mean(axis=0))
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:

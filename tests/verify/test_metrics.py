@@ -57,3 +57,11 @@ def test_one_nan_makes_every_figure_of_its_text_worthless() -> None:
     assert np.isnan([found.kl, found.kl_max, found.max_abs]).all()
     assert found.misses == 20
     assert found.positions == 40
+
+
+def test_a_perplexity_beyond_any_number_is_infinite() -> None:
+    got = np.zeros((2, 3), np.float32)
+    got[0, 0] = 2000
+    want, found = compare(np.zeros((2, 3), np.float32), got, [1, 2]).perplexities
+    assert want == pytest.approx(3)
+    assert found == np.inf

@@ -42,6 +42,8 @@ _STYLE: Final = {
 #: A KL below this is float64's rounding; a logarithmic axis needs a lowest value.
 _FLOOR: Final = 1e-12
 _MOST_BARS: Final = 32
+#: A row that is stored exactly still gets the stump of a bar.
+_STUMP: Final = 1e-4
 _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
@@ -97,11 +99,11 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
     shown = sorted(bars, key=lambda bar: (-bar[0], bar[1]))[:_MOST_BARS]
 
     def draw(axes: Axes) -> None:
-        lengths = [max(share, _FLOOR) for share, _ in shown]
-        axes.barh(range(len(shown)), lengths, left=_FLOOR, height=0.7, color=_POINT)
+        lengths = [max(share, _STUMP) for share, _ in shown]
+        axes.barh(range(len(shown)), lengths, height=0.7, color=_POINT)
         axes.set_yticks(range(len(shown)), [label for _, label in shown])
         axes.axvline(limit, color=_LIMIT, linewidth=1.2)
-        axes.set(xscale="log", xlim=(min([1e-4, *lengths]) / 2, max([limit * 2, *lengths])), ylim=(len(shown), -1))
+        axes.set(xscale="log", xlim=(_STUMP / 2, max([limit * 2, *lengths])), ylim=(len(shown), -1))
         axes.xaxis.set_major_formatter(_POWERS)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"‖stored - trained‖ / ‖trained - base‖, the limit at {limit:g}")

@@ -133,3 +133,10 @@ def test_a_report_of_nothing_is_a_usage_error(tuned: Tuned, tmp_path: Path) -> N
     argv = ["merge", str(tuned.adapter), "--base", str(tuned.base), "-q", "-o", str(tmp_path / "out")]
     assert run([*argv, "--verify", "off", "--report", str(tmp_path / "report")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["out", "out/report"])
+def test_a_report_inside_of_what_is_made_is_a_usage_error(place: str, tuned: Tuned, tmp_path: Path) -> None:
+    argv = ["merge", str(tuned.adapter), "--base", str(tuned.base), "-q", "-o", str(tmp_path / "out")]
+    assert run([*argv, "--report", str(tmp_path / place)]) == 2
+    assert list(tmp_path.iterdir()) == []
