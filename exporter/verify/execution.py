@@ -155,8 +155,8 @@ class Execution:
 
     def _greedy_tokens(self) -> int:
         """As many as the model has positions for after the longest prompt."""
-        positions = self.reference.checkpoint.text_config.get("max_position_embeddings")
-        room = int(positions or GREEDY_TOKENS * 2) - max(map(len, self._greedy_prompts()))
+        longest = max(map(len, self._greedy_prompts()))
+        room = (self.reference.max_positions or longest + GREEDY_TOKENS) - longest
         return max(1, min(GREEDY_TOKENS, room))
 
     def _base_sequences(self) -> list[list[int]]:

@@ -70,7 +70,7 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
     Raises BadInput if there is no tokenizer.json, or nothing to compare.
     """
     tokenizer = _tokenizer(reference)
-    limit = min(_MAX_TOKENS, int(reference.checkpoint.text_config.get("max_position_embeddings") or _MAX_TOKENS))
+    limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
     trained_ids = set(reference.trained_ids)
     texts = [*CONTROL_TEXTS, *prompts]
     text_ids = [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]

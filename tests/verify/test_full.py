@@ -69,6 +69,16 @@ def test_faults_that_only_running_shows_are_exit_3(tuned: Tuned, tmp_path: Path)
     assert len(found) == 3
 
 
+def test_no_text_is_longer_than_the_model_has_positions(tuned: Tuned, tmp_path: Path) -> None:
+    """The ONNX graph holds a table of 48 positions: one token more and ONNX Runtime refuses."""
+    base = corruptions.copy(tuned.base, tmp_path)
+    corruptions.hf_config(base, max_position_embeddings=48)
+    argv = ["merge", str(tuned.adapter), "--base", str(base), "--to", "onnx", "-q", "--verify", "full"]
+    assert run([*argv, "-o", str(tmp_path / "out"), "--report", str(tmp_path / "report")]) == 0
+    checks = {check["name"]: check for check in read_report(tmp_path / "report")["artifacts"][0]["checks"]}
+    assert checks["greedy tokens"]["detail"] == "16 of 16 identical"
+
+
 def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: Path) -> None:
     import onnx
 
