@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import reading
+from exporter.sources.gguf_parts import GgufParts
 from exporter.tensors import BLOCK_BYTES
 from exporter.verify.reference import Reference
 from exporter.version import __version__
@@ -71,9 +72,9 @@ def file_digest(path: Path) -> str:
 
 
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
-    """(path inside the artifact, the file), in the order of names."""
+    """(path inside the artifact, the file), in the order of names; a GGUF file may have further parts beside it."""
     if artifact.is_file():
-        yield artifact.name, artifact
+        yield from ((part.path.name, part.path) for part in GgufParts.open(artifact).files)
         return
     for path in sorted(artifact.rglob("*")):
         if path.is_file():

@@ -108,6 +108,19 @@ def test_a_merge_puts_all_forms_into_both_places(tuned: Tuned, tmp_path: Path) -
     assert str(tmp_path) not in (out / "report.html").read_text(), "the folder may move"
 
 
+def test_every_part_of_a_split_file_has_its_digest(
+    tiny_untied: Path, tiny_untied_adapter: Path, tmp_path: Path
+) -> None:
+    argv = ["merge", str(tiny_untied_adapter), "--base", str(tiny_untied), "--to", "gguf", "--to", "gguf-lora", "-q"]
+    argv += ["--split-max-tensors", "8", "-o", str(tmp_path / "out"), "--report", str(tmp_path / "report")]
+    assert run(argv) == 0
+    document = read_report(tmp_path / "report")
+    assert [one["format"] for one in document["artifacts"]] == ["gguf", "gguf-lora"]
+    parts = sorted(path.name for path in (tmp_path / "out" / "gguf").iterdir())
+    assert len(parts) > 1
+    assert [file["file"] for file in document["files"] if file["artifact"] == 0] == parts
+
+
 def test_without_a_report_a_merge_writes_json_alone(tuned: Tuned, tmp_path: Path) -> None:
     out = tmp_path / "out"
     argv = ["merge", str(tuned.adapter), "--base", str(tuned.base), "--to", "hf", "--to", "gguf", "-q"]
