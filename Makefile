@@ -29,16 +29,16 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# The demo trains, so the extra `tune` is part of it.
+# The demo trains and writes a report, so both extras are part of it.
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing ttexport into $(VENV)"
-	$(INSTALL) -e '.[tune]'
+	$(INSTALL) -e '.[tune,report]'
 	@touch $@
 
 # llama.cpp is compiled here unless pip has its wheel: about five minutes on two cores.
 $(VENV)/.dev: $(VENV)/.run
 	@echo "installing the development tools and llama.cpp into $(VENV)"
-	$(INSTALL) -e '.[tune,llamacpp,dev]'
+	$(INSTALL) -e '.[tune,report,llamacpp,dev]'
 	@touch $@
 
 demo: $(VENV)/.run

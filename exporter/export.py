@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from exporter.errors import UsageError
 from exporter.formats.gguf.mixtures import MIXTURES
@@ -22,10 +22,11 @@ from exporter.sources.locate import find_base, locate, origins
 from exporter.staging import require_space, staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
 from exporter.verify.reference import Reference
-from exporter.verify.report import Report, reports_json, require_passed
+from exporter.verify.report import Report, document, require_passed, to_bytes
+from exporter.verify.reports.setting import setting
+from exporter.verify.reports.write import JSON, require_renderers, write_report
 from exporter.verify.run import verify
-
-REPORT: Final = "report.json"
+from exporter.verify.runtimes.installed import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class ExportSpec:
     force: bool = False
     prompts: tuple[str, ...] = ()
     report: Path | None = None
+    require: tuple[str, ...] = ()
     pre_tokenizer: str | None = None
     converter: Path | None = None
     imatrix: Path | None = None
@@ -70,6 +72,8 @@ class ExportSpec:
             raise UsageError("--converter: needs --to gguf")
         if self.converter and self.pre_tokenizer:
             raise UsageError("--converter: chooses the pre-tokenizer itself, so --pre-tokenizer has no use beside it")
+        if self.report and self.level == "off":
+            raise UsageError("--report: expected something to report, found --verify off")
         if self.split is not None and "gguf" not in self.formats:
             raise UsageError("--split-max-size, --split-max-tensors: need --to gguf")
         self._check_quantiser()
@@ -114,7 +118,13 @@ class ExportPlan:
 
 
 def plan_export(spec: ExportSpec) -> ExportPlan:
-    """Read headers and decide. A format that cannot hold the model is a refusal in its target, not an error."""
+    """Read headers and decide. A format that cannot hold the model is a refusal in its target, not an error.
+
+    Raises MissingDependency for a runtime that is required, or for what a report takes.
+    """
+    require(spec.require, needed_for="--require")
+    if spec.report:
+        require_renderers()
     located = [locate(str(word), asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
     adapters = [Adapter.open(adapter.path) for adapter in located]
     base = find_base(spec.base, adapters, quiet=spec.quiet)
@@ -156,6 +166,8 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
     _spare_inputs(plan)
     require_space(plan.out, plan.work_nbytes)
     spec = plan.spec
+    if spec.report and plan.out.resolve() in (report := spec.report.resolve(), *report.parents):
+        raise UsageError(f"--report {spec.report}: expected a folder outside of OUT, which is made whole or not at all")
     with staged(plan.out, force=spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
         for target, path in zip(plan.targets, paths, strict=True):
@@ -164,29 +176,45 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
             target.write(path, hooks.start(f"{target.format} {target.storage}", target.work_nbytes or target.nbytes))
         paths = [written(path) for path in paths]
         reports = _verify(plan, paths, hooks)
-        # Without verification there are no reports, else one a target.
-        named = [
-            replace(one, artifact=_final(plan, target).with_name(path.name))
-            for one, target, path in zip(reports, plan.targets, paths, strict=False)
-        ]
-        if spec.report and reports:
-            spec.report.mkdir(parents=True, exist_ok=True)
-            (spec.report / REPORT).unlink(missing_ok=True)
-            write_file(spec.report / REPORT, reports_json(named))
-        require_passed(named)
-        if reports and all(target.place for target in plan.targets):
-            write_file(draft / REPORT, reports_json(_relative(named, plan.out)))
+        if reports:
+            reports = _write_reports(plan, reports, draft, paths)
+    return reports
+
+
+def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
+    """Into the folder that was asked for, failed or not, and into OUT if that has room for one beside the artifacts.
+
+    Returns them under the final names. Raises NotEquivalent. The report inside OUT names artifacts relative to it:
+    the folder may move, and its bytes must not tell where it was made.
+    """
+    spec = plan.spec
+    # what was cut into parts is called by the first of them
+    places = [_final(plan, target).with_name(path.name) for target, path in zip(plan.targets, paths, strict=True)]
+    named = [replace(report, artifact=place) for report, place in zip(reports, places, strict=True)]
+    where = setting(_reference(plan), paths) if spec.report else {}
+    if spec.report:
+        write_report(spec.report, named, where)
+    require_passed(named)
+    if all(target.place for target in plan.targets):
+        inside = [replace(report, artifact=report.artifact.relative_to(plan.out)) for report in named]
+        if spec.report:
+            write_report(draft, inside, where)
+        else:
+            write_file(draft / JSON, to_bytes(document(inside)))
     return named
 
 
 def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
+    """One report a target; none without verification."""
     if plan.spec.level == "off":
         return []
+    return verify(paths, _reference(plan), level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
+
+
+def _reference(plan: ExportPlan) -> Reference:
     merge = plan.merge
-    reference = Reference.open(
-        merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=plan.spec.untie
-    )
-    return verify(paths, reference, level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
+    adapters = [adapter.path for adapter in merge.adapters]
+    return Reference.open(merge.checkpoint.path, adapters, untie=plan.spec.untie)
 
 
 def written(path: Path) -> Path:
@@ -198,11 +226,6 @@ def written(path: Path) -> Path:
 
 def _final(plan: ExportPlan, target: Target) -> Path:
     return plan.out / target.place if target.place else plan.out
-
-
-def _relative(reports: list[Report], out: Path) -> list[Report]:
-    """The report inside OUT names artifacts relative to it: the folder may move, and its bytes must not tell where."""
-    return [replace(report, artifact=report.artifact.relative_to(out)) for report in reports]
 
 
 def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:

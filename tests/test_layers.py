@@ -157,11 +157,12 @@ def test_the_exporter_names_the_tuner_in_one_table_only() -> None:
 
 
 HEAVY = ("torch", "transformers", "peft", "onnxruntime", "onnx", "onnx_ir", "llama_cpp")
+REPORTING = ("jinja2", "junitparser", "matplotlib")
 PROBE = f"""
 import json, sys
 from exporter.cli.main import run
 code = run(sys.argv[1:])
-print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]), file=sys.stderr)
+print(json.dumps([code, [name for name in {(*HEAVY, *REPORTING)!r} if name in sys.modules]]), file=sys.stderr)
 """
 
 
@@ -190,6 +191,11 @@ def test_a_patch_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_
     write_gguf(plan_gguf(plan_merge(Checkpoint.open(tiny_tied), []).model(), "Q8_0"), file)
     for words in (["-o", tmp_path / "out.gguf"], ["--in-place"]):
         assert run_and_list("patch", file, tiny_adapter, *words) == (0, [])
+
+
+def test_a_report_is_drawn_without_what_runs_models(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+    words = ["--report", tmp_path / "report", "-o", tmp_path / "out"]
+    assert run_and_list("merge", tiny_adapter, "--base", tiny_tied, *words) == (0, list(REPORTING))
 
 
 def test_a_plan_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:

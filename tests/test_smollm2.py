@@ -12,6 +12,7 @@ from exporter.cli.main import run
 from exporter.sources.checkpoint import Checkpoint
 from exporter.verify.execution import has_llama_cpp
 from tests.conftest import NEW_TOKENS
+from tests.documents import read_report
 
 pytestmark = [
     pytest.mark.smollm2,
@@ -40,7 +41,7 @@ def verified(adapter: Path, base: Path, out: Path) -> dict[str, dict[str, Any]]:
         assert run([*common, "--to", "gguf", *storage, "-o", str(out / "gguf" / f"m-{storage[1]}.gguf")]) == 0
     argv = ["verify", str(out), "--reference", str(base), "--adapter", str(adapter), "-q", "--report", str(out)]
     assert run(argv) == 0
-    document = json.loads((out / "report.json").read_text())
+    document = read_report(out)
     return {Path(one["artifact"]).name: one for one in document["artifacts"]}
 
 
@@ -55,7 +56,7 @@ def assert_equivalent(reports: dict[str, dict[str, Any]]) -> None:
     assert checks(reports["hf"])["other tensors"]["passed"]
     assert checks(reports["m-f32.gguf"])["mean KL"]["value"] <= 1e-6
     assert checks(reports["m-f32.gguf"])["top-1 misses"]["value"] == 0
-    assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "64 of 64 identical"
+    assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "128 of 128 identical"
     assert checks(reports[bf16])["mean KL"]["value"] <= 5e-4
     assert checks(reports["m-Q8_0.gguf"])["excess KL"]["value"] <= 0.10
     for way in ("logits", "logits with cache", "logits left-padded"):

@@ -10,6 +10,7 @@ import click
 
 from exporter.cli.sizes import size_option
 from exporter.targets import DTYPES, FORMATS
+from exporter.verify.runtimes.installed import NAMES
 
 if TYPE_CHECKING:
     from exporter.export import ExportSpec
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+require_option = click.option(
+    "--require",
+    multiple=True,
+    type=click.Choice(NAMES),
+    help="Runtime without which nothing is done: exit 6 if it is not installed. Repeatable.",
+)
 
 _EXPORT_OPTIONS = (
     click.option("-o", "--out", type=PATH, help="File or folder to write; a folder with several --to."),
@@ -41,7 +49,8 @@ _EXPORT_OPTIONS = (
         "with PEFT, unmerged. auto: rows.",
     ),
     click.option("--prompts", type=PATH, help="Text file with a prompt a line, for --verify full."),
-    click.option("--report", type=PATH, help="Folder for report.json; with several --to one lies in OUT too."),
+    click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html."),
+    require_option,
     click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
     click.option(
         "--converter",

@@ -57,6 +57,7 @@ def _bars() -> Iterator[Hooks]:
 def print_reports(reports: Sequence[Report]) -> None:
     """One table of all checks on stderr; failures carry what was found."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -65,19 +66,26 @@ def print_reports(reports: Sequence[Report]) -> None:
     for report in reports:
         for number, check in enumerate(report.checks):
             table.add_row(_short(report) if number == 0 else "", *_cells(check))
+        for skip in report.skipped:
+            table.add_row("", skip.name, "[yellow]not run[/]", "", "", escape(skip.reason))
     # Where nobody sees a terminal (a log), lines may be long: folding them at 80 columns makes them unreadable.
     Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
 
 
 def _cells(check: Check) -> tuple[str, ...]:
+    from rich.markup import escape
+
     verdict = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
     value = "" if check.value is None else f"{check.value:.3g}"
     limit = "" if check.limit is None else f"{check.limit:.3g}"
-    return check.name, verdict, value, limit, check.detail.replace("[", r"\[")
+    return check.name, verdict, value, limit, escape(check.detail)
 
 
 def _short(report: Report) -> str:
-    return Path(report.artifact).name
+    from rich.markup import escape
+
+    mark = "[green]✓[/]" if report.passed else "[bold red]✗[/]"
+    return f"{mark} {escape(Path(report.artifact).name)}"
 
 
 def size(nbytes: int) -> str:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PATH, talk_options
+from exporter.cli.options import PATH, require_option, talk_options
 from exporter.cli.talk import print_reports, progress
 from exporter.sources.locate import locate
-from exporter.staging import write_file
 from exporter.verify.artifact import find_artifacts
 from exporter.verify.prompts import read_prompts
 from exporter.verify.reference import Reference
-from exporter.verify.report import reports_json, require_passed
+from exporter.verify.report import document, require_passed, to_bytes
+from exporter.verify.reports.setting import setting
+from exporter.verify.reports.write import require_renderers, write_report
 from exporter.verify.run import LEVELS
 from exporter.verify.run import verify as run_verify
+from exporter.verify.runtimes.installed import require as require_runtimes
 
 
 @click.command()
@@ -26,7 +28,8 @@ from exporter.verify.run import verify as run_verify
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
 @click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
-@click.option("--report", type=PATH, help="Folder for report.json.")
+@click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
+@require_option
 @talk_options
 def verify(
     artifact: Path,
@@ -36,6 +39,7 @@ def verify(
     level: str,
     prompts: Path | None,
     report: Path | None,
+    require: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -45,19 +49,20 @@ def verify(
     ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each runs in its
     own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
     """
+    require_runtimes(require, needed_for="--require")
+    if report:
+        require_renderers()
     texts = read_prompts(prompts) if prompts else []
     checkpoint = locate(reference, asked_by="--reference", kind="checkpoint", quiet=quiet)
     tuned = [locate(word, asked_by="--adapter", kind="adapter", quiet=quiet).path for word in adapters]
     base = Reference.open(checkpoint.path, tuned, untie=untie)
     with progress(quiet=quiet) as hooks:
-        reports = run_verify(find_artifacts(artifact), base, level=level, prompts=texts, say=hooks.say)
-    document = reports_json(reports)
+        found = find_artifacts(artifact)
+        reports = run_verify(found, base, level=level, prompts=texts, say=hooks.say)
     if report:
-        report.mkdir(parents=True, exist_ok=True)
-        (report / "report.json").unlink(missing_ok=True)
-        write_file(report / "report.json", document)
+        write_report(report, reports, setting(base, found))
     if as_json and all(one.passed for one in reports):
-        click.echo(document.decode(), nl=False)
+        click.echo(to_bytes(document(reports)).decode(), nl=False)
     elif not quiet:
         print_reports(reports)
     require_passed(reports)

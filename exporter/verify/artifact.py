@@ -14,7 +14,7 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import FLOATS, Array, cast
+from exporter.tensors import DTYPES, FLOATS, Array, cast
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,16 @@ def encode(rows: Array, kind: str) -> Array:
     except (KeyError, NotImplementedError):
         return ggml.quantize_rows(cast(rows, "F32"), kind)
     return quantised.view(np.uint8).reshape(len(rows), -1)
+
+
+def decode(raw: Array, kind: str) -> Array:
+    """The numbers that ``raw`` (n, bytes) uint8 stands for in ``kind``: (n, hidden) float64."""
+    if kind in ("F64", "F32", "F16", "BF16"):
+        return np.ascontiguousarray(raw).view(DTYPES[kind]).astype(np.float64)
+    import gguf
+
+    values: Array = gguf.quants.dequantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType[kind])
+    return values.astype(np.float64)
 
 
 def stored_matrix(tensor: FileTensor) -> Matrix:

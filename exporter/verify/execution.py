@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +11,13 @@ from typing import Any, Final
 
 from exporter.verify import logits
 from exporter.verify.artifact import Artifact
+from exporter.verify.findings import Profile
+from exporter.verify.profile import profile
 from exporter.verify.prompts import Sequences
 from exporter.verify.quantised import write_base
 from exporter.verify.reference import Reference
-from exporter.verify.report import Check
+from exporter.verify.report import Check, Skip
+from exporter.verify.runtimes.installed import installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
 from exporter.verify.tolerances import GREEDY_TOKENS
 
@@ -29,7 +31,7 @@ _WAYS: Final = ("full", "cached", "padded")
 
 
 @dataclass
-class _Run:
+class Run:
     """What one artifact's processes left behind. ``failure`` is what its runtime said instead."""
 
     artifact: Artifact
@@ -37,7 +39,8 @@ class _Run:
     got: logits.Reader | None = None
     base: logits.Reader | None = None
     failure: str = ""
-    seconds: float = 0.0
+    profile: Profile | None = None
+    skipped: list[Skip] = field(default_factory=list)
 
 
 @dataclass
@@ -48,19 +51,28 @@ class Execution:
     sequences: Sequences
     folder: Path
     say: Say
-    runs: dict[Path, _Run] = field(default_factory=dict)
+    runs: dict[Path, Run] = field(default_factory=dict)
     want: logits.Reader | None = None
 
     def run(self, artifact: Artifact) -> None:
-        """Run ``artifact`` in its runtime; a quantised one also with the base's rows put back."""
+        """Run ``artifact`` in its runtime; a quantised one also with the base's rows put back.
+
+        Raises MissingDependency if nothing is installed that could.
+        """
         runtime = {"hf": "merged", "onnx": "onnx_runtime", "gguf": _gguf_runtime()}[artifact.format]
+        name = "onnxruntime" if artifact.format == "onnx" else "transformers"
+        if runtime != "llamacpp":
+            require([name], needed_for=f"running {artifact.path.name}")
         place = self.folder / str(len(self.runs))
-        done = self.runs[artifact.path] = _Run(artifact, runtime)
+        done = self.runs[artifact.path] = Run(artifact, runtime)
+        if runtime == "gguf_in_transformers":
+            reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
+            done.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
             "greedy_prompts": self._greedy_prompts(),
-            "greedy_tokens": GREEDY_TOKENS,
+            "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
         }
         started = time.perf_counter()
@@ -75,7 +87,7 @@ class Execution:
                 shutil.rmtree(copy.parent)
         except RuntimeFailed as exc:
             done.failure = str(exc)
-        done.seconds = time.perf_counter() - started
+        self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def run_reference(self) -> None:
         """One process for every rounding that the artifacts declare, and for every token that they chose."""
@@ -103,16 +115,18 @@ class Execution:
         if done.got is None or done.failure:
             return
         assert self.want is not None, "the reference ran if any artifact did"
-        want, got, count, kind = self.want, done.got, len(self.sequences.all), artifact.kind
+        want, got, sequences, kind = self.want, done.got, self.sequences.all, artifact.kind
         if kind in _HALVES:
-            rounding = logits.distance(want, "F32", want, _rounding(artifact), count)
+            rounding = logits.distance(want, "F32", want, _rounding(artifact), sequences)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
         ways = _WAYS if artifact.format == "onnx" else _WAYS[:1]
         stored = _rounding(artifact) if kind in _FLOATS else "F32"
-        found = {way: logits.distance(want, stored, got, way, count) for way in ways}
+        found = {way: logits.distance(want, stored, got, way, sequences) for way in ways}
         if kind in _HALVES and self.reference.computes:
             found["rounding"] = rounding
-        facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl, "seconds": round(done.seconds, 1)}
+        facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl}
+        facts["trained tokens run"] = f"{len(self.sequences.covered)} of {len(self.reference.trained_ids)}"
+        done.profile = profile(found["full"], self.sequences, want, stored, got)
         if done.base is not None:
             yield self._check_excess(done)
         else:
@@ -125,19 +139,25 @@ class Execution:
         if done.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
 
-    def _check_excess(self, done: _Run) -> Check:
+    def _check_excess(self, done: Run) -> Check:
         assert self.want is not None, "the reference ran if any artifact did"
         assert done.got is not None
         assert done.base is not None
         # New tokens have no column in the base: both sides are compared over the base's vocabulary.
-        columns, count = self.reference.base_vocab, len(self.sequences.all)
-        base = logits.distance(self.want, "base", done.base, "full", count, columns)
-        tuned = logits.distance(self.want, "F32", done.got, "full", count, columns)
+        columns = self.reference.base_vocab
+        base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
+        tuned = logits.distance(self.want, "F32", done.got, "full", self.sequences.all, columns)
         return logits.check_excess(tuned, base)
 
     def _greedy_prompts(self) -> list[list[int]]:
         """One control text, and one with trained tokens if there are any."""
         return [self.sequences.control[0][:12], *self.sequences.trained[:1]]
+
+    def _greedy_tokens(self) -> int:
+        """As many as the model has positions for after the longest prompt."""
+        longest = max(map(len, self._greedy_prompts()))
+        room = (self.reference.max_positions or longest + GREEDY_TOKENS) - longest
+        return max(1, min(GREEDY_TOKENS, room))
 
     def _base_sequences(self) -> list[list[int]]:
         """The same sequences without the new tokens, which the base does not have."""
@@ -168,7 +188,7 @@ def _rounding(artifact: Artifact) -> str:
 
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python is installed; nothing is imported."""
-    return importlib.util.find_spec("llama_cpp") is not None
+    return installed("llama.cpp")
 
 
 def _gguf_runtime() -> str:

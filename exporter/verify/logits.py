@@ -22,11 +22,19 @@ Reader = Callable[[str], Array]
 
 
 def distance(
-    want: Reader, want_name: str, got: Reader, got_name: str, count: int, columns: int | None = None
+    want: Reader,
+    want_name: str,
+    got: Reader,
+    got_name: str,
+    sequences: Sequence[Sequence[int]],
+    columns: int | None = None,
 ) -> Distance:
-    """Distance over ``count`` sequences; ``columns`` compares only the first tokens of the vocabulary."""
-    pairs = ((want(f"{want_name}.{number}"), got(f"{got_name}.{number}")) for number in range(count))
-    return pool([compare(one[:, :columns], other[:, :columns]) for one, other in pairs])
+    """Distance over the logits of ``sequences``; ``columns`` compares only the first tokens of the vocabulary."""
+    found = []
+    for number, ids in enumerate(sequences):
+        one, other = want(f"{want_name}.{number}"), got(f"{got_name}.{number}")
+        found.append(compare(one[:, :columns], other[:, :columns], ids))
+    return pool(found)
 
 
 def check_hf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from exporter.errors import BadInput, UnreadableFile, reading
 from exporter.verify.reference import Reference
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # loaded where a model is about to run
 
 #: Prose, code, digits, other scripts, dialogue: what tokenizers and models treat differently.
 CONTROL_TEXTS: Final = (
@@ -18,29 +21,47 @@ CONTROL_TEXTS: Final = (
     "Der Zug fährt um 7:45 Uhr ab; les élèves déjeunent à midi. 今日は良い天気です。",
     "User: What is the capital of France?\nAssistant: The capital of France is Paris.",
 )
+#: Kinds of positions. A trained token that follows another one counts as input.
+KINDS: Final = ("control", "user", "trained as input", "trained as target", "beside trained")
 #: Long enough for attention to matter; short enough that full logits of a 150k vocabulary fit a few times over.
 _MAX_TOKENS: Final = 40
-#: Each trained token stands inside a control text: four to a sequence keeps the text a text.
+#: Each trained token stands inside a control text: four to a sequence keeps the text a text. When that would take more
+#: than ``_MAX_SEQUENCES``, they stand closer, for what is computed must not grow with their number.
 _TRAINED_PER_SEQUENCE: Final = 4
-_MAX_TRAINED: Final = 64
+_MAX_SEQUENCES: Final = 16
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids per sequence: ``control`` holds no trained token, ``trained`` some in each.
+    """Token ids per sequence: ``control`` without trained tokens, ``trained`` with some, ``user`` what the user wrote.
 
-    ``texts`` and ``text_ids`` are the texts behind them, as a tokenizer encodes them.
+    texts, text_ids: the texts behind them, as a tokenizer encodes them.  covered: trained ids that stand in
+    ``trained``, each as an input and as a target; all of them, unless there are more than fit.  words: id → its text.
     """
 
     control: list[list[int]]
+    user: list[list[int]]
     trained: list[list[int]]
     texts: list[str]
     text_ids: list[list[int]]
+    covered: list[int]
+    words: dict[int, str] = field(default_factory=dict)
 
     @property
     def all(self) -> list[list[int]]:
-        """Control sequences first."""
-        return self.control + self.trained
+        """Control sequences first, then the user's."""
+        return self.control + self.user + self.trained
+
+    def kinds(self) -> Iterator[list[str]]:
+        """The kind of every position of every sequence of ``all``."""
+        trained = set(self.covered)
+        yield from (["control"] * len(ids) for ids in self.control)
+        yield from (["user"] * len(ids) for ids in self.user)
+        for ids in self.trained:
+            yield [
+                "trained as input" if here in trained else "trained as target" if after in trained else "beside trained"
+                for here, after in zip(ids, [*ids[1:], None], strict=True)
+            ]
 
 
 def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
@@ -48,22 +69,33 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
     Raises BadInput if there is no tokenizer.json, or nothing to compare.
     """
-    encode = _encoder(reference)
-    limit = min(_MAX_TOKENS, int(reference.checkpoint.text_config.get("max_position_embeddings") or _MAX_TOKENS))
+    tokenizer = _tokenizer(reference)
+    limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
     trained_ids = set(reference.trained_ids)
     texts = [*CONTROL_TEXTS, *prompts]
-    text_ids = [encode(text) for text in texts]
-    control = [
-        kept for ids in text_ids if len(kept := [token for token in ids if token not in trained_ids][:limit]) > 1
-    ]
+    text_ids = [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    untrained = ([token for token in ids if token not in trained_ids] for ids in text_ids[: len(CONTROL_TEXTS)])
+    control = [ids[:limit] for ids in untrained if len(ids) > 1]
     if not control:
         raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found none")
-    chosen = _spread(reference.trained_ids, _MAX_TRAINED)
-    trained = []
-    for number, first in enumerate(range(0, len(chosen), _TRAINED_PER_SEQUENCE)):
-        carrier = control[number % len(control)]
-        trained.append(_weave(carrier, chosen[first : first + _TRAINED_PER_SEQUENCE], limit))
-    return Sequences(control, trained, texts, text_ids)
+    user = [ids[:limit] for ids in text_ids[len(CONTROL_TEXTS) :] if len(ids) > 1]
+    trained, covered = weave(reference.trained_ids, control, limit)
+    known = {token for ids in (*control, *user, *trained) for token in ids}
+    words = {token: _word(tokenizer, token) for token in sorted(known)}
+    return Sequences(control, user, trained, texts, text_ids, covered, words)
+
+
+def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
+    """(sequences of at most ``limit`` tokens, the ids that they cover).
+
+    Every covered id is an input somewhere, and the target of the token before it. At most ``_MAX_SEQUENCES`` sequences
+    of ``limit`` tokens: of more ids than fit, as many as do, evenly spread.
+    """
+    most = _MAX_SEQUENCES * (limit - 1)
+    covered = _spread(token_ids, most)
+    each = max(min(_TRAINED_PER_SEQUENCE, limit - 1), -(-len(covered) // _MAX_SEQUENCES))
+    groups = [covered[first : first + each] for first in range(0, len(covered), each)]
+    return [_woven(carriers[number % len(carriers)], group, limit) for number, group in enumerate(groups)], covered
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -79,35 +111,38 @@ def read_prompts(path: Path) -> list[str]:
     return lines
 
 
-def _encoder(reference: Reference) -> Callable[[str], list[int]]:
+def _tokenizer(reference: Reference) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = reference.tokenizer_file()
     if path is None:
         raise BadInput(f"{reference.checkpoint.path}: expected tokenizer.json to encode prompts, found none")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises bare Exception for every malformed file
         raise UnreadableFile(path, f"not a tokenizer: {exc}") from exc
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    return encode
+def _word(tokenizer: Tokenizer, token: int) -> str:
+    """What a person reads for a token; a piece of a character keeps the tokenizer's own spelling."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False)
+    own: str | None = tokenizer.id_to_token(token)
+    return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
 
 
-def _spread(ids: list[int], count: int) -> list[int]:
+def _spread(ids: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of ``ids``, evenly spaced, first and last among them."""
     if len(ids) <= count:
-        return ids
-    return [ids[round(step * (len(ids) - 1) / (count - 1))] for step in range(count)]
+        return list(ids)
+    return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]
 
 
-def _weave(carrier: list[int], trained: list[int], limit: int) -> list[int]:
-    """Spread the trained tokens over the carrier: each is an input, and a target of the position before it."""
-    room = max(0, limit - len(trained))
-    gap = max(1, min(len(carrier), room) // (len(trained) + 1))
+def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
+    """Spread trained tokens over a carrier; the first token is the carrier's, so that each of them is a target."""
+    room = min(len(carrier), limit - len(trained))
+    # How many tokens of the carrier stand before each trained one: at least one before the first.
+    before = [max(1, number * room // (len(trained) + 1)) for number in range(1, len(trained) + 1)]
     woven: list[int] = []
-    for number, token in enumerate(trained):
-        woven += [*carrier[number * gap : (number + 1) * gap], token]
-    return (woven + carrier[len(trained) * gap : room])[:limit]
+    for start, stop, token in zip([0, *before], before, trained, strict=False):
+        woven += [*carrier[start:stop], token]
+    return woven + list(carrier[before[-1] : room])

@@ -77,6 +77,13 @@ class Reference:
         """Width of the embedding."""
         return self.embedding.base.spec.shape[1]
 
+    @property
+    def max_positions(self) -> int | None:
+        """How long a text may be, where the config says so: a table of positions has no more rows."""
+        config = self.checkpoint.text_config
+        stated = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
+        return next((count for count in stated if isinstance(count, int) and count > 1), None)
+
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""
         for adapter in self.adapters:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import NotEquivalent
+from exporter.verify.findings import Profile, RowErrors
 
 #: Version of the JSON document; raised when a key changes its meaning or goes.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +32,39 @@ class Check:
         return cls(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no NaN or Infinity: such a value is written as its name."""
-        value = self.value if self.value is None or math.isfinite(self.value) else str(self.value)
+        """As it stands in the document."""
         return {
             "name": self.name,
             "passed": self.passed,
-            "value": value,
+            "value": _finite(self.value),
             "limit": self.limit,
             "detail": self.detail,
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A part of the proof that was not done here, and why."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All checks of one artifact. ``facts`` are measurements without a gate, such as the effect of rounding."""
+    """All checks of one artifact. ``facts`` are measurements without a gate, such as the effect of rounding.
+
+    profile: None where no model was run.
+    """
 
     artifact: Path
     format: str
     level: str
     checks: Sequence[Check]
     facts: Mapping[str, float | str]
+    skipped: Sequence[Skip] = ()
+    rows: Sequence[RowErrors] = ()
+    profile: Profile | None = None
 
     @property
     def passed(self) -> bool:
@@ -83,22 +97,26 @@ class Report:
             "level": self.level,
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],
-            "facts": dict(self.facts),
+            "facts": {name: value if isinstance(value, str) else _finite(value) for name, value in self.facts.items()},
+            "skipped": [{"name": skip.name, "reason": skip.reason} for skip in self.skipped],
+            "rows": [one.to_json() for one in self.rows],
+            "profile": self.profile.to_json() if self.profile else None,
         }
 
 
-def document(reports: Sequence[Report]) -> dict[str, Any]:
-    """What report.json of one run holds."""
+def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What report.json of one run holds. setting: where and on which bytes it was done, if that was asked for."""
     return {
         "schema": SCHEMA,
         "passed": all(report.passed for report in reports),
+        **(setting or {}),
         "artifacts": [report.to_json() for report in reports],
     }
 
 
-def reports_json(reports: Sequence[Report]) -> bytes:
+def to_bytes(found: Mapping[str, Any]) -> bytes:
     """The bytes of report.json."""
-    return (json.dumps(document(reports), indent=2) + "\n").encode()
+    return (json.dumps(found, indent=2, allow_nan=False) + "\n").encode()
 
 
 def require_passed(reports: Sequence[Report]) -> None:
@@ -106,3 +124,8 @@ def require_passed(reports: Sequence[Report]) -> None:
     for report in reports:
         if not report.passed:
             raise NotEquivalent(report.verdict(), document(reports))
+
+
+def _finite(value: float | None) -> float | str | None:
+    """JSON has no NaN or Infinity: such a value is written as its name."""
+    return value if value is None or math.isfinite(value) else str(value)

@@ -7,18 +7,20 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from exporter.verify.artifact import open_artifact
 from exporter.verify.checkpoint_checks import check_checkpoint
-from exporter.verify.execution import Execution, Say
+from exporter.verify.execution import Execution, Run, Say
 from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report
+from exporter.verify.row_errors import check_drowned, row_errors
 from exporter.verify.rows import check_rows
+from exporter.verify.runtimes.installed import require
 
 LEVELS: Final = ("rows", "full")
 
@@ -52,14 +54,18 @@ def _verify_models(
     paths: Sequence[Path], reference: Reference, level: str, prompts: Sequence[str], say: Say
 ) -> dict[Path, Report]:
     artifacts = [open_artifact(path) for path in paths]
-    checks = []
+    if level == "full" and artifacts:
+        require(["transformers"], needed_for="the reference")
+    checks, rows = [], []
     for artifact in artifacts:
         say(f"reading the rows of {artifact.path.name}")
         found = list(check_rows(artifact, reference, untouched=level == "full"))
         if artifact.format == "hf":
             found += check_checkpoint(artifact.path, reference, untouched=level == "full")
-        checks.append(found)
+        rows.append(row_errors(artifact, reference))
+        checks.append(found + list(check_drowned(rows[-1])))
     facts: list[dict[str, float | str]] = [{"storage": artifact.kind} for artifact in artifacts]
+    runs: Mapping[Path, Run] = {}
     if level == "full" and artifacts:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
@@ -68,7 +74,17 @@ def _verify_models(
             execution.run_reference()
             for artifact, found, fact in zip(artifacts, checks, facts, strict=True):
                 found += execution.judge(artifact, fact)
+            runs = execution.runs
     return {
-        artifact.path: Report(artifact=artifact.path, format=artifact.format, level=level, checks=found, facts=fact)
-        for artifact, found, fact in zip(artifacts, checks, facts, strict=True)
+        artifact.path: Report(
+            artifact=artifact.path,
+            format=artifact.format,
+            level=level,
+            checks=found,
+            facts=fact,
+            rows=errors,
+            profile=runs[artifact.path].profile if runs else None,
+            skipped=runs[artifact.path].skipped if runs else [],
+        )
+        for artifact, found, fact, errors in zip(artifacts, checks, facts, rows, strict=True)
     }

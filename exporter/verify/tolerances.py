@@ -30,7 +30,7 @@ QUANTISED_EXCESS: Final = 0.10
 #: Greedy decoding is compared up to a step where the reference's two best tokens are this close: below the noise of
 #: the runtime the order of two logits is a coin toss.
 GREEDY_MARGIN: Final = 1e-3
-GREEDY_TOKENS: Final = 32
+GREEDY_TOKENS: Final = 64
 
 #: Merged values against the same sums in float64, in units of the last place of their storage: rounding once is half
 #: a unit, and a sum that lies near the middle between two values may fall to the other side.
@@ -42,3 +42,9 @@ MERGED_F32_NOISE: Final = 4e-6
 #: A LoRA adds a product to the base's row: its factors are rounded once, in the dtype of the file, and an update may be
 #: several times larger than the row that comes out. As shares of that row's largest value.
 LORA_NOISE: Final = {"F32": 2e-6, "F16": 4e-3, "BF16": 3e-2}
+
+#: A trained row may be stored off by at most what training changed about it, ‖stored - new‖ ≤ ‖new - base‖: beyond that
+#: the stored row is farther from the trained one than the untouched base row is, and the change has drowned. Measured
+#: on 400 rows of SmolLM2, the largest share: moved by half the matrix's deviation 0.03 in Q8_0, 0.24 in Q5_0, 0.46 in
+#: Q4_0; by a tenth of it 0.14, 1.2 and 2.3.
+DROWNED_SHARE: Final = 1.0

@@ -17,6 +17,7 @@ from exporter.sources.onnx import OnnxFile
 from exporter.tensors import Array
 from fixtures.hostile import HOSTILE, MENTIONS, PICKLE_MARKER
 from tests.conftest import NEW_TOKENS, TRAINED_IDS
+from tests.documents import read_report
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,7 +58,7 @@ def test_all_formats_in_one_go_with_one_report(
     assert [one["format"] for one in document["artifacts"]] == ["hf", "gguf", "onnx"]
     assert all(one["verification"]["passed"] for one in document["artifacts"])
     assert all(Path(one["path"]).exists() for one in document["artifacts"])
-    assert json.loads((out / "report.json").read_text())["passed"]
+    assert read_report(out)["passed"]
     assert digests(tiny_adapter, tiny_tied) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

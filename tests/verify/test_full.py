@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from exporter.cli.main import run
 from exporter.verify import execution
+from tests.documents import read_report
 from tests.verify import corruptions
 from tests.verify.conftest import Tuned
 
@@ -19,7 +20,7 @@ needs_llama_cpp = pytest.mark.skipif(
 
 def failed(folder: Path) -> dict[str, set[str]]:
     """artifact name → names of its failed checks."""
-    document = json.loads((folder / "report.json").read_text())
+    document = read_report(folder)
     return {
         Path(one["artifact"]).name: {check["name"] for check in one["checks"] if not check["passed"]}
         for one in document["artifacts"]
@@ -38,7 +39,7 @@ def together(out: Path, **artifacts: Path) -> Path:
 def test_clean_artifacts_of_every_format_and_storage_pass(tuned: Tuned, tmp_path: Path) -> None:
     out = together(tmp_path / "out", hf=tuned.hf, onnx=tuned.onnx, bf16=tuned.gguf, f32=tuned.gguf_f32, q8_0=tuned.q8_0)
     assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 0
-    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    document = read_report(tmp_path / "report")
     assert document["passed"]
     names = {Path(one["artifact"]).stem: {check["name"] for check in one["checks"]} for one in document["artifacts"]}
     assert {"logits", "greedy tokens", "other tensors"} <= names["hf"]
@@ -68,6 +69,16 @@ def test_faults_that_only_running_shows_are_exit_3(tuned: Tuned, tmp_path: Path)
     assert len(found) == 3
 
 
+def test_no_text_is_longer_than_the_model_has_positions(tuned: Tuned, tmp_path: Path) -> None:
+    """The ONNX graph holds a table of 48 positions: one token more and ONNX Runtime refuses."""
+    base = corruptions.copy(tuned.base, tmp_path)
+    corruptions.hf_config(base, max_position_embeddings=48)
+    argv = ["merge", str(tuned.adapter), "--base", str(base), "--to", "onnx", "-q", "--verify", "full"]
+    assert run([*argv, "-o", str(tmp_path / "out"), "--report", str(tmp_path / "report")]) == 0
+    checks = {check["name"]: check for check in read_report(tmp_path / "report")["artifacts"][0]["checks"]}
+    assert checks["greedy tokens"]["detail"] == "16 of 16 identical"
+
+
 def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: Path) -> None:
     import onnx
 
@@ -80,14 +91,10 @@ def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: 
     assert failed(tmp_path / "report")[broken.name] == {"runs"}
 
 
-def test_without_llama_cpp_transformers_own_loader_judges_a_gguf(
+def test_without_llama_cpp_transformers_own_loader_refutes_a_broken_gguf(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "has_llama_cpp", lambda: False)
-    argv = [*tuned.argv(tuned.gguf_f32), "--report", str(tmp_path / "report")]
-    assert run(argv) == 0
-    document = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert document["artifacts"][0]["facts"]["runtime"] == "gguf_in_transformers"
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
     broken = corruptions.copy(tuned.gguf_f32, tmp_path)
     corruptions.gguf_scale_f32(broken, "blk.0.attn_norm.weight", 1.05)
     assert run(tuned.argv(broken)) == 3

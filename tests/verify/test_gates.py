@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +97,13 @@ def test_equal_favourites_have_no_order() -> None:
 
 
 def test_excess_gate_compares_with_the_base_so_quantised() -> None:
-    base = Distance(kl=1e-2, kl_max=0.1, misses=0, max_abs=1.0, positions=10)
-
     def tuned(kl: float) -> Distance:
-        return Distance(kl=kl, kl_max=0.1, misses=0, max_abs=1.0, positions=10)
+        return replace(compare(REFERENCE, REFERENCE), kl_at=np.full(len(REFERENCE), kl))
 
+    base = tuned(1e-2)
     assert logits.check_excess(tuned(base.kl * (1 + 0.9 * QUANTISED_EXCESS)), base).passed
     assert not logits.check_excess(tuned(base.kl * (1 + 1.1 * QUANTISED_EXCESS)), base).passed
-    lossless = Distance(kl=0.0, kl_max=0.0, misses=0, max_abs=0.0, positions=10)
+    lossless = tuned(0.0)
     assert logits.check_excess(lossless, lossless).passed
     assert not logits.check_excess(tuned(1e-9), lossless).passed
 

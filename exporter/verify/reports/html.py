@@ -1,0 +1,75 @@
+"""report.html: one page with everything in it, drawn from the document that report.json holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from exporter.verify.reports.plots import kl_by_position, logit_scatter, row_bars
+from exporter.verify.tolerances import DROWNED_SHARE
+
+_TEMPLATE: Final = "report.html.jinja"
+#: The heat line fades over so many powers of ten below its hottest token.
+_DECADES: Final = 2
+
+
+def to_html(document: Mapping[str, Any]) -> bytes:
+    """The bytes of report.html for ``document``; needs no network and no script."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["figure"] = _figure
+    source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
+    artifacts = [
+        {**artifact, "plots": list(_plots(artifact, f"a{number}")), "heat": _heat(artifact)}
+        for number, artifact in enumerate(document["artifacts"], 1)
+    ]
+    page = environment.from_string(source).render({**document, "artifacts": artifacts})
+    return (page.rstrip() + "\n").encode()
+
+
+def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Those for which there is data: without a run there are no logits, without trained rows no bars."""
+    ran = artifact["profile"]
+    if ran is not None:
+        svg = kl_by_position(ran["traces"], f"{name}-kl")
+        yield {"kind": "kl", "title": "KL by position and kind of prompt", "svg": Markup(svg)}
+        svg = logit_scatter(ran["logits"], f"{name}-logits")
+        yield {"kind": "logits", "title": "Logits against the reference", "svg": Markup(svg)}
+    if artifact["rows"]:
+        svg = row_bars(artifact["rows"], DROWNED_SHARE, f"{name}-rows")
+        yield {"kind": "rows", "title": "Error of the trained rows, the largest first", "svg": Markup(svg)}
+
+
+def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Every token with a heat from 0 to 1, logarithmic in the KL of the position."""
+    if artifact["profile"] is None:
+        return None
+    traces = artifact["profile"]["traces"]
+    hottest = max((kl for trace in traces for kl in trace["kl"] if kl is not None), default=0.0)
+
+    def heat(kl: float | None) -> float:
+        if kl is None:
+            return 1.0
+        if kl <= 0 or hottest <= 0:
+            return 0.0
+        return round(max(0.0, 1.0 + math.log10(kl / hottest) / _DECADES), 2)
+
+    lines = [
+        [
+            {"word": word, "kind": kind, "kl": kl, "heat": heat(kl)}
+            for word, kind, kl in zip(trace["words"], trace["kinds"], trace["kl"], strict=True)
+        ]
+        for trace in traces
+    ]
+    return {"lines": lines, "hottest": hottest, "coldest": hottest / 10**_DECADES}
+
+
+def _figure(value: object) -> str:
+    """Three digits of a number, and nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

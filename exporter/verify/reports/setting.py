@@ -1,0 +1,98 @@
+"""Where a verification was done and on which bytes: versions, processor, threads; digests of artifacts and base."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import reading
+from exporter.sources.gguf_parts import GgufParts
+from exporter.tensors import BLOCK_BYTES
+from exporter.verify.reference import Reference
+from exporter.version import __version__
+
+#: What has a say in the figures of a report.
+_PACKAGES: Final = (
+    "gguf",
+    "llama-cpp-python",
+    "numpy",
+    "onnxruntime",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
+    """Part of the report's document. Reads every byte of ``artifacts``, one block in memory; holds no clock time."""
+    return {
+        "environment": environment(),
+        "reference": {
+            "base": reference.checkpoint.path.name,
+            "embedding_sha256": reference.checkpoint.embedding_digest,
+            "adapters": [
+                {"name": adapter.path.name, "sha256": file_digest(adapter.weights)} for adapter in reference.adapters
+            ],
+        },
+        "files": [
+            {"artifact": number, "file": name, "nbytes": path.stat().st_size, "sha256": file_digest(path)}
+            for number, artifact in enumerate(artifacts)
+            for name, path in _files(artifact)
+        ],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine; a package that is not installed has the version None."""
+    return {
+        "ttexport": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file. Raises UnreadableFile."""
+    digest = hashlib.sha256()
+    with reading(path), path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
+    """(path inside the artifact, the file), in the order of names; a GGUF file may have further parts beside it."""
+    if artifact.is_file():
+        yield from ((part.path.name, part.path) for part in GgufParts.open(artifact).files)
+        return
+    for path in sorted(artifact.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(artifact).as_posix(), path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's own name, which only /proc tells on Linux."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
