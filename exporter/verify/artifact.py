@@ -62,12 +62,13 @@ def detect(path: Path) -> str:
 
 
 def find_artifacts(path: Path) -> list[Path]:
-    """``path`` itself, or what lies in its hf/, gguf/ and onnx/ folders if it is the output of several formats."""
-    parts = [path / name for name in ("hf", "gguf", "onnx")]
+    """``path`` itself, or what lies in its folders by format if it is the output of several formats."""
+    parts = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
     if not any(part.is_dir() for part in parts) or (path / "onnx" / "model.onnx").is_file():
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
-    return sorted(found) + [file for file in sorted((path / "gguf").glob("*.gguf")) if not is_later_part(file)]
+    files = [file for part in parts for file in sorted(part.glob("*.gguf"))]
+    return sorted(found) + [file for file in files if not is_later_part(file)]
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -68,6 +68,17 @@ def test_rows_and_updates_compute_what_the_unmerged_adapter_computes(
         assert mean_kl(want, runtime.logits(base, IDS)) > 1e-3
 
 
+def test_a_lora_beside_other_formats_is_verified_with_them(
+    tiny_untied: Path, tiny_both_adapter: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    succeed("merge", tiny_both_adapter, "--to", "gguf", "--to", "gguf-lora", "-o", out)
+    assert sorted(path.name for path in out.iterdir()) == ["gguf", "gguf-lora", "report.json"]
+    words = ["--reference", tiny_untied, "--adapter", tiny_both_adapter, "--level", "rows"]
+    succeed("verify", out, *words)
+    assert run(["verify", str(out), "--reference", str(tiny_untied), "--level", "rows", "-q"]) == 3
+
+
 def test_rows_alone_are_exact_and_of_the_rank_of_their_number(
     tiny_untied: Path, tiny_both_adapter: Path, tmp_path: Path
 ) -> None:
