@@ -3,8 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MODEL ?= tiny
-# Workers of pytest-xdist; 0 runs the tests in one process.
-WORKERS ?= 0
+# Workers of pytest-xdist; 0 runs the tests in one process. A file stays with one worker: its fixtures are made once.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -46,7 +46,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m fixtures.smollm2
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: lint types
 	@$(MAKE) --no-print-directory test
