@@ -130,7 +130,7 @@ class Execution:
         if done.base is not None:
             yield self._check_excess(done)
             if artifact.format == "onnx":
-                yield from logits.check_alike(got, _WAYS, count)
+                yield from logits.check_alike(got, _WAYS, sequences)
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)

@@ -61,11 +61,11 @@ def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
             yield Check.at_most(f"{name}, mean KL", found[way].kl, ONNX_HALF_KL, detail)
 
 
-def check_alike(got: Reader, ways: Sequence[str], count: int) -> Iterator[Check]:
+def check_alike(got: Reader, ways: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
     """A quantised graph computes the same token by token, and in a left-padded batch, as in one pass."""
     first, *others = ways
     for way in others:
-        found = distance(got, first, got, way, count)
+        found = distance(got, first, got, way, sequences)
         detail = f"mean KL from one full pass, {found.positions} positions"
         yield Check.at_most(_ONNX_WAYS[way], found.kl, ONNX_WAYS_KL, detail)
 

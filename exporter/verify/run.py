@@ -94,7 +94,7 @@ def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) 
 
 
 def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
-    """One report for what lies at ``path``; where that is several models, each finding says whose it is.
+    """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
 
     The profile is that of the first, which is the most precise one.
     """
@@ -105,7 +105,7 @@ def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
         whose = f"{one.artifact.path.stem}: " if len(judged) > 1 else ""
         checks += [replace(check, name=whose + check.name) for check in one.checks]
         facts |= {whose + name: value for name, value in one.facts.items()}
-        rows += [replace(errors, use=whose + errors.use) for errors in one.rows]
+        rows += one.rows  # each says its storage
     runs = [one.run for one in judged if one.run]
     return Report(
         artifact=path,

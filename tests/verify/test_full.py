@@ -102,7 +102,7 @@ def test_without_llama_cpp_transformers_own_loader_refutes_a_broken_gguf(
 
 def test_every_model_of_an_onnx_folder_is_judged(tuned: Tuned, tmp_path: Path) -> None:
     assert run([*tuned.argv(tuned.onnx_variants), "--report", str(tmp_path)]) == 0
-    [artifact] = json.loads((tmp_path / "report.json").read_text())["artifacts"]
+    [artifact] = read_report(tmp_path)["artifacts"]
     names = {check["name"] for check in artifact["checks"]}
     ways = {"logits", "logits with cache", "logits left-padded"}
     assert {f"model_fp16: {way}, mean KL" for way in ways} <= names

@@ -54,14 +54,14 @@ def _main(rope: Rope, max_positions: int) -> Table:
         return Table(MAIN, plain)
     settings = Settings(rope.scaling)
     kind = rope.scaling.get("rope_type")
-    context: float = rope.original_positions or max_positions
+    context = rope.original_positions or max_positions
     if kind == "longrope":
         return Table(MAIN, _by_factors(rope, "short_factor"), _long_magnitude(settings, context, max_positions))
     factor = settings.number("factor")
     if kind == "linear":
         return Table(MAIN, plain / np.float32(factor))
     if kind == "llama3":
-        context = settings.number("original_max_position_embeddings", context)
+        context = settings.integer("original_max_position_embeddings", context)
         return Table(MAIN, _llama3(plain, settings, np.float32(factor), context))
     if kind == "yarn":
         return Table(MAIN, _yarn(rope, settings, factor, context), _yarn_magnitude(settings, factor))
@@ -94,7 +94,7 @@ def _long_magnitude(settings: Settings, context: int, max_positions: int) -> flo
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
 
 
-def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: float) -> Float32:
+def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
     """Long waves are slowed down by ``factor``, short ones are kept, those between are blended."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
