@@ -6,6 +6,7 @@ MODEL ?= tiny
 # Workers of pytest-xdist; 0 runs the tests in one process. A file stays with one worker: its fixtures are made once.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+TRANSFORMERS_JS := 4.3.1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,12 +17,13 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help demo test check lint types format bench clean
+.PHONY: help node demo test check lint types format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [MODEL=tiny|smollm2]  tune, merge, export and verify in ./demo-out"
 	@echo "make test [PYTEST_ARGS=...]     all tests, llama.cpp and SmolLM2 included"
+	@echo "make node                       transformers.js for the tests marked node; needs npm"
 	@echo "make check                      lint, types and tests"
 	@echo "make lint | types | format | bench | clean"
 
@@ -40,6 +42,13 @@ $(VENV)/.dev: $(VENV)/.run
 	@echo "installing the development tools and llama.cpp into $(VENV)"
 	$(INSTALL) -e '.[tune,report,llamacpp,dev]'
 	@touch $@
+
+# The packages bring what they need; their install scripts would only fetch GPU libraries.
+.node/.made: Makefile
+	npm install --silent --ignore-scripts --no-audit --no-fund --prefix .node @huggingface/transformers@$(TRANSFORMERS_JS)
+	@touch $@
+
+node: .node/.made
 
 demo: $(VENV)/.run
 	$(BIN)/python -m fixtures.demo --model $(MODEL)
@@ -68,4 +77,4 @@ bench: $(VENV)/.dev
 	done
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .node build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

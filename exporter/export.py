@@ -47,6 +47,7 @@ class ExportSpec:
     prompts: tuple[str, ...] = ()
     report: Path | None = None
     require: tuple[str, ...] = ()
+    onnx_ops: str = "standard"
     pre_tokenizer: str | None = None
     converter: Path | None = None
     imatrix: Path | None = None
@@ -68,6 +69,8 @@ class ExportSpec:
             raise UsageError("--max-shard-size: needs --to hf")
         if len(set(self.quants)) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
+        if self.onnx_ops != "standard" and "onnx" not in self.formats:
+            raise UsageError("--onnx-ops: needs --to onnx")
         if self.converter and "gguf" not in self.formats:
             raise UsageError("--converter: needs --to gguf")
         if self.converter and self.pre_tokenizer:
@@ -132,7 +135,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     merge = replace(merge, origins=origins(base, located))
     name = (located or [base])[0].name or "model"  # what the user calls it; the root folder has no name
     dtype = DTYPES[spec.dtype] if spec.dtype else None
-    wishes = [(fmt, quant) for fmt in spec.formats for quant in _quants(spec, fmt)]
+    wishes = [(fmt, quants) for fmt in spec.formats for quants in _quants(spec, fmt)]
     targets = []
     common = Wish(
         dtype=dtype,
@@ -144,9 +147,10 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
         budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
         max_shard_bytes=spec.max_shard_bytes,
         split=spec.split,
+        onnx_ops=spec.onnx_ops,
     )
-    for fmt, quant in wishes:
-        target = plan_target(fmt, replace(common, quant=quant), merge)
+    for fmt, quants in wishes:
+        target = plan_target(fmt, replace(common, quants=quants), merge)
         if len(wishes) > 1:
             place = {"gguf": f"gguf/{name}-{target.storage}.gguf", "gguf-lora": f"gguf-lora/{name}.gguf"}.get(fmt, fmt)
             target = replace(target, place=place)
@@ -228,10 +232,13 @@ def _final(plan: ExportPlan, target: Target) -> Path:
     return plan.out / target.place if target.place else plan.out
 
 
-def _quants(spec: ExportSpec, fmt: str) -> Sequence[str | None]:
-    """GGUF takes ggml's upper-case types, ONNX the lower-case ones; without one a format is written unquantised."""
-    chosen = [quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt in ("gguf", "onnx")]
-    return chosen or [None]
+def _quants(spec: ExportSpec, fmt: str) -> list[tuple[str, ...]]:
+    """What each artifact of ``fmt`` is to hold; nothing: it is written unquantised.
+
+    GGUF takes ggml's upper-case types, a file each; ONNX the lower-case ones, all in one folder.
+    """
+    chosen = tuple(quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt in ("gguf", "onnx"))
+    return [chosen] if fmt == "onnx" or not chosen else [(quant,) for quant in chosen]
 
 
 def _default_out(name: str, targets: list[Target]) -> Path:

@@ -27,10 +27,14 @@ DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What the user asked of a format. ``dtype`` in safetensors spelling, None for as stored."""
+    """What the user asked of a format. ``dtype`` in safetensors spelling, None for as stored.
+
+    quants: what one artifact is to hold; only ONNX takes several, as files of one folder.
+    """
 
     dtype: str | None = None
-    quant: str | None = None
+    quants: tuple[str, ...] = ()
+    onnx_ops: str = "standard"
     pre_tokenizer: str | None = None
     budget: Budget = field(default_factory=Budget)
     max_shard_bytes: int | None = None
@@ -41,6 +45,11 @@ class Wish:
     split: Split | None = None
     #: Unquantised GGUF files by dtype, which the quantisations of one command share.
     intermediates: dict[str | None, Any] = field(default_factory=dict)
+
+    @property
+    def quant(self) -> str | None:
+        """The one quantisation of a GGUF file."""
+        return self.quants[0] if self.quants else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
     try:
         target = FORMATS[fmt](wish, merge)
     except NotExpressible as refusal:
-        return Target(format=fmt, storage=wish.quant or wish.dtype or "", refusal=refusal)
+        return Target(format=fmt, storage=", ".join(wish.quants) or wish.dtype or "", refusal=refusal)
     casts = bool(wish.dtype or wish.quant) or fmt == "onnx"
     peak = target.peak_nbytes or peak_nbytes(fmt, merge, wish.budget, casts=casts, quantiser=target.estimated)
     return replace(target, peak_nbytes=peak)
@@ -151,27 +160,28 @@ def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
 
 def _onnx(wish: Wish, merge: MergePlan) -> Target:
     from exporter.families import describe
-    from exporter.formats.onnx import plan_onnx, write_onnx
+    from exporter.formats.onnx import choose, plan_onnx, write_onnx
     from exporter.formats.onnx.traced import plan_traced, write_traced
 
-    if wish.dtype not in (None, "F32") or wish.quant:
-        asked = f"--quant {wish.quant}" if wish.quant else f"--dtype {wish.dtype}"
-        raise NotExpressible("onnx", f"{asked}: this version writes fp32 graphs only", instead="leave the option out")
+    precisions = choose(wish.dtype, wish.quants)
+    storage = ", ".join(one.name for one in precisions)
     model = merge.model("F32", wish.budget)
     try:
         describe(model.config, "onnx")
     except NotExpressible as refusal:
+        if storage != "fp32" or wish.onnx_ops != "standard":
+            raise
         traced = plan_traced(model, refusal)
         return Target(
             format="onnx",
-            storage="F32",
+            storage=storage,
             nbytes=traced.nbytes,
             peak_nbytes=tracing_nbytes(traced.nbytes),
             write=partial(write_traced, traced),
             notes=traced.notes,
         )
-    layout = plan_onnx(model)
-    return Target(format="onnx", storage="F32", nbytes=layout.nbytes, write=partial(write_onnx, layout))
+    layout = plan_onnx(model, precisions, ops=wish.onnx_ops)
+    return Target(format="onnx", storage=storage, nbytes=layout.nbytes, write=partial(write_onnx, layout))
 
 
 def _gguf_lora(wish: Wish, merge: MergePlan) -> Target:

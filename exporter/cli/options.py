@@ -32,7 +32,19 @@ _EXPORT_OPTIONS = (
         "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
     ),
     click.option(
-        "--quant", "quants", multiple=True, metavar="TYPE", help="Quantised GGUF, such as Q8_0 or Q4_K_M. Repeatable."
+        "--quant",
+        "quants",
+        multiple=True,
+        metavar="TYPE",
+        help="Quantised GGUF, such as Q8_0 or Q4_K_M, a file each; int8, int4 for ONNX, and by fp32, fp16, q4, q4f16 "
+        "more files in the same folder. Repeatable.",
+    ),
+    click.option(
+        "--onnx-ops",
+        type=click.Choice(["standard", "ort"]),
+        default="standard",
+        show_default=True,
+        help="ort: fused operators that are faster, and that only ONNX Runtime has.",
     ),
     click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix for llama.cpp's quantisations."),
     click.option("--token-embedding-type", metavar="TYPE", help="Of token_embd.weight, whatever --quant gives it."),

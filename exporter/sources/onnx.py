@@ -21,7 +21,7 @@ from onnx import TensorProto, numpy_helper
 
 from exporter.errors import NotExpressible, UnreadableFile, reading
 from exporter.sources.files import opened, read_exactly
-from exporter.sources.onnx_graph import find_uses
+from exporter.sources.onnx_graph import BlockForm, find_uses
 from exporter.sources.onnx_scan import check_cost
 from exporter.sources.safetensors import read_into
 from exporter.tensors import DTYPES, Array, ByteRange
@@ -74,7 +74,8 @@ class OnnxFile:
     path: the model file. inputs, outputs: names, in the graph's order, inputs without initialisers. metadata: the
     model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the one in the matrix
     product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
-    counts tokens: 0 for (V, H), 1 for (H, V).
+    counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
+    codes. quantised: some product in the graph is one of integers.
     """
 
     path: Path
@@ -85,17 +86,19 @@ class OnnxFile:
     embedding: str | None
     head: str | None
     token_axis: Mapping[str, int]
+    blocks: Mapping[str, BlockForm]
+    quantised: bool
     _inline: Mapping[str, TensorProto] = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> OnnxFile:
-        """Open a model file, or the ``onnx/model.onnx`` or ``model.onnx`` of a folder.
+        """Open a model file, or the first that ``model_files`` finds in a folder.
 
         Raises UnreadableFile, naming the initialiser, for: anything that is no ONNX model; an element type that is
         not known; external data outside the folder, missing, not a plain file, or shorter than promised; a length
         that disagrees with the shape.
         """
-        path = _model_file(path)
+        path = model_files(path)[0]
         model = _parse(path)
         graph = model.graph
         initialisers = _ranges(path, graph.initializer)
@@ -110,6 +113,8 @@ class OnnxFile:
             embedding=uses.embedding.name if uses.embedding else None,
             head=uses.head.name if uses.head else None,
             token_axis={use.name: use.token_axis for use in found},
+            blocks={use.name: use.blocks for use in found if use.blocks},
+            quantised=uses.quantised,
             _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
         )
 
@@ -145,6 +150,38 @@ class OnnxFile:
             raise UnreadableFile(place.path, f"{name}: {exc}") from exc
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
+    def parts(self, name: str) -> list[TensorRange]:
+        """What makes the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
+        form = self.blocks.get(name)
+        names = [name, form.scales, form.zero_points] if form else [name]
+        return [self.initialisers[one] for one in names if one is not None]
+
+    def token_bytes(self, name: str, start: int, stop: int) -> Array:
+        """Rows of tokens [start, stop) as they are stored, the ``parts`` side by side: (n, bytes) uint8."""
+        if self.token_axis[name]:
+            rows = self.token_rows(name, start, stop)
+            return rows.view(np.uint8).reshape(len(rows), -1)
+        stored = []
+        for part in self.parts(name):
+            width = part.nbytes // part.shape[0]
+            if part.place is None:
+                whole = np.frombuffer(self._inline[part.name].raw_data, np.uint8).reshape(-1, width)
+                stored.append(whole[start:stop])
+            else:
+                stored.append(np.empty((stop - start, width), np.uint8))
+                read_into(part.place.path, part.place.offset_bytes + start * width, stored[-1])
+        return np.concatenate(stored, axis=1)
+
+    def token_places(self, name: str, token_id: int) -> list[ByteRange]:
+        """Where ``token_bytes`` of one token lie. Raises NotExpressible for rows that are no such ranges."""
+        places = []
+        for part in self.parts(name):
+            if part.place is None or self.token_axis[name]:
+                raise NotExpressible(f"{self.path}: {part.name}", "its rows are no ranges of an external data file")
+            width = part.nbytes // part.shape[0]
+            places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
+        return places
+
     def _inline_value(self, tensor: TensorRange) -> Array:
         dtype = self._dtype(tensor)
         value: Array = numpy_helper.to_array(self._inline[tensor.name])
@@ -157,13 +194,14 @@ class OnnxFile:
         return DTYPES[tensor.dtype]
 
 
-def _model_file(path: Path) -> Path:
+def model_files(path: Path) -> list[Path]:
+    """The model files of a folder, ``onnx/model.onnx`` first, or ``path`` itself. Raises UnreadableFile for none."""
     if not path.is_dir():
-        return path
-    for name in ("onnx/model.onnx", "model.onnx"):
-        if (path / name).is_file():
-            return path / name
-    raise UnreadableFile(path, "expected onnx/model.onnx or model.onnx, found neither")
+        return [path]
+    for folder in (path / "onnx", path):
+        if found := sorted(folder.glob("model*.onnx"), key=lambda one: (len(one.stem), one.stem)):
+            return found
+    raise UnreadableFile(path, "expected model.onnx or another model*.onnx here or in onnx/, found none")
 
 
 def _parse(path: Path) -> onnx.ModelProto:

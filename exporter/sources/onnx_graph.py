@@ -6,7 +6,7 @@ Found from the structure, not from names of weights, which differ from tool to t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from onnx import GraphProto, NodeProto
@@ -15,6 +15,8 @@ from onnx import GraphProto, NodeProto
 _IDS: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 #: Between an initialiser and its use.
 _WEIGHT: Final = frozenset({"Cast", "Identity", "DequantizeLinear", "Transpose"})
+#: Between scales or zero points and their use.
+_RESHAPED: Final = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 #: Between the head and the logits: shapes, caps, scales, bias.
 _LOGITS: Final = frozenset(
     {"Add", "Cast", "Clip", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Tanh"}
@@ -22,6 +24,11 @@ _LOGITS: Final = frozenset(
 )
 #: Matrix products whose second input is the weight, and the axis of the weight that gives the columns of the result.
 _PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulNBits": 0}
+#: Operators by which a graph shows that it is quantised, beside those of blocks.
+_QUANTISED: Final = frozenset(
+    {"MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul"}
+    | {"MatMulIntegerToFloat", "QGemm", "DequantizeLinear"}
+)
 #: Look-ups: the first input is the matrix, the second the ids.
 _LOOKUPS: Final = frozenset({"Gather", "GatherBlockQuantized"})
 #: The axis attribute of a look-up, for matrices.
@@ -30,12 +37,31 @@ _AXES: Final[Mapping[int | None, int]] = {None: 0, 0: 0, 1: 1, -1: 1, -2: 0}
 _MAX_STEPS: Final = 16
 
 
+#: Products and look-ups of codes in blocks: the places of codes, scales and zero points among the inputs, and the
+#: block size that an absent attribute means.
+_BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
+    "MatMulNBits": (1, 2, 3, 0),
+    "GatherBlockQuantized": (0, 2, 3, 128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockForm:
+    """How codes are to be read: integers of ``bits``, ``size`` of them to a scale; initialisers by name."""
+
+    bits: int
+    size: int
+    scales: str
+    zero_points: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
-    """An initialiser, and its axis that counts tokens."""
+    """An initialiser, and its axis that counts tokens. ``blocks``: it holds codes, not values."""
 
     name: str
     token_axis: int
+    blocks: BlockForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +70,13 @@ class Uses:
 
     embedding: Use | None
     head: Use | None
+    quantised: bool  # some product in the graph is one of integers
 
 
 def find_uses(graph: GraphProto, ranks: Mapping[str, int]) -> Uses:
     """Find both uses. ``ranks``: number of axes of every initialiser, by name."""
     walk = _Walk(graph, ranks)
-    return Uses(walk.embedding(), walk.head())
+    return Uses(walk.embedding(), walk.head(), any(node.op_type in _QUANTISED for node in graph.node))
 
 
 class _Walk:
@@ -62,7 +89,7 @@ class _Walk:
             if node.op_type in _LOOKUPS and len(node.input) > 1 and self._is_ids(node.input[1]):
                 axis = _AXES.get(_number(node, "axis"))
                 if axis is not None and (use := self._weight(node.input[0], axis)):
-                    return use
+                    return replace(use, blocks=self._blocks(node))
         return None
 
     def head(self) -> Use | None:
@@ -99,6 +126,8 @@ class _Walk:
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], _PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
+        if second and node.op_type in _BLOCKED:
+            return replace(second, blocks=self._blocks(node))
         return second or self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> Use | None:
@@ -110,6 +139,29 @@ class _Walk:
             if node is None or node.op_type not in _WEIGHT or not node.input:
                 return None
             axis ^= node.op_type == "Transpose"
+            name = node.input[0]
+        return None
+
+    def _blocks(self, node: NodeProto) -> BlockForm | None:
+        """The form of the codes that ``node`` reads; None for other operators, and for scales that are computed."""
+        if node.op_type not in _BLOCKED:
+            return None
+        _, scales_at, zeros_at, default = _BLOCKED[node.op_type]
+        scales = self._stored(node.input[scales_at]) if len(node.input) > scales_at else None
+        zeros = node.input[zeros_at] if len(node.input) > zeros_at else ""
+        if scales is None:
+            return None
+        size = _number(node, "block_size") or default
+        return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
+
+    def _stored(self, name: str) -> str | None:
+        """The initialiser behind ``name``, which may get another shape on the way."""
+        for _ in self.graph.node:
+            if name in self.ranks:
+                return name
+            node = self.producers.get(name)
+            if node is None or node.op_type not in _RESHAPED or not node.input:
+                return None
             name = node.input[0]
         return None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,30 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
-from exporter.tensors import DTYPES, FLOATS, Array, cast
+from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
+from exporter.verify.onnx_blocks import BlockKind
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A stored matrix. ``kind`` is its dtype or quantisation; ``raw(start, stop)`` gives rows as (n, bytes) uint8."""
+    """A stored matrix. ``kind`` is its dtype or quantisation; ``raw(start, stop)`` gives rows as (n, bytes) uint8.
+
+    places: where ``raw`` of one row lies on disk, in order.
+    """
 
     name: str
     kind: str
     n_rows: int
     raw: Callable[[int, int], Array]
+    places: Callable[[int], Sequence[ByteRange]]
 
 
 @dataclass(frozen=True)
 class Artifact:
     """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
 
-    quantised: some tensor is stored in blocks, though the embedding may not be.
+    path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be.
+    files: ``path`` and what it reads besides, for artifacts that can be copied file by file.
     """
 
     path: Path
@@ -39,6 +46,7 @@ class Artifact:
     embedding: Matrix
     head: Matrix | None
     quantised: bool = False
+    files: Sequence[Path] = ()
 
     @property
     def kind(self) -> str:
@@ -52,8 +60,10 @@ def detect(path: Path) -> str:
         with reading(path), path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
                 return "gguf"
+        if path.suffix == ".onnx":
+            return "onnx"
     if path.is_dir():
-        if (path / "onnx" / "model.onnx").is_file() or (path / "model.onnx").is_file():
+        if any(path.glob("onnx/model*.onnx")) or any(path.glob("model*.onnx")):
             return "onnx"
         if (path / "config.json").is_file():
             return "hf"
@@ -64,25 +74,33 @@ def detect(path: Path) -> str:
 def find_artifacts(path: Path) -> list[Path]:
     """``path`` itself, or what lies in its folders by format if it is the output of several formats."""
     parts = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
-    if not any(part.is_dir() for part in parts) or (path / "onnx" / "model.onnx").is_file():
+    if not any(part.is_dir() for part in parts) or any(path.glob("onnx/model*.onnx")):
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
     files = [file for part in parts for file in sorted(part.glob("*.gguf"))]
     return sorted(found) + [file for file in files if not is_later_part(file)]
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Open ``path`` by its format; headers only."""
-    return {"hf": _open_hf, "gguf": _open_gguf, "onnx": _open_onnx}[detect(path)](path)
+def open_artifacts(path: Path) -> list[Artifact]:
+    """Open ``path`` by its format, headers only; an ONNX folder holds one artifact a model file."""
+    kind = detect(path)
+    if kind == "onnx":
+        from exporter.sources.onnx import model_files  # parses protobuf: only ONNX waits for it
+
+        return [_open_onnx(one) for one in model_files(path)]
+    return [_open_gguf(path) if kind == "gguf" else _open_hf(path)]
 
 
 def encode(rows: Array, kind: str) -> Array:
     """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
 
-    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref; ggml itself for the rest.
+    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref, ggml itself for
+    the rest, and ONNX Runtime for its own.
     """
-    if kind in ("F64", "F32", "F16", "BF16"):
+    if kind in FLOATS:
         return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
+    if BlockKind.is_one(kind):
+        return BlockKind.read(kind).encode(rows)
     import gguf
 
     try:
@@ -96,6 +114,8 @@ def decode(raw: Array, kind: str) -> Array:
     """The numbers that ``raw`` (n, bytes) uint8 stands for in ``kind``: (n, hidden) float64."""
     if kind in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(raw).view(DTYPES[kind]).astype(np.float64)
+    if BlockKind.is_one(kind):
+        return BlockKind.read(kind).decode(raw)
     import gguf
 
     values: Array = gguf.quants.dequantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType[kind])
@@ -108,7 +128,11 @@ def stored_matrix(tensor: FileTensor) -> Matrix:
     def raw(start: int, stop: int) -> Array:
         return encode(tensor.rows(start, stop), tensor.spec.dtype)
 
-    return Matrix(tensor.spec.name, tensor.spec.dtype, tensor.spec.n_rows, raw)
+    def places(row: int) -> list[ByteRange]:
+        width = tensor.spec.row_nbytes
+        return [ByteRange(tensor.place.path, tensor.place.offset_bytes + row * width, width)]
+
+    return Matrix(tensor.spec.name, tensor.spec.dtype, tensor.spec.n_rows, raw, places)
 
 
 def _open_hf(path: Path) -> Artifact:
@@ -127,29 +151,36 @@ def _open_gguf(path: Path) -> Artifact:
 
     def matrix(name: str) -> Matrix:
         file, tensor = parts.holder(name), parts.tensors[name]
-        return Matrix(name, tensor.type, tensor.shape[0], lambda start, stop: file.rows(name, start, stop))
+
+        def places(row: int) -> list[ByteRange]:
+            return [ByteRange(file.path, tensor.offset_bytes + row * tensor.row_nbytes, tensor.row_nbytes)]
+
+        return Matrix(name, tensor.type, tensor.shape[0], partial(file.rows, name), places)
 
     if "token_embd.weight" not in parts.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
     head = matrix("output.weight") if "output.weight" in parts.tensors else None
     quantised = any(tensor.type not in FLOATS for tensor in parts.tensors.values())
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised)
+    files = [file.path for file in parts.files]
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised, files)
 
 
 def _open_onnx(path: Path) -> Artifact:
-    from exporter.sources.onnx import OnnxFile  # parses protobuf: only ONNX waits for it
+    from exporter.sources.onnx import OnnxFile
 
     file = OnnxFile.open(path)
 
     def matrix(name: str) -> Matrix:
         tensor = file.initialisers[name]
 
-        def raw(start: int, stop: int) -> Array:
-            return encode(file.token_rows(name, start, stop), tensor.dtype)
-
-        return Matrix(name, tensor.dtype, tensor.shape[file.token_axis[name]], raw)
+        kind = str(BlockKind.of(file, name)) if name in file.blocks else tensor.dtype
+        places = partial(file.token_places, name)
+        return Matrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
 
     if file.embedding is None or file.head is None:
         missing = "a Gather on input_ids" if file.embedding is None else "a matrix product that gives the logits"
         raise BadInput(f"{path}: expected {missing}, found none")
-    return Artifact(path, "onnx", matrix(file.embedding), None if file.head == file.embedding else matrix(file.head))
+    head = None if file.head == file.embedding else matrix(file.head)
+    data = {one.place.path for one in file.initialisers.values() if one.place}
+    files = [path, *sorted(data)]
+    return Artifact(path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files)

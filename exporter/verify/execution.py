@@ -80,11 +80,11 @@ class Execution:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
             if artifact.quantised:
-                copy = write_base(artifact.path, self.reference, place / "copy")
+                copy = write_base(artifact, self.reference, place / "copy")
                 quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
                 self.say(f"running the base as quantised in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
-                shutil.rmtree(copy.parent)
+                shutil.rmtree(place / "copy")
         except RuntimeFailed as exc:
             done.failure = str(exc)
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
@@ -129,6 +129,8 @@ class Execution:
         done.profile = profile(found["full"], self.sequences, want, stored, got)
         if done.base is not None:
             yield self._check_excess(done)
+            if artifact.format == "onnx":
+                yield from logits.check_alike(got, _WAYS, sequences)
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)

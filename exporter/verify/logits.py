@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -14,11 +15,16 @@ from exporter.verify.tolerances import (
     GREEDY_MARGIN,
     HF_MAX_ABS,
     HF_ROUNDING_SHARE,
+    ONNX_HALF_KL,
     ONNX_MAX_ABS,
+    ONNX_WAYS_KL,
     QUANTISED_EXCESS,
 )
 
 Reader = Callable[[str], Array]
+
+#: How an ONNX runtime computed the sequences → the name of the check.
+_ONNX_WAYS: Final = {"full": "logits", "cached": "logits with cache", "padded": "logits left-padded"}
 
 
 def distance(
@@ -47,8 +53,21 @@ def check_hf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
 
 def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
     """The same logits in one pass, token by token with the cache, and in a left-padded batch."""
-    for way, name in (("full", "logits"), ("cached", "logits with cache"), ("padded", "logits left-padded")):
-        yield _check_max_abs(name, found[way], ONNX_MAX_ABS)
+    for way, name in _ONNX_WAYS.items():
+        if kind == "F32":
+            yield _check_max_abs(name, found[way], ONNX_MAX_ABS)
+        else:
+            detail = f"{found[way].positions} positions, max abs {found[way].max_abs:.2g}"
+            yield Check.at_most(f"{name}, mean KL", found[way].kl, ONNX_HALF_KL, detail)
+
+
+def check_alike(got: Reader, ways: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
+    """A quantised graph computes the same token by token, and in a left-padded batch, as in one pass."""
+    first, *others = ways
+    for way in others:
+        found = distance(got, first, got, way, sequences)
+        detail = f"mean KL from one full pass, {found.positions} positions"
+        yield Check.at_most(_ONNX_WAYS[way], found.kl, ONNX_WAYS_KL, detail)
 
 
 def check_gguf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:

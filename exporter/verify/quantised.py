@@ -10,33 +10,34 @@ import shutil
 from pathlib import Path
 
 from exporter.errors import writing
-from exporter.sources.gguf_parts import GgufParts
-from exporter.verify.artifact import encode
+from exporter.verify.artifact import Artifact, Matrix, encode, open_artifacts
 from exporter.verify.expected import Expected
 from exporter.verify.reference import Reference
 
 
-def write_base(artifact: Path, reference: Reference, folder: Path) -> Path:
-    """Write ``artifact`` with the base's rows into ``folder``, a new one; the file that names the copy.
+def write_base(artifact: Artifact, reference: Reference, folder: Path) -> Path:
+    """Copy ``artifact`` into ``folder``, a new one, with the base's rows; return the copy's path.
 
     Rows of new tokens, which no base has, stay as they are.
     """
-    with writing(folder):
-        folder.mkdir()
-        for file in GgufParts.open(artifact).files:
-            shutil.copyfile(file.path, folder / file.path.name)
-    parts = GgufParts.open(folder / artifact.name)
-    _put_back(parts, "token_embd.weight", reference.embedding)
-    if "output.weight" in parts.tensors:
-        _put_back(parts, "output.weight", reference.head)
-    return parts.path
+    for path in artifact.files:
+        copy = folder / path.relative_to(artifact.path.parent)
+        with writing(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    [made] = open_artifacts(folder / artifact.path.name)
+    _put_back(made.embedding, reference.embedding)
+    if made.head is not None:
+        _put_back(made.head, reference.head)
+    return made.path
 
 
-def _put_back(parts: GgufParts, name: str, want: Expected) -> None:
-    tensor, copy = parts.tensors[name], parts.holder(name).path
-    with writing(copy), copy.open("r+b") as file:
-        for token_id in sorted(want.rows):
-            if token_id < want.base.spec.n_rows:
-                value = want.base.rows(token_id, token_id + 1)
-                file.seek(tensor.offset_bytes + token_id * tensor.row_nbytes)
-                file.write(encode(value, tensor.type).tobytes())
+def _put_back(matrix: Matrix, want: Expected) -> None:
+    for token_id in sorted(want.rows):
+        if token_id < want.base.spec.n_rows:
+            row = encode(want.base.rows(token_id, token_id + 1), matrix.kind).tobytes()
+            for place in matrix.places(token_id):
+                with writing(place.path), place.path.open("r+b") as file:
+                    file.seek(place.offset_bytes)
+                    file.write(row[: place.nbytes])
+                row = row[place.nbytes :]

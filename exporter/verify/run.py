@@ -7,17 +7,19 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from exporter.verify.artifact import open_artifact
+from exporter.verify.artifact import Artifact, open_artifacts
 from exporter.verify.checkpoint_checks import check_checkpoint
 from exporter.verify.execution import Execution, Run, Say
+from exporter.verify.findings import RowErrors
 from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
-from exporter.verify.report import Report
+from exporter.verify.report import Check, Report
 from exporter.verify.row_errors import check_drowned, row_errors
 from exporter.verify.rows import check_rows
 from exporter.verify.runtimes.installed import require
@@ -53,38 +55,65 @@ def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Repo
 def _verify_models(
     paths: Sequence[Path], reference: Reference, level: str, prompts: Sequence[str], say: Say
 ) -> dict[Path, Report]:
-    artifacts = [open_artifact(path) for path in paths]
-    if level == "full" and artifacts:
+    opened = [open_artifacts(path) for path in paths]
+    if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
-    checks, rows = [], []
-    for artifact in artifacts:
-        say(f"reading the rows of {artifact.path.name}")
-        found = list(check_rows(artifact, reference, untouched=level == "full"))
-        if artifact.format == "hf":
-            found += check_checkpoint(artifact.path, reference, untouched=level == "full")
-        rows.append(row_errors(artifact, reference))
-        checks.append(found + list(check_drowned(rows[-1])))
-    facts: list[dict[str, float | str]] = [{"storage": artifact.kind} for artifact in artifacts]
-    runs: Mapping[Path, Run] = {}
-    if level == "full" and artifacts:
+    judged = [_judge_rows(one, reference, level, say) for artifacts in opened for one in artifacts]
+    if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
-            for artifact in artifacts:
-                execution.run(artifact)
+            for one in judged:
+                execution.run(one.artifact)
             execution.run_reference()
-            for artifact, found, fact in zip(artifacts, checks, facts, strict=True):
-                found += execution.judge(artifact, fact)
-            runs = execution.runs
+            for one in judged:
+                one.checks += execution.judge(one.artifact, one.facts)
+                one.run = execution.runs[one.artifact.path]
+    by_path = {one.artifact.path: one for one in judged}
     return {
-        artifact.path: Report(
-            artifact=artifact.path,
-            format=artifact.format,
-            level=level,
-            checks=found,
-            facts=fact,
-            rows=errors,
-            profile=runs[artifact.path].profile if runs else None,
-            skipped=runs[artifact.path].skipped if runs else [],
-        )
-        for artifact, found, fact, errors in zip(artifacts, checks, facts, rows, strict=True)
+        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts])
+        for path, artifacts in zip(paths, opened, strict=True)
     }
+
+
+@dataclass
+class _Judged:
+    artifact: Artifact
+    checks: list[Check]
+    facts: dict[str, float | str]
+    rows: list[RowErrors]
+    run: Run | None = None
+
+
+def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) -> _Judged:
+    say(f"reading the rows of {artifact.path.name}")
+    found = list(check_rows(artifact, reference, untouched=level == "full"))
+    if artifact.format == "hf":
+        found += check_checkpoint(artifact.path, reference, untouched=level == "full")
+    rows = row_errors(artifact, reference)
+    return _Judged(artifact, found + list(check_drowned(rows)), {"storage": artifact.kind}, rows)
+
+
+def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
+    """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
+
+    The profile is that of the first, which is the most precise one.
+    """
+    checks: list[Check] = []
+    facts: dict[str, float | str] = {}
+    rows: list[RowErrors] = []
+    for one in judged:
+        whose = f"{one.artifact.path.stem}: " if len(judged) > 1 else ""
+        checks += [replace(check, name=whose + check.name) for check in one.checks]
+        facts |= {whose + name: value for name, value in one.facts.items()}
+        rows += one.rows  # each says its storage
+    runs = [one.run for one in judged if one.run]
+    return Report(
+        artifact=path,
+        format=judged[0].artifact.format,
+        level=level,
+        checks=checks,
+        facts=facts,
+        rows=rows,
+        profile=runs[0].profile if runs else None,
+        skipped=[skip for run in runs for skip in run.skipped],
+    )

@@ -15,6 +15,14 @@ HF_ROUNDING_SHARE: Final = 0.1
 #: torch's own fp32 is up to 1.7e-4 from its float64.
 ONNX_MAX_ABS: Final = 2e-4
 
+#: ONNX in float16 computes in float16, activations and cache included. Measured on SmolLM2: 1.1e-5.
+ONNX_HALF_KL: Final = 1e-4
+
+#: A quantised ONNX graph against itself, fed in another way: the kernels for one row and for many sum in another order,
+#: which tips some roundings of activations to 8 bits. Measured on SmolLM2, int8 and int4: up to 4.8e-3; queries that
+#: are rotated one position too far behind a cache: 0.26 on a tiny model.
+ONNX_WAYS_KL: Final = 2e-2
+
 #: llama.cpp computes with float32 weights and a float32 cache: only the order of additions differs.
 GGUF_KL: Final = {
     "F32": 1e-6,

@@ -201,7 +201,7 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["patch", "x.gguf", "{adapter}", "-o", "y"], 4, "x.gguf"),
         (["patch", "x.gguf", "{adapter}"], 2, "-o OUT"),
         (["release", "r.toml"], 5, "not in this version"),
-        (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--dtype", "bf16", "-o", "x"], 5, "fp32"),
+        (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--dtype", "bf16", "-o", "x"], 5, "BF16"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "Q9_X", "-o", "x"], 5, "Q9_X"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "IQ2_XXS", "-o", "x"], 5, "--imatrix"),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q8_0", "--imatrix", "i"], 2, "--imatrix"),

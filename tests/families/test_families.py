@@ -74,7 +74,7 @@ def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
         ("gpt_neox", lambda spec: spec.attention.qkv == "heads" and spec.parallel and spec.rope.dims == 4),
         ("mixtral", lambda spec: spec.moe.experts == 4 and spec.moe.normalised),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "facts",
 )
 def test_a_description_names_what_sets_a_family_apart(name: str, facts: Callable[[Any], bool]) -> None:
     kind, settings, tied = tiny.FAMILIES[name]

@@ -10,11 +10,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_graph import BlockForm
 from exporter.tensors import Array
 from tests.sources.onnx_models import HEAD, HIDDEN, TABLE, VOCAB, save, tensor
 
@@ -193,7 +195,7 @@ def test_bytes_that_are_no_model_are_refused(tmp_path: Path, content: bytes) -> 
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFile, match=r"expected onnx/model\.onnx or model\.onnx"):
+    with pytest.raises(UnreadableFile, match=r"expected model\.onnx or another"):
         OnnxFile.open(tmp_path)
 
 
@@ -217,3 +219,36 @@ def test_flipped_bytes_are_read_or_refused_and_never_crash(model: Callable[..., 
         except (BadInput, NotExpressible):
             refused += 1
     assert 0 < refused < 400
+
+
+def test_quantised_matrix_is_its_codes_scales_and_zero_points_row_by_row(tmp_path: Path) -> None:
+    """GatherBlockQuantized reads (V, H / 32, bytes) with scales of another shape, MatMulNBits the same codes."""
+    codes = np.arange(VOCAB * 2 * 32, dtype=np.uint8).reshape(VOCAB, 2, 32)
+    scales = np.arange(VOCAB * 2, dtype=np.float32).reshape(VOCAB, 2)
+    zeros = np.arange(VOCAB * 2, dtype=np.uint8).reshape(VOCAB, 2)
+    blocked: dict[str, Any] = {"bits": 8, "block_size": 32, "domain": "com.microsoft"}
+    nodes = [
+        helper.make_node("Unsqueeze", ["s", "axis"], ["column"]),
+        helper.make_node("Unsqueeze", ["z", "axis"], ["middle"]),
+        helper.make_node("GatherBlockQuantized", ["w", "input_ids", "column", "middle"], ["x"], **blocked),
+        helper.make_node("MatMulNBits", ["x", "w", "s", "z"], ["logits"], K=64, N=VOCAB, **blocked),
+    ]
+    tensors = [tensor("w", codes), tensor("s", scales), tensor("z", zeros), tensor("axis", np.array([2]))]
+    path = save(tmp_path / "model.onnx", nodes, tensors)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="data", size_threshold=0)
+    file = OnnxFile.open(path)
+    assert (file.embedding, file.head, file.quantised) == ("w", "w", True)
+    assert file.blocks["w"] == BlockForm(bits=8, size=32, scales="s", zero_points="z")
+    want = np.concatenate([codes.reshape(VOCAB, -1), scales.view(np.uint8), zeros], axis=1)
+    assert np.array_equal(file.token_bytes("w", 1, 4), want[1:4])
+    data = (tmp_path / "data").read_bytes()
+    places = file.token_places("w", 3)
+    assert b"".join(data[one.offset_bytes : one.offset_bytes + one.nbytes] for one in places) == want[3].tobytes()
+
+
+def test_rows_inside_the_model_file_have_no_place(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gather", ["w", "input_ids"], ["x"]), helper.make_node("MatMul", ["x", "h"], ["logits"])]
+    file = OnnxFile.open(save(tmp_path / "model.onnx", nodes, [tensor("w", TABLE), tensor("h", HEAD.T)]))
+    assert not file.quantised
+    with pytest.raises(NotExpressible, match="no ranges"):
+        file.token_places("w", 0)

@@ -19,6 +19,7 @@ class Tuned:
     gguf_f32: Path
     q8_0: Path
     onnx: Path
+    onnx_variants: Path
 
     def argv(self, artifact: Path) -> list[str]:
         return ["verify", str(artifact), "--reference", str(self.base), "--adapter", str(self.adapter), "-q"]
@@ -33,6 +34,8 @@ def tuned(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPath
     assert run([*common, "--to", "gguf", "--dtype", "f32", "-o", str(out / "model-F32.gguf")]) == 0
     assert run([*common, "--to", "gguf", "--quant", "Q8_0", "-o", str(out / "model-Q8_0.gguf")]) == 0
     assert run([*common, "--to", "onnx", "-o", str(out / "onnx-folder")]) == 0
+    variants = ["--dtype", "f16", "--quant", "fp16", "--quant", "int4"]
+    assert run([*common, "--to", "onnx", *variants, "-o", str(out / "onnx-variants")]) == 0
     return Tuned(
         tiny_tied,
         tiny_adapter,
@@ -41,4 +44,5 @@ def tuned(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPath
         out / "model-F32.gguf",
         out / "model-Q8_0.gguf",
         out / "onnx-folder",
+        out / "onnx-variants",
     )

@@ -92,6 +92,33 @@ def onnx_row_to_base(folder: Path, base: Path, token_id: int) -> None:
     poke(tensor.place.path, tensor.place.offset_bytes + token_id * row.nbytes, row.tobytes())
 
 
+def onnx_flip(path: Path, name: str, at: int) -> None:
+    """Flip the highest bit of one byte of an initialiser of a model file."""
+    place = OnnxFile.open(path).initialisers[name].place
+    assert place
+    content = place.path.read_bytes()[place.offset_bytes + at]
+    poke(place.path, place.offset_bytes + at, bytes([content ^ 128]))
+
+
+def onnx_shift_queries(path: Path) -> None:
+    """Rotate every query by one position more where a single token is computed behind a cache."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "RotaryEmbedding" and node.name.endswith("q_rotated"):
+            node.input[3] = "moved"
+    shift = [
+        onnx.helper.make_node("Shape", ["position_ids"], ["length"], start=1, end=2),
+        onnx.helper.make_node("Equal", ["length", "one"], ["alone"]),
+        onnx.helper.make_node("Cast", ["alone"], ["step"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("Add", ["position_ids", "step"], ["moved"]),
+    ]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    nodes = [*shift, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+
+
 def onnx_stale_head(folder: Path, base: Path) -> None:
     """Give the head an initialiser of its own with the base's rows: what an exporter that unties silently writes."""
     file = OnnxFile.open(folder)

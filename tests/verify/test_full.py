@@ -98,3 +98,28 @@ def test_without_llama_cpp_transformers_own_loader_refutes_a_broken_gguf(
     broken = corruptions.copy(tuned.gguf_f32, tmp_path)
     corruptions.gguf_scale_f32(broken, "blk.0.attn_norm.weight", 1.05)
     assert run(tuned.argv(broken)) == 3
+
+
+def test_every_model_of_an_onnx_folder_is_judged(tuned: Tuned, tmp_path: Path) -> None:
+    assert run([*tuned.argv(tuned.onnx_variants), "--report", str(tmp_path)]) == 0
+    [artifact] = read_report(tmp_path)["artifacts"]
+    names = {check["name"] for check in artifact["checks"]}
+    ways = {"logits", "logits with cache", "logits left-padded"}
+    assert {f"model_fp16: {way}, mean KL" for way in ways} <= names
+    assert {"model_q4f16: embedding rows", "model_q4f16: excess KL", "model_q4f16: logits with cache"} <= names
+    assert artifact["facts"]["model_q4f16: storage"] == "int8 x 32, scales F16"
+
+
+def test_a_fault_in_one_model_of_a_folder_is_named_with_its_file(tuned: Tuned, tmp_path: Path) -> None:
+    """A sign in a matrix that no row check reads; the quantised model beside it stays sound."""
+    broken = corruptions.copy(tuned.onnx_variants, tmp_path)
+    corruptions.onnx_flip(broken / "onnx" / "model_fp16.onnx", "layers.0.mlp.down_proj.weight", 1)
+    assert run([*tuned.argv(broken), "--report", str(tmp_path)]) == 3
+    assert all(name.startswith("model_fp16: ") for name in failed(tmp_path)[broken.name])
+
+
+def test_a_quantised_model_that_decodes_at_wrong_positions_is_found(tuned: Tuned, tmp_path: Path) -> None:
+    broken = corruptions.copy(tuned.onnx_variants, tmp_path)
+    corruptions.onnx_shift_queries(broken / "onnx" / "model_q4f16.onnx")
+    assert run([*tuned.argv(broken), "--report", str(tmp_path)]) == 3
+    assert failed(tmp_path)[broken.name] == {"model_q4f16: logits with cache"}

@@ -19,7 +19,9 @@ from exporter.verify.tolerances import (
     GREEDY_MARGIN,
     HF_MAX_ABS,
     HF_ROUNDING_SHARE,
+    ONNX_HALF_KL,
     ONNX_MAX_ABS,
+    ONNX_WAYS_KL,
     QUANTISED_EXCESS,
 )
 
@@ -66,18 +68,38 @@ def test_a_sum_stored_in_16_bits_may_differ_by_a_share_of_what_rounding_does() -
     assert not any(one.passed for one in logits.check_hf(found({"full": shifted(1.1 * limit)}) | rounding, "BF16"))
 
 
+def distorted(limit: float) -> Array:
+    """Scale the logits until the mean KL is about ``limit``."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if compare(REFERENCE, REFERENCE * (1.0 + middle)).kl < limit else (low, middle)
+    return REFERENCE * (1.0 + low)
+
+
 @pytest.mark.parametrize("kind", GGUF_KL)
 def test_kl_gate_closes_beyond_its_limit(kind: str) -> None:
-    def distorted(limit: float) -> Array:
-        """Scale the logits until the mean KL is about ``limit``."""
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if compare(REFERENCE, REFERENCE * (1.0 + middle)).kl < limit else (low, middle)
-        return REFERENCE * (1.0 + low)
-
     assert next(logits.check_gguf(found({"full": distorted(0.9 * GGUF_KL[kind])}), kind)).passed
     assert not next(logits.check_gguf(found({"full": distorted(1.1 * GGUF_KL[kind])}), kind)).passed
+
+
+@pytest.mark.parametrize("way", ["full", "cached", "padded"])
+def test_half_precision_gate_closes_beyond_its_limit(way: str) -> None:
+    sound = dict.fromkeys(("full", "cached", "padded"), distorted(0.9 * ONNX_HALF_KL))
+    assert all(one.passed for one in logits.check_onnx(found(sound), "F16"))
+    broken = list(logits.check_onnx(found(sound | {way: distorted(1.1 * ONNX_HALF_KL)}), "F16"))
+    assert [one.passed for one in broken].count(False) == 1
+
+
+@pytest.mark.parametrize("way", ["cached", "padded"])
+def test_gate_of_a_quantised_graph_fed_in_another_way_closes_beyond_its_limit(way: str) -> None:
+    def checks(factor: float) -> list[bool]:
+        ways = dict.fromkeys(("full_0", "cached_0", "padded_0"), REFERENCE)
+        got = reader(**ways | {f"{way}_0": distorted(factor * ONNX_WAYS_KL)})
+        return [one.passed for one in logits.check_alike(got, ("full", "cached", "padded"), [[0] * len(REFERENCE)])]
+
+    assert checks(0.9) == [True, True]
+    assert checks(1.1).count(False) == 1
 
 
 def test_one_other_favourite_closes_the_top_1_gate() -> None:

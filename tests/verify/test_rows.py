@@ -55,7 +55,7 @@ def test_a_fault_in_the_weights_is_exit_3(
 def test_a_flipped_bit_in_an_untrained_row_is_found_when_every_row_is_read(
     kind: str, tuned: Tuned, tmp_path: Path
 ) -> None:
-    from exporter.verify.artifact import open_artifact
+    from exporter.verify.artifact import open_artifacts
     from exporter.verify.reference import Reference
     from exporter.verify.rows import check_rows
 
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_an_untrained_row_is_found_when_every_row_is_read(
     reference = Reference.open(tuned.base, [tuned.adapter])
 
     def untouched() -> bool:
-        checks = check_rows(open_artifact(broken), reference, untouched=True)
+        checks = check_rows(open_artifacts(broken)[0], reference, untouched=True)
         return next(check for check in checks if check.name == "embedding untouched").passed
 
     assert untouched()
@@ -121,11 +121,11 @@ def test_the_wrong_adapter_is_not_equivalent(tuned: Tuned, tmp_path: Path) -> No
 
 
 def test_no_adapter_at_all_is_not_equivalent_once_every_row_is_read(tuned: Tuned) -> None:
-    from exporter.verify.artifact import open_artifact
+    from exporter.verify.artifact import open_artifacts
     from exporter.verify.reference import Reference
     from exporter.verify.rows import check_rows
 
-    checks = list(check_rows(open_artifact(tuned.hf), Reference.open(tuned.base, []), untouched=True))
+    checks = list(check_rows(open_artifacts(tuned.hf)[0], Reference.open(tuned.base, []), untouched=True))
     assert not next(check for check in checks if check.name == "embedding untouched").passed
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,23 +27,31 @@ class Attention:
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
         """(what attention adds, the layer's new cache) from the normalised input."""
-        attention, at = self.attention, f"layers.{layer}.self_attn"
+        at = f"layers.{layer}.self_attn"
         q, k, v = self._projected(layer, x)
         q, k = self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k)
+        mixed, *present = self._attend(layer, at, q, k, v, (at, f"present.{layer}.key", f"present.{layer}.value"))
+        return self.parts.linear(Role.ATTN_OUT, layer, mixed), present
+
+    def _attend(
+        self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value, outputs: Sequence[str]
+    ) -> Sequence[ir.Value]:
+        """What the queries see, and the layer's new keys and values, under the names ``outputs``."""
+        attention = self.attention
         q = self._rotate(q, layer, attention.heads, f"{at}.q_rotated")
         k = self._rotate(k, layer, attention.kv_heads, f"{at}.k_rotated")
         mask = self._window_mask if layer in attention.windowed else self._mask
-        mixed, *present = self.make.ops(
+        capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
+        return self.make.ops(
             "Attention",
             [q, k, v, mask, *self.given.past[layer]],
             at,
-            (at, f"present.{layer}.key", f"present.{layer}.value"),
+            outputs,
             q_num_heads=attention.heads,
             kv_num_heads=attention.kv_heads,
             scale=attention.scale,
-            **({"softcap": attention.softcap} if attention.softcap else {}),
+            **capped,
         )
-        return self.parts.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _projected(self, layer: int, x: ir.Value) -> Sequence[ir.Value]:
         attention, linear = self.attention, self.parts.linear
@@ -65,7 +74,7 @@ class Attention:
         if kind == "head":
             x = self.parts.norm(role, layer, x)
         else:  # a weight a head: the operator's own scale is one row for all
-            ones = make.array(f"ones_{width}", np.ones(width, np.float32))
+            ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
             x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
             x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
         return make.op("Reshape", [x, make.constant(0, 0, heads * width)], f"{name}.joined")
@@ -74,7 +83,7 @@ class Attention:
         rope = self.spec.rope
         if rope is None or layer in rope.skipped:
             return x
-        attributes = {"num_heads": heads, "interleaved": int(rope.interleaved)}
+        attributes: dict[str, Any] = {"num_heads": heads, "interleaved": int(rope.interleaved)}
         if rope.dims != self.attention.head_dim:
             attributes["rotary_embedding_dim"] = rope.dims
         if rope.scaling is not None and rope.scaling.get("rope_type") == "longrope":

@@ -19,15 +19,21 @@ Attribute = int | float | str | Sequence[int] | ir.Graph
 class Builder:
     """Collects the nodes and initialisers of one graph, in the order they are made."""
 
-    def __init__(self, weights: Mapping[str, ir.Value], constants: dict[str, ir.Value] | None = None) -> None:
-        """``weights``: initialiser name → value. constants: of the graph around this one, shared with it."""
+    def __init__(
+        self,
+        weights: Mapping[str, ir.Value],
+        floats: ir.DataType = ir.DataType.FLOAT,
+        constants: dict[str, ir.Value] | None = None,
+    ) -> None:
+        """``weights``: initialiser name → value. floats: of activations. constants: of the graph around this one."""
         self.nodes: list[ir.Node] = []
+        self.floats = floats
         self.weights = weights
         self._constants = {} if constants is None else constants
 
     def inner(self) -> Builder:
         """A builder of a graph inside this one, whose weights and constants are this one's."""
-        return Builder(self.weights, self._constants)
+        return Builder(self.weights, self.floats, self._constants)
 
     @property
     def initialisers(self) -> list[ir.Value]:
@@ -44,8 +50,8 @@ class Builder:
         return self.array(name, np.array(numbers[0] if scalar else numbers, np.int64))
 
     def number(self, value: float) -> ir.Value:
-        """A float32 scalar kept inside the model file; equal ones are shared."""
-        return self.array(f"number_{value!r}", np.array(value, np.float32))
+        """A scalar in the floats of the activations, kept inside the model file; equal ones are shared."""
+        return self.array(f"number_{value!r}", np.array(value, self.floats.numpy()))
 
     @property
     def truth(self) -> ir.Value:
@@ -58,9 +64,11 @@ class Builder:
             self._constants[name] = initialiser(ir.Tensor(value, name=name))
         return self._constants[name]
 
-    def op(self, op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Attribute) -> ir.Value:
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", **attributes: Attribute
+    ) -> ir.Value:
         """Append a node with one output and return it."""
-        return self.ops(op_type, inputs, name, (name,), **attributes)[0]
+        return self.ops(op_type, inputs, name, (name,), domain=domain, **attributes)[0]
 
     def ops(
         self,
@@ -68,11 +76,13 @@ class Builder:
         inputs: Sequence[ir.Value | None],
         name: str,
         outputs: Sequence[str],
+        *,
+        domain: str = "",
         **attributes: Attribute,
     ) -> Sequence[ir.Value]:
         """Append a node with the named outputs and return them."""
         made = [ir.Value(name=output) for output in outputs]
-        self.nodes.append(ir.node(op_type, inputs, attributes, outputs=made, name=name))
+        self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=made, name=name))
         return made
 
 

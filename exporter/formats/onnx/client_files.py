@@ -5,13 +5,14 @@ Sources: transformers.js' ``transformers.js_config`` table, onnxruntime-genai's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import UnreadableFile
 from exporter.families.spec import DecoderSpec
 from exporter.formats.hf import GENERATION, as_json
+from exporter.formats.onnx.precision import PRECISIONS, Precision
 from exporter.merge.model import MergedModel
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import read_object
@@ -20,26 +21,38 @@ _TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
-def client_files(model: MergedModel, spec: DecoderSpec | None) -> dict[str, bytes]:
+def client_files(
+    model: MergedModel,
+    spec: DecoderSpec | None,
+    precisions: Sequence[Precision] = (PRECISIONS["fp32"],),
+    *,
+    shared_cache: bool = False,
+) -> dict[str, bytes]:
     """File name → content. spec None: without genai_config.json, which needs numbers that only a description has.
 
+    shared_cache: the graph may be given a cache that is longer than what is in it.
     Raises UnreadableFile for a side file that cannot be read.
     """
     files = {name: read_file(path) for name, path in model.files.items()}
     files |= _chat_template(model.files)
-    files["config.json"] = as_json(_config(model.config))
+    files["config.json"] = as_json(_config(model.config, precisions))
     if model.generation_config:
         files.setdefault(GENERATION, as_json(model.generation_config))
     if spec is not None:
-        files["genai_config.json"] = as_json(_genai(spec, {**model.config, **model.generation_config}))
+        ids = {**model.config, **model.generation_config}
+        files["genai_config.json"] = as_json(_genai(spec, precisions[0].stems[0], ids, shared_cache=shared_cache))
     return files
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A browser cannot list a folder: it has to be told that the weights lie in one file of their own."""
-    table = config.get("transformers.js_config")
-    told = table if isinstance(table, dict) else {}
-    return {**config, "transformers.js_config": {**told, "use_external_data_format": {"model.onnx": 1}}}
+def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
+    """What a browser, which cannot list a folder, has to be told of the files, and of the cache of each."""
+    told = config.get("transformers.js_config")
+    table = dict(told) if isinstance(told, dict) else {}
+    table["use_external_data_format"] = {f"{stem}.onnx": 1 for one in precisions for stem in one.stems}
+    # transformers.js 3 asks here, 4 asks the graph itself.
+    if halves := {one.name: "float16" for one in precisions if one.floats == "F16"}:
+        table["kv_cache_dtype"] = halves
+    return {**config, "transformers.js_config": table}
 
 
 def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
@@ -69,8 +82,8 @@ def _default_template(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _genai(spec: DecoderSpec, ids: Mapping[str, Any]) -> dict[str, Any]:
-    """genai_config.json. ``ids``: where the special token ids stand."""
+def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
+    """genai_config.json. ``stem``: of the model file to open. ``ids``: where the special token ids stand."""
     attention = spec.attention
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -82,7 +95,7 @@ def _genai(spec: DecoderSpec, ids: Mapping[str, Any]) -> dict[str, Any]:
     }
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": "onnx/model.onnx",
+        "filename": f"onnx/{stem}.onnx",
         "head_size": attention.head_dim,
         "hidden_size": spec.hidden,
         "num_attention_heads": attention.heads,
@@ -110,5 +123,5 @@ def _genai(spec: DecoderSpec, ids: Mapping[str, Any]) -> dict[str, Any]:
             "decoder": decoder,
         },
         # The Attention operator appends to the cache it is given: a shared, preallocated buffer has a wrong length.
-        "search": {"do_sample": False, "max_length": spec.max_positions, "past_present_share_buffer": False},
+        "search": {"do_sample": False, "max_length": spec.max_positions, "past_present_share_buffer": shared_cache},
     }

@@ -1,4 +1,4 @@
-"""The graph of a decoder, from its description: standard operators of opset 23 only.
+"""The graph of a decoder, from its description: standard operators of opset 23, ONNX Runtime's own where asked for.
 
 Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
 Sources: the ONNX operator pages of opset 23.
@@ -14,25 +14,31 @@ import onnx_ir as ir
 from exporter.families.spec import DecoderSpec, Role
 from exporter.formats.onnx.attention import Attention
 from exporter.formats.onnx.builder import Builder
+from exporter.formats.onnx.fuse import fuse_residual_norms
+from exporter.formats.onnx.fused import FusedAttention
+from exporter.formats.onnx.linear import ORT, head, look_up
 from exporter.formats.onnx.moe import experts
 from exporter.formats.onnx.parts import BATCH, SEQUENCE, TOTAL, Parts, cache_shape, path, typed
 
 OPSET: Final = 23
+_OPSETS: Final = {"": OPSET, ORT: 1}
 IR_VERSION: Final = 11
 
 
-def build(spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool) -> ir.Graph:
-    """The graph. ``weights``: every initialiser by ``path``, and the rotary caches."""
-    return _Decoder(spec, weights, tied=tied).graph()
+def build(spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool, floats: ir.DataType, ops: str) -> ir.Graph:
+    """The graph. ``weights``: every initialiser by ``path``, and the rotary caches.
+
+    floats: of activations and cache. ops: "standard", or "ort" for what only ONNX Runtime has.
+    """
+    return _Decoder(spec, Builder(weights, floats), tied=tied, fused=ops == "ort").graph()
 
 
 class _Decoder:
-    def __init__(self, spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool) -> None:
-        self.spec = spec
+    def __init__(self, spec: DecoderSpec, make: Builder, *, tied: bool, fused: bool) -> None:
+        self.spec, self.make, self.fused = spec, make, fused
         self.head = path(Role.EMBED if tied else Role.HEAD, None)
-        self.make = Builder(weights)
         self.parts = Parts(spec, self.make)
-        self.attention = Attention(self.parts)
+        self.attention = FusedAttention(self.parts) if fused else Attention(self.parts)
 
     def graph(self) -> ir.Graph:
         spec, make = self.spec, self.make
@@ -42,20 +48,21 @@ class _Decoder:
             x, present = self._layer(layer, x)
             presents += present
         logits = self._logits(self.parts.norm(Role.FINAL_NORM, None, x))
-        outputs = [typed(logits, BATCH, SEQUENCE, spec.vocab)]
-        outputs += [typed(value, *cache_shape(spec, TOTAL)) for value in presents]
+        outputs = [typed(logits, ir.DataType.FLOAT, BATCH, SEQUENCE, spec.vocab)]
+        outputs += [typed(value, make.floats, *cache_shape(spec, TOTAL)) for value in presents]
+        nodes = fuse_residual_norms(make.nodes) if self.fused else make.nodes
         return ir.Graph(
             self.parts.given.values,
             outputs,
-            nodes=make.nodes,
+            nodes=nodes,
             initializers=make.initialisers,
-            opset_imports={"": OPSET},
+            opset_imports={domain: _OPSETS[domain] for domain in sorted({node.domain for node in nodes})},
             name="decoder",
         )
 
     def _embedded(self) -> ir.Value:
         make, given, name = self.make, self.parts.given, path(Role.EMBED, None)
-        x = make.op("Gather", [make.weight(f"{name}.weight"), given.input_ids], name)  # [B, S, H]
+        x = look_up(make, name, given.input_ids)  # [B, S, H]
         x = self.parts.scaled(x, self.spec.embed_scale, f"{name}.scaled")
         if self.parts.has(Role.POSITIONS, None):
             name = path(Role.POSITIONS, None)
@@ -102,18 +109,12 @@ class _Decoder:
         return parts.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
-        """X times the head (V, H), which keeps its rows: a tied one is the very initialiser that Gather reads.
-
-        Gemm takes it as it is; it only knows two dimensions. ONNX Runtime packs the matrix once into private memory;
-        what Gather reads stays a mapping of the file. So a session's private memory holds each weight once (SmolLM2:
-        539 MB for 538 MB of weights). Gemm(head, x), with the matrix first, is not packed and saves 108 MB of that,
-        but decodes 10 to 14 % slower.
-        """
-        make, at, spec = self.make, path(Role.HEAD, None), self.spec
-        rows = make.op("Reshape", [x, make.constant(-1, spec.hidden)], f"{at}.rows")
-        product = make.op("Gemm", [rows, make.weight(f"{self.head}.weight")], at, transB=1)
-        product = self.parts.scaled(product, spec.logit_scale, f"{at}.scaled")
-        product = self.parts.capped(product, spec.logit_softcap, f"{at}.capped")
-        lengths = make.op("Shape", [self.parts.given.input_ids], f"{at}.lengths")
-        shape = make.op("Concat", [lengths, make.constant(spec.vocab)], f"{at}.shape", axis=0)
-        return make.op("Reshape", [product, shape], "logits")
+        """Always float32: that is what clients sample from, whatever the precision of the model."""
+        make, at = self.make, path(Role.HEAD, None)
+        x = head(make, x, self.head, at)
+        x = self.parts.scaled(x, self.spec.logit_scale, f"{at}.scaled")
+        x = self.parts.capped(x, self.spec.logit_softcap, f"{at}.capped")
+        if make.floats is not ir.DataType.FLOAT:
+            x = make.op("Cast", [x], f"{at}.float32", to=int(ir.DataType.FLOAT))
+        x.name = "logits"
+        return x

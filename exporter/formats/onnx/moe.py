@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from exporter.families.spec import Role
 from exporter.formats.onnx.builder import Builder
-from exporter.formats.onnx.parts import Parts, path
+from exporter.formats.onnx.parts import Parts, path, typed
 
 
 def experts(parts: Parts, layer: int, x: ir.Value) -> ir.Value:
@@ -44,9 +44,7 @@ def _body(parts: Parts, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir
     make = parts.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)
     going = _scalar(f"{at}.going", ir.DataType.BOOL)
-    sofar = ir.Value(
-        name=f"{at}.so_far", shape=ir.Shape([None, parts.spec.hidden]), type=ir.TensorType(ir.DataType.FLOAT)
-    )
+    sofar = typed(ir.Value(name=f"{at}.so_far"), make.floats, None, parts.spec.hidden)
     mine = make.op("Gather", [by_expert, number], f"{at}.weights", axis=0)  # [N]
     rows = make.op("NonZero", [mine], f"{at}.rows")  # [1, n]
     rows = make.op("Squeeze", [rows, make.constant(0)], f"{at}.rows.flat")

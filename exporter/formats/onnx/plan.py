@@ -11,20 +11,20 @@ from exporter.errors import NotExpressible
 from exporter.families import describe
 from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
+from exporter.formats.onnx.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
 from exporter.formats.onnx.parts import path
-from exporter.formats.onnx.rope import Table, tables
+from exporter.formats.onnx.precision import PRECISIONS, Precision
+from exporter.formats.onnx.rope import tables
 from exporter.formats.slots import assign
 from exporter.formats.views import Regrouped, Shifted
 from exporter.merge.model import MergedModel
-from exporter.tensors import LazyTensor
+from exporter.tensors import DTYPES, LazyTensor
 
 #: Runtimes map the data file: a matrix that begins on a page shares none with its neighbour.
 _PAGE_BYTES: Final = 4096
 _PAGED_FROM_BYTES: Final = 64 << 10
 #: Small tensors begin on a cache line.
 _LINE_BYTES: Final = 64
-
-_ITEM_BYTES: Final = 4  # every weight is float32
 
 #: One row a token or position: kept as they are stored, so that a row stays one range of bytes, and one matrix can
 #: serve as embedding and head.
@@ -35,46 +35,57 @@ _EXPERTS: Final = (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One initialiser in the data file: made of stored tensors under a rule, or a rotary cache (``table``).
+    """One initialiser in its place. sources: the stored tensors that are written with it."""
 
-    shape: as it is in the file. tensors: the stored tensors as they go in, one after the other. transposed: each is a
-    matrix (out, in), the file holds (in, out). sources: their names. part: of a rotary cache, "cos" or "sin".
-    """
-
-    name: str
-    shape: tuple[int, ...]
+    value: Initialiser
     offset_bytes: int
-    rule: str
     sources: tuple[str, ...] = ()
-    tensors: tuple[LazyTensor, ...] = ()
-    transposed: bool = False
-    table: Table | None = None
-    part: str = ""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the initialiser."""
-        return math.prod(self.shape) * _ITEM_BYTES
+        return math.prod(self.value.shape) * DTYPES[self.value.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One precision of the model: its initialisers in order, and the size of its data file."""
+
+    precision: Precision
+    items: Sequence[Item]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data file."""
+        return self.items[-1].offset_bytes + self.items[-1].nbytes
 
 
 @dataclass(frozen=True)
 class OnnxLayout:
-    """The folder to be: initialisers in order, the files of the clients, and the size of the data file.
+    """The folder to be: a graph and a data file a variant, and the files of the clients.
 
-    dropped: stored tensor → rule, for those that are left out on purpose.
+    ops: how attention is built. dropped: stored tensor → rule, for those that are left out on purpose.
     """
 
     model: MergedModel
     spec: DecoderSpec
-    items: Sequence[Item]
+    variants: Sequence[Variant]
+    ops: str
     dropped: Mapping[str, str]
     files: Mapping[str, bytes]
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all data files."""
+        return sum(variant.nbytes for variant in self.variants)
 
 
-def plan_onnx(model: MergedModel) -> OnnxLayout:
+def plan_onnx(
+    model: MergedModel, precisions: Sequence[Precision] = (PRECISIONS["fp32"],), *, ops: str = "standard"
+) -> OnnxLayout:
     """Lay out the ONNX folder of ``model``, whose floats must be F32; reads shapes and small files, no weights.
 
+    ops: "standard", or "ort" for fused operators that only ONNX Runtime has.
     Raises NotExpressible for a model that no family describes or that is not float32, BadInput for tensors or
     settings that do not fit the config.
     """
@@ -82,33 +93,43 @@ def plan_onnx(model: MergedModel) -> OnnxLayout:
     kept, dropped = assign(model, model.specs, spec)
     places = {name: number for form in spec.forms for number, name in enumerate(form)}
     groups: dict[tuple[Role, int | None, str], list[str]] = {}
+    ledger = model.ledger()
     for name in sorted(kept, key=places.__getitem__):
         slot = kept[name]
+        if (dtype := model.specs[name].dtype) != "F32":
+            raise NotExpressible(f"onnx: {model.path}: {name}", f"{dtype} weights are not written, only F32")
         groups.setdefault((slot.role, slot.layer, slot.part), []).append(name)
-    items: list[Item] = []
-    ledger = model.ledger()
-    for names in groups.values():
-        items.append(_placed(items, _item(model, spec, names, kept[names[0]])))
-        for name in names:
-            ledger.take(name, items[-1].rule)
+        ledger.take(name, "written")
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
+    slots = [(names, kept[names[0]]) for names in groups.values()]
+    variants = [_variant(model, spec, slots, precision) for precision in precisions]
+    files = client_files(model, spec, precisions, shared_cache=ops == "ort")
+    return OnnxLayout(model, spec, variants, ops, dropped, files)
+
+
+def _variant(
+    model: MergedModel, spec: DecoderSpec, slots: Sequence[tuple[Sequence[str], Slot]], precision: Precision
+) -> Variant:
+    items: list[Item] = []
+    for names, slot in slots:
+        sources = tuple(names)
+        for value in _values(model, spec, names, slot, precision):
+            items.append(_placed(items, value, sources))
+            sources = ()  # scales and zero points come from the same tensor as the codes before them
     for table in tables(spec.rope, spec.max_positions) if spec.rope else ():
-        shape = (spec.max_positions, len(table.freqs))
         for part in ("cos", "sin"):
-            cache = Item(f"{table.name}.{part}_cache", shape, 0, "computed", table=table, part=part)
-            items.append(_placed(items, cache))
-    nbytes = items[-1].offset_bytes + items[-1].nbytes
-    return OnnxLayout(model, spec, items, dropped, client_files(model, spec), nbytes)
+            name = f"{table.name}.{part}_cache"
+            items.append(_placed(items, rotary_cache(name, part, table, spec.max_positions, precision.floats)))
+    return Variant(precision, items)
 
 
-def _item(model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot) -> Item:
-    """The initialiser that the stored tensors ``names`` make, not yet placed."""
+def _values(
+    model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot, precision: Precision
+) -> Sequence[Initialiser]:
+    """The initialisers that the stored tensors ``names`` make together."""
     role, rules = slot.role, []
-    for name in names:
-        if (dtype := model.specs[name].dtype) != "F32":
-            raise NotExpressible(f"onnx: {model.path}: {name}", f"{dtype} weights are not written, only F32")
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
         tensors = [Regrouped(tensor, spec.attention.heads) for tensor in tensors]
@@ -117,19 +138,24 @@ def _item(model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slo
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
         rules.append(f"plus {spec.norm.offset:g}")
     shape = tensors[0].spec.shape
-    transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and role not in spec.transposed
-    if transposed:
-        shape = shape[::-1]
-        rules.append("transposed")
-    if role in _EXPERTS or len(tensors) > 1:
-        shape = (len(tensors), *shape)
-        rules.append("stacked")
-    rule = ", ".join(rules) or "copied"
-    return Item(path(role, slot.layer, slot.part), shape, 0, rule, tuple(names), tuple(tensors), transposed)
+    stacked = role in _EXPERTS or len(tensors) > 1
+    in_out = role in spec.transposed
+    form = None if stacked else precision.form(slot, shape[::-1] if in_out else shape, spec.layers)
+    if form:
+        rules.append(f"{form.bits} bits in blocks")
+        return in_blocks(
+            path(role, slot.layer), tensors[0], form, precision.floats, ", ".join(rules), transposed=in_out
+        )
+    transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and not in_out
+    rules += ["transposed"] * transposed + ["stacked"] * stacked
+    rules += [] if precision.floats == "F32" else [f"rounded to {precision.floats}"]
+    name, rule = path(role, slot.layer, slot.part), ", ".join(rules) or "copied"
+    return [in_floats(name, tensors, precision.floats, rule, transposed=transposed, stacked=stacked)]
 
 
-def _placed(before: Sequence[Item], item: Item) -> Item:
-    """``item`` behind ``before``, aligned."""
+def _placed(before: Sequence[Item], value: Initialiser, sources: tuple[str, ...] = ()) -> Item:
+    """``value`` behind ``before``, aligned."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
+    item = Item(value, end, sources)
     alignment = _PAGE_BYTES if item.nbytes >= _PAGED_FROM_BYTES else _LINE_BYTES
     return replace(item, offset_bytes=end + -end % alignment)

@@ -61,6 +61,7 @@ def _main(rope: Rope, max_positions: int) -> Table:
     if kind == "linear":
         return Table(MAIN, plain / np.float32(factor))
     if kind == "llama3":
+        context = settings.integer("original_max_position_embeddings", context)
         return Table(MAIN, _llama3(plain, settings, np.float32(factor), context))
     if kind == "yarn":
         return Table(MAIN, _yarn(rope, settings, factor, context), _yarn_magnitude(settings, factor))

@@ -1,4 +1,4 @@
-"""Writing the planned folder: the data file front to back, then the graph, then what clients read beside it."""
+"""Writing the planned folder: for each variant its data file, front to back, and its graph; then what clients read."""
 
 from __future__ import annotations
 
@@ -8,90 +8,100 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
-from exporter.errors import OutputError, writing
+from exporter.errors import BadInput, OutputError, writing
 from exporter.formats.onnx.builder import initialiser
 from exporter.formats.onnx.decoder import IR_VERSION, build
-from exporter.formats.onnx.plan import Item, OnnxLayout
-from exporter.formats.onnx.rope import cache
+from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
 from exporter.formats.output import OutputFile, Progress, silent
+from exporter.merge.model import MergedModel
 from exporter.staging import write_file
-from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, read
 from exporter.version import __version__
 
 FOLDER: Final = "onnx"
 MODEL: Final = "model.onnx"
-#: The one name under which transformers.js looks for the weights of ``model.onnx``.
+MODEL_SUFFIX: Final = ".onnx"
+#: transformers.js looks for the weights of ``model.onnx`` under this one name, beside it.
 DATA: Final = "model.onnx_data"
+DATA_SUFFIX: Final = ".onnx_data"
 
-#: Columns that are transposed at once: few enough that source rows and target rows stay in the processor's cache.
-_TRANSPOSE_COLUMNS: Final = 64
+_TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.DataType.UINT8}
 
 
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
     """Write ``layout`` into the folder ``out``, which is made, or is there and empty; same layout, same bytes.
 
     Memory: the largest linear (not the embedding, which goes in row blocks) and a few megabytes.
-    Raises OutputError if ``out`` holds something or the device refuses, BadInput for a checkpoint that changed;
-    nothing is left in ``out`` then.
+    Raises OutputError if ``out`` holds something or the device refuses, BadInput for a checkpoint that changed or
+    values that a precision cannot hold; nothing is left in ``out`` then.
     """
     with _fresh(out):
         folder = out / FOLDER
         with writing(folder):
             folder.mkdir()
-        with OutputFile(folder / DATA, progress, nbytes=layout.nbytes) as file:
-            _write_data(layout, file)
-        write_file(folder / MODEL, graph_bytes(layout))
+        for variant in layout.variants:
+            _write_variant(layout, variant, folder, progress)
         for name, content in sorted(layout.files.items()):
             write_file(out / name, content)
 
 
-def graph_bytes(layout: OnnxLayout) -> bytes:
-    """``model.onnx``: the graph, its weights by reference to ``DATA``, and where it came from."""
-    weights = {item.name: initialiser(_external(item)) for item in layout.items}
-    graph = build(layout.spec, weights, tied=layout.model.tie.tied)
+def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
+    """A model file: the graph, its weights by reference to the file ``data``, and where it came from."""
+    weights = {item.value.name: initialiser(_external(item, data)) for item in variant.items}
+    floats = _TYPES[variant.precision.floats]
+    graph = build(layout.spec, weights, tied=layout.model.tie.tied, floats=floats, ops=layout.ops)
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="ttexport", producer_version=__version__)
     model.metadata_props.update({f"ttexport.{key}": value for key, value in sorted(layout.model.provenance.items())})
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
-def _external(item: Item) -> ir.ExternalTensor:
+def _external(item: Item, data: str) -> ir.ExternalTensor:
+    value = item.value
     return ir.ExternalTensor(
-        DATA, item.offset_bytes, item.nbytes, ir.DataType.FLOAT, shape=ir.Shape(item.shape), name=item.name
+        data, item.offset_bytes, item.nbytes, _TYPES[value.dtype], shape=ir.Shape(value.shape), name=value.name
     )
 
 
-def _write_data(layout: OnnxLayout, file: OutputFile) -> None:
+def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
+    """Every name of the variant has its own model file, and a data file which is one file of several names."""
+    first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
+    with OutputFile(first, progress, nbytes=variant.nbytes) as file:
+        _write_data(layout, variant, file)
+    for other in others:
+        _link(first, other)
+    for stem in variant.precision.stems:
+        write_file(folder / f"{stem}{MODEL_SUFFIX}", graph_bytes(layout, variant, f"{stem}{DATA_SUFFIX}"))
+
+
+def _link(source: Path, target: Path) -> None:
+    with writing(target):
+        try:
+            target.hardlink_to(source)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, target)
+
+
+def _write_data(layout: OnnxLayout, variant: Variant, file: OutputFile) -> None:
     ledger = layout.model.ledger()
-    for item in layout.items:
+    for item in variant.items:
         file.write(bytes(item.offset_bytes - file.nbytes))
-        file.write_segments(_segments(item, layout.spec.max_positions), item.nbytes)
+        _write_item(layout.model, item, file)
         for name in item.sources:
-            ledger.take(name, item.rule)
+            ledger.take(name, item.value.rule)
     for name, rule in layout.dropped.items():
         ledger.take(name, rule)
     ledger.close()
 
 
-def _segments(item: Item, max_positions: int) -> Iterator[ByteRange | Array]:
-    if item.table is not None:
-        yield from cache(np.cos if item.part == "cos" else np.sin, item.table, max_positions)
-    for tensor in item.tensors:
-        yield from _columns(tensor) if item.transposed else tensor.segments()
-
-
-def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """The columns of a stored matrix as rows, in blocks. Memory: the matrix and one block."""
-    value = read(tensor)
-    step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
-    for start in range(0, value.shape[1], step):
-        block = np.empty((min(step, value.shape[1] - start), len(value)), value.dtype)
-        for column in range(0, len(block), _TRANSPOSE_COLUMNS):
-            last = min(column + _TRANSPOSE_COLUMNS, len(block))
-            block[column:last] = value[:, start + column : start + last].T
-        yield block
+def _write_item(model: MergedModel, item: Item, file: OutputFile) -> None:
+    try:
+        file.write_segments(item.value.segments(), item.nbytes)
+    except BadInput as exc:
+        name = item.sources[0] if item.sources else None
+        if name is None or str(exc).startswith(str(model.where(name))):
+            raise
+        raise BadInput(f"{model.where(name)}: {name}: {exc}") from exc
 
 
 @contextmanager

@@ -47,14 +47,12 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens.
+    """Job: artifact (a model file), sequences, greedy_prompts, greedy_tokens.
 
     Saves per sequence ``full.N``, ``cached.N`` (token by token) and ``padded.N`` (all in one left-padded batch), and
     ``greedy.N``.
     """
-    folder = Path(job["artifact"])
-    path = folder / "onnx" / "model.onnx"
-    session = Session(path if path.is_file() else folder / "model.onnx")
+    session = Session(Path(job["artifact"]))
     for number, ids in enumerate(job["sequences"]):
         save(f"full.{number}", _full(session, ids))
         save(f"cached.{number}", _cached(session, ids))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.formats.onnx import plan_onnx, write_onnx
+from exporter.formats.onnx import choose, plan_onnx, write_onnx
 from exporter.merge.model import MergedModel
 from exporter.merge.plan import plan_merge
 from exporter.sources.adapter import Adapter
@@ -26,12 +26,18 @@ def merged(base: Path, *adapters: Path, dtype: str | None = "F32") -> MergedMode
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """write(base, *adapters): the ONNX folder of the merged model."""
+    """write(base, *adapters, quants=(…), dtype=…, ops=…): the ONNX folder of the merged model."""
     counter = iter(range(1000))
 
-    def run(base: Path, *adapters: Path) -> Path:
+    def run(
+        base: Path,
+        *adapters: Path,
+        quants: Sequence[str] = (),
+        dtype: str | None = None,
+        ops: str = "standard",
+    ) -> Path:
         out = tmp_path / f"onnx-{next(counter)}"
-        write_onnx(plan_onnx(merged(base, *adapters)), out)
+        write_onnx(plan_onnx(merged(base, *adapters), choose(dtype, quants), ops=ops), out)
         return out
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from exporter.verify.runtimes.onnx_runtime import compute
 from fixtures.corpus import PROMPTS
 from tests.formats.onnx import reference
 from tests.formats.onnx.conftest import Write
@@ -49,12 +51,31 @@ def assert_generates_the_same(folder: Path, base: Path, adapter: Path, prompts: 
     assert found == want
 
 
-def test_tiny_model_generates_the_tokens_of_transformers(write: Write, tiny_tied: Path, tiny_adapter: Path) -> None:
-    assert_generates_the_same(write(tiny_tied, tiny_adapter), tiny_tied, tiny_adapter, PROMPTS)
+@pytest.mark.parametrize("ops", ["standard", "ort"])
+def test_tiny_model_generates_the_tokens_of_transformers(
+    write: Write, tiny_tied: Path, tiny_adapter: Path, ops: str
+) -> None:
+    folder = write(tiny_tied, tiny_adapter, ops=ops)
+    assert_generates_the_same(folder, tiny_tied, tiny_adapter, PROMPTS)
+    search = json.loads((folder / "genai_config.json").read_text())["search"]
+    assert search["past_present_share_buffer"] is (ops == "ort")
 
 
-def test_batch_generates_what_each_prompt_does_alone(write: Write, tiny_tied: Path) -> None:
-    model = og.Model(str(write(tiny_tied)))
+@pytest.mark.parametrize("ops", ["standard", "ort"])
+@pytest.mark.parametrize("quant", ["fp16", "int8", "q4", "q4f16"])
+def test_every_variant_generates_what_its_own_logits_say(write: Write, tiny_tied: Path, quant: str, ops: str) -> None:
+    folder = write(tiny_tied, quants=(quant,), ops=ops)
+    saved: dict[str, Any] = {}
+    path = folder / json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"]
+    prompt = [300, 17, 2, 40]
+    job = {"artifact": path, "sequences": [prompt], "greedy_prompts": [prompt], "greedy_tokens": TOKENS}
+    compute(job, saved.__setitem__)
+    assert generate(og.Model(str(folder)), [prompt]) == [saved["greedy.0"].tolist()]
+
+
+@pytest.mark.parametrize("ops", ["standard", "ort"])
+def test_batch_generates_what_each_prompt_does_alone(write: Write, tiny_tied: Path, ops: str) -> None:
+    model = og.Model(str(write(tiny_tied, ops=ops)))
     prompts = [[300, 17, 2, 40], [9, 8, 7, 6]]
     assert generate(model, prompts) == [generate(model, [ids])[0] for ids in prompts]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from transformers import AutoConfig
 
 from exporter.sources.onnx import OnnxFile
 from exporter.sources.safetensors import read_tensors
@@ -67,6 +70,35 @@ def test_only_standard_operators_of_opset_23(write: Write, tiny_tied: Path) -> N
     assert {node.domain for node in model.graph.node} == {""}
 
 
+def test_fused_graph_uses_operators_of_onnx_runtime_where_they_are_faster(write: Write, tiny_tied: Path) -> None:
+    model = onnx.load(write(tiny_tied, ops="ort") / "onnx" / "model.onnx", load_external_data=False)
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 23), ("com.microsoft", 1)}
+    fused = [node.op_type for node in model.graph.node if node.domain]
+    # Two layers: each sum but the embedding's own meets a norm.
+    assert Counter(fused) == {"GroupQueryAttention": 2, "SkipSimplifiedLayerNormalization": 4}
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+
+
+def test_graph_is_what_optimum_loads_as_a_causal_language_model(write: Write, tiny_tied: Path) -> None:
+    """ORTModelForCausalLM pairs past_key_values.N.key with present.N.key and takes the cache's shape from the config.
+
+    Source: optimum-onnx, ORTModelForCausalLM, by reading; it cannot be installed beside transformers 5.
+    """
+    folder = write(tiny_tied)
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = {value.name: value for value in session.get_inputs()}
+    outputs = [value.name for value in session.get_outputs()]
+    config = AutoConfig.from_pretrained(folder)
+    past = [name for name in inputs if name.startswith("past_key_values")]
+    assert past == [f"past_key_values.{n}.{part}" for n in range(config.num_hidden_layers) for part in ("key", "value")]
+    assert outputs == ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    assert inputs.keys() - set(past) == {"input_ids", "attention_mask", "position_ids"}
+    heads = config.num_key_value_heads
+    assert all(inputs[name].shape[1::2] == [heads, config.head_dim] for name in past)
+    assert {inputs[name].type for name in past} == {"tensor(float)"}
+
+
 def test_nodes_and_values_carry_the_module_path(write: Write, tiny_tied: Path) -> None:
     graph = onnx.load(write(tiny_tied) / "onnx" / "model.onnx", load_external_data=False).graph
     nodes = [node.name for node in graph.node]
@@ -76,7 +108,7 @@ def test_nodes_and_values_carry_the_module_path(write: Write, tiny_tied: Path) -
     assert list(by_name["layers.1.self_attn.q_proj"].output) == ["layers.1.self_attn.q_proj"]
     assert "layers.1.self_attn.q_proj.weight" in by_name["layers.1.self_attn.q_proj"].input
     roots = {name.split(".")[0] for name in nodes}
-    assert roots == {"mask", "embed_tokens", "layers", "norm", "lm_head", "logits"}
+    assert roots == {"mask", "embed_tokens", "layers", "norm", "lm_head"}
 
 
 def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Path) -> None:

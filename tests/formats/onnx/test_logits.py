@@ -31,7 +31,7 @@ def worst(found: Sequence[Array], want: Sequence[Array]) -> float:
 def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list[Array]]:
     """Logits by way of feeding: one full pass, token by token, and batches padded on either side."""
     saved: dict[str, Array] = {}
-    job = {"artifact": folder, "sequences": sequences, "greedy_prompts": [], "greedy_tokens": 0}
+    job = {"artifact": folder / "onnx" / "model.onnx", "sequences": sequences, "greedy_prompts": [], "greedy_tokens": 0}
     compute(job, saved.__setitem__)
     count = range(len(sequences))
     out = {mode: [saved[f"{mode}.{number}"] for number in count] for mode in ("full", "cached", "padded")}
@@ -71,12 +71,13 @@ def assert_same(folder: Path, want: list[Array], sequences: Sequence[Sequence[in
     assert max(found.values()) <= limit, found
 
 
+@pytest.mark.parametrize("ops", ["standard", "ort"])
 @pytest.mark.parametrize("name", ["tiny_tied", "tiny_untied", "tiny_sharded", "tiny_padded"])
 def test_every_way_of_feeding_gives_the_logits_of_transformers(
-    write: Write, request: pytest.FixtureRequest, name: str
+    write: Write, request: pytest.FixtureRequest, name: str, ops: str
 ) -> None:
     base = request.getfixturevalue(name)
-    assert_same(write(base), reference.logits(reference.load(base), SEQUENCES), SEQUENCES, TINY_MAX_ABS)
+    assert_same(write(base, ops=ops), reference.logits(reference.load(base), SEQUENCES), SEQUENCES, TINY_MAX_ABS)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +117,16 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max
 
 
 @pytest.mark.parametrize("rope", [LINEAR, LLAMA3, YARN], ids=["linear", "llama3", "yarn"])
+@pytest.mark.parametrize("ops", ["standard", "ort"])
 def test_scaled_rope_holds_up_to_the_last_position(
-    write: Write, change: Change, tiny_tied: Path, rope: dict[str, object]
+    write: Write, change: Change, tiny_tied: Path, rope: dict[str, object], ops: str
 ) -> None:
     base = change(tiny_tied, rope_parameters=rope)
     sequences = [random_ids(512, 512), random_ids(100, 512, 1)]
     want = reference.logits(reference.load(base), sequences)
     plain = reference.logits(reference.load(tiny_tied), sequences)
     assert worst(plain, want) > 0.1  # the scaling does something
-    folder = write(base)
+    folder = write(base, ops=ops)
     session = Session(folder / "onnx" / "model.onnx")
     found = []
     for ids in sequences:
@@ -155,8 +157,10 @@ def test_head_width_of_its_own(write: Write, change: Change, tiny_tied: Path) ->
     assert_same(write(base), reference.logits(reference.load(base), SEQUENCES), SEQUENCES, TINY_MAX_ABS)
 
 
-def test_padding_of_any_length_leaves_no_nan(write: Write, tiny_tied: Path) -> None:
-    session = Session(write(tiny_tied) / "onnx" / "model.onnx")
+@pytest.mark.parametrize("ops", ["standard", "ort"])
+@pytest.mark.parametrize("quant", ["fp32", "fp16"])
+def test_padding_of_any_length_leaves_no_nan(write: Write, tiny_tied: Path, quant: str, ops: str) -> None:
+    session = Session(next((write(tiny_tied, quants=(quant,), ops=ops) / "onnx").glob("*.onnx")))
     mask = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]])
     logits, _ = session.run(np.full((3, 4), 9), mask, np.zeros((3, 4), np.int64), session.empty_cache(3))
     assert np.isfinite(logits).all()
