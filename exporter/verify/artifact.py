@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from exporter import ggml
-from exporter.errors import BadInput, UnreadableFile, reading
+from exporter.errors import BadInput, MissingDependency, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
 from exporter.verify.onnx_blocks import BlockKind
+
+#: What the gguf package can quantise to.
+_IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"))
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,22 @@ def open_artifacts(path: Path) -> list[Artifact]:
 def encode(rows: Array, kind: str) -> Array:
     """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
 
-    Source of the quantised forms: the gguf package, which mirrors ggml's quantize_row_*_ref, ggml itself for
-    the rest, and ONNX Runtime for its own.
+    The quantised forms are ONNX Runtime's and ggml's own; without ggml, the gguf package's, which mirrors some of its
+    quantize_row_*_ref.
     """
     if kind in FLOATS:
         return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
     if BlockKind.is_one(kind):
         return BlockKind.read(kind).encode(rows)
+    wide = cast(rows, "F32")
+    try:
+        return ggml.quantize_rows(wide, kind)
+    except MissingDependency:
+        if kind not in _IN_PYTHON:
+            raise
     import gguf
 
-    try:
-        quantised: Array = gguf.quants.quantize(cast(rows, "F32"), gguf.GGMLQuantizationType[kind])
-    except (KeyError, NotImplementedError):
-        return ggml.quantize_rows(cast(rows, "F32"), kind)
+    quantised: Array = gguf.quants.quantize(wide, gguf.GGMLQuantizationType[kind])
     return quantised.view(np.uint8).reshape(len(rows), -1)
 
 

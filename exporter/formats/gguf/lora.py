@@ -124,7 +124,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
 
 def write_gguf_lora(layout: LoraLayout, path: Path, progress: Progress = silent) -> None:
     """Write ``layout`` to ``path``, a new file. Memory: the factors, and a block of a one-hot matrix."""
-    with OutputFile(path, progress) as out:
+    with OutputFile(path, progress, nbytes=layout.nbytes) as out:
         out.write(layout.header)
         for name, pair in layout.pairs.items():
             turned = name == "token_embd.weight"

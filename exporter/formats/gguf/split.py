@@ -90,7 +90,7 @@ def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Pa
         keys = [*(raw_keys(file) if number == 0 else ()), *marks]
         entries = [TensorEntry(one.name, one.type, one.shape) for one in tensors]
         head, nbytes = writer.header(keys, entries, alignment=file.alignment)
-        with OutputFile(part, progress) as out:
+        with OutputFile(part, progress, nbytes=nbytes) as out:
             out.write(head)
             for one in tensors:
                 out.write_segments([ByteRange(path, one.offset_bytes, one.nbytes)], one.nbytes)

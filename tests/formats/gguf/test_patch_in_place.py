@@ -155,11 +155,12 @@ def test_a_journal_that_does_not_fit_is_not_believed(
 def test_a_patch_that_fails_its_verification_is_undone(
     base: Path, files: dict[str, bytes], tiny_both_adapter: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overwrite = journal._overwrite
+    overwrite, calls = journal._overwrite, []
 
     def sloppy(path: Path, pieces: list[tuple[int, bytes]]) -> None:
-        # One piece at a time is the patch, all of a file is the restoration.
-        overwrite(path, [(offset, bytes(len(data))) for offset, data in pieces] if len(pieces) == 1 else pieces)
+        """Zeros the first time, which is the patch; the second is the restoration."""
+        calls.append(path)
+        overwrite(path, [(offset, bytes(len(data))) for offset, data in pieces] if len(calls) == 1 else pieces)
 
     monkeypatch.setattr(journal, "_overwrite", sloppy)
     assert in_place(base, tiny_both_adapter) == 3

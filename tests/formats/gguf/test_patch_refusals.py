@@ -11,6 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exporter.cli.main import run
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.patching.header import raw_keys
+from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.sources.adapter import Adapter
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_parts import GgufParts
@@ -160,3 +163,29 @@ def test_every_check_of_a_patch_can_close(
     out.write_bytes(data)
     for base in (None, parts):
         assert [one.name for one in check_patched(out, before, base=base) if not one.passed][:1] == [check]
+
+
+def rewritten(source: Path, out: Path, name: str, key: Key) -> Path:
+    """A copy of a GGUF with another value of one key."""
+    file = GgufFile.open(source)
+    keys = [key if one.name == name else one for one in raw_keys(file)]
+    entries = [TensorEntry(one.name, one.type, one.shape) for one in file.tensors.values()]
+    out.write_bytes(writer.header(keys, entries)[0] + source.read_bytes()[file.data_offset :])
+    return out
+
+
+def test_a_list_of_types_that_is_shorter_than_the_vocabulary(
+    tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    name = "tokenizer.ggml.token_type"
+    base = rewritten(tied, tmp_path / "base.gguf", name, writer.i32s(name, [1] * 100))
+    refused(capsys, tmp_path, 4, "token_type: expected 512 entries", base, tiny_new_tokens_adapter)
+
+
+def test_a_vocab_size_that_is_no_number_is_left_alone(
+    tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path
+) -> None:
+    name = "llama.vocab_size"
+    base = rewritten(tied, tmp_path / "base.gguf", name, writer.text(name, "many"))
+    assert run(["patch", str(base), str(tiny_new_tokens_adapter), "-o", str(tmp_path / "out.gguf"), "-q"]) == 0
+    assert GgufFile.open(tmp_path / "out.gguf").metadata[name] == "many"

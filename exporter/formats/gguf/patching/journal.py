@@ -50,9 +50,10 @@ def patch_in_place(patch: GgufPatch, check: Callable[[], None], progress: Progre
         changes = list(_changes(patch))
         _write_journal(path, changes)
         try:
-            for change in changes:
-                _overwrite(change.path, [(change.offset_bytes, change.new)])
-                progress(len(change.new))
+            for file in dict.fromkeys(change.path for change in changes):
+                pieces = [(change.offset_bytes, change.new) for change in changes if change.path == file]
+                _overwrite(file, pieces)
+                progress(sum(len(new) for _, new in pieces))
             check()
         except BaseException:
             _restore(path)

@@ -121,7 +121,7 @@ def _tensor_patch(parts: GgufParts, name: str, wanted: rows.Wanted, dtype: str, 
     except BadInput as exc:
         raise BadInput(f"{part.path}: {part.key}: {exc}") from exc
     assert encoded.shape == (len(ids), tensor.row_nbytes), (encoded.shape, tensor)
-    return TensorPatch(tensor, ids, np.ascontiguousarray(encoded), size)
+    return TensorPatch(tensor, ids, np.ascontiguousarray(encoded), max(size, tensor.n_rows))
 
 
 def _of_size(

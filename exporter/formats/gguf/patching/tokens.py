@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.errors import BadInput, NotExpressible, TensorMismatch, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.patching.header import numbers, same_kind
 from exporter.formats.gguf.patching.rows import EMBEDDING, Wanted
@@ -73,7 +73,8 @@ def patch_vocabulary(
         )
     _require_covered(parts, wanted, size)
     new, changes = _entries(parts, added, size, files.get("tokenizer.json"))
-    changes += [same_kind(keys[name], size) for name in keys if name.endswith(".vocab_size") and size != rows]
+    counts = [name for name, value in parts.metadata.items() if name.endswith(".vocab_size") and type(value) is int]
+    changes += [same_kind(keys[name], size) for name in counts if size != rows]
     ids = {text: token_id for token_id, (text, _) in added.items()}
     specials: list[Key] = []
     if files and (model := parts.metadata.get("tokenizer.ggml.model")) in _MODELS:
@@ -118,6 +119,11 @@ def _entries(
         raise NotExpressible(f"{parts.path}", f"new tokens, and the file has no {TOKENS} to name them in")
     if not added and size <= stored.count:
         return {}, []
+    for name, array in arrays.items():
+        if isinstance(array, GgufArray) and array.count != stored.count:
+            raise UnreadableFile(
+                parts.path, f"{name}: expected {stored.count} entries, one a token, found {array.count}"
+            )
     texts = stored.values()
     types = arrays[TYPES].values() if isinstance(arrays[TYPES], GgufArray) else [NORMAL] * len(texts)
     places = {text: token_id for token_id, text in enumerate(texts)}

@@ -19,7 +19,7 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
 
     Raises OutputError, UnreadableFile for a base that ends early; nothing is left at ``path`` then.
     """
-    with OutputFile(path, progress) as out:
+    with OutputFile(path, progress, nbytes=patch.nbytes) as out:
         for segment in _segments(patch):
             if isinstance(segment, ByteRange):
                 out.write_segments([segment], segment.nbytes)
