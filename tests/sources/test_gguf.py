@@ -232,7 +232,7 @@ def test_every_cut_is_noticed(tmp_path: Path, length: int) -> None:
 )
 @example(changes=[(16, b"\xff" * 8)])
 @settings(
-    max_examples=2_000,
+    max_examples=10_000,
     deadline=None,
     derandomize=True,
     database=None,
