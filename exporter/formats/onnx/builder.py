@@ -70,6 +70,10 @@ class Builder:
         """Append a node with one output and return it."""
         return self.ops(op_type, inputs, name, (name,), domain=domain, **attributes)[0]
 
+    def cast(self, x: ir.Value, source: ir.DataType, target: ir.DataType, name: str) -> ir.Value:
+        """X, which is of the type ``source``, as ``target``; without a node where they are the same."""
+        return x if source is target else self.op("Cast", [x], name, to=int(target))
+
     def ops(
         self,
         op_type: str,

@@ -114,7 +114,6 @@ class _Decoder:
         x = head(make, x, self.head, at)
         x = self.parts.scaled(x, self.spec.logit_scale, f"{at}.scaled")
         x = self.parts.capped(x, self.spec.logit_softcap, f"{at}.capped")
-        if make.floats is not ir.DataType.FLOAT:
-            x = make.op("Cast", [x], f"{at}.float32", to=int(ir.DataType.FLOAT))
+        x = make.cast(x, make.floats, ir.DataType.FLOAT, f"{at}.float32")
         x.name = "logits"
         return x

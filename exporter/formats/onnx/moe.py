@@ -7,11 +7,16 @@ Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 
 from exporter.families.spec import Role
 from exporter.formats.onnx.builder import Builder
 from exporter.formats.onnx.parts import Parts, path, typed
+
+#: What the experts make is added up in float32: ONNX Runtime's ScatterND adds nothing smaller.
+_SUM: Final = ir.DataType.FLOAT
 
 
 def experts(parts: Parts, layer: int, x: ir.Value) -> ir.Value:
@@ -32,9 +37,11 @@ def experts(parts: Parts, layer: int, x: ir.Value) -> ir.Value:
     weights = make.op("ScatterElements", [none, chosen, best], f"{at}.router.weights", axis=-1)
     by_expert = make.op("Transpose", [weights], f"{at}.router.by_expert", perm=[1, 0])  # [experts, N]
     nothing = make.op("Mul", [tokens, make.number(0.0)], f"{at}.nothing")
+    nothing = make.cast(nothing, make.floats, _SUM, f"{at}.nothing.wide")
     body = _body(parts, layer, tokens, by_expert)
     count, always = make.constant(moe.experts, scalar=True), make.truth
     total = make.op("Loop", [count, always, nothing], f"{at}.experts", body=body)
+    total = make.cast(total, _SUM, make.floats, f"{at}.experts.narrow")
     return make.op("Reshape", [total, shape], f"{at}.joined")
 
 
@@ -44,7 +51,7 @@ def _body(parts: Parts, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir
     make = parts.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)
     going = _scalar(f"{at}.going", ir.DataType.BOOL)
-    sofar = typed(ir.Value(name=f"{at}.so_far"), make.floats, None, parts.spec.hidden)
+    sofar = typed(ir.Value(name=f"{at}.so_far"), _SUM, None, parts.spec.hidden)
     mine = make.op("Gather", [by_expert, number], f"{at}.weights", axis=0)  # [N]
     rows = make.op("NonZero", [mine], f"{at}.rows")  # [1, n]
     rows = make.op("Squeeze", [rows, make.constant(0)], f"{at}.rows.flat")
@@ -82,7 +89,7 @@ def _expert(
     made = linear(Role.EXPERT_DOWN, hidden)
     share = make.op("Gather", [weights, rows], f"{at}.shares", axis=0)
     share = make.op("Unsqueeze", [share, make.constant(1)], f"{at}.shares.column")
-    made = make.op("Mul", [made, share], f"{at}.weighted")
+    made = make.cast(make.op("Mul", [made, share], f"{at}.weighted"), make.floats, _SUM, f"{at}.weighted.wide")
     places = make.op("Unsqueeze", [rows, make.constant(1)], f"{at}.places")
     total = make.op("ScatterND", [sofar, places, made], f"{at}.added", reduction="add")
     return _graph(make, [], [total], f"{at}.run")

@@ -1,0 +1,207 @@
+"""ONNX: exporting SmolLM2 as whole processes, and running what comes out, against onnxruntime-genai's builder.
+
+Ours is the command that users run; torch.onnx.export takes minutes and is measured on request. What is run is the fp32
+model in ONNX Runtime on the CPU: a prompt of 128 tokens, and tokens one by one behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks._measure import Measured, Program, machine, ratio, serve, show, take_turns, whole_programs, write
+
+OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
+    "ours",
+    "ours, ort",
+    "genai",
+    "torch.onnx.export",
+    "ours, 8 layers",
+    "16 layers",
+)
+PREFILL, DECODE = 128, 16
+# The bars: ratios of time and memory of the export, of tokens a second; growth of memory when layers double.
+FASTER_THAN_GENAI, FASTER_THAN_TORCH, MEMORY_OVER_GENAI, GROWTH = 3.0, 20.0, 0.6, 1.05
+SPEED: Mapping[str, float] = {OURS: 0.95, FUSED: 1.05}
+#: Private memory of a session over the weights: packed once they are all there, a second copy of the tied matrix would
+#: be a fifth more.
+PRIVATE_OVER_WEIGHTS = 1.1
+_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
+    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser.add_argument("--torch", action="store_true", help="measure torch.onnx.export, too: minutes a round")
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work(Path(options.worker[0]), options.worker[1])
+    with tempfile.TemporaryDirectory(prefix="onnx-") as name:
+        folder = Path(name)
+        # In a process of its own: the peak memory of a child begins with that of the process that starts it.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
+            bases = builder.submit(_bases, folder).result()
+        programs = _programs(bases, folder, torch=options.torch)
+        exports = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
+        runs = _run(bases[OURS], folder, options.warm_up, options.rounds)
+    report(exports, runs, options.rounds)
+    return None
+
+
+def _bases(folder: Path) -> dict[str, Path]:
+    from benchmarks import _models
+    from fixtures import smollm2
+
+    large = {name: _models.checkpoint(folder / name.split()[-2], count) for name, count in ((SMALL, 2), (LARGE, 4))}
+    return {OURS: smollm2.checkpoint(), **large}
+
+
+def _export(base: Path, out: Path, *options: str) -> Sequence[str]:
+    return (*_TTEXPORT, "--to", "onnx", str(base), "-o", str(out), "--verify", "off", "-q", *options)
+
+
+def _genai(base: Path, out: Path) -> Sequence[str]:
+    command = (sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu")
+    return (*command, "-i", str(base), "-o", str(out), "-c", str(out.with_name("cache")))
+
+
+def _programs(bases: Mapping[str, Path], folder: Path, *, torch: bool) -> dict[str, Program]:
+    out = folder / "out"
+    programs = {name: Program(_export(base, out), out) for name, base in bases.items()}
+    programs[GENAI] = Program(_genai(bases[OURS], out), out)
+    if torch:
+        trace = 'mkdir "$2" && exec "$0" -m exporter.formats.onnx.tracing "$1" "$2/model.onnx" model.onnx_data'
+        programs[TORCH] = Program(("sh", "-c", trace, sys.executable, str(bases[OURS]), str(out)), out)
+    return programs
+
+
+def _run(base: Path, folder: Path, warm_up: int, rounds: int) -> dict[str, Measured]:
+    import subprocess
+
+    commands = {
+        OURS: _export(base, folder / "standard"),
+        FUSED: _export(base, folder / "ort", "--onnx-ops", "ort"),
+        GENAI: _genai(base, folder / "genai"),
+    }
+    for command in commands.values():
+        subprocess.run(command, check=True, capture_output=True)
+    models = {OURS: "standard/onnx/model.onnx", FUSED: "ort/onnx/model.onnx", GENAI: "genai/model.onnx"}
+    workers = {
+        f"{name}: {what}": ["-m", "benchmarks.onnx", "--worker", str(folder / model), what]
+        for name, model in models.items()
+        for what in ("prefill", "decode")
+    }
+    return take_turns(workers, warm_up=warm_up, rounds=rounds)
+
+
+def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds: int) -> None:
+    ours, genai = exports[OURS], exports[GENAI]
+    bars = [
+        ("export, times faster than genai", ratio(genai.seconds, ours.seconds), FASTER_THAN_GENAI, True),
+        ("export, peak memory over genai's", ours.peak_bytes / genai.peak_bytes, MEMORY_OVER_GENAI, False),
+        (
+            "export, peak memory at twice the layers",
+            exports[LARGE].peak_bytes / exports[SMALL].peak_bytes,
+            GROWTH,
+            False,
+        ),
+    ]
+    if TORCH in exports:
+        faster = ratio(exports[TORCH].seconds, ours.seconds)
+        bars.append(("export, times faster than torch.onnx.export", faster, FASTER_THAN_TORCH, True))
+    for name, bar in SPEED.items():
+        for what in ("prefill", "decode"):
+            speed = ratio(runs[f"{GENAI}: {what}"].seconds, runs[f"{name}: {what}"].seconds)
+            bars.append((f"{name}: {what}, tokens/s over genai's", speed, bar, True))
+        facts = runs[f"{name}: decode"].facts
+        share = facts["private_bytes"] / facts["weight_bytes"]
+        bars.append((f"{name}: private memory of a session over the weights", share, PRIVATE_OVER_WEIGHTS, False))
+    verdicts = [_verdict(*bar) for bar in bars]
+    rows = [[*_figures(name, one), ""] for name, one in exports.items()]
+    tokens = {"prefill": PREFILL, "decode": DECODE}
+    for name, one in runs.items():
+        speed = tokens[name.rpartition(" ")[2]] / median(one.seconds)
+        rows.append([*_figures(name, one), f"{speed:.1f}"])
+    columns = ["variant", "s, median", "CPU s", "peak MB", "tokens/s"]
+    show(f"ONNX, SmolLM2 in float32, {rounds} rounds", columns, rows, notes=verdicts)
+    document = {
+        "machine": machine(),
+        "rounds": rounds,
+        "variants": {name: vars(one) for name, one in {**exports, **runs}.items()},
+        "bars": [{"name": name, "value": value, "bar": bar} for name, value, bar, _ in bars],
+    }
+    print(f"written: {write('onnx', document)}")
+
+
+def _figures(name: str, one: Measured) -> list[str]:
+    return [name, f"{median(one.seconds):.2f}", f"{median(one.cpu_seconds):.2f}", f"{one.peak_bytes / 1e6:,.0f}"]
+
+
+def _verdict(name: str, value: float, bar: float, at_least: bool) -> str:
+    met = value >= bar if at_least else value <= bar
+    return f"{name}: {value:.3g}, bar {bar:g}: {'met' if met else 'MISSED'}"
+
+
+# --- the worker: only this part imports onnxruntime ---------------------------------------------------------------
+
+
+def work(model: Path, what: str) -> None:
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    before = _private_bytes()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    private = _private_bytes() - before
+    inputs = {value.name: value for value in session.get_inputs()}
+    outputs = [value.name for value in session.get_outputs()]
+    empty = {
+        name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for name, value in inputs.items()
+        if name.startswith("past_key_values.")
+    }
+    ids = np.random.default_rng(0).integers(5, 40_000, (1, PREFILL + DECODE))
+
+    def run(start: int, stop: int, cache: Mapping[str, Any]) -> dict[str, Any]:
+        mask, positions = np.ones((1, stop), np.int64), np.arange(start, stop)[None]
+        feeds = {"input_ids": ids[:, start:stop], "attention_mask": mask, "position_ids": positions, **cache}
+        found = session.run(outputs, {name: value for name, value in feeds.items() if name in inputs})
+        made = dict(zip(outputs, found, strict=True))
+        return {name: made[name.replace("past_key_values", "present")] for name in empty}
+
+    filled = run(0, PREFILL, empty)
+
+    def prefill() -> Mapping[str, Any]:
+        run(0, PREFILL, empty)
+        return {}
+
+    def decode() -> Mapping[str, Any]:
+        cache = filled
+        for at in range(PREFILL, PREFILL + DECODE):
+            cache = run(at, at + 1, cache)
+        return {}
+
+    weights = sum(path.stat().st_size for path in model.parent.glob("model.onnx?data"))
+    serve({"prefill": prefill, "decode": decode}[what], private_bytes=private, weight_bytes=weights)
+
+
+def _private_bytes() -> int:
+    """Anonymous memory of this process: what is mapped from the weights' file is not in it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
