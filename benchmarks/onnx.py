@@ -25,7 +25,7 @@ OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
     "genai",
     "torch.onnx.export",
     "ours, 8 layers",
-    "16 layers",
+    "ours, 16 layers",
 )
 PREFILL, DECODE = 128, 16
 HEAD_WIDTH = 64  # SmolLM2's; genai's graph does not say
