@@ -116,7 +116,7 @@ def test_every_room_is_walked() -> None:
         ("exporter.verify.rows", "from exporter.merge.passes import ReplaceRows"),
         ("exporter.verify.run", "from exporter.formats import hf"),
         ("exporter.formats.hf", "from exporter.targets import Wish"),
-        ("exporter.export", "from exporter.cli.talk import size"),
+        ("exporter.export", "from exporter.cli.text import size"),
         ("exporter.cli.main", "import tuner.cli"),
         ("tuner.train", "from exporter.tensors import cast"),
         ("tuner.train", "from exporter.sources import checkpoint"),

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from exporter.cli.options import export_spec
-from exporter.cli.talk import print_reports, progress, size
+from exporter.cli.talk import print_reports, progress
+from exporter.cli.text import size
 from exporter.export import plan_export, run_export, written
 from exporter.sources.gguf_parts import GgufParts
 from exporter.targets import Target

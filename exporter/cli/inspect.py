@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.talk import size
-from exporter.cli.text import printable
+from exporter.cli.text import printable, size
 from exporter.inspection import inspect_path
 from exporter.sources.locate import locate
 

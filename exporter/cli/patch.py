@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from exporter.cli.options import PATH, patch_place_options, talk_options
-from exporter.cli.talk import progress, size
+from exporter.cli.talk import progress
+from exporter.cli.text import size
 from exporter.patch import PatchSpec, patch_json, plan_gguf_patch, restore, run_patch
 from exporter.targets import DTYPES
 

@@ -12,7 +12,7 @@ import click
 
 from exporter.cli.export import as_merge
 from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
-from exporter.cli.talk import size
+from exporter.cli.text import size
 from exporter.export import ExportPlan, plan_export, plan_json
 from exporter.patch import PatchSpec, patch_json, plan_gguf_patch
 

@@ -86,13 +86,3 @@ def _short(report: Report) -> str:
 
     mark = "[green]✓[/]" if report.passed else "[bold red]✗[/]"
     return f"{mark} {escape(Path(report.artifact).name)}"
-
-
-def size(nbytes: int) -> str:
-    """A number of bytes for people: 269.1 MB."""
-    value, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
