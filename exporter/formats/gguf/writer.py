@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -66,7 +67,9 @@ def text(name: str, value: str) -> Key:
 
 def texts(name: str, values: Sequence[str]) -> Key:
     """An array of strings."""
-    return Key(name, struct.pack("<IIQ", ARRAY, STRING, len(values)) + b"".join(map(_string, values)))
+    encoded = [_encoded(value) for value in values]
+    pieces = chain.from_iterable(zip(map(_LENGTH.pack, map(len, encoded)), encoded, strict=True))
+    return Key(name, struct.pack("<IIQ", ARRAY, STRING, len(values)) + b"".join(pieces))
 
 
 def i32s(name: str, values: Sequence[int]) -> Key:
@@ -97,11 +100,15 @@ def _scalar(name: str, kind: str, value: float) -> Key:
 
 
 def _string(value: str) -> bytes:
+    data = _encoded(value)
+    return _LENGTH.pack(len(data)) + data
+
+
+def _encoded(value: str) -> bytes:
     try:
-        data = value.encode("utf-8", "surrogateescape")
+        return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
         raise BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair") from exc
-    return _LENGTH.pack(len(data)) + data
 
 
 @dataclass(frozen=True, slots=True)
