@@ -7,19 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSpec, blocks, cast
-
-
-class View(LazyTensor, Protocol):
-    """A lazy tensor whose rows are best asked for in multiples of ``unit``."""
-
-    @property
-    def unit(self) -> int:
-        """Rows that are made together."""
 
 
 def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:

@@ -191,7 +191,8 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
         check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
         if biased.bias is None or biased.bias.spec.shape != spec.shape:
-            raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found="another")
+            shape = biased.bias.spec.shape if biased.bias else "none"
+            raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found=shape)
         require_finite(biased.path, biased.bias)
 
 

