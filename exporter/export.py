@@ -23,7 +23,6 @@ from exporter.staging import require_space, staged, write_file
 from exporter.targets import DTYPES, Target, Wish, plan_target
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, document, require_passed, to_bytes
-from exporter.verify.reports.setting import setting
 from exporter.verify.reports.write import JSON, require_renderers, write_report
 from exporter.verify.run import verify
 from exporter.verify.runtimes.installed import require
@@ -195,8 +194,11 @@ def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: 
     # what was cut into parts is called by the first of them
     places = [_final(plan, target).with_name(path.name) for target, path in zip(plan.targets, paths, strict=True)]
     named = [replace(report, artifact=place) for report, place in zip(reports, places, strict=True)]
-    where = setting(_reference(plan), paths) if spec.report else {}
+    where: dict[str, Any] = {}
     if spec.report:
+        from exporter.verify.reports.setting import setting  # reads what is installed: only a report waits for it
+
+        where = setting(_reference(plan), paths)
         write_report(spec.report, named, where)
     require_passed(named)
     if all(target.place for target in plan.targets):

@@ -10,7 +10,8 @@ Not read with the gguf package, which parses a vocabulary string by string.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,8 @@ class GgufFile:
         that the file cannot hold; unknown types; names twice; an odd alignment; tensors that overlap, leave holes or
         reach beyond the file.
         """
-        with opened(path) as (file, size):
-            if size < 24:
-                raise UnreadableFile(path, f"expected a GGUF header, found a file of {size} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                header = Scanner(path, view, min(size, MAX_HEADER_BYTES), size).scan()
+        with _scanner(path) as scanner:
+            header = scanner.scan()
         return cls(path, header.version, header.metadata, header.tensors, header.alignment, header.data_offset)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
@@ -84,3 +82,18 @@ class GgufFile:
             expected = f"rows within 0 and {tensor.n_rows}"
             raise TensorMismatch(self.path, name, expected=expected, found=f"{start} to {stop}")
         return tensor
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a GGUF holds an adapter, not a model; reads no further than to the key that says so."""
+    with _scanner(path) as scanner:
+        return bool(scanner.value_of("general.type") == "adapter")
+
+
+@contextmanager
+def _scanner(path: Path) -> Iterator[Scanner]:
+    with opened(path) as (file, size):
+        if size < 24:
+            raise UnreadableFile(path, f"expected a GGUF header, found a file of {size} bytes")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            yield Scanner(path, view, min(size, MAX_HEADER_BYTES), size)

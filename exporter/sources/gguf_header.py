@@ -127,6 +127,17 @@ class Scanner:
         tensors = self._place(entries, start, alignment)
         return Header(version, metadata, tensors, alignment, start)
 
+    def value_of(self, wanted: str) -> Any:
+        """The value of one key, read no further than that; None without the key. Raises UnreadableFile."""
+        for index in range(self._preamble()[2]):
+            self.what = f"key {index}"
+            key = self._name(_MAX_KEY_BYTES)
+            self.what = f"key {key}"
+            value = self._value()
+            if key == wanted:
+                return value
+        return None
+
     def _bad(self, reason: str) -> UnreadableFile:
         return UnreadableFile(self.path, f"{self.what}: {reason}")
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import UnreadableFile
-from exporter.sources.gguf import GgufFile
+from exporter.sources.gguf import GgufFile, is_adapter
 from exporter.sources.gguf_types import MAGIC
 from exporter.tensors import Array, cast, read
 from exporter.verify.computed import sample
@@ -35,7 +35,7 @@ def is_lora(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             return False
-    return GgufFile.open(path).metadata.get("general.type") == "adapter"
+    return is_adapter(path)
 
 
 def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:
