@@ -18,11 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import Program, machine, ratio, show, whole_programs, write
-from benchmarks.merge import figures
+from benchmarks._cases import OURS, figures, show_cases
+from benchmarks._measure import Program, machine, ratio, whole_programs, write
 
 CASES = ("convert", "quantise", "large", "patch", "in-place", "inspect")
-OURS, PEER, SYNCED = "ours", "peer", "cp, synced"
+PEER, SYNCED = "peer", "cp, synced"
 _TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 _QUANTISE = """
 import ctypes, sys, llama_cpp
@@ -189,28 +189,7 @@ def _rows(folder: Path, seed: int) -> Path:
 
 
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
-    columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB"]
-    table, verdicts = [], []
-    for one in cases:
-        for name, variant in one["variants"].items():
-            table.append(
-                [
-                    one["case"] if name == OURS else "",
-                    name,
-                    f"{variant['seconds_median']:.2f}",
-                    f"{variant['seconds_least']:.2f}",
-                    f"{variant['cpu_seconds_median']:.2f}",
-                    f"{variant['peak_bytes'] / 1e6:,.0f}",
-                ]
-            )
-        one["bars_met"] = {}
-        for figure, bar in BARS[one["case"]].items():
-            met = one[figure] >= bar if figure == "faster_than_peer" else one[figure] <= bar
-            one["bars_met"][f"{figure} {bar:g}"] = met
-            verdicts.append(f"{one['case']}: {figure} {one[figure]:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}")
-    load = ", ".join(f"{one['load_before'][0]} → {one['load_after'][0]}" for one in cases)
-    notes = [f"load (1 min) before → after each case: {load}", *verdicts]
-    show(f"GGUF, whole processes, {rounds} rounds", columns, table, notes=notes)
+    show_cases(f"GGUF, whole processes, {rounds} rounds", cases, BARS, at_least=("faster_than_peer",))
     print(f"written: {write('gguf', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
 
 

@@ -16,13 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks._measure import Measured, Program, machine, ratio, show, whole_programs, write
+from benchmarks._cases import OURS, figures, show_cases
+from benchmarks._measure import Measured, Program, machine, ratio, whole_programs, write
 
 CASES = ("smollm2", "rows", "lora")
-OURS, UNVERIFIED, PEFT, COPY, SYNCED = "ours", "ours, --verify off", "PEFT", "cp -r", "cp -r, synced"
+UNVERIFIED, PEFT, COPY, SYNCED = "ours, --verify off", "PEFT", "cp -r", "cp -r, synced"
 _TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 _PEFT = """
 import sys
@@ -117,17 +117,6 @@ def measure(case: Case, folder: Path, warm_up: int, rounds: int) -> dict[str, An
     }
 
 
-def figures(one: Measured) -> dict[str, Any]:
-    return {
-        "seconds_median": median(one.seconds),
-        "seconds_least": min(one.seconds),
-        "cpu_seconds_median": median(one.cpu_seconds),
-        "peak_bytes": one.peak_bytes,
-        "seconds": one.seconds,
-        "cpu_seconds": one.cpu_seconds,
-    }
-
-
 def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
     ours = measured[OURS]
     result = {
@@ -141,30 +130,10 @@ def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
 
 
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
-    columns = ["case, GB", "variant", "s, median", "s, least", "CPU s", "peak MB", "against ours"]
-    rows, verdicts = [], []
     for one in cases:
-        ours = one["variants"][OURS]
-        for name, variant in one["variants"].items():
-            rows.append(
-                [
-                    f"{one['case']}, {one['bytes'] / 1e9:.2f}" if name == OURS else "",
-                    name,
-                    f"{variant['seconds_median']:.2f}",
-                    f"{variant['seconds_least']:.2f}",
-                    f"{variant['cpu_seconds_median']:.2f}",
-                    f"{variant['peak_bytes'] / 1e6:,.0f}",
-                    f"{ratio(variant['seconds'], ours['seconds']):.2f}",
-                ]
-            )
-        one["bars_met"] = {}
-        for figure, bar in BARS[one["case"]].items():
-            met = one[figure] >= bar if figure == "faster_than_peft" else one[figure] <= bar
-            one["bars_met"][f"{figure} {bar:g}"] = met
-            verdicts.append(f"{one['case']}: {figure} {one[figure]:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}")
-    load = ", ".join(f"{one['load_before'][0]} → {one['load_after'][0]}" for one in cases)
-    notes = [f"load (1 min) before → after each case: {load}", *verdicts]
-    show(f"Merging to a Hugging Face checkpoint, whole processes, {rounds} rounds", columns, rows, notes=notes)
+        one["size"] = f", {one['bytes'] / 1e9:.2f} GB"
+    title = f"Merging to a Hugging Face checkpoint, whole processes, {rounds} rounds"
+    show_cases(title, cases, BARS, at_least=("faster_than_peft",))
     print(f"written: {write('merge', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
 
 

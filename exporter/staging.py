@@ -70,7 +70,9 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole and sync it; the mode follows the umask. Raises OutputError."""
+    """Write a small file whole, synced, its folder made if need be; its mode follows the umask. Raises OutputError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), path.open("xb") as file:
         file.write(content)
         file.flush()

@@ -5,6 +5,7 @@ Each view is a lazy tensor: it reads what a block needs and nothing more, so tha
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
 
 
 @dataclass(frozen=True)
-class _OneSource:
+class _OneSource(ABC):
     source: LazyTensor
 
     @property
@@ -31,9 +32,9 @@ class _OneSource:
         """The source's, where a view does not say otherwise."""
         return self.source.spec
 
+    @abstractmethod
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop) of the view."""
-        raise NotImplementedError
 
     def segments(self) -> Iterator[ByteRange | Array]:
         """The rows in blocks."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from exporter.errors import BadInput
 from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.checkpoint import MORE_TEMPLATES, Checkpoint
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import read_object
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
 _TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
-_KEPT: Final = ("generation_config.json", *_TEMPLATES)
+_GENERATION: Final = "generation_config.json"
 _SETTINGS: Final = "tokenizer_config.json"
 #: Any of these makes a tokenizer.
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -27,12 +28,20 @@ def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dic
     """
     brought = brought_files(adapters)
     base = checkpoint.side_files
-    if "chat_template" in (read_object(brought[_SETTINGS]) if _SETTINGS in brought else {}):
-        # A template in a file of its own would hide the adapter's for every reader.
-        base = {name: path for name, path in base.items() if name not in _TEMPLATES}
+    if any(map(_is_template, brought)) or "chat_template" in _settings(brought):
+        # Templates are one set: a file of the base's would hide the adapter's, or offer dialogues it was not made for.
+        base = {name: path for name, path in base.items() if not _is_template(name)}
     if brought.keys() & set(_VOCABULARIES):
-        base = {name: path for name, path in base.items() if name in _KEPT}
+        base = {name: path for name, path in base.items() if name == _GENERATION or _is_template(name)}
     return base | brought
+
+
+def _is_template(name: str) -> bool:
+    return name in _TEMPLATES or fnmatchcase(name, MORE_TEMPLATES)
+
+
+def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
+    return read_object(files[_SETTINGS]) if _SETTINGS in files else {}
 
 
 def brought_files(adapters: Sequence[Adapter]) -> dict[str, Path]:

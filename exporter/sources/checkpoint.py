@@ -30,6 +30,8 @@ SIDE_FILES: Final = (
     "chat_template.jinja",
     "chat_template.json",
 )
+#: Chat templates besides the default one lie in a folder of their own, a NAME.jinja each (transformers' layout).
+MORE_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 
 #: Module names that hold the input embedding and the output head in the checkpoints of the field.
 EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
@@ -170,8 +172,12 @@ class Checkpoint:
 
 
 def side_files(folder: Path) -> dict[str, Path]:
-    """What ``folder`` holds under the names of ``SIDE_FILES``: name → path. Broken ones count: reading them says so."""
-    return {name: folder / name for name in SIDE_FILES if os.path.lexists(folder / name)}
+    """What ``folder`` holds of ``SIDE_FILES`` and ``MORE_TEMPLATES``: name, with slashes → path.
+
+    Broken ones count: reading them says so.
+    """
+    more = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(MORE_TEMPLATES))]
+    return {name: folder / name for name in (*SIDE_FILES, *more) if os.path.lexists(folder / name)}
 
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:

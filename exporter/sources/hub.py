@@ -13,13 +13,14 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, OutputError
 from exporter.sources.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from exporter.sources.checkpoint import MAX_INDEX_BYTES, SIDE_FILES
+from exporter.sources.checkpoint import MAX_INDEX_BYTES, MORE_TEMPLATES, SIDE_FILES
 from exporter.sources.json_objects import read_object
 
 Kind = Literal["adapter", "checkpoint"]
@@ -27,7 +28,7 @@ Kind = Literal["adapter", "checkpoint"]
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 #: Read before it is known which weights are needed; all of it is small.
-_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *SIDE_FILES)
+_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *SIDE_FILES, MORE_TEMPLATES)
 #: One of these is the vocabulary.
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
@@ -100,7 +101,7 @@ def _needed(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[s
     """Names of the files without which the folder must not be used."""
     config = ADAPTER_CONFIG if kind == "adapter" else "config.json"
     if sizes is not None:
-        side = [name for name in SIDE_FILES if name in sizes]
+        side = [name for name in sizes if name in SIDE_FILES or fnmatchcase(name, MORE_TEMPLATES)]
     elif kind == "checkpoint" and not any((folder / name).is_file() for name in _VOCABULARIES):
         side = [_VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
     else:

@@ -3,9 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +19,11 @@ from exporter.formats.hf import INDEX, plan_hf, write_hf
 from exporter.merge.plan import plan_merge
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.safetensors import read_tensors
 from fixtures import adapters as stock
 from fixtures.corpus import PROMPTS
 from tests.conftest import NEW_TOKENS, TRAINED_IDS
-from tests.sources.folders import EMBED, HEAD, adapter, checkpoint, matrix, sharded
-
-Merge = Callable[..., Path]
-
-
-@pytest.fixture
-def merge(tmp_path: Path) -> Merge:
-    """merge(base, *adapters, dtype=…): the folder of the merged checkpoint."""
-    counter = iter(range(100))
-
-    def run(base: Path, *adapters: Path, dtype: str | None = None) -> Path:
-        out = tmp_path / f"merged-{next(counter)}"
-        plan = plan_merge(Checkpoint.open(base), [Adapter.open(path) for path in adapters])
-        write_hf(plan_hf(plan.model(dtype)), out)
-        return out
-
-    return run
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def raw(folder: Path) -> dict[str, bytes]:
-    """Tensor name → stored bytes."""
-    found = Checkpoint.open(folder).tensors
-    return {
-        name: one.place.path.read_bytes()[one.place.offset_bytes :][: one.place.nbytes] for name, one in found.items()
-    }
-
-
-def loaded(folder: Path, **options: object) -> Any:
-    """The model by plain transformers; every stored tensor must be used, and none may be missing."""
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    model, report = found
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        assert not report.get(problem), (problem, report[problem])
-    return model.eval()
+from tests.formats.merged import Merge, files, loaded, raw
+from tests.sources.folders import EMBED, HEAD, checkpoint, matrix
 
 
 def unmerged(base: Path, rows: Path) -> Any:
@@ -150,33 +112,6 @@ def test_without_adapters_the_weights_are_a_copy(tiny_tied: Path, merge: Merge) 
     assert raw(merge(tiny_tied)) == raw(tiny_tied)
 
 
-def test_shards_keep_their_split(tiny_sharded: Path, tmp_path: Path, merge: Merge) -> None:
-    rows = stock.stock_rows(tiny_sharded, tmp_path / "a", TRAINED_IDS, targets=stock.HEAD_AND_EMBEDDING)
-    out = merge(tiny_sharded, rows)
-    before, after = (json.loads((folder / INDEX).read_text()) for folder in (tiny_sharded, out))
-    assert after["weight_map"] == before["weight_map"]
-    assert list(after["weight_map"]) == sorted(after["weight_map"])
-    found = Checkpoint.open(out).tensors
-    assert after["metadata"]["total_size"] == sum(tensor.place.nbytes for tensor in found.values())
-    assert after["metadata"]["total_parameters"] == loaded(out).num_parameters()
-    shards = set(after["weight_map"].values())
-    assert len(shards) == 3
-    assert {path.name for path in out.glob("*.safetensors")} == shards
-
-
-def test_a_sharded_matrix_grows_in_its_shard(tmp_path: Path, merge: Merge) -> None:
-    shards = {"1.safetensors": {EMBED: matrix()}, "2.safetensors": {"model.norm.weight": matrix(1)}}
-    base = sharded(tmp_path / "b", shards, vocab_size=6)
-    rows = adapter(tmp_path / "a", [6], {"model.embed_tokens": matrix(1, start=90)})
-    vocab = {f"t{n}": n for n in range(7)}
-    (rows / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
-    out = merge(base, rows)
-    np.testing.assert_array_equal(
-        read_tensors(out / "1.safetensors")[EMBED].rows(0, 7), np.concatenate([matrix(), matrix(1, start=90)])
-    )
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == 7
-
-
 def test_a_stale_index_beside_a_single_file_is_left_behind(tmp_path: Path, merge: Merge) -> None:
     base = checkpoint(tmp_path / "b", {EMBED: matrix()})
     (base / INDEX).write_text('{"weight_map": {"gone": "gone.safetensors"}}')
@@ -196,6 +131,15 @@ def test_what_the_model_needs_travels_along(tiny_tied: Path, tiny_new_tokens_ada
     generation, base = (GenerationConfig.from_pretrained(path) for path in (out, tiny_tied))
     assert generation.eos_token_id == base.eos_token_id == tokenizer.eos_token_id
     assert loaded(out).config.vocab_size == len(tokenizer)
+
+
+def test_named_chat_templates_travel_along(tiny_tied: Path, tmp_path: Path, merge: Merge) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_tied, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(base)
+    assert AutoTokenizer.from_pretrained(merge(base)).chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("F32", "float32"), ("F16", "float16"), (None, "bfloat16")])
@@ -249,50 +193,12 @@ def test_merged_weights_say_where_they_come_from(tiny_tied: Path, tiny_adapter: 
         assert file.metadata() == {"format": "pt", "ttexport.base.embedding_sha256": digest}
 
 
-def test_a_shard_that_holds_nothing_merged_is_the_bases(tiny_sharded: Path, tmp_path: Path, merge: Merge) -> None:
-    rows = stock.stock_rows(tiny_sharded, tmp_path / "a", TRAINED_IDS)
-    out = merge(tiny_sharded, rows)
-    before, after = ({k: v for k, v in files(path).items() if "safetensors" in k} for path in (tiny_sharded, out))
-    touched = json.loads((out / INDEX).read_text())["weight_map"][EMBED]
-    assert {name for name in before if before[name] != after[name]} == {touched}, (
-        "the index is as transformers writes it"
-    )
-
-
 def test_merged_tensors_lie_within_their_pages_as_in_the_base(
     tiny_tied: Path, tiny_adapter: Path, merge: Merge
 ) -> None:
     before, after = (Checkpoint.open(path).tensors for path in (tiny_tied, merge(tiny_tied, tiny_adapter)))
     assert list(before) == list(after)
     assert {(after[name].place.offset_bytes - before[name].place.offset_bytes) % 4096 for name in before} == {0}
-
-
-@pytest.mark.parametrize("most", [20_000, 70_000, 100_000])
-def test_shards_are_split_anew_where_that_is_asked_for(
-    most: int, tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
-) -> None:
-    plan = plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)])
-    write_hf(plan_hf(plan.model(), most), tmp_path / "out")
-    index = json.loads((tmp_path / "out" / INDEX).read_text())
-    names = sorted(set(index["weight_map"].values()))
-    assert names == [f"model-{n:05}-of-{len(names):05}.safetensors" for n in range(1, len(names) + 1)]
-    assert len(names) > 1
-    stored = {name: read_tensors(tmp_path / "out" / name) for name in names}
-    sizes = [[tensor.place.nbytes for tensor in shard.values()] for shard in stored.values()]
-    assert all(sum(shard) <= most or len(shard) == 1 for shard in sizes)
-    for shard, following in pairwise(sizes):
-        assert sum(shard) + following[0] > most, "a shard that could have taken the next tensor"
-    base = list(Checkpoint.open(tiny_tied).tensors)
-    assert [name for shard in stored.values() for name in shard] == base
-    model = loaded(tmp_path / "out")
-    assert index["metadata"] == {"total_parameters": model.num_parameters(), "total_size": sum(map(sum, sizes))}
-
-
-def test_a_sharded_base_becomes_one_file_where_that_is_asked_for(tiny_sharded: Path, tmp_path: Path) -> None:
-    write_hf(plan_hf(plan_merge(Checkpoint.open(tiny_sharded), []).model(), 1 << 30), tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").glob("*safetensors*")] == ["model.safetensors"]
-    assert raw(tmp_path / "out") == raw(tiny_sharded)
-    loaded(tmp_path / "out")
 
 
 def test_the_layout_promises_the_bytes_that_are_written(

@@ -18,6 +18,7 @@ BASE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "g
 def base_with(folder: Path, *names: str) -> Checkpoint:
     checkpoint(folder, {EMBED: matrix()})
     for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("base")
     return Checkpoint.open(folder)
 
@@ -25,6 +26,7 @@ def base_with(folder: Path, *names: str) -> Checkpoint:
 def adapter_with(folder: Path, files: Mapping[str, str]) -> Adapter:
     adapter(folder, [0], {"model.embed_tokens": matrix(1)})
     for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     return Adapter.open(folder)
 
@@ -54,6 +56,21 @@ def test_the_adapters_chat_template_wins_alone(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja")
     files = merge_side_files(base, [adapter_with(tmp_path / "a", {"chat_template.jinja": "new"})])
     assert origins(files) == {"tokenizer.json": "base", "chat_template.jinja": "a"}
+
+
+MORE = "additional_chat_templates/tool_use.jinja"
+
+
+def test_named_chat_templates_travel_with_the_default_one(tmp_path: Path) -> None:
+    base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja", MORE)
+    bare = merge_side_files(base, [adapter_with(tmp_path / "bare", {})])
+    assert bare[MORE] == tmp_path / "base" / MORE
+    tokenizer = merge_side_files(base, [adapter_with(tmp_path / "tokenizer", {"tokenizer.json": "{}"})])
+    assert tokenizer[MORE] == tmp_path / "base" / MORE
+    own = merge_side_files(base, [adapter_with(tmp_path / "own", {"chat_template.jinja": "new"})])
+    assert MORE not in own
+    named = merge_side_files(base, [adapter_with(tmp_path / "named", {"chat_template.jinja": "new", MORE: "new"})])
+    assert named[MORE] == tmp_path / "named" / MORE
 
 
 def test_two_adapters_may_bring_the_same_file_but_not_different_ones(tmp_path: Path) -> None:

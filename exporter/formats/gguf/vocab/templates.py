@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.writer import Key
+from exporter.sources.checkpoint import MORE_TEMPLATES
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import read_object
 
@@ -21,7 +23,7 @@ def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> lis
         if path := files.get("chat_template.jinja"):
             template = _text(path)
             # transformers keeps the templates with other names in a folder beside the default one.
-            if others := sorted((path.parent / "additional_chat_templates").glob("*.jinja")):
+            if others := [files[name] for name in sorted(files) if fnmatchcase(name, MORE_TEMPLATES)]:
                 named = [{"name": other.stem, "template": _text(other)} for other in others]
                 template = [{"name": "default", "template": template}, *named]
         elif path := files.get("chat_template.json"):

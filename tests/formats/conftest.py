@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.formats.hf import plan_hf, write_hf
+from exporter.merge.plan import plan_merge
+from exporter.sources.adapter import Adapter
+from exporter.sources.checkpoint import Checkpoint
+from tests.formats.merged import Merge
+
+
+@pytest.fixture
+def merge(tmp_path: Path) -> Merge:
+    """merge(base, *adapters, dtype=…): the folder of the merged checkpoint."""
+    counter = iter(range(100))
+
+    def run(base: Path, *adapters: Path, dtype: str | None = None) -> Path:
+        out = tmp_path / f"merged-{next(counter)}"
+        plan = plan_merge(Checkpoint.open(base), [Adapter.open(path) for path in adapters])
+        write_hf(plan_hf(plan.model(dtype)), out)
+        return out
+
+    return run

@@ -1,0 +1,35 @@
+"""Merged checkpoints, read again from disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from exporter.sources.checkpoint import Checkpoint
+
+Merge = Callable[..., Path]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def raw(folder: Path) -> dict[str, bytes]:
+    """Tensor name → stored bytes."""
+    found = Checkpoint.open(folder).tensors
+    return {
+        name: one.place.path.read_bytes()[one.place.offset_bytes :][: one.place.nbytes] for name, one in found.items()
+    }
+
+
+def loaded(folder: Path, **options: object) -> Any:
+    """The model by plain transformers; every stored tensor must be used, and none may be missing."""
+    found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    model, report = found
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        assert not report.get(problem), (problem, report[problem])
+    return model.eval()
