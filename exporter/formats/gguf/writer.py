@@ -67,7 +67,10 @@ def text(name: str, value: str) -> Key:
 
 def texts(name: str, values: Sequence[str]) -> Key:
     """An array of strings."""
-    encoded = [_encoded(value) for value in values]
+    try:
+        encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    except UnicodeEncodeError as exc:
+        raise _no_text(str(exc.object)) from exc
     pieces = chain.from_iterable(zip(map(_LENGTH.pack, map(len, encoded)), encoded, strict=True))
     return Key(name, struct.pack("<IIQ", ARRAY, STRING, len(values)) + b"".join(pieces))
 
@@ -100,15 +103,15 @@ def _scalar(name: str, kind: str, value: float) -> Key:
 
 
 def _string(value: str) -> bytes:
-    data = _encoded(value)
+    try:
+        data = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise _no_text(value) from exc
     return _LENGTH.pack(len(data)) + data
 
 
-def _encoded(value: str) -> bytes:
-    try:
-        return value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as exc:
-        raise BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair") from exc
+def _no_text(value: str) -> BadInput:
+    return BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair")
 
 
 @dataclass(frozen=True, slots=True)

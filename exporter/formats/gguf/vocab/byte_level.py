@@ -42,8 +42,7 @@ def byte_level_keys(
     notes = _normalizer_notes(path, content.get("normalizer"))
     table = TokenTable(rows, path)
     table.check_ids([*vocab.values(), *(token.id for token in added)])
-    for text, token_id in vocab.items():
-        table.put(token_id, text, NORMAL)
+    table.put_all(vocab, NORMAL)
     for token in added:
         if (first := vocab.get(token.text, token.id)) != token.id:
             raise BadInput(f"{path}: {token.text!r}: expected one id, found {first} and {token.id}")

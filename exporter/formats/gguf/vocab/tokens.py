@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,10 +49,9 @@ class TokenTable:
         self.types = [UNUSED] * rows
         self.scores = [PADDING_SCORE] * rows
 
-    def check_ids(self, ids: Iterable[int]) -> None:
+    def check_ids(self, ids: Sequence[int]) -> None:
         """Raises BadInput for an id outside the matrix."""
-        known = sorted({0, *ids})
-        for token_id in (known[0], known[-1]):
+        for token_id in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token_id < max(len(self.texts), 1):
                 rows = len(self.texts)
                 raise BadInput(
@@ -62,6 +61,13 @@ class TokenTable:
     def put(self, token_id: int, text: str, kind: int, score: float = 0.0) -> None:
         """Name a row, whatever it was before."""
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, kind, score
+
+    def put_all(self, vocab: Mapping[str, int], kind: int) -> None:
+        """Name a row each, text → id; no scores. A loop of its own: vocabularies have a quarter of a million tokens."""
+        texts, types = self.texts, self.types
+        for text, token_id in vocab.items():
+            texts[token_id] = text
+            types[token_id] = kind
 
     def add(self, token: AddedToken) -> None:
         """Name a row by an added token."""
