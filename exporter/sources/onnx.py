@@ -182,6 +182,11 @@ class OnnxFile:
             places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
         return places
 
+    def inline_bytes(self, name: str) -> bytes:
+        """The bytes of an initialiser that lies inside the model file."""
+        tensor = self._inline[name]
+        return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+
     def _inline_value(self, tensor: TensorRange) -> Array:
         dtype = self._dtype(tensor)
         value: Array = numpy_helper.to_array(self._inline[tensor.name])

@@ -1,0 +1,61 @@
+"""model.sig: an OpenSSF model signature over all files of a release but run.json.
+
+By key, which needs no network, or by Sigstore, where the identity of a person or of a CI job takes the key's place.
+run.json is left out because it holds the signature's digest: so a release that lost or changed its signature is seen
+without a key, and signing does not make the released files differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import BadInput, MissingDependency, reading
+from exporter.release import record
+from exporter.release.digests import FOREIGN
+
+SIGNATURE: Final = "model.sig"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signing:
+    """How to sign. private_key: PEM file of an elliptic curve (P-256, P-384, P-521); None: Sigstore.
+
+    identity_token: of Sigstore; None: the ambient one of the CI job, else a browser asks.
+    """
+
+    private_key: Path | None = None
+    password: str | None = None
+    identity_token: str | None = None
+
+
+def sign(folder: Path, how: Signing) -> bytes:
+    """Write the signature into ``folder`` and return it. Raises BadInput for a key that cannot be used."""
+    model_signing = require()
+    config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
+    path = folder / SIGNATURE
+    if how.private_key is None:
+        config.use_sigstore_signer(identity_token=how.identity_token, use_ambient_credentials=not how.identity_token)
+    else:
+        with reading(how.private_key):
+            try:
+                config.use_elliptic_key_signer(private_key=how.private_key, password=how.password)
+            except (ValueError, TypeError) as exc:
+                raise BadInput(f"{how.private_key}: expected a private key of an elliptic curve: {exc}") from exc
+    config.sign(folder, path)
+    return path.read_bytes()
+
+
+def require() -> Any:
+    """The package model_signing. Raises MissingDependency."""
+    try:
+        import model_signing
+    except ImportError as exc:
+        raise MissingDependency("model-signing", needed_for="a signature", install="ttexport[sign]") from exc
+    return model_signing
+
+
+def _hashing(model_signing: Any) -> Any:
+    ignored = [SIGNATURE, record.NAME, *FOREIGN]
+    return model_signing.hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exporter.release.documents import write_documents
+from exporter.release.facts import Artifact
+from tests.release.finished import RUN, release, write_artifacts
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """Artifacts without documents; treat the folder as read-only."""
+
+    folder: Path
+    artifacts: tuple[Artifact, ...]
+
+    def copy(self, to: Path) -> Path:
+        return shutil.copytree(self.folder, to)
+
+
+@pytest.fixture(scope="session")
+def drafted(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Drafted:
+    folder = tmp_path_factory.mktemp("drafted") / "draft"
+    return Drafted(folder, write_artifacts(folder, tiny_tied, tiny_adapter))
+
+
+@pytest.fixture(scope="session")
+def finished(drafted: Drafted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of one model with all its documents, unsigned; treat it as read-only."""
+    folder = drafted.copy(tmp_path_factory.mktemp("finished") / "release")
+    write_documents(folder, release(drafted.artifacts), RUN)
+    return folder
