@@ -8,7 +8,10 @@ from pathlib import Path
 import click
 
 from exporter.cli.options import PATH, require_option, talk_options
+from exporter.cli.release_check import read_trust, trust_options, verify_release
 from exporter.cli.talk import print_reports, progress
+from exporter.errors import UsageError
+from exporter.release.check import is_release
 from exporter.sources.locate import locate
 from exporter.verify.artifact import find_artifacts
 from exporter.verify.prompts import read_prompts
@@ -23,23 +26,27 @@ from exporter.verify.runtimes.installed import require as require_runtimes
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--reference", required=True, metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
+@click.option("--reference", metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
 @click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
 @click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @require_option
+@trust_options
 @talk_options
 def verify(
     artifact: Path,
-    reference: str,
+    reference: str | None,
     adapters: tuple[str, ...],
     untie: bool,
     level: str,
     prompts: Path | None,
     report: Path | None,
     require: tuple[str, ...],
+    public_key: Path | None,
+    identity: str | None,
+    issuer: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -48,7 +55,20 @@ def verify(
 
     ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each runs in its
     own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
+
+    Without --reference, ARTIFACT is a release folder: every file, tensor and document is compared with its manifest,
+    offline, and its signature with --public-key. Exit 4 if the manifest cannot be read.
     """
+    trust = read_trust(public_key, identity, issuer)
+    if reference is None:
+        if not is_release(artifact):
+            raise UsageError(f"--reference: needed, {artifact} is no release folder, which is checked without one")
+        if adapters or untie or prompts or report or require:
+            raise UsageError("--adapter, --untie, --prompts, --report, --require: need --reference")
+        verify_release(artifact, trust, as_json=as_json, quiet=quiet)
+        return
+    if trust:
+        raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
     require_runtimes(require, needed_for="--require")
     if report:
         require_renderers()

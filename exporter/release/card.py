@@ -5,26 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from importlib.metadata import version
 from typing import Any, Final
+
+import msgspec
 
 from exporter.release.manifest import ArtifactEntry, Manifest, MaterialEntry, ModelEntry, Verdict
 from exporter.release.usage import below, held, usages
+from exporter.version import __version__
 
 NAME: Final = "README.md"
-#: Texts of ``release.toml`` that become the card's front matter, as the hub reads it.
-METADATA_KEYS: Final = ("language", "license", "license_name", "license_link", "datasets", "tags", "pipeline_tag")
+#: Texts that become the card's front matter, but for the tags, to which some are added.
+_METADATA: Final = ("language", "license", "license_name", "license_link", "datasets", "pipeline_tag")
 #: Texts that become paragraphs; all but the summary under a heading of their own.
-HEADINGS: Final = {
+_HEADINGS: Final = {
     "use": "Intended use",
     "limits": "Limits",
     "training": "Training",
     "evaluation": "Evaluation",
     "citation": "Citation",
 }
-#: All that a card may be given.
-KEYS: Final = (*METADATA_KEYS, "summary", *HEADINGS)
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _TEMPLATE: Final = "card.md.jinja"
+#: Packages whose version may change the bytes of a card.
+_MAKERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 #: Formats by the hub's name of the library that reads them, the most general first.
 _LIBRARIES: Final = {"hf": "transformers", "gguf": "gguf", "onnx": "transformers.js"}
 
@@ -35,6 +39,7 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
     from jinja2 import Environment, StrictUndefined
 
     entry = manifest.models[model]
+    texts = msgspec.structs.asdict(entry.card)
     artifacts = [one for one in manifest.artifacts if one.model == model]
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
     environment = Environment(
@@ -43,31 +48,35 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
     page = environment.from_string(source).render(
         card_data=ModelCardData(**_metadata(manifest, entry, artifacts)).to_yaml(),
         title=entry.name,
-        texts={"summary": "", **entry.card},
+        summary=texts["summary"],
         base=_linked(manifest.base),
         adapters=_adapters(manifest, entry),
         ttexport=manifest.tools.get("ttexport", ""),
         parameter_count=entry.parameter_count,
-        sections=[(heading, entry.card[key]) for key, heading in HEADINGS.items() if entry.card.get(key)],
+        sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
         artifacts=[_row(manifest, one) for one in artifacts],
         usage=usages(manifest, model),
     )
     return page.encode()
 
 
+def makers() -> dict[str, str]:
+    """Package → version of all that has a say in the bytes of a card or a Modelfile."""
+    return {"ttexport": __version__} | {name: version(name) for name in _MAKERS}
+
+
 def _metadata(manifest: Manifest, entry: ModelEntry, artifacts: list[ArtifactEntry]) -> dict[str, Any]:
     formats = {one.format for one in artifacts}
-    given = {key: entry.card[key] for key in METADATA_KEYS if key in entry.card}
-    tags = [*given.pop("tags", ()), "ttexport", *sorted(formats & {"gguf", "onnx"})]
+    texts = msgspec.structs.asdict(entry.card)
     found: dict[str, Any] = {
         "library_name": next((name for fmt, name in _LIBRARIES.items() if fmt in formats), None),
         "pipeline_tag": "text-generation",
-        "tags": tags,
+        "tags": [*(entry.card.tags or ()), "ttexport", *sorted(formats & {"gguf", "onnx"})],
     }
     if _HUB_ID.fullmatch(manifest.base.name):
         found["base_model"] = manifest.base.name
         found["base_model_relation"] = "finetune"
-    return found | given
+    return found | {key: texts[key] for key in _METADATA if texts[key]}
 
 
 def _linked(material: MaterialEntry) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from exporter.errors import BadInput, UnreadableFile
 from exporter.release.manifest import FileEntry, is_inside
@@ -16,6 +17,8 @@ from exporter.sources.gguf import GgufFile
 from exporter.sources.safetensors import read_tensors
 from exporter.tensors import ByteRange
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 #: What git and the hub's client lay beside the files of a repository; no runtime reads it.
 FOREIGN: Final = (".git", ".gitattributes", ".cache/huggingface")
 _BLOCK_BYTES: Final = 1 << 20
@@ -55,7 +58,7 @@ def kind_of(path: str) -> str:
 def list_files(folder: Path) -> list[str]:
     """Paths of all files below ``folder``, with slashes, sorted; and of folders that hold nothing, and broken links.
 
-    Without what git and the hub's client add. Raises BadInput for a name that a checksum file cannot hold.
+    Without what git and the hub's client add.
     """
     found = []
     for parent, folders, files in os.walk(folder):
@@ -66,19 +69,26 @@ def list_files(folder: Path) -> list[str]:
         if not names and not folders and here.parts:
             names = [""]
         found += [(here / name).as_posix() for name in names]
-    for path in found:
-        if not is_inside(path):
-            raise BadInput(f"{folder}: expected names of printable characters without backslash, found {path!r:.80}")
     return sorted(found)
 
 
 def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
     """Read the files at ``paths`` below ``folder``, each twice: whole, and tensor by tensor.
 
-    Raises UnreadableFile for what is no regular file, and for one whose header does not fit its content.
+    Raises UnreadableFile for what is no regular file, and for one whose header does not fit its content; BadInput for
+    a name that a checksum file cannot hold.
     """
+    names = list(paths)
+    for path in names:
+        if not is_inside(path):
+            raise BadInput(f"{folder}: expected names of printable characters without backslash, found {path!r:.80}")
+    return in_threads(partial(entry, folder), names)
+
+
+def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """The results of ``job`` in the order of ``items``: hashing and reading leave Python's lock to others."""
     with ThreadPoolExecutor(_WORKERS) as pool:
-        return list(pool.map(lambda path: entry(folder, path), paths))
+        return list(pool.map(job, items))
 
 
 def entry(folder: Path, path: str) -> FileEntry:

@@ -7,6 +7,7 @@ run.json. Whoever rewrites all of them in agreement is stopped by a signature al
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.errors import OutputError
@@ -27,12 +28,13 @@ def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing
     The same release gives the same bytes, but for run.json and a signature. Reads every artifact twice.
     Raises OutputError for a file that is there already, BadInput for a file name that cannot be listed.
     """
+    release = replace(release, tools={**release.tools, **card.makers()})
     files = entries(draft, list_files(draft))
     built = manifest.build(release, files)
+    _require_places(draft, built)
     for path, content in derived(draft, built).items():
         write_file(draft / path, content)
         files.append(entry(draft, path))
-    _require_places(draft, built)
     built = manifest.build(release, files)
     manifest_bytes, provenance_bytes = manifest.to_bytes(built), provenance.to_bytes(built)
     write_file(draft / manifest.NAME, manifest_bytes)

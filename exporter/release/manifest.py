@@ -37,6 +37,24 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     files: dict[str, Sha256]
 
 
+class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Texts of ``release.toml`` for a model card: front matter as the hub reads it, then paragraphs."""
+
+    language: str | list[str] | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    datasets: list[str] | None = None
+    tags: list[str] | None = None
+    pipeline_tag: str | None = None
+    summary: str | None = None
+    use: str | None = None
+    limits: str | None = None
+    training: str | None = None
+    evaluation: str | None = None
+    citation: str | None = None
+
+
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tuned model: adapters by name, its folder (empty: the release itself), and the texts of its card."""
 
@@ -45,7 +63,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     folder: str
     parameter_count: Size
     size_label: str
-    card: dict[str, Any]
+    card: CardEntry
 
 
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,14 +157,19 @@ def to_bytes(document: object) -> bytes:
 def read(path: Path) -> tuple[Manifest, bytes]:
     """The manifest at ``path``, and its bytes.
 
-    Raises UnreadableFile for what is no manifest of this version, or names files outside of its folder. Another
-    spelling of the same manifest is left to the caller to see.
+    Raises UnreadableFile for what is no manifest of this version, or names what is not in it or not below its folder.
+    Another spelling of the same manifest is left to the caller to see.
     """
     content = read_file(path, max_nbytes=_MAX_BYTES)
     manifest = decode(path, content, Manifest)
-    for entry in manifest.files:
-        if not is_inside(entry.path):
-            raise UnreadableFile(path, f"expected paths below the release, found {entry.path!r:.80}")
+    folders = [model.folder for model in manifest.models.values() if model.folder]
+    for place in [*folders, *(one.path for one in manifest.artifacts), *(one.path for one in manifest.files)]:
+        if not is_inside(place):
+            raise UnreadableFile(path, f"expected paths below the release, found {place!r:.80}")
+    if lost := {one.model for one in manifest.artifacts} - manifest.models.keys():
+        raise UnreadableFile(path, f"expected every artifact to be of a model, found {min(lost)!r:.80}")
+    if lost := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
+        raise UnreadableFile(path, f"expected every model to be of known adapters, found {min(lost)!r:.80}")
     return manifest, content
 
 

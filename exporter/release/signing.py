@@ -7,6 +7,8 @@ without a key, and signing does not make the released files differ.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,13 +40,48 @@ def sign(folder: Path, how: Signing) -> bytes:
     if how.private_key is None:
         config.use_sigstore_signer(identity_token=how.identity_token, use_ambient_credentials=not how.identity_token)
     else:
-        with reading(how.private_key):
-            try:
-                config.use_elliptic_key_signer(private_key=how.private_key, password=how.password)
-            except (ValueError, TypeError) as exc:
-                raise BadInput(f"{how.private_key}: expected a private key of an elliptic curve: {exc}") from exc
+        with reading(how.private_key), _using(how.private_key, "private"):
+            config.use_elliptic_key_signer(private_key=how.private_key, password=how.password)
     config.sign(folder, path)
     return path.read_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """Whom to believe: the holder of a key (PEM file), or an identity that a Sigstore issuer knows."""
+
+    public_key: Path | None = None
+    identity: str | None = None
+    issuer: str | None = None
+
+
+def why_not_signed(folder: Path, trust: Trust) -> str | None:
+    """Why the signature in ``folder`` does not hold for its files, or None if it does.
+
+    A key needs no network; Sigstore fetches its roots of trust. Raises BadInput for a key that cannot be used.
+    """
+    model_signing = require()
+    config = model_signing.verifying.Config()
+    if trust.public_key is None:
+        config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
+    else:
+        with reading(trust.public_key), _using(trust.public_key, "public"):
+            config.use_elliptic_key_verifier(public_key=trust.public_key)
+    # A folder of the hub's cache is made of links to files; what they hold is compared.
+    config.set_hashing_config(_hashing(model_signing).set_allow_symlinks(True))
+    try:
+        config.verify(folder, folder / SIGNATURE)
+    except Exception as exc:  # a hostile signature fails in the parsers of several packages
+        return " ".join(str(exc).split()) or type(exc).__name__
+    return None
+
+
+@contextmanager
+def _using(key: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise BadInput(f"{key}: expected a {kind} key of an elliptic curve in PEM: {exc}") from exc
 
 
 def require() -> Any:
