@@ -47,7 +47,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
         skipped.append(Skip(_SIGNED, why))
     if made_by := _made_otherwise(built):
         skipped.append(Skip("cards and Modelfiles made again", made_by))
-    facts = {"release": f"{built.name} {built.version}", "files": len(built.files), "artifacts": len(built.artifacts)}
+    facts: dict[str, float | str] = {"release": f"{built.name} {built.version}", "files": len(built.files)}
     return Report(artifact=folder, format="release", level="documents", checks=checks, facts=facts, skipped=skipped)
 
 

@@ -18,6 +18,7 @@ from exporter.release import record
 from exporter.release.digests import FOREIGN
 
 SIGNATURE: Final = "model.sig"
+_MAX_REASON: Final = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ def sign(folder: Path, how: Signing) -> bytes:
         config.use_sigstore_signer(identity_token=how.identity_token, use_ambient_credentials=not how.identity_token)
     else:
         with reading(how.private_key), _using(how.private_key, "private"):
-            config.use_elliptic_key_signer(private_key=how.private_key, password=how.password)
+            # Annotated as text, but handed to cryptography, which wants bytes.
+            password = how.password.encode() if how.password is not None else None
+            config.use_elliptic_key_signer(private_key=how.private_key, password=password)
     config.sign(folder, path)
     return path.read_bytes()
 
@@ -72,7 +75,8 @@ def why_not_signed(folder: Path, trust: Trust) -> str | None:
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as exc:  # a hostile signature fails in the parsers of several packages
-        return " ".join(str(exc).split()) or type(exc).__name__
+        # It lists every file that differs, with digests: those have findings of their own.
+        return " ".join(str(exc).split())[:_MAX_REASON] or type(exc).__name__
     return None
 
 
