@@ -1,0 +1,175 @@
+"""Releases pushed to a hub on this machine, as users call it: huggingface_hub reads its settings when imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import NotEquivalent, UsageError
+from exporter.release.check import check_release
+from exporter.release.push import push
+from fixtures.hub import Hub
+from fixtures.hub_upload import taking_uploads
+
+ROOT = Path(__file__).parents[2]
+#: What ``ttexport release --push-to-hub`` does once the release is finished; options as JSON.
+CODE = """
+import json, sys
+from pathlib import Path
+from exporter.errors import TTExportError
+from exporter.release.push import push
+try:
+    print(json.dumps(push(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])).to_json()))
+except TTExportError as exc:
+    print(exc, file=sys.stderr)
+    sys.exit(exc.exit_code)
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    hub: Hub
+    home: Path
+
+    def push(
+        self, folder: Path, environment: Mapping[str, str] | None = None, repo: str = "org/lamps", **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {"CI": ""}
+        names = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_lamp"}
+        place = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", CODE, str(folder), repo, json.dumps(options)]
+        settings = {**kept, **names, **place, **(environment or {})}
+        return subprocess.run(command, env=settings, capture_output=True, text=True)
+
+    def pushed(self, folder: Path, **options: Any) -> dict[str, Any]:
+        done = self.push(folder, **options)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        repository = self.hub.repositories["org/lamps"]
+        return repository.commits[repository.refs[revision]]
+
+    def puts(self) -> list[str]:
+        return [line for line in self.hub.requests if line.startswith("PUT ")]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with taking_uploads() as hub:
+        yield Site(hub, tmp_path / "hf")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_pushed_release_is_there_byte_by_byte(site: Site, finished: Path, tmp_path: Path) -> None:
+    document = site.pushed(finished)
+    assert site.files() == {**contents(finished), ".gitattributes": b""}
+    assert site.hub.messages == ["Tiny-Lamps 1.0"]
+    assert document["commit"] == site.hub.repositories["org/lamps"].refs["main"]
+    for path, content in site.files().items():
+        (tmp_path / "back" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "back" / path).write_bytes(content)
+    assert check_release(tmp_path / "back").passed
+
+
+def test_branch_message_and_privacy_are_honoured(site: Site, finished: Path) -> None:
+    site.pushed(finished, revision="v1.0", message="Lamps, first light", private=True)
+    assert site.hub.visibilities == {"org/lamps": "private"}
+    assert site.files("main") == {".gitattributes": b""}
+    assert site.files("v1.0") == {**contents(finished), ".gitattributes": b""}
+    assert site.hub.messages == ["Lamps, first light"]
+
+
+def test_a_dry_run_tells_what_it_would_send_and_asks_nobody(site: Site, finished: Path) -> None:
+    document = site.pushed(finished, dry_run=True)
+    assert document["files"] == {path: len(content) for path, content in contents(finished).items()}
+    assert document["dry_run"]
+    assert site.hub.requests == []
+
+
+def test_in_ci_a_push_is_dry_unless_it_is_asked_for(site: Site, finished: Path) -> None:
+    assert json.loads(site.push(finished, {"CI": "true"}).stdout)["dry_run"]
+    assert site.hub.requests == []
+    assert not json.loads(site.push(finished, {"CI": "true"}, dry_run=False).stdout)["dry_run"]
+
+
+def test_a_second_push_of_the_same_release_makes_no_commit(site: Site, finished: Path) -> None:
+    first, second = site.pushed(finished), site.pushed(finished)
+    assert first["commit"] == second["commit"]
+    assert len(site.hub.messages) == 1
+
+
+def test_files_of_an_earlier_release_go_and_those_of_others_stay(site: Site, finished: Path) -> None:
+    site.pushed(finished)
+    repository, listing = site.hub.repositories["org/lamps"], json.loads(site.files()["manifest.json"])
+    old = {"path": "gguf/old[1].gguf", "kind": "model", "size": 1, "sha256": "a" * 64, "tensors": {}}
+    listing["files"].append(old)
+    changed = {"manifest.json": json.dumps(listing).encode(), old["path"]: b"x", "picture.png": b"y"}
+    repository.commit(site.files() | changed)
+    assert site.pushed(finished)["deleted"] == [old["path"]]
+    assert site.files() == {**contents(finished), ".gitattributes": b"", "picture.png": b"y"}
+
+
+@pytest.mark.parametrize("fault", ["broken once", "drop once"])
+def test_a_fault_that_passes_is_not_noticed(site: Site, finished: Path, fault: str) -> None:
+    site.hub.faults["/lfs-storage/"] = fault
+    site.pushed(finished)
+    assert site.files() == {**contents(finished), ".gitattributes": b""}
+
+
+@pytest.mark.parametrize(("fault", "said"), [("broken", "HTTP 500"), ("drop", "did not take it")])
+def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_file_again(
+    site: Site, finished: Path, fault: str, said: str
+) -> None:
+    site.hub.faults["/api/models/org/lamps/commit/"] = fault
+    done = site.push(finished)
+    assert done.returncode == 7
+    assert said in done.stderr
+    assert "run it again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert site.files() == {".gitattributes": b""}
+    sent = site.puts()
+    site.hub.faults.clear()
+    site.pushed(finished)
+    assert site.files() == {**contents(finished), ".gitattributes": b""}
+    assert site.puts() == sent
+
+
+@pytest.mark.parametrize("fault", ["unauthorised", "forbidden"])
+def test_a_token_that_may_not_write_is_told(site: Site, finished: Path, fault: str) -> None:
+    site.hub.faults["/api/repos/create"] = fault
+    done = site.push(finished)
+    assert done.returncode == 7
+    assert "set HF_TOKEN to a token that may write there" in done.stderr
+
+
+def test_offline_is_told(site: Site, finished: Path) -> None:
+    done = site.push(finished, {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 7
+    assert "HF_HUB_OFFLINE forbids an upload" in done.stderr
+
+
+def test_what_is_not_as_released_is_not_sent(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "release")
+    (folder / "README.md").write_text("better\n")
+    with pytest.raises(NotEquivalent, match="not what was released"):
+        push(folder, "org/lamps", dry_run=True)
+
+
+@pytest.mark.parametrize("repo", ["lamps", "a/b/c", "org/", "--x/y", ""])
+def test_a_name_that_the_hub_does_not_take_is_told_before_anything(finished: Path, repo: str) -> None:
+    with pytest.raises(UsageError, match="expected org/name"):
+        push(finished, repo, dry_run=True)
