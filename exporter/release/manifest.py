@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from exporter.errors import UnreadableFile
+from exporter.errors import BadInput, UnreadableFile
 from exporter.release.facts import Artifact, Material, Model, Release
 from exporter.sources.files import read_file
 
@@ -131,7 +131,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
-    """The manifest of ``release``, whose ``files`` are all but the documents that are made from it."""
+    """The manifest of ``release``, whose ``files`` are all but the documents that are made from it.
+
+    Raises BadInput for facts that a manifest cannot hold, such as texts that no card has.
+    """
     document = {
         "schema": SCHEMA,
         "kind": "ttexport release",
@@ -146,7 +149,18 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
         "files": [msgspec.to_builtins(one) for one in sorted(files, key=lambda one: one.path)],
     }
     # Through JSON, so that what was built equals what will be read: tuples become lists, integers floats.
-    return msgspec.json.decode(msgspec.json.encode(document), type=Manifest)
+    try:
+        return msgspec.json.decode(msgspec.json.encode(document), type=Manifest)
+    except msgspec.ValidationError as exc:
+        raise BadInput(f"{release.name}: its facts make no {NAME}: {exc}") from exc
+
+
+def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
+    """``table`` of ``release.toml`` as the texts of a card. Raises BadInput, naming ``where``, for any other key."""
+    try:
+        return msgspec.convert(dict(table), CardEntry)
+    except msgspec.ValidationError as exc:
+        raise BadInput(f"{where}: {exc}") from exc
 
 
 def to_bytes(document: object) -> bytes:

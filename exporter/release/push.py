@@ -96,7 +96,7 @@ def push(
 
 def _send(folder: Path, told: Pushed, *, private: bool, endpoint: str | None, quiet: bool) -> Pushed:
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if quiet:
         disable_progress_bars()
@@ -129,7 +129,7 @@ def _earlier_files(api: HfApi, told: Pushed) -> set[str]:
 
 def _require_repo_id(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when asked for
 
     try:
         validate_repo_id(repo)
@@ -152,7 +152,6 @@ def _reason(exc: BaseException) -> str:
         status = exc.response.status_code
         if status in (401, 403, 404):
             return f"the hub refuses it with HTTP {status}: set HF_TOKEN to a token that may write there"
-        said = f" ({exc.server_message})" if exc.server_message else ""
-        return f"the hub answers with HTTP {status}{said}"
-    said = str(exc).strip().splitlines()
-    return f"the hub did not take it: {type(exc).__name__}" + (f": {said[0]}" if said else "")
+        return f"the hub answers with HTTP {status}" + (f" ({exc.server_message})" if exc.server_message else "")
+    lines = str(exc).strip().splitlines()
+    return f"the hub did not take it: {type(exc).__name__}" + (f": {lines[0]}" if lines else "")

@@ -115,9 +115,13 @@ def test_a_second_push_of_the_same_release_makes_no_commit(site: Site, finished:
 def test_files_of_an_earlier_release_go_and_those_of_others_stay(site: Site, finished: Path) -> None:
     site.pushed(finished)
     repository, listing = site.hub.repositories["org/lamps"], json.loads(site.files()["manifest.json"])
-    old = {"path": "gguf/old[1].gguf", "kind": "model", "size": 1, "sha256": "a" * 64, "tensors": {}}
+    old: dict[str, Any] = {"path": "gguf/old[1].gguf", "kind": "model", "size": 1, "sha256": "a" * 64, "tensors": {}}
     listing["files"].append(old)
-    changed = {"manifest.json": json.dumps(listing).encode(), old["path"]: b"x", "picture.png": b"y"}
+    changed: dict[str, bytes] = {
+        "manifest.json": json.dumps(listing).encode(),
+        "gguf/old[1].gguf": b"x",
+        "picture.png": b"y",
+    }
     repository.commit(site.files() | changed)
     assert site.pushed(finished)["deleted"] == [old["path"]]
     assert site.files() == {**contents(finished), ".gitattributes": b"", "picture.png": b"y"}

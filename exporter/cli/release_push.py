@@ -1,0 +1,64 @@
+"""``--push-to-hub`` of ``ttexport release``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from exporter.errors import UsageError
+from exporter.release.push import Pushed, push
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--push-to-hub", "repo", metavar="REPO", help="Send the finished release to org/name on the hub."),
+    click.option("--revision", metavar="BRANCH", help="Branch of REPO, made if absent; default: main."),
+    click.option("--message", metavar="TEXT", help="Of the commit; default: the release's name and version."),
+    click.option("--private", is_flag=True, help="Make REPO private if it is made now."),
+    click.option(
+        "--dry-run/--no-dry-run",
+        default=None,
+        help="Say what would be sent, and send nothing; default: in CI, where the variable CI is set.",
+    ),
+)
+
+
+def push_options(command: _Command) -> _Command:
+    """Add --push-to-hub and what goes with it."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def push_release(
+    folder: Path,
+    *,
+    repo: str | None,
+    revision: str | None,
+    message: str | None,
+    private: bool,
+    dry_run: bool | None,
+    quiet: bool,
+) -> Pushed | None:
+    """Send ``folder`` if a repository is named, and say so on stderr. Raises what ``push`` raises, and UsageError."""
+    if repo is None:
+        if revision or message or private or dry_run is not None:
+            raise UsageError("--revision, --message, --private, --dry-run: need --push-to-hub")
+        return None
+    pushed = push(folder, repo, revision=revision, message=message, private=private, dry_run=dry_run, quiet=quiet)
+    if not quiet:
+        for line in _lines(pushed):
+            print(line, file=sys.stderr)
+    return pushed
+
+
+def _lines(pushed: Pushed) -> list[str]:
+    size = f"{len(pushed.files)} files, {sum(pushed.files.values()) / 1e6:.1f} MB"
+    if pushed.commit is not None:
+        return [f"{pushed.repo}@{pushed.revision}: {size}: {pushed.url}"]
+    files = [f"  {path} ({nbytes} bytes)" for path, nbytes in pushed.files.items()]
+    return [f"{pushed.repo}@{pushed.revision}: would send {size} (--no-dry-run sends them):", *files]
