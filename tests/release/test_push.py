@@ -21,14 +21,23 @@ from fixtures.hub import Hub
 from fixtures.hub_upload import taking_uploads
 
 ROOT = Path(__file__).parents[2]
-#: What ``ttexport release --push-to-hub`` does once the release is finished; options as JSON.
+#: What ``ttexport release --push-to-hub`` does once the release is finished.
 CODE = """
 import json, sys
 from pathlib import Path
+import click
+from exporter.cli.release_push import push_options, push_release
 from exporter.errors import TTExportError
-from exporter.release.push import push
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@push_options
+def finish(folder, **options):
+    pushed = push_release(folder, quiet=False, **options)
+    print(json.dumps(pushed.to_json()))
+
 try:
-    print(json.dumps(push(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3])).to_json()))
+    finish(standalone_mode=False)
 except TTExportError as exc:
     print(exc, file=sys.stderr)
     sys.exit(exc.exit_code)
@@ -41,17 +50,17 @@ class Site:
     home: Path
 
     def push(
-        self, folder: Path, environment: Mapping[str, str] | None = None, repo: str = "org/lamps", **options: Any
+        self, folder: Path, *options: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {"CI": ""}
         names = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_lamp"}
         place = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", CODE, str(folder), repo, json.dumps(options)]
+        command = [sys.executable, "-c", CODE, str(folder), "--push-to-hub", "org/lamps", *options]
         settings = {**kept, **names, **place, **(environment or {})}
         return subprocess.run(command, env=settings, capture_output=True, text=True)
 
-    def pushed(self, folder: Path, **options: Any) -> dict[str, Any]:
-        done = self.push(folder, **options)
+    def pushed(self, folder: Path, *options: str) -> dict[str, Any]:
+        done = self.push(folder, *options)
         assert done.returncode == 0, done.stderr
         document: dict[str, Any] = json.loads(done.stdout)
         return document
@@ -86,7 +95,7 @@ def test_a_pushed_release_is_there_byte_by_byte(site: Site, finished: Path, tmp_
 
 
 def test_branch_message_and_privacy_are_honoured(site: Site, finished: Path) -> None:
-    site.pushed(finished, revision="v1.0", message="Lamps, first light", private=True)
+    site.pushed(finished, "--revision", "v1.0", "--message", "Lamps, first light", "--private")
     assert site.hub.visibilities == {"org/lamps": "private"}
     assert site.files("main") == {".gitattributes": b""}
     assert site.files("v1.0") == {**contents(finished), ".gitattributes": b""}
@@ -94,16 +103,16 @@ def test_branch_message_and_privacy_are_honoured(site: Site, finished: Path) -> 
 
 
 def test_a_dry_run_tells_what_it_would_send_and_asks_nobody(site: Site, finished: Path) -> None:
-    document = site.pushed(finished, dry_run=True)
+    document = site.pushed(finished, "--dry-run")
     assert document["files"] == {path: len(content) for path, content in contents(finished).items()}
     assert document["dry_run"]
     assert site.hub.requests == []
 
 
 def test_in_ci_a_push_is_dry_unless_it_is_asked_for(site: Site, finished: Path) -> None:
-    assert json.loads(site.push(finished, {"CI": "true"}).stdout)["dry_run"]
+    assert json.loads(site.push(finished, environment={"CI": "true"}).stdout)["dry_run"]
     assert site.hub.requests == []
-    assert not json.loads(site.push(finished, {"CI": "true"}, dry_run=False).stdout)["dry_run"]
+    assert not json.loads(site.push(finished, "--no-dry-run", environment={"CI": "true"}).stdout)["dry_run"]
 
 
 def test_a_second_push_of_the_same_release_makes_no_commit(site: Site, finished: Path) -> None:
@@ -161,7 +170,7 @@ def test_a_token_that_may_not_write_is_told(site: Site, finished: Path, fault: s
 
 
 def test_offline_is_told(site: Site, finished: Path) -> None:
-    done = site.push(finished, {"HF_HUB_OFFLINE": "1"})
+    done = site.push(finished, environment={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 7
     assert "HF_HUB_OFFLINE forbids an upload" in done.stderr
 
