@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
 
-from exporter.release.manifest import ArtifactEntry, Manifest, MaterialEntry, ModelEntry, Verdict
+from exporter.release.manifest import ArtifactEntry, CardEntry, Manifest, MaterialEntry, ModelEntry, Verdict
 from exporter.release.usage import below, held, usages
 from exporter.version import __version__
 
@@ -26,7 +26,6 @@ _HEADINGS: Final = {
     "citation": "Citation",
 }
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_TEMPLATE: Final = "card.md.jinja"
 #: Packages whose version may change the bytes of a card.
 _MAKERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 #: Formats by the hub's name of the library that reads them, the most general first.
@@ -35,27 +34,64 @@ _LIBRARIES: Final = {"hf": "transformers", "gguf": "gguf", "onnx": "transformers
 
 def to_bytes(manifest: Manifest, model: str) -> bytes:
     """The card of ``model`` (a key of the manifest's models), made of the manifest alone."""
+    entry = manifest.models[model]
+    texts = msgspec.structs.asdict(entry.card)
+    described = [one for one in manifest.artifacts if one.model == model]
+    return _render(
+        "card.md.jinja",
+        manifest,
+        entry.card,
+        described,
+        title=entry.name,
+        adapters=_adapters(manifest, entry),
+        parameter_count=entry.parameter_count,
+        sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
+        artifacts=[_row(manifest, one) for one in described],
+        usage=usages(manifest, model),
+    )
+
+
+def index_to_bytes(manifest: Manifest) -> bytes:
+    """The page above the cards of several models, each in its folder; its texts are those that all of them share."""
+    cards = [msgspec.structs.asdict(entry.card) for entry in manifest.models.values()]
+    shared = {key: value for key, value in cards[0].items() if all(card[key] == value for card in cards)}
+    models = [
+        {
+            "name": entry.name,
+            "folder": entry.folder,
+            "adapters": ", ".join(_linked(manifest.adapters[name]) for name in entry.adapters) or "none",
+            "artifacts": ", ".join(f"{one.format} {one.storage}" for one in manifest.artifacts if one.model == key),
+        }
+        for key, entry in manifest.models.items()
+    ]
+    return _render(
+        "index.md.jinja",
+        manifest,
+        CardEntry(**shared),
+        manifest.artifacts,
+        title=manifest.name,
+        page=NAME,
+        models=models,
+    )
+
+
+def _render(
+    template: str, manifest: Manifest, card: CardEntry, described: Sequence[ArtifactEntry], **values: Any
+) -> bytes:
+    """A page about ``described`` artifacts; ``values`` are those of its template."""
     from huggingface_hub import ModelCardData
     from jinja2 import Environment, StrictUndefined
 
-    entry = manifest.models[model]
-    texts = msgspec.structs.asdict(entry.card)
-    artifacts = [one for one in manifest.artifacts if one.model == model]
-    source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
+    source = resources.files(__package__).joinpath(template).read_text("utf-8")
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     page = environment.from_string(source).render(
-        card_data=ModelCardData(**_metadata(manifest, entry, artifacts)).to_yaml(),
-        title=entry.name,
-        summary=texts["summary"],
+        card_data=ModelCardData(**_metadata(manifest, card, described)).to_yaml(),
+        summary=card.summary,
         base=_linked(manifest.base),
-        adapters=_adapters(manifest, entry),
         ttexport=manifest.tools.get("ttexport", ""),
-        parameter_count=entry.parameter_count,
-        sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
-        artifacts=[_row(manifest, one) for one in artifacts],
-        usage=usages(manifest, model),
+        **values,
     )
     return page.encode()
 
@@ -65,13 +101,13 @@ def makers() -> dict[str, str]:
     return {"ttexport": __version__} | {name: version(name) for name in _MAKERS}
 
 
-def _metadata(manifest: Manifest, entry: ModelEntry, artifacts: list[ArtifactEntry]) -> dict[str, Any]:
+def _metadata(manifest: Manifest, card: CardEntry, artifacts: Sequence[ArtifactEntry]) -> dict[str, Any]:
     formats = {one.format for one in artifacts}
-    texts = msgspec.structs.asdict(entry.card)
+    texts = msgspec.structs.asdict(card)
     found: dict[str, Any] = {
         "library_name": next((name for fmt, name in _LIBRARIES.items() if fmt in formats), None),
         "pipeline_tag": "text-generation",
-        "tags": [*(entry.card.tags or ()), "ttexport", *sorted(formats & {"gguf", "onnx"})],
+        "tags": [*(card.tags or ()), "ttexport", *sorted(formats & {"gguf", "onnx"})],
     }
     if _HUB_ID.fullmatch(manifest.base.name):
         found["base_model"] = manifest.base.name

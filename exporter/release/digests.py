@@ -63,11 +63,11 @@ def list_files(folder: Path) -> list[str]:
     found = []
     for parent, folders, files in os.walk(folder):
         here = Path(parent).relative_to(folder)
+        if here.parts and not folders and not files:
+            found.append(here.as_posix())
         folders[:] = [name for name in folders if (here / name).as_posix() not in FOREIGN]
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         names = [name for name in [*files, *links] if (here / name).as_posix() not in FOREIGN]
-        if not names and not folders and here.parts:
-            names = [""]
         found += [(here / name).as_posix() for name in names]
     return sorted(found)
 

@@ -54,6 +54,8 @@ def derived(folder: Path, built: Manifest) -> dict[str, bytes]:
         modelfile_bytes = modelfile.to_bytes(folder, built, key)
         if modelfile_bytes is not None:
             found[(place / modelfile.NAME).as_posix()] = modelfile_bytes
+    if card.NAME not in found:
+        found[card.NAME] = card.index_to_bytes(built)
     return found
 
 

@@ -7,7 +7,7 @@ could only differ. The texts at which a reply ends are told, for not every versi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,9 @@ def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
     lines = [f"# {manifest.models[model].name}, {files[0].storage}. The chat template is that of the GGUF."]
     lines += [f"FROM ./{paths[0]}", *(f"# FROM ./{path}" for path in paths[1:])]
     metadata = GgufFile.open(folder / files[0].path).metadata
-    lines += [f"PARAMETER stop {text}" for text in _stops(metadata)]
+    tokens = metadata.get(_TOKENS)
+    words = tokens.values() if isinstance(tokens, GgufArray) else []
+    lines += [f"PARAMETER stop {text}" for text in stops(words, metadata)]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -53,11 +55,9 @@ def _rank(storage: str) -> int:
     return _PREFERRED.index(upper) if upper in _PREFERRED else len(_PREFERRED)
 
 
-def _stops(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The tokens that end a text or a turn, quoted. The language has no escapes: what it cannot quote is left out."""
-    tokens = metadata.get(_TOKENS)
-    words = tokens.values() if isinstance(tokens, GgufArray) else []
+def stops(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Those of ``tokens`` that end a text or a turn, quoted. What Modelfiles cannot quote is left out: no escapes."""
     ids = dict.fromkeys(metadata[key] for key in _ENDS if isinstance(metadata.get(key), int))
-    for word in (words[token] for token in ids if 0 <= token < len(words)):
+    for word in (tokens[token] for token in ids if 0 <= token < len(tokens)):
         if word.isprintable() and '"' not in word and word:
             yield f'"{word}"'

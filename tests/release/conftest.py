@@ -34,3 +34,15 @@ def finished(drafted: Drafted, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = drafted.copy(tmp_path_factory.mktemp("finished") / "release")
     write_documents(folder, release(drafted.artifacts), RUN)
     return folder
+
+
+@pytest.fixture(scope="session")
+def several(
+    tiny_tied: Path, tiny_adapter: Path, tiny_new_tokens_adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A release of two models, each in a folder; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("several") / "release"
+    artifacts = write_artifacts(folder, tiny_tied, tiny_adapter, folder="rows")
+    artifacts += write_artifacts(folder, tiny_tied, tiny_new_tokens_adapter, folder="words")
+    write_documents(folder, release(artifacts), RUN)
+    return folder

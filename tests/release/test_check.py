@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile
+from exporter.release import checksums, manifest, provenance, record
 from exporter.release.check import check_release
+from tests.release.finished import RUN
 
 
 @pytest.fixture
@@ -51,3 +56,170 @@ def test_every_line_of_the_manifest_counts(mine: Path) -> None:
                 assert failures(mine), (number, other)
             except UnreadableFile:
                 assert run(["verify", str(mine), "-q"]) == 4
+
+
+def test_a_file_more_and_a_file_less_are_found(mine: Path) -> None:
+    (mine / "hf" / "pytorch_model.bin").write_bytes(b"x")
+    (mine / "empty").mkdir()
+    (mine / "onnx" / "config.json").unlink()
+    assert failures(mine)["files"] == "onnx/config.json: expected, not found (and 2 more)"
+
+
+def test_what_git_and_the_hub_lay_beside_is_no_part_of_it(mine: Path) -> None:
+    for path in (".gitattributes", ".git/config", ".cache/huggingface/download/x.lock"):
+        (mine / path).parent.mkdir(parents=True, exist_ok=True)
+        (mine / path).write_text("x")
+    assert failures(mine) == {}
+    (mine / "hf" / ".gitattributes").write_text("x")
+    assert failures(mine).keys() == {"files"}
+
+
+def test_a_folder_of_links_as_in_the_hubs_cache_is_a_release(finished: Path, tmp_path: Path) -> None:
+    for path in finished.rglob("*"):
+        link = tmp_path / "snapshot" / path.relative_to(finished)
+        link.mkdir(parents=True) if path.is_dir() else link.symlink_to(path)
+    assert failures(tmp_path / "snapshot") == {}
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "provenance.intoto.json", "run.json"])
+def test_a_document_that_is_gone_is_found(mine: Path, name: str) -> None:
+    (mine / name).unlink()
+    assert failures(mine) == {name: "no such file"}
+
+
+def test_a_pipe_in_place_of_a_file_does_not_wait(mine: Path) -> None:
+    (mine / "hf" / "config.json").unlink()
+    os.mkfifo(mine / "hf" / "config.json")
+    assert failures(mine)["digests"] == "hf/config.json: expected a regular file, found a pipe"
+
+
+def agree(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest as somebody would who knows the other documents, and has no key to sign with."""
+    document = json.loads((folder / "manifest.json").read_bytes())
+    change(document)
+    built = msgspec.convert(document, manifest.Manifest)
+    content, statement = manifest.to_bytes(built), provenance.to_bytes(built)
+    (folder / "manifest.json").write_bytes(content)
+    (folder / "provenance.intoto.json").write_bytes(statement)
+    sums = checksums.to_bytes(built, {"manifest.json": content, "provenance.intoto.json": statement})
+    (folder / "SHA256SUMS").write_bytes(sums)
+    (folder / "run.json").write_bytes(record.to_bytes(RUN, content, None))
+
+
+def other_tensor(document: dict[str, Any]) -> None:
+    one = next(one for one in document["files"] if one["path"] == "hf/model.safetensors")
+    one["tensors"]["model.norm.weight"] = "0" * 64
+
+
+def other_kind(document: dict[str, Any]) -> None:
+    document["files"][0]["kind"] = "weights"
+
+
+def other_order(document: dict[str, Any]) -> None:
+    document["files"].reverse()
+
+
+def other_verdict(document: dict[str, Any]) -> None:
+    document["artifacts"][0]["verdict"]["passed"] = False
+
+
+def other_artifact(document: dict[str, Any]) -> None:
+    document["artifacts"][0]["path"] = "gguf/rows-F16.gguf"
+
+
+def other_title(document: dict[str, Any]) -> None:
+    document["models"]["tuned"]["name"] = "Large"
+
+
+CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
+    (other_tensor, "tensors", "hf/model.safetensors: model.norm.weight: expected sha256 0000"),
+    (other_kind, "tensors", "Modelfile: expected kind weights, found modelfile"),
+    (other_order, "manifest.json", "expected each file once, in order"),
+    (other_verdict, "artifacts", "its verification failed"),
+    (other_artifact, "artifacts", "expected files of job"),
+    (other_title, "cards and Modelfiles", "Modelfile: line 1: expected b'# Large"),
+]
+
+
+@pytest.mark.parametrize(("change", "name", "detail"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_manifest_that_contradicts_the_files_is_found_whatever_agrees_with_it(
+    mine: Path, change: Callable[[dict[str, Any]], None], name: str, detail: str
+) -> None:
+    agree(mine, lambda document: None)
+    assert failures(mine) == {}
+    agree(mine, change)
+    assert detail in failures(mine)[name]
+
+
+def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
+    agree(mine, lambda document: document["tools"].update(Jinja2="1.0"))
+    report = check_release(mine)
+    made_again = "cards and Modelfiles made again"
+    assert {skip.name: skip.reason for skip in report.skipped}[made_again].startswith("they were made by Jinja2 1.0")
+    assert report.passed
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected a document of ttexport's schema 1"),
+        (b"[]", "expected a document of ttexport's schema 1"),
+        (b'{"schema": 2}', "expected a document of ttexport's schema 1"),
+        (b"[" * 100_000, "expected a document of ttexport's schema 1"),
+        (b"\xff", "expected a document of ttexport's schema 1"),
+        (None, "no such file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_bad_input(
+    mine: Path, content: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / "manifest.json").unlink()
+    if content is not None:
+        (mine / "manifest.json").write_bytes(content)
+    assert run(["verify", str(mine), "-q"]) == 4
+    line = capsys.readouterr().err
+    assert f"manifest.json: {said}" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a//b", "./a", "a\\b", "a\nb", ""])
+def test_a_manifest_that_leads_out_of_its_folder_is_bad_input(mine: Path, path: str) -> None:
+    document = json.loads((mine / "manifest.json").read_bytes())
+    document["files"][0]["path"] = path
+    (mine / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(UnreadableFile, match="expected paths below the release"):
+        check_release(mine)
+
+
+@pytest.mark.parametrize("keys", [("artifacts", 0, "model"), ("models", "tuned", "adapters", 0)])
+def test_a_manifest_that_names_what_is_not_in_it_is_bad_input(mine: Path, keys: tuple[Any, ...]) -> None:
+    document = json.loads((mine / "manifest.json").read_bytes())
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = "absent"
+    (mine / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(UnreadableFile, match="found 'absent'"):
+        check_release(mine)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapter", "a"], "need --reference"),
+        (["--report", "r"], "need --reference"),
+        (["--public-key", "k", "--identity", "me", "--issuer", "i"], "expected one of them"),
+        (["--identity", "me"], "belong together"),
+        (["--reference", "b", "--public-key", "k"], "are for release folders"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    finished: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(finished), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_artifact_still_needs_its_reference(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(finished / "hf")]) == 2
+    assert "--reference: needed" in capsys.readouterr().err
