@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from gguf import GGUFReader
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]  # protobuf ships no stubs
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from safetensors import safe_open
