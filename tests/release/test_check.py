@@ -15,6 +15,7 @@ from exporter.errors import UnreadableFile
 from exporter.release import checksums, manifest, provenance, record
 from exporter.release.check import check_release
 from tests.release.finished import RUN
+from tests.test_layers import run_and_list
 
 
 @pytest.fixture
@@ -201,6 +202,12 @@ def test_a_manifest_that_names_what_is_not_in_it_is_bad_input(mine: Path, keys: 
     (mine / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(UnreadableFile, match="found 'absent'"):
         check_release(mine)
+
+
+def test_checking_a_release_imports_nothing_that_runs_models(finished: Path) -> None:
+    code, loaded = run_and_list("verify", finished)
+    assert code == 0
+    assert set(loaded) == {"onnx", "jinja2"}
 
 
 @pytest.mark.parametrize(
