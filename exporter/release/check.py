@@ -45,6 +45,8 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
     else:
         why = "no key was given" if (folder / SIGNATURE).is_file() else "the release bears none"
         skipped.append(Skip(_SIGNED, why))
+    unproved = [one.path for one in built.artifacts if one.verdict is None]
+    skipped += [Skip(f"verdict of {path}", "it was released without a verification") for path in unproved]
     if made_by := _made_otherwise(built):
         skipped.append(Skip("cards and Modelfiles made again", made_by))
     facts: dict[str, float | str] = {"release": f"{built.name} {built.version}", "files": len(built.files)}

@@ -17,12 +17,13 @@ import msgspec
 from exporter.errors import BadInput, UnreadableFile
 from exporter.release.facts import Artifact, Material, Model, Release
 from exporter.sources.files import read_file
+from exporter.sources.json_objects import parse_object
 
 NAME: Final = "manifest.json"
 #: Raised when a key changes its meaning or goes.
 SCHEMA: Final = 1
-#: A model of 100,000 tensors in ten formats comes to about this.
-_MAX_BYTES: Final = 128 << 20
+#: 60,000 tensors, as the largest mixtures of experts have them, come to 7 MB a format.
+_MAX_BYTES: Final = 48 << 20
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -188,10 +189,11 @@ def read(path: Path) -> tuple[Manifest, bytes]:
 
 
 def decode(path: Path, content: bytes, kind: type[_Document]) -> _Document:
-    """``content`` as ``kind``, every key known and none missing. Raises UnreadableFile."""
+    """``content`` as ``kind``, every key known, none missing and none twice. Raises UnreadableFile."""
+    parse_object(path, content, what=path.name)  # whose bounds on memory and depth hold for what comes next
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+    except msgspec.MsgspecError as exc:
         raise UnreadableFile(path, f"expected a document of ttexport's schema {SCHEMA}: {exc}") from exc
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput, MissingDependency, reading
+from exporter.errors import BadInput, MissingDependency, OutputError, reading, writing
 from exporter.release import record
 from exporter.release.digests import FOREIGN
 
@@ -34,18 +34,26 @@ class Signing:
 
 
 def sign(folder: Path, how: Signing) -> bytes:
-    """Write the signature into ``folder`` and return it. Raises BadInput for a key that cannot be used."""
+    """Write the signature into ``folder`` and return it.
+
+    Raises BadInput for a key that cannot be used, OutputError where Sigstore does not answer.
+    """
     model_signing = require()
     config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
     path = folder / SIGNATURE
     if how.private_key is None:
-        config.use_sigstore_signer(identity_token=how.identity_token, use_ambient_credentials=not how.identity_token)
+        with _asking_sigstore():
+            config.use_sigstore_signer(
+                identity_token=how.identity_token, use_ambient_credentials=not how.identity_token
+            )
+            config.sign(folder, path)
     else:
         with reading(how.private_key), _using(how.private_key, "private"):
             # Annotated as text, but handed to cryptography, which wants bytes.
             password = how.password.encode() if how.password is not None else None
             config.use_elliptic_key_signer(private_key=how.private_key, password=password)
-    config.sign(folder, path)
+        with writing(path):
+            config.sign(folder, path)
     return path.read_bytes()
 
 
@@ -61,12 +69,14 @@ class Trust:
 def why_not_signed(folder: Path, trust: Trust) -> str | None:
     """Why the signature in ``folder`` does not hold for its files, or None if it does.
 
-    A key needs no network; Sigstore fetches its roots of trust. Raises BadInput for a key that cannot be used.
+    A key needs no network; Sigstore fetches its roots of trust. Raises BadInput for a key that cannot be used,
+    OutputError where they cannot be had.
     """
     model_signing = require()
     config = model_signing.verifying.Config()
     if trust.public_key is None:
-        config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
+        with _asking_sigstore():
+            config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
     else:
         with reading(trust.public_key), _using(trust.public_key, "public"):
             config.use_elliptic_key_verifier(public_key=trust.public_key)
@@ -86,6 +96,15 @@ def _using(key: Path, kind: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
         raise BadInput(f"{key}: expected a {kind} key of an elliptic curve in PEM: {exc}") from exc
+
+
+@contextmanager
+def _asking_sigstore() -> Iterator[None]:
+    """What may go wrong at a service has as many kinds as there are packages between it and here."""
+    try:
+        yield
+    except Exception as exc:
+        raise OutputError("Sigstore", f"no answer that helps: {' '.join(str(exc).split())[:_MAX_REASON]}") from exc
 
 
 def require() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -53,7 +55,7 @@ def _gguf(manifest: Manifest, model: str) -> Iterator[Usage]:
     files = modelfile.ranked_files(manifest, model)
     if files:
         path = below(manifest, model, files[0].path)
-        yield Usage("llama.cpp", "sh", f"llama-cli -m {path} -p '{_ASK}'")
+        yield Usage("llama.cpp", "sh", f"llama-cli -m {shlex.quote(path)} -p '{_ASK}'")
     if any(not modelfile.PART.search(one.path) for one in files):
         name = _slug(manifest.models[model].name)
         yield Usage("Ollama", "sh", f"ollama create {name} -f {modelfile.NAME}\nollama run {name} '{_ASK}'")
@@ -66,7 +68,7 @@ def _transformers(manifest: Manifest, model: str) -> Iterator[Usage]:
             "transformers",
             "python",
             "from transformers import pipeline\n\n"
-            f'generate = pipeline("text-generation", "./{path}")\n'
+            f'generate = pipeline("text-generation", {json.dumps(f"./{path}")})\n'
             f'print(generate("{_ASK}", max_new_tokens=64))',
         )
 
@@ -85,7 +87,7 @@ def _onnx(manifest: Manifest, model: str) -> Iterator[Usage]:
 def _genai(path: str) -> str:
     return (
         "import onnxruntime_genai as og\n\n"
-        f'model = og.Model("./{path}")\n'
+        f"model = og.Model({json.dumps(f'./{path}')})\n"
         "tokenizer = og.Tokenizer(model)\n"
         "parameters = og.GeneratorParams(model)\n"
         "parameters.set_search_options(max_length=128)\n"
@@ -102,7 +104,7 @@ def _transformers_js(path: str, dtype: str) -> str:
         'import { env, pipeline } from "@huggingface/transformers";\n\n'
         'env.localModelPath = "./";\n'
         "env.allowRemoteModels = false;\n"
-        f'const generate = await pipeline("text-generation", "{path}", {{ dtype: "{dtype}" }});\n'
+        f'const generate = await pipeline("text-generation", {json.dumps(path)}, {{ dtype: "{dtype}" }});\n'
         f'console.log(await generate("{_ASK}", {{ max_new_tokens: 64 }}));'
     )
 

@@ -163,11 +163,13 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "expected a document of ttexport's schema 1"),
-        (b"[]", "expected a document of ttexport's schema 1"),
+        (b"", "manifest.json is not valid JSON"),
+        (b"[]", "manifest.json: expected a JSON object"),
+        (b'{"schema": 1, "schema": 1}', "manifest.json: schema: expected once, found twice"),
         (b'{"schema": 2}', "expected a document of ttexport's schema 1"),
-        (b"[" * 100_000, "expected a document of ttexport's schema 1"),
-        (b"\xff", "expected a document of ttexport's schema 1"),
+        (b"[" * 100_000, "manifest.json is not valid JSON"),
+        (b"\xff", "manifest.json is not valid JSON"),
+        (b'{"spec": [' + b"{}," * 5_000_000 + b"{}]}", "manifest.json: expected JSON that takes up to 128 MB"),
         (None, "no such file"),
     ],
 )

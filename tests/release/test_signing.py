@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from exporter.cli.main import run
-from exporter.errors import BadInput, MissingDependency
+from exporter.errors import BadInput, MissingDependency, OutputError
 from exporter.release import record
 from exporter.release.check import check_release
 from exporter.release.documents import write_documents
@@ -139,3 +139,15 @@ def test_without_the_package_a_signature_is_not_promised(
     with pytest.raises(MissingDependency, match=r"pip install 'ttexport\[sign\]'"):
         check_release(signed, Trust(public_key=keys[1]))
     assert code(signed) == 0
+
+
+def test_where_sigstore_is_out_of_reach_nothing_is_signed_or_believed(
+    drafted: Drafted, signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    folder = drafted.copy(tmp_path / "release")
+    with pytest.raises(OutputError, match="Sigstore: no answer that helps"):
+        write_documents(folder, release(drafted.artifacts), RUN, signing=Signing(identity_token="token"))
+    assert not (folder / "model.sig").exists()
+    assert run(["verify", str(signed), "-q", "--identity", "me", "--issuer", "https://issuer"]) == 7
