@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def _send(folder: Path, told: Pushed, *, private: bool, endpoint: str | None, qu
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if quiet:
+    if quiet or not sys.stderr.isatty():  # in a log, every step of a bar is a line
         disable_progress_bars()
     api = HfApi(endpoint=endpoint)
     api.create_repo(told.repo, private=private, exist_ok=True)
@@ -118,12 +119,12 @@ def _send(folder: Path, told: Pushed, *, private: bool, endpoint: str | None, qu
 
 def _earlier_files(api: HfApi, told: Pushed) -> set[str]:
     """What the release that is there now says it holds; empty where there is none, or none that can be read."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         path = Path(api.hf_hub_download(told.repo, manifest.NAME, revision=told.revision))
         return {entry.path for entry in manifest.read(path)[0].files}
-    except (EntryNotFoundError, UnreadableFile):
+    except (RemoteEntryNotFoundError, UnreadableFile):
         return set()
 
 

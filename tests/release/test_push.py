@@ -44,6 +44,10 @@ except TTExportError as exc:
 """
 
 
+#: Ends of the names of variables that would lead past the stand-in, or hide bars that a user sees.
+UNWANTED = ("_proxy", "hf_hub_disable_progress_bars")
+
+
 @dataclass(frozen=True)
 class Site:
     hub: Hub
@@ -52,7 +56,7 @@ class Site:
     def push(
         self, folder: Path, *options: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {"CI": ""}
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith(UNWANTED)} | {"CI": ""}
         names = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_lamp"}
         place = {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-c", CODE, str(folder), "--push-to-hub", "org/lamps", *options]
@@ -109,6 +113,12 @@ def test_a_dry_run_tells_what_it_would_send_and_asks_nobody(site: Site, finished
     assert site.hub.requests == []
 
 
+def test_a_push_into_a_log_is_one_line(site: Site, finished: Path) -> None:
+    told = site.push(finished).stderr
+    [line] = told.splitlines()
+    assert line.startswith(f"org/lamps@main: {len(contents(finished))} files, ")
+
+
 def test_in_ci_a_push_is_dry_unless_it_is_asked_for(site: Site, finished: Path) -> None:
     assert json.loads(site.push(finished, environment={"CI": "true"}).stdout)["dry_run"]
     assert site.hub.requests == []
@@ -159,6 +169,14 @@ def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_fi
     site.pushed(finished)
     assert site.files() == {**contents(finished), ".gitattributes": b""}
     assert site.puts() == sent
+
+
+def test_what_lies_there_has_to_be_known_before_it_is_replaced(site: Site, finished: Path) -> None:
+    site.pushed(finished)
+    site.hub.faults["/org/lamps/resolve/"] = "forbidden"
+    done = site.push(finished)
+    assert done.returncode == 7
+    assert "HTTP 403" in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["unauthorised", "forbidden"])
