@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from exporter.release.manifest import ArtifactEntry, CardEntry, Manifest, MaterialEntry, ModelEntry, Verdict
 from exporter.release.usage import below, held, usages
 from exporter.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 NAME: Final = "README.md"
 #: Texts that become the card's front matter, but for the tags, to which some are added.
@@ -80,13 +84,8 @@ def _render(
 ) -> bytes:
     """A page about ``described`` artifacts; ``values`` are those of its template."""
     from huggingface_hub import ModelCardData
-    from jinja2 import Environment, StrictUndefined
 
-    source = resources.files(__package__).joinpath(template).read_text("utf-8")
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    page = environment.from_string(source).render(
+    page = _template(template).render(
         card_data=ModelCardData(**_metadata(manifest, card, described)).to_yaml(),
         summary=card.summary,
         base=_linked(manifest.base),
@@ -96,6 +95,18 @@ def _render(
     return page.encode()
 
 
+@cache
+def _template(name: str) -> Template:
+    """A template beside this file, compiled once."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(resources.files(__package__).joinpath(name).read_text("utf-8"))
+
+
+@cache
 def makers() -> dict[str, str]:
     """Package → version of all that has a say in the bytes of a card or a Modelfile."""
     return {"ttexport": __version__} | {name: version(name) for name in _MAKERS}
