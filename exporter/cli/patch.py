@@ -13,7 +13,7 @@ import click
 from exporter.cli.options import PATH, patch_place_options, talk_options
 from exporter.cli.talk import progress
 from exporter.cli.text import size
-from exporter.patch import PatchSpec, patch_json, plan_gguf_patch, restore, run_patch
+from exporter.patch import PatchSpec, patch_json, plan_patch, restore, run_patch
 from exporter.targets import DTYPES
 
 
@@ -54,7 +54,7 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **o
         raise click.UsageError("patch: expected -o OUT, or --in-place")
     if spec.in_place and restore(base) and not quiet:
         print(f"{base}: an interrupted patch was undone", file=sys.stderr)
-    plan = plan_gguf_patch(spec)
+    plan = plan_patch(spec)
     with progress(quiet=quiet) as hooks:
         report = run_patch(plan, hooks)
     document = patch_json(plan)
@@ -65,13 +65,15 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **o
         return
     if not quiet:
         verdict = f"verified on disk ({len(report.checks)} checks)" if report else "not verified"
+        rows = sum(len(one["token_ids"]) for one in plan.row_table)
+        nbytes = sum(one["nbytes"] for one in plan.targets)
         print(
-            f"gguf {plan.patch.kind}: {plan.patch.rows} rows of {size(plan.patch.nbytes)}, {len(plan.patch.new)} new "
-            f"tokens, base: {plan.proof}, {verdict}",
+            f"{plan.format} {', '.join(dict.fromkeys(one['storage'] for one in plan.targets))}: {rows} rows of "
+            f"{size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {verdict}",
             file=sys.stderr,
         )
-    for path in plan.paths:
-        click.echo(path)
+    for target in plan.targets:
+        click.echo(target["path"])
 
 
 def _spec(*, level: str, checkpoint: str | None, adapters: tuple[str, ...], **options: Any) -> PatchSpec:

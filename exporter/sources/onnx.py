@@ -118,6 +118,10 @@ class OnnxFile:
             _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
         )
 
+    def parse(self) -> onnx.ModelProto:
+        """The whole model, read again; the caller may change it. Memory: the model file, and as much again."""
+        return _parse(self.path)
+
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Rows [start, stop) of an initialiser along its first axis; a scalar is one row. Memory: these rows.
 
@@ -156,6 +160,10 @@ class OnnxFile:
         names = [name, form.scales, form.zero_points] if form else [name]
         return [self.initialisers[one] for one in names if one is not None]
 
+    def tokens(self, name: str) -> int:
+        """How many tokens the embedding or the head has."""
+        return self.initialisers[name].shape[self.token_axis[name]]
+
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
         """Rows of tokens [start, stop) as they are stored, the ``parts`` side by side: (n, bytes) uint8."""
         if self.token_axis[name]:
@@ -163,7 +171,7 @@ class OnnxFile:
             return rows.view(np.uint8).reshape(len(rows), -1)
         stored = []
         for part in self.parts(name):
-            width = part.nbytes // part.shape[0]
+            width = part.nbytes // self.tokens(name)
             if part.place is None:
                 whole = np.frombuffer(self._inline[part.name].raw_data, np.uint8).reshape(-1, width)
                 stored.append(whole[start:stop])
@@ -178,7 +186,7 @@ class OnnxFile:
         for part in self.parts(name):
             if part.place is None or self.token_axis[name]:
                 raise NotExpressible(f"{self.path}: {part.name}", "its rows are no ranges of an external data file")
-            width = part.nbytes // part.shape[0]
+            width = part.nbytes // self.tokens(name)
             places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
         return places
 
