@@ -28,7 +28,8 @@ def generation_config(
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
     """(content after merging, moved ids). base, files: side files of base and merged model by name.
 
-    A file that has to change is taken out of ``files``: it is not copied. A generation config that an adapter brings is taken as it is.
+    A file that has to change is taken out of ``files``: it is not copied. A generation config that an adapter brings
+    is taken as it is.
     """
     moved = moved_ids(base, files)
     path = files.get(_NAME)

@@ -50,9 +50,4 @@ def restore(base: Path) -> bool:
 
 def is_patchable(path: Path) -> bool:
     """Whether a command line that begins with ``path`` means a patch: a .gguf file, or a folder with ONNX models."""
-    return path.suffix == ".gguf" or (path.is_dir() and detects_onnx(path))
-
-
-def detects_onnx(path: Path) -> bool:
-    """A folder of ONNX models, in ``onnx/`` or at its top."""
-    return any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx"))
+    return path.suffix == ".gguf" or any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx"))

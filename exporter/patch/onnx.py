@@ -15,7 +15,8 @@ from exporter.formats.patching.journal import patch_in_place
 from exporter.hooks import Hooks
 from exporter.patch.spec import Inputs, PatchPlan, PatchSpec
 from exporter.staging import require_space, staged
-from exporter.verify.report import Report
+from exporter.verify.patched_onnx import Before, check_patched
+from exporter.verify.report import Report, require_passed
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,36 @@ class OnnxPatchPlan(PatchPlan):
 
     def run(self, hooks: Hooks) -> Report | None:
         """Write a copy, or overwrite rows under a journal; then verify."""
+        before = self._before()
         if self.in_place:
             changes = changes_in_place(self.patch)
             nbytes = sum(len(data) for pieces in changes.pieces.values() for _, data in pieces)
-            patch_in_place(self.out, changes, lambda: None, hooks.start("patching onnx", nbytes))
-            return None
+            reports: list[Report | None] = []
+            patch_in_place(
+                self.out,
+                changes,
+                lambda: reports.append(self._verified(self.out, before, every=False)),
+                hooks.start("patching onnx", nbytes),
+            )
+            return reports[0]
         require_space(self.out, self.patch.nbytes)
         with staged(self.out, force=self.spec.force or self.rewrites) as draft:
             write_patched(self.patch, draft, hooks.start("onnx", self.patch.nbytes))
-        return None
+            return self._verified(draft, before, every=self.spec.level == "full")
+
+    def _before(self) -> Before | None:
+        if self.spec.level == "off":
+            return None
+        return Before.read(self.patch.folder, [model.file.path for model in self.patch.models], self.adapters)
+
+    def _verified(self, folder: Path, before: Before | None, *, every: bool) -> Report | None:
+        if before is None:
+            return None
+        facts: dict[str, float | str] = {"storage": self.targets[0]["storage"], "base": self.proof}
+        checks = list(check_patched(folder, before, every=every))
+        report = Report(artifact=self.out, format="onnx", level=self.spec.level, checks=checks, facts=facts)
+        require_passed([report])
+        return report
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:

@@ -190,6 +190,18 @@ class OnnxFile:
             places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
         return places
 
+    def raw(self, name: str, start: int, stop: int) -> Array:
+        """Bytes [start, stop) of an initialiser, uint8. Raises NotExpressible where its numbers stand one by one."""
+        tensor = self.initialisers[name]
+        if tensor.place is not None:
+            out = np.empty(stop - start, np.uint8)
+            read_into(tensor.place.path, tensor.place.offset_bytes + start, out)
+            return out
+        inline = self._inline[name]
+        if not inline.HasField("raw_data") and tensor.nbytes:
+            raise NotExpressible(f"{self.path}: {name}", "its numbers stand one by one, not as raw bytes")
+        return np.frombuffer(inline.raw_data, np.uint8)[start:stop]
+
     def _inline_value(self, tensor: TensorRange) -> Array:
         dtype = self._dtype(tensor)
         value: Array = numpy_helper.to_array(self._inline[tensor.name])

@@ -80,11 +80,6 @@ class GgufPatch:
         """The type of the embedding."""
         return self.parts.tensors[rows.EMBEDDING].type
 
-    @property
-    def rows(self) -> int:
-        """Rows that are written, of all tensors."""
-        return sum(len(one.token_ids) for file in self.files for one in file.tensors)
-
 
 def plan_rows(parts: GgufParts, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
     """Decide what changes and encode the new rows; no tensor of the file is read but for a few rows.
