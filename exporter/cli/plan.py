@@ -38,7 +38,7 @@ def plan(
     target cannot be expressed.
     """
     paths = sources or (".",)
-    if is_patchable(Path(paths[0])):
+    if is_patchable([Path(path) for path in paths]):
         _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
         return
     if trust_base or in_place:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import NotExpressible
@@ -48,6 +49,9 @@ def restore(base: Path) -> bool:
     return recover(base)
 
 
-def is_patchable(path: Path) -> bool:
-    """Whether a command line that begins with ``path`` means a patch: a .gguf file, or a folder with ONNX models."""
-    return path.suffix == ".gguf" or any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx"))
+def is_patchable(paths: Sequence[Path]) -> bool:
+    """Whether such arguments mean a patch: a .gguf file, or a folder with ONNX models and adapters behind it."""
+    path = paths[0]
+    if path.suffix == ".gguf":
+        return True
+    return len(paths) > 1 and (any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx")))

@@ -80,8 +80,9 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether weights that stay get another place."""
-        return any(one.moved for one in self.data.values())
+        """Whether weights that stay get another place, or lie with new rows in a model file that is written anew."""
+        parts = (part for model in self.models for one in model.matrices.values() for part in one.parts)
+        return any(one.moved for one in self.data.values()) or any(part.place is None for part in parts)
 
 
 def open_models(folder: Path) -> list[Model]:
