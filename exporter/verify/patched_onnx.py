@@ -17,7 +17,7 @@ from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import HEADS
 from exporter.sources.json_objects import read_object
 from exporter.sources.onnx import OnnxFile
-from exporter.tensors import BLOCK_BYTES, Array
+from exporter.tensors import BLOCK_BYTES, DTYPES, Array
 from exporter.verify.artifact import decode, encode
 from exporter.verify.onnx_blocks import BlockKind
 from exporter.verify.patched_files import FilesBefore, check_files
@@ -27,6 +27,8 @@ from exporter.verify.report import Check
 #: Tokens of the vocabulary, and spans of every other tensor, that are compared when not all bytes are.
 _SAMPLED: Final = 6
 _SPAN_BYTES: Final = 4096
+#: An integer is right if no other is nearer, but for what float32 arithmetic rounds.
+_HALF: Final = 0.5 + 1e-4
 #: 4 bits move a row by a tenth of its norm; rows of different matrices are 1.4 norms apart.
 _SAME_WITHIN_NORMS: Final = 0.5
 
@@ -155,13 +157,29 @@ def _rows(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> dict[str
     return found
 
 
+def _values(file: OnnxFile, name: str, row: int) -> Array:
+    raw = file.token_bytes(name, row, row + 1)
+    if name not in file.scaled:
+        return decode(raw, _kind(file, name))[0]
+    scale, zero = _scale(file, name)
+    numbers: Array = raw[0].view(DTYPES[file.initialisers[name].dtype]).astype(np.float64)
+    return (numbers - zero) * scale
+
+
+def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
+    """(scale, zero point) of a matrix of integers that has one of each."""
+    form = file.scaled[name]
+    zero = float(file.rows(form.zero_point, 0, 1)[0]) if form.zero_point else 0.0
+    return float(file.rows(form.scale, 0, 1)[0]), zero
+
+
 def _twins(file: OnnxFile) -> bool:
     """Whether the head is the embedding stored a second time, in whatever form."""
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
     for row in _spread(file.tokens(names[0])):
-        one, other = (decode(file.token_bytes(name, row, row + 1), _kind(file, name))[0] for name in names)
+        one, other = (_values(file, name, row) for name in names)
         norms = np.linalg.norm(one), np.linalg.norm(other)
         if one.shape != other.shape or np.linalg.norm(one - other) > _SAME_WITHIN_NORMS * max(norms):
             return False
@@ -194,6 +212,9 @@ def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
 
 
 def _holds(file: OnnxFile, name: str, kind: str, token_id: int, row: Array) -> bool:
+    if name in file.scaled:
+        step = abs(_scale(file, name)[0])
+        return bool((np.abs(_values(file, name, token_id) - row.astype(np.float64)) <= step * _HALF).all())
     raw = file.token_bytes(name, token_id, token_id + 1)
     if BlockKind.is_one(kind):
         return bool(BlockKind.read(kind).holds(row[None], raw).all())

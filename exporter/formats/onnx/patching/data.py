@@ -11,7 +11,7 @@ from typing import Final
 from exporter.errors import NotExpressible
 from exporter.formats.onnx.patching.part import PartPatch
 from exporter.formats.onnx.placing import aligned
-from exporter.sources.onnx import TensorRange
+from exporter.sources.onnx_tensors import TensorRange
 from exporter.tensors import Array, ByteRange
 
 #: Other tools align tensors to pages, or to what a Windows process can map: what moves, moves by multiples of this.

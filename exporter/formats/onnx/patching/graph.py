@@ -17,10 +17,10 @@ from exporter.formats.onnx.patching.data import DataPatch
 from exporter.formats.onnx.patching.part import PartPatch
 from exporter.sources.locate import PREFIX
 from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_graph import LOGITS, PRODUCTS
 from exporter.tensors import Array
 
 _INSTEAD: Final = "ttexport merge ADAPTER --to onnx writes the folder anew"
-_PRODUCTS: Final = ("MatMul", "Gemm", "FusedMatMul", "MatMulNBits")
 
 
 def patched_model(
@@ -107,8 +107,9 @@ class _Growth:
             if node is None or name in self.values:
                 continue
             self.values.add(name)
-            if node.op_type in _PRODUCTS:
+            if node.op_type in PRODUCTS:
                 self._product(node)
+            if node.op_type not in LOGITS:
                 continue
             for other in node.input:
                 if node.op_type == "Reshape" and other == node.input[-1]:

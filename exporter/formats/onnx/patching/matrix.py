@@ -14,13 +14,15 @@ import numpy as np
 
 from exporter.errors import NotExpressible
 from exporter.formats.onnx.blocks import Blocks
-from exporter.sources.onnx import OnnxFile, TensorRange
+from exporter.formats.onnx.patching.scaled import Scaled
+from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_tensors import TensorRange
 from exporter.tensors import DTYPES, FLOATS, Array, cast
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The matrix ``name`` of ``file``. form: how its codes are made, None for values.
+    """The matrix ``name`` of ``file``. form, scaled: how its codes are made, None and None for values.
 
     parts: the initialisers that hold it.
     """
@@ -28,12 +30,13 @@ class Matrix:
     file: OnnxFile
     name: str
     form: Blocks | None
+    scaled: Scaled | None
     parts: Sequence[TensorRange]
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Matrix:
         """Raises NotExpressible for a storage that is not understood."""
-        found = cls(file, name, _form(file, name), file.parts(name))
+        found = cls(file, name, _form(file, name), Scaled.of(file, name), file.parts(name))
         found._check()
         return found
 
@@ -58,6 +61,8 @@ class Matrix:
     @property
     def kind(self) -> str:
         """The storage in words: a dtype, or bits, block size and dtype of the scales."""
+        if self.scaled:
+            return f"{self.scaled.dtype} with one scale"
         if self.form is None:
             return self.parts[0].dtype
         zeros = "" if self.form.symmetric else " with zero points"
@@ -66,9 +71,11 @@ class Matrix:
     def encode(self, rows: Array) -> list[Array]:
         """``rows`` (k, hidden) as they are stored, (k, bytes) uint8 for each of ``parts``.
 
-        Raises BadInput for values that the storage cannot hold.
+        Raises BadInput, NotExpressible for values that the storage cannot hold.
         """
         wide = cast(rows, "F32")
+        if self.scaled:
+            return [_raw(self.scaled.encode(wide))]
         if self.form is None:
             return [_raw(cast(wide, self.parts[0].dtype))]
         made = [self.form.codes(wide), self.form.scales(wide, self.parts[1].dtype)]
@@ -83,6 +90,8 @@ class Matrix:
     def values(self, row: int) -> Array:
         """The numbers of one token, (hidden,) float32."""
         raw = self.stored(row)[0]
+        if self.scaled:
+            return self.scaled.decode(raw.view(DTYPES[self.parts[0].dtype]))
         if self.form is None:
             return cast(raw.view(DTYPES[self.parts[0].dtype]), "F32")
         ends = np.cumsum([part.nbytes // self.n_tokens for part in self.parts])
@@ -108,7 +117,7 @@ class Matrix:
     def _check(self) -> None:
         where, whole = f"{self.file.path}: {self.name}", self.parts[0]
         if self.form is None:
-            if whole.dtype not in FLOATS or len(whole.shape) != 2:
+            if (whole.dtype not in FLOATS and not self.scaled) or len(whole.shape) != 2:
                 found = f"{whole.dtype} {list(whole.shape)}"
                 raise NotExpressible(where, f"rows of a matrix of {found} are not understood", instead=_INSTEAD)
             return

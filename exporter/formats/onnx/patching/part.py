@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.sources.onnx import TensorRange
+from exporter.sources.onnx_tensors import TensorRange
 from exporter.tensors import Array, ByteRange
 
 

@@ -168,7 +168,7 @@ def _part_patches(model: Model, wanted: Wanted, vocab: int) -> dict[str, PartPat
     patches = {}
     for name in wanted.rows:
         matrix, part = model.matrices[name], wanted.where[name]
-        ids, rows = rounded(wanted, name, "F32" if matrix.form else matrix.parts[0].dtype)
+        ids, rows = rounded(wanted, name, "F32" if matrix.form or matrix.scaled else matrix.parts[0].dtype)
         try:
             encoded = matrix.encode(rows)
         except BadInput as exc:
