@@ -38,7 +38,8 @@ class OnnxFile:
     model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the one in the matrix
     product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
     counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
-    codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of integers.
+    codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of
+    integers.
     """
 
     path: Path

@@ -5,6 +5,7 @@ Source: the operator page of DequantizeLinear.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -41,11 +42,8 @@ class Scaled:
             return None
         kind = file.initialisers[name].dtype
         told = [file.initialisers[one] for one in (form.scale, form.zero_point) if one is not None]
-        if (
-            kind not in _INTEGERS
-            or told[0].dtype not in FLOATS
-            or any(one.nbytes > 8 or sum(one.shape) > 1 for one in told)
-        ):
+        single = all(math.prod(one.shape) == 1 for one in told)
+        if kind not in _INTEGERS or told[0].dtype not in FLOATS or not single:
             reason = f"{kind} with scales of shape {list(told[0].shape)}: one scale for the whole matrix is understood"
             raise NotExpressible(where, reason, instead=_INSTEAD)
         scale, *zeros = (float(file.rows(one.name, 0, 1).reshape(-1)[0]) for one in told)
@@ -54,7 +52,7 @@ class Scaled:
         return cls(where, kind, scale, int(zeros[0]) if zeros else 0, low, high)
 
     def encode(self, rows: Array) -> Array:
-        """``rows`` (k, hidden) as integers. Raises NotExpressible for values beyond those that the scale was made for."""
+        """``rows`` (k, hidden) as integers. Raises NotExpressible for values that the scale was not made for."""
         exact = np.rint(cast(rows, "F32") / np.float32(self.scale)) + self.zero_point
         outside = (exact < self.low) | (exact > self.high)
         if outside.any():
