@@ -160,7 +160,8 @@ def _rows(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> dict[str
 def _values(file: OnnxFile, name: str, row: int) -> Array:
     raw = file.token_bytes(name, row, row + 1)
     if name not in file.scaled:
-        return decode(raw, _kind(file, name))[0]
+        row_values: Array = decode(raw, _kind(file, name))[0]
+        return row_values
     scale, zero = _scale(file, name)
     numbers: Array = raw[0].view(DTYPES[file.initialisers[name].dtype]).astype(np.float64)
     return (numbers - zero) * scale

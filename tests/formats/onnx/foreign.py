@@ -73,7 +73,8 @@ def _quantised(model: ModelProto, quant: str, out: Path) -> ModelProto:
     if quant == "q4":
         quantiser = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=False)
         quantiser.process()
-        return quantiser.model.model
+        made: ModelProto = quantiser.model.model
+        return made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         onnx.save(model, out / "fp32.onnx")

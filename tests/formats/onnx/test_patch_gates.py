@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from exporter.verify.onnx_blocks import BlockKind
 from exporter.verify.patched_onnx import Before, check_patched
 from tests.formats.onnx.test_patch import options, succeed
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def flip(folder: Path, tensor: str, token: int, model: str = "model") -> None:
     one.place.path.write_bytes(data)
 
 
-def graph(change: Callable[[onnx.ModelProto], None]) -> Damage:
+def graph(change: Callable[[onnx.ModelProto], object]) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / "onnx" / "model.onnx"
         model = onnx.load(path, load_external_data=False)
@@ -53,7 +54,7 @@ def graph(change: Callable[[onnx.ModelProto], None]) -> Damage:
     return damage
 
 
-def config(name: str, change: Callable[[dict[str, object]], None]) -> Damage:
+def config(name: str, change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(folder: Path) -> None:
         told = json.loads((folder / name).read_text())
         change(told)
@@ -77,7 +78,7 @@ def another_constant(model: onnx.ModelProto) -> None:
     tensor.raw_data = np.array([514]).tobytes()
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Damage, str]] = {
     "trained row": (lambda folder: flip(folder, "embed_tokens.weight", 300), "model: embed_tokens.weight rows"),
     "new row": (lambda folder: flip(folder, "embed_tokens.weight", 514), "model: embed_tokens.weight rows"),
     "codes": (
@@ -99,7 +100,7 @@ DAMAGES = {
     "tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer files"),
     "size": (config("config.json", lambda told: told.update(vocab_size=512)), "configs"),
     "setting": (config("config.json", lambda told: told.update(rope_theta=5)), "configs"),
-    "genai size": (config("genai_config.json", lambda told: told["model"].update(vocab_size=512)), "configs"),  # type: ignore[attr-defined]
+    "genai size": (config("genai_config.json", lambda told: told["model"].update(vocab_size=512)), "configs"),
     "end of text": (config("config.json", lambda told: told.update(eos_token_id=7)), "special ids"),
 }
 
