@@ -11,6 +11,7 @@ import pytest
 
 from exporter.cli.main import VERBS
 from exporter.formats.gguf import plan_gguf, write_gguf
+from exporter.formats.onnx import choose, plan_onnx, write_onnx
 from exporter.merge.plan import plan_merge
 from exporter.sources.checkpoint import Checkpoint
 
@@ -191,6 +192,17 @@ def test_a_patch_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_
     write_gguf(plan_gguf(plan_merge(Checkpoint.open(tiny_tied), []).model(), "Q8_0"), file)
     for words in (["-o", tmp_path / "out.gguf"], ["--in-place"]):
         assert run_and_list("patch", file, tiny_adapter, *words) == (0, [])
+
+
+def test_a_patch_of_onnx_models_parses_them_and_imports_nothing_else_heavy(
+    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "onnx"
+    layout = plan_onnx(plan_merge(Checkpoint.open(tiny_tied), []).model("F32"), choose(None, ["int8", "q4"]))
+    write_onnx(layout, base)
+    for words in (["-o", tmp_path / "out"], ["--in-place"]):
+        assert run_and_list("patch", base, tiny_adapter, *words) == (0, ["onnx"])
+    assert run_and_list("plan", base, tiny_adapter) == (0, ["onnx"])
 
 
 def test_a_report_is_drawn_without_what_runs_models(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:

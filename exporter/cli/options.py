@@ -97,12 +97,12 @@ base_option = click.option(
 
 
 _PATCH_OPTIONS = (
-    click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE.gguf is the adapters' base."),
+    click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE is the adapters' base."),
     click.option(
         "--in-place",
         is_flag=True,
-        help="Change BASE.gguf itself. A journal beside it undoes a patch that was interrupted; where the file changes "
-        "its size, a whole new one takes its name instead.",
+        help="Change BASE itself. A journal beside it undoes a patch that was interrupted; where bytes would move, a "
+        "whole new one takes its name instead.",
     ),
 )
 

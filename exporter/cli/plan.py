@@ -14,7 +14,7 @@ from exporter.cli.export import as_merge
 from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
 from exporter.cli.text import size
 from exporter.export import ExportPlan, plan_export, plan_json
-from exporter.patch import PatchSpec, patch_json, plan_gguf_patch
+from exporter.patch import PatchSpec, is_patchable, patch_json, plan_patch
 
 
 @click.command()
@@ -34,14 +34,16 @@ def plan(
 ) -> None:
     """Show what merge or export would write from SOURCE with the same options; write nothing.
 
-    With a .gguf file before the adapters, show what patch would. Exit 5 if a target cannot be expressed.
+    With a .gguf file or a folder of ONNX models before the adapters, show what patch would. Exit 5 if a
+    target cannot be expressed.
     """
     paths = sources or (".",)
-    if Path(paths[0]).suffix == ".gguf":
+    if is_patchable([Path(path) for path in paths]):
         _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
         return
     if trust_base or in_place:
-        raise click.UsageError(f"--trust-base and --in-place are for patching a .gguf file, and {paths[0]} is none")
+        bases = "a .gguf file or a folder of ONNX models"
+        raise click.UsageError(f"--trust-base and --in-place are for patching {bases}, and {paths[0]} is neither")
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
@@ -65,7 +67,7 @@ def _patch(
     quiet: bool,
     options: dict[str, Any],
 ) -> None:
-    made = plan_gguf_patch(
+    made = plan_patch(
         PatchSpec(
             base=Path(paths[0]),
             adapters=paths[1:],
@@ -82,11 +84,10 @@ def _patch(
         click.echo(json.dumps(document, indent=2))
     elif not quiet:
         for entry in document["targets"]:
-            click.echo(f"gguf {entry['storage']}  {entry['path']}  {size(entry['nbytes'])}")
+            click.echo(f"{entry['format']} {entry['storage']}  {entry['path']}  {size(entry['nbytes'])}")
         for entry in document["rows"]:
-            click.echo(
-                f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows, rounded to {entry['dtype']}"
-            )
+            rounded = f", rounded to {entry['dtype']}" if entry["dtype"] else ""
+            click.echo(f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows{rounded}")
         for token_id, text in document["new_tokens"].items():
             click.echo(f"new token {token_id}: {text!r}")
         click.echo(f"vocabulary {document['vocab']}, base: {document['proof']}, in place: {document['in_place']}")

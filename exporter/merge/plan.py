@@ -139,9 +139,9 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     }
     for name, (stored, change) in sources.items():
         _check_shapes(checkpoint, name, stored, change)
-    files = merge_side_files(checkpoint, adapters)
+    files = merge_side_files(checkpoint.side_files, adapters)
     vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, files)
-    generation, moved = generation_config(checkpoint, files)
+    generation, moved = generation_config(checkpoint.side_files, files)
     bookings = _bookings(gathered, resolved)
     return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files, generation, moved)
 

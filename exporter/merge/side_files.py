@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from exporter.errors import BadInput
 from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import MORE_TEMPLATES, Checkpoint
+from exporter.sources.checkpoint import MORE_TEMPLATES
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import read_object
 
@@ -21,19 +21,18 @@ _SETTINGS: Final = "tokenizer_config.json"
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def merge_side_files(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path. An adapter's tokenizer replaces the base's as a whole: files of two tokenizers are never mixed.
+def merge_side_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
+    """Name → path; ``base``: the base's own. An adapter's tokenizer replaces it as a whole: two are never mixed.
 
     Raises BadInput if two adapters bring different files of one name.
     """
     brought = brought_files(adapters)
-    base = checkpoint.side_files
     if any(map(_is_template, brought)) or "chat_template" in _settings(brought):
         # Templates are one set: a file of the base's would hide the adapter's, or offer dialogues it was not made for.
         base = {name: path for name, path in base.items() if not _is_template(name)}
     if brought.keys() & set(_VOCABULARIES):
         base = {name: path for name, path in base.items() if name == _GENERATION or _is_template(name)}
-    return base | brought
+    return {**base, **brought}
 
 
 def _is_template(name: str) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.json_objects import read_object
 from exporter.sources.special_tokens import special_ids
 
@@ -25,16 +24,17 @@ def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str,
 
 
 def generation_config(
-    checkpoint: Checkpoint, files: dict[str, Path]
+    base: Mapping[str, Path], files: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
-    """(content after merging, moved ids). A file that has to change is taken out of ``files``: it is not copied.
+    """(content after merging, moved ids). base, files: side files of base and merged model by name.
 
-    A generation config that an adapter brings is taken as it is.
+    A file that has to change is taken out of ``files``: it is not copied. A generation config that an adapter brings
+    is taken as it is.
     """
-    moved = moved_ids(checkpoint.side_files, files)
+    moved = moved_ids(base, files)
     path = files.get(_NAME)
     content = read_object(path) if path else {}
-    if path == checkpoint.side_files.get(_NAME) and follow(content, moved):
+    if path == base.get(_NAME) and follow(content, moved):
         del files[_NAME]
     return content, moved
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from exporter.errors import UnreadableFile
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufTensor
+from exporter.sources.journal import refuse_interrupted
 
 SPLIT_NO: Final = "split.no"
 SPLIT_COUNT: Final = "split.count"
@@ -35,8 +36,7 @@ class GgufParts:
         Raises UnreadableFile for a part that is missing, is not the one its name says, or repeats a tensor, and for
         a model in which a patch was interrupted.
         """
-        if journal_of(path).exists():
-            raise UnreadableFile(path, "a patch in place was interrupted here; run it again: it first undoes that")
+        refuse_interrupted(path)
         first = GgufFile.open(path)
         count = first.metadata.get(SPLIT_COUNT, 0)
         if type(count) is not int or not 1 < count <= 99999:
@@ -85,8 +85,3 @@ def is_later_part(path: Path) -> bool:
     """Whether the name is that of a part other than the first, which does not stand for the model."""
     match = _PART.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
-
-
-def journal_of(path: Path) -> Path:
-    """Where the journal of a patch in place of the model at ``path`` lies while it is under way."""
-    return path.with_name(f"{path.name}.ttexport-journal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,9 @@ _ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>.+)
 #: What git allows in names and people use; ``..`` is refused besides, for the cache makes a path of it.
 _REVISION: Final = re.compile(r"\w[\w./+-]*", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
+#: Artifacts keep their provenance in metadata, under names that begin so.
+PREFIX: Final = "ttexport."
+_RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,24 @@ def locate(
     except BadInput as exc:
         raise BadInput(f"{asked_by}: {exc}") from exc
     return Located(folder, match["repo"], folder.name)
+
+
+def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
+    """Provenance of an artifact after a patch. recorded: that of the artifact before it, which keeps what it says.
+
+    Adapters are numbered behind those that are recorded, in the order in which they came; one that is recorded at the
+    same commit is not counted again.
+    """
+    known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
+    held = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
+    first = 1 + max(map(int, known), default=-1)
+    new = origins(base or Located(Path()), [one for one in adapters if (one.repo, one.revision) not in held])
+    return {**recorded, **{_renumbered(key, first): value for key, value in new.items()}}
+
+
+def _renumbered(key: str, first: int) -> str:
+    match = _RECORDED.fullmatch(key)
+    return f"adapter.{int(match['number']) + first}.{match['field']}" if match else key
 
 
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:

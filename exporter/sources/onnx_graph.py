@@ -5,7 +5,7 @@ Found from the structure, not from names of weights, which differ from tool to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,12 +18,12 @@ _WEIGHT: Final = frozenset({"Cast", "Identity", "DequantizeLinear", "Transpose"}
 #: Between scales or zero points and their use.
 _RESHAPED: Final = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 #: Between the head and the logits: shapes, caps, scales, bias.
-_LOGITS: Final = frozenset(
+LOGITS: Final = frozenset(
     {"Add", "Cast", "Clip", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Tanh"}
     | {"Transpose", "Unsqueeze"}
 )
 #: Matrix products whose second input is the weight, and the axis of the weight that gives the columns of the result.
-_PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulNBits": 0}
+PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulNBits": 0, "MatMulInteger": 1}
 #: Operators by which a graph shows that it is quantised, beside those of blocks.
 _QUANTISED: Final = frozenset(
     {"MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul"}
@@ -56,12 +56,21 @@ class BlockForm:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledForm:
+    """How integers are to be read: (integer - zero point) * scale; both are initialisers, the second may be absent."""
+
+    scale: str
+    zero_point: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
-    """An initialiser, and its axis that counts tokens. ``blocks``: it holds codes, not values."""
+    """An initialiser, and its axis that counts tokens. ``blocks``, ``scaled``: it holds codes, not values."""
 
     name: str
     token_axis: int
     blocks: BlockForm | None = None
+    scaled: ScaledForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class _Walk:
             if node.op_type in _LOOKUPS and len(node.input) > 1 and self._is_ids(node.input[1]):
                 axis = _AXES.get(_number(node, "axis"))
                 if axis is not None and (use := self._weight(node.input[0], axis)):
-                    return replace(use, blocks=self._blocks(node))
+                    return replace(use, blocks=self._blocks(node), scaled=self._scaled((use.name, node.output[0])))
         return None
 
     def head(self) -> Use | None:
@@ -116,19 +125,23 @@ class _Walk:
             if node is None or name in seen:
                 continue
             seen.add(name)
-            if node.op_type in _PRODUCTS:
+            if node.op_type in PRODUCTS:
                 yield node
-            elif node.op_type in _LOGITS:
+            elif node.op_type in LOGITS:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> Use | None:
         """The initialiser in a product: as a rule the second factor, (H, V); else the first, (V, H)."""
         if len(node.input) < 2:
             return None
-        second = self._weight(node.input[1], _PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
+        second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
+        if second and node.op_type == "MatMulInteger":
+            return replace(second, scaled=self._scaled_after(node))
         if second and node.op_type in _BLOCKED:
             return replace(second, blocks=self._blocks(node))
-        return second or self._weight(node.input[0], int(bool(_number(node, "transA"))))
+        if second:
+            return replace(second, scaled=self._scaled((second.name,)))
+        return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> Use | None:
         """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose on the way swaps the axis."""
@@ -153,6 +166,31 @@ class _Walk:
             return None
         size = _number(node, "block_size") or default
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
+
+    def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
+        """What the DequantizeLinear says that reads one of ``names``: the codes, or what was looked up in them."""
+        for node in self.graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
+                zeros = node.input[2] if len(node.input) > 2 else ""
+                if node.input[1] in self.ranks and (not zeros or zeros in self.ranks):
+                    return ScaledForm(node.input[1], zeros or None)
+        return None
+
+    def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
+        """A product of integers is scaled when it is done: by the scales of both factors, multiplied."""
+        users = {name: node for node in self.graph.node for name in node.input}
+        node = users.get(product.output[0])
+        while node is not None and node.op_type == "Cast":
+            node = users.get(node.output[0])
+        if node is None or node.op_type != "Mul":
+            return None
+        makers = [self.producers.get(name) for name in node.input]
+        factors = [name for maker in makers if maker is not None and maker.op_type == "Mul" for name in maker.input]
+        scale = next((name for name in factors if name in self.ranks), None)
+        zeros = product.input[3] if len(product.input) > 3 else ""
+        if scale is None or (zeros and zeros not in self.ranks):
+            return None
+        return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
         """The initialiser behind ``name``, which may get another shape on the way."""

@@ -15,6 +15,7 @@ from exporter.errors import BadInput, MissingDependency, UnreadableFile, reading
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
+from exporter.sources.journal import refuse_interrupted
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
 from exporter.verify.onnx_blocks import BlockKind
@@ -59,20 +60,28 @@ class Artifact:
 
 
 def detect(path: Path) -> str:
-    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else."""
+    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else, or where a patch was interrupted."""
     if path.is_file():
         with reading(path), path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
                 return "gguf"
         if path.suffix == ".onnx":
-            return "onnx"
+            return _onnx(path)
     if path.is_dir():
-        if any(path.glob("onnx/model*.onnx")) or any(path.glob("model*.onnx")):
-            return "onnx"
+        if any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx")):
+            return _onnx(path)
         if (path / "config.json").is_file():
             return "hf"
     found = "nothing" if not path.exists() else "neither"
     raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {found}")
+
+
+def _onnx(path: Path) -> str:
+    """The journal of an interrupted patch lies beside the folder that was patched, which may be one above."""
+    whole = path.absolute()
+    for folder in (whole, whole.parent, whole.parent.parent):
+        refuse_interrupted(folder)
+    return "onnx"
 
 
 def find_artifacts(path: Path) -> list[Path]:

@@ -25,6 +25,8 @@ from exporter.verify.report import Check
 
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
+#: Keys that tell which adapters went in, and where the base is from.
+_ORIGINS: Final = ("ttexport.adapter.", "ttexport.base.repo", "ttexport.base.revision")
 _TOKENS: Final = "tokenizer.ggml.tokens"
 #: Rows of every tensor that are compared when not all bytes are.
 _SAMPLED: Final = 6
@@ -122,7 +124,7 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     old, new = _values(before.parts.files[0]), _values(file)
     rows = max([*(token_id + 1 for found in before.rows.values() for token_id in found), _n_rows(before.parts)])
     grown = rows != _n_rows(before.parts)
-    free = ("tokenizer.", *(("general.size_label",) if grown else ()))
+    free = ("tokenizer.", *_ORIGINS, *(("general.size_label",) if grown else ()))
     wrong = [
         name
         for name in sorted(old.keys() | new.keys())

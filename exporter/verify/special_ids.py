@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from exporter.sources.checkpoint import Checkpoint
@@ -19,11 +19,18 @@ _GENERATION: Final = "generation_config.json"
 def check_special_ids(merged: Checkpoint, reference: Reference) -> Iterator[Check]:
     """One check: an id is the base's, unless the tuned tokenizer has another one, which then must be named."""
     base = reference.checkpoint
-    before, after = special_ids(base.side_files), special_ids(merged.side_files)
-    own = any(_GENERATION in adapter.side_files for adapter in reference.adapters)
     pairs = [("config.json", merged.config, base.config)]
-    if not own:
+    if not any(_GENERATION in adapter.side_files for adapter in reference.adapters):
         pairs.append((_GENERATION, _generation(merged), _generation(base)))
+    yield compare_special_ids(special_ids(base.side_files), special_ids(merged.side_files), pairs)
+
+
+def compare_special_ids(
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+) -> Check:
+    """The same for any folder. before, after: ids by the tokenizers. pairs: name of a config, after and before."""
     wrong = []
     for kind in KINDS:
         key = f"{kind}_token_id"
@@ -34,7 +41,7 @@ def check_special_ids(merged: Checkpoint, reference: Reference) -> Iterator[Chec
             if not (named if moved and key in original else value == want):
                 wrong.append(f"{name}: {key}: expected {after[kind] if moved else want}, found {value}")
     detail = wrong[0] if wrong else f"as the tokenizer has them: {', '.join(map(str, after.values())) or 'none named'}"
-    yield Check(name="special ids", passed=not wrong, detail=detail)
+    return Check(name="special ids", passed=not wrong, detail=detail)
 
 
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -99,6 +99,27 @@ def test_a_merge_downloads_what_it_needs_and_the_next_one_is_offline_with_the_sa
     assert metadata["ttexport.adapter.0.revision"] == commits["user/adapter"]
 
 
+@pytest.mark.parametrize("to", ["gguf", "onnx"])
+def test_a_patch_records_the_same_origins_as_a_merge(site: Site, to: str) -> None:
+    def content(name: str) -> dict[str, bytes]:
+        whole = site.home / "work" / name
+        files = [whole] if whole.is_file() else [path for path in sorted(whole.rglob("*")) if path.is_file()]
+        return {path.relative_to(whole).as_posix(): path.read_bytes() for path in files}
+
+    base, want, got, again = (f"{name}.gguf" if to == "gguf" else name for name in ("base", "want", "got", "again"))
+    for words in (
+        ["export", "org/base", "--to", to, "-o", base],
+        ["merge", "user/adapter", "--base", "org/base", "--to", to, "-o", want],
+        ["patch", base, "user/adapter", "--base", "org/base", "-o", got],
+        ["patch", got, "user/adapter", "--base", "org/base", "-o", again],
+        ["patch", base, "user/adapter", "--base", "org/base", "--in-place"],
+    ):
+        done = site.run(*words, "-q")
+        assert done.returncode == 0, done.stderr
+    assert content(got) == content(want) == content(again) == content(base)
+    assert any(b"ttexport.adapter.0.revision" in data for data in content(got).values())
+
+
 def test_what_is_whole_in_the_cache_is_used_without_asking_the_hub(site: Site) -> None:
     assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
     site.hub.requests.clear()

@@ -15,12 +15,12 @@ from tests.sources.folders import EMBED, adapter, checkpoint, matrix
 BASE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "merges.txt")
 
 
-def base_with(folder: Path, *names: str) -> Checkpoint:
+def base_with(folder: Path, *names: str) -> dict[str, Path]:
     checkpoint(folder, {EMBED: matrix()})
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("base")
-    return Checkpoint.open(folder)
+    return Checkpoint.open(folder).side_files
 
 
 def adapter_with(folder: Path, files: Mapping[str, str]) -> Adapter:

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from exporter.errors import BadInput
 from exporter.sources.adapter import Adapter
-from exporter.sources.locate import Located, find_base, is_adapter, locate, origins
+from exporter.sources.locate import Located, find_base, is_adapter, locate, origins, origins_after
 from fixtures.hub import fill_cache
 from tests.sources.folders import adapter as write_adapter
 from tests.sources.folders import matrix
@@ -116,3 +116,15 @@ def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_only_the_hub_is_an_origin(tmp_path: Path) -> None:
     found = origins(Located(tmp_path), [Located(tmp_path), Located(tmp_path, "user/adapter", COMMIT)])
     assert found == {"adapter.1.repo": "user/adapter", "adapter.1.revision": COMMIT}
+
+
+def test_a_patch_numbers_its_adapters_behind_those_that_are_recorded(tmp_path: Path) -> None:
+    local, one, other = Located(tmp_path), Located(tmp_path, "a/one", COMMIT), Located(tmp_path, "a/other", COMMIT)
+    recorded = {"base.embedding_sha256": "00", **origins(local, [local, one])}
+    assert origins_after(recorded, None, [one]) == recorded
+    assert origins_after(recorded, local, [one, other]) == {
+        **recorded,
+        "adapter.2.repo": "a/other",
+        "adapter.2.revision": COMMIT,
+    }
+    assert origins_after({}, one, [local, other]) == origins(one, [local, other])

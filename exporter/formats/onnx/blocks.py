@@ -1,4 +1,4 @@
-"""Rows in blocks of 32 small integers, each block with a scale: what MatMulNBits and GatherBlockQuantized read.
+"""Rows in blocks of 32 or so small integers, each block with a scale: what MatMulNBits and GatherBlockQuantized read.
 
 The values equal those of ONNX Runtime's own quantiser bit for bit (a test compares them). It is not used here: it takes
 whole, transposed matrices, and an export does not wait for ONNX Runtime.
@@ -22,28 +22,31 @@ BLOCK: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Integers of ``bits`` (4 or 8). symmetric: they stand around the middle of their range; else around a zero point.
+    """``size`` integers of ``bits`` (4 or 8) to a scale.
+
+    symmetric: they stand around the middle of their range; else around a zero point.
 
     A value is (code - zero point) * scale; two 4-bit codes share a byte, the first in its lower half.
     """
 
     bits: int
     symmetric: bool
+    size: int = BLOCK
 
     def codes(self, rows: Array) -> Array:
-        """(n, K) → (n, K / 32, 32 * bits / 8) uint8. Raises BadInput for values that are not finite."""
+        """(n, K) → (n, K / size, size * bits / 8) uint8. Raises BadInput for values that are not finite."""
         scaled, zeros = self._scales(rows)
         # A block of zeros has no scale; one so near to zero that its scale has no inverse becomes zeros.
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.float32(1) / scaled
         inverse[np.isinf(inverse)] = 0
-        exact = _in_blocks(rows) * inverse
+        exact = self._in_blocks(rows) * inverse
         exact += zeros
         whole = np.clip(_round(exact), 0, self._top).astype(np.uint8)
-        return (whole if self.bits == 8 else _pack(whole)).reshape(len(rows), -1, BLOCK * self.bits // 8)
+        return (whole if self.bits == 8 else _pack(whole)).reshape(len(rows), -1, self.size * self.bits // 8)
 
     def scales(self, rows: Array, dtype: str) -> Array:
-        """(n, K) → (n, K / 32) in ``dtype``. Raises BadInput for values beyond it."""
+        """(n, K) → (n, K / size) in ``dtype``. Raises BadInput for values beyond it."""
         wide, _ = self._scales(rows)
         stored = cast(wide.reshape(len(rows), -1), dtype)
         if not np.isfinite(stored).all():
@@ -51,13 +54,16 @@ class Blocks:
         return stored
 
     def zero_points(self, rows: Array) -> Array:
-        """(n, K) → (n, ceil(K / 32 * bits / 8)) uint8, packed like the codes."""
+        """(n, K) → (n, ceil(K / size * bits / 8)) uint8, packed like the codes."""
         _, zeros = self._scales(rows)
         whole = zeros.astype(np.uint8).reshape(len(rows), -1)
         if self.bits == 8:
             return whole
         # A half byte that is left over holds the middle, as ONNX Runtime writes it.
         return _pack(np.pad(whole, ((0, 0), (0, whole.shape[1] % 2)), constant_values=8))
+
+    def _in_blocks(self, rows: Array) -> Float32:
+        return np.ascontiguousarray(cast(rows, "F32")).reshape(-1, self.size)
 
     @property
     def _top(self) -> int:
@@ -69,7 +75,7 @@ class Blocks:
         Symmetric: the value furthest from zero becomes the lowest code, so a scale may be negative. Else the range
         from the least to the largest value, stretched to hold zero, is cut into equal steps.
         """
-        blocks = _in_blocks(rows)
+        blocks = self._in_blocks(rows)
         low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise BadInput("expected finite values, found another")
@@ -82,10 +88,6 @@ class Blocks:
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = np.where(scale == 0, low, -low / scale)
         return scale, np.clip(_round(zeros), 0, self._top)
-
-
-def _in_blocks(rows: Array) -> Float32:
-    return np.ascontiguousarray(cast(rows, "F32")).reshape(-1, BLOCK)
 
 
 def _round(exact: Float32) -> Float32:

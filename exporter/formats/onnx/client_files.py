@@ -33,8 +33,7 @@ def client_files(
     shared_cache: the graph may be given a cache that is longer than what is in it.
     Raises UnreadableFile for a side file that cannot be read.
     """
-    files = {name: read_file(path) for name, path in model.files.items()}
-    files |= _chat_template(model.files)
+    files = side_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
     if model.generation_config:
         files.setdefault(GENERATION, as_json(model.generation_config))
@@ -42,6 +41,11 @@ def client_files(
         ids = {**model.config, **model.generation_config}
         files["genai_config.json"] = as_json(_genai(spec, precisions[0].stems[0], ids, shared_cache=shared_cache))
     return files
+
+
+def side_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """Tokenizer files and the like, name → path, in the forms that clients look for. Raises UnreadableFile."""
+    return {name: read_file(path) for name, path in files.items()} | _chat_template(files)
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
@@ -82,9 +86,8 @@ def _default_template(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
-    """genai_config.json. ``stem``: of the model file to open. ``ids``: where the special token ids stand."""
-    attention = spec.attention
+def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The special token ids of genai_config.json. ids: config and generation config together."""
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     tokens = {
@@ -93,6 +96,12 @@ def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache
         # Batches need some padding token, and the attention mask hides it whatever it is.
         "pad_token_id": first_eos if ids.get("pad_token_id") is None else ids["pad_token_id"],
     }
+    return {name: value for name, value in tokens.items() if value is not None}
+
+
+def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
+    """genai_config.json. ``stem``: of the model file to open. ``ids``: where the special token ids stand."""
+    attention = spec.attention
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": f"onnx/{stem}.onnx",
@@ -119,7 +128,7 @@ def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache
             "type": spec.family,
             "vocab_size": spec.vocab,
             "context_length": spec.max_positions,
-            **{name: value for name, value in tokens.items() if value is not None},
+            **genai_ids(ids),
             "decoder": decoder,
         },
         # The Attention operator appends to the cache it is given: a shared, preallocated buffer has a wrong length.

@@ -13,18 +13,13 @@ from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
 from exporter.formats.onnx.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
 from exporter.formats.onnx.parts import path
+from exporter.formats.onnx.placing import aligned
 from exporter.formats.onnx.precision import PRECISIONS, Precision
 from exporter.formats.onnx.rope import tables
 from exporter.formats.slots import assign
 from exporter.formats.views import Regrouped, Shifted
 from exporter.merge.model import MergedModel
 from exporter.tensors import DTYPES, LazyTensor
-
-#: Runtimes map the data file: a matrix that begins on a page shares none with its neighbour.
-_PAGE_BYTES: Final = 4096
-_PAGED_FROM_BYTES: Final = 64 << 10
-#: Small tensors begin on a cache line.
-_LINE_BYTES: Final = 64
 
 #: One row a token or position: kept as they are stored, so that a row stays one range of bytes, and one matrix can
 #: serve as embedding and head.
@@ -157,5 +152,4 @@ def _placed(before: Sequence[Item], value: Initialiser, sources: tuple[str, ...]
     """``value`` behind ``before``, aligned."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
     item = Item(value, end, sources)
-    alignment = _PAGE_BYTES if item.nbytes >= _PAGED_FROM_BYTES else _LINE_BYTES
-    return replace(item, offset_bytes=end + -end % alignment)
+    return replace(item, offset_bytes=aligned(end, item.nbytes))

@@ -13,8 +13,9 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile
-from exporter.formats.gguf.patching import journal
-from exporter.sources.gguf_parts import GgufParts, journal_of
+from exporter.formats.patching import journal
+from exporter.sources.gguf_parts import GgufParts
+from exporter.sources.journal import journal_of
 
 Capture = pytest.CaptureFixture[str]
 

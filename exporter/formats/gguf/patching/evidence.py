@@ -7,15 +7,17 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, TensorMismatch
-from exporter.formats.gguf.patching.rows import EMBEDDING, sample
+from exporter.formats.gguf.patching.rows import EMBEDDING
 from exporter.formats.gguf.quantise import encode_rows
+from exporter.formats.patching.rows import sample
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts
+from exporter.sources.locate import PREFIX
 from exporter.tensors import FLOATS, Array
 
 #: Keys of our own writer.
-DIGEST_KEY: Final = "ttexport.base.embedding_sha256"
-ROWS_DTYPE_KEY: Final = "ttexport.rows.dtype"
+DIGEST_KEY: Final = f"{PREFIX}base.embedding_sha256"
+ROWS_DTYPE_KEY: Final = f"{PREFIX}rows.dtype"
 
 #: So many norms and biases are read for their precision; they are small, and a few would do.
 _NORMS: Final = 64
@@ -48,6 +50,15 @@ def prove_base(parts: GgufParts, base: Checkpoint) -> str:
                 "another base, or another build of the quantiser (--trust-base goes on without this proof)"
             )
     return f"{len(ids)} rows encoded again"
+
+
+def recorded_provenance(parts: GgufParts) -> dict[str, str]:
+    """What the file says of its making, without the prefix of our keys; {} in a file of another tool."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in parts.metadata.items()
+        if name.startswith(PREFIX) and isinstance(value, str)
+    }
 
 
 def base_dtype(parts: GgufParts) -> str:

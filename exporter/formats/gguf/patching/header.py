@@ -13,6 +13,7 @@ from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_types import ARRAY, SCALARS, STRING
+from exporter.sources.locate import PREFIX
 from exporter.sources.safetensors import read_into
 
 _PREAMBLE_BYTES: Final = 24  # magic, version, number of tensors, number of keys
@@ -56,6 +57,15 @@ def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[st
         out.insert(place, change)
         places = {key.name: number for number, key in enumerate(out)}
     return out
+
+
+def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[Key]:
+    """``keys`` with our own ones, sorted as our writer sorts them, where the first of them was, else at the end."""
+    ours = [number for number, key in enumerate(keys) if key.name.startswith(PREFIX)]
+    place = ours[0] if ours else len(keys)
+    told = [writer.text(f"{PREFIX}{name}", value) for name, value in sorted(provenance.items())]
+    others = [key for key in keys[place:] if not key.name.startswith(PREFIX)]
+    return [*keys[:place], *told, *others]
 
 
 def same_kind(old: Key, value: int) -> Key:

@@ -13,6 +13,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.patching import header, rows, tokens
 from exporter.formats.gguf.quantise import encode_rows
 from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.formats.patching.rows import Wanted, gather, rounded
 from exporter.sources.adapter import Adapter
 from exporter.sources.gguf import GgufFile
 from exporter.sources.gguf_header import GgufTensor
@@ -79,19 +80,15 @@ class GgufPatch:
         """The type of the embedding."""
         return self.parts.tensors[rows.EMBEDDING].type
 
-    @property
-    def rows(self) -> int:
-        """Rows that are written, of all tensors."""
-        return sum(len(one.token_ids) for file in self.files for one in file.tensors)
 
-
-def plan_patch(parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> GgufPatch:
+def plan_rows(parts: GgufParts, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
     """Decide what changes and encode the new rows; no tensor of the file is read but for a few rows.
 
     dtype: rows are rounded to it before they are encoded, as a merge rounds them to the base's dtype.
-    Raises what ``rows.gather``, ``rows.rounded``, ``tokens.patch_vocabulary`` and ``encode_rows`` raise.
+    provenance: what the patched file is to say of its making.
+    Raises what ``rows.matrices``, ``gather``, ``rounded``, ``tokens.patch_vocabulary`` and ``encode_rows`` raise.
     """
-    wanted = rows.gather(parts, adapters)
+    wanted = gather(rows.matrices(parts), adapters)
     keys = header.raw_keys(parts.files[0])
     vocabulary = tokens.patch_vocabulary(parts, {key.name: key for key in keys}, adapters, wanted)
     patches = {name: _tensor_patch(parts, name, wanted, dtype, vocabulary.size) for name in wanted.rows}
@@ -100,7 +97,7 @@ def plan_patch(parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Ggu
     if vocabulary.size != parts.tensors[rows.EMBEDDING].n_rows:
         more, kept = _of_size(parts, keys, patches, states_bos=vocabulary.states_bos)
         changes += more
-    merged = header.changed_keys(kept, changes, tokens.ORDER)
+    merged = header.with_provenance(header.changed_keys(kept, changes, tokens.ORDER), provenance)
     files = []
     for number, file in enumerate(parts.files):
         own = [patches[name] for name in file.tensors if name in patches]
@@ -113,9 +110,9 @@ def plan_patch(parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Ggu
     return GgufPatch(parts, files, dtype, vocabulary.size, vocabulary.new)
 
 
-def _tensor_patch(parts: GgufParts, name: str, wanted: rows.Wanted, dtype: str, size: int) -> TensorPatch:
+def _tensor_patch(parts: GgufParts, name: str, wanted: Wanted, dtype: str, size: int) -> TensorPatch:
     tensor, part = parts.tensors[name], wanted.where[name]
-    ids, values = rows.rounded(wanted, name, dtype)
+    ids, values = rounded(wanted, name, dtype)
     try:
         encoded = encode_rows(values, tensor.type)
     except BadInput as exc:

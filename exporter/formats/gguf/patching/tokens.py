@@ -14,11 +14,12 @@ from typing import Final
 from exporter.errors import BadInput, NotExpressible, TensorMismatch, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.patching.header import numbers, same_kind
-from exporter.formats.gguf.patching.rows import EMBEDDING, Wanted
+from exporter.formats.gguf.patching.rows import EMBEDDING, HEAD
 from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, added_tokens
 from exporter.formats.gguf.writer import Key
+from exporter.formats.patching.rows import Wanted
 from exporter.merge.side_files import brought_files
 from exporter.sources.adapter import Adapter
 from exporter.sources.gguf_header import GgufArray
@@ -87,16 +88,9 @@ def patch_vocabulary(
 
 def _require_covered(parts: GgufParts, wanted: Wanted, size: int) -> None:
     """Every matrix grows, and every new row of each must come from an adapter."""
-    names = [name for name in (EMBEDDING, "output.weight") if name in parts.tensors]
+    names = [name for name in (EMBEDDING, HEAD) if name in parts.tensors]
     for name in names:
-        held = parts.tensors[name].shape[0]
-        covered = wanted.rows.get(name, {}).keys()
-        missing = next((token_id for token_id in range(held, size) if token_id not in covered), None)
-        if missing is not None:
-            raise BadInput(
-                f"{parts.path}: {name}: expected the adapters to set every new row from {held} to {size - 1}, "
-                f"found none for token {missing}"
-            )
+        wanted.require_covered(parts.path, name, parts.tensors[name].shape[0], size)
     old = parts.tensors[EMBEDDING].shape[0]
     for name, tensor in parts.tensors.items():
         if size != old and name not in names and old in tensor.shape and name.startswith(("output", "per_layer_token")):

@@ -1,13 +1,14 @@
-"""Writing a patched copy: raw ranges of the base file, new rows between them."""
+"""Writing a patched copy: raw ranges of the base file, new rows between them; or what a patch in place overwrites."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter.formats.gguf.patching.plan import FilePatch, TensorPatch
+from exporter.formats.gguf.patching.plan import FilePatch, GgufPatch, TensorPatch
 from exporter.formats.gguf.writer import padded
 from exporter.formats.output import OutputFile, Progress, silent
+from exporter.formats.patching.journal import Changes
 from exporter.sources.gguf import GgufFile
 from exporter.tensors import Array, ByteRange
 
@@ -29,6 +30,20 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
             out.pad_to(patch.file.alignment)
         if out.nbytes != patch.nbytes:
             raise AssertionError(f"{path}: {patch.nbytes} bytes were promised, {out.nbytes} came")
+
+
+def changes_in_place(patch: GgufPatch) -> Changes:
+    """What is overwritten where no byte moves."""
+    pieces: dict[Path, list[tuple[int, bytes]]] = {}
+    for file in patch.files:
+        found = [(0, file.header)] if file.header is not None else []
+        for one in file.tensors:
+            width = one.tensor.row_nbytes
+            for token_id, row in zip(one.token_ids, one.encoded, strict=True):
+                found.append((one.tensor.offset_bytes + token_id * width, row.tobytes()))
+        if found:
+            pieces[file.file.path] = found
+    return Changes(pieces=pieces)
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:

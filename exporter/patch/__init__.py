@@ -1,0 +1,57 @@
+"""``ttexport patch``: an adapter's token rows into an artifact that exists. One module a format of the base.
+
+``plan_patch(PatchSpec(…))`` decides and writes nothing, ``run_patch(plan, hooks)`` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter.errors import NotExpressible
+from exporter.formats.patching.journal import recover
+from exporter.hooks import Hooks
+from exporter.patch.spec import PatchPlan, PatchSpec, patch_json
+from exporter.verify.artifact import detect
+from exporter.verify.report import Report
+
+__all__ = ["PatchPlan", "PatchSpec", "is_patchable", "patch_json", "plan_patch", "restore", "run_patch"]
+
+
+def plan_patch(spec: PatchSpec) -> PatchPlan:
+    """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
+    kind = detect(spec.base)
+    if kind == "gguf":
+        from exporter.patch.gguf import plan_gguf_patch  # neither format waits for the other's modules
+
+        return plan_gguf_patch(spec)
+    if kind == "onnx":
+        from exporter.patch.onnx import plan_onnx_patch
+
+        return plan_onnx_patch(spec)
+    raise NotExpressible(
+        f"patch: {spec.base}",
+        "a .gguf file or a folder of ONNX models is patched",
+        instead=f"ttexport merge ADAPTER --to {kind} costs what a copy costs",
+    )
+
+
+def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
+    """Write, verify what lies on disk, and give it its name; None where nothing was to be verified.
+
+    Raises NotEquivalent, OutputError; the base then is as it was.
+    """
+    return plan.run(hooks)
+
+
+def restore(base: Path) -> bool:
+    """Undo an interrupted patch in place of ``base``; whether there was one."""
+    return recover(base)
+
+
+def is_patchable(paths: Sequence[Path]) -> bool:
+    """Whether such arguments mean a patch: a .gguf file, or a folder with ONNX models and adapters behind it."""
+    path = paths[0]
+    if path.suffix == ".gguf":
+        return True
+    return len(paths) > 1 and (any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx")))

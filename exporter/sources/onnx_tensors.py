@@ -1,0 +1,126 @@
+"""Initialisers of an ONNX graph as byte ranges, each checked before it is believed.
+
+Sources: onnx.proto3 (TensorProto), the ONNX page on external data.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from onnx import TensorProto
+
+from exporter.errors import UnreadableFile, reading
+from exporter.tensors import ByteRange
+
+#: numpy's limit.
+_MAX_AXES: Final = 64
+
+#: ONNX element type → (safetensors' spelling, bits). Spellings that ``DTYPES`` lacks can be listed, not read.
+_TYPES: Final[Mapping[int, tuple[str, int]]] = {
+    TensorProto.FLOAT: ("F32", 32),
+    TensorProto.DOUBLE: ("F64", 64),
+    TensorProto.FLOAT16: ("F16", 16),
+    TensorProto.BFLOAT16: ("BF16", 16),
+    TensorProto.FLOAT8E4M3FN: ("F8_E4M3", 8),
+    TensorProto.FLOAT8E5M2: ("F8_E5M2", 8),
+    TensorProto.INT64: ("I64", 64),
+    TensorProto.INT32: ("I32", 32),
+    TensorProto.INT16: ("I16", 16),
+    TensorProto.INT8: ("I8", 8),
+    TensorProto.UINT64: ("U64", 64),
+    TensorProto.UINT32: ("U32", 32),
+    TensorProto.UINT16: ("U16", 16),
+    TensorProto.UINT8: ("U8", 8),
+    TensorProto.BOOL: ("BOOL", 8),
+    TensorProto.INT4: ("I4", 4),
+    TensorProto.UINT4: ("U4", 4),
+}
+
+#: The fields of TensorProto that hold numbers one by one, for tensors without raw_data.
+_FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRange:
+    """An initialiser: dtype in safetensors' spelling, and where its bytes lie (None: inside the model file)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    place: ByteRange | None
+
+
+def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
+    """Name → range. Raises UnreadableFile, as ``OnnxFile.open`` says."""
+    ranges: dict[str, TensorRange] = {}
+    for tensor in tensors:
+        if text(path, tensor.name) in ranges:
+            raise UnreadableFile(path, f"initialiser {tensor.name}: expected once, found twice")
+        ranges[tensor.name] = _range(path, tensor)
+    return ranges
+
+
+def _range(path: Path, tensor: TensorProto) -> TensorRange:
+    name, n_axes = tensor.name, len(tensor.dims)
+    if n_axes > _MAX_AXES:
+        raise UnreadableFile(path, f"{name}: expected at most {_MAX_AXES} axes, found {n_axes}")
+    shape = tuple(tensor.dims)
+    if tensor.data_type not in _TYPES:
+        raise UnreadableFile(path, f"{name}: expected a numeric element type, found type {tensor.data_type}")
+    if any(length < 0 for length in shape):
+        raise UnreadableFile(path, f"{name}: expected lengths of 0 or more, found shape {shape}")
+    dtype, bits = _TYPES[tensor.data_type]
+    nbytes = (math.prod(shape) * bits + 7) // 8
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return TensorRange(name, dtype, shape, nbytes, _place(path, tensor, nbytes))
+    given = sum(len(getattr(tensor, field)) for field in _FIELDS)
+    count = nbytes if bits < 8 else math.prod(shape)  # numbers below a byte come in packed pairs
+    if len(tensor.raw_data) != nbytes if tensor.HasField("raw_data") else given != count:
+        found = f"{len(tensor.raw_data)} bytes" if tensor.HasField("raw_data") else f"{given} numbers"
+        raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {list(shape)}, found {found}")
+    return TensorRange(name, dtype, shape, nbytes, None)
+
+
+def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
+    told = {text(path, entry.key): text(path, entry.value) for entry in tensor.external_data}
+    location = told.get("location", "")
+    if not _stays_inside(location):
+        raise UnreadableFile(path, f"{tensor.name}: expected external data inside the folder, found {location!r:.80}")
+    offset = _count(path, tensor.name, "offset", told.get("offset", "0"))
+    length = _count(path, tensor.name, "length", told.get("length", str(nbytes)))
+    if length != nbytes:
+        raise UnreadableFile(path, f"{tensor.name}: expected {nbytes} bytes for its shape, found length {length}")
+    data = path.parent / location
+    with reading(data):
+        status = data.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableFile(data, f"{tensor.name}: expected a plain file of external data, found another kind")
+    if offset + length > status.st_size:
+        expected = f"{tensor.name}: expected data up to byte {offset + length}"
+        raise UnreadableFile(data, f"{expected}, found only {status.st_size} (truncated?)")
+    return ByteRange(data, offset, nbytes)
+
+
+def _stays_inside(location: str) -> bool:
+    """Judged by the text: a data file may itself be a link, which is how hub caches store it."""
+    parts = PurePosixPath(location).parts
+    return bool(parts) and not location.startswith("/") and ".." not in parts and not set(location) & {"\0", "\\"}
+
+
+def _count(path: Path, name: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise UnreadableFile(path, f"{name}: {key} of its external data: expected a count of bytes, found {text!r:.40}")
+    return int(text)
+
+
+def text(path: Path, value: str | bytes) -> str:
+    """Protobuf hands out bytes where a string is not UTF-8."""
+    if isinstance(value, bytes):
+        raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
+    return value
