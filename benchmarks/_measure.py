@@ -38,6 +38,13 @@ class Measured:
     peak_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def add(self, other: Measured) -> None:
+        """Take in what another process of the same kind reported; its facts are newer."""
+        self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+        self.facts |= other.facts
+
 
 class Worker:
     """A process that does one step for each line it is sent, and answers with a line of JSON."""

@@ -1,7 +1,12 @@
 """ONNX: exporting SmolLM2 as whole processes, and running what comes out, against onnxruntime-genai's builder.
 
 Ours is the command that users run; torch.onnx.export takes minutes and is measured on request. What is run is the fp32
-model in ONNX Runtime on the CPU: a prompt of 128 tokens, and tokens one by one behind it.
+model in ONNX Runtime on the CPU: a prompt of 128 tokens, and tokens one by one behind it. All sessions have the same
+options. A session's speed depends on where its weights came to lie in memory (the same model: 27 to 33 ms a token), so
+every round opens new ones, in another order.
+
+With one thread, the default, speed is counted in seconds of the processor: where two threads wait for each other at the
+end of every product, a neighbour that takes one processor stalls both, and the figures are the neighbour's.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
     "ours, 16 layers",
 )
 PREFILL, DECODE = 128, 16
+#: Measured steps of a session; the one before them is not counted.
+STEPS = 3
 HEAD_WIDTH = 64  # SmolLM2's; genai's graph does not say
 # The bars: ratios of time and memory of the export, of tokens a second; growth of memory when layers double.
 FASTER_THAN_GENAI, FASTER_THAN_TORCH, MEMORY_OVER_GENAI, GROWTH = 3.0, 20.0, 0.6, 1.05
@@ -43,10 +50,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
     parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
     parser.add_argument("--torch", action="store_true", help="measure torch.onnx.export, too: minutes a round")
+    parser.add_argument("--threads", type=int, default=1, help="of every session; 0: as many as processors")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return work(Path(options.worker[0]), options.worker[1])
+        return work(Path(options.worker[0]), options.worker[1], options.threads)
     with tempfile.TemporaryDirectory(prefix="onnx-") as name:
         folder = Path(name)
         # In a process of its own: the peak memory of a child begins with that of the process that starts it.
@@ -54,8 +62,8 @@ def main() -> None:
             bases = builder.submit(_bases, folder).result()
         programs = _programs(bases, folder, torch=options.torch)
         exports = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
-        runs = _run(bases[OURS], folder, options.warm_up, options.rounds)
-    report(exports, runs, options.rounds)
+        runs = _run(bases[OURS], folder, options.rounds, options.threads)
+    report(exports, runs, options.rounds, options.threads)
     return None
 
 
@@ -86,7 +94,7 @@ def _programs(bases: Mapping[str, Path], folder: Path, *, torch: bool) -> dict[s
     return programs
 
 
-def _run(base: Path, folder: Path, warm_up: int, rounds: int) -> dict[str, Measured]:
+def _run(base: Path, folder: Path, rounds: int, threads: int) -> dict[str, Measured]:
     import subprocess
 
     commands = {
@@ -98,14 +106,19 @@ def _run(base: Path, folder: Path, warm_up: int, rounds: int) -> dict[str, Measu
         subprocess.run(command, check=True, capture_output=True)
     models = {OURS: "standard/onnx/model.onnx", FUSED: "ort/onnx/model.onnx", GENAI: "genai/model.onnx"}
     workers = {
-        f"{name}: {what}": ["-m", "benchmarks.onnx", "--worker", str(folder / model), what]
-        for name, model in models.items()
+        f"{name}: {what}": ["-m", "benchmarks.onnx", f"--threads={threads}", "--worker", str(folder / model), what]
         for what in ("prefill", "decode")
+        for name, model in models.items()
     }
-    return take_turns(workers, warm_up=warm_up, rounds=rounds)
+    measured = {name: Measured() for name in workers}
+    for turn in range(rounds):
+        order = [*workers][turn % len(workers) :] + [*workers][: turn % len(workers)]
+        for name, found in take_turns({name: workers[name] for name in order}, warm_up=1, rounds=STEPS).items():
+            measured[name].add(found)
+    return measured
 
 
-def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds: int) -> None:
+def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds: int, threads: int) -> None:
     ours, genai = exports[OURS], exports[GENAI]
     bars = [
         ("export, times faster than genai", ratio(genai.seconds, ours.seconds), FASTER_THAN_GENAI, True),
@@ -122,7 +135,8 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
         bars.append(("export, times faster than torch.onnx.export", faster, FASTER_THAN_TORCH, True))
     for name, bar in SPEED.items():
         for what in ("prefill", "decode"):
-            speed = ratio(runs[f"{GENAI}: {what}"].seconds, runs[f"{name}: {what}"].seconds)
+            genais, mine = (_seconds(runs[f"{who}: {what}"], threads) for who in (GENAI, name))
+            speed = ratio(genais, mine)
             bars.append((f"{name}: {what}, tokens/s over genai's", speed, bar, True))
         facts = runs[f"{name}: decode"].facts
         share = facts["private_bytes"] / facts["weight_bytes"]
@@ -131,17 +145,22 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
     rows = [[*_figures(name, one), ""] for name, one in exports.items()]
     tokens = {"prefill": PREFILL, "decode": DECODE}
     for name, one in runs.items():
-        speed = tokens[name.rpartition(" ")[2]] / median(one.seconds)
-        rows.append([*_figures(name, one), f"{speed:.1f}"])
+        a_second = tokens[name.rpartition(" ")[2]] / median(_seconds(one, threads))
+        rows.append([*_figures(name, one), f"{a_second:.1f}"])
     columns = ["variant", "s, median", "CPU s", "peak MB", "tokens/s"]
-    show(f"ONNX, SmolLM2 in float32, {rounds} rounds", columns, rows, notes=verdicts)
+    show(f"ONNX, SmolLM2 in float32, {rounds} rounds, {threads or 'all'} threads", columns, rows, notes=verdicts)
     document = {
         "machine": machine(),
         "rounds": rounds,
+        "threads": threads,
         "variants": {name: vars(one) for name, one in {**exports, **runs}.items()},
         "bars": [{"name": name, "value": value, "bar": bar} for name, value, bar, _ in bars],
     }
     print(f"written: {write('onnx', document)}")
+
+
+def _seconds(one: Measured, threads: int) -> Sequence[float]:
+    return one.cpu_seconds if threads == 1 else one.seconds
 
 
 def _figures(name: str, one: Measured) -> list[str]:
@@ -156,12 +175,13 @@ def _verdict(name: str, value: float, bar: float, at_least: bool) -> str:
 # --- the worker: only this part imports onnxruntime ---------------------------------------------------------------
 
 
-def work(model: Path, what: str) -> None:
+def work(model: Path, what: str, threads: int) -> None:
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     before = _private_bytes()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     private = _private_bytes() - before

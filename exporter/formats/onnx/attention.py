@@ -28,18 +28,13 @@ class Attention:
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
         """(what attention adds, the layer's new cache) from the normalised input."""
         at = f"layers.{layer}.self_attn"
-        q, k, v = self._projected(layer, x)
-        q, k = self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k)
-        mixed, *present = self._attend(layer, at, q, k, v, (at, f"present.{layer}.key", f"present.{layer}.value"))
+        mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
         return self.parts.linear(Role.ATTN_OUT, layer, mixed), present
 
-    def _attend(
-        self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value, outputs: Sequence[str]
-    ) -> Sequence[ir.Value]:
+    def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
         """What the queries see, and the layer's new keys and values, under the names ``outputs``."""
         attention = self.attention
-        q = self._rotate(q, layer, attention.heads, f"{at}.q_rotated")
-        k = self._rotate(k, layer, attention.kv_heads, f"{at}.k_rotated")
+        q, k, v = self._rotated(layer, at, *self._projected(layer, x))
         mask = self._window_mask if layer in attention.windowed else self._mask
         capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
         return self.make.ops(
@@ -53,13 +48,23 @@ class Attention:
             **capped,
         )
 
-    def _projected(self, layer: int, x: ir.Value) -> Sequence[ir.Value]:
+    def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Queries, keys and values [B, S, heads * width], before they are rotated."""
         attention, linear = self.attention, self.parts.linear
-        if attention.qkv == "split":
-            return [linear(role, layer, x) for role in (Role.Q, Role.K, Role.V)]
-        q, kv = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
-        sizes = {path(role, layer): size for role, size in ((Role.Q, q), (Role.K, kv), (Role.V, kv))}
-        return self.parts.split(linear(Role.QKV, layer, x), sizes)
+        if self.parts.has(Role.QKV, layer):
+            q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
+            sizes = {path(role, layer): size for role, size in ((Role.Q, q_size), (Role.K, kv_size), (Role.V, kv_size))}
+            q, k, v = self.parts.split(linear(Role.QKV, layer, x), sizes)
+        else:
+            q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
+        return self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k), v
+
+    def _rotated(
+        self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        q = self._rotate(q, layer, self.attention.heads, f"{at}.q_rotated")
+        k = self._rotate(k, layer, self.attention.kv_heads, f"{at}.k_rotated")
+        return q, k, v
 
     def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
         """Queries or keys [B, S, heads * width], normalised as a whole or head by head."""

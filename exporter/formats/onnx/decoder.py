@@ -111,7 +111,7 @@ class _Decoder:
     def _logits(self, x: ir.Value) -> ir.Value:
         """Always float32: that is what clients sample from, whatever the precision of the model."""
         make, at = self.make, path(Role.HEAD, None)
-        x = head(make, x, self.head, at)
+        x = head(make, x, self.head, at, fused=self.fused)
         x = self.parts.scaled(x, self.spec.logit_scale, f"{at}.scaled")
         x = self.parts.capped(x, self.spec.logit_softcap, f"{at}.capped")
         x = make.cast(x, make.floats, ir.DataType.FLOAT, f"{at}.float32")

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter.families.spec import Role
 from exporter.formats.onnx.attention import Attention
 from exporter.formats.onnx.linear import ORT
+from exporter.formats.onnx.packing import reads_packed, rotates_inside
 from exporter.formats.onnx.rope import MAIN
 
 
@@ -24,22 +26,17 @@ class FusedAttention(Attention):
     a bias leaves no weight to keys that the masks hide.
     """
 
-    def _attend(
-        self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value, outputs: Sequence[str]
-    ) -> Sequence[ir.Value]:
+    def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
         attention, make = self.attention, self.make
         rotary: list[ir.Value | None] = [None, None, None]
-        if inside := self._rotates_inside(layer):
+        if inside := rotates_inside(self.spec, layer):
             rotary = [*(make.weight(f"{MAIN}.{part}_cache") for part in ("cos", "sin")), self.given.position_ids]
-        else:
-            q = self._rotate(q, layer, attention.heads, f"{at}.q_rotated")
-            k = self._rotate(k, layer, attention.kv_heads, f"{at}.k_rotated")
         bias = self._window_bias if layer in attention.windowed else self._bias
         last, total = self._lengths
         capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
         return make.ops(
             "GroupQueryAttention",
-            [q, k, v, *self.given.past[layer], last, total, *rotary, bias],
+            [*self._qkv(layer, at, x), *self.given.past[layer], last, total, *rotary, bias],
             at,
             outputs,
             domain=ORT,
@@ -50,13 +47,12 @@ class FusedAttention(Attention):
             **capped,
         )
 
-    def _rotates_inside(self, layer: int) -> bool:
-        """Whole heads by the one table: the operator's own rotation. Anything else is done before it."""
-        rope = self.spec.rope
-        if rope is None or layer in rope.skipped or rope.interleaved or rope.dims != self.attention.head_dim:
-            return False
-        long = rope.scaling is not None and rope.scaling.get("rope_type") == "longrope"
-        return not long and (rope.local_theta is None or layer not in self.attention.windowed)
+    def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
+        """The operator's first three inputs: the product of one matrix for all stands for the three."""
+        if reads_packed(self.spec, layer) and self.parts.has(Role.QKV, layer):
+            return [self.parts.linear(Role.QKV, layer, x), None, None]
+        projected = self._projected(layer, x)
+        return projected if rotates_inside(self.spec, layer) else self._rotated(layer, at, *projected)
 
     @cached_property
     def _lengths(self) -> tuple[ir.Value, ir.Value]:

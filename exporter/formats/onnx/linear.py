@@ -46,17 +46,20 @@ def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
     return make.op("Reshape", [blocks, make.constant(0, 0, -1)], module)
 
 
-def head(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
+def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> ir.Value:
     """X [B, S, H] times the head (V, H), which keeps one row a token: a tied one is the very initialiser of look_up.
 
-    Gemm takes it as it is; it only knows two dimensions. ONNX Runtime packs the matrix once into private memory;
-    what Gather reads stays a mapping of the file. So a session's private memory holds each weight once (SmolLM2:
-    539 MB for 538 MB of weights). Gemm(head, x), with the matrix first, is not packed and saves 108 MB of that,
-    but decodes 10 to 14 % slower.
+    ``fused``: by ONNX Runtime's own operator. The standard one that takes the matrix as it is, Gemm, knows only two
+    dimensions, and the reshape behind it copies the logits: 2.5 of the 345 ms that SmolLM2 takes for 128 tokens on one
+    core. ONNX Runtime packs the matrix once into private memory; what Gather reads stays a mapping of the file. So a
+    session's private memory holds each weight once (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the
+    matrix first, is not packed and saves 108 MB of that, but decodes 10 to 14 % slower.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
     weight = make.weight(f"{module}.{WEIGHT}")
+    if fused:
+        return make.op("FusedMatMul", [x, weight], name, domain=ORT, transB=1)
     vocab, hidden = _shape(weight)
     rows = make.op("Reshape", [x, make.constant(-1, hidden)], f"{name}.rows")
     product = make.op("Gemm", [rows, weight], name, transB=1)

@@ -12,12 +12,13 @@ from exporter.families import describe
 from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
 from exporter.formats.onnx.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
+from exporter.formats.onnx.packing import Group, packed
 from exporter.formats.onnx.parts import path
 from exporter.formats.onnx.placing import aligned
 from exporter.formats.onnx.precision import PRECISIONS, Precision
 from exporter.formats.onnx.rope import tables
 from exporter.formats.slots import assign
-from exporter.formats.views import Regrouped, Shifted
+from exporter.formats.views import Regrouped, Shifted, Stacked
 from exporter.merge.model import MergedModel
 from exporter.tensors import DTYPES, LazyTensor
 
@@ -99,16 +100,14 @@ def plan_onnx(
         ledger.take(name, rule)
     ledger.close()
     slots = [(names, kept[names[0]]) for names in groups.values()]
-    variants = [_variant(model, spec, slots, precision) for precision in precisions]
+    variants = [_variant(model, spec, slots, precision, ops) for precision in precisions]
     files = client_files(model, spec, precisions, shared_cache=ops == "ort")
     return OnnxLayout(model, spec, variants, ops, dropped, files)
 
 
-def _variant(
-    model: MergedModel, spec: DecoderSpec, slots: Sequence[tuple[Sequence[str], Slot]], precision: Precision
-) -> Variant:
+def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], precision: Precision, ops: str) -> Variant:
     items: list[Item] = []
-    for names, slot in slots:
+    for names, slot in packed(slots, spec, precision) if ops == "ort" else slots:
         sources = tuple(names)
         for value in _values(model, spec, names, slot, precision):
             items.append(_placed(items, value, sources))
@@ -129,6 +128,9 @@ def _values(
     if role is Role.QKV and spec.attention.qkv == "heads":
         tensors = [Regrouped(tensor, spec.attention.heads) for tensor in tensors]
         rules.append("queries, keys and values apart")
+    if role is Role.QKV and len(tensors) > 1:
+        tensors = [Stacked(tensors)]
+        rules.append("queries, keys and values together")
     if role in _NORMS and slot.part == "weight" and spec.norm.offset:
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
         rules.append(f"plus {spec.norm.offset:g}")

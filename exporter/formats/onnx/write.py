@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import BadInput, OutputError, writing
@@ -17,6 +18,7 @@ from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
 from exporter.formats.output import OutputFile, Progress, silent
 from exporter.merge.model import MergedModel
 from exporter.staging import write_file
+from exporter.tensors import blocks, cast
 from exporter.version import __version__
 
 FOLDER: Final = "onnx"
@@ -98,10 +100,20 @@ def _write_item(model: MergedModel, item: Item, file: OutputFile) -> None:
     try:
         file.write_segments(item.value.segments(), item.nbytes)
     except BadInput as exc:
-        name = item.sources[0] if item.sources else None
+        name = _culprit(model, item)
         if name is None or str(exc).startswith(str(model.where(name))):
             raise
         raise BadInput(f"{model.where(name)}: {name}: {exc}") from exc
+
+
+def _culprit(model: MergedModel, item: Item) -> str | None:
+    """Of several sources the first with a value that does not fit, of one that one; None for an item without any."""
+    if len(item.sources) > 1:
+        dtype = "F16" if item.value.dtype == "F16" else "F32"
+        for name in item.sources:
+            if not all(np.isfinite(cast(block, dtype)).all() for _, block in blocks(model.tensor(name))):
+                return name
+    return next(iter(item.sources), None)
 
 
 @contextmanager

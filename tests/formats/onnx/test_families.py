@@ -37,8 +37,9 @@ def test_every_way_of_feeding_gives_the_logits_of_transformers(write: Write, bas
 VARIANT_KL = {"fp16": 5e-5, "int8": 1e-2, "q4f16": 0.25}
 
 
-def test_every_variant_stays_near_fp32(write: Write, base: Path) -> None:
-    folder = write(base, quants=("fp32", *VARIANT_KL)) / "onnx"
+@pytest.mark.parametrize("ops", ["standard", "ort"])
+def test_every_variant_stays_near_fp32(write: Write, base: Path, ops: str) -> None:
+    folder = write(base, ops=ops, quants=("fp32", *VARIANT_KL)) / "onnx"
     want = full(folder / "model.onnx", SEQUENCES)
     for name, limit in VARIANT_KL.items():
         found = full(folder / f"model_{name}.onnx", SEQUENCES)

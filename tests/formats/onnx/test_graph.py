@@ -75,7 +75,7 @@ def test_fused_graph_uses_operators_of_onnx_runtime_where_they_are_faster(write:
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 23), ("com.microsoft", 1)}
     fused = [node.op_type for node in model.graph.node if node.domain]
     # Two layers: each sum but the embedding's own meets a norm.
-    assert Counter(fused) == {"GroupQueryAttention": 2, "SkipSimplifiedLayerNormalization": 4}
+    assert Counter(fused) == {"GroupQueryAttention": 2, "SkipSimplifiedLayerNormalization": 4, "FusedMatMul": 1}
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
 
@@ -111,8 +111,9 @@ def test_nodes_and_values_carry_the_module_path(write: Write, tiny_tied: Path) -
     assert roots == {"mask", "embed_tokens", "layers", "norm", "lm_head"}
 
 
-def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Path) -> None:
-    folder = write(tiny_tied)
+@pytest.mark.parametrize(("ops", "product"), [("standard", "Gemm"), ("ort", "FusedMatMul")])
+def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Path, ops: str, product: str) -> None:
+    folder = write(tiny_tied, ops=ops)
     file = OnnxFile.open(folder)
     assert file.embedding == file.head == "embed_tokens.weight"
     users = [
@@ -120,7 +121,7 @@ def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Pat
         for node in onnx.load(file.path, load_external_data=False).graph.node
         if "embed_tokens.weight" in node.input
     ]
-    assert users == ["Gather", "Gemm"]
+    assert users == ["Gather", product]
     row = file.rows("embed_tokens.weight", 300, 301).tobytes()
     assert (folder / "onnx" / "model.onnx_data").read_bytes().count(row) == 1
 
