@@ -71,7 +71,8 @@ class Execution:
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
-            "greedy_prompts": self._greedy_prompts(),
+            # Who does not have to choose alike is not asked.
+            "greedy_prompts": self._greedy_prompts() if _decodes_alike(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
         }
@@ -152,13 +153,15 @@ class Execution:
         return logits.check_excess(tuned, base)
 
     def _greedy_prompts(self) -> list[list[int]]:
-        """One control text, and one with trained tokens if there are any."""
-        return [self.sequences.control[0][:12], *self.sequences.trained[:1]]
+        """One control text, and one with trained tokens if there are any, equally long: a batch without padding."""
+        prompts = [self.sequences.control[0], *self.sequences.trained[:1]]
+        length = min(map(len, prompts))
+        return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """As many as the model has positions for after the longest prompt."""
-        longest = max(map(len, self._greedy_prompts()))
-        room = (self.reference.max_positions or longest + GREEDY_TOKENS) - longest
+        """As many as the model has positions for after a prompt."""
+        length = len(self._greedy_prompts()[0])
+        room = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, room))
 
     def _base_sequences(self) -> list[list[int]]:

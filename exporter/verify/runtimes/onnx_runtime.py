@@ -22,6 +22,8 @@ class Session:
         """Load ``path``; ONNX Runtime's own errors say what is wrong with it."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # As for OpenMP's threads: waiting must not cost what others on the machine, or the next runtime, could use.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
@@ -47,7 +49,7 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact (a model file), sequences, greedy_prompts, greedy_tokens.
+    """Job: artifact (a model file), sequences, greedy_prompts of one length, greedy_tokens.
 
     Saves per sequence ``full.N``, ``cached.N`` (token by token) and ``padded.N`` (all in one left-padded batch), and
     ``greedy.N``.
@@ -55,24 +57,35 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     session = Session(Path(job["artifact"]))
     for number, ids in enumerate(job["sequences"]):
         save(f"full.{number}", _full(session, ids))
-        save(f"cached.{number}", _cached(session, ids))
+    for number, logits in enumerate(_cached(session, job["sequences"])):
+        save(f"cached.{number}", logits)
     for number, logits in enumerate(_padded(session, job["sequences"])):
         save(f"padded.{number}", logits)
-    for number, prompt in enumerate(job["greedy_prompts"]):
-        save(f"greedy.{number}", _greedy(session, prompt, job["greedy_tokens"]))
+    if job["greedy_prompts"]:
+        for number, chosen in enumerate(_greedy(session, job["greedy_prompts"], job["greedy_tokens"])):
+            save(f"greedy.{number}", chosen)
 
 
 def _full(session: Session, ids: Sequence[int]) -> Array:
-    logits, _ = session.run(*_step(ids, 0), session.empty_cache(1))
+    logits, _ = session.run(*_step([ids], 0), session.empty_cache(1))
     return np.asarray(logits[0])
 
 
-def _cached(session: Session, ids: Sequence[int]) -> Array:
-    cache, rows = session.empty_cache(1), []
-    for past, token in enumerate(ids):
-        logits, cache = session.run(*_step([token], past), cache)
-        rows.append(logits[0, -1])
-    return np.stack(rows)
+def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Token by token, all sequences side by side: each row of the batch has only real tokens behind it.
+
+    A sequence that is through leaves the batch, so the longest ones come first.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    rows: list[list[Array]] = [[] for _ in sequences]
+    cache = session.empty_cache(len(sequences))
+    for past in range(len(sequences[order[0]])):
+        live = [number for number in order if len(sequences[number]) > past]
+        cache = {name: value[: len(live)] for name, value in cache.items()}
+        logits, cache = session.run(*_step([[sequences[number][past]] for number in live], past), cache)
+        for number, one in zip(live, logits, strict=True):
+            rows[number].append(one[-1])
+    return [np.stack(row) for row in rows]
 
 
 def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -88,21 +101,24 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
     return [logits[row, longest - len(sequence) :] for row, sequence in enumerate(sequences)]
 
 
-def _greedy(session: Session, prompt: Sequence[int], tokens: int) -> Array:
-    cache, ids, past = session.empty_cache(1), list(prompt), 0
+def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
+    """(prompts, tokens): what follows each of the prompts, which are equally long, side by side in one batch."""
+    cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):
         logits, cache = session.run(*_step(ids, past), cache)
-        past, ids = past + len(ids), [int(logits[0, -1].argmax())]
-        chosen.append(ids[0])
-    return np.array(chosen, np.int64)
+        past += len(ids[0])
+        ids = logits[:, -1].argmax(axis=-1)[:, None].tolist()
+        chosen.append([one for [one] in ids])
+    return np.array(chosen, np.int64).T
 
 
-def _step(ids: Sequence[int], past: int) -> tuple[Array, Array, Array]:
-    """input_ids, attention_mask and position_ids of one unpadded sequence after ``past`` cached positions."""
-    count = len(ids)
-    positions = np.arange(past, past + count, dtype=np.int64)[None]
-    return np.array([list(ids)], np.int64), np.ones((1, past + count), np.int64), positions
+def _step(ids: Sequence[Sequence[int]], past: int) -> tuple[Array, Array, Array]:
+    """input_ids, attention_mask and position_ids of unpadded sequences (batch, n) after ``past`` cached positions."""
+    new = np.array(ids, np.int64)
+    batch, count = new.shape
+    positions = np.arange(past, past + count, dtype=np.int64)
+    return new, np.ones((batch, past + count), np.int64), np.tile(positions, (batch, 1))
 
 
 if __name__ == "__main__":
