@@ -19,7 +19,7 @@ from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
 from exporter.verify.runtimes.installed import installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
-from exporter.verify.tolerances import GREEDY_TOKENS
+from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
 
 #: Called with a line that says what is being done.
 Say = Callable[[str], None]
@@ -80,10 +80,10 @@ class Execution:
         try:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
-            if artifact.quantised:
+            if artifact.quantised or self._jumps(done):
                 copy = write_base(artifact, self.reference, place / "copy")
                 quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
-                self.say(f"running the base as quantised in {artifact.path.name}")
+                self.say(f"running the base as stored in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
                 shutil.rmtree(place / "copy")
         except RuntimeFailed as exc:
@@ -129,7 +129,7 @@ class Execution:
         facts["trained tokens run"] = f"{len(self.sequences.covered)} of {len(self.reference.trained_ids)}"
         done.profile = profile(found["full"], self.sequences, want, stored, got)
         if done.base is not None:
-            yield self._check_excess(done)
+            yield from self._check_excess(done, stored)
             if artifact.format == "onnx":
                 yield from logits.check_alike(got, _WAYS, sequences)
         else:
@@ -142,15 +142,30 @@ class Execution:
         if done.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
 
-    def _check_excess(self, done: Run) -> Check:
+    def _check_excess(self, done: Run, stored: str) -> Iterator[Check]:
         assert self.want is not None, "the reference ran if any artifact did"
         assert done.got is not None
         assert done.base is not None
         # New tokens have no column in the base: both sides are compared over the base's vocabulary.
         columns = self.reference.base_vocab
         base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
-        tuned = logits.distance(self.want, "F32", done.got, "full", self.sequences.all, columns)
-        return logits.check_excess(tuned, base)
+        quantised = done.artifact.quantised
+        tuned = logits.distance(
+            self.want, "F32" if quantised else stored, done.got, "full", self.sequences.all, columns
+        )
+        if quantised:
+            yield logits.check_base(base, done.artifact.types)
+        if not self.reference.routed:
+            yield logits.check_excess(tuned, base)
+            return
+        # Without trained rows as input, and with the same inner weights, the base computes and routes the same.
+        varied = self.sequences.all if self.reference.computes else self.sequences.trained
+        most = None if quantised else GGUF_KL[done.artifact.kind]
+        yield from logits.check_routed(tuned, base, sum(map(len, varied)), most)
+
+    def _jumps(self, done: Run) -> bool:
+        """llama.cpp rounds activations to a 16-bit file's type, which may send a token to another expert."""
+        return self.reference.routed and done.artifact.kind in _HALVES and done.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
         """One control text, and one with trained tokens if there are any, equally long: a batch without padding."""

@@ -84,6 +84,13 @@ class Reference:
         stated = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
         return next((count for count in stated if isinstance(count, int) and count > 1), None)
 
+    @property
+    def routed(self) -> bool:
+        """Whether a router chooses between experts."""
+        config = self.checkpoint.text_config
+        stated = [config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+        return any(isinstance(count, int) and count > 1 for count in stated)
+
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""
         for adapter in self.adapters:
