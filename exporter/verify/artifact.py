@@ -42,7 +42,7 @@ class Artifact:
     """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
 
     path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be. types: of
-    all tensors, where the format names them.
+    all tensors, where the format names them. inputs: of a graph.
     files: ``path`` and what it reads besides, for artifacts that can be copied file by file.
     """
 
@@ -53,6 +53,7 @@ class Artifact:
     quantised: bool = False
     files: Sequence[Path] = ()
     types: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -192,4 +193,6 @@ def _open_onnx(path: Path) -> Artifact:
     head = None if file.head == file.embedding else matrix(file.head)
     data = {one.place.path for one in file.initialisers.values() if one.place}
     files = [path, *sorted(data)]
-    return Artifact(path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files)
+    return Artifact(
+        path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files, inputs=file.inputs
+    )

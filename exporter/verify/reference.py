@@ -78,6 +78,13 @@ class Reference:
         return self.embedding.base.spec.shape[1]
 
     @property
+    def cache_shape(self) -> tuple[int, int]:
+        """(heads of keys and values, width of a head), for graphs that do not say."""
+        config = self.checkpoint.text_config
+        heads = config.get("num_attention_heads") or config.get("n_head") or 1
+        return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads
+
+    @property
     def max_positions(self) -> int | None:
         """How long a text may be, where the config says so: a table of positions has no more rows."""
         config = self.checkpoint.text_config

@@ -1,10 +1,10 @@
-"""An ONNX folder in ONNX Runtime on the CPU: one full pass, token by token with the cache, and a left-padded batch."""
+"""An ONNX folder in ONNX Runtime on the CPU: one full pass, token by token with the cache, and a padded batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -18,8 +18,11 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 class Session:
     """A loaded model; feeds only the inputs that the graph has."""
 
-    def __init__(self, path: Path) -> None:
-        """Load ``path``; ONNX Runtime's own errors say what is wrong with it."""
+    def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
+        """Load ``path``; ONNX Runtime's own errors say what is wrong with it.
+
+        cache_shape: heads and width of the cache, for axes to which the graph gives a name and no number.
+        """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # As for OpenMP's threads: waiting must not cost what others on the machine, or the next runtime, could use.
@@ -27,6 +30,7 @@ class Session:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
+        self.cache_shape = cache_shape
         self.cache_inputs = [name for name in self.inputs if name.startswith("past_key_values.")]
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
@@ -34,7 +38,9 @@ class Session:
         cache: dict[str, Array] = {}
         for name in self.cache_inputs:
             value = self.inputs[name]
-            cache[name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), _DTYPES[value.type])
+            stated = zip((value.shape[1], value.shape[3]), self.cache_shape, strict=True)
+            heads, width = (number if isinstance(number, int) else default for number, default in stated)
+            cache[name] = np.zeros((batch, heads, 0, width), _DTYPES[value.type])
         return cache
 
     def run(
@@ -49,26 +55,24 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact (a model file), sequences, greedy_prompts of one length, greedy_tokens.
+    """Job: artifact (a model file), sequences, ways, cache_shape, greedy_prompts of one length, greedy_tokens.
 
-    Saves per sequence ``full.N``, ``cached.N`` (token by token) and ``padded.N`` (all in one left-padded batch), and
-    ``greedy.N``.
+    Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token), ``padded.N`` and
+    ``right-padded.N`` (all in one batch), and ``greedy.N``.
     """
-    session = Session(Path(job["artifact"]))
-    for number, ids in enumerate(job["sequences"]):
-        save(f"full.{number}", _full(session, ids))
-    for number, logits in enumerate(_cached(session, job["sequences"])):
-        save(f"cached.{number}", logits)
-    for number, logits in enumerate(_padded(session, job["sequences"])):
-        save(f"padded.{number}", logits)
+    session = Session(Path(job["artifact"]), job["cache_shape"])
+    for way in job["ways"]:
+        for number, logits in enumerate(_WAYS[way](session, job["sequences"])):
+            save(f"{way}.{number}", logits)
     if job["greedy_prompts"]:
         for number, chosen in enumerate(_greedy(session, job["greedy_prompts"], job["greedy_tokens"])):
             save(f"greedy.{number}", chosen)
 
 
-def _full(session: Session, ids: Sequence[int]) -> Array:
-    logits, _ = session.run(*_step([ids], 0), session.empty_cache(1))
-    return np.asarray(logits[0])
+def _full(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+    for ids in sequences:
+        logits, _ = session.run(*_step([ids], 0), session.empty_cache(1))
+        yield np.asarray(logits[0])
 
 
 def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -101,15 +105,32 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
     return [logits[row, longest - len(sequence) :] for row, sequence in enumerate(sequences)]
 
 
+def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """For graphs without positions, which count them from the first column."""
+    longest = max(map(len, sequences))
+    ids = np.zeros((len(sequences), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+    logits, _ = session.run(ids, mask, np.zeros_like(ids), session.empty_cache(len(sequences)))
+    return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+
+
+_WAYS: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-padded": _right_padded}
+
+
 def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
     """(prompts, tokens): what follows each of the prompts, which are equally long, side by side in one batch."""
     cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):
         logits, cache = session.run(*_step(ids, past), cache)
-        past += len(ids[0])
-        ids = logits[:, -1].argmax(axis=-1)[:, None].tolist()
-        chosen.append([one for [one] in ids])
+        best = logits[:, -1].argmax(axis=-1).tolist()
+        chosen.append(best)
+        if session.cache_inputs:
+            past, ids = past + len(ids[0]), [[one] for one in best]
+        else:
+            ids = [[*before, one] for before, one in zip(ids, best, strict=True)]
     return np.array(chosen, np.int64).T
 
 
