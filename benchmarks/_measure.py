@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,13 +25,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._tree import TreePeak
+
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass
 class Measured:
-    """What one process reported.  seconds, cpu_seconds: one entry a round.  peak_bytes: of the whole process."""
+    """What one process reported.  seconds, cpu_seconds: an entry a round.  peak_bytes: of the whole process or tree."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -121,14 +123,18 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """A command that makes ``out``, as a user would start it; ``out`` is removed after every run."""
+    """A command as a user would start it; ``out``, if it makes something, is removed after every run."""
 
     arguments: Sequence[str]
-    out: Path
+    out: Path | None = None
 
 
-def whole_programs(programs: Mapping[str, Program], *, warm_up: int, rounds: int) -> dict[str, Measured]:
+def whole_programs(
+    programs: Mapping[str, Program], *, warm_up: int, rounds: int, tree: bool = False
+) -> dict[str, Measured]:
     """Run programs (name → what to run) from start to end in turns, and return what each measured.
+
+    tree: the peak is that of all processes of a program at a time, and not of its largest one.
 
     Before each run the file systems are synced, so that nobody pays for what another left in memory; the order is drawn
     anew each round, because memory that the last program freed is dearer or cheaper to take, by who freed it.
@@ -138,28 +144,32 @@ def whole_programs(programs: Mapping[str, Program], *, warm_up: int, rounds: int
     for turn in range(warm_up + rounds):
         for name in random.Random(turn).sample(names, len(names)):
             os.sync()
-            seconds, usage = _run(name, programs[name])
+            seconds, cpu_seconds, peak_bytes = _run(name, programs[name], tree=tree)
             if turn >= warm_up:
                 one = measured[name]
                 one.seconds.append(seconds)
-                one.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
-                one.peak_bytes = max(one.peak_bytes, usage.ru_maxrss * _RSS_UNIT)
+                one.cpu_seconds.append(cpu_seconds)
+                one.peak_bytes = max(one.peak_bytes, peak_bytes)
     return measured
 
 
-def _run(name: str, program: Program) -> tuple[float, resource.struct_rusage]:
+def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]:
+    """(seconds, CPU seconds with those of the children, peak bytes)."""
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
         process = subprocess.Popen(program.arguments, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
+        with TreePeak(process.pid) if tree else nullcontext() as sampled:
+            _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
             text = said.read().decode(errors="replace")
             raise SystemExit(f"benchmark: {name!r} ended with code {process.returncode}: {text}")
-    shutil.rmtree(program.out) if program.out.is_dir() else program.out.unlink()
-    return seconds, usage
+    if program.out:
+        shutil.rmtree(program.out) if program.out.is_dir() else program.out.unlink()
+    peak_bytes = sampled.peak_bytes if sampled else usage.ru_maxrss * _RSS_UNIT
+    return seconds, usage.ru_utime + usage.ru_stime, peak_bytes
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:

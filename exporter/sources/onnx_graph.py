@@ -97,9 +97,14 @@ class _Walk:
         for node in self.graph.node:
             if node.op_type in _LOOKUPS and len(node.input) > 1 and self._is_ids(node.input[1]):
                 axis = _AXES.get(_number(node, "axis"))
-                if axis is not None and (use := self._weight(node.input[0], axis)):
+                if axis is not None and (use := self._looked_up(node, axis)):
                     return replace(use, blocks=self._blocks(node), scaled=self._scaled((use.name, node.output[0])))
         return None
+
+    def _looked_up(self, node: NodeProto, axis: int) -> Use | None:
+        """The matrix that ``node`` reads; codes shared with a product may get another shape on the way."""
+        name = self._stored(node.input[0]) if node.op_type in _BLOCKED else None
+        return self._weight(name or node.input[0], axis)
 
     def head(self) -> Use | None:
         outputs = [value.name for value in self.graph.output]

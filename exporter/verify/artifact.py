@@ -42,7 +42,8 @@ class Matrix:
 class Artifact:
     """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
 
-    path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be.
+    path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be. types: of
+    all tensors, where the format names them. inputs: of a graph.
     files: ``path`` and what it reads besides, for artifacts that can be copied file by file.
     """
 
@@ -52,6 +53,8 @@ class Artifact:
     head: Matrix | None
     quantised: bool = False
     files: Sequence[Path] = ()
+    types: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -176,9 +179,9 @@ def _open_gguf(path: Path) -> Artifact:
     if "token_embd.weight" not in parts.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
     head = matrix("output.weight") if "output.weight" in parts.tensors else None
-    quantised = any(tensor.type not in FLOATS for tensor in parts.tensors.values())
+    types = frozenset(tensor.type for tensor in parts.tensors.values())
     files = [file.path for file in parts.files]
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised, files)
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, not types <= set(FLOATS), files, types)
 
 
 def _open_onnx(path: Path) -> Artifact:
@@ -199,4 +202,6 @@ def _open_onnx(path: Path) -> Artifact:
     head = None if file.head == file.embedding else matrix(file.head)
     data = {one.place.path for one in file.initialisers.values() if one.place}
     files = [path, *sorted(data)]
-    return Artifact(path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files)
+    return Artifact(
+        path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files, inputs=file.inputs
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,30 +12,34 @@ from typing import Any, Final
 from exporter.verify import logits
 from exporter.verify.artifact import Artifact
 from exporter.verify.findings import Profile
+from exporter.verify.metrics import Distance
 from exporter.verify.profile import profile
 from exporter.verify.prompts import Sequences
 from exporter.verify.quantised import write_base
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
+from exporter.verify.rows import rounded_before
 from exporter.verify.runtimes.installed import installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
-from exporter.verify.tolerances import GREEDY_TOKENS
+from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
 
 #: Called with a line that says what is being done.
 Say = Callable[[str], None]
 
 _HALVES: Final = ("F16", "BF16")
-_FLOATS: Final = ("F32", *_HALVES)
-#: The ways in which a runtime may have computed the sequences; only ONNX has more than the full pass.
-_WAYS: Final = ("full", "cached", "padded")
 
 
 @dataclass
 class Run:
-    """What one artifact's processes left behind. ``failure`` is what its runtime said instead."""
+    """What one artifact's processes left behind. ``failure`` is what its runtime said instead.
+
+    rounding: that of the reference which it is held to.  ways: those in which it computed the sequences.
+    """
 
     artifact: Artifact
     runtime: str
+    rounding: str
+    ways: Sequence[str] = ("full",)
     got: logits.Reader | None = None
     base: logits.Reader | None = None
     failure: str = ""
@@ -64,25 +68,30 @@ class Execution:
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
         place = self.folder / str(len(self.runs))
-        done = self.runs[artifact.path] = Run(artifact, runtime)
+        done = self.runs[artifact.path] = Run(artifact, runtime, _rounding(artifact, self.reference))
+        if artifact.format == "onnx":
+            done.ways, done.skipped = _graph_ways(artifact)
         if runtime == "gguf_in_transformers":
             reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
             done.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
-            "greedy_prompts": self._greedy_prompts(),
+            # Who does not have to choose alike is not asked.
+            "greedy_prompts": self._greedy_prompts() if _decodes_alike(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
+            "ways": done.ways,
+            "cache_shape": self.reference.cache_shape,
         }
         started = time.perf_counter()
         try:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
-            if artifact.quantised:
+            if artifact.quantised or self._jumps(done):
                 copy = write_base(artifact, self.reference, place / "copy")
-                quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": []}
-                self.say(f"running the base as quantised in {artifact.path.name}")
+                quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": [], "ways": ["full"]}
+                self.say(f"running the base as stored in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
                 shutil.rmtree(place / "copy")
         except RuntimeFailed as exc:
@@ -94,14 +103,14 @@ class Execution:
         alive = [one for one in self.runs.values() if one.got is not None]
         if not alive:
             return
-        halves = {_rounding(one.artifact) for one in alive if one.artifact.kind in _HALVES}
+        rounded = {one.rounding for one in alive} - {"F32"}
         job: dict[str, Any] = {
             "checkpoint": str(self.reference.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.reference.adapters],
             "vocab": self.reference.vocab,
             "sequences": self.sequences.all,
             "base_sequences": self._base_sequences() if any(one.base for one in alive) else [],
-            "dtypes": ["F32", *sorted(halves)],
+            "dtypes": ["F32", *sorted(rounded)],
             "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(alive).items()},
         }
         self.say("computing the reference: transformers with PEFT, unmerged")
@@ -116,49 +125,62 @@ class Execution:
             return
         assert self.want is not None, "the reference ran if any artifact did"
         want, got, sequences, kind = self.want, done.got, self.sequences.all, artifact.kind
-        if kind in _HALVES:
-            rounding = logits.distance(want, "F32", want, _rounding(artifact), sequences)
+        if done.rounding != "F32":
+            rounding = logits.distance(want, "F32", want, done.rounding, sequences)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
-        ways = _WAYS if artifact.format == "onnx" else _WAYS[:1]
-        stored = _rounding(artifact) if kind in _FLOATS else "F32"
-        found = {way: logits.distance(want, stored, got, way, sequences) for way in ways}
-        if kind in _HALVES and self.reference.computes:
+        found = {way: logits.distance(want, done.rounding, got, way, sequences) for way in done.ways}
+        if done.rounding != "F32" and self.reference.computes:
             found["rounding"] = rounding
         facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl}
         facts["trained tokens run"] = f"{len(self.sequences.covered)} of {len(self.reference.trained_ids)}"
-        done.profile = profile(found["full"], self.sequences, want, stored, got)
+        done.profile = profile(found["full"], self.sequences, want, done.rounding, got)
         if done.base is not None:
-            yield self._check_excess(done)
-            if artifact.format == "onnx":
-                yield from logits.check_alike(got, _WAYS, sequences)
+            yield from self._check_excess(done, found["full"])
+            yield from logits.check_alike(got, done.ways, sequences)
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)
         if _decodes_alike(artifact):
-            own = self._continuations([done])[_rounding(artifact)]
-            judged = list(self._continuations(self.runs.values())[_rounding(artifact)])
-            yield logits.check_greedy(want, got, _rounding(artifact), [judged.index(pair) for pair in own])
+            own = self._continuations([done])[done.rounding]
+            judged = list(self._continuations(self.runs.values())[done.rounding])
+            yield logits.check_greedy(want, got, done.rounding, [judged.index(pair) for pair in own])
         if done.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
 
-    def _check_excess(self, done: Run) -> Check:
+    def _check_excess(self, done: Run, tuned: Distance) -> Iterator[Check]:
         assert self.want is not None, "the reference ran if any artifact did"
         assert done.got is not None
         assert done.base is not None
         # New tokens have no column in the base: both sides are compared over the base's vocabulary.
         columns = self.reference.base_vocab
         base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
-        tuned = logits.distance(self.want, "F32", done.got, "full", self.sequences.all, columns)
-        return logits.check_excess(tuned, base)
+        if self.reference.vocab != columns:
+            tuned = logits.distance(self.want, done.rounding, done.got, "full", self.sequences.all, columns)
+        quantised = done.artifact.quantised
+        if quantised:
+            yield logits.check_base(base, done.artifact.types)
+        if not self.reference.routed:
+            yield logits.check_excess(tuned, base)
+            return
+        # Without trained rows as input, and with the same inner weights, the base computes and routes the same.
+        varied = self.sequences.all if self.reference.computes else self.sequences.trained
+        most = None if quantised else GGUF_KL[done.artifact.kind]
+        yield from logits.check_routed(tuned, base, sum(map(len, varied)), most)
+
+    def _jumps(self, done: Run) -> bool:
+        """llama.cpp rounds activations to a 16-bit file's type, which may send a token to another expert."""
+        return self.reference.routed and done.artifact.kind in _HALVES and done.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
-        """One control text, and one with trained tokens if there are any."""
-        return [self.sequences.control[0][:12], *self.sequences.trained[:1]]
+        """One control text, and one with trained tokens if there are any, equally long: a batch without padding."""
+        prompts = [self.sequences.control[0], *self.sequences.trained[:1]]
+        length = min(map(len, prompts))
+        return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """As many as the model has positions for after the longest prompt."""
-        longest = max(map(len, self._greedy_prompts()))
-        room = (self.reference.max_positions or longest + GREEDY_TOKENS) - longest
+        """As many as the model has positions for after a prompt."""
+        length = len(self._greedy_prompts()[0])
+        room = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, room))
 
     def _base_sequences(self) -> list[list[int]]:
@@ -173,7 +195,7 @@ class Execution:
             if one.got is not None and _decodes_alike(one.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
                     chosen = tuple(one.got(f"greedy.{number}").tolist())
-                    wanted.setdefault(_rounding(one.artifact), {})[tuple(prompt), chosen] = None
+                    wanted.setdefault(one.rounding, {})[tuple(prompt), chosen] = None
         return wanted
 
 
@@ -182,10 +204,28 @@ def _decodes_alike(artifact: Artifact) -> bool:
     return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
-def _rounding(artifact: Artifact) -> str:
+def _rounding(artifact: Artifact, reference: Reference) -> str:
     """The rounding of the reference that ``artifact`` is held to: a checkpoint rounds norms and biases, too."""
+    if artifact.quantised:
+        return "F32"
+    if dtype := rounded_before(artifact, reference):
+        return f"{dtype} whole"
     whole = artifact.format == "hf" and artifact.kind in _HALVES
     return f"{artifact.kind} whole" if whole else artifact.kind
+
+
+def _graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
+    """What a graph can be asked for by its inputs, and what not; it need not be one of ours."""
+    ways, skipped = ["full"], []
+    if any(name.startswith("past_key_values.") for name in artifact.inputs):
+        ways.append("cached")
+    else:
+        skipped.append(Skip("logits with cache", f"{artifact.path.name} takes no past_key_values"))
+    if "attention_mask" in artifact.inputs:
+        ways.append("padded" if "position_ids" in artifact.inputs else "right-padded")
+    else:
+        skipped.append(Skip("logits of a padded batch", f"{artifact.path.name} takes no attention_mask"))
+    return ways, skipped
 
 
 def has_llama_cpp() -> bool:

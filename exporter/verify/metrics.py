@@ -39,6 +39,11 @@ class Distance:
         return float(self.kl_at.mean())
 
     @property
+    def kl_median(self) -> float:
+        """Half of the positions are nearer."""
+        return float(np.median(self.kl_at))
+
+    @property
     def kl_p99(self) -> float:
         """99 of 100 positions are nearer."""
         return float(np.quantile(self.kl_at, 0.99))

@@ -78,11 +78,25 @@ class Reference:
         return self.embedding.base.spec.shape[1]
 
     @property
+    def cache_shape(self) -> tuple[int, int]:
+        """(heads of keys and values, width of a head), for graphs that do not say."""
+        config = self.checkpoint.text_config
+        heads = config.get("num_attention_heads") or config.get("n_head") or 1
+        return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads
+
+    @property
     def max_positions(self) -> int | None:
         """How long a text may be, where the config says so: a table of positions has no more rows."""
         config = self.checkpoint.text_config
         stated = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
         return next((count for count in stated if isinstance(count, int) and count > 1), None)
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router chooses between experts."""
+        config = self.checkpoint.text_config
+        stated = [config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+        return any(isinstance(count, int) and count > 1 for count in stated)
 
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""

@@ -78,6 +78,25 @@ def _encodings(row: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
             yield encode(cast(row[None], dtype), matrix.kind)
 
 
+def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
+    """The 16-bit dtype that the trained rows of a float32 artifact went through; None if they are as they were trained.
+
+    Merging into a 16-bit checkpoint and converting that to float32 is what most tools do.
+    """
+    want, matrix = reference.embedding, artifact.embedding
+    dtype = want.base.spec.dtype
+    if matrix.kind != "F32" or dtype not in ("F16", "BF16") or want.computed or matrix.n_rows != reference.vocab:
+        return None
+    through = False
+    for token_id, row in want.rows.items():
+        raw = matrix.raw(token_id, token_id + 1)
+        if not np.array_equal(raw, encode(row[None], "F32")):
+            through = True
+            if not np.array_equal(raw, encode(cast(row[None], dtype), "F32")):
+                return None
+    return dtype if through else None
+
+
 def _check_untouched(use: str, matrix: Matrix, want: Expected) -> Check:
     """Every row that was not trained is the base's row, or that of the matrix an adapter brings, as it is stored."""
     spec, rows = want.source.spec, want.rows

@@ -1,10 +1,10 @@
-"""An ONNX folder in ONNX Runtime on the CPU: one full pass, token by token with the cache, and a left-padded batch."""
+"""An ONNX folder in ONNX Runtime on the CPU: one full pass, token by token with the cache, and a padded batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -18,13 +18,19 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 class Session:
     """A loaded model; feeds only the inputs that the graph has."""
 
-    def __init__(self, path: Path) -> None:
-        """Load ``path``; ONNX Runtime's own errors say what is wrong with it."""
+    def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
+        """Load ``path``; ONNX Runtime's own errors say what is wrong with it.
+
+        cache_shape: heads and width of the cache, for axes to which the graph gives a name and no number.
+        """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # As for OpenMP's threads: waiting must not cost what others on the machine, or the next runtime, could use.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
+        self.cache_shape = cache_shape
         self.cache_inputs = [name for name in self.inputs if name.startswith("past_key_values.")]
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
@@ -32,7 +38,9 @@ class Session:
         cache: dict[str, Array] = {}
         for name in self.cache_inputs:
             value = self.inputs[name]
-            cache[name] = np.zeros((batch, value.shape[1], 0, value.shape[3]), _DTYPES[value.type])
+            stated = zip((value.shape[1], value.shape[3]), self.cache_shape, strict=True)
+            heads, width = (number if isinstance(number, int) else default for number, default in stated)
+            cache[name] = np.zeros((batch, heads, 0, width), _DTYPES[value.type])
         return cache
 
     def run(
@@ -47,32 +55,41 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact (a model file), sequences, greedy_prompts, greedy_tokens.
+    """Job: artifact (a model file), sequences, ways, cache_shape, greedy_prompts of one length, greedy_tokens.
 
-    Saves per sequence ``full.N``, ``cached.N`` (token by token) and ``padded.N`` (all in one left-padded batch), and
-    ``greedy.N``.
+    Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token), ``padded.N`` and
+    ``right-padded.N`` (all in one batch), and ``greedy.N``.
     """
-    session = Session(Path(job["artifact"]))
-    for number, ids in enumerate(job["sequences"]):
-        save(f"full.{number}", _full(session, ids))
-        save(f"cached.{number}", _cached(session, ids))
-    for number, logits in enumerate(_padded(session, job["sequences"])):
-        save(f"padded.{number}", logits)
-    for number, prompt in enumerate(job["greedy_prompts"]):
-        save(f"greedy.{number}", _greedy(session, prompt, job["greedy_tokens"]))
+    session = Session(Path(job["artifact"]), job["cache_shape"])
+    for way in job["ways"]:
+        for number, logits in enumerate(_WAYS[way](session, job["sequences"])):
+            save(f"{way}.{number}", logits)
+    if job["greedy_prompts"]:
+        for number, chosen in enumerate(_greedy(session, job["greedy_prompts"], job["greedy_tokens"])):
+            save(f"greedy.{number}", chosen)
 
 
-def _full(session: Session, ids: Sequence[int]) -> Array:
-    logits, _ = session.run(*_step(ids, 0), session.empty_cache(1))
-    return np.asarray(logits[0])
+def _full(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+    for ids in sequences:
+        logits, _ = session.run(*_step([ids], 0), session.empty_cache(1))
+        yield np.asarray(logits[0])
 
 
-def _cached(session: Session, ids: Sequence[int]) -> Array:
-    cache, rows = session.empty_cache(1), []
-    for past, token in enumerate(ids):
-        logits, cache = session.run(*_step([token], past), cache)
-        rows.append(logits[0, -1])
-    return np.stack(rows)
+def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Token by token, all sequences side by side: each row of the batch has only real tokens behind it.
+
+    A sequence that is through leaves the batch, so the longest ones come first.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    rows: list[list[Array]] = [[] for _ in sequences]
+    cache = session.empty_cache(len(sequences))
+    for past in range(len(sequences[order[0]])):
+        live = [number for number in order if len(sequences[number]) > past]
+        cache = {name: value[: len(live)] for name, value in cache.items()}
+        logits, cache = session.run(*_step([[sequences[number][past]] for number in live], past), cache)
+        for number, one in zip(live, logits, strict=True):
+            rows[number].append(one[-1])
+    return [np.stack(row) for row in rows]
 
 
 def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -88,21 +105,41 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
     return [logits[row, longest - len(sequence) :] for row, sequence in enumerate(sequences)]
 
 
-def _greedy(session: Session, prompt: Sequence[int], tokens: int) -> Array:
-    cache, ids, past = session.empty_cache(1), list(prompt), 0
+def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """For graphs without positions, which count them from the first column."""
+    longest = max(map(len, sequences))
+    ids = np.zeros((len(sequences), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+    logits, _ = session.run(ids, mask, np.zeros_like(ids), session.empty_cache(len(sequences)))
+    return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+
+
+_WAYS: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-padded": _right_padded}
+
+
+def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
+    """(prompts, tokens): what follows each of the prompts, which are equally long, side by side in one batch."""
+    cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):
         logits, cache = session.run(*_step(ids, past), cache)
-        past, ids = past + len(ids), [int(logits[0, -1].argmax())]
-        chosen.append(ids[0])
-    return np.array(chosen, np.int64)
+        best = logits[:, -1].argmax(axis=-1).tolist()
+        chosen.append(best)
+        if session.cache_inputs:
+            past, ids = past + len(ids[0]), [[one] for one in best]
+        else:
+            ids = [[*before, one] for before, one in zip(ids, best, strict=True)]
+    return np.array(chosen, np.int64).T
 
 
-def _step(ids: Sequence[int], past: int) -> tuple[Array, Array, Array]:
-    """input_ids, attention_mask and position_ids of one unpadded sequence after ``past`` cached positions."""
-    count = len(ids)
-    positions = np.arange(past, past + count, dtype=np.int64)[None]
-    return np.array([list(ids)], np.int64), np.ones((1, past + count), np.int64), positions
+def _step(ids: Sequence[Sequence[int]], past: int) -> tuple[Array, Array, Array]:
+    """input_ids, attention_mask and position_ids of unpadded sequences (batch, n) after ``past`` cached positions."""
+    new = np.array(ids, np.int64)
+    batch, count = new.shape
+    positions = np.arange(past, past + count, dtype=np.int64)
+    return new, np.ones((batch, past + count), np.int64), np.tile(positions, (batch, 1))
 
 
 if __name__ == "__main__":
