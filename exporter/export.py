@@ -288,6 +288,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
                 "nbytes": target.nbytes,
                 "peak_nbytes": target.peak_nbytes,
                 "estimated": target.estimated,
+                "way": target.way,
                 "notes": list(target.notes),
             }
             for target in plan.targets

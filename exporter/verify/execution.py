@@ -59,7 +59,7 @@ class Execution:
 
         Raises MissingDependency if nothing is installed that could.
         """
-        runtime = {"hf": "merged", "onnx": "onnx_runtime", "gguf": _gguf_runtime()}[artifact.format]
+        runtime = _runtime(artifact)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
@@ -74,6 +74,7 @@ class Execution:
             "greedy_prompts": self._greedy_prompts(),
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
+            "start_token": self.reference.start_token,
         }
         started = time.perf_counter()
         try:
@@ -191,6 +192,12 @@ def _rounding(artifact: Artifact) -> str:
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python is installed; nothing is imported."""
     return installed("llama.cpp")
+
+
+def _runtime(artifact: Artifact) -> str:
+    if artifact.format == "onnx":
+        return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
+    return "merged" if artifact.format == "hf" else _gguf_runtime()
 
 
 def _gguf_runtime() -> str:

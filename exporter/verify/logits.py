@@ -24,7 +24,7 @@ from exporter.verify.tolerances import (
 Reader = Callable[[str], Array]
 
 #: How an ONNX runtime computed the sequences → the name of the check.
-_ONNX_WAYS: Final = {"full": "logits", "cached": "logits with cache", "padded": "logits left-padded"}
+_ONNX_WAYS: Final = {"full": "logits", "cached": "logits with cache", "padded": "logits padded"}
 
 
 def distance(
@@ -52,7 +52,7 @@ def check_hf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
 
 
 def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
-    """The same logits in one pass, token by token with the cache, and in a left-padded batch."""
+    """The same logits in one pass, token by token with the cache, and in a padded batch."""
     for way, name in _ONNX_WAYS.items():
         if kind == "F32":
             yield _check_max_abs(name, found[way], ONNX_MAX_ABS)
@@ -62,7 +62,7 @@ def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
 
 
 def check_alike(got: Reader, ways: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
-    """A quantised graph computes the same token by token, and in a left-padded batch, as in one pass."""
+    """A quantised graph computes the same token by token, and in a padded batch, as in one pass."""
     first, *others = ways
     for way in others:
         found = distance(got, first, got, way, sequences)

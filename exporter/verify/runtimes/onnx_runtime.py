@@ -39,7 +39,10 @@ class Session:
         self, ids: Array, mask: Array, positions: Array, cache: Mapping[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
         """(logits (batch, positions, vocabulary), the new cache). ``mask`` covers past and new positions."""
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache}
+        return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
+
+    def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """As ``run``, with everything that the graph may want by name; what it has no input for is left out."""
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))
         cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in self.cache_inputs}
