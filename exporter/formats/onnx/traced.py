@@ -1,7 +1,7 @@
 """The general way to ONNX: a model that no family describes is traced by torch.onnx, in a process of its own.
 
-The merged checkpoint is written first, as transformers reads it; the traced graphs get the names and the layout of those
-that are built from descriptions. Costs what transformers costs: the whole model in memory, and minutes.
+The merged checkpoint is written first, as transformers reads it; the traced graphs get the names and the layout of
+those that are built from descriptions. Costs what transformers costs: the whole model in memory, and minutes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class Decoder(torch.nn.Module):
         self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, fresh_states: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
         """(logits, the new caches). fresh_states: of the encoder, those whose keys and values are not in ``past``."""
-        own, encoded = DynamicCache(), DynamicCache()
+        own: Any = DynamicCache()
+        encoded: Any = DynamicCache()
         for layer, (keys, values, encoded_keys, encoded_values) in enumerate(past):
             own.update(keys, values, layer)
             encoded.update(encoded_keys, encoded_values, layer)
