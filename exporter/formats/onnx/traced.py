@@ -32,7 +32,7 @@ SEQ2SEQ_WAY: Final = "traced encoder-decoder"
 _NEEDED: Final = ("torch", "transformers", "onnxscript")
 #: Encoder-decoders whose traced graphs are tested. They read text on both sides, and transformers keeps the caches of
 #: all of them alike.
-_SEQ2SEQ: Final = ("t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot-small")
+_SEQ2SEQ: Final = ("t5", "mt5", "umt5", "bart")
 #: The model files of an encoder-decoder, under the names that Optimum and transformers.js look for.
 _HALVES: Final = Precision("fp32", ("encoder_model", "decoder_model_merged"), "F32")
 
