@@ -22,7 +22,7 @@ def model_files(path: Path) -> list[Path]:
         return [path]
     if found := _found(path):
         return found
-    expected = f"{_MODEL}.onnx, another {_MODEL}*.onnx or {_DECODER}.onnx here or in onnx/"
+    expected = f"{_MODEL}.onnx or another {_MODEL}*.onnx, or {_DECODER}.onnx, here or in onnx/"
     raise UnreadableFile(path, f"expected {expected}, found none")
 
 
