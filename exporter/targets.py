@@ -75,6 +75,18 @@ class Target:
     way: str | None = None
     place: str = ""  # below OUT; empty: OUT itself
 
+    def told(self) -> dict[str, Any]:
+        """What ``plan`` says of it in JSON, apart from its name and place."""
+        return {
+            "expressible": self.refusal is None,
+            "reason": str(self.refusal) if self.refusal else None,
+            "nbytes": self.nbytes,
+            "peak_nbytes": self.peak_nbytes,
+            "estimated": self.estimated,
+            "way": self.way,
+            "notes": list(self.notes),
+        }
+
 
 def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
     """Lay out one artifact; shapes only. Raises BadInput for inputs that no format could take."""
