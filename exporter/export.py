@@ -283,12 +283,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
                 "format": target.format,
                 "storage": target.storage,
                 "path": str(_final(plan, target)),
-                "expressible": target.refusal is None,
-                "reason": str(target.refusal) if target.refusal else None,
-                "nbytes": target.nbytes,
-                "peak_nbytes": target.peak_nbytes,
-                "estimated": target.estimated,
-                "notes": list(target.notes),
+                **target.told(),
             }
             for target in plan.targets
         ],

@@ -58,7 +58,8 @@ class Target:
 
     ``notes`` are sentences on what the format cannot say of this model, though it holds it. ``nbytes`` is about the
     size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more; ``peak_nbytes``
-    about the memory of writing it. ``parts``: the artifact may be files beside its path, named after it.
+    about the memory of writing it. ``parts``: the artifact may be files beside its path, named after it. ``way``: how
+    the graph comes about, of a format that knows more than one way.
     """
 
     format: str
@@ -71,7 +72,20 @@ class Target:
     write: Callable[[Path, Progress], None] | None = None
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
+    way: str | None = None
     place: str = ""  # below OUT; empty: OUT itself
+
+    def told(self) -> dict[str, Any]:
+        """What ``plan`` says of it in JSON, apart from its name and place."""
+        return {
+            "expressible": self.refusal is None,
+            "reason": str(self.refusal) if self.refusal else None,
+            "nbytes": self.nbytes,
+            "peak_nbytes": self.peak_nbytes,
+            "estimated": self.estimated,
+            "way": self.way,
+            "notes": list(self.notes),
+        }
 
 
 def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
@@ -170,7 +184,8 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
         describe(model.config, "onnx")
     except NotExpressible as refusal:
         if storage != "fp32" or wish.onnx_ops != "standard":
-            raise
+            reason = f"{refusal.reason}, and what is traced is written in fp32 with standard operators"
+            raise NotExpressible("onnx", reason, instead="leave --dtype, --quant and --onnx-ops out") from refusal
         traced = plan_traced(model, refusal)
         return Target(
             format="onnx",
@@ -179,9 +194,11 @@ def _onnx(wish: Wish, merge: MergePlan) -> Target:
             peak_nbytes=tracing_nbytes(traced.nbytes),
             write=partial(write_traced, traced),
             notes=traced.notes,
+            way=traced.way,
         )
     layout = plan_onnx(model, precisions, ops=wish.onnx_ops)
-    return Target(format="onnx", storage=storage, nbytes=layout.nbytes, write=partial(write_onnx, layout))
+    write = partial(write_onnx, layout)
+    return Target(format="onnx", storage=storage, nbytes=layout.nbytes, write=write, way="family graph")
 
 
 def _gguf_lora(wish: Wish, merge: MergePlan) -> Target:

@@ -105,6 +105,8 @@ def _print(made: ExportPlan) -> None:
         targets.add_row(entry["format"], entry["storage"], entry["path"], *sizes, answer)
     console.print(targets)
     for target in made.targets:
+        if target.way:
+            console.print(f"{target.format}: {target.way}", markup=False)
         for note in target.notes:
             console.print(f"{target.format}: {note}", markup=False)
     for key, value in made.merge.origins.items():

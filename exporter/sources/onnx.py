@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 
 from exporter.errors import NotExpressible, UnreadableFile, reading
 from exporter.sources.files import opened, read_exactly
+from exporter.sources.onnx_folder import model_files
 from exporter.sources.onnx_graph import BlockForm, ScaledForm, find_uses
 from exporter.sources.onnx_scan import check_cost
 from exporter.sources.onnx_tensors import TensorRange, tensor_ranges, text
@@ -183,16 +184,6 @@ class OnnxFile:
             reason = f"values of {tensor.dtype} are not read by this version"
             raise NotExpressible(f"{self.path}: {tensor.name}", reason)
         return DTYPES[tensor.dtype]
-
-
-def model_files(path: Path) -> list[Path]:
-    """The model files of a folder, ``onnx/model.onnx`` first, or ``path`` itself. Raises UnreadableFile for none."""
-    if not path.is_dir():
-        return [path]
-    for folder in (path / "onnx", path):
-        if found := sorted(folder.glob("model*.onnx"), key=lambda one: (len(one.stem), one.stem)):
-            return found
-    raise UnreadableFile(path, "expected model.onnx or another model*.onnx here or in onnx/, found none")
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -16,9 +16,13 @@ from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts, is_later_part
 from exporter.sources.gguf_types import MAGIC
 from exporter.sources.journal import refuse_interrupted
+from exporter.sources.onnx_folder import encoder_of, has_model, model_files
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
 from exporter.verify.onnx_blocks import BlockKind
+
+if TYPE_CHECKING:
+    from exporter.sources.onnx import OnnxFile
 
 #: What the gguf package can quantise to.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"))
@@ -44,7 +48,8 @@ class Artifact:
 
     path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be. types: of
     all tensors, where the format names them. inputs: of a graph.
-    files: ``path`` and what it reads besides, for artifacts that can be copied file by file.
+    files: ``path`` and what it reads besides, for artifacts that can be copied file by file. encoder_embedding: that of
+    an encoder which has a file of its own, beside ``path``, which is then the decoder's.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class Artifact:
     files: Sequence[Path] = ()
     types: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
+    encoder_embedding: Matrix | None = None
 
     @property
     def kind(self) -> str:
@@ -71,7 +77,7 @@ def detect(path: Path) -> str:
         if path.suffix == ".onnx":
             return _onnx(path)
     if path.is_dir():
-        if any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx")):
+        if has_model(path):
             return _onnx(path)
         if (path / "config.json").is_file():
             return "hf"
@@ -90,7 +96,7 @@ def _onnx(path: Path) -> str:
 def find_artifacts(path: Path) -> list[Path]:
     """``path`` itself, or what lies in its folders by format if it is the output of several formats."""
     parts = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
-    if not any(part.is_dir() for part in parts) or any(path.glob("onnx/model*.onnx")):
+    if not any(part.is_dir() for part in parts) or has_model(path):
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
     files = [file for part in parts for file in sorted(part.glob("*.gguf"))]
@@ -101,8 +107,6 @@ def open_artifacts(path: Path) -> list[Artifact]:
     """Open ``path`` by its format, headers only; an ONNX folder holds one artifact a model file."""
     kind = detect(path)
     if kind == "onnx":
-        from exporter.sources.onnx import model_files  # parses protobuf: only ONNX waits for it
-
         return [_open_onnx(one) for one in model_files(path)]
     return [_open_gguf(path) if kind == "gguf" else _open_hf(path)]
 
@@ -185,23 +189,39 @@ def _open_gguf(path: Path) -> Artifact:
 
 
 def _open_onnx(path: Path) -> Artifact:
-    from exporter.sources.onnx import OnnxFile
+    from exporter.sources.onnx import OnnxFile  # parses protobuf: only ONNX waits for it
 
     file = OnnxFile.open(path)
-
-    def matrix(name: str) -> Matrix:
-        tensor = file.initialisers[name]
-
-        kind = str(BlockKind.of(file, name)) if name in file.blocks else tensor.dtype
-        places = partial(file.token_places, name)
-        return Matrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
-
-    if file.embedding is None or file.head is None:
-        missing = "a Gather on input_ids" if file.embedding is None else "a matrix product that gives the logits"
-        raise BadInput(f"{path}: expected {missing}, found none")
-    head = None if file.head == file.embedding else matrix(file.head)
-    data = {one.place.path for one in file.initialisers.values() if one.place}
-    files = [path, *sorted(data)]
+    embedding, head = _onnx_embedding(file), file.head
+    if head is None:
+        raise BadInput(f"{path}: expected a matrix product that gives the logits, found none")
+    beside = encoder_of(path)
+    encoder = OnnxFile.open(beside) if beside else None
+    opened = [file, encoder] if encoder else [file]
     return Artifact(
-        path, "onnx", matrix(file.embedding), head, quantised=file.quantised, files=files, inputs=file.inputs
+        path,
+        "onnx",
+        embedding,
+        None if head == file.embedding else _onnx_matrix(file, head),
+        quantised=any(one.quantised for one in opened),
+        files=[part for one in opened for part in _onnx_files(one)],
+        inputs=file.inputs,
+        encoder_embedding=_onnx_embedding(encoder) if encoder else None,
     )
+
+
+def _onnx_embedding(file: OnnxFile) -> Matrix:
+    if file.embedding is None:
+        raise BadInput(f"{file.path}: expected a Gather on input_ids, found none")
+    return _onnx_matrix(file, file.embedding)
+
+
+def _onnx_matrix(file: OnnxFile, name: str) -> Matrix:
+    tensor = file.initialisers[name]
+    kind = str(BlockKind.of(file, name)) if name in file.blocks else tensor.dtype
+    places = partial(file.token_places, name)
+    return Matrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
+
+
+def _onnx_files(file: OnnxFile) -> list[Path]:
+    return [file.path, *sorted({one.place.path for one in file.initialisers.values() if one.place})]

@@ -63,7 +63,7 @@ class Execution:
 
         Raises MissingDependency if nothing is installed that could.
         """
-        runtime = {"hf": "merged", "onnx": "onnx_runtime", "gguf": _gguf_runtime()}[artifact.format]
+        runtime = _runtime(artifact)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
@@ -83,6 +83,7 @@ class Execution:
             "texts": self.sequences.texts,
             "ways": done.ways,
             "cache_shape": self.reference.cache_shape,
+            "start_token": self.reference.start_token,
         }
         started = time.perf_counter()
         try:
@@ -216,6 +217,8 @@ def _rounding(artifact: Artifact, reference: Reference) -> str:
 
 def _graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
     """What a graph can be asked for by its inputs, and what not; it need not be one of ours."""
+    if artifact.encoder_embedding:
+        return ["full", "cached", "right-padded"], []
     ways, skipped = ["full"], []
     if any(name.startswith("past_key_values.") for name in artifact.inputs):
         ways.append("cached")
@@ -231,6 +234,12 @@ def _graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python is installed; nothing is imported."""
     return installed("llama.cpp")
+
+
+def _runtime(artifact: Artifact) -> str:
+    if artifact.format == "onnx":
+        return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
+    return "merged" if artifact.format == "hf" else _gguf_runtime()
 
 
 def _gguf_runtime() -> str:

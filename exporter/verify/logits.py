@@ -70,7 +70,7 @@ def check_onnx(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
 
 
 def check_alike(got: Reader, ways: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
-    """A quantised graph computes the same token by token, and in a left-padded batch, as in one pass."""
+    """A quantised graph computes the same token by token, and in a padded batch, as in one pass."""
     first, *others = ways
     for way in others:
         found = distance(got, first, got, way, sequences)

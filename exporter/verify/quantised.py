@@ -27,6 +27,8 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> Path:
             shutil.copyfile(path, copy)
     [made] = open_artifacts(folder / artifact.path.name)
     _put_back(made.embedding, reference.embedding)
+    if made.encoder_embedding is not None:
+        _put_back(made.encoder_embedding, reference.embedding)
     if made.head is not None:
         _put_back(made.head, reference.head)
     return made.path

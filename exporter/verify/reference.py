@@ -98,6 +98,12 @@ class Reference:
         stated = [config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
         return any(isinstance(count, int) and count > 1 for count in stated)
 
+    @property
+    def start_token(self) -> int | None:
+        """The token from which the decoder of an encoder-decoder begins an answer."""
+        token = self.checkpoint.config.get("decoder_start_token_id")
+        return token if isinstance(token, int) else None
+
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""
         for adapter in self.adapters:

@@ -18,6 +18,8 @@ from exporter.verify.tolerances import DROWNED_SHARE
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
     """One entry a stored matrix with trained rows; none where its size is wrong and rows cannot be paired."""
     uses = [("embedding", artifact.embedding, reference.embedding)]
+    if artifact.encoder_embedding is not None:
+        uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
     if artifact.head is not None:
         uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
     return [

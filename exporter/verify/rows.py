@@ -22,6 +22,9 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
     uses = [("embedding", artifact.embedding, reference.embedding)]
+    if artifact.encoder_embedding is not None:
+        yield _check_size("encoder embedding", artifact.encoder_embedding, reference.vocab)
+        uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
     if artifact.head is not None:
         # Where the base ties, both uses must see the rows, whatever the artifact stores for the head.
         uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))

@@ -70,21 +70,34 @@ def in_floats(
 
 
 def in_blocks(
-    module: str, tensor: LazyTensor, form: Blocks, floats: str, rule: str, *, transposed: bool
+    module: str,
+    tensors: Sequence[LazyTensor],
+    form: Blocks,
+    floats: str,
+    rule: str,
+    *,
+    transposed: bool,
+    stacked: bool,
 ) -> Sequence[Initialiser]:
-    """A matrix (out, in), stored as (in, out) if ``transposed``, in blocks along its rows as MatMulNBits wants it."""
-    count, width = tensor.spec.shape[:: -1 if transposed else 1]
-    per_row = width // BLOCK
+    """Matrices (out, in), stored as (in, out) if ``transposed``, in blocks along their rows.
+
+    One matrix lies as MatMulNBits wants it, codes as (out, blocks, bytes); ``stacked`` ones lie as GatherBlockQuantized
+    looks rows up, (matrices * out, bytes).
+    """
+    count, width = tensors[0].spec.shape[:: -1 if transposed else 1]
+    per_row, rows = width // BLOCK, len(tensors) * count
+    nbytes = BLOCK * form.bits // 8
     shapes: dict[str, tuple[Callable[[Array], Array], str, tuple[int, ...]]] = {
-        WEIGHT: (form.codes, "U8", (count, per_row, BLOCK * form.bits // 8)),
-        SCALES: (partial(form.scales, dtype=floats), floats, (count, per_row)),
-        ZERO_POINTS: (form.zero_points, "U8", (count, -(-per_row * form.bits // 8))),
+        WEIGHT: (form.codes, "U8", (rows, per_row * nbytes) if stacked else (rows, per_row, nbytes)),
+        SCALES: (partial(form.scales, dtype=floats), floats, (rows, per_row)),
+        ZERO_POINTS: (form.zero_points, "U8", (rows, -(-per_row * form.bits // 8))),
     }
     if form.symmetric:
         del shapes[ZERO_POINTS]
 
     def segments(convert: Callable[[Array], Array]) -> Segments:
-        yield from map(convert, _columns(tensor)) if transposed else _rows(tensor, convert)
+        for tensor in tensors:
+            yield from map(convert, _columns(tensor)) if transposed else _rows(tensor, convert)
 
     return [
         Initialiser(f"{module}.{suffix}", dtype, shape, rule, partial(segments, convert))

@@ -32,6 +32,26 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
     return make.op("MatMul", [x, make.weight(f"{module}.{WEIGHT}")], name)
 
 
+def one_of(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
+    """X [n, H] times the matrix ``number`` of the ``count`` that ``module`` holds, which is copied out of them first.
+
+    Quantised ones become floats on the way: MatMulNBits does that as well for codes that it could not pack when the
+    session started, and takes 2.5 times as long for one token.
+    """
+    weight = make.weight(f"{module}.{WEIGHT}")
+    if not _is_quantised(make, module):
+        return make.op("MatMul", [x, make.op("Gather", [weight, number], f"{name}.{WEIGHT}", axis=0)], name)
+    parts = [make.weight(f"{module}.{suffix}") for suffix in _parts(make, module)]
+    length = make.constant(_shape(weight)[0] // count, scalar=True)
+    first = make.op("Mul", [number, length], f"{name}.first")
+    end = make.op("Add", [first, length], f"{name}.end")
+    rows = make.op("Range", [first, end, make.constant(1, scalar=True)], f"{name}.rows")
+    bits = _shape(weight)[1] * 8 // (_shape(parts[1])[1] * BLOCK)
+    look = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    matrix = make.op("GatherBlockQuantized", [weight, rows, *parts[1:]], f"{name}.{WEIGHT}", domain=ORT, **look)
+    return make.op("Gemm", [x, matrix], name, transB=1)
+
+
 def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
     """The rows ``ids`` [B, S] of the matrix of ``module``, which keeps one row a token: [B, S, H]."""
     weight = make.weight(f"{module}.{WEIGHT}")
@@ -69,14 +89,15 @@ def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> 
 
 
 def _product(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
-    weight = make.weight(f"{module}.{WEIGHT}")
-    count, per_row, _ = _shape(weight)
-    inputs = [x, weight, make.weight(f"{module}.{SCALES}")]
-    if f"{module}.{ZERO_POINTS}" in make.weights:
-        inputs.append(make.weight(f"{module}.{ZERO_POINTS}"))
-    form = {"K": per_row * BLOCK, "N": count, "bits": _bits(weight), "block_size": BLOCK}
-    form["accuracy_level"] = _INT8_ACTIVATIONS
-    return make.op("MatMulNBits", inputs, name, domain=ORT, **form)
+    inputs = [x, *(make.weight(f"{module}.{suffix}") for suffix in _parts(make, module))]
+    count, per_row, _ = _shape(inputs[1])
+    form = {"K": per_row * BLOCK, "N": count, "bits": _bits(inputs[1]), "block_size": BLOCK}
+    return make.op("MatMulNBits", inputs, name, domain=ORT, **form, accuracy_level=_INT8_ACTIVATIONS)
+
+
+def _parts(make: Builder, module: str) -> list[str]:
+    """What a quantised matrix consists of, in the order in which operators take it."""
+    return [WEIGHT, SCALES, *([ZERO_POINTS] if f"{module}.{ZERO_POINTS}" in make.weights else [])]
 
 
 def _is_quantised(make: Builder, module: str) -> bool:

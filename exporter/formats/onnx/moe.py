@@ -1,7 +1,9 @@
 """Experts in place of an MLP: a router picks some for every token, a loop over the experts runs each on its tokens.
 
 Cost: an expert is run once a call, on exactly the tokens that chose it, and not at all if none did; its matrices are
-copied out of their stack first, which reads as many bytes as the products do.
+copied out of their stack first, which reads as many bytes as the products do. Quantised ones are turned into floats for
+each call anew, which takes as long as copying floats does (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token
+in fp32, 19 in int8, 24 in q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 
@@ -13,6 +15,7 @@ import onnx_ir as ir
 
 from exporter.families.spec import Role
 from exporter.formats.onnx.builder import Builder
+from exporter.formats.onnx.linear import one_of
 from exporter.formats.onnx.parts import Parts, path, typed
 
 #: What the experts make is added up in float32: ONNX Runtime's ScatterND adds nothing smaller.
@@ -76,12 +79,11 @@ def _expert(
     sofar: ir.Value,
 ) -> ir.Graph:
     at = f"layers.{layer}.mlp.expert"
-    inner = Parts(parts.spec, make)
+    inner, moe = Parts(parts.spec, make), parts.spec.moe
+    assert moe is not None
 
     def linear(role: Role, x: ir.Value) -> ir.Value:
-        stack = make.weight(path(role, layer, "weight"))  # [experts, in, out]
-        name = f"{at}.{role.value.rpartition('.')[2]}"
-        return make.op("MatMul", [x, make.op("Gather", [stack, number], f"{name}.weight", axis=0)], name)
+        return one_of(make, x, path(role, layer), number, moe.experts, f"{at}.{role.value.rpartition('.')[2]}")
 
     x = make.op("Gather", [tokens, rows], f"{at}.tokens", axis=0)  # [n, H]
     gate = inner.active(linear(Role.EXPERT_GATE, x), at)

@@ -40,7 +40,9 @@ def packed(groups: Sequence[Group], spec: DecoderSpec, precision: Precision) -> 
 
     A layer keeps three where they are stored or quantised in different ways, or where only some have a bias.
     """
-    by_slot = {(slot.role, slot.layer, slot.part): (names, slot) for names, slot in groups}
+    by_slot: dict[tuple[Role, int | None, str], Group] = {
+        (slot.role, slot.layer, slot.part): (names, slot) for names, slot in groups
+    }
     made: list[Group] = []
     for names, slot in groups:
         if slot.role not in _PACKED or not _packs(by_slot, spec, precision, slot):

@@ -137,11 +137,12 @@ def _values(
     shape = tensors[0].spec.shape
     stacked = role in _EXPERTS or len(tensors) > 1
     in_out = role in spec.transposed
-    form = None if stacked else precision.form(slot, shape[::-1] if in_out else shape, spec.layers)
-    if form:
-        rules.append(f"{form.bits} bits in blocks")
+    form = precision.form(slot, shape[::-1] if in_out else shape, spec.layers)
+    if form and (role in _EXPERTS or not stacked):
+        rules += [f"{form.bits} bits in blocks"] + ["stacked"] * stacked
+        rule = ", ".join(rules)
         return in_blocks(
-            path(role, slot.layer), tensors[0], form, precision.floats, ", ".join(rules), transposed=in_out
+            path(role, slot.layer), tensors, form, precision.floats, rule, transposed=in_out, stacked=stacked
         )
     transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and not in_out
     rules += ["transposed"] * transposed + ["stacked"] * stacked

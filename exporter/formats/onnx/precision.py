@@ -24,8 +24,8 @@ _FOUR: Final = Blocks(4, symmetric=False)
 
 #: What takes 4 bits in a mixture. Alone in 4 bits, SmolLM2's down projections have a mean KL of 0.24, values 0.10, the
 #: vocabulary 0.09, up 0.04, gate 0.03, output 0.02, keys and queries 0.015.
-_ROBUST: Final = frozenset({Role.Q, Role.ATTN_OUT, Role.GATE, Role.UP, Role.GATE_UP})
-_SENSITIVE: Final = frozenset({Role.K, Role.V, Role.QKV, Role.DOWN, Role.EMBED, Role.HEAD})
+_ROBUST: Final = frozenset({Role.Q, Role.ATTN_OUT, Role.GATE, Role.UP, Role.GATE_UP, Role.EXPERT_GATE, Role.EXPERT_UP})
+_SENSITIVE: Final = frozenset({Role.K, Role.V, Role.QKV, Role.DOWN, Role.EXPERT_DOWN, Role.EMBED, Role.HEAD})
 #: This share of the layers, at either end, takes 8 bits throughout: it halves the KL for 4 % of the size.
 _ENDS: Final = 1 / 8
 
@@ -45,7 +45,7 @@ class Precision:
     def form(self, slot: Slot, shape: Sequence[int], layers: int) -> Blocks | None:
         """How the matrix (out, in) of ``slot`` is quantised; None where it is not, or does not come in whole blocks.
 
-        layers: of the model. Experts stay in floats: the graph takes each out of a stack of plain matrices.
+        layers: of the model.
         """
         role, layer = slot.role, slot.layer
         if self.bits is None or role not in _ROBUST | _SENSITIVE or len(shape) != 2 or shape[1] % BLOCK:

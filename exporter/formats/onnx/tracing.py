@@ -1,4 +1,4 @@
-"""The tracing process: a checkpoint in, ``model.onnx`` and its data out. The only module here that knows torch.
+"""The tracing process: a checkpoint in, model files and their data out.
 
 Attention runs in its eager form, which every model of transformers has: fully hidden rows are finite there, and the
 operators that come out are the plain ones.
@@ -7,20 +7,21 @@ operators that come out are the plain ones.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import onnx_ir as ir
 import torch
 import transformers
 from torch.export import Dim
 from transformers import DynamicCache
 
-from exporter.formats.onnx.decoder import OPSET
+from exporter.formats.onnx import tracing_seq2seq
 from exporter.formats.onnx.parts import BATCH, PAST, SEQUENCE, TOTAL
+from exporter.formats.onnx.traced_graph import Dims, save, traced
 
 #: Positions of the example that is traced; none is 0 or 1, which the exporter would take for constants.
 _EXAMPLE_BATCH, _EXAMPLE_TOKENS, _EXAMPLE_PAST = 2, 3, 5
@@ -52,44 +53,47 @@ class Decoder(torch.nn.Module):
         return out.logits, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
 
-def trace(checkpoint: Path, target: Path, data: str) -> None:
-    """Write ``target`` and, beside it, ``data`` with the weights."""
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+def trace(checkpoint: Path, folder: Path, metadata: Mapping[str, str]) -> None:
+    """Write the model files of ``checkpoint`` into ``folder``, with ``metadata``, and their weights beside them."""
+    config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    seq2seq = bool(config.is_encoder_decoder)
+    auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(
         checkpoint,
         dtype=torch.float32,
         attn_implementation="eager",
         local_files_only=True,
         trust_remote_code=False,
-    )
-    model = loaded.eval()
+    ).eval()
+    (tracing_seq2seq.trace if seq2seq else _trace_decoder)(model, folder, metadata)
+
+
+def _trace_decoder(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
     past = _example_cache(model)
     ids = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_TOKENS), dtype=torch.int64)
     mask = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_PAST + _EXAMPLE_TOKENS), dtype=torch.int64)
     positions = torch.arange(_EXAMPLE_PAST, _EXAMPLE_PAST + _EXAMPLE_TOKENS).expand(_EXAMPLE_BATCH, -1)
     batch, tokens, before = Dim(BATCH, max=_MOST), Dim(SEQUENCE, max=_MOST), Dim(PAST, max=_MOST)
     layer = ({0: batch, 2: before}, {0: batch, 2: before})
+    shapes = {
+        "input_ids": {0: batch, 1: tokens},
+        "attention_mask": {0: batch, 1: Dim.DYNAMIC},
+        "position_ids": {0: batch, 1: tokens},
+        "past": [layer for _ in past],
+    }
     names = [f"{number}.{part}" for number in range(len(past)) for part in ("key", "value")]
-    program = torch.onnx.export(
-        Decoder(model),
-        (ids, mask, positions, past),
-        dynamo=True,
-        opset_version=OPSET,
-        dynamic_shapes={
-            "input_ids": {0: batch, 1: tokens},
-            "attention_mask": {0: batch, 1: Dim.DYNAMIC},
-            "position_ids": {0: batch, 1: tokens},
-            "past": [layer for _ in past],
-        },
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
-        output_names=["logits", *(f"present.{name}" for name in names)],
-        verbose=False,
-    )
-    assert program is not None
-    program.optimize()
-    traced = program.model
-    _name_dims(traced)
-    _strip(traced)
-    ir.save(traced, target, external_data=data)
+    inputs: Dims = {
+        "input_ids": (BATCH, SEQUENCE),
+        "attention_mask": (BATCH, TOTAL),
+        "position_ids": (BATCH, SEQUENCE),
+        **{f"past_key_values.{name}": (BATCH, None, PAST, None) for name in names},
+    }
+    outputs: Dims = {
+        "logits": (BATCH, SEQUENCE, None),
+        **{f"present.{name}": (BATCH, None, TOTAL, None) for name in names},
+    }
+    made = traced(Decoder(model), (ids, mask, positions, past), shapes, inputs, outputs)
+    save(made, folder / "model.onnx", metadata)
 
 
 def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -103,35 +107,8 @@ def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(example(layer.keys), example(layer.values)) for layer in made.layers]
 
 
-def _name_dims(model: ir.Model) -> None:
-    """The names by which clients resolve dimensions; the tracer makes up its own for sums."""
-    for value in model.graph.inputs:
-        if value.name == "attention_mask":
-            value.shape = ir.Shape([BATCH, TOTAL])
-    for value in model.graph.outputs:
-        assert value.shape is not None
-        _, *dims = value.shape
-        if value.name == "logits":
-            value.shape = ir.Shape([BATCH, SEQUENCE, dims[1]])
-        else:
-            value.shape = ir.Shape([BATCH, dims[0], TOTAL, dims[2]])
-
-
-def _strip(model: ir.Model) -> None:
-    """Where nodes came from is of no use to a reader of the file, and names the machine that traced them."""
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-
-
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    trace(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    trace(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -18,7 +18,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 class Session:
     """A loaded model; feeds only the inputs that the graph has."""
 
-    def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
+    def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
         """Load ``path``; ONNX Runtime's own errors say what is wrong with it.
 
         cache_shape: heads and width of the cache, for axes to which the graph gives a name and no number.
@@ -47,7 +47,10 @@ class Session:
         self, ids: Array, mask: Array, positions: Array, cache: Mapping[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
         """(logits (batch, positions, vocabulary), the new cache). ``mask`` covers past and new positions."""
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache}
+        return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
+
+    def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """As ``run``, with everything that the graph may want by name; what it has no input for is left out."""
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))
         cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in self.cache_inputs}

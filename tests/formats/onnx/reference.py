@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from exporter.tensors import Array
+from fixtures.adapters import load as load_base
 
 
 def load(base: Path, adapter: Path | None = None) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_base(base, dtype=torch.float32)
     if adapter is not None:
         vocab = len(AutoTokenizer.from_pretrained(adapter))
         if vocab > model.get_input_embeddings().num_embeddings:
@@ -40,4 +41,5 @@ def greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
             do_sample=False,
             pad_token_id=0,
         )
-    return [int(token) for token in out[0, len(prompt) :]]
+    # An encoder-decoder's output begins with its start token, any other's with the prompt.
+    return [int(token) for token in out[0, 1 if model.config.is_encoder_decoder else len(prompt) :]]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.sources.onnx import OnnxFile
 from exporter.verify.metrics import compare, pool
 from exporter.verify.runtimes.onnx_runtime import Session
 from fixtures import families
@@ -45,6 +46,18 @@ def test_every_variant_stays_near_fp32(write: Write, base: Path, ops: str) -> No
         found = full(folder / f"model_{name}.onnx", SEQUENCES)
         kl = pool([compare(*pair) for pair in zip(want, found, strict=True)]).kl
         assert kl <= limit, name
+
+
+@pytest.mark.parametrize(("variant", "bits"), [("int8", 8), ("q4", 4)])
+def test_experts_take_as_few_bits_as_other_matrices(
+    write: Write, tmp_path_factory: pytest.TempPathFactory, variant: str, bits: int
+) -> None:
+    """In q4 the inner layers take 4 bits, but for the projections back, which are more sensitive."""
+    base = families.build("mixtral", tmp_path_factory.mktemp("experts") / "base", dtype="float32", num_hidden_layers=8)
+    stored = OnnxFile.open(write(base, quants=(variant,)) / "onnx" / f"model_{variant}.onnx").initialisers
+    for module, width, wanted in (("gate_proj", 64, bits), ("up_proj", 64, bits), ("down_proj", 96, 8)):
+        (codes,) = (one for name, one in stored.items() if name.endswith(f"3.mlp.experts.{module}.weight"))
+        assert (codes.dtype, codes.shape[1]) == ("U8", width * wanted // 8)
 
 
 def test_the_graph_passes_the_full_check_and_strict_inference(write: Write, base: Path) -> None:

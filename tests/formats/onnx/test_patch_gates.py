@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from exporter.sources.adapter import Adapter
-from exporter.sources.onnx import OnnxFile, model_files
+from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_folder import model_files
 from exporter.tensors import Array
 from exporter.verify.onnx_blocks import BlockKind
 from exporter.verify.patched_onnx import Before, check_patched

@@ -61,6 +61,13 @@ def test_tiny_model_generates_the_tokens_of_transformers(
     assert_generates_the_same(node, write(tiny_tied, tiny_adapter), tiny_tied, tiny_adapter, PROMPTS)
 
 
+@pytest.mark.slow
+def test_encoder_decoder_generates_the_tokens_of_transformers(
+    node: str, t5_exported: Path, t5_tied: tuple[Path, Path]
+) -> None:
+    assert_generates_the_same(node, t5_exported, *t5_tied, PROMPTS)
+
+
 @pytest.mark.smollm2
 def test_smollm2_generates_the_tokens_of_transformers(
     node: str, write: Write, smollm2: Path, smollm2_adapter: Path

@@ -1,0 +1,106 @@
+"""An encoder and its decoder in ONNX Runtime on the CPU, fed as Optimum and transformers.js feed them.
+
+A sequence stands on both sides: one pass over all of it, token by token with the cache, and a padded batch. Padding is
+on the right, as tokenizers of encoder-decoders have it: the encoder's is masked, the decoder's comes after what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.errors import BadInput
+from exporter.sources.onnx_folder import encoder_of
+from exporter.tensors import Array
+from exporter.verify.runtimes.job import serve
+from exporter.verify.runtimes.onnx_runtime import Session
+
+_USES_CACHE = "use_cache_branch"
+
+
+class Pair:
+    """Both models, loaded."""
+
+    def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
+        """``path``: the decoder. cache_shape: as for ``Session``.
+
+        Raises BadInput without its encoder; ONNX Runtime's own errors say the rest.
+        """
+        beside = encoder_of(path)
+        if beside is None:
+            raise BadInput(f"{path}: expected a decoder with an encoder beside it, found a model of another name")
+        self.encoder, self.decoder = Session(beside, cache_shape), Session(path, cache_shape)
+
+    def encode(self, ids: Array, mask: Array) -> dict[str, Array]:
+        """What every call of the decoder needs of the encoder. ids, mask: (batch, encoder's tokens)."""
+        (states,) = self.encoder.session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        return {"encoder_hidden_states": np.asarray(states), "encoder_attention_mask": mask}
+
+    def decode(
+        self, ids: Array, encoded: Mapping[str, Array], cache: Mapping[str, Array] | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """(logits (batch, positions, vocabulary), the new cache). cache: None at the first call."""
+        given = self.decoder.empty_cache(len(ids)) if cache is None else cache
+        return self.decoder.feed({"input_ids": ids, **encoded, _USES_CACHE: np.array([cache is not None]), **given})
+
+
+def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
+    """Job: as for a whole model, artifact being the decoder, and start_token.
+
+    Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token) and ``right-padded.N`` (all in
+    one batch), and ``greedy.N``, which answers the prompt from the start token.
+    """
+    pair = Pair(Path(job["artifact"]), job["cache_shape"])
+    for way in job["ways"]:
+        for number, logits in enumerate(_WAYS[way](pair, job["sequences"])):
+            save(f"{way}.{number}", logits)
+    for number, prompt in enumerate(job["greedy_prompts"]):
+        save(f"greedy.{number}", _answer(pair, prompt, job["start_token"], job["greedy_tokens"]))
+
+
+def _encoded(pair: Pair, ids: Sequence[int]) -> dict[str, Array]:
+    tokens = np.array([list(ids)], np.int64)
+    return pair.encode(tokens, np.ones_like(tokens))
+
+
+def _full(pair: Pair, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+    for ids in sequences:
+        yield pair.decode(np.array([ids], np.int64), _encoded(pair, ids), None)[0][0]
+
+
+def _cached(pair: Pair, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+    for ids in sequences:
+        encoded, cache, rows = _encoded(pair, ids), None, []
+        for token_id in ids:
+            logits, cache = pair.decode(np.array([[token_id]], np.int64), encoded, cache)
+            rows.append(logits[0, -1])
+        yield np.stack(rows)
+
+
+def _right_padded(pair: Pair, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    logits, _ = pair.decode(ids, pair.encode(ids, mask), None)
+    return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
+
+
+_WAYS: Final = {"full": _full, "cached": _cached, "right-padded": _right_padded}
+
+
+def _answer(pair: Pair, prompt: Sequence[int], start: int, tokens: int) -> Array:
+    encoded, cache = _encoded(pair, prompt), None
+    chosen = [start]
+    for _ in range(tokens):
+        logits, cache = pair.decode(np.array([chosen[-1:]], np.int64), encoded, cache)
+        chosen.append(int(logits[0, -1].argmax()))
+    return np.array(chosen[1:], np.int64)
+
+
+if __name__ == "__main__":
+    serve(compute)
