@@ -12,6 +12,7 @@ from exporter.errors import NotExpressible
 from exporter.formats.patching.journal import recover
 from exporter.hooks import Hooks
 from exporter.patch.spec import PatchPlan, PatchSpec, patch_json
+from exporter.sources.onnx_folder import has_model
 from exporter.verify.artifact import detect
 from exporter.verify.report import Report
 
@@ -51,7 +52,4 @@ def restore(base: Path) -> bool:
 
 def is_patchable(paths: Sequence[Path]) -> bool:
     """Whether such arguments mean a patch: a .gguf file, or a folder with ONNX models and adapters behind it."""
-    path = paths[0]
-    if path.suffix == ".gguf":
-        return True
-    return len(paths) > 1 and (any(path.glob("onnx/*.onnx")) or any(path.glob("*.onnx")))
+    return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

@@ -174,8 +174,8 @@ def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
 def test_a_report_says_whose_rows_were_checked(
     base_onnx: Bases, row_adapters: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
-    capsys.readouterr()
     words = [base_onnx("untied", "ort"), row_adapters["untied-known"], "-o", tmp_path / "out", "--json"]
+    capsys.readouterr()  # what making the base said
     assert run(["patch", *map(str, words)]) == 0
     (artifact,) = json.loads(capsys.readouterr().out)["artifacts"]
     names = [check["name"] for check in artifact["verification"]["checks"]]
