@@ -1,0 +1,113 @@
+"""``ttexport release``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH, talk_options
+from exporter.cli.talk import progress
+from exporter.release.assemble import assemble_release
+from exporter.release.facts import Release
+from exporter.release.hashes import FileDigests
+from exporter.release.jobs import find_job, jobs_of, matrix
+from exporter.release.plan import plan_release
+from exporter.release.run import run_release
+from exporter.release.spec import read_spec
+from exporter.release.store import default_folder
+
+
+@click.command()
+@click.argument("toml", type=PATH, metavar="RELEASE.toml")
+@click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, with --only NAME-VERSION-JOB.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left; finished jobs are not repeated.")
+@click.option("--only", metavar="JOB", help="Make one job's artifact, verified, as a piece for --assemble.")
+@click.option("--matrix", "as_matrix", is_flag=True, help="Print the jobs as JSON for a CI matrix; make nothing.")
+@click.option(
+    "--assemble",
+    "pieces",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Join pieces, or folders of them, to the release. Repeatable.",
+)
+@click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
+@talk_options
+def release(
+    toml: Path,
+    out: Path | None,
+    only: str | None,
+    as_matrix: bool,
+    pieces: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Make everything that RELEASE.toml asks for: every model in every format, verified, in one folder.
+
+    The release gets its name when all of it is there and verified. A second adapter on the same base costs what its
+    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json.
+
+    \b
+    Examples:
+      ttexport release release.toml
+      ttexport release release.toml --resume
+      ttexport release release.toml --only gguf-Q8_0 -o pieces/gguf-Q8_0
+      ttexport release release.toml --assemble pieces
+    """
+    started = time.perf_counter()
+    spec = read_spec(toml)
+    jobs = jobs_of(spec)
+    if sum((bool(only), as_matrix, bool(pieces))) > 1:
+        raise click.UsageError("--only, --matrix, --assemble: expected one of them")
+    if as_matrix:
+        click.echo(json.dumps(matrix(jobs)))
+        return
+    if options["cache"] and options["no_cache"]:
+        raise click.UsageError("--cache, --no-cache: expected one of them")
+    job = find_job(jobs, only) if only else None
+    place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
+    flags = {"resume": options["resume"], "force": options["force"]}
+    with progress(quiet=quiet) as hooks:
+        if pieces:
+            made = assemble_release(spec, pieces, place, hooks, **flags)
+        else:
+            store = None if options["no_cache"] else options["cache"] or default_folder()
+            digests = FileDigests(store.parent / "digests" if store else None)
+            plan = plan_release(spec, digests=digests, quiet=quiet)
+            made = run_release(plan, place, hooks, only=job, store=store, **flags)
+    seconds = round(time.perf_counter() - started, 3)
+    _tell(made, place, seconds, as_json=as_json, quiet=quiet)
+
+
+def _tell(made: Release, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
+    """The folder on stdout, or a JSON document; a line an artifact on stderr."""
+    artifacts = [
+        {
+            "job": one.job,
+            "format": one.format,
+            "storage": one.storage,
+            "path": str(out / one.path),
+            "verification": one.report,
+        }
+        for one in made.artifacts
+    ]
+    if as_json:
+        document = {"out": str(out), "name": made.name, "version": made.version, "artifacts": artifacts}
+        click.echo(json.dumps({**document, "seconds": seconds}, indent=2))
+        return
+    if not quiet:
+        for one in made.artifacts:
+            verdict = f"equivalent ({len(one.report['checks'])} checks)" if one.report else "not verified"
+            print(f"{one.path}: {one.format} {one.storage}, {verdict}", file=sys.stderr)
+        if not made.artifacts:
+            print(f"{out}: finished before", file=sys.stderr)
+    click.echo(out)
