@@ -11,15 +11,16 @@ from typing import Any
 import click
 
 from exporter.cli.options import PATH, talk_options
+from exporter.cli.release_push import push_options, push_release
 from exporter.cli.talk import progress
 from exporter.release.assemble import assemble_release
 from exporter.release.facts import Release
-from exporter.release.hashes import FileDigests
 from exporter.release.jobs import find_job, jobs_of, matrix
 from exporter.release.plan import plan_release
+from exporter.release.push import Pushed
 from exporter.release.run import run_release
-from exporter.release.spec import read_spec
-from exporter.release.store import default_folder
+from exporter.release.spec import HubSpec, read_spec
+from exporter.release.store import Cache
 
 
 @click.command()
@@ -39,6 +40,7 @@ from exporter.release.store import default_folder
 @click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
 @click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
+@push_options
 @talk_options
 def release(
     toml: Path,
@@ -73,22 +75,34 @@ def release(
         return
     if options["cache"] and options["no_cache"]:
         raise click.UsageError("--cache, --no-cache: expected one of them")
+    if only and options["repo"]:
+        raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
     job = find_job(jobs, only) if only else None
+    cache = None if options["no_cache"] else Cache(options["cache"]) if options["cache"] else Cache.of_user()
+    push = _push_settings(spec.hub or HubSpec(), options)
     place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
     flags = {"resume": options["resume"], "force": options["force"]}
     with progress(quiet=quiet) as hooks:
         if pieces:
             made = assemble_release(spec, pieces, place, hooks, **flags)
         else:
-            store = None if options["no_cache"] else options["cache"] or default_folder()
-            digests = FileDigests(store.parent / "digests" if store else None)
-            plan = plan_release(spec, digests=digests, quiet=quiet)
-            made = run_release(plan, place, hooks, only=job, store=store, **flags)
+            plan = plan_release(spec, cache=cache, quiet=quiet)
+            made = run_release(plan, place, hooks, only=job, **flags)
+    pushed = push_release(place, quiet=quiet, **push)
     seconds = round(time.perf_counter() - started, 3)
-    _tell(made, place, seconds, as_json=as_json, quiet=quiet)
+    _tell(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
 
 
-def _tell(made: Release, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
+def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
+    asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
+    if asked["repo"] is None:
+        return asked
+    told = {"revision": hub.revision, "message": hub.message, "private": hub.private}
+    return asked | {name: asked[name] or value for name, value in told.items()}
+
+
+def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
     """The folder on stdout, or a JSON document; a line an artifact on stderr."""
     artifacts = [
         {
@@ -101,8 +115,15 @@ def _tell(made: Release, out: Path, seconds: float, *, as_json: bool, quiet: boo
         for one in made.artifacts
     ]
     if as_json:
-        document = {"out": str(out), "name": made.name, "version": made.version, "artifacts": artifacts}
-        click.echo(json.dumps({**document, "seconds": seconds}, indent=2))
+        document = {
+            "out": str(out),
+            "name": made.name,
+            "version": made.version,
+            "artifacts": artifacts,
+            "pushed": pushed.to_json() if pushed else None,
+            "seconds": seconds,
+        }
+        click.echo(json.dumps(document, indent=2))
         return
     if not quiet:
         for one in made.artifacts:

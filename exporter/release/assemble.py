@@ -58,7 +58,8 @@ def assemble_release(
                 if piece.verify_seconds is not None:
                     model = piece.artifact.model
                     seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
-            finish(stage.draft, release, run_of(started, {piece.made.job: piece.made for piece in found}, seconds))
+            run = run_of(started, {piece.made.job: piece.made for piece in found}, seconds)
+            finish(stage.draft, release, run, spec.signing)
     return release
 
 

@@ -10,24 +10,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
+from exporter.release.documents import write_documents
 from exporter.release.facts import Release, Run
 from exporter.release.journal import Made
+from exporter.release.signing import Signing
+from exporter.release.spec import SigningSpec
 from exporter.staging import write_file
 from exporter.verify.report import SCHEMA, to_bytes
 
 REPORT: Final = "report.json"
-RUN: Final = "run.json"
 
 
-def finish(draft: Path, release: Release, run: Run) -> None:
-    """Write what describes the artifacts in ``draft``. Only run.json differs between two runs. Raises OutputError."""
+def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None) -> None:
+    """Write what describes the artifacts in ``draft``. Only run.json differs between two runs, and a signature.
+
+    Raises OutputError, and what ``write_documents`` raises.
+    """
     reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
     if reports:
         found: dict[str, Any] = {"schema": SCHEMA, "passed": all(report["passed"] for report in reports)}
         write_file(draft / REPORT, to_bytes({**found, "artifacts": reports}))
-    write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run)))
+    write_documents(draft, release, run, signing=_signing(signing) if signing else None)
+
+
+def _signing(table: SigningSpec) -> Signing:
+    password = os.environ.get(table.password_env) if table.password_env else None
+    return Signing(private_key=Path(table.key) if table.key else None, password=password)
 
 
 def run_of(started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float]) -> Run:

@@ -20,6 +20,7 @@ from exporter.release.hashes import FileDigests, digest_of
 from exporter.release.jobs import Job, jobs_of
 from exporter.release.names import artifact_place, label, model_folder, model_title
 from exporter.release.spec import ReleaseSpec
+from exporter.release.store import Cache
 from exporter.release.tools import source_digest, tools
 from exporter.sources.adapter import CONFIG, Adapter
 from exporter.sources.adapter_parts import TokenRows
@@ -61,6 +62,7 @@ class ReleasePlan:
     facts: Release  # without artifacts
     digests: FileDigests
     prompts: tuple[str, ...]
+    cache: Cache | None
 
     @cached_property
     def inputs(self) -> set[Path]:
@@ -106,14 +108,15 @@ class ReleasePlan:
         return {name: self.digests.of(path) for name, path in files.items()}
 
 
-def plan_release(spec: ReleaseSpec, *, digests: FileDigests | None = None, quiet: bool = True) -> ReleasePlan:
-    """Find the inputs, hash them, and lay out every artifact; shapes only. quiet: no bars while something is fetched.
+def plan_release(spec: ReleaseSpec, *, cache: Cache | None = None, quiet: bool = True) -> ReleasePlan:
+    """Find the inputs, hash them, and lay out every artifact; shapes only.
 
+    cache: what is kept from release to release; None keeps nothing. quiet: no bars while something is fetched.
     Raises BadInput for inputs that cannot be used, NotExpressible for a job that its format cannot do,
     MissingDependency for a runtime that is required.
     """
     require(spec.verify.require, needed_for="verify.require")
-    digests = digests or FileDigests()
+    digests = FileDigests(cache.digests if cache else None)
     base = locate(spec.base, asked_by="base", kind="checkpoint", quiet=quiet)
     checkpoint = Checkpoint.open(base.path)
     plain = replace(plan_merge(checkpoint, [], untie=spec.untie), origins=origins(base, []))
@@ -129,7 +132,7 @@ def plan_release(spec: ReleaseSpec, *, digests: FileDigests | None = None, quiet
     targets = _plan_targets(spec, jobs, plain, models)
     facts = _facts(spec, base, plain, models, {key: material for key, (_, material) in materials.items()}, digests)
     prompts = tuple(read_prompts(Path(spec.verify.prompts))) if spec.verify.prompts else ()
-    return ReleasePlan(spec, jobs, plain, models, targets, facts, digests, prompts)
+    return ReleasePlan(spec, jobs, plain, models, targets, facts, digests, prompts, cache)
 
 
 def _plan_targets(

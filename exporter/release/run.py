@@ -17,7 +17,7 @@ import msgspec
 from exporter.errors import NotEquivalent, TTExportError, writing
 from exporter.hooks import Hooks
 from exporter.release.facts import Artifact, Release
-from exporter.release.finish import RUN, finish, now, run_of
+from exporter.release.finish import finish, now, run_of
 from exporter.release.hashes import FileDigests, files_below
 from exporter.release.jobs import Job
 from exporter.release.journal import Journal, Made, Verified
@@ -25,6 +25,7 @@ from exporter.release.make import Workshop
 from exporter.release.piece import NAME as PIECE
 from exporter.release.piece import write_piece
 from exporter.release.plan import ReleasePlan, require_apart
+from exporter.release.record import NAME as RUN
 from exporter.release.store import Store
 from exporter.sources.files import read_file
 from exporter.staging import Stage, leftover, require_space, resumable, sync_folder, write_file
@@ -144,14 +145,12 @@ def run_release(
     hooks: Hooks | None = None,
     *,
     only: Job | None = None,
-    store: Path | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> Release:
     """Make, verify and promote a release at ``out``, or with ``only`` a piece of it; its facts.
 
-    store: where artifacts of bases are kept for other releases; None keeps none. resume: go on with what an interrupted
-    run left. force: replace ``out``, and without ``resume`` start over.
+    resume: go on with what an interrupted run left. force: replace ``out``, and without ``resume`` start over.
     Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
     """
     require_apart(plan, out)
@@ -166,7 +165,7 @@ def run_release(
         digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, digests)
         own = Store(stage.folder / _STORE, digests)
-        workshop = Workshop(plan, Store(store, digests) if store else own, own)
+        workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
         session = Session(plan, jobs, stage, hooks or Hooks(), journal, workshop, digests)
         require_space(out, sum(plan.targets[job.name].nbytes for job in jobs if job.name not in journal.made))
         session.work()
@@ -175,7 +174,8 @@ def run_release(
             seconds = next((line.seconds for line in journal.verified.values()), None)
             write_piece(stage.draft, release, journal.made[only.name], seconds)
         else:
-            finish(stage.draft, release, run_of(session.started, journal.made, verify_seconds(journal)))
+            run = run_of(session.started, journal.made, verify_seconds(journal))
+            finish(stage.draft, release, run, plan.spec.signing)
     return release
 
 

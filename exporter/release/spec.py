@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exporter.errors import BadInput, UnreadableFile
+from exporter.release.manifest import CardEntry, card_texts
 from exporter.sources.files import read_file
 from exporter.targets import DTYPES
 from exporter.verify.runtimes.installed import NAMES
@@ -67,16 +68,16 @@ class VerifySpec(_Table, frozen=True):
 
 
 class SigningSpec(_Table, frozen=True):
-    """``[signing]``: how the release is signed: with a private key in a file, or through Sigstore."""
+    """``[signing]``: by a private key in a file, or through Sigstore. password_env: the variable with its password."""
 
     key: str | None = None
+    password_env: str | None = None
     sigstore: bool = False
 
 
 class HubSpec(_Table, frozen=True):
-    """``[hub]``: where ``--push-to-hub`` goes unless it says so itself."""
+    """``[hub]``: how ``--push-to-hub`` sends the release, unless its own options say otherwise."""
 
-    repo: str
     revision: str | None = None
     message: str | None = None
     private: bool = False
@@ -115,6 +116,9 @@ def read_spec(path: Path) -> ReleaseSpec:
         spec = msgspec.convert(found, ReleaseSpec)
     except msgspec.ValidationError as exc:
         raise BadInput(f"{path}: {exc}") from exc
+    card_texts(spec.card, f"{path}: card")
+    for name, model in spec.models.items():
+        card_texts(model.card, f"{path}: models.{name}.card")
     for reason in _faults(spec):
         raise BadInput(f"{path}: {reason}")
     return _placed(spec, path.parent)
@@ -130,6 +134,8 @@ def _unknown(kind: type[msgspec.Struct], table: Mapping[str, Any], where: str) -
             for name, model in value.items():
                 if isinstance(model, dict):
                     yield from _unknown(ModelSpec, model, f"models.{name}.")
+                    if isinstance(card := model.get("card"), dict):
+                        yield from _unknown(CardEntry, card, f"models.{name}.card.")
         elif isinstance(value, dict) and key in _TABLES:
             yield from _unknown(_TABLES[key], value, f"{key}.")
 
@@ -141,6 +147,7 @@ _TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {
     "verify": VerifySpec,
     "signing": SigningSpec,
     "hub": HubSpec,
+    "card": CardEntry,
 }
 
 

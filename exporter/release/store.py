@@ -109,6 +109,23 @@ class Store:
             os.close(lock)
 
 
-def default_folder() -> Path:
-    """``ttexport/artifacts`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "artifacts"
+@dataclass(frozen=True)
+class Cache:
+    """What is kept from release to release: artifacts of bases, and digests of files that were read."""
+
+    folder: Path
+
+    @classmethod
+    def of_user(cls) -> Cache:
+        """In the user's cache folder."""
+        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of a ``Store``."""
+        return self.folder / "artifacts"
+
+    @property
+    def digests(self) -> Path:
+        """The folder of ``FileDigests``."""
+        return self.folder / "digests"
