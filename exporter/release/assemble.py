@@ -37,6 +37,8 @@ def assemble_release(
     pieces = find_pieces(folders)
     by_job = match_pieces(spec, pieces)
     digests = FileDigests()
+    for folder, piece in pieces.items():
+        check_files(folder, piece, digests)
     sizes = {folder: sum((folder / name).stat().st_size for name in pieces[folder].made.files) for folder in pieces}
     require_space(out, sum(sizes.values()))
     with resumable(out, force=force, resume=resume) as stage:
@@ -46,7 +48,6 @@ def assemble_release(
                 stage.draft.mkdir()
             for job, folder in by_job.items():
                 hooks.say(f"joining {job}")
-                check_files(folder, pieces[folder], digests)
                 meter = hooks.start(job, sizes[folder])
                 for name in pieces[folder].made.files:
                     _copy(folder / name, stage.draft / name, meter)

@@ -134,10 +134,8 @@ def _unknown(kind: type[msgspec.Struct], table: Mapping[str, Any], where: str) -
             for name, model in value.items():
                 if isinstance(model, dict):
                     yield from _unknown(ModelSpec, model, f"models.{name}.")
-                    if isinstance(card := model.get("card"), dict):
-                        yield from _unknown(CardEntry, card, f"models.{name}.card.")
         elif isinstance(value, dict) and key in _TABLES:
-            yield from _unknown(_TABLES[key], value, f"{key}.")
+            yield from _unknown(_TABLES[key], value, f"{where}{key}.")
 
 
 _TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {
