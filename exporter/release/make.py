@@ -19,14 +19,14 @@ from exporter.formats.gguf.split import Split, split_file
 from exporter.formats.output import Progress, silent
 from exporter.hooks import Hooks
 from exporter.merge.plan import MergePlan
-from exporter.patch import PatchPlan, PatchSpec, plan_gguf_patch, run_patch
+from exporter.patch import PatchPlan, PatchSpec, plan_patch, run_patch
 from exporter.release.jobs import Job
 from exporter.release.plan import ReleasePlan, wish_of
 from exporter.release.store import Store
 from exporter.targets import plan_target
 
 #: Formats whose artifacts ``ttexport patch`` takes.
-PATCHABLE: Final = frozenset({"gguf"})
+PATCHABLE: Final = frozenset({"gguf", "onnx"})
 #: What the artifact is called in an entry of a store.
 _NAMES: Final = {"gguf": "model.gguf", "onnx": "model"}
 
@@ -70,7 +70,7 @@ class Workshop:
         adapters = tuple(str(adapter.path) for adapter in self.plan.models[job.model].merge.adapters)
         try:
             # The recipe that names the file is the proof of its base.
-            return plan_gguf_patch(
+            return plan_patch(
                 PatchSpec(base=base, adapters=adapters, out=place, trust_base=True, level="off", quiet=True)
             )
         except NotExpressible:
