@@ -1,7 +1,7 @@
 """A second adapter on the same base against the first: the seconds that each job of a release took to make.
 
-One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4), with an empty cache each round; the
-figures are those of run.json, verification and digests left out. The rows are verified, the models are not run.
+One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4), with an empty cache each round;
+the figures are those of run.json, verification and digests left out. The rows are verified, the models are not run.
 """
 
 from __future__ import annotations
