@@ -67,7 +67,7 @@ class Workshop:
 
     def _plan_patch(self, job: Job, base: Path, place: Path) -> PatchPlan | None:
         """None where a patch cannot say what the merge can: that hangs on the inputs alone."""
-        adapters = tuple(str(adapter.path) for adapter in self.plan.models[job.model].merge.adapters)
+        adapters = self.plan.models[job.model].words
         try:
             # The recipe that names the file is the proof of its base.
             return plan_patch(

@@ -35,11 +35,15 @@ _INDEX: Final = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model of the release. adapters: their names among the release's materials. place: below the release."""
+    """One model of the release. adapters: their names among the release's materials. place: below the release.
+
+    words: each adapter as a command would name it, with the commit of the hub where it came from there.
+    """
 
     name: str
     place: str
     adapters: tuple[str, ...]
+    words: tuple[str, ...]
     merge: MergePlan
     parameter_count: int
 
@@ -127,7 +131,9 @@ def plan_release(spec: ReleaseSpec, *, cache: Cache | None = None, quiet: bool =
         adapters = [Adapter.open(one.path) for one in located]
         merge = replace(plan_merge(checkpoint, adapters, untie=spec.untie), origins=origins(base, located))
         keys = [_book(materials, one, adapter, digests) for one, adapter in zip(located, adapters, strict=True)]
-        models[name] = ModelPlan(name, model_folder(spec, name), tuple(keys), merge, _parameters(merge))
+        words = [f"{one.repo}@{one.revision}" if one.repo else str(one.path) for one in located]
+        place = model_folder(spec, name)
+        models[name] = ModelPlan(name, place, tuple(keys), tuple(words), merge, _parameters(merge))
     jobs = jobs_of(spec)
     targets = _plan_targets(spec, jobs, plain, models)
     facts = _facts(spec, base, plain, models, {key: material for key, (_, material) in materials.items()}, digests)
