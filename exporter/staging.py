@@ -1,7 +1,7 @@
 """Nothing gets its final name until it is complete and verified: a staging folder beside the target, then one rename.
 
 The staging folder ``.NAME.partial`` is held by an advisory lock while its process lives. A leftover of a process that
-was killed is not locked: the next run clears it. A second run beside a living one is refused.
+was killed is not locked: the next run clears it, or goes on with it. A second run beside a living one is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ from exporter.errors import OutputError, writing
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
+#: In a staging folder that can be gone on with: which folder is about to get its final name.
+_PROMOTING: Final = "promoting"
 
 
 @contextmanager
@@ -35,11 +38,12 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     if final.name in ("", ".."):
         raise OutputError(final, "expected a name to write, found a folder that is always there")
     _refuse_existing(final, force=force)
-    folder = final.with_name(f".{final.name}.partial")
+    folder = leftover(final)
     with writing(folder):
         final.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(folder, final)
     try:
+        _clear(folder)
         draft = folder / final.name
         yield draft
         parts = [draft]
@@ -55,6 +59,82 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@dataclass
+class Stage:
+    """A staging folder that outlives its process. draft: the folder that will be ``final``, which exists.
+
+    keep: whether an error leaves it behind, for another run to go on with. promoted: the run before got as far as
+    giving ``final`` its name, and only this folder is left of it.
+    """
+
+    folder: Path
+    draft: Path
+    keep: bool = False
+    promoted: bool = False
+
+
+def leftover(final: Path) -> Path:
+    """The staging folder of ``final``; it is there while a run writes, and after one that was interrupted."""
+    return final.with_name(f".{final.name}.partial")
+
+
+@contextmanager
+def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
+    """As ``staged`` for a folder, but what was done is kept for a run with ``resume``; ``force`` alone starts over.
+
+    Raises OutputError if ``final`` exists and ``force`` is not set, if another run is writing it, or for a leftover
+    that nobody said what to do with.
+    """
+    if final.name in ("", ".."):
+        raise OutputError(final, "expected a name to write, found a folder that is always there")
+    folder = leftover(final)
+    if not resume:
+        _refuse_existing(final, force=force)
+    with writing(folder):
+        final.parent.mkdir(parents=True, exist_ok=True)
+    lock = _claim(folder, final)
+    stage = Stage(folder, folder / final.name, keep=True)
+    try:
+        stage.promoted = resume and _is_promoted(folder, final)
+        if not stage.promoted:
+            _refuse_existing(final, force=force)
+            if any(folder.iterdir()) and not (resume or force):
+                raise OutputError(folder, "left by an interrupted run; --resume goes on with it, --force starts over")
+            if not resume:
+                _clear(folder)
+            stage.keep = any(folder.iterdir())
+            with writing(stage.draft):
+                (folder / _PROMOTING).unlink(missing_ok=True)
+                stage.draft.mkdir(exist_ok=True)
+        yield stage
+        if not stage.promoted:
+            _promote_folder(stage, final, force=force)
+        stage.keep = False
+    finally:
+        if not stage.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
+    """Give the draft its name, after noting which folder it is: only so a later run can tell that it happened."""
+    status = stage.draft.stat()
+    write_file(stage.folder / _PROMOTING, f"{status.st_dev} {status.st_ino}".encode())
+    with writing(final):
+        sync_folder(stage.folder)
+        _sync_tree(stage.draft)
+        _promote(stage.draft, final, force=force)
+        sync_folder(final.parent)
+
+
+def _is_promoted(folder: Path, final: Path) -> bool:
+    try:
+        noted, status = (folder / _PROMOTING).read_text().split(), final.stat()
+    except OSError:
+        return False
+    return noted == [str(status.st_dev), str(status.st_ino)]
 
 
 def require_space(out: Path, nbytes: int) -> None:
@@ -85,11 +165,11 @@ def _refuse_existing(final: Path, *, force: bool) -> None:
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` empty and lock it; the lock goes with the process."""
+    """Create ``folder`` if it is missing and lock it; the lock goes with the process."""
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # its content is about to be deleted
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # its content may be deleted
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -97,15 +177,17 @@ def _claim(folder: Path, final: Path) -> int:
             raise OutputError(final, "another run is writing it") from exc
         # Between mkdir and flock the folder's last owner may have finished and removed it: then start over.
         if folder.is_dir() and os.stat(folder).st_ino == os.fstat(lock).st_ino:
-            break
+            return lock
         os.close(lock)
+
+
+def _clear(folder: Path) -> None:
     with writing(folder):
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    return lock
 
 
 def _promote(draft: Path, final: Path, *, force: bool) -> None:

@@ -200,7 +200,6 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["export", "{base}", "--base", "{base}"], 2, "--base"),
         (["patch", "x.gguf", "{adapter}", "-o", "y"], 4, "x.gguf"),
         (["patch", "x.gguf", "{adapter}"], 2, "-o OUT"),
-        (["release", "r.toml"], 5, "not in this version"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--dtype", "bf16", "-o", "x"], 5, "BF16"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "Q9_X", "-o", "x"], 5, "Q9_X"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "IQ2_XXS", "-o", "x"], 5, "--imatrix"),

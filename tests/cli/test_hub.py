@@ -120,6 +120,26 @@ def test_a_patch_records_the_same_origins_as_a_merge(site: Site, to: str) -> Non
     assert any(b"ttexport.adapter.0.revision" in data for data in content(got).values())
 
 
+def test_a_release_of_what_lies_on_the_hub_has_the_files_of_a_merge_and_names_commits(site: Site) -> None:
+    work = site.home / "work"
+    work.mkdir()
+    (work / "release.toml").write_text(
+        'name = "Lamp"\nversion = "1.0"\nbase = "org/base"\nmodels.one.adapters = ["user/adapter@main"]\n'
+        'hf = {}\ngguf.types = ["Q8_0"]\nonnx = {}\nverify.level = "rows"\n'
+    )
+    merge = ["merge", "user/adapter", "--base", "org/base", "--to", "hf", "--to", "gguf", "--to", "onnx"]
+    for words in (["release", "release.toml", "-o", "out", "--no-cache"], [*merge, "--quant", "Q8_0", "-o", "merged"]):
+        done = site.run(*words, "-q")
+        assert done.returncode == 0, done.stderr
+    for place in ("hf", "gguf", "onnx"):
+        found = {digest(path) for path in (work / "out" / place).rglob("*") if path.is_file()}
+        assert found == {digest(path) for path in (work / "merged" / place).rglob("*") if path.is_file()}
+    manifest = json.loads((work / "out" / "manifest.json").read_text())
+    assert manifest["base"]["name"] == "org/base"
+    assert manifest["base"]["revision"] == site.hub.repositories["org/base"].refs["main"]
+    assert manifest["adapters"]["adapter"]["name"] == "user/adapter"
+
+
 def test_what_is_whole_in_the_cache_is_used_without_asking_the_hub(site: Site) -> None:
     assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
     site.hub.requests.clear()

@@ -8,7 +8,9 @@ import pytest
 
 from exporter.release.documents import write_documents
 from exporter.release.facts import Artifact
+from fixtures.adapters import stock_rows
 from tests.release.finished import RUN, release, write_artifacts
+from tests.release.projects import Project
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,27 @@ def several(
     artifacts += write_artifacts(folder, tiny_tied, tiny_new_tokens_adapter, folder="words")
     write_documents(folder, release(artifacts), RUN)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _inputs(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("project") / "inputs"
+    shutil.copytree(tiny_tied, home / "base")
+    shutil.copytree(tiny_adapter, home / "one")
+    stock_rows(tiny_tied, home / "two", (5, 301), seed=7)
+    return home
+
+
+@pytest.fixture
+def project(_inputs: Path, tmp_path: Path) -> Project:
+    """A tiny base with two row adapters, ``one`` and ``two``; a copy of its own for each test."""
+    return Project(_inputs).copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release of both adapters in the usual formats, verified by rows; treat it as read-only."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    out = home / "release"
+    assert Project(_inputs).copy(home / "project").write("one", "two").release(out) == 0
+    return out

@@ -1,0 +1,81 @@
+"""A second adapter on the same base against the first: the seconds that each job of a release took to make.
+
+One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4), with an empty cache each round;
+the figures are those of run.json, verification and digests left out. The rows are verified, the models are not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks._measure import machine, show, write
+from fixtures import smollm2, tiny
+from fixtures.adapters import stock_rows
+
+#: How many times faster all artifacts of the second adapter are made.
+BAR = 5.0
+_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
+_IDS = {"first": (2, 33, 300, 42), "second": (5, 9, 301, 77)}
+_TOML = """
+name = "Lamp"
+version = "1.0"
+base = "{base}"
+models.first.adapters = ["first"]
+models.second.adapters = ["second"]
+hf = {{}}
+gguf.types = ["bf16", "Q8_0", "Q4_K_M"]
+onnx.precisions = ["fp32", "int4"]
+verify.level = "rows"
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
+    parser.add_argument("--rounds", type=int, default=3, help="releases that are measured")
+    parser.add_argument("--folder", type=Path, help="where they go; default: the temporary folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="release-", dir=options.folder) as home:
+        folder = Path(home)
+        base = smollm2.checkpoint() if options.model == "smollm2" else tiny.build_llama(folder / "base")
+        for seed, (name, ids) in enumerate(_IDS.items()):
+            stock_rows(base, folder / name, ids, seed=seed)
+        (folder / "release.toml").write_text(_TOML.format(base=base))
+        before = machine()
+        rounds = [_round(folder) for _ in range(options.rounds)]
+    jobs = [name.removeprefix("first/") for name in rounds[0] if name.startswith("first/")]
+    cases = [_case(job, [job], rounds) for job in jobs] + [_case("all", jobs, rounds)]
+    rows = [[one["job"], f"{one['first']:.2f}", f"{one['second']:.2f}", f"{one['ratio']:.1f}"] for one in cases]
+    met = cases[-1]["ratio"] >= BAR
+    verdict = f"all: {cases[-1]['ratio']:.1f} times faster, bar {BAR:g}: {'met' if met else 'MISSED'}"
+    show(f"{options.model}: seconds to make", ["job", "first", "second", "first / second"], rows, notes=[verdict])
+    document = {"model": options.model, "cases": cases, "bar": BAR, "met": met, "machine": before, "after": machine()}
+    print(write("release", document))
+
+
+def _round(folder: Path) -> dict[str, float]:
+    """Job → seconds of one release from an empty cache."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        out = Path(place) / "out"
+        words = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
+        subprocess.run([*_TTEXPORT, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+        told: dict[str, Any] = json.loads((out / "run.json").read_text())["jobs"]
+    return {name: facts["seconds"] for name, facts in told.items() if "way" in facts}
+
+
+def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the rounds; the ratio is taken within a round."""
+    first, second = ([sum(one[f"{model}/{job}"] for job in jobs) for one in rounds] for model in _IDS)
+    ratios = [mine / other for mine, other in zip(first, second, strict=True)]
+    return {"job": name, "first": median(first), "second": median(second), "ratio": median(ratios), "ratios": ratios}
+
+
+if __name__ == "__main__":
+    main()

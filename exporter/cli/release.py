@@ -1,0 +1,134 @@
+"""``ttexport release``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH, talk_options
+from exporter.cli.release_push import push_options, push_release
+from exporter.cli.talk import progress
+from exporter.release.assemble import assemble_release
+from exporter.release.facts import Release
+from exporter.release.jobs import find_job, jobs_of, matrix
+from exporter.release.plan import plan_release
+from exporter.release.push import Pushed
+from exporter.release.run import run_release
+from exporter.release.spec import HubSpec, read_spec
+from exporter.release.store import Cache
+
+
+@click.command()
+@click.argument("toml", type=PATH, metavar="RELEASE.toml")
+@click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, with --only NAME-VERSION-JOB.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left; finished jobs are not repeated.")
+@click.option("--only", metavar="JOB", help="Make one job's artifact, verified, as a piece for --assemble.")
+@click.option("--matrix", "as_matrix", is_flag=True, help="Print the jobs as JSON for a CI matrix; make nothing.")
+@click.option(
+    "--assemble",
+    "pieces",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Join pieces, or folders of them, to the release. Repeatable.",
+)
+@click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
+@push_options
+@talk_options
+def release(
+    toml: Path,
+    out: Path | None,
+    only: str | None,
+    as_matrix: bool,
+    pieces: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Make everything that RELEASE.toml asks for: every model in every format, verified, in one folder.
+
+    The release gets its name when all of it is there and verified. A second adapter on the same base costs what its
+    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json.
+
+    \b
+    Examples:
+      ttexport release release.toml
+      ttexport release release.toml --resume
+      ttexport release release.toml --only gguf-Q8_0 -o pieces/gguf-Q8_0
+      ttexport release release.toml --assemble pieces
+    """
+    started = time.perf_counter()
+    spec = read_spec(toml)
+    jobs = jobs_of(spec)
+    if sum((bool(only), as_matrix, bool(pieces))) > 1:
+        raise click.UsageError("--only, --matrix, --assemble: expected one of them")
+    if as_matrix:
+        click.echo(json.dumps(matrix(jobs)))
+        return
+    if options["cache"] and options["no_cache"]:
+        raise click.UsageError("--cache, --no-cache: expected one of them")
+    if only and options["repo"]:
+        raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
+    job = find_job(jobs, only) if only else None
+    cache = None if options["no_cache"] else Cache(options["cache"]) if options["cache"] else Cache.of_user()
+    push = _push_settings(spec.hub or HubSpec(), options)
+    place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
+    flags = {"resume": options["resume"], "force": options["force"]}
+    with progress(quiet=quiet) as hooks:
+        if pieces:
+            made = assemble_release(spec, pieces, place, hooks, **flags)
+        else:
+            plan = plan_release(spec, cache=cache, quiet=quiet)
+            made = run_release(plan, place, hooks, only=job, **flags)
+    pushed = push_release(place, quiet=quiet, **push)
+    seconds = round(time.perf_counter() - started, 3)
+    _tell(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
+
+
+def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
+    asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
+    if asked["repo"] is None:
+        return asked
+    told = {"revision": hub.revision, "message": hub.message, "private": hub.private}
+    return asked | {name: asked[name] or value for name, value in told.items()}
+
+
+def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
+    """The folder on stdout, or a JSON document; a line an artifact on stderr."""
+    artifacts = [
+        {
+            "job": one.job,
+            "format": one.format,
+            "storage": one.storage,
+            "path": str(out / one.path),
+            "verification": one.report,
+        }
+        for one in made.artifacts
+    ]
+    if as_json:
+        document = {
+            "out": str(out),
+            "name": made.name,
+            "version": made.version,
+            "artifacts": artifacts,
+            "pushed": pushed.to_json() if pushed else None,
+            "seconds": seconds,
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    if not quiet:
+        for one in made.artifacts:
+            verdict = f"equivalent ({len(one.report['checks'])} checks)" if one.report else "not verified"
+            print(f"{one.path}: {one.format} {one.storage}, {verdict}", file=sys.stderr)
+        if not made.artifacts:
+            print(f"{out}: finished before", file=sys.stderr)
+    click.echo(out)

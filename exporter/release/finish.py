@@ -1,0 +1,61 @@
+"""The last step of a release: reports and documents beside the artifacts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.release.documents import write_documents
+from exporter.release.facts import Release, Run
+from exporter.release.journal import Made
+from exporter.release.signing import Signing
+from exporter.release.spec import SigningSpec
+from exporter.staging import write_file
+from exporter.verify.report import SCHEMA, to_bytes
+
+REPORT: Final = "report.json"
+
+
+def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None) -> None:
+    """Write what describes the artifacts in ``draft``. Only run.json differs between two runs, and a signature.
+
+    Raises OutputError, and what ``write_documents`` raises.
+    """
+    reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
+    if reports:
+        found: dict[str, Any] = {"schema": SCHEMA, "passed": all(report["passed"] for report in reports)}
+        write_file(draft / REPORT, to_bytes({**found, "artifacts": reports}))
+    write_documents(draft, release, run, signing=_signing(signing) if signing else None)
+
+
+def _signing(table: SigningSpec) -> Signing:
+    password = os.environ.get(table.password_env) if table.password_env else None
+    return Signing(private_key=Path(table.key) if table.key else None, password=password)
+
+
+def run_of(started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float]) -> Run:
+    """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
+    jobs: dict[str, dict[str, Any]] = {
+        job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()
+    }
+    jobs |= {f"verify {model}": {"seconds": seconds} for model, seconds in verify_seconds.items()}
+    return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
+
+
+def now() -> str:
+    """The clock, as RFC 3339 writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _host() -> dict[str, str]:
+    """The machine, as far as it can matter to speed and rounding; neither its name nor its user's."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+    }

@@ -1,0 +1,214 @@
+"""Running a release: jobs one by one into a staging folder, verified model by model, then one rename.
+
+Every finished job and every verified model is a line of a journal; a run with ``resume`` does what is not in it yet.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.errors import NotEquivalent, TTExportError, writing
+from exporter.hooks import Hooks
+from exporter.release.facts import Artifact, Release
+from exporter.release.finish import finish, now, run_of
+from exporter.release.hashes import FileDigests, files_below
+from exporter.release.jobs import Job
+from exporter.release.journal import Journal, Made, Verified
+from exporter.release.make import Workshop
+from exporter.release.piece import NAME as PIECE
+from exporter.release.piece import write_piece
+from exporter.release.plan import ReleasePlan, require_apart
+from exporter.release.record import NAME as RUN
+from exporter.release.store import Store
+from exporter.sources.files import read_file
+from exporter.staging import Stage, leftover, require_space, resumable, sync_folder, write_file
+from exporter.verify.reference import Reference
+from exporter.verify.report import Report, document, to_bytes
+from exporter.verify.run import verify
+
+_JOURNAL: Final = "journal.jsonl"
+_WORK: Final = "work"
+_STORE: Final = "store"
+#: What a failed verification leaves in the staging folder.
+_FAILED: Final = "report.json"
+
+
+@dataclass
+class Session:
+    """One run at work. jobs: those that it does; the release may have more."""
+
+    plan: ReleasePlan
+    jobs: Sequence[Job]
+    stage: Stage
+    hooks: Hooks
+    journal: Journal
+    workshop: Workshop
+    digests: FileDigests
+    started: str = field(default_factory=now)
+
+    def work(self) -> None:
+        """Do every job that is not done, and verify every model that is not verified."""
+        for model in dict.fromkeys(job.model for job in self.jobs):
+            own = [job for job in self.jobs if job.model == model]
+            for job in own:
+                if job.name not in self.journal.made:
+                    self._make(job)
+            self._verify(model, own)
+
+    def _make(self, job: Job) -> None:
+        target = self.plan.targets[job.name]
+        work = self.stage.folder / _WORK
+        self.hooks.say(f"making {job.name}")
+        started = time.perf_counter()
+        place = work / self.plan.place(job)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        way = self.workshop.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
+        seconds = time.perf_counter() - started
+        made = [path.relative_to(work) for path in files_below(work)]
+        digests = self.digests.of_all(work / name for name in made)
+        with writing(self.stage.draft):
+            for name in made:
+                (self.stage.draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).rename(self.stage.draft / name)
+            for folder in {self.stage.draft / name.parent for name in made}:
+                sync_folder(folder)
+        files = {name.as_posix(): digests[work / name] for name in made}
+        line = Made(job=job.name, key=self.plan.key(job), files=files, seconds=round(seconds, 4), way=way)
+        self.journal.add(line)
+        self.stage.keep = True
+
+    def _verify(self, model: str, jobs: Sequence[Job]) -> None:
+        keys = {job.name: self.journal.made[job.name].key for job in jobs}
+        held = self.journal.verified.get(model)
+        if self.plan.spec.verify.level == "off" or (held and held.keys == keys):
+            return
+        started = time.perf_counter()
+        merge = self.plan.models[model].merge
+        adapters = [adapter.path for adapter in merge.adapters]
+        reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.untie)
+        paths = [self.stage.draft / self.main_file(job) for job in jobs]
+        found = verify(
+            paths, reference, level=self.plan.spec.verify.level, prompts=self.plan.prompts, say=self.hooks.say
+        )
+        places = [path.relative_to(self.stage.draft) for path in paths]
+        reports = [replace(report, artifact=place) for report, place in zip(found, places, strict=True)]
+        self._require_passed(jobs, reports)
+        told = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
+        seconds = round(time.perf_counter() - started, 4)
+        self.journal.add(Verified(model=model, keys=keys, reports=told, seconds=seconds))
+
+    def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
+        """Raises NotEquivalent for the first job that failed; the reports stay beside the draft."""
+        for job, report in zip(jobs, reports, strict=True):
+            if not report.passed:
+                place = self.stage.folder / _FAILED
+                place.unlink(missing_ok=True)
+                write_file(place, to_bytes(document(reports)))
+                raise NotEquivalent(
+                    f"{job.name}: {report.verdict()}; nothing was released, the report is {place}", document(reports)
+                )
+
+    def main_file(self, job: Job) -> str:
+        """What names the artifact below the release: its folder, its file, or the first of its parts."""
+        place = self.plan.place(job)
+        files = self.journal.made[job.name].files
+        return place if job.format != "gguf" or place in files else min(files)
+
+    def artifacts(self) -> list[Artifact]:
+        """The facts of everything that this run made."""
+        reports = {job: report for line in self.journal.verified.values() for job, report in line.reports.items()}
+        return [
+            Artifact(
+                job=job.name,
+                model=job.model,
+                format=job.format,
+                storage=self.plan.targets[job.name].storage,
+                path=self.main_file(job),
+                parameters=job.parameters,
+                report=reports.get(job.name),
+            )
+            for job in self.jobs
+        ]
+
+
+def run_release(
+    plan: ReleasePlan,
+    out: Path,
+    hooks: Hooks | None = None,
+    *,
+    only: Job | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Release:
+    """Make, verify and promote a release at ``out``, or with ``only`` a piece of it; its facts.
+
+    resume: go on with what an interrupted run left. force: replace ``out``, and without ``resume`` start over.
+    Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
+    """
+    require_apart(plan, out)
+    jobs = [only] if only else list(plan.jobs)
+    keys = {job.name: plan.key(job) for job in jobs}
+    if resume and not leftover(out).exists() and recorded_keys(out, only=bool(only)) == keys:
+        return plan.facts
+    with resumable(out, force=force, resume=resume) as stage:
+        if stage.promoted:
+            return plan.facts
+        _clear(stage.folder / _WORK)
+        digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
+        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, digests)
+        own = Store(stage.folder / _STORE, digests)
+        workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
+        session = Session(plan, jobs, stage, hooks or Hooks(), journal, workshop, digests)
+        require_space(out, sum(plan.targets[job.name].nbytes for job in jobs if job.name not in journal.made))
+        session.work()
+        release = replace(plan.facts, artifacts=tuple(session.artifacts()))
+        if only:
+            seconds = next((line.seconds for line in journal.verified.values()), None)
+            write_piece(stage.draft, release, journal.made[only.name], seconds)
+        else:
+            run = run_of(session.started, journal.made, verify_seconds(journal))
+            finish(stage.draft, release, run, plan.spec.signing)
+    return release
+
+
+def verify_seconds(journal: Journal) -> dict[str, float]:
+    """Model → how long its verification took."""
+    return {model: line.seconds for model, line in journal.verified.items()}
+
+
+def recorded_keys(out: Path, *, only: bool) -> dict[str, str]:
+    """Job → key of what lies at ``out``: a finished release, or the piece of one job; empty if it is neither."""
+    try:
+        if only:
+            made = msgspec.json.decode(read_file(out / PIECE), type=_Piece).made
+            return {made.job: made.key}
+        jobs = msgspec.json.decode(read_file(out / RUN), type=_Record).jobs
+    except (TTExportError, msgspec.MsgspecError):
+        return {}
+    return {job: str(facts["key"]) for job, facts in jobs.items() if "key" in facts}
+
+
+class _Piece(msgspec.Struct):
+    """The part of piece.json that tells what it is."""
+
+    made: Made
+
+
+class _Record(msgspec.Struct):
+    """The part of run.json that tells what was made."""
+
+    jobs: dict[str, dict[str, Any]]
+
+
+def _clear(folder: Path) -> None:
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from exporter.cli.main import run
+from exporter.merge.passes import ReplaceRows
+from exporter.release import find_job, plan_release, read_spec, run_release
+from fixtures.peft_adapters import KINDS, build_adapter
+from tests.documents import read_report
+from tests.release.projects import RUN, Project, contents, jobs_of, ways
+
+GGUF_ALL = '[gguf]\ntypes = ["f32", "bf16", "Q8_0", "Q4_K_M", "Q6_K"]\n'
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_model_lies_at_the_top_under_conventional_names(project: Project, tmp_path: Path) -> None:
+    assert project.write("one").release(tmp_path / "out") == 0
+    out = tmp_path / "out"
+    assert left(out) == [
+        "Modelfile",
+        "README.md",
+        "SHA256SUMS",
+        "gguf",
+        "hf",
+        "manifest.json",
+        "onnx",
+        "provenance.intoto.json",
+        "report.json",
+        "run.json",
+    ]
+    assert left(out / "gguf") == ["Lamp-107K-BF16.gguf", "Lamp-107K-Q8_0.gguf"]
+    assert run(["verify", str(out), "-q"]) == 0
+
+
+def test_several_models_have_a_folder_each(undisturbed: Path) -> None:
+    assert {"one", "two"} <= set(left(undisturbed))
+    assert left(undisturbed / "two" / "gguf") == ["Lamp-107K-two-BF16.gguf", "Lamp-107K-two-Q8_0.gguf"]
+    assert run(["verify", str(undisturbed), "-q"]) == 0
+
+
+def test_the_same_inputs_in_another_folder_give_the_same_bytes(
+    project: Project, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "elsewhere"
+    assert project.write("one", "two").release(out) == 0
+    assert contents(out) == contents(undisturbed)
+    assert (out / RUN).read_bytes() != (undisturbed / RUN).read_bytes()
+
+
+def test_no_document_names_a_place_of_the_machine(undisturbed: Path) -> None:
+    for path in undisturbed.rglob("*"):
+        assert not path.is_file() or str(undisturbed.parent.parent).encode() not in path.read_bytes(), path
+
+
+def test_a_full_cache_and_none_give_the_same_bytes(project: Project, undisturbed: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    project.write("one", "two")
+    for name in ("cold", "warm"):
+        assert project.release(tmp_path / name, cache=cache) == 0
+        assert contents(tmp_path / name) == contents(undisturbed)
+    assert ways(tmp_path / "cold")["one/gguf-Q8_0"] == "converted, patched"
+    assert ways(tmp_path / "warm")["one/gguf-Q8_0"] == "patched"
+
+
+def test_the_second_adapter_patches_what_the_first_one_converted(undisturbed: Path) -> None:
+    found = ways(undisturbed)
+    kinds = ("gguf-bf16", "gguf-Q8_0", "onnx")
+    assert {found[f"one/{kind}"] for kind in kinds} == {"converted, patched"}
+    assert {found[f"two/{kind}"] for kind in kinds} == {"patched"}
+
+
+def test_released_files_are_those_of_a_merge(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert project.write("one", formats=f"[hf]\n{GGUF_ALL}[onnx]\nprecisions = ['fp32', 'int4']\n").release(out) == 0
+    words = ["merge", str(project.folder / "one"), "--base", str(project.folder / "base"), "-q"]
+    merged = tmp_path / "merged"
+    kinds = [word for kind in ("Q8_0", "Q4_K_M", "Q6_K", "fp32", "int4") for word in ("--quant", kind)]
+    assert run([*words, "--to", "hf", "--to", "gguf", "--to", "onnx", *kinds, "-o", str(merged)]) == 0
+    for dtype in ("f32", "bf16"):
+        file = merged / "gguf" / f"one-{dtype.upper()}.gguf"
+        assert run([*words, "--to", "gguf", "--dtype", dtype, "-o", str(file)]) == 0
+    for place in ("hf", "onnx"):
+        assert contents(out / place) == contents(merged / place)
+    kinds = ["F32", "BF16", "Q8_0", "Q4_K_M", "Q6_K"]
+    want = {kind: (merged / "gguf" / f"one-{kind}.gguf").read_bytes() for kind in kinds}
+    assert {kind: (out / "gguf" / f"Lamp-107K-{kind}.gguf").read_bytes() for kind in kinds} == want
+
+
+def test_an_adapter_with_more_than_rows_is_merged(project: Project, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "base")
+    build_adapter(model, project.folder / "lora", "llama", KINDS["lora and rows"])
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    assert project.write("lora", formats=GGUF_ALL).release(out, cache=cache) == 0
+    assert set(ways(out).values()) == {"merged"}
+    assert not (cache / "artifacts").exists(), "what is merged serves this release alone"
+    merged = tmp_path / "merged.gguf"
+    words = ["merge", str(project.folder / "lora"), "--base", str(project.folder / "base"), "--to", "gguf"]
+    assert run([*words, "--quant", "Q4_K_M", "-q", "-o", str(merged)]) == 0
+    assert next((out / "gguf").glob("*Q4_K_M.gguf")).read_bytes() == merged.read_bytes()
+
+
+def test_new_tokens_are_patched_in(project: Project, tiny_new_tokens_adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_new_tokens_adapter, project.folder / "new")
+    out = tmp_path / "out"
+    assert project.write("new").release(out) == 0
+    assert ways(out)["gguf-Q8_0"] == "converted, patched"
+    merged = tmp_path / "merged.gguf"
+    words = ["merge", str(project.folder / "new"), "--base", str(project.folder / "base"), "--to", "gguf"]
+    assert run([*words, "--quant", "Q8_0", "-q", "-o", str(merged)]) == 0
+    assert next((out / "gguf").glob("*Q8_0.gguf")).read_bytes() == merged.read_bytes()
+
+
+def test_a_model_without_adapters_is_the_base_itself(project: Project, tmp_path: Path) -> None:
+    project.write("one", formats="[hf]\n")
+    project.toml.write_text(project.toml.read_text().replace('["one"]', "[]"))
+    assert project.release(tmp_path / "out") == 0
+    weights = (tmp_path / "out" / "hf" / "model.safetensors").read_bytes()
+    assert weights == (project.folder / "base" / "model.safetensors").read_bytes()
+
+
+def test_files_are_cut_into_parts_as_asked(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert project.write("one", formats='[gguf]\ntypes = ["Q8_0"]\nsplit-max-tensors = 10\n').release(out) == 0
+    assert left(out / "gguf") == [f"Lamp-107K-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    assert run(["verify", str(out), "-q"]) == 0
+
+
+@pytest.mark.slow
+def test_every_artifact_is_run_before_the_release_gets_its_name(project: Project, tmp_path: Path) -> None:
+    formats = '[hf]\n[gguf]\ntypes = ["f32"]\n[onnx]\nprecisions = ["fp32"]\n'
+    out = tmp_path / "out"
+    assert project.write("one", formats=formats, verify="").release(out) == 0
+    report = read_report(out)
+    assert [one["level"] for one in report["artifacts"]] == ["full"] * 3
+    assert report["passed"]
+    assert {one["facts"]["runtime"] for one in report["artifacts"]} == {"merged", "llamacpp", "onnx_runtime"}
+    pieces = tmp_path / "pieces"
+    for job in ("hf", "gguf-f32", "onnx"):
+        assert project.release(pieces / job, "--only", job) == 0
+    assert project.release(tmp_path / "joined", "--assemble", pieces) == 0
+    assert contents(tmp_path / "joined") == contents(out), "verified one by one, the figures are the same"
+
+
+def test_a_failed_verification_promotes_nothing_and_says_where_to_look(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    project.write("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(ReplaceRows, "apply", lambda self, start, value: value)
+        assert project.release(out) == 3
+    said = capsys.readouterr().err
+    report = tmp_path / ".out.partial" / "report.json"
+    assert said.startswith("ttexport: hf: hf: not equivalent: ")
+    assert said.endswith(f"nothing was released, the report is {report}\n")
+    assert not out.exists()
+    assert [one["passed"] for one in read_report(report.parent)["artifacts"]] == [False, True, True, True]
+    assert project.release(out, "--resume") == 3, "what was made wrong is still wrong"
+    assert project.release(out, "--force") == 0
+    assert left(tmp_path) == ["out", "project"]
+
+
+def test_the_same_in_python(project: Project, undisturbed: Path, tmp_path: Path) -> None:
+    plan = plan_release(read_spec(project.write("one", "two").toml))
+    assert [job.name for job in plan.jobs][:4] == ["one/hf", "one/gguf-bf16", "one/gguf-Q8_0", "one/onnx"]
+    made = run_release(plan, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(undisturbed)
+    assert {one.job for one in made.artifacts} == set(jobs_of(tmp_path / "out"))
+    run_release(plan, tmp_path / "piece", only=find_job(plan.jobs, "two/hf"))
+    assert json.loads((tmp_path / "piece" / "piece.json").read_text())["made"]["job"] == "two/hf"
+
+
+def test_no_force_reaches_the_inputs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project.write("one")
+    for out in (project.folder, project.folder / "base"):
+        assert project.release(out, "--force") == 2
+        assert "apart from the inputs" in capsys.readouterr().err
+    assert (project.folder / "base" / "config.json").exists()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import BadInput, UsageError
+from exporter.release.jobs import find_job, jobs_of, matrix
+from exporter.release.spec import read_spec
+from tests.release.projects import Project
+
+Capture = pytest.CaptureFixture[str]
+
+
+def text(*, models: str = '[models.one]\nadapters = ["one"]\n', rest: str = "[hf]\n", top: str = "") -> str:
+    return f'name = "Lamp"\nversion = "1.0"\nbase = "org/base@v1"\n{top}{models}{rest}'
+
+
+def refused(path: Path, content: str) -> str:
+    path.write_text(content)
+    with pytest.raises(BadInput) as caught:
+        read_spec(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (text(top='basis = "x"\n'), "basis: unknown key; the nearest known one is base"),
+        (text(rest='[gguf]\ntyps = ["f32"]\n'), "gguf.typs: unknown key; the nearest known one is types"),
+        (text(rest="[hf]\n[onxx]\n"), "onxx: unknown key; the nearest known one is onnx"),
+        (
+            text(models="[models.one]\nadapter = 1\n"),
+            "models.one.adapter: unknown key; the nearest known one is adapters",
+        ),
+        (text(rest='[hf]\n[card]\nlicence = "mit"\n'), "card.licence: unknown key; the nearest known one is license"),
+        (
+            text(models='[models.one.card]\nlicence = "mit"\n'),
+            "models.one.card.licence: unknown key; the nearest known one is license",
+        ),
+        (text(rest='[hf]\n[verify]\nlevel = "some"\n'), "Invalid enum value 'some' - at `$.verify.level`"),
+        (text(rest='[gguf]\ntypes = "f32"\n'), "Expected `array`, got `str` - at `$.gguf.types`"),
+        (text(rest=""), "expected a table hf, gguf or onnx, found none: there is nothing to make"),
+        (text(rest="[gguf]\ntypes = []\n"), "gguf.types: expected one or more, each once, found none"),
+        (text(rest='[gguf]\ntypes = ["f32", "F32"]\n'), "gguf.types: expected one or more, each once, found f32, F32"),
+        (text(models="[models]\n"), "models: expected one or more, found none"),
+        (
+            text(models='[models."../x"]\n'),
+            "models: expected letters, digits, dots, dashes or underscores, found '../x'",
+        ),
+        (text(rest="[hf]\n[signing]\n"), "signing: expected either a key or sigstore = true"),
+        (text(rest='[hf]\n[verify]\nrequire = ["x"]\n'), "verify.require: expected llama.cpp, onnxruntime, "),
+        ("name = \n", "expected TOML: "),
+    ],
+)
+def test_what_no_release_has_is_one_line_with_file_and_key(content: str, says: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "release.toml", content).startswith(says)
+
+
+def test_a_wrong_key_is_exit_4_and_makes_nothing(project: Project, tmp_path: Path, capsys: Capture) -> None:
+    project.write("one", more='basis = "x"\n')
+    assert project.release(tmp_path / "out") == 4
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "adapters" / "one").mkdir(parents=True)
+    file = tmp_path / "release.toml"
+    file.write_text(text(models='[models.one]\nadapters = ["adapters/one", "org/two"]\n'))
+    spec = read_spec(file)
+    assert spec.models["one"].adapters == [str(tmp_path / "adapters" / "one"), "org/two"]
+    assert spec.base == "org/base@v1"
+
+
+def test_every_model_gets_every_format(tmp_path: Path) -> None:
+    file = tmp_path / "release.toml"
+    rest = '[hf]\ndtype = "f16"\n[gguf]\ntypes = ["BF16", "Q4_K_M"]\ntoken-embedding-type = "Q8_0"\n[onnx]\n'
+    file.write_text(text(models="[models.one]\n[models.two]\n", rest=rest))
+    jobs = jobs_of(read_spec(file))
+    assert [job.name for job in jobs if job.model == "two"] == [
+        "two/hf",
+        "two/gguf-bf16",
+        "two/gguf-Q4_K_M",
+        "two/onnx",
+    ]
+    wish = find_job(jobs, "one/gguf-Q4_K_M").wish()
+    assert (wish.quants, wish.dtype, wish.token_embedding_type) == (("Q4_K_M",), None, "Q8_0")
+    assert find_job(jobs, "one/gguf-bf16").wish().token_embedding_type is None
+    assert find_job(jobs, "one/hf").wish().dtype == "F16"
+    with pytest.raises(UsageError, match=r"--only: expected one of one/hf, .*, found 'hf'"):
+        find_job(jobs, "hf")
+
+
+def test_the_matrix_is_json_for_a_ci_system(project: Project, capsys: Capture) -> None:
+    project.write("one", "two")
+    for name in ("base", "one", "two"):
+        (project.folder / name).rename(project.folder / f"no-{name}")  # a matrix is had before anything is fetched
+    assert project.release(project.folder / "out", "--matrix") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == matrix(jobs_of(read_spec(project.toml)))
+    assert found["include"][5] == {
+        "job": "two/gguf-bf16",
+        "piece": "two-gguf-bf16",
+        "model": "two",
+        "format": "gguf",
+        "storage": "bf16",
+    }
+    assert not (project.folder / "out").exists()
