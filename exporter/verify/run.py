@@ -7,22 +7,27 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from exporter.sources.gguf_parts import GgufParts
 from exporter.verify.artifact import Artifact, open_artifacts
 from exporter.verify.checkpoint_checks import check_checkpoint
 from exporter.verify.execution import Execution, Run, Say
 from exporter.verify.findings import RowErrors
+from exporter.verify.gguf_settings import check_settings
+from exporter.verify.gguf_specials import check_specials
+from exporter.verify.gguf_tokens import check_tokens
 from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
-from exporter.verify.report import Check, Report
+from exporter.verify.report import Check, Report, Skip
 from exporter.verify.row_errors import check_drowned, row_errors
 from exporter.verify.rows import check_rows
 from exporter.verify.runtimes.installed import require
+from exporter.verify.side_files import check_side_files
 
 LEVELS: Final = ("rows", "full")
 
@@ -59,6 +64,7 @@ def _verify_models(
     if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
     judged = [_judge_rows(one, reference, level, say) for artifacts in opened for one in artifacts]
+    beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
     if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
@@ -70,8 +76,8 @@ def _verify_models(
                 one.run = execution.runs[one.artifact.path]
     by_path = {one.artifact.path: one for one in judged}
     return {
-        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts])
-        for path, artifacts in zip(paths, opened, strict=True)
+        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)
+        for path, artifacts, shared in zip(paths, opened, beside, strict=True)
     }
 
 
@@ -87,13 +93,33 @@ class _Judged:
 def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) -> _Judged:
     say(f"reading the rows of {artifact.path.name}")
     found = list(check_rows(artifact, reference, untouched=level == "full"))
+    if artifact.format == "onnx":
+        from exporter.verify.onnx_files import check_interface
+
+        found += check_interface(artifact, reference)
     if artifact.format == "hf":
         found += check_checkpoint(artifact.path, reference, untouched=level == "full")
     rows = row_errors(artifact, reference)
     return _Judged(artifact, found + list(check_drowned(rows)), {"storage": artifact.kind}, rows)
 
 
-def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
+def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
+    """What runtimes are told beside the weights: of a folder once, however many models it holds."""
+    match artifacts[0].format:
+        case "gguf":
+            parts = GgufParts.open(path)
+            yield from check_settings(parts, reference)
+            yield from check_tokens(parts, reference)
+            yield from check_specials(parts, reference)
+        case "onnx":
+            from exporter.verify.onnx_files import check_folder  # parses protobuf: only ONNX waits for it
+
+            yield from check_folder(path, artifacts, reference)
+        case _:
+            yield from check_side_files(path, reference)
+
+
+def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[Check | Skip]) -> Report:
     """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
 
     The profile is that of the first, which is the most precise one.
@@ -106,6 +132,8 @@ def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
         checks += [replace(check, name=whose + check.name) for check in one.checks]
         facts |= {whose + name: value for name, value in one.facts.items()}
         rows += one.rows  # each says its storage
+    checks += [one for one in beside if isinstance(one, Check)]
+    skips = [one for one in beside if isinstance(one, Skip)]
     runs = [one.run for one in judged if one.run]
     return Report(
         artifact=path,
@@ -115,5 +143,5 @@ def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
         facts=facts,
         rows=rows,
         profile=runs[0].profile if runs else None,
-        skipped=[skip for run in runs for skip in run.skipped],
+        skipped=skips + [skip for run in runs for skip in run.skipped],
     )
