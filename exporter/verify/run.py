@@ -7,7 +7,7 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from exporter.verify.findings import RowErrors
 from exporter.verify.gguf_settings import check_settings
 from exporter.verify.gguf_specials import check_specials
 from exporter.verify.gguf_tokens import check_tokens
+from exporter.verify.gguf_weights import check_weights
 from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
@@ -29,7 +30,7 @@ from exporter.verify.rows import check_rows
 from exporter.verify.runtimes.installed import require
 from exporter.verify.side_files import check_side_files
 
-LEVELS: Final = ("rows", "full")
+LEVELS: Final = ("rows", "weights", "full")
 
 
 def verify(
@@ -42,7 +43,8 @@ def verify(
 ) -> list[Report]:
     """Judge every artifact in ``paths`` against ``reference``; one report each, in order.
 
-    level: "rows" reads the weights only, in blocks; "full" also runs the artifact and the reference.
+    level: "rows" reads the trained rows and what lies beside the weights; "weights" every weight, in blocks; "full"
+    also runs the artifact and the reference.
     Raises BadInput for an artifact or reference that cannot be read; a failed check is in the report, not raised.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
@@ -87,20 +89,34 @@ class _Judged:
     checks: list[Check]
     facts: dict[str, float | str]
     rows: list[RowErrors]
+    skipped: list[Skip]
     run: Run | None = None
 
 
 def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) -> _Judged:
     say(f"reading the rows of {artifact.path.name}")
-    found = list(check_rows(artifact, reference, untouched=level == "full"))
+    every = level != "rows"
+    found: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
     if artifact.format == "onnx":
         from exporter.verify.onnx_files import check_interface
+        from exporter.verify.onnx_weights import check_weights as check_initialisers
 
         found += check_interface(artifact, reference)
+        found += check_initialisers(artifact.path, reference) if every else []
+    if artifact.format == "gguf" and every:
+        found += check_weights(GgufParts.open(artifact.path), reference)
     if artifact.format == "hf":
-        found += check_checkpoint(artifact.path, reference, untouched=level == "full")
+        found += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
-    return _Judged(artifact, found + list(check_drowned(rows)), {"storage": artifact.kind}, rows)
+    found += check_drowned(rows)
+    checks, skips = _apart(found)
+    return _Judged(artifact, checks, {"storage": artifact.kind}, rows, skips)
+
+
+def _apart(found: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
+    """What was checked, and what was not."""
+    both = list(found)
+    return [one for one in both if isinstance(one, Check)], [one for one in both if isinstance(one, Skip)]
 
 
 def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
@@ -125,6 +141,7 @@ def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[
     The profile is that of the first, which is the most precise one.
     """
     checks: list[Check] = []
+    skips: list[Skip] = []
     facts: dict[str, float | str] = {}
     rows: list[RowErrors] = []
     for one in judged:
@@ -132,16 +149,16 @@ def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[
         checks += [replace(check, name=whose + check.name) for check in one.checks]
         facts |= {whose + name: value for name, value in one.facts.items()}
         rows += one.rows  # each says its storage
-    checks += [one for one in beside if isinstance(one, Check)]
-    skips = [one for one in beside if isinstance(one, Skip)]
+        skips += [Skip(whose + skip.name, skip.reason) for skip in one.skipped]
+    more, others = _apart(beside)
     runs = [one.run for one in judged if one.run]
     return Report(
         artifact=path,
         format=judged[0].artifact.format,
         level=level,
-        checks=checks,
+        checks=checks + more,
         facts=facts,
         rows=rows,
         profile=runs[0].profile if runs else None,
-        skipped=skips + [skip for run in runs for skip in run.skipped],
+        skipped=skips + others + [skip for run in runs for skip in run.skipped],
     )

@@ -67,3 +67,16 @@ LORA_NOISE: Final = {"F32": 2e-6, "F16": 4e-3, "BF16": 3e-2}
 #: on 400 rows of SmolLM2, the largest share: moved by half the matrix's deviation 0.03 in Q8_0, 0.24 in Q5_0, 0.46 in
 #: Q4_0; by a tenth of it 0.14, 1.2 and 2.3.
 DROWNED_SHARE: Final = 1.0
+
+#: Rows of a quantised tensor that have the bytes they get here, as a share: above it the same quantiser made all of
+#: them, and a row with others is a fault. Of a build or an importance matrix that makes other bytes, a row has many
+#: blocks to show it: measured on SmolLM2 in Q4_K_M with an importance matrix, none of the rows is alike.
+QUANTISED_ALIKE: Final = 0.5
+#: The error of such another row, as a multiple of that of the row quantised here. An importance matrix trades the error
+#: of what does not matter for that of what does.
+QUANTISED_ERROR: Final = 3.0
+
+#: A table of cosines is made in float32: the number itself is off by its last place, and its angle by as much for every
+#: radian. Measured over all families: up to 0.5 of this.
+ROTARY_ABS: Final = 1e-6
+ROTARY_PER_RADIAN: Final = 4e-7
