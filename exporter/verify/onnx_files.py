@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from exporter.sources.checkpoint import side_files
@@ -38,6 +39,15 @@ _DECODER: Final = {
     "num_hidden_layers": "block_count",
     "num_key_value_heads": "attention.head_count_kv",
     "head_size": "attention.key_length",
+}
+
+_EPSILONS: Final = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+_ATTENTION: Final = frozenset({"Attention", "GroupQueryAttention"})
+#: Attributes of attention → hyperparameter.
+_ATTRIBUTES: Final = {
+    "q_num_heads": "attention.head_count",
+    "num_heads": "attention.head_count",
+    "kv_num_heads": "attention.head_count_kv",
 }
 
 
@@ -137,9 +147,15 @@ def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterato
         yield "search.past_present_share_buffer: expected false where the graph appends to its cache, found true"
 
 
-def check_interface(artifact: Artifact, reference: Reference) -> Iterator[Check]:
-    """Inputs and outputs as clients look for them: a cache of every layer, and axes by their names."""
+def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check]:
+    """What the graph of a model file states: its inputs and outputs, and numbers of the config in its attributes."""
     graph = onnx.load(str(artifact.path), load_external_data=False).graph
+    yield _check_interface(artifact, graph, reference)
+    yield _check_numbers(graph, reference)
+
+
+def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
+    """Inputs and outputs as clients look for them: a cache of every layer, and axes by their names."""
     layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
     stored = {one.name for one in graph.initializer}
     values = {value.name: value for value in (*graph.input, *graph.output) if value.name not in stored}
@@ -157,4 +173,23 @@ def check_interface(artifact: Artifact, reference: Reference) -> Iterator[Check]
         if len(axes) != len(named) or any(want not in (None, got) for want, got in zip(named, axes, strict=True)):
             wrong.append(f"{name}: expected axes {list(named)}, found {axes}")
     detail = wrong[0] if wrong else f"{len(values)} inputs and outputs"
-    yield Check(name="interface", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+    return Check(name="interface", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
+    """An epsilon moves logits by less than a runtime's noise; it is the same in all norms of a decoder."""
+    numbers = hyperparameters(reference.checkpoint.text_config)
+    epsilons = [numbers[name] for name in _EPSILONS if name in numbers]
+    wrong, count = [], 0
+    for node in graph.node:
+        for attribute in node.attribute:
+            wanted = epsilons if attribute.name == "epsilon" else [numbers.get(_ATTRIBUTES.get(attribute.name, ""))]
+            known = [want for want in wanted if want is not None]
+            if not known or (attribute.name in _ATTRIBUTES and node.op_type not in _ATTENTION):
+                continue
+            count += 1
+            found = attribute.f if attribute.type == onnx.AttributeProto.FLOAT else attribute.i
+            if not any(np.float32(found) == np.float32(want) for want in known):
+                wrong.append(f"{node.name}: {attribute.name}: expected {known[0]}, found {found:.6g}")
+    detail = wrong[0] if wrong else f"{count} attributes as config.json says"
+    return Check(name="graph numbers", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

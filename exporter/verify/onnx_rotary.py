@@ -37,18 +37,20 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
     wrong, worst = [], 0.0
     for name in names:
         table = file.rows(name, 0, file.initialisers[name].shape[0]).astype(np.float64)
-        off = min((_excess(name, table, steps) for steps in known if len(steps) == table.shape[1]), default=np.inf)
+        stored = file.initialisers[name].dtype
+        fitting = [steps for steps in known if len(steps) == table.shape[1]]
+        off = min((_excess(name, table, steps, stored) for steps in fitting), default=np.inf)
         worst = max(worst, off)
         wrong += [name] if not off <= 1.0 else []
     detail = f"{wrong[0]}: not what the config's frequencies give" if wrong else f"{len(names)} tables, every position"
     yield Check(name="rotary tables", passed=not wrong, value=worst, limit=1.0, detail=detail)
 
 
-def _excess(name: str, table: Array, steps: Array) -> float:
-    """The largest deviation as a share of what float32 may be off by at that angle."""
+def _excess(name: str, table: Array, steps: Array, stored: str) -> float:
+    """The largest deviation as a share of what may be off at that angle."""
     angles = np.arange(len(table))[:, None] * steps
     kind = "cos" if "cos" in name.rpartition(".")[2] else "sin"
-    allowed = (ROTARY_ABS if np.abs(table).max() else 0.0) + ROTARY_PER_RADIAN * angles
+    allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
     return float((np.abs(table - _TABLES[kind](angles)) / allowed).max())
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from exporter.sources.gguf_parts import GgufParts
 from exporter.verify.artifact import Artifact, open_artifacts
+from exporter.verify.base_rows import BaseRows
 from exporter.verify.checkpoint_checks import check_checkpoint
 from exporter.verify.execution import Execution, Run, Say
 from exporter.verify.findings import RowErrors
@@ -65,7 +66,8 @@ def _verify_models(
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
-    judged = [_judge_rows(one, reference, level, say) for artifacts in opened for one in artifacts]
+    base = BaseRows(reference)
+    judged = [_judge_rows(one, reference, base, level, say) for artifacts in opened for one in artifacts]
     beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
     if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
@@ -93,16 +95,16 @@ class _Judged:
     run: Run | None = None
 
 
-def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) -> _Judged:
+def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Judged:
     say(f"reading the rows of {artifact.path.name}")
     every = level != "rows"
     found: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
     if artifact.format == "onnx":
-        from exporter.verify.onnx_files import check_interface
+        from exporter.verify.onnx_files import check_graph
         from exporter.verify.onnx_weights import check_weights as check_initialisers
 
-        found += check_interface(artifact, reference)
-        found += check_initialisers(artifact.path, reference) if every else []
+        found += check_graph(artifact, reference)
+        found += check_initialisers(artifact.path, reference, base) if every else []
     if artifact.format == "gguf" and every:
         found += check_weights(GgufParts.open(artifact.path), reference)
     if artifact.format == "hf":
