@@ -30,6 +30,7 @@ from exporter.verify.row_errors import check_drowned, row_errors
 from exporter.verify.rows import check_rows
 from exporter.verify.runtimes.installed import require
 from exporter.verify.side_files import check_side_files
+from exporter.verify.texts import check_pieces, speak
 
 LEVELS: Final = ("rows", "weights", "full")
 
@@ -71,13 +72,22 @@ def _verify_models(
     beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
     if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
-            execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
+            sequences = build_sequences(reference, prompts)
+            execution = Execution(reference, sequences, Path(folder), say)
             for one in judged:
                 execution.run(one.artifact)
             execution.run_reference()
             for one in judged:
                 one.checks += execution.judge(one.artifact, one.facts)
                 one.run = execution.runs[one.artifact.path]
+            say("encoding, decoding and chatting")
+            texts = Path(folder) / "texts"
+            formats = {path: one[0].format for path, one in zip(paths, opened, strict=True)}
+            spoken = speak(formats, reference, sequences, texts)
+            for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
+                shared += spoken.judge(path)
+                if formats[path] == "gguf":
+                    shared.append(check_pieces(path, reference, spoken, texts / f"pieces.{number}"))
     by_path = {one.artifact.path: one for one in judged}
     return {
         path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)

@@ -112,7 +112,7 @@ def test_what_only_running_shows_is_caught_by_it(
     clean = [subjects[kind].path for kind in ("gguf", "onnx")]
     mutants: dict[str, Path] = {}
     caught = 0
-    for name, (kind, level, damage) in {**GGUF, **ONNX}.items():
+    for kind, level, damage in {**GGUF, **ONNX}.values():
         for seed in SEEDS if level == "full" else ():
             copy = damaged(subjects[kind], damage, seed, tmp_path / f"{len(mutants)}-{seed}-{caught}")
             if run(subjects[kind].argv(copy, "weights")) in (3, 4):
