@@ -87,7 +87,7 @@ def _verify_models(
             for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
                 shared += spoken.judge(path)
                 if formats[path] == "gguf":
-                    shared.append(check_pieces(path, reference, spoken, texts / f"pieces.{number}"))
+                    shared += check_pieces(path, spoken, texts / f"pieces.{number}")
     by_path = {one.artifact.path: one for one in judged}
     return {
         path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)

@@ -16,7 +16,7 @@ from exporter.sources.tokenizer import added_tokens
 from exporter.verify.prompts import Sequences
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
-from exporter.verify.runtimes.installed import installed, missing
+from exporter.verify.runtimes.installed import installed
 from exporter.verify.runtimes.job import RuntimeFailed, run
 
 #: One turn, a system's word before it, and a dialogue with something to escape.
@@ -67,8 +67,9 @@ def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequence
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
-    for path in (reference.checkpoint.path / "config.json", *reference.side_files.values()):
-        (staged / path.name).symlink_to(path.resolve())
+    for name, path in {**reference.side_files, "config.json": reference.checkpoint.path / "config.json"}.items():
+        (staged / name).parent.mkdir(exist_ok=True)
+        (staged / name).symlink_to(path.resolve())
     ids = _sequences(reference, sequences)
     names = {path: f"artifact.{number}" for number, path in enumerate(formats)}
     template = {path: _template(path) for path, kind in formats.items() if kind == "gguf"}
@@ -88,20 +89,22 @@ def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequence
     return Spoken({**{names[path]: silent for path in template}, **found}, ids, names)
 
 
-def check_pieces(path: Path, reference: Reference, spoken: Spoken, folder: Path) -> Check | Skip:
-    """llama.cpp makes the same text of tokens as the tuned model's tokenizer; a space in front is not counted."""
+def check_pieces(path: Path, spoken: Spoken, folder: Path) -> Iterator[Check]:
+    """llama.cpp makes the same text of tokens as the tuned model's tokenizer; a space in front is not counted.
+
+    Nothing where one of the two is missing: that has been said.
+    """
     want = spoken.found.get("tuned", {}).get("plain")
-    if want is None:
-        return Skip("decoding", "transformers cannot use the tuned model's tokenizer")
-    if not installed("llama.cpp"):
-        return Skip("decoding", str(missing("llama.cpp", needed_for="the text of a GGUF's tokens")))
+    if want is None or not installed("llama.cpp"):
+        return
     try:
         result = run("pieces", {"artifact": str(path), "ids": spoken.ids}, folder)
     except RuntimeFailed as exc:
-        return Check(name="decoding", passed=False, detail=str(exc))
+        yield Check(name="decoding", passed=False, detail=str(exc))
+        return
     got = [result(f"text.{number}").tobytes().decode("utf-8", "replace") for number in range(len(want))]
     plain = [text.removeprefix(" ") for text in want], [text.removeprefix(" ") for text in got]
-    return _compare("decoding", *plain, "sequences of tokens")
+    yield _compare("decoding", *plain, "sequences of tokens")
 
 
 def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from exporter.errors import UnreadableFile
+from exporter.sources.checkpoint import MORE_TEMPLATES
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import read_object
 
@@ -21,7 +23,7 @@ TEMPLATE: Final = "chat_template.jinja"
 #: Any of these is a tokenizer: it then comes from one folder as a whole.
 _VOCABULARIES: Final = (TOKENIZER, "tokenizer.model", "vocab.json")
 #: They belong to the model, not to its tokenizer.
-_TEMPLATES: Final = (TEMPLATE, "chat_template.json")
+_TEMPLATES: Final = (TEMPLATE, "chat_template.json", MORE_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
@@ -31,10 +33,14 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
         brought = dict(files) | brought
     kept = dict(base)
     if brought.keys() & set(_VOCABULARIES):
-        kept = {name: path for name, path in base.items() if name in (GENERATION, *_TEMPLATES)}
-    if SETTINGS in brought and "chat_template" in read_object(brought[SETTINGS]):
-        kept = {name: path for name, path in kept.items() if name not in _TEMPLATES}
+        kept = {name: path for name, path in base.items() if name == GENERATION or _is_template(name)}
+    if any(map(_is_template, brought)) or "chat_template" in settings(brought):
+        kept = {name: path for name, path in kept.items() if not _is_template(name)}
     return kept | brought
+
+
+def _is_template(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _TEMPLATES)
 
 
 def settings(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -59,9 +65,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
         found["default"] = text
     if path := files.get(TEMPLATE):
         found["default"] = _text(path)
-        for other in sorted((path.parent / "additional_chat_templates").glob("*.jinja")):
-            found[other.stem] = _text(other)
-    return found
+    return found | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, MORE_TEMPLATES)}
 
 
 @dataclass(frozen=True)
