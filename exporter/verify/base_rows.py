@@ -56,7 +56,7 @@ class BaseRows:
 
     def judge_rows(self, name: str, rows: Array, kind: str | BlockKind) -> str | None:
         """rows: (n, bytes), as stored in ``kind``."""
-        layer = _layer(name)
+        layer = self._layer(name)
         index = self._rows(str(kind), layer)
         places = [index.get(row.tobytes(), []) for row in rows]
         missing = [row for row, found in enumerate(places) if not found]
@@ -74,7 +74,7 @@ class BaseRows:
             return ""  # a constant of the graph
         stored, near = _FLOAT_NAMES[value.dtype], math.inf
         bits = value.view(f"u{value.itemsize}")
-        for other in self._vectors(_layer(name), len(value)):
+        for other in self._vectors(self._layer(name), len(value)):
             for one in (other, other + np.float32(1)):  # Gemma's norms, with what is added to them
                 rounded = cast(one, stored)
                 want = rounded.view(bits.dtype)
@@ -84,6 +84,11 @@ class BaseRows:
                 off = 0.0 if share > _MOST else _distance(cast(value, "F64"), cast(rounded, "F64"))
                 near = min(near, off)
         return "it is almost a vector of the base" if near < _NEAR else None
+
+    def _layer(self, name: str) -> str | None:
+        """The layer of the base that a name is about; some tools number the final norm as one layer more."""
+        layer = _layer(name)
+        return layer if layer in self.layers else None
 
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
         for name, tensor in self.tensors.items():

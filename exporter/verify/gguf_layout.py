@@ -16,6 +16,28 @@ import numpy as np
 from exporter.tensors import Array
 from exporter.verify.hyperparameters import hyperparameters
 
+#: model_type of a config → general.architecture. Source: the model classes of llama.cpp's converter.
+ARCHITECTURES: Final = {
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+    "olmo2": "olmo2",
+    "granite": "granite",
+    "starcoder2": "starcoder2",
+    "cohere": "command-r",
+    "stablelm": "stablelm",
+    "smollm3": "smollm3",
+}
 #: Architectures whose queries and keys are interleaved.
 _INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3"})
 _ONE_ADDED: Final = frozenset({"gemma", "gemma2", "gemma3"})
@@ -34,8 +56,10 @@ Arrange = Callable[[Array], Array]
 def placed(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
     """(GGUF's name → the stored names that make it up, in order; stored names that have no place there).
 
-    Raises KeyError for an architecture that the gguf package does not know.
+    Raises KeyError for an architecture whose order of elements is not known here.
     """
+    if arch not in ARCHITECTURES.values():
+        raise KeyError(arch)
     import gguf  # a quarter of a second, for those checks alone that read every weight
 
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}

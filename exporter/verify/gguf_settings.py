@@ -13,32 +13,11 @@ import numpy as np
 from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.json_objects import read_object
+from exporter.verify.gguf_layout import ARCHITECTURES
 from exporter.verify.hyperparameters import hyperparameters
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
 
-#: model_type of a config → general.architecture. Source: the model classes of llama.cpp's converter.
-_ARCHITECTURES: Final = {
-    "llama": "llama",
-    "mistral": "llama",
-    "mixtral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "phi3": "phi3",
-    "gpt2": "gpt2",
-    "gpt_neox": "gptneox",
-    "olmo2": "olmo2",
-    "granite": "granite",
-    "starcoder2": "starcoder2",
-    "cohere": "command-r",
-    "stablelm": "stablelm",
-    "smollm3": "smollm3",
-}
 #: Numbers with which llama.cpp computes where a file has none. Source: load_hparams in llama-model.cpp.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "rope.freq_base": 10000.0,
@@ -66,10 +45,10 @@ def check_settings(parts: GgufParts, reference: Reference) -> Iterator[Check | S
     """The architecture and every key below it, the size of the vocabulary, and the advice on sampling."""
     kind = reference.checkpoint.config.get("model_type")
     found = parts.metadata.get("general.architecture")
-    if kind not in _ARCHITECTURES:
+    if kind not in ARCHITECTURES:
         yield Skip("hyperparameters", f"what llama.cpp has for model type {kind!r:.60} is not known here")
     else:
-        want = _ARCHITECTURES[kind]
+        want = ARCHITECTURES[kind]
         passed = found == want
         detail = want if passed else f"general.architecture: expected {want} for {kind}, found {found!r:.60}"
         yield Check(name="architecture", passed=passed, detail=detail)

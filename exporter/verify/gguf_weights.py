@@ -37,7 +37,7 @@ def check_weights(parts: GgufParts, reference: Reference) -> Iterator[Check | Sk
     try:
         wanted, strangers = placed(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
-        yield Skip("other tensors", f"the tensors of architecture {arch!r:.60} are not known here")
+        yield Skip("other tensors", f"how llama.cpp orders the tensors of architecture {arch!r:.60} is not known here")
         return
     made = generated(config)
     yield _check_names(parts, set(wanted) | set(made))

@@ -31,7 +31,10 @@ def check_side_files(folder: Path, reference: Reference) -> Iterator[Check | Ski
     yield _check_tokenizer(found, wanted, reference.vocab)
     yield _check_settings(found, wanted)
     yield _check_templates(found, wanted)
-    yield _check_generation(found, wanted)
+    if GENERATION in found or (folder / "config.json").is_file():
+        yield _check_generation(found, wanted)
+    else:
+        yield Skip("generation config", "the folder has none of transformers' configs")
 
 
 def _check_tokenizer(found: Mapping[str, Path], wanted: Mapping[str, Path], vocab: int) -> Check:
