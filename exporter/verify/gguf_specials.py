@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.json_objects import read_object
-from exporter.sources.tokenizer import added_tokens, read_tokenizer
+from exporter.sources.tokenizer import added_tokens
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
 from exporter.verify.tuned_files import GENERATION, settings
@@ -32,7 +32,7 @@ def check_specials(parts: GgufParts, reference: Reference) -> Iterator[Check]:
     path = files.get("tokenizer.json")
     if path is None:
         return
-    content = read_tokenizer(path)
+    content = reference.tokenizer
     wanted = _wanted(reference, path, content)
     wrong = []
     for kind, key in _KEYS.items():

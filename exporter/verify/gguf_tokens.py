@@ -9,7 +9,6 @@ from typing import Any, Final
 from exporter.sources.gguf_header import GgufArray
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_model
-from exporter.sources.tokenizer import read_tokenizer
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
 from exporter.verify.tuned_files import AddedToken, added, settings, templates
@@ -25,11 +24,9 @@ _SPACE: Final = "\u2581"
 def check_tokens(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks; without a tokenizer.json the tokens have nothing to be compared with."""
     yield _check_template(parts, reference)
-    path = reference.side_files.get("tokenizer.json")
-    if path is None:
+    if not (content := reference.tokenizer):
         yield Skip("tokens", "the tuned model has no tokenizer.json")
         return
-    content = read_tokenizer(path)
     texts, types = (_array(parts, name) for name in ("tokens", "token_type"))
     own = added(content)
     yield _check_texts(texts, content, own, reference.vocab)

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.tokenizer import read_tokenizer
 from exporter.verify.expected import Expected, alike, expected
 from exporter.verify.tuned_files import tuned_files
 
@@ -109,6 +111,12 @@ class Reference:
     def side_files(self) -> Mapping[str, Path]:
         """Tokenizer, chat template and generation config of the tuned model: name → path."""
         return tuned_files(self.checkpoint.side_files, [adapter.side_files for adapter in self.adapters])
+
+    @cached_property
+    def tokenizer(self) -> Mapping[str, Any]:
+        """The parsed tokenizer.json that the tuned model uses; {} if it has none."""
+        path = self.tokenizer_file()
+        return read_tokenizer(path) if path else {}
 
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""

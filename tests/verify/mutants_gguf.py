@@ -143,6 +143,13 @@ def swap_tokens(path: Path, rng: np.random.Generator) -> None:
     gguf_edit.replace(path, writer.texts(TOKENS, texts))
 
 
+def rename_tokens(path: Path, rng: np.random.Generator) -> None:
+    """Every other token gets the text of its neighbour."""
+    texts = gguf_edit.values(path, TOKENS)
+    texts[4::2], texts[5::2] = texts[5::2], texts[4::2]
+    gguf_edit.replace(path, writer.texts(TOKENS, texts))
+
+
 def blank_token(path: Path, rng: np.random.Generator) -> None:
     texts = gguf_edit.values(path, TOKENS)
     texts[rng.integers(4)] = ""

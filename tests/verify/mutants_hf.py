@@ -152,6 +152,11 @@ def swap_merges(folder: Path, rng: np.random.Generator) -> None:
     edit(folder / "tokenizer.json", change)
 
 
+def lose_merges(folder: Path, rng: np.random.Generator) -> None:
+    """Every word is cut into its bytes."""
+    edit(folder / "tokenizer.json", lambda content: content["model"].update(merges=[]))
+
+
 def not_special(folder: Path, rng: np.random.Generator) -> None:
     edit(folder / "tokenizer.json", lambda content: content["added_tokens"][int(rng.integers(4))].update(special=False))
 

@@ -15,6 +15,7 @@ from exporter.verify.reference import Reference
 from exporter.verify.run import verify
 from fixtures import adapters, families
 from tests.conftest import TRAINED_IDS
+from tests.processes import ttexport
 from tests.verify import mutants_hf, mutants_onnx
 from tests.verify.mutants_gguf import GGUF
 from tests.verify.mutants_hf import HF, Damage
@@ -125,3 +126,16 @@ def test_what_only_running_shows_is_caught_by_it(
     assert [report.failures for report in reports[: len(clean)]] == [[], []]
     assert [report.artifact for report in reports[len(clean) :] if report.passed] == []
     print(f"mutation score: {caught} of {caught} without running, {len(mutants)} of {len(mutants)} by running")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("gguf: token type", 3), ("gguf: truncated", 4), ("hf: shard missing", 4), ("onnx: rotary table", 3)],
+)
+def test_a_whole_process_says_so_in_one_line(
+    name: str, code: int, subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    kind, level, damage = {**GGUF, **HF, **ONNX}[name]
+    copy = damaged(subjects[kind], damage, 0, tmp_path)
+    ended = ttexport(*subjects[kind].argv(copy, level))
+    assert (ended.code, ended.stderr.count("\n")) == (code, 1)
