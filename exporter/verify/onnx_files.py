@@ -65,7 +65,7 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
         yield check_config(config, reference)
         yield check_special_ids(config, side_files(folder), reference)
         if all(path.parent.name == "onnx" for path in paths):
-            yield _check_browser(config, paths)
+            yield _check_browser(config, sorted((folder / "onnx").glob("*.onnx")))
     elif any(path.parent.name == "onnx" for path in paths):
         yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
     else:
