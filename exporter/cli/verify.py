@@ -29,7 +29,7 @@ from exporter.verify.runtimes.installed import require as require_runtimes
 @click.option("--reference", metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
 @click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
-@click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="rows runs no model.")
+@click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="Only full runs models.")
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @require_option

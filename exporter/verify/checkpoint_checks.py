@@ -12,23 +12,19 @@ from exporter.sources.safetensors import FileTensor
 from exporter.tensors import FLOATS, Array, blocks, cast
 from exporter.verify.artifact import stored_matrix
 from exporter.verify.computed import compare, sample
+from exporter.verify.configs import check_config
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
-from exporter.verify.special_ids import SPECIAL_IDS, check_special_ids
+from exporter.verify.special_ids import check_special_ids
 from exporter.verify.tolerances import MERGED_ULPS
-
-#: Config keys that follow the weights and therefore may differ from the base.
-_FOLLOWING = frozenset({"vocab_size", "dtype", "torch_dtype", "tie_word_embeddings", "text_config"})
-#: T5 derives this from the tie flag, so an untied head pins it.
-_SCALES = frozenset({"scale_decoder_outputs"})
 
 
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
     """Yield the checks; ``untouched`` compares every tensor but embedding and head with what it must hold."""
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
-    yield _check_config(merged, reference)
-    yield from check_special_ids(merged, reference)
+    yield check_config(merged.config, reference)
+    yield check_special_ids(merged.config, merged.side_files, reference)
     yield from _check_changed(merged, reference, every=untouched)
     if untouched:
         yield _check_values(merged, reference)
@@ -52,24 +48,6 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
     if wrong:
         detail = f"{len(wrong)} tensors are missing, new or of another shape, first {wrong[0]}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
-
-
-def _check_config(merged: Checkpoint, reference: Reference) -> Check:
-    base = reference.checkpoint
-    untied = base.tie.tied and not reference.tied
-    wrong = [
-        key
-        for key in sorted(merged.config.keys() | base.config.keys())
-        if key not in (_FOLLOWING | SPECIAL_IDS | (_SCALES if untied else set()))
-        and merged.config.get(key) != base.config.get(key)
-    ]
-    if merged.text_config.get("vocab_size") not in (None, reference.vocab):
-        wrong.append("vocab_size")
-    flag = False if untied else base.text_config.get("tie_word_embeddings")
-    if merged.text_config.get("tie_word_embeddings", merged.config.get("tie_word_embeddings")) != flag:
-        wrong.append("tie_word_embeddings")
-    detail = f"config.json: {wrong[0]}: not what base and adapters give" if wrong else "agrees with the base"
-    return Check(name="config", passed=not wrong, detail=detail)
 
 
 def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:

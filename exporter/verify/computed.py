@@ -42,7 +42,7 @@ def compare(matrix: Matrix, want: Expected, ids: range | list[int]) -> tuple[lis
     for start in range(0, len(ids), _ROWS_AT_ONCE):
         some = list(ids[start : start + _ROWS_AT_ONCE])
         wide = want.values(some).reshape(len(some), -1)
-        off = _ulps(_stored(matrix, some).reshape(len(some), -1), wide, matrix.kind)
+        off = ulps(_stored(matrix, some).reshape(len(some), -1), wide, matrix.kind)
         worst = max(worst, float(off.max(initial=0.0)))
         wrong += [row for row, rows_off in zip(some, off, strict=True) if not (rows_off <= MERGED_ULPS).all()]
     return wrong, worst
@@ -56,8 +56,11 @@ def _stored(matrix: Matrix, ids: list[int]) -> Array:
     return cast(np.ascontiguousarray(raw).view(DTYPES[matrix.kind]), "F64")
 
 
-def _ulps(found: Array, want: Array, kind: str) -> Array:
-    """Distance in units of the last place, after the noise of float32 sums: that of the largest value of the row."""
+def ulps(found: Array, want: Array, kind: str) -> Array:
+    """Distance in units of the last place, after the noise of float32 sums: that of the largest value of the row.
+
+    found, want: (rows, width).
+    """
     noise = MERGED_F32_NOISE * np.abs(want).max(axis=1, keepdims=True)
     exponent = np.floor(np.log2(np.maximum(np.abs(want), np.finfo(np.float32).tiny)))
     unit = np.exp2(exponent - _MANTISSA_BITS[kind])

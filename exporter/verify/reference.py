@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.tokenizer import read_tokenizer
 from exporter.verify.expected import Expected, alike, expected
+from exporter.verify.tuned_files import tuned_files
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,17 @@ class Reference:
         token = self.checkpoint.config.get("decoder_start_token_id")
         return token if isinstance(token, int) else None
 
+    @cached_property
+    def side_files(self) -> Mapping[str, Path]:
+        """Tokenizer, chat template and generation config of the tuned model: name → path."""
+        return tuned_files(self.checkpoint.side_files, [adapter.side_files for adapter in self.adapters])
+
+    @cached_property
+    def tokenizer(self) -> Mapping[str, Any]:
+        """The parsed tokenizer.json that the tuned model uses; {} if it has none."""
+        path = self.tokenizer_file()
+        return read_tokenizer(path) if path else {}
+
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""
-        for adapter in self.adapters:
-            if "tokenizer.json" in adapter.side_files:
-                return adapter.side_files["tokenizer.json"]
-        return self.checkpoint.side_files.get("tokenizer.json")
+        return self.side_files.get("tokenizer.json")

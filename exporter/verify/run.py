@@ -7,24 +7,32 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from exporter.sources.gguf_parts import GgufParts
 from exporter.verify.artifact import Artifact, open_artifacts
+from exporter.verify.base_rows import BaseRows
 from exporter.verify.checkpoint_checks import check_checkpoint
 from exporter.verify.execution import Execution, Run, Say
 from exporter.verify.findings import RowErrors
+from exporter.verify.gguf_settings import check_settings
+from exporter.verify.gguf_specials import check_specials
+from exporter.verify.gguf_tokens import check_tokens
+from exporter.verify.gguf_weights import check_weights
 from exporter.verify.lora import check_lora, is_lora
 from exporter.verify.prompts import build_sequences
 from exporter.verify.reference import Reference
-from exporter.verify.report import Check, Report
+from exporter.verify.report import Check, Report, Skip
 from exporter.verify.row_errors import check_drowned, row_errors
 from exporter.verify.rows import check_rows
 from exporter.verify.runtimes.installed import require
+from exporter.verify.side_files import check_side_files
+from exporter.verify.texts import check_pieces, speak
 
-LEVELS: Final = ("rows", "full")
+LEVELS: Final = ("rows", "weights", "full")
 
 
 def verify(
@@ -37,7 +45,8 @@ def verify(
 ) -> list[Report]:
     """Judge every artifact in ``paths`` against ``reference``; one report each, in order.
 
-    level: "rows" reads the weights only, in blocks; "full" also runs the artifact and the reference.
+    level: "rows" reads the trained rows and what lies beside the weights; "weights" every weight, in blocks; "full"
+    also runs the artifact and the reference.
     Raises BadInput for an artifact or reference that cannot be read; a failed check is in the report, not raised.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
@@ -58,20 +67,31 @@ def _verify_models(
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
-    judged = [_judge_rows(one, reference, level, say) for artifacts in opened for one in artifacts]
+    base = BaseRows(reference)
+    judged = [_judge_rows(one, reference, base, level, say) for artifacts in opened for one in artifacts]
+    beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
     if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
-            execution = Execution(reference, build_sequences(reference, prompts), Path(folder), say)
+            sequences = build_sequences(reference, prompts)
+            execution = Execution(reference, sequences, Path(folder), say)
             for one in judged:
                 execution.run(one.artifact)
             execution.run_reference()
             for one in judged:
                 one.checks += execution.judge(one.artifact, one.facts)
                 one.run = execution.runs[one.artifact.path]
+            say("encoding, decoding and chatting")
+            texts = Path(folder) / "texts"
+            formats = {path: one[0].format for path, one in zip(paths, opened, strict=True)}
+            spoken = speak(formats, reference, sequences, texts)
+            for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
+                shared += spoken.judge(path)
+                if formats[path] == "gguf":
+                    shared += check_pieces(path, spoken, texts / f"pieces.{number}")
     by_path = {one.artifact.path: one for one in judged}
     return {
-        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts])
-        for path, artifacts in zip(paths, opened, strict=True)
+        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)
+        for path, artifacts, shared in zip(paths, opened, beside, strict=True)
     }
 
 
@@ -81,24 +101,61 @@ class _Judged:
     checks: list[Check]
     facts: dict[str, float | str]
     rows: list[RowErrors]
+    skipped: list[Skip]
     run: Run | None = None
 
 
-def _judge_rows(artifact: Artifact, reference: Reference, level: str, say: Say) -> _Judged:
+def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Judged:
     say(f"reading the rows of {artifact.path.name}")
-    found = list(check_rows(artifact, reference, untouched=level == "full"))
+    every = level != "rows"
+    found: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
+    if artifact.format == "onnx" and reference.checkpoint.is_encoder_decoder:
+        found.append(Skip("graph", "the graphs of an encoder-decoder are judged by their logits"))
+    elif artifact.format == "onnx":
+        from exporter.verify.onnx_files import check_graph
+        from exporter.verify.onnx_weights import check_weights as check_initialisers
+
+        found += check_graph(artifact, reference)
+        found += check_initialisers(artifact.path, reference, base) if every else []
+    if artifact.format == "gguf" and every:
+        found += check_weights(GgufParts.open(artifact.path), reference)
     if artifact.format == "hf":
-        found += check_checkpoint(artifact.path, reference, untouched=level == "full")
+        found += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
-    return _Judged(artifact, found + list(check_drowned(rows)), {"storage": artifact.kind}, rows)
+    found += check_drowned(rows)
+    checks, skips = _apart(found)
+    return _Judged(artifact, checks, {"storage": artifact.kind}, rows, skips)
 
 
-def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
+def _apart(found: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
+    """What was checked, and what was not."""
+    both = list(found)
+    return [one for one in both if isinstance(one, Check)], [one for one in both if isinstance(one, Skip)]
+
+
+def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
+    """What runtimes are told beside the weights: of a folder once, however many models it holds."""
+    match artifacts[0].format:
+        case "gguf":
+            parts = GgufParts.open(path)
+            yield from check_settings(parts, reference)
+            yield from check_tokens(parts, reference)
+            yield from check_specials(parts, reference)
+        case "onnx":
+            from exporter.verify.onnx_files import check_folder  # parses protobuf: only ONNX waits for it
+
+            yield from check_folder(path, artifacts, reference)
+        case _:
+            yield from check_side_files(path, reference)
+
+
+def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[Check | Skip]) -> Report:
     """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
 
     The profile is that of the first, which is the most precise one.
     """
     checks: list[Check] = []
+    skips: list[Skip] = []
     facts: dict[str, float | str] = {}
     rows: list[RowErrors] = []
     for one in judged:
@@ -106,14 +163,16 @@ def _report(path: Path, level: str, judged: Sequence[_Judged]) -> Report:
         checks += [replace(check, name=whose + check.name) for check in one.checks]
         facts |= {whose + name: value for name, value in one.facts.items()}
         rows += one.rows  # each says its storage
+        skips += [Skip(whose + skip.name, skip.reason) for skip in one.skipped]
+    more, others = _apart(beside)
     runs = [one.run for one in judged if one.run]
     return Report(
         artifact=path,
         format=judged[0].artifact.format,
         level=level,
-        checks=checks,
+        checks=checks + more,
         facts=facts,
         rows=rows,
         profile=runs[0].profile if runs else None,
-        skipped=[skip for run in runs for skip in run.skipped],
+        skipped=skips + others + [skip for run in runs for skip in run.skipped],
     )

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.json_objects import read_object
 from exporter.sources.special_tokens import KINDS, special_ids
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check
+from exporter.verify.tuned_files import GENERATION
 
 #: Keys of config.json that follow the tokenizer.
 SPECIAL_IDS: Final = frozenset(f"{kind}_token_id" for kind in KINDS)
-_GENERATION: Final = "generation_config.json"
 
 
-def check_special_ids(merged: Checkpoint, reference: Reference) -> Iterator[Check]:
-    """One check: an id is the base's, unless the tuned tokenizer has another one, which then must be named."""
+def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
+    """An id is the base's, unless the tuned tokenizer has another one, which then must be named.
+
+    config: the parsed config.json; files: those beside it.
+    """
     base = reference.checkpoint
-    pairs = [("config.json", merged.config, base.config)]
-    if not any(_GENERATION in adapter.side_files for adapter in reference.adapters):
-        pairs.append((_GENERATION, _generation(merged), _generation(base)))
-    yield compare_special_ids(special_ids(base.side_files), special_ids(merged.side_files), pairs)
+    before, after = special_ids(base.side_files), special_ids(reference.side_files)
+    generation = (GENERATION, _generation(files), _generation(reference.side_files))
+    own = any(GENERATION in adapter.side_files for adapter in reference.adapters)
+    found = compare_special_ids(before, after, [("config.json", config, base.config), *([] if own else [generation])])
+    # A generation config that an adapter brings is its own word, and nothing in it follows.
+    brought = compare_special_ids({}, {}, [generation] if own else [])
+    return found if brought.passed else brought
 
 
 def compare_special_ids(
@@ -44,6 +50,5 @@ def compare_special_ids(
     return Check(name="special ids", passed=not wrong, detail=detail)
 
 
-def _generation(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    path = checkpoint.side_files.get(_GENERATION)
-    return read_object(path) if path else {}
+def _generation(files: Mapping[str, Path]) -> Mapping[str, Any]:
+    return read_object(files[GENERATION]) if GENERATION in files else {}

@@ -78,7 +78,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     Saves ``full.N``, ``greedy.N`` and ``tokens.N`` (the ids of text N).
     """
     longest = max(map(len, [*job["sequences"], *job["greedy_prompts"]]))
-    with _silence():
+    with silence():
         session = Session(job["artifact"], n_ctx=longest + job["greedy_tokens"] + 8)
         for number, ids in enumerate(job["sequences"]):
             save(f"full.{number}", session.logits(ids))
@@ -94,7 +94,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """llama.cpp talks at length on stderr; only its errors are kept, so that the last line is the reason."""
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds it at run time

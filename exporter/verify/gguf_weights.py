@@ -1,0 +1,175 @@
+"""Checks of a GGUF's other tensors, those beside the vocabulary, against base and adapters: every element of them.
+
+What is not quantised, or by rules that give the same bytes here, must have the very bytes. A quantiser that was told
+what matters (an importance matrix), or of another build, makes other bytes everywhere: its rows may be as far off as
+rows quantised here are, but for a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import MissingDependency, NotExpressible
+from exporter.sources.gguf_parts import GgufParts
+from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
+from exporter.verify.artifact import decode, encode
+from exporter.verify.computed import ulps
+from exporter.verify.expected import Expected
+from exporter.verify.gguf_layout import VOCABULARY, Arrange, arrangement, generated, placed
+from exporter.verify.hyperparameters import hyperparameters
+from exporter.verify.reference import Reference
+from exporter.verify.report import Check, Skip
+from exporter.verify.tolerances import MERGED_ULPS, QUANTISED_ALIKE, QUANTISED_ERROR
+
+#: Quantisations may be made from a 16-bit file, whatever the base's dtype.
+_THROUGH: Final = ("F16", "BF16")
+
+
+def check_weights(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
+    """Yield the checks. Memory: a block of rows; of a tensor in another order, or with updates, all of it."""
+    config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
+    layers = hyperparameters(config).get("block_count")
+    try:
+        wanted, strangers = placed(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
+    except KeyError:
+        yield Skip("other tensors", f"how llama.cpp orders the tensors of architecture {arch!r:.60} is not known here")
+        return
+    made = generated(config)
+    yield _check_names(parts, set(wanted) | set(made))
+    if strangers:
+        yield Skip("other tensors", f"{len(strangers)} have no place in a GGUF, such as {strangers[0]}")
+    found = _Found()
+    for name in parts.tensors:
+        if name in VOCABULARY:
+            continue
+        if name in made:
+            found.compare(parts, name, made[name][None], "F32")
+        elif name in wanted:
+            sources = [reference.tensors[stored] for stored in wanted[name]]
+            _compare(parts, name, sources, arrangement(arch, name, config), found)
+    yield from found.checks()
+
+
+def _check_names(parts: GgufParts, wanted: set[str]) -> Check:
+    """The head is the tie check's affair."""
+    wrong = sorted((parts.tensors.keys() ^ wanted) - set(VOCABULARY))
+    detail = f"{len(parts.tensors)} tensors, named as the base's"
+    if wrong:
+        detail = f"{wrong[0]}: {'not of the base' if wrong[0] in parts.tensors else 'expected, found none'}"
+    return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _compare(parts: GgufParts, name: str, sources: Sequence[Expected], arrange: Arrange | None, found: _Found) -> None:
+    """``sources``: the tensor, or the members of a stack, one after another."""
+    tensor = parts.tensors[name]
+    rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
+    for number, want in enumerate(sources):
+        spec = want.source.spec
+        if math.prod(spec.shape) != rows * width:
+            found.wrong.append(f"{name}: expected the elements of {spec.shape}, found {tensor.shape}")
+            return
+        whole = arrange is not None or want.computed or len(spec.shape) == 1
+        step = spec.n_rows if whole else max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
+        first = number * rows
+        for start in range(0, spec.n_rows, step):
+            stop = min(start + step, spec.n_rows)
+            value = want.values(range(spec.n_rows)) if want.computed else want.source.rows(start, stop)
+            value = (arrange(value) if arrange else value).reshape(-1, width)
+            found.compare(parts, name, value, want.base.spec.dtype, first=first, computed=want.computed)
+            first += len(value)
+
+
+class _Found:
+    """What the comparisons of all tensors come to."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.skipped: list[str] = []
+        self.count = 0
+        self.rows: dict[str, _Quantised] = {}
+
+    def compare(
+        self, parts: GgufParts, name: str, value: Array, stored: str, *, first: int = 0, computed: bool = False
+    ) -> None:
+        """Compare rows from ``first`` on with ``value`` (n, width), whose base is ``stored`` so."""
+        kind = parts.tensors[name].type
+        raw = parts.holder(name).rows(name, first, first + len(value))
+        self.count += 1
+        if kind in FLOATS and computed:
+            off = ulps(decode(raw, kind), value, kind)
+            wrong = ~(off <= MERGED_ULPS).all(axis=1)
+        elif kind in FLOATS:
+            wrong = np.all([(one != raw).any(axis=1) for one in _floats(value, kind, stored)], axis=0)
+        elif computed:
+            self.skipped.append(name)
+            return
+        else:
+            self.rows.setdefault(name, _Quantised(kind)).add(raw, value, stored, first)
+            return
+        if wrong.any():
+            self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
+
+    def checks(self) -> Iterator[Check | Skip]:
+        """The verdict on all of them."""
+        for name, rows in self.rows.items():
+            self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
+            self.skipped += [name] if rows.unknown else []
+        detail = f"{self.count} blocks of rows as base and adapters give them" if not self.wrong else self.wrong[0]
+        limit, value = 0.0, float(len(self.wrong))
+        yield Check(name="other tensors", passed=not self.wrong, value=value, limit=limit, detail=detail)
+        if self.skipped:
+            reason = f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, are judged by their logits"
+            yield Skip("other tensors", reason)
+
+
+def _floats(value: Array, kind: str, stored: str) -> Iterator[Array]:
+    yield encode(value, kind)
+    if stored in FLOATS:
+        yield encode(cast(value, stored), kind)
+
+
+@dataclass
+class _Quantised:
+    """Rows of one quantised tensor: how many have the bytes that they get here, and how far the others are off."""
+
+    kind: str
+    alike: int = 0
+    unknown: bool = False
+    others: list[tuple[int, float]] | None = None
+
+    def add(self, raw: Array, value: Array, stored: str, first: int) -> None:
+        """Compare rows from ``first`` on."""
+        self.others = self.others or []
+        try:
+            made = encode(value, self.kind)
+        except (MissingDependency, NotExpressible):
+            self.unknown = True
+            return
+        differs = (made != raw).any(axis=1)
+        for dtype in dict.fromkeys((stored, *_THROUGH)):
+            if differs.any() and dtype in FLOATS:
+                differs[differs] = (encode(cast(value[differs], dtype), self.kind) != raw[differs]).any(axis=1)
+        self.alike += int((~differs).sum())
+        if differs.any():
+            wide = value[differs].astype(np.float64)
+            errors = [np.linalg.norm(decode(one[differs], self.kind) - wide, axis=1) for one in (raw, made)]
+            shares = errors[0] / np.maximum(errors[1], 1e-30)
+            self.others += [
+                (first + int(row), float(share)) for row, share in zip(np.flatnonzero(differs), shares, strict=True)
+            ]
+
+    def faults(self) -> Iterator[str]:
+        """Rows that stand out among rows with the same bytes, or that are too far off."""
+        others = self.others or []
+        if others and self.alike >= QUANTISED_ALIKE * (self.alike + len(others)):
+            yield f"row {others[0][0]} is not quantised as the {self.alike} others are"
+            return
+        for row, share in others:
+            if not share <= QUANTISED_ERROR:
+                yield f"row {row} is {share:.3g} times as far from the base's as it need be in {self.kind}"
+                return
