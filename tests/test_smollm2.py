@@ -59,7 +59,7 @@ def assert_equivalent(reports: dict[str, dict[str, Any]]) -> None:
     assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "128 of 128 identical"
     assert checks(reports[bf16])["mean KL"]["value"] <= 5e-4
     assert checks(reports["m-Q8_0.gguf"])["excess KL"]["value"] <= 0.10
-    for way in ("logits", "logits with cache", "logits padded"):
+    for way in ("logits", "logits with cache", "logits left-padded"):
         assert checks(reports["onnx"])[way]["value"] <= 2e-4
 
 

@@ -43,7 +43,7 @@ def test_clean_artifacts_of_every_format_and_storage_pass(tuned: Tuned, tmp_path
     assert document["passed"]
     names = {Path(one["artifact"]).stem: {check["name"] for check in one["checks"]} for one in document["artifacts"]}
     assert {"logits", "greedy tokens", "other tensors"} <= names["hf"]
-    assert {"logits", "logits with cache", "logits padded", "greedy tokens"} <= names["onnx"]
+    assert {"logits", "logits with cache", "logits left-padded", "greedy tokens"} <= names["onnx"]
     assert {"mean KL", "top-1 misses", "greedy tokens", "tokenizer"} <= names["f32"]
     assert "excess KL" in names["q8_0"]
 
@@ -104,7 +104,7 @@ def test_every_model_of_an_onnx_folder_is_judged(tuned: Tuned, tmp_path: Path) -
     assert run([*tuned.argv(tuned.onnx_variants), "--report", str(tmp_path)]) == 0
     [artifact] = read_report(tmp_path)["artifacts"]
     names = {check["name"] for check in artifact["checks"]}
-    ways = {"logits", "logits with cache", "logits padded"}
+    ways = {"logits", "logits with cache", "logits left-padded"}
     assert {f"model_fp16: {way}, mean KL" for way in ways} <= names
     assert {"model_q4f16: embedding rows", "model_q4f16: excess KL", "model_q4f16: logits with cache"} <= names
     assert artifact["facts"]["model_q4f16: storage"] == "int8 x 32, scales F16"
