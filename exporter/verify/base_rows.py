@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Final
 
 import numpy as np
 
+from exporter.sources.safetensors import FileTensor
 from exporter.tensors import Array, cast, read
 from exporter.verify.onnx_blocks import BlockKind
 from exporter.verify.reference import Reference
@@ -25,6 +26,8 @@ _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _MOST: Final = 0.5
 #: A vector so near to one of the base, by the norm of the difference as a share, is meant to be that.
 _NEAR: Final = 0.25
+#: So many vectors are packed in one: gate and up; queries, keys and values.
+_TOGETHER: Final = (2, 3)
 #: (tensor of the base, row in it)
 Place = tuple[int, int]
 
@@ -91,9 +94,19 @@ class BaseRows:
         return layer if layer in self.layers else None
 
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
+        """Vectors of the layer of this length, and then neighbours in one: the biases of queries, keys and values."""
+        neighbours: dict[tuple[str, str], list[FileTensor]] = {}
         for name, tensor in self.tensors.items():
-            if tensor.spec.shape == (length,) and _layer(name) == layer:
+            if len(tensor.spec.shape) != 1 or _layer(name) != layer:
+                continue
+            if tensor.spec.shape == (length,):
                 yield cast(read(tensor), "F32")
+            module, _, parameter = name.rpartition(".")
+            neighbours.setdefault((module.rpartition(".")[0], parameter), []).append(tensor)
+        for group in neighbours.values():
+            for several in (order for count in _TOGETHER for order in permutations(group, count)):
+                if sum(one.spec.n_rows for one in several) == length:
+                    yield np.concatenate([cast(read(one), "F32") for one in several])
 
     def _rows(self, kind: str, layer: str | None) -> Mapping[bytes, list[Place]]:
         if (kind, layer) not in self._index:

@@ -23,6 +23,7 @@ ARTIFACTS = {
     "f16.gguf": ["--to", "gguf", "--dtype", "f16"],
     "q8_0.gguf": ["--to", "gguf", "--quant", "Q8_0"],
     "onnx": ["--to", "onnx", "--quant", "fp32", "--quant", "fp16", "--quant", "int8", "--quant", "q4"],
+    "onnx-ort": ["--to", "onnx", "--onnx-ops", "ort", "--quant", "fp32", "--quant", "fp16", "--quant", "int8"],
 }
 
 
