@@ -1,0 +1,126 @@
+"""Artifacts of other tools: what they wrote rightly passes, what lost the rows is exit 3 and says at which gate."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+
+from exporter.cli.main import run
+from exporter.verify.execution import has_llama_cpp
+from tests.conformance.gguf import convert, converter
+from tests.documents import read_report
+from tests.verify import foreign
+
+Build = Callable[[Path, Path], Path]
+
+needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
+needs_genai = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"
+)
+needs_converter = pytest.mark.skipif(converter() is None, reason="no folder of llama.cpp is named")
+
+
+def save_pretrained(merged: Path, out: Path) -> Path:
+    """What PEFT merged is an artifact as it is."""
+    return merged
+
+
+def llama_cpp_converter(merged: Path, out: Path) -> Path:
+    """convert_hf_to_gguf.py of llama.cpp."""
+    root = converter()
+    assert root is not None
+    convert(root, merged, out.with_suffix(".gguf"), "bf16", "smollm")
+    return out.with_suffix(".gguf")
+
+
+def package(merged: Path, out: Path) -> Path:
+    """A file of the gguf package."""
+    return foreign.gguf_package(merged, out.with_suffix(".gguf"))
+
+
+#: tool → how it makes an artifact of a merged checkpoint
+TOOLS: Mapping[str, Build] = {
+    "peft": save_pretrained,
+    "gguf": package,
+    "converter": llama_cpp_converter,
+    "genai-fp32": partial(foreign.genai, precision="fp32"),
+    "genai-int4": partial(foreign.genai, precision="int4"),
+    "torch.onnx.export": foreign.torch_export,
+}
+MARKS = {"gguf": needs_llama_cpp, "converter": needs_converter, "genai-fp32": needs_genai, "genai-int4": needs_genai}
+CASES = [pytest.param(tool, marks=MARKS.get(tool, ())) for tool in TOOLS]
+
+
+@pytest.fixture(scope="session")
+def merged_by_peft(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foreign.merge(tiny_tied, tiny_adapter, tmp_path_factory.mktemp("foreign") / "merged")
+
+
+@pytest.fixture(scope="session")
+def saved_without_rows(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foreign.merge(tiny_tied, None, tmp_path_factory.mktemp("foreign") / "lost")
+
+
+@pytest.fixture(scope="session")
+def made(merged_by_peft: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tool → its artifact of the merged checkpoint, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    return cache(lambda tool: TOOLS[tool](merged_by_peft, folder / tool))
+
+
+def verify(artifact: Path, base: Path, adapter: Path, report: Path) -> int:
+    words = ["verify", str(artifact), "--reference", str(base), "--adapter", str(adapter), "-q"]
+    return run([*words, "--report", str(report)])
+
+
+@pytest.mark.parametrize("tool", CASES)
+def test_what_another_tool_wrote_passes(
+    tool: str, made: Callable[[str], Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    assert verify(made(tool), tiny_tied, tiny_adapter, tmp_path / "report") == 0
+    names = {check["name"] for check in read_report(tmp_path / "report")["artifacts"][0]["checks"]}
+    assert {"embedding rows", "embedding untouched"} <= names
+    assert {"logits", "mean KL", "excess KL"} & names
+
+
+@pytest.mark.parametrize("tool", CASES)
+def test_what_lost_the_rows_is_refused_by_the_rows_and_by_the_logits(
+    tool: str,
+    saved_without_rows: Path,
+    tiny_tied: Path,
+    tiny_adapter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    artifact = TOOLS[tool](saved_without_rows, tmp_path / "artifact")
+    assert verify(artifact, tiny_tied, tiny_adapter, tmp_path / "report") == 3
+    assert "not equivalent: embedding rows: " in capsys.readouterr().err
+    checks = read_report(tmp_path / "report")["artifacts"][0]["checks"]
+    failed = {check["name"] for check in checks if not check["passed"]}
+    # Three rows drown in what four bits do to all others; their own measure shows them.
+    assert failed & {"logits", "mean KL", "embedding changes"}
+
+
+@needs_genai
+def test_a_graph_without_positions_is_padded_on_the_right(
+    made: Callable[[str], Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    assert verify(made("genai-fp32"), tiny_tied, tiny_adapter, tmp_path / "report") == 0
+    names = {check["name"] for check in read_report(tmp_path / "report")["artifacts"][0]["checks"]}
+    assert {"logits", "logits with cache", "logits right-padded", "greedy tokens"} <= names
+
+
+def test_what_a_graph_cannot_be_asked_is_said(
+    made: Callable[[str], Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    assert verify(made("torch.onnx.export"), tiny_tied, tiny_adapter, tmp_path / "report") == 0
+    [document] = read_report(tmp_path / "report")["artifacts"]
+    reasons = {one["name"]: one["reason"] for one in document["skipped"]}
+    assert reasons == {
+        "logits with cache": "model.onnx takes no past_key_values",
+        "logits of a padded batch": "model.onnx takes no attention_mask",
+    }
