@@ -32,6 +32,7 @@ from exporter.targets import DTYPES
     show_default=True,
     help="rows: re-read new rows, header or graph, and some rows of every tensor. full: every byte. auto: rows.",
 )
+@click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE was made from: folder or hub id.")
 @patch_place_options

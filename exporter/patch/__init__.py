@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.errors import NotExpressible
+from exporter.errors import NotExpressible, UsageError
 from exporter.formats.patching.journal import recover
 from exporter.hooks import Hooks
 from exporter.patch.spec import PatchPlan, PatchSpec, patch_json
 from exporter.sources.onnx_folder import has_model
 from exporter.verify.artifact import detect
 from exporter.verify.report import Report
+from exporter.verify.reports.write import require_renderers
 
 __all__ = ["PatchPlan", "PatchSpec", "is_patchable", "patch_json", "plan_patch", "restore", "run_patch"]
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
     """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
+    if spec.report:
+        require_renderers()
+        if spec.out and spec.out.resolve() in (folder := spec.report.resolve(), *folder.parents):
+            raise UsageError(f"--report {spec.report}: expected a folder outside of OUT")
     kind = detect(spec.base)
     if kind == "gguf":
         from exporter.patch.gguf import plan_gguf_patch  # neither format waits for the other's modules

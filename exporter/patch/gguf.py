@@ -19,7 +19,7 @@ from exporter.patch.spec import Inputs, PatchPlan, PatchSpec
 from exporter.sources.gguf_parts import GgufParts, part_name
 from exporter.staging import require_space, staged
 from exporter.verify.patched import Before, check_patched
-from exporter.verify.report import Report, require_passed
+from exporter.verify.report import Report
 
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -115,8 +115,7 @@ class GgufPatchPlan(PatchPlan):
         checks = list(check_patched(path, before, base=base))
         facts: dict[str, float | str] = {"storage": self.patch.kind, "base": self.proof}
         report = Report(artifact=self.paths[0], format="gguf", level=self.spec.level, checks=checks, facts=facts)
-        require_passed([report])
-        return report
+        return self.conclude(report, path)
 
     @staticmethod
     def _stem(path: Path) -> str:

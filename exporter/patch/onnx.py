@@ -16,7 +16,7 @@ from exporter.hooks import Hooks
 from exporter.patch.spec import Inputs, PatchPlan, PatchSpec
 from exporter.staging import require_space, staged
 from exporter.verify.patched_onnx import Before, check_patched
-from exporter.verify.report import Report, require_passed
+from exporter.verify.report import Report
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ class OnnxPatchPlan(PatchPlan):
         facts: dict[str, float | str] = {"storage": self.targets[0]["storage"], "base": self.proof}
         checks = list(check_patched(folder, before, every=every))
         report = Report(artifact=self.out, format="onnx", level=self.spec.level, checks=checks, facts=facts)
-        require_passed([report])
-        return report
+        return self.conclude(report, folder)
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:

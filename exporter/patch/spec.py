@@ -13,7 +13,10 @@ from exporter.hooks import Hooks
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.locate import Located, locate, origins_after
-from exporter.verify.report import Report
+from exporter.verify.reference import Reference
+from exporter.verify.report import Report, require_passed
+from exporter.verify.reports.setting import setting, setting_without_base
+from exporter.verify.reports.write import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,11 @@ class PatchSpec:
     level: str = "rows"
     force: bool = False
     quiet: bool = False
+    report: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.report and self.level == "off":
+            raise UsageError("--report: expected something to report, found --verify off")
         if self.in_place and self.out is not None:
             raise UsageError(f"--in-place: changes {self.base} itself, so there is no -o {self.out}")
         if self.trust_base and self.checkpoint:
@@ -128,6 +134,18 @@ class PatchPlan(ABC):
     @abstractmethod
     def run(self, hooks: Hooks) -> Report | None:
         """Write, verify and promote. Raises NotEquivalent; the base then is as it was."""
+
+    def conclude(self, report: Report, path: Path) -> Report:
+        """Write what ``--report`` asks for about the artifact at ``path``, passed or not. Raises NotEquivalent."""
+        if folder := self.spec.report:
+            base = self.inputs.base
+            if base:
+                where = setting(Reference(base, self.adapters), [path])
+            else:
+                where = setting_without_base(self.spec.base.name, self.adapters, [path])
+            write_report(folder, [report], where)
+        require_passed([report])
+        return report
 
 
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located:

@@ -87,7 +87,9 @@ def gguf_package(merged: Path, out: Path) -> Path:
         for part, count in heads.items():
             if f".{part}." in name:  # ggml rotates neighbours, transformers the two halves of a head
                 data = data.reshape(count, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(data))
+        known = names.get_name(name, (".weight",))
+        assert known is not None, name
+        writer.add_tensor(known, np.ascontiguousarray(data))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

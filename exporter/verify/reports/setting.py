@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import reading
+from exporter.sources.adapter import Adapter
 from exporter.sources.gguf_parts import GgufParts
 from exporter.tensors import BLOCK_BYTES
 from exporter.verify.reference import Reference
@@ -32,14 +33,22 @@ _PACKAGES: Final = (
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
     """Part of the report's document. Reads every byte of ``artifacts``, one block in memory; holds no clock time."""
+    base = reference.checkpoint
+    return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)
+
+
+def setting_without_base(name: str, adapters: Sequence[Adapter], artifacts: Sequence[Path]) -> dict[str, Any]:
+    """The same where no checkpoint is at hand: ``name`` is what the base is called."""
+    return _setting(name, None, adapters, artifacts)
+
+
+def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifacts: Sequence[Path]) -> dict[str, Any]:
     return {
         "environment": environment(),
         "reference": {
-            "base": reference.checkpoint.path.name,
-            "embedding_sha256": reference.checkpoint.embedding_digest,
-            "adapters": [
-                {"name": adapter.path.name, "sha256": file_digest(adapter.weights)} for adapter in reference.adapters
-            ],
+            "base": base,
+            "embedding_sha256": digest,
+            "adapters": [{"name": one.path.name, "sha256": file_digest(one.weights)} for one in adapters],
         },
         "files": [
             {"artifact": number, "file": name, "nbytes": path.stat().st_size, "sha256": file_digest(path)}
