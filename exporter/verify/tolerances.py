@@ -69,7 +69,7 @@ LORA_NOISE: Final = {"F32": 2e-6, "F16": 4e-3, "BF16": 3e-2}
 DROWNED_SHARE: Final = 1.0
 
 #: Rows of a quantised tensor that have the bytes they get here, as a share: above it the same quantiser made all of
-#: them, and a row with others is a fault. Measured on SmolLM2 in Q8_0 and Q4_K_M without an importance matrix: all rows.
+#: them, and a row with others is a fault. Measured on SmolLM2 in Q8_0 and Q4_K_M without an imatrix: all rows.
 QUANTISED_ALIKE: Final = 0.5
 #: The error of a row whose quantiser makes other bytes, as a multiple of that of the row quantised here. A guess, not a
 #: measurement: an importance matrix trades the error of what does not matter for that of what does.
