@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from exporter import staging
 from exporter.errors import OutputError
 from exporter.staging import leftover, resumable
 
@@ -26,7 +25,7 @@ def finish(final: Path, text: str, *, force: bool = False, resume: bool = False)
 def end_before_cleaning(final: Path, text: str, monkeypatch: pytest.MonkeyPatch, *, force: bool = False) -> None:
     """As a process that dies right after the rename."""
     with monkeypatch.context() as patch:
-        patch.setattr(staging.shutil, "rmtree", lambda path, **options: None)
+        patch.setattr(shutil, "rmtree", lambda path, **options: None)
         finish(final, text, force=force)
     assert leftover(final).exists()
 
