@@ -73,7 +73,7 @@ class OnnxLayout:
     @property
     def nbytes(self) -> int:
         """Bytes of all data files."""
-        return sum(variant.nbytes for variant in self.variants)
+        return sum(variant.nbytes * len(variant.precision.stems) for variant in self.variants)
 
 
 def plan_onnx(

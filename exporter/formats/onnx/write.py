@@ -18,7 +18,7 @@ from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
 from exporter.formats.output import OutputFile, Progress, silent
 from exporter.merge.model import MergedModel
 from exporter.staging import write_file
-from exporter.tensors import blocks, cast
+from exporter.tensors import ByteRange, blocks, cast
 from exporter.version import __version__
 
 FOLDER: Final = "onnx"
@@ -66,22 +66,18 @@ def _external(item: Item, data: str) -> ir.ExternalTensor:
 
 
 def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
-    """Every name of the variant has its own model file, and a data file which is one file of several names."""
+    """Every name of the variant has its own model file and its own data file.
+
+    No hard links between them: onnx.load takes data with several links for an attack, and refuses it.
+    """
     first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
     with OutputFile(first, progress, nbytes=variant.nbytes) as file:
         _write_data(layout, variant, file)
     for other in others:
-        _link(first, other)
+        with OutputFile(other, progress, nbytes=variant.nbytes) as file:
+            file.copy(ByteRange(first, 0, variant.nbytes))
     for stem in variant.precision.stems:
         write_file(folder / f"{stem}{MODEL_SUFFIX}", graph_bytes(layout, variant, f"{stem}{DATA_SUFFIX}"))
-
-
-def _link(source: Path, target: Path) -> None:
-    with writing(target):
-        try:
-            target.hardlink_to(source)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, target)
 
 
 def _write_data(layout: OnnxLayout, variant: Variant, file: OutputFile) -> None:

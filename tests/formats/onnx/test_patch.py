@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,8 +91,12 @@ def test_patch_equals_merging_and_exporting_anew(
 
 
 def test_two_names_of_one_data_file_stay_so(base_onnx: Bases, row_adapters: dict[str, Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(base_onnx("tied", "standard"), tmp_path / "base"))
+    shared = base / "onnx" / "model_quantized.onnx_data"
+    shared.unlink()
+    shared.hardlink_to(base / "onnx" / "model_int8.onnx_data")
     for tokens in ("known", "new"):
-        succeed("patch", base_onnx("tied", "standard"), row_adapters[f"tied-{tokens}"], "-o", tmp_path / tokens)
+        succeed("patch", base, row_adapters[f"tied-{tokens}"], "-o", tmp_path / tokens)
         one, other = (tmp_path / tokens / "onnx" / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
         assert one.samefile(other)
 

@@ -84,10 +84,12 @@ def test_variants_share_one_folder_and_one_set_of_configs(write: Write, tiny_tie
     assert (alone / "onnx" / "model_q4.onnx").read_bytes() == (folder / "onnx" / "model_q4.onnx").read_bytes()
 
 
-def test_both_names_of_int8_are_one_file_of_weights(write: Write, tiny_tied: Path) -> None:
+def test_both_names_of_int8_hold_the_same_weights(write: Write, tiny_tied: Path) -> None:
     folder = write(tiny_tied, quants=("int8",)) / "onnx"
-    assert (folder / "model_int8.onnx_data").samefile(folder / "model_quantized.onnx_data")
+    one, other = (folder / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
+    assert one.read_bytes() == other.read_bytes()
     for stem in ("model_int8", "model_quantized"):
+        onnx.load(folder / f"{stem}.onnx")  # refuses data with several hard links
         places = {
             one.place.path.name for one in OnnxFile.open(folder / f"{stem}.onnx").initialisers.values() if one.place
         }
@@ -171,8 +173,7 @@ def test_value_beyond_float16_is_named(change: Change, write: Write, tiny_tied: 
 def test_layout_knows_the_size_of_every_variant(write: Write, tiny_tied: Path) -> None:
     layout = plan_onnx(merged(tiny_tied), choose(None, ALL))
     folder = write(tiny_tied, quants=ALL) / "onnx"
-    data = {path.stat().st_ino: path.stat().st_size for path in folder.glob("*.onnx_data")}
-    assert layout.nbytes == sum(data.values())
+    assert layout.nbytes == sum(path.stat().st_size for path in folder.glob("*.onnx_data"))
 
 
 _RUN = """
