@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
+from fixtures.families import build
 from tests.documents import read_report
 from tests.verify.conftest import Tuned
 
@@ -73,3 +74,17 @@ def test_without_llama_cpp_the_report_says_what_was_not_run(
         (tmp_path / "report.html").read_text(),
     ):
         assert "ttexport[llamacpp]" in text
+
+
+def test_transformers_is_not_asked_for_what_its_loader_computes_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = build("gemma2", tmp_path / "base")
+    out = tmp_path / "model.gguf"
+    words = ["--pre-tokenizer", "smollm", "--verify", "off", "-q", "-o", str(out)]
+    assert run(["export", str(base), "--to", "gguf", *words]) == 0
+    without("llama_cpp", monkeypatch)
+    assert run(["verify", str(out), "--reference", str(base), "-q"]) == 6
+    said = capsys.readouterr().err
+    assert "transformers' own loader does not do for gemma2" in said
+    assert "pip install 'ttexport[llamacpp]'" in said
