@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tests.processes import ENV, TTEXPORT
 
 #: Enough to be writing for some time; a merge of the tiny model alone is over before anybody can look.
 PADDING_BYTES: Final = 48 << 20
-#: Fractions of the time between the first sign of output and the end; the first is at once, the last at the very end.
+#: Fractions of the bytes that have been written by then; the first is at once, the last when all of them are.
 MOMENTS: Final = (0.0, *sorted(random.Random(4).uniform(0.0, 1.0) for _ in range(18)), 1.0)
 
 Digests = dict[str, str]
@@ -38,12 +37,11 @@ def digests(folder: Path) -> Digests:
 
 @dataclass(frozen=True)
 class Job:
-    """A merge: its inputs with their digests, and what an undisturbed run gives and takes from its first sign on."""
+    """A merge: its inputs with their digests, and what an undisturbed run gives."""
 
     home: Path
     inputs: Digests
     result: Digests
-    seconds: float
 
     def words(self, out: Path, *more: str) -> list[str]:
         return ["merge", str(self.home / "adapter"), "--base", str(self.home / "base"), "-q", "-o", str(out), *more]
@@ -73,6 +71,17 @@ def wait_for_output(process: subprocess.Popen[str], out: Path) -> None:
         assert process.poll() is None, process.communicate()[1]
 
 
+def wait_for_bytes(process: subprocess.Popen[str], nbytes: float) -> None:
+    """Return when the merge has written so many bytes, or is at its end. Source: proc_pid_io(5)."""
+    while process.poll() is None:
+        try:
+            counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
+        except OSError:  # it ended meanwhile
+            return
+        if int(counts["wchar"]) >= nbytes:
+            return
+
+
 @pytest.fixture(scope="module")
 def job(tiny_adapter: Path, tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     home, out = tmp_path_factory.mktemp("crash") / "in", tmp_path_factory.mktemp("crash") / "undisturbed"
@@ -80,13 +89,10 @@ def job(tiny_adapter: Path, tiny_tied: Path, tmp_path_factory: pytest.TempPathFa
     noise = random.Random(0).randbytes(PADDING_BYTES)
     rawtensors.replace(base / BASE_WEIGHTS, {"model.padding": ("U8", (PADDING_BYTES,), noise)})
     before = digests(home)
-    draft = Job(home, before, {}, 0.0)
-    process = draft.start(out)
-    wait_for_output(process, out)
-    started = time.perf_counter()
+    process = Job(home, before, {}).start(out)
     said = process.communicate()[1]
     assert process.returncode == 0, said
-    return Job(home, before, digests(out), time.perf_counter() - started)
+    return Job(home, before, digests(out))
 
 
 @pytest.mark.parametrize("kind", ["new", "replaced"])
@@ -104,11 +110,9 @@ def test_a_killed_merge_leaves_nothing_or_all_and_the_next_one_cleans_up(job: Jo
         old = digests(out)
         process = job.start(out, *options)
         wait_for_output(process, out)
-        try:
-            process.communicate(timeout=moment * job.seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+        wait_for_bytes(process, moment * PADDING_BYTES)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
         hit += staging(out).exists()
         assert out.exists() or kind == "new"
         assert not out.exists() or digests(out) in (old, job.result)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from exporter.sources.checkpoint import side_files
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.tokenizer import added_tokens
 from exporter.verify.prompts import Sequences
@@ -63,7 +64,7 @@ class Spoken:
 def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> Spoken:
     """One process for all: folders with their own tokenizer, GGUF files with their own template.
 
-    formats: artifact → format; a lone ONNX file has neither.
+    formats: artifact → format; an ONNX model alone, in a folder or not, has neither.
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
@@ -74,7 +75,7 @@ def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequence
     names = {path: f"artifact.{number}" for number, path in enumerate(formats)}
     template = {path: _template(path) for path, kind in formats.items() if kind == "gguf"}
     job: dict[str, Any] = {
-        "folders": {"tuned": str(staged)} | {names[path]: str(path) for path in formats if path.is_dir()},
+        "folders": {"tuned": str(staged)} | {names[path]: str(path) for path in formats if _has_files(path)},
         "templates": {names[path]: text for path, text in template.items() if text},
         "texts": sequences.texts,
         "ids": ids,
@@ -112,6 +113,11 @@ def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
     path = reference.tokenizer_file()
     alone = {*(added_tokens(path).values() if path else ()), *sequences.covered}
     return [*sequences.text_ids, *([token] for token in sorted(alone))]
+
+
+def _has_files(path: Path) -> bool:
+    """Whether a folder is more than a model: then a tokenizer that is missing is a fault."""
+    return path.is_dir() and ((path / "config.json").is_file() or bool(side_files(path)))
 
 
 def _template(path: Path) -> str | None:

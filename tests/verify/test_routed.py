@@ -61,4 +61,4 @@ def test_a_fault_that_the_base_so_stored_would_share_is_found(mixture: tuple[Pat
         corruptions.gguf_scale_f32(copy, "blk.1.ffn_norm.weight", 1.5)
     code, found = failed(mixture, out, tmp_path / "report")
     assert code == 3
-    assert found == {"Q8_0.gguf": {"base as stored"}, "bf16.gguf": {"median KL"}}
+    assert found == {"Q8_0.gguf": {"base as stored", "other tensors"}, "bf16.gguf": {"median KL", "other tensors"}}

@@ -32,7 +32,7 @@ def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list
     """Logits by way of feeding: one full pass, token by token, and batches padded on either side."""
     saved: dict[str, Array] = {}
     job = {"artifact": folder / "onnx" / "model.onnx", "sequences": sequences, "greedy_prompts": [], "greedy_tokens": 0}
-    compute(job, saved.__setitem__)
+    compute(job | {"ways": ["full", "cached", "padded"], "cache_shape": (0, 0)}, saved.__setitem__)
     count = range(len(sequences))
     out = {mode: [saved[f"{mode}.{number}"] for number in count] for mode in ("full", "cached", "padded")}
     return out | {"right": right_padded(folder, sequences), "pieces": in_pieces(folder, sequences)}
