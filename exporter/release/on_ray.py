@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import MissingDependency, OutputError, TTExportError
+from exporter.errors import MissingDependency, OutputError, TTExportError, UsageError
 from exporter.hooks import Hooks
 from exporter.release.assemble import Parts
 from exporter.release.facts import Release
@@ -32,6 +33,7 @@ _PIECES: Final = "pieces"
 _STORE_NBYTES: Final = 100 << 20
 #: For jobs that are told to end because another one failed; a node that is gone does not answer.
 _FAREWELL_SECONDS: Final = 30
+_KNOCK_SECONDS: Final = 10
 
 
 def release_on_ray(
@@ -50,7 +52,8 @@ def release_on_ray(
     address: ``local`` starts Ray on this machine; anything else is what ``ray.init`` joins. All nodes have this version
     of ttexport and see ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same names.
     The first job that fails ends the release, with its own error; pieces that are finished stay for ``resume``.
-    Raises MissingDependency without Ray, OutputError where no cluster answers, TTExportError for a task that dies.
+    Raises MissingDependency without Ray, UsageError for an ``address`` that is none, OutputError where no cluster
+    answers, TTExportError for a task that dies.
     """
     ray, hooks, started = require(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet)
@@ -89,13 +92,23 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         cpus = max(CPUS, len(os.sched_getaffinity(0)))  # a job that asks for more than there is waits for ever
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_NBYTES}
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ImportError, RuntimeError, ValueError) as exc:
+    except ValueError as exc:
+        raise UsageError(f"--ray {address}: expected local, auto, HOST:PORT or ray://HOST:PORT: {exc}") from exc
+    except (OSError, ImportError, RuntimeError) as exc:
         raise OutputError(f"--ray {address}", f"expected a Ray cluster, found none that answers: {exc}") from exc
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray would go on asking for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 def _make_all(ray: Any, plan: ReleasePlan, pieces: Path, hooks: Hooks) -> None:

@@ -93,10 +93,20 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
 
 
 @pytest.mark.usefixtures("ray")
-def test_where_no_cluster_is_nothing_is_left(project: Project, tmp_path: Path, capsys: Capture) -> None:
-    assert project.write("one").release(tmp_path / "out", "--ray", "auto") == 7
+@pytest.mark.parametrize(
+    ("address", "code", "says"),
+    [
+        ("127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
+        ("ray://127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
+        ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
+    ],
+)
+def test_where_no_cluster_is_nothing_is_left(
+    address: str, code: int, says: str, project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    assert project.write("one").release(tmp_path / "out", "--ray", address) == code
     said = capsys.readouterr().err
-    assert said.startswith("ttexport: --ray auto: expected a Ray cluster, found none that answers: ")
+    assert said.startswith(f"ttexport: --ray {address}: {says}")
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
