@@ -21,12 +21,23 @@ import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class TTExportError(Exception):
     """Root of the tree; ``exit_code`` is the process exit code of the branch."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with what it carries: constructors that take more than the message are not called again."""
+        return _revive, (type(self), self.args, self.__dict__)
+
+
+def _revive(kind: type[TTExportError], args: tuple[object, ...], carried: Mapping[str, object]) -> TTExportError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(carried)
+    return error
 
 
 class UsageError(TTExportError):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def test_what_cannot_be_said_names_what_can() -> None:
     assert str(NotExpressible("gguf", "no slot for it", instead="use hf")) == "gguf: no slot for it; use hf"
     missing = MissingDependency("llama_cpp", needed_for="--runtime", install="ttexport[llamacpp]")
     assert "pip install 'ttexport[llamacpp]'" in str(missing)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("a line"),
+        NotEquivalent("hf: not equivalent", {"passed": False}),
+        UnreadableFile("a/b", "cut short"),
+        TensorMismatch("a/b", "embed", expected=64, found=56, hint="another base"),
+        LedgerError("f", "t", expected="one rule", found="none"),
+        NotExpressible("gguf", "no slot for it", instead="use hf"),
+        MissingDependency("ray", needed_for="--ray", install="ttexport[ray]"),
+        OutputError("out", "no space left"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_whole_from_another_process(error: TTExportError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), vars(there)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.parametrize(

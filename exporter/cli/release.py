@@ -16,6 +16,7 @@ from exporter.cli.talk import progress
 from exporter.release.assemble import assemble_release
 from exporter.release.facts import Release
 from exporter.release.jobs import find_job, jobs_of, matrix
+from exporter.release.on_ray import release_on_ray
 from exporter.release.plan import plan_release
 from exporter.release.push import Pushed
 from exporter.release.run import run_release
@@ -37,6 +38,13 @@ from exporter.release.store import Cache
     metavar="DIR",
     help="Join pieces, or folders of them, to the release. Repeatable.",
 )
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Run each job as a task of two CPUs on a Ray cluster: local (this machine), auto, HOST:PORT, ray://HOST:PORT. "
+    "Pieces are made beside OUT, which all nodes must see, as the inputs, under the same path.",
+)
 @click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
 @click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
@@ -48,6 +56,7 @@ def release(
     only: str | None,
     as_matrix: bool,
     pieces: tuple[Path, ...],
+    address: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -64,12 +73,13 @@ def release(
       ttexport release release.toml --resume
       ttexport release release.toml --only gguf-Q8_0 -o pieces/gguf-Q8_0
       ttexport release release.toml --assemble pieces
+      ttexport release release.toml --ray auto
     """
     started = time.perf_counter()
-    spec = read_spec(toml)
+    spec = read_spec(toml.absolute() if address else toml)
     jobs = jobs_of(spec)
-    if sum((bool(only), as_matrix, bool(pieces))) > 1:
-        raise click.UsageError("--only, --matrix, --assemble: expected one of them")
+    if sum((bool(only), as_matrix, bool(pieces), bool(address))) > 1:
+        raise click.UsageError("--only, --matrix, --assemble, --ray: expected one of them")
     if as_matrix:
         click.echo(json.dumps(matrix(jobs)))
         return
@@ -85,6 +95,8 @@ def release(
     with progress(quiet=quiet) as hooks:
         if pieces:
             made = assemble_release(spec, pieces, place, hooks, **flags)
+        elif address:
+            made = release_on_ray(spec, address, place, hooks, cache=cache, quiet=quiet, **flags)
         else:
             plan = plan_release(spec, cache=cache, quiet=quiet)
             made = run_release(plan, place, hooks, only=job, **flags)

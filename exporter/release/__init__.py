@@ -2,7 +2,7 @@
 
 ``plan_release(read_spec(path), cache=Cache.of_user())`` finds and hashes the inputs and lays everything out;
 ``run_release(plan, out)`` makes, verifies and promotes it; ``assemble_release`` joins what ``run_release(…, only=job)``
-made elsewhere. What they raise is listed with each.
+made elsewhere; ``release_on_ray`` does both on a cluster. What they raise is listed with each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from exporter.release.assemble import assemble_release
     from exporter.release.jobs import find_job
+    from exporter.release.on_ray import release_on_ray
     from exporter.release.plan import ReleasePlan, plan_release
     from exporter.release.run import run_release
     from exporter.release.spec import ReleaseSpec, read_spec
@@ -26,6 +27,7 @@ __all__ = [
     "find_job",
     "plan_release",
     "read_spec",
+    "release_on_ray",
     "run_release",
 ]
 
@@ -38,6 +40,7 @@ _HOMES: Final = {
     "find_job": "jobs",
     "plan_release": "plan",
     "read_spec": "spec",
+    "release_on_ray": "on_ray",
     "run_release": "run",
 }
 

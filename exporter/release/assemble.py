@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.errors import writing
@@ -13,9 +13,9 @@ from exporter.hooks import Hooks
 from exporter.release.facts import Release
 from exporter.release.finish import finish, now, run_of
 from exporter.release.hashes import FileDigests
-from exporter.release.piece import check_files, find_pieces, match_pieces
+from exporter.release.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
-from exporter.staging import require_space, resumable
+from exporter.staging import Stage, require_space, resumable
 from exporter.tensors import ByteRange
 
 
@@ -30,38 +30,67 @@ def assemble_release(
 ) -> Release:
     """Copy the pieces in ``folders`` to a release at ``out``; its facts. Neither base nor adapters are needed.
 
-    Every file is compared with the digest that its job recorded. resume, force: what an interrupted run left is begun
-    anew. Raises BadInput for pieces that are missing, damaged or do not belong together, OutputError.
+    resume, force: what an interrupted run left is begun anew. Raises what ``Parts.open`` raises, OutputError.
     """
     hooks, started = hooks or Hooks(), now()
-    pieces = find_pieces(folders)
-    by_job = match_pieces(spec, pieces)
-    digests = FileDigests()
-    for folder, piece in pieces.items():
-        check_files(folder, piece, digests)
-    sizes = {folder: sum((folder / name).stat().st_size for name in pieces[folder].made.files) for folder in pieces}
-    require_space(out, sum(sizes.values()))
+    parts = Parts.open(spec, folders)
+    require_space(out, parts.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
-        if not stage.promoted:
-            with writing(stage.draft):
-                shutil.rmtree(stage.draft)
-                stage.draft.mkdir()
-            for job, folder in by_job.items():
-                hooks.say(f"joining {job}")
-                meter = hooks.start(job, sizes[folder])
-                for name in pieces[folder].made.files:
-                    _copy(folder / name, stage.draft / name, meter)
-        found = [pieces[folder] for folder in by_job.values()]
-        release = replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
-        if not stage.promoted:
-            seconds: dict[str, float] = {}
-            for piece in found:
-                if piece.verify_seconds is not None:
-                    model = piece.artifact.model
-                    seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
-            run = run_of(started, {piece.made.job: piece.made for piece in found}, seconds)
-            finish(stage.draft, release, run, spec.signing)
-    return release
+        return parts.release if stage.promoted else parts.join(stage, hooks, started)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A piece for every job, in the order of the jobs, each with its folder; ``sizes``: their bytes."""
+
+    spec: ReleaseSpec
+    pieces: Mapping[Path, Piece]
+    sizes: Mapping[Path, int]
+
+    @classmethod
+    def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> Parts:
+        """Find the pieces in ``folders``; every file is compared with the digest that its job recorded.
+
+        Raises BadInput for pieces that are missing, damaged or do not belong together.
+        """
+        found = find_pieces(folders)
+        pieces = {folder: found[folder] for folder in match_pieces(spec, found).values()}
+        digests = FileDigests()
+        for folder, piece in pieces.items():
+            check_files(folder, piece, digests)
+        sizes = {
+            folder: sum((folder / name).stat().st_size for name in piece.made.files) for folder, piece in pieces.items()
+        }
+        return cls(spec, pieces, sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(self.sizes.values())
+
+    @property
+    def release(self) -> Release:
+        """The facts of the whole."""
+        found = list(self.pieces.values())
+        return replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
+
+    def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
+        """Fill the draft of ``stage`` with copies and their documents. started: of the run, RFC 3339."""
+        with writing(stage.draft):
+            shutil.rmtree(stage.draft)
+            stage.draft.mkdir()
+        seconds: dict[str, float] = {}
+        for folder, piece in self.pieces.items():
+            hooks.say(f"joining {piece.made.job}")
+            meter = hooks.start(piece.made.job, self.sizes[folder])
+            for name in piece.made.files:
+                _copy(folder / name, stage.draft / name, meter)
+            if piece.verify_seconds is not None:
+                model = piece.artifact.model
+                seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
+        run = run_of(started, {piece.made.job: piece.made for piece in self.pieces.values()}, seconds)
+        finish(stage.draft, self.release, run, self.spec.signing)
+        return self.release
 
 
 def _copy(source: Path, target: Path, meter: Progress) -> None:
