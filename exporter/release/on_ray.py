@@ -64,7 +64,8 @@ def release_on_ray(
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
             return plan.facts
-        require_space(out, 2 * plan.nbytes)  # the pieces, and their copies in the release
+        # The pieces, of which some may be there, and their copies in the release.
+        require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES
         try:
             with _cluster(ray, address):
