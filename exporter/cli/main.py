@@ -30,7 +30,7 @@ VERBS: Final = {
 _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or an adapter on its base, in another format.",
-    "patch": "Put an adapter's token rows into an existing GGUF.",
+    "patch": "Put an adapter's token rows into an existing GGUF or ONNX folder.",
     "verify": "Prove that an artifact equals base and adapters; exit 3 if not.",
     "plan": "Show what merge, export or patch would write; writes nothing.",
     "inspect": "Show what an adapter, a checkpoint, a .gguf or an ONNX folder holds.",
