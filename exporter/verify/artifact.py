@@ -49,7 +49,8 @@ class Artifact:
     path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be. types: of
     all tensors, where the format names them. inputs: of a graph.
     files: ``path`` and what it reads besides, for artifacts that can be copied file by file. encoder_embedding: that of
-    an encoder which has a file of its own, beside ``path``, which is then the decoder's.
+    an encoder which has a file of its own, beside ``path``, which is then the decoder's. parts: an opened GGUF, for
+    the checks that follow: its header has a text a token.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Artifact:
     types: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
     encoder_embedding: Matrix | None = None
+    parts: GgufParts | None = None
 
     @property
     def kind(self) -> str:
@@ -185,7 +187,8 @@ def _open_gguf(path: Path) -> Artifact:
     head = matrix("output.weight") if "output.weight" in parts.tensors else None
     types = frozenset(tensor.type for tensor in parts.tensors.values())
     files = [file.path for file in parts.files]
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head, not types <= set(FLOATS), files, types)
+    quantised = not types <= set(FLOATS)
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised, files, types, parts=parts)
 
 
 def _open_onnx(path: Path) -> Artifact:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from exporter.sources.gguf_parts import GgufParts
 from exporter.verify.artifact import Artifact, open_artifacts
 from exporter.verify.base_rows import BaseRows
 from exporter.verify.checkpoint_checks import check_checkpoint
@@ -117,8 +116,8 @@ def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level:
 
         found += check_graph(artifact, reference)
         found += check_initialisers(artifact.path, reference, base) if every else []
-    if artifact.format == "gguf" and every:
-        found += check_weights(GgufParts.open(artifact.path), reference)
+    if artifact.parts and every:
+        found += check_weights(artifact.parts, reference)
     if artifact.format == "hf":
         found += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
@@ -137,7 +136,8 @@ def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Refere
     """What runtimes are told beside the weights: of a folder once, however many models it holds."""
     match artifacts[0].format:
         case "gguf":
-            parts = GgufParts.open(path)
+            parts = artifacts[0].parts
+            assert parts is not None, "a GGUF is opened with its header"
             yield from check_settings(parts, reference)
             yield from check_tokens(parts, reference)
             yield from check_specials(parts, reference)

@@ -15,7 +15,7 @@ import click
 import pytest
 import yaml
 
-from exporter.cli.main import VERBS, cli
+from exporter.cli.main import cli
 from exporter.release.check import check_release
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +68,6 @@ def test_the_calls_are_all_found() -> None:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_command_line_takes_every_call(words: list[str]) -> None:
     verb, *rest = words
-    if verb not in VERBS:
-        pytest.skip(f"{verb} is not in this version")
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     command.make_context(verb, list(rest))
