@@ -25,6 +25,7 @@ from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import TokenRows, require_finite
 from exporter.sources.checkpoint import Checkpoint, Tie
 from exporter.sources.safetensors import FileTensor
+from exporter.sources.tokenizer import Tokenizer
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,6 +38,7 @@ class MergePlan:
     sources: every tensor to write → (stored tensor that it begins as, what happens to it). tie: after merging.
     files: to be copied as they are. moved_ids: special tokens whose ids differ from the base's → (before, after).
     origins: which repositories and commits of the hub the inputs are, for provenance.
+    tokenizer: held for all who read it while there is this plan.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +50,7 @@ class MergePlan:
     files: Mapping[str, Path]
     generation_config: Mapping[str, Any]
     moved_ids: Mapping[str, tuple[int | None, int]]
+    tokenizer: Tokenizer | None
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
@@ -140,10 +143,11 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     for name, (stored, change) in sources.items():
         _check_shapes(checkpoint, name, stored, change)
     files = merge_side_files(checkpoint.side_files, adapters)
-    vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, files)
+    tokenizer = Tokenizer.open(files["tokenizer.json"]) if "tokenizer.json" in files else None
+    vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, tokenizer)
     generation, moved = generation_config(checkpoint.side_files, files)
     bookings = _bookings(gathered, resolved)
-    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files, generation, moved)
+    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files, generation, moved, tokenizer)
 
 
 def _bookings(gathered: Gathered, resolved: Resolved) -> list[Booking]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.merge.changes import Change
 from exporter.sources.checkpoint import Checkpoint, Tie
-from exporter.sources.tokenizer import token_ids as tokenizer_ids
+from exporter.sources.tokenizer import Tokenizer
 
 
 def vocabulary(
-    checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], files: Mapping[str, Path]
+    checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
 ) -> int:
     """Rows of the merged embedding. ``sources``: of embedding and head, by the name that is written.
 
     Raises TensorMismatch for an id that neither matrix nor tokenizer knows, BadInput for new rows that nobody sets or
     a tokenizer that names more than there is, NotExpressible for a head bias that would have to grow.
     """
-    tokenizer = files.get("tokenizer.json")
-    known = max(tokenizer_ids(tokenizer), default=-1) + 1 if tokenizer else 0
+    known = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     begins = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
     largest = max(begins.values())
     vocab = largest
@@ -31,8 +29,10 @@ def vocabulary(
                 hint = "new tokens need the tokenizer that names them beside the adapter"
                 raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1], hint=hint)
             vocab = max(vocab, part.token_ids[-1] + 1)
-    if known > vocab:
-        raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}")
+    if tokenizer and known > vocab:
+        raise BadInput(
+            f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}"
+        )
     for name in sorted(sources):
         covered = {token_id for part in sources[name][1].rows for token_id in part.token_ids}
         missing = next((token_id for token_id in range(begins[name], vocab) if token_id not in covered), None)

@@ -6,14 +6,14 @@ of 262,144 below the memory of the merge that it is for. What becomes objects is
 
 from __future__ import annotations
 
-import re
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
-from exporter.errors import UnreadableFile
+from exporter.errors import UnreadableFile, reading
 from exporter.sources.files import read_file
 from exporter.sources.json_objects import parse_object
 
@@ -23,6 +23,8 @@ _MAX_TOKENS: Final = 1 << 19
 _MAX_VOCAB_BYTES: Final = 32 << 20
 #: A merge is a pair, with a comma in it and one behind it; the longest list known has 580,000.
 _MAX_MERGE_COMMAS: Final = 3 << 19
+#: Commas are counted in pieces of this size: a view of bytes cannot count, and a copy of all would double the file.
+_COUNTED_BYTES: Final = 1 << 18
 _Id = Annotated[int, msgspec.Meta(ge=0)]
 _ABSENT: Final = msgspec.Raw(b"null")
 
@@ -55,7 +57,7 @@ class _Model(msgspec.Struct):
     merges: msgspec.Raw = _ABSENT
 
 
-class _Tokenizer(msgspec.Struct):
+class _File(msgspec.Struct):
     model: msgspec.Raw = _ABSENT
     added_tokens: msgspec.Raw = _ABSENT
     normalizer: msgspec.Raw = _ABSENT
@@ -63,47 +65,91 @@ class _Tokenizer(msgspec.Struct):
     post_processor: msgspec.Raw = _ABSENT
 
 
-def token_ids(path: Path) -> set[int]:
-    """Every id that ``path`` (a tokenizer.json) gives to a token, added tokens included.
+class Tokenizer:
+    """One tokenizer.json, in as much depth as is asked for; what was decoded is kept for as long as this object lives.
 
-    Memory: the file and its vocabulary. Raises UnreadableFile for what is no tokenizer of the tokenizers library.
+    Its readers share one object while somebody holds it, and do not decode a vocabulary each.
     """
-    tokenizer = _open(path)
-    model = _decode(path, tokenizer.model, "model", _Model)
-    vocab = _decode_counted(path, model.vocab, "model.vocab", dict[str, _Id] | list[_Piece])
-    added = _decode_counted(path, tokenizer.added_tokens, "added_tokens", list[_Numbered] | None) or []
-    # a unigram vocabulary is in the order of its ids
-    return set(vocab.values() if isinstance(vocab, dict) else range(len(vocab))) | {token.id for token in added}
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnreadableFile for what is no tokenizer of the tokenizers library."""
+        self.path = path
+        text = read_file(path)
+        try:
+            self._file = msgspec.json.decode(text, type=_File)
+        except (ValueError, RecursionError) as exc:
+            raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+
+    @classmethod
+    def open(cls, path: Path) -> Tokenizer:
+        """The object that somebody holds of this very file, else a new one. Raises UnreadableFile."""
+        with reading(path):
+            status = path.stat()
+        state = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if (held := _held.get(state)) is None:
+            held = _held[state] = cls(path)
+        return held
+
+    @cached_property
+    def ids(self) -> set[int]:
+        """Every id that has a token, added tokens included. Memory: the file and its vocabulary."""
+        vocab = self._vocab
+        added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Numbered] | None) or []
+        # a unigram vocabulary is in the order of its ids
+        return set(vocab.values() if isinstance(vocab, dict) else range(len(vocab))) | {token.id for token in added}
+
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """Text → id of the added tokens."""
+        added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Token] | None) or []
+        return {token.content: token.id for token in added}
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The fields of the file that tell how it cuts text; those that are null or absent are left out.
+
+        ``model.vocab`` is a table of token to id, of a unigram model a list of [piece, score]; ``model.merges`` a list
+        of pairs or of strings.
+        """
+        path, model = self.path, self._model
+        content = _small(path, self._file, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
+        settings = _small(path, model, *(set(_Model.__struct_fields__) - {"vocab", "merges"}))
+        settings["vocab"] = None
+        if model.vocab != _ABSENT:
+            table = isinstance(self._vocab, dict)
+            settings["vocab"] = self._vocab if table else _decode(path, model.vocab, "model.vocab", list[Any])
+        if model.merges != _ABSENT:
+            settings["merges"] = _merges(path, model.merges)
+        return {**content, "model": settings}
+
+    @cached_property
+    def _model(self) -> _Model:
+        model: _Model = _decode(self.path, self._file.model, "model", _Model)
+        return model
+
+    @cached_property
+    def _vocab(self) -> dict[str, int] | list[_Piece]:
+        vocab: dict[str, int] | list[_Piece]
+        vocab = _decode_counted(self.path, self._model.vocab, "model.vocab", dict[str, _Id] | list[_Piece])
+        return vocab
+
+
+_held: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueDictionary()
+
+
+def token_ids(path: Path) -> set[int]:
+    """``Tokenizer.ids`` of a file."""
+    return Tokenizer.open(path).ids
 
 
 def added_tokens(path: Path) -> dict[str, int]:
-    """Text → id of the added tokens. Raises UnreadableFile."""
-    added = _decode_counted(path, _open(path).added_tokens, "added_tokens", list[_Token] | None) or []
-    return {token.content: token.id for token in added}
+    """``Tokenizer.added`` of a file."""
+    return Tokenizer.open(path).added
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """The fields of the file that tell how it cuts text; those that are null or absent are left out.
-
-    ``model.vocab`` is a table of token to id, of a unigram model a list of [piece, score]; ``model.merges`` a list of
-    pairs or of strings. Raises UnreadableFile.
-    """
-    tokenizer = _open(path)
-    model = _decode(path, tokenizer.model, "model", _Model)
-    content = _small(path, tokenizer, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
-    settings = _small(path, model, *(set(_Model.__struct_fields__) - {"vocab", "merges"}))
-    settings["vocab"] = _decode_counted(path, model.vocab, "model.vocab", dict[str, int] | list[Any] | None)
-    if model.merges != _ABSENT:
-        settings["merges"] = _merges(path, model.merges)
-    return {**content, "model": settings}
-
-
-def _open(path: Path) -> _Tokenizer:
-    text = read_file(path)
-    try:
-        return msgspec.json.decode(text, type=_Tokenizer)
-    except (ValueError, RecursionError) as exc:
-        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+    """``Tokenizer.content`` of a file."""
+    return Tokenizer.open(path).content
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
@@ -129,7 +175,10 @@ def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_co
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:
         raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")
-    if next(islice(re.finditer(b",", view), max_commas, None), None):
+    if (
+        sum(bytes(view[at : at + _COUNTED_BYTES]).count(b",") for at in range(0, view.nbytes, _COUNTED_BYTES))
+        > max_commas
+    ):
         raise UnreadableFile(path, f"{what}: expected at most {max_commas} items, found more")
     return _decode(path, raw, what, schema)
 

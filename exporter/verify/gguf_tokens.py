@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from exporter.sources.gguf_header import GgufArray
@@ -52,10 +52,11 @@ def _check_texts(found: Sequence[str], known: Mapping[int, str], own: Mapping[in
     """Every row has the text of its token, so that decoding gives the same; no added token is blank."""
     wanted = {**known, **{token_id: token.text for token_id, token in own.items()}}
     wrong = [] if len(found) == rows else [f"expected {rows} tokens, one a row, found {len(found)}"]
-    for token_id, text in enumerate(found):
-        if text and text == wanted.get(token_id):
-            continue
-        want = wanted.get(token_id, f"[PAD{token_id}]")
+    likely = map(wanted.get, range(len(found)))
+    for token_id in [
+        one for one, (text, want) in enumerate(zip(found, likely, strict=True)) if text != want or not text
+    ]:
+        want, text = wanted.get(token_id, f"[PAD{token_id}]"), found[token_id]
         if text not in (want, want.replace(_SPACE, " ")) or not text:
             wrong.append(f"token {token_id}: expected {want!r:.60}, found {text!r:.60}")
     detail = f"{len(found)} texts, {len(own)} of added tokens" if not wrong else wrong[0]
@@ -76,9 +77,12 @@ def _check_types(
     model, byte_level = content["model"], _is_byte_level(content)
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
     wrong = [] if len(found) == len(texts) else [f"expected a type a token, found {len(found)} for {len(texts)}"]
-    for token_id, (kind, text) in enumerate(zip(found, texts, strict=False)):
-        if byte_level and kind == NORMAL and not pieces and token_id in known and token_id not in own:
-            continue  # nearly all tokens of a byte-level vocabulary
+    looked_at: Iterable[int] = range(min(len(found), len(texts)))
+    if byte_level and not pieces:  # nearly all tokens of such a vocabulary are normal ones, and right
+        odd = {token_id for token_id, kind in enumerate(found) if kind != NORMAL}
+        looked_at = sorted(set(looked_at) & (odd | own.keys()) | set(looked_at) - known.keys())
+    for token_id in looked_at:
+        kind, text = found[token_id], texts[token_id]
         if token_id in own:
             token = own[token_id]
             allowed = {CONTROL if token.special or _LIKE_CONTROL.fullmatch(token.text) else USER_DEFINED}
@@ -107,7 +111,9 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
 
 def _check_merges(found: Sequence[str], content: Mapping[str, Any]) -> Check:
     """The same pairs in the same order: it decides which tokens a text becomes."""
-    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in content["model"].get("merges") or []]
+    pairs = content["model"].get("merges") or []
+    if pairs and isinstance(pairs[0], str):
+        pairs = [pair.split(" ", 1) for pair in pairs]
     wanted = [" ".join(pair) for pair in pairs]
     if wanted != found:
         # A space inside a token would end it; byte-level vocabularies have a letter of their own for it.

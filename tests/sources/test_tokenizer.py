@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from exporter.errors import UnreadableFile
-from exporter.sources.tokenizer import token_ids
+from exporter.sources.tokenizer import Tokenizer, read_tokenizer, token_ids
 from tests.conftest import NEW_TOKENS
 
 
@@ -49,3 +51,18 @@ def test_what_is_no_tokenizer_is_refused(content: object, says: str, tmp_path: P
     with pytest.raises(UnreadableFile, match=re.escape(says)) as caught:
         token_ids(path)
     assert caught.value.path == path
+
+
+def test_readers_share_a_tokenizer_while_somebody_holds_it(tiny_tied: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    shutil.copy(tiny_tied / "tokenizer.json", path)
+    held = Tokenizer.open(path)
+    assert read_tokenizer(path) is held.content
+
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({"id": 9999, "content": "<late>", "special": True})
+    path.write_text(json.dumps(content))
+    assert 9999 in token_ids(path)  # the file is another one now
+
+    gone = weakref.ref(Tokenizer.open(path))
+    assert gone() is None

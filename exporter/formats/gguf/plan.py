@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -50,18 +51,36 @@ class Item:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The file to be: header bytes, tensors in order, its size.
+    """The file to be: metadata, tensors in order, its size.
 
-    dropped: stored tensor → rule, for those that are left out on purpose. notes: what the format cannot say.
+    keys: all metadata but provenance. dropped: stored tensor → rule, for those that are left out on purpose.
+    notes: what the format cannot say.
     """
 
     model: MergedModel
     ftype: str
-    header: bytes
+    keys: Sequence[Key]
     items: Sequence[Item]
     dropped: Mapping[str, str]
-    nbytes: int
     notes: Sequence[str]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.draft_header()) + sum(writer.padded(item.entry.nbytes) for item in self.items)
+
+    def draft_header(self) -> bytes:
+        """As long as the final one, before anything was read for it."""
+        return self._header(self.model.provenance_shape)
+
+    def header(self) -> bytes:
+        """All bytes before the data. Reads the base's embedding, unless that has been done."""
+        return self._header(self.model.provenance)
+
+    def _header(self, provenance: Mapping[str, str]) -> bytes:
+        told = {**provenance, "rows.dtype": _rows_dtype(self.model, self.ftype)}
+        keys = [*self.keys, *metadata.provenance_keys(told)]
+        return writer.header(keys, [item.entry for item in self.items])[0]
 
 
 def plan_gguf(
@@ -96,9 +115,8 @@ def plan_gguf(
         pre_tokenizer=pre_tokenizer,
         generation=model.generation_config,
     )
-    entries = [item.entry for item in items]
-    header, nbytes = writer.header(_keys(model, spec, row, ftype, entries, tokens.keys), entries)
-    return GgufLayout(model, ftype, header, items, dropped, nbytes, [*tokens.notes, *notes(spec, row)])
+    keys = _keys(model, spec, row, ftype, [item.entry for item in items], tokens.keys)
+    return GgufLayout(model, ftype, keys, items, dropped, [*tokens.notes, *notes(spec, row)])
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
@@ -245,7 +263,6 @@ def _keys(
         ),
         *metadata.decoder_keys(row, spec, ftype, head_length=model.config.get("head_dim") is not None),
         *tokenizer,
-        *metadata.provenance_keys({**model.provenance, "rows.dtype": _rows_dtype(model, ftype)}),
     ]
 
 

@@ -73,7 +73,7 @@ class QuantisedLayout:
         """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
         layout = self.intermediate.layout
         sizes = [_estimate(item.entry.name, item.entry.shape, self.mixture.type) for item in layout.items]
-        return len(layout.header) + sum(sizes)
+        return len(layout.draft_header()) + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:

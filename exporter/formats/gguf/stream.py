@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +27,9 @@ def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> N
     for values that the type cannot hold or a checkpoint that changed; nothing is left at ``path`` then.
     """
     ledger = layout.model.ledger()
-    with OutputFile(path, progress, nbytes=layout.nbytes) as out:
-        out.write(layout.header)
+    with ThreadPoolExecutor(1) as beside, OutputFile(path, progress, nbytes=layout.nbytes) as out:
+        header = beside.submit(layout.header)  # it tells a digest of the base's embedding, which takes a while
+        out.write(layout.draft_header())
         for item in layout.items:
             if item.tensor is None:
                 assert item.value is not None
@@ -40,6 +42,7 @@ def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> N
         for name, rule in layout.dropped.items():
             ledger.take(name, rule)
         ledger.close()
+        out.begin_with(header.result())
 
 
 def _write_tensor(model: MergedModel, item: Item, tensor: LazyTensor, out: OutputFile) -> None:
