@@ -93,10 +93,10 @@ def _last(processor: Any) -> str | None:
 
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], kind: str, ids: list[Any]) -> bool:
     """Whether transformers puts the token around a text: a text is encoded and looked at."""
-    from tokenizers import Tokenizer  # a library of its own size, wanted by GGUF alone
-
     if content.get("post_processor") is None:
         return named.get(f"add_{kind}_token") is True
+    from tokenizers import Tokenizer  # a library of its own size: not for nothing
+
     encoded = Tokenizer.from_file(str(path)).encode("a").ids
     return bool(encoded) and encoded[0 if kind == "bos" else -1] in ids
 
