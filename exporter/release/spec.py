@@ -11,9 +11,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from exporter.errors import BadInput, UnreadableFile
+from exporter.errors import BadInput, UnreadableFile, UsageError
+from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.gguf.split import Split
 from exporter.release.manifest import CardEntry, card_texts
 from exporter.sources.files import read_file
+from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.targets import DTYPES
 from exporter.verify.runtimes.installed import NAMES
 
@@ -21,6 +24,19 @@ Dtype = Literal["f32", "f16", "bf16"]
 
 #: Becomes part of paths in the release, and of names on hubs.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+#: What lies beside the folders of several models, and so is no name for one.
+_TAKEN: Final = frozenset(
+    {
+        "manifest.json",
+        "model.sig",
+        "piece.json",
+        "provenance.intoto.json",
+        "readme.md",
+        "report.json",
+        "run.json",
+        "sha256sums",
+    }
+)
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -156,6 +172,9 @@ def _faults(spec: ReleaseSpec) -> Iterator[str]:
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
     if not spec.models:
         yield "models: expected one or more, found none"
+    for name in spec.models if len(spec.models) > 1 else ():
+        if name.lower() in _TAKEN:
+            yield f"models.{name}: expected a name for a folder, found that of a document of the release"
     if not (spec.hf or spec.gguf or spec.onnx):
         yield "expected a table hf, gguf or onnx, found none: there is nothing to make"
     lists = {"gguf.types": spec.gguf.types} if spec.gguf else {}
@@ -163,11 +182,30 @@ def _faults(spec: ReleaseSpec) -> Iterator[str]:
     for key, values in lists.items():
         if not values or len({*map(str.lower, values)}) != len(values):
             yield f"{key}: expected one or more, each once, found {', '.join(values) or 'none'}"
+    if spec.gguf:
+        yield from _gguf_faults(spec.gguf)
     for name in spec.verify.require:
         if name not in NAMES:
             yield f"verify.require: expected {', '.join(NAMES)}, found {name!r:.80}"
     if spec.signing and bool(spec.signing.key) == spec.signing.sigstore:
         yield "signing: expected either a key or sigstore = true"
+
+
+def _gguf_faults(table: GgufSpec) -> Iterator[str]:
+    """What would stop llama.cpp's quantiser, or be of no use to it, hours later."""
+    try:
+        Split.parse(table.split_max_size, table.split_max_tensors)
+    except UsageError as exc:
+        yield f"gguf.{str(exc).removeprefix('--')}"
+    made = set(table.types) & MIXTURES.keys()
+    for key in ("token_embedding_type", "output_tensor_type"):
+        value, name = getattr(table, key), key.replace("_", "-")
+        if value is not None and not made:
+            yield f"gguf.{name}: needs a quantisation among gguf.types, such as Q4_K_M"
+        elif value is not None and value not in TYPE_NUMBERS:
+            yield f"gguf.{name}: expected a type of ggml, such as Q6_K or F16, found {value!r:.80}"
+    if table.imatrix is not None and not made - {"Q8_0"}:
+        yield "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types"
 
 
 def gguf_types(table: GgufSpec) -> list[str]:

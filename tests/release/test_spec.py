@@ -53,10 +53,39 @@ def refused(path: Path, content: str) -> str:
         (text(rest="[hf]\n[signing]\n"), "signing: expected either a key or sigstore = true"),
         (text(rest='[hf]\n[verify]\nrequire = ["x"]\n'), "verify.require: expected llama.cpp, onnxruntime, "),
         ("name = \n", "expected TOML: "),
+        (
+            text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-size = "2 GB"\n'),
+            "gguf.split-max-size: expected a number with K, M or G, such as 2G, found 2 GB",
+        ),
+        (
+            text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-tensors = 0\n'),
+            "gguf.split-max-tensors: expected 1 or more, found 0",
+        ),
+        (
+            text(rest='[gguf]\ntypes = ["Q8_0"]\noutput-tensor-type = "Q9"\n'),
+            "gguf.output-tensor-type: expected a type of ggml, such as Q6_K or F16, found 'Q9'",
+        ),
+        (
+            text(rest='[gguf]\ntypes = ["bf16"]\ntoken-embedding-type = "Q8_0"\n'),
+            "gguf.token-embedding-type: needs a quantisation among gguf.types, such as Q4_K_M",
+        ),
+        (
+            text(rest='[gguf]\ntypes = ["bf16", "Q8_0"]\nimatrix = "imatrix.gguf"\n'),
+            "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types",
+        ),
     ],
 )
 def test_what_no_release_has_is_one_line_with_file_and_key(content: str, says: str, tmp_path: Path) -> None:
     assert refused(tmp_path / "release.toml", content).startswith(says)
+
+
+def test_a_model_cannot_take_the_place_of_a_document(undisturbed: Path, tmp_path: Path) -> None:
+    documents = [path.name for path in undisturbed.iterdir() if path.is_file()]
+    for name in [*documents, "model.sig", "piece.json"]:
+        said = refused(tmp_path / "release.toml", text(models=f'[models."{name}"]\n[models.one]\n'))
+        assert said == f"models.{name}: expected a name for a folder, found that of a document of the release"
+        (tmp_path / "release.toml").write_text(text(models=f'[models."{name}"]\n'))
+        assert read_spec(tmp_path / "release.toml").models.keys() == {name}, "alone, it has no folder"
 
 
 def test_a_wrong_key_is_exit_4_and_makes_nothing(project: Project, tmp_path: Path, capsys: Capture) -> None:
