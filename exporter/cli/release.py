@@ -15,6 +15,7 @@ from exporter.cli.release_push import push_options, push_release
 from exporter.cli.talk import progress
 from exporter.release.assemble import assemble_release
 from exporter.release.facts import Release
+from exporter.release.finished import told_jobs
 from exporter.release.jobs import find_job, jobs_of, matrix
 from exporter.release.on_ray import release_on_ray
 from exporter.release.plan import plan_release
@@ -132,6 +133,7 @@ def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as
             "name": made.name,
             "version": made.version,
             "artifacts": artifacts,
+            "jobs": told_jobs(out),
             "pushed": pushed.to_json() if pushed else None,
             "seconds": seconds,
         }
@@ -141,6 +143,4 @@ def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as
         for one in made.artifacts:
             verdict = f"equivalent ({len(one.report['checks'])} checks)" if one.report else "not verified"
             print(f"{one.path}: {one.format} {one.storage}, {verdict}", file=sys.stderr)
-        if not made.artifacts:
-            print(f"{out}: finished before", file=sys.stderr)
     click.echo(out)

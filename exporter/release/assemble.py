@@ -12,10 +12,11 @@ from exporter.formats.output import OutputFile, Progress
 from exporter.hooks import Hooks
 from exporter.release.facts import Release
 from exporter.release.finish import finish, now, run_of
+from exporter.release.finished import finished_release
 from exporter.release.hashes import FileDigests
 from exporter.release.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
-from exporter.staging import Stage, require_space, resumable
+from exporter.staging import Stage, leftover, require_space, resumable
 from exporter.tensors import ByteRange
 
 
@@ -30,10 +31,15 @@ def assemble_release(
 ) -> Release:
     """Copy the pieces in ``folders`` to a release at ``out``; its facts. Neither base nor adapters are needed.
 
-    resume, force: what an interrupted run left is begun anew. Raises what ``Parts.open`` raises, OutputError.
+    resume, force: what an interrupted run left is begun anew; with ``resume``, what is finished is left alone.
+    Raises what ``Parts.open`` raises, OutputError.
     """
     hooks, started = hooks or Hooks(), now()
     parts = Parts.open(spec, folders)
+    keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
+    if resume and not leftover(out).exists() and (found := finished_release(out, parts.release, keys)):
+        hooks.say(f"{out}: finished before")
+        return found
     require_space(out, parts.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
         return parts.release if stage.promoted else parts.join(stage, hooks, started)

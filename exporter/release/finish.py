@@ -40,11 +40,18 @@ def _signing(table: SigningSpec) -> Signing:
 
 def run_of(started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float]) -> Run:
     """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
-    jobs: dict[str, dict[str, Any]] = {
-        job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()
-    }
-    jobs |= {f"verify {model}": {"seconds": seconds} for model, seconds in verify_seconds.items()}
+    jobs = {**job_facts(made), **verify_facts(verify_seconds)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
+
+
+def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
+    """What a run tells of the jobs that made artifacts."""
+    return {job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()}
+
+
+def verify_facts(seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """What a run tells of verifications, by model."""
+    return {f"verify {model}": {"seconds": took} for model, took in seconds.items()}
 
 
 def now() -> str:

@@ -19,9 +19,10 @@ from exporter.hooks import Hooks
 from exporter.release.assemble import Parts
 from exporter.release.facts import Release
 from exporter.release.finish import now
+from exporter.release.finished import finished_release
 from exporter.release.jobs import Job
 from exporter.release.plan import ReleasePlan, plan_release, require_apart
-from exporter.release.run import recorded_keys, run_release
+from exporter.release.run import run_release
 from exporter.release.spec import ReleaseSpec
 from exporter.release.store import Cache
 from exporter.staging import leftover, require_space, resumable
@@ -59,11 +60,12 @@ def release_on_ray(
     plan = plan_release(spec, cache=cache, quiet=quiet)
     require_apart(plan, out)
     keys = {job.name: plan.key(job) for job in plan.jobs}
-    if resume and not leftover(out).exists() and recorded_keys(out, only=False) == keys:
-        return plan.facts
+    if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys)):
+        hooks.say(f"{out}: finished before")
+        return found
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return plan.facts
+            return finished_release(out, plan.facts, keys) or plan.facts
         # The pieces, of which some may be there, and their copies in the release.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES

@@ -57,7 +57,7 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
         places = [folder] if (folder / NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{NAME}"))
         if not places:
             raise UnreadableFile(folder, f"expected a piece that --only made, or folders with one, found no {NAME}")
-        found |= {place: _read(place / NAME) for place in places}
+        found |= {place: read_piece(place / NAME) for place in places}
     return found
 
 
@@ -98,7 +98,8 @@ def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
             raise BadInput(f"{path}: expected sha256 {piece.made.files[name][:12]}…, found {found[:12]}…")
 
 
-def _read(path: Path) -> Piece:
+def read_piece(path: Path) -> Piece:
+    """The description at ``path``. Raises UnreadableFile."""
     try:
         piece = msgspec.json.decode(read_file(path, max_nbytes=_MAX_BYTES), type=Piece)
     except msgspec.MsgspecError as exc:

@@ -10,24 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-
-from exporter.errors import NotEquivalent, TTExportError, writing
+from exporter.errors import NotEquivalent, writing
 from exporter.hooks import Hooks
 from exporter.release.facts import Artifact, Release
 from exporter.release.finish import finish, now, run_of
+from exporter.release.finished import finished_piece, finished_release
 from exporter.release.hashes import FileDigests, files_below
 from exporter.release.jobs import Job
 from exporter.release.journal import Journal, Made, Verified
 from exporter.release.make import Workshop
-from exporter.release.piece import NAME as PIECE
 from exporter.release.piece import write_piece
 from exporter.release.plan import ReleasePlan, require_apart
-from exporter.release.record import NAME as RUN
 from exporter.release.store import Store
-from exporter.sources.files import read_file
 from exporter.staging import Stage, leftover, require_space, resumable, sync_folder, write_file
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, document, to_bytes
@@ -154,19 +150,22 @@ def run_release(
     Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
     """
     require_apart(plan, out)
+    hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
     keys = {job.name: plan.key(job) for job in jobs}
-    if resume and not leftover(out).exists() and recorded_keys(out, only=bool(only)) == keys:
-        return plan.facts
+    find = finished_piece if only else finished_release
+    if resume and not leftover(out).exists() and (found := find(out, plan.facts, keys)):
+        hooks.say(f"{out}: finished before")
+        return found
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return plan.facts
+            return find(out, plan.facts, keys) or plan.facts
         _clear(stage.folder / _WORK)
         digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, digests)
         own = Store(stage.folder / _STORE, digests)
         workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
-        session = Session(plan, jobs, stage, hooks or Hooks(), journal, workshop, digests)
+        session = Session(plan, jobs, stage, hooks, journal, workshop, digests)
         require_space(out, sum(plan.targets[job.name].nbytes for job in jobs if job.name not in journal.made))
         session.work()
         release = replace(plan.facts, artifacts=tuple(session.artifacts()))
@@ -182,30 +181,6 @@ def run_release(
 def verify_seconds(journal: Journal) -> dict[str, float]:
     """Model → how long its verification took."""
     return {model: line.seconds for model, line in journal.verified.items()}
-
-
-def recorded_keys(out: Path, *, only: bool) -> dict[str, str]:
-    """Job → key of what lies at ``out``: a finished release, or the piece of one job; empty if it is neither."""
-    try:
-        if only:
-            made = msgspec.json.decode(read_file(out / PIECE), type=_Piece).made
-            return {made.job: made.key}
-        jobs = msgspec.json.decode(read_file(out / RUN), type=_Record).jobs
-    except (TTExportError, msgspec.MsgspecError):
-        return {}
-    return {job: str(facts["key"]) for job, facts in jobs.items() if "key" in facts}
-
-
-class _Piece(msgspec.Struct):
-    """The part of piece.json that tells what it is."""
-
-    made: Made
-
-
-class _Record(msgspec.Struct):
-    """The part of run.json that tells what was made."""
-
-    jobs: dict[str, dict[str, Any]]
 
 
 def _clear(folder: Path) -> None:

@@ -114,9 +114,45 @@ def test_a_release_that_is_finished_is_left_alone_by_resume(project: Project, tm
     run = (out / RUN).read_bytes()
     assert project.release(out, "--resume") == 0
     assert (out / RUN).read_bytes() == run
-    project.write("two")
-    assert project.release(out, "--resume") == 7
-    assert "exists already; --force replaces it" in capsys.readouterr().err
+    text = project.toml.read_text()
+    for other in (text.replace('"1.0"', '"2.0"'), f'{text}[card]\nsummary = "Brighter."\n', text.replace("one", "two")):
+        project.toml.write_text(other)
+        assert project.release(out, "--resume") == 7
+        assert "exists already; --force replaces it" in capsys.readouterr().err
+
+
+def test_what_is_finished_is_told_again_by_resume(project: Project, tmp_path: Path, capsys: Capture) -> None:
+    project.write("one", formats='[hf]\n[gguf]\ntypes = ["bf16"]\n')
+    pieces = tmp_path / "pieces"
+    runs: list[tuple[Path, tuple[object, ...]]] = [
+        (tmp_path / "out", ()),
+        (pieces / "hf", ("--only", "hf")),
+        (pieces / "gguf", ("--only", "gguf-bf16")),
+        (tmp_path / "joined", ("--assemble", pieces)),
+    ]
+    for out, options in runs:
+        told = []
+        for resume in ((), ("--resume",)):
+            assert project.release(out, *options, *resume, "--json") == 0
+            told.append(json.loads(capsys.readouterr().out))
+            assert told[-1].pop("seconds") > 0
+        assert told[0] == told[1]
+        made = [one["job"] for one in told[0]["artifacts"]]
+        assert {*made, "verify one"} == told[0]["jobs"].keys()
+        assert all(facts["seconds"] > 0 for facts in told[0]["jobs"].values())
+        assert all(one["verification"]["passed"] for one in told[0]["artifacts"])
+
+
+def test_a_piece_of_another_release_is_not_taken_for_this_ones(
+    project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "piece"
+    project.write("one", formats="[hf]\n")
+    assert project.release(out, "--only", "hf") == 0
+    project.toml.write_text(project.toml.read_text().replace('"1.0"', '"2.0"'))
+    assert project.release(out, "--only", "hf", "--resume") == 7
+    assert project.release(out, "--only", "hf", "--resume", "--force") == 0
+    assert project.release(tmp_path / "out", "--assemble", out) == 0
 
 
 def start(project: Project, out: Path, *options: str, file_nbytes: int | None = None) -> subprocess.Popen[str]:
