@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import PATH, talk_options
-from exporter.cli.release_push import push_options, push_release
+from exporter.cli.release_push import check_push_options, push_options, push_release
 from exporter.cli.talk import progress
 from exporter.release.assemble import assemble_release
 from exporter.release.facts import Release
@@ -89,7 +89,7 @@ def release(
     if only and options["repo"]:
         raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
     job = find_job(jobs, only) if only else None
-    cache = None if options["no_cache"] else Cache(options["cache"]) if options["cache"] else Cache.of_user()
+    cache = None if options["no_cache"] else Cache(options["cache"].absolute()) if options["cache"] else Cache.of_user()
     push = _push_settings(spec.hub or HubSpec(), options)
     place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
     flags = {"resume": options["resume"], "force": options["force"]}
@@ -109,6 +109,7 @@ def release(
 def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:
     """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
     asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
+    check_push_options(**asked)
     if asked["repo"] is None:
         return asked
     told = {"revision": hub.revision, "message": hub.message, "private": hub.private}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from exporter.errors import UsageError
-from exporter.release.push import Pushed, push
+from exporter.release.push import Pushed, push, require_repo_id
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -34,6 +34,16 @@ def push_options(command: _Command) -> _Command:
     return command
 
 
+def check_push_options(
+    *, repo: str | None, revision: str | None, message: str | None, private: bool, dry_run: bool | None
+) -> None:
+    """What can be known before a release is made. Raises UsageError."""
+    if repo is not None:
+        require_repo_id(repo)
+    elif revision or message or private or dry_run is not None:
+        raise UsageError("--revision, --message, --private, --dry-run: need --push-to-hub")
+
+
 def push_release(
     folder: Path,
     *,
@@ -44,10 +54,8 @@ def push_release(
     dry_run: bool | None,
     quiet: bool,
 ) -> Pushed | None:
-    """Send ``folder`` if a repository is named, and say so on stderr. Raises what ``push`` raises, and UsageError."""
+    """Send ``folder`` if a repository is named, and say so on stderr. Raises what ``push`` raises."""
     if repo is None:
-        if revision or message or private or dry_run is not None:
-            raise UsageError("--revision, --message, --private, --dry-run: need --push-to-hub")
         return None
     pushed = push(folder, repo, revision=revision, message=message, private=private, dry_run=dry_run, quiet=quiet)
     if not quiet:

@@ -18,12 +18,13 @@ from exporter.errors import OutputError, UnreadableFile, UsageError
 from exporter.release import manifest
 from exporter.release.check import check_release, require_as_released
 from exporter.release.digests import list_files
+from exporter.release.signing import SIGNATURE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _DEFAULT_BRANCH: Final = "main"
-_AGAIN: Final = "run it again: what has arrived is not sent again"
+_AGAIN: Final = "run it again with --resume: what has arrived is not sent again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def push(
     Raises NotEquivalent for a folder that is not as released, UsageError for a name that the hub does not take,
     OutputError for a hub that refuses, fails or is not there: then the same call goes on where this one ended.
     """
-    _require_repo_id(repo)
+    require_repo_id(repo)
     require_as_released(check_release(folder))
     built, _ = manifest.read(folder / manifest.NAME)
     files = {path: (folder / path).stat().st_size for path in list_files(folder)}
@@ -118,17 +119,22 @@ def _send(folder: Path, told: Pushed, *, private: bool, endpoint: str | None, qu
 
 
 def _earlier_files(api: HfApi, told: Pushed) -> set[str]:
-    """What the release that is there now says it holds; empty where there is none, or none that can be read."""
+    """What the release that is there now says it holds, and its signature, as far as it is there.
+
+    Empty where there is no release, or none that can be read.
+    """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         path = Path(api.hf_hub_download(told.repo, manifest.NAME, revision=told.revision))
-        return {entry.path for entry in manifest.read(path)[0].files}
+        listed = {entry.path for entry in manifest.read(path)[0].files}
     except (RemoteEntryNotFoundError, UnreadableFile):
         return set()
+    return (listed | {SIGNATURE}) & set(api.list_repo_files(told.repo, revision=told.revision))
 
 
-def _require_repo_id(repo: str) -> None:
+def require_repo_id(repo: str) -> None:
+    """Raises UsageError for a name that the hub does not take."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when asked for
 

@@ -16,9 +16,15 @@ import pytest
 
 from exporter.errors import NotEquivalent, UsageError
 from exporter.release.check import check_release
+from exporter.release.documents import write_documents
 from exporter.release.push import push
+from exporter.release.signing import Signing
 from fixtures.hub import Hub
 from fixtures.hub_upload import taking_uploads
+from tests.release.conftest import Drafted
+from tests.release.finished import RUN, release
+from tests.release.projects import Project
+from tests.release.test_signing import write_keys
 
 ROOT = Path(__file__).parents[2]
 #: What ``ttexport release --push-to-hub`` does once the release is finished.
@@ -146,6 +152,16 @@ def test_files_of_an_earlier_release_go_and_those_of_others_stay(site: Site, fin
     assert site.files() == {**contents(finished), ".gitattributes": b"", "picture.png": b"y"}
 
 
+def test_a_signature_does_not_outlive_its_release(site: Site, finished: Path, drafted: Drafted, tmp_path: Path) -> None:
+    private, _ = write_keys(tmp_path)
+    signed = drafted.copy(tmp_path / "signed")
+    write_documents(signed, release(drafted.artifacts), RUN, signing=Signing(private_key=private))
+    site.pushed(signed)
+    assert "model.sig" in site.files()
+    assert site.pushed(finished)["deleted"] == ["model.sig"]
+    assert site.files() == {**contents(finished), ".gitattributes": b""}
+
+
 @pytest.mark.parametrize("fault", ["broken once", "drop once"])
 def test_a_fault_that_passes_is_not_noticed(site: Site, finished: Path, fault: str) -> None:
     site.hub.faults["/lfs-storage/"] = fault
@@ -161,7 +177,7 @@ def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_fi
     done = site.push(finished)
     assert done.returncode == 7
     assert said in done.stderr
-    assert "run it again" in done.stderr
+    assert "run it again with --resume" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert site.files() == {".gitattributes": b""}
     sent = site.puts()
@@ -204,3 +220,36 @@ def test_what_is_not_as_released_is_not_sent(finished: Path, tmp_path: Path) -> 
 def test_a_name_that_the_hub_does_not_take_is_told_before_anything(finished: Path, repo: str) -> None:
     with pytest.raises(UsageError, match="expected org/name"):
         push(finished, repo, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--push-to-hub", "lamps"], "--push-to-hub: expected org/name, found 'lamps'"),
+        (["--no-dry-run"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
+        (["--revision", "v1"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
+    ],
+)
+def test_a_push_that_cannot_be_is_told_before_anything_is_made(
+    words: list[str], said: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.write("one").release(tmp_path / "out", *words) == 2
+    assert capsys.readouterr().err == f"ttexport: {said}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_a_release_that_could_not_be_sent_is_sent_by_resume(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, so that nothing is sent; then dry, so that nothing has to be."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    project.write("one", formats="[hf]\n")
+    piece, joined = tmp_path / "piece", tmp_path / "joined"
+    assert project.release(piece, "--only", "hf") == 0
+    for out, how in ((tmp_path / "out", ()), (joined, ("--assemble", piece))):
+        assert project.release(out, *how, "--push-to-hub", "org/lamps", "--no-dry-run") == 7
+        assert "run it again with --resume" in capsys.readouterr().err
+        run = (out / "run.json").read_bytes()
+        assert project.release(out, *how, "--push-to-hub", "org/lamps", "--resume", "--dry-run", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["pushed"]["files"].keys() == contents(out).keys()
+        assert (out / "run.json").read_bytes() == run, "made again"

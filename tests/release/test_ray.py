@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from exporter.errors import UsageError
+from exporter.hooks import Hooks
+from exporter.release.spec import ReleaseSpec
+from exporter.release.store import Cache
 from tests.processes import ROOT
 from tests.release.projects import Project, contents, jobs_of
 
@@ -118,6 +122,21 @@ def test_without_ray_it_is_exit_6_with_what_to_install(
     assert project.write("one").release(tmp_path / "out", "--ray", "local") == 6
     assert capsys.readouterr().err == "ttexport: --ray needs ray; pip install 'ttexport[ray]'\n"
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_paths_reach_a_cluster_whole(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task starts in the folder of its node, not in that of who asks."""
+    handed: list[Path] = []
+
+    def stop(spec: ReleaseSpec, address: str, out: Path, hooks: Hooks, *, cache: Cache, **_: object) -> None:
+        handed.extend([Path(spec.base), Path(spec.models["one"].adapters[0]), cache.folder])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("exporter.cli.release.release_on_ray", stop)
+    monkeypatch.chdir(tmp_path)
+    project.write("one")
+    assert Project(Path("project")).release(Path("out"), "--ray", "auto", cache=Path("cache")) == 2
+    assert handed == [project.folder / "base", project.folder / "one", tmp_path / "cache"]
 
 
 @pytest.mark.parametrize(
