@@ -11,7 +11,7 @@ from exporter.errors import writing
 from exporter.formats.output import OutputFile, Progress
 from exporter.hooks import Hooks
 from exporter.release.facts import Release
-from exporter.release.finish import finish, now, run_of
+from exporter.release.finish import finish, now, require_finish, run_of
 from exporter.release.finished import finished_release
 from exporter.release.hashes import FileDigests
 from exporter.release.piece import Piece, check_files, find_pieces, match_pieces
@@ -40,6 +40,7 @@ def assemble_release(
     if resume and not leftover(out).exists() and (found := finished_release(out, parts.release, keys)):
         hooks.say(f"{out}: finished before")
         return found
+    require_finish(spec.signing)
     require_space(out, parts.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
         return parts.release if stage.promoted else parts.join(stage, hooks, started)

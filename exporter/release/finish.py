@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from exporter.errors import BadInput
 from exporter.release.documents import write_documents
 from exporter.release.facts import Release, Run
 from exporter.release.journal import Made
-from exporter.release.signing import Signing
+from exporter.release.signing import Signing, require_signer
 from exporter.release.spec import SigningSpec
 from exporter.staging import write_file
 from exporter.verify.report import SCHEMA, to_bytes
@@ -33,8 +34,16 @@ def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None)
     write_documents(draft, release, run, signing=_signing(signing) if signing else None)
 
 
+def require_finish(signing: SigningSpec | None) -> None:
+    """Raises for what ``finish`` could not do at the end: MissingDependency, BadInput."""
+    if signing:
+        require_signer(_signing(signing))
+
+
 def _signing(table: SigningSpec) -> Signing:
     password = os.environ.get(table.password_env) if table.password_env else None
+    if table.password_env and password is None:
+        raise BadInput(f"signing.password-env: expected the variable {table.password_env} to be set, found it is not")
     return Signing(private_key=Path(table.key) if table.key else None, password=password)
 
 

@@ -18,7 +18,7 @@ from exporter.errors import MissingDependency, OutputError, TTExportError, Usage
 from exporter.hooks import Hooks
 from exporter.release.assemble import Parts
 from exporter.release.facts import Release
-from exporter.release.finish import now
+from exporter.release.finish import now, require_finish
 from exporter.release.finished import finished_release
 from exporter.release.jobs import Job
 from exporter.release.plan import ReleasePlan, plan_release, require_apart
@@ -63,6 +63,7 @@ def release_on_ray(
     if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys)):
         hooks.say(f"{out}: finished before")
         return found
+    require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
             return finished_release(out, plan.facts, keys) or plan.facts

@@ -15,7 +15,7 @@ from typing import Final
 from exporter.errors import NotEquivalent, writing
 from exporter.hooks import Hooks
 from exporter.release.facts import Artifact, Release
-from exporter.release.finish import finish, now, run_of
+from exporter.release.finish import finish, now, require_finish, run_of
 from exporter.release.finished import finished_piece, finished_release
 from exporter.release.hashes import FileDigests, files_below
 from exporter.release.jobs import Job
@@ -157,6 +157,8 @@ def run_release(
     if resume and not leftover(out).exists() and (found := find(out, plan.facts, keys)):
         hooks.say(f"{out}: finished before")
         return found
+    if not only:
+        require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
             return find(out, plan.facts, keys) or plan.facts

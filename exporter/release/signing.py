@@ -38,23 +38,40 @@ def sign(folder: Path, how: Signing) -> bytes:
 
     Raises BadInput for a key that cannot be used, OutputError where Sigstore does not answer.
     """
-    model_signing = require()
-    config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
     path = folder / SIGNATURE
     if how.private_key is None:
+        model_signing = require()
+        config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
         with _asking_sigstore():
             config.use_sigstore_signer(
                 identity_token=how.identity_token, use_ambient_credentials=not how.identity_token
             )
             config.sign(folder, path)
     else:
-        with reading(how.private_key), _using(how.private_key, "private"):
-            # Annotated as text, but handed to cryptography, which wants bytes.
-            password = how.password.encode() if how.password is not None else None
-            config.use_elliptic_key_signer(private_key=how.private_key, password=password)
+        config = _with_key(how.private_key, how.password)
         with writing(path):
             config.sign(folder, path)
     return path.read_bytes()
+
+
+def require_signer(how: Signing) -> None:
+    """Say so before there is anything to sign. Raises MissingDependency, and BadInput for a key that cannot be used.
+
+    Whom Sigstore believes is asked when it signs: its tokens live for minutes.
+    """
+    if how.private_key is None:
+        require()
+    else:
+        _with_key(how.private_key, how.password)
+
+
+def _with_key(key: Path, password: str | None) -> Any:
+    model_signing = require()
+    config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
+    with reading(key), _using(key, "private"):
+        # Annotated as text, but handed to cryptography, which wants bytes.
+        config.use_elliptic_key_signer(private_key=key, password=password.encode() if password is not None else None)
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from exporter.release.documents import write_documents
 from exporter.release.signing import Signing, Trust
 from tests.release.conftest import Drafted
 from tests.release.finished import RUN, release
+from tests.release.projects import ROWS, Project
 
 PASSWORD = "lamp"
 
@@ -130,6 +131,55 @@ def test_a_key_of_another_kind_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
     folder = drafted.copy(tmp_path / "release")
     with pytest.raises(BadInput, match=r"rsa\.pem: expected a private key of an elliptic curve"):
         write_documents(folder, release(drafted.artifacts), RUN, signing=Signing(private_key=path))
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ('key = "absent.pem"', "absent.pem: no such file"),
+        ('key = "release.toml"', "release.toml: expected a private key of an elliptic curve in PEM: "),
+        ('key = "key.pem"', "key.pem: expected a private key of an elliptic curve in PEM: Password was not given"),
+        (
+            'key = "key.pem"\npassword-env = "NO_SUCH"',
+            "signing.password-env: expected the variable NO_SUCH to be set, found it is not",
+        ),
+    ],
+)
+def test_a_key_that_cannot_sign_is_told_before_anything_is_made(
+    table: str, says: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_keys(project.folder, password=PASSWORD)
+    project.write("one", formats="[hf]\n", verify=f"{ROWS}[signing]\n{table}\n")
+    piece = tmp_path / "piece"
+    assert project.release(piece, "--only", "hf") == 0, "a machine that makes a piece has no key"
+    capsys.readouterr()
+    for how in ((), ("--assemble", piece)):
+        assert project.release(tmp_path / "out", *how) == 4
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["piece", "project"]
+
+
+def test_a_release_is_signed_as_its_file_says(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, public = write_keys(project.folder, password=PASSWORD)
+    monkeypatch.setenv("LAMP_PASSWORD", PASSWORD)
+    table = '[signing]\nkey = "key.pem"\npassword-env = "LAMP_PASSWORD"\n'
+    assert project.write("one", formats="[hf]\n", verify=ROWS + table).release(tmp_path / "out") == 0
+    assert code(tmp_path / "out", public) == 0
+
+
+def test_without_the_package_no_release_is_begun_that_is_to_be_signed(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_keys(project.folder)
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    for table in ('key = "key.pem"', "sigstore = true"):
+        project.write("one", formats="[hf]\n", verify=f"{ROWS}[signing]\n{table}\n")
+        assert project.release(tmp_path / "out") == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
 def test_without_the_package_a_signature_is_not_promised(
