@@ -41,6 +41,7 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
     entry = manifest.models[model]
     texts = msgspec.structs.asdict(entry.card)
     described = [one for one in manifest.artifacts if one.model == model]
+    rows = [_row(manifest, one) for one in described]
     return _render(
         "card.md.jinja",
         manifest,
@@ -50,7 +51,8 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
         adapters=_adapters(manifest, entry),
         parameter_count=entry.parameter_count,
         sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
-        artifacts=[_row(manifest, one) for one in described],
+        artifacts=rows,
+        levels={row["level"] for row in rows},
         usage=usages(manifest, model),
     )
 
@@ -63,7 +65,7 @@ def index_to_bytes(manifest: Manifest) -> bytes:
         {
             "name": entry.name,
             "folder": entry.folder,
-            "adapters": ", ".join(_linked(manifest.adapters[name]) for name in entry.adapters) or "none",
+            "adapters": ", ".join(_linked(manifest.adapters[name], name) for name in entry.adapters) or "none",
             "artifacts": ", ".join(f"{one.format} {one.storage}" for one in manifest.artifacts if one.model == key),
         }
         for key, entry in manifest.models.items()
@@ -126,16 +128,17 @@ def _metadata(manifest: Manifest, card: CardEntry, artifacts: Sequence[ArtifactE
     return found | {key: texts[key] for key in _METADATA if texts[key]}
 
 
-def _linked(material: MaterialEntry) -> str:
+def _linked(material: MaterialEntry, key: str | None = None) -> str:
+    """key: its name in the manifest, which tells folders of one name apart."""
     at = f" at `{material.revision}`" if material.revision else ""
     if _HUB_ID.fullmatch(material.name):
         return f"[{material.name}](https://huggingface.co/{material.name}){at}"
-    return f"`{material.name}`{at}"
+    return f"`{key or material.name}`{at}"
 
 
 def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
     """The adapters of a model in one phrase."""
-    names = [_linked(manifest.adapters[name]) for name in entry.adapters]
+    names = [_linked(manifest.adapters[name], name) for name in entry.adapters]
     if not names:
         return "no adapter"
     return ("the adapter " if len(names) == 1 else "the adapters ") + ", ".join(names)

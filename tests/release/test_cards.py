@@ -70,7 +70,7 @@ def test_paths_in_usage_lines_lie_in_the_folder_of_the_model(several: Path) -> N
 
 def test_several_models_have_a_page_above_their_cards(several: Path) -> None:
     page = (several / "README.md").read_text()
-    assert "| [Tiny rows](rows/README.md) | `rows-adapter` | gguf BF16, gguf Q8_0, hf BF16, onnx fp32 |" in page
+    assert "| [Tiny rows](rows/README.md) | `rows` | gguf BF16, gguf Q8_0, hf BF16, onnx fp32 |" in page
     assert ModelCard.load(several / "README.md").data.license == "apache-2.0"
     assert check_release(several).passed
 
@@ -89,9 +89,20 @@ def test_a_measure_that_was_not_finite_is_told_as_it_is(drafted: Drafted) -> Non
     assert "| full | equivalent | 1 of 1 | 2.00e+00 |  |" in card.to_bytes(found, "tuned").decode()
 
 
+def test_the_card_tells_whether_a_model_was_run(drafted: Drafted) -> None:
+    one = drafted.artifacts[0]
+    assert one.report is not None
+    for level, says in (("full", "from disk, run, and compared"), ("rows", "no model was run")):
+        found = built(drafted, artifacts=(replace(one, report={**one.report, "level": level}),))
+        assert says in card.to_bytes(found, "tuned").decode()
+
+
 def test_an_artifact_that_was_not_verified_does_not_look_as_if(drafted: Drafted) -> None:
     found = built(drafted, artifacts=(replace(drafted.artifacts[0], report=None),))
-    assert "| off | not verified |" in card.to_bytes(found, "tuned").decode()
+    page = card.to_bytes(found, "tuned").decode()
+    assert "| off | not verified |" in page
+    assert "No artifact was verified." in page
+    assert "was read back" not in page
 
 
 @pytest.mark.parametrize("texts", [{"lisence": "mit"}, {"tags": "one"}, {"summary": 5}])

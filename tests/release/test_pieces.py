@@ -99,3 +99,17 @@ def test_pieces_of_another_release_toml_are_exit_4(
 def test_an_unknown_job_is_exit_2(project: Project, tmp_path: Path, capsys: Capture) -> None:
     assert project.write("one").release(tmp_path / "out", "--only", "gguf") == 2
     assert "--only: expected one of hf, gguf-bf16, gguf-Q8_0, onnx, found 'gguf'" in capsys.readouterr().err
+
+
+def test_adapters_in_folders_of_one_name_are_told_apart(project: Project, tmp_path: Path) -> None:
+    (project.folder / "other").mkdir()
+    (project.folder / "two").rename(project.folder / "other" / "one")
+    project.write("one", "other", formats="[hf]\n")
+    project.toml.write_text(project.toml.read_text().replace('["other"]', '["other/one"]'))
+    assert project.release(tmp_path / "out") == 0
+    for job in ("one/hf", "other/hf"):
+        assert project.release(tmp_path / "pieces" / job.split("/")[0], "--only", job) == 0
+    assert project.release(tmp_path / "joined", "--assemble", tmp_path / "pieces") == 0
+    assert contents(tmp_path / "joined") == contents(tmp_path / "out")
+    for name, adapter in (("one", "`one`"), ("other", "`one-2`")):
+        assert f"with the adapter {adapter}," in (tmp_path / "out" / name / "README.md").read_text()
