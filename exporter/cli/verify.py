@@ -29,7 +29,12 @@ from exporter.verify.runtimes.installed import require as require_runtimes
 @click.option("--reference", metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
 @click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
-@click.option("--level", type=click.Choice(LEVELS), default="full", show_default=True, help="Only full runs models.")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="rows: the trained rows and what lies beside the weights. weights: every weight, too. full, the default: the "
+    "models are run as well.",
+)
 @click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @require_option
@@ -40,7 +45,7 @@ def verify(
     reference: str | None,
     adapters: tuple[str, ...],
     untie: bool,
-    level: str,
+    level: str | None,
     prompts: Path | None,
     report: Path | None,
     require: tuple[str, ...],
@@ -63,8 +68,8 @@ def verify(
     if reference is None:
         if not is_release(artifact):
             raise UsageError(f"--reference: needed, {artifact} is no release folder, which is checked without one")
-        if adapters or untie or prompts or report or require:
-            raise UsageError("--adapter, --untie, --prompts, --report, --require: need --reference")
+        if adapters or untie or level or prompts or report or require:
+            raise UsageError("--adapter, --untie, --level, --prompts, --report, --require: need --reference")
         verify_release(artifact, trust, as_json=as_json, quiet=quiet)
         return
     if trust:
@@ -78,7 +83,7 @@ def verify(
     base = Reference.open(checkpoint.path, tuned, untie=untie)
     with progress(quiet=quiet) as hooks:
         found = find_artifacts(artifact)
-        reports = run_verify(found, base, level=level, prompts=texts, say=hooks.say)
+        reports = run_verify(found, base, level=level or "full", prompts=texts, say=hooks.say)
     if report:
         write_report(report, reports, setting(base, found))
     if as_json and all(one.passed for one in reports):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -30,6 +31,8 @@ _HEADINGS: Final = {
     "citation": "Citation",
 }
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+#: The check of quantised models, by the end of its name.
+_EXCESS: Final = "excess KL"
 #: Packages whose version may change the bytes of a card.
 _MAKERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 #: Formats by the hub's name of the library that reads them, the most general first.
@@ -41,7 +44,6 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
     entry = manifest.models[model]
     texts = msgspec.structs.asdict(entry.card)
     described = [one for one in manifest.artifacts if one.model == model]
-    rows = [_row(manifest, one) for one in described]
     return _render(
         "card.md.jinja",
         manifest,
@@ -51,8 +53,10 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
         adapters=_adapters(manifest, entry),
         parameter_count=entry.parameter_count,
         sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
-        artifacts=rows,
-        levels={row["level"] for row in rows},
+        artifacts=[_row(manifest, one) for one in described],
+        verdicts=[row for one in described for row in _verdict_rows(manifest, one)],
+        levels={one.verdict.level for one in described if one.verdict},
+        quantised=any(_EXCESS in check.name for one in described if one.verdict for check in one.verdict.checks),
         usage=usages(manifest, model),
     )
 
@@ -145,25 +149,61 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """One artifact as a row of both tables."""
+    """One artifact as a row of the table of files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
-    verdict = artifact.verdict
     return {
         "path": below(manifest, artifact.model, artifact.path),
         "format": artifact.format,
         "storage": artifact.storage,
         "nbytes": sum(sizes[path] for path in held(manifest, artifact)),
-        "level": verdict.level if verdict else "off",
-        "verdict": ("equivalent" if verdict.passed else "**differs**") if verdict else "not verified",
-        "checks": f"{sum(check.passed for check in verdict.checks)} of {len(verdict.checks)}" if verdict else "",
+    }
+
+
+def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
+    """One artifact as rows of the table of verdicts; of a folder with several models, a row each and one for the rest.
+
+    The worst of an exact model and a quantised one would be neither's.
+    """
+    path, verdict = below(manifest, artifact.model, artifact.path), artifact.verdict
+    if verdict is None:
+        yield {"path": path, "level": "off", "verdict": "not verified", "checks": "", "max_abs": "", "mean_kl": ""}
+        return
+    named = {_owner(check.name) for check in verdict.checks}
+    models = [file for file in held(manifest, artifact) if file.endswith(".onnx")]
+    owners = {stem: file for file in models if (stem := PurePosixPath(file).stem) in named}
+    if len(owners) < 2:
+        owners = {}
+    for stem, file in owners.items():
+        own = [check for check in verdict.checks if _owner(check.name) == stem]
+        facts = {name: value for name, value in verdict.facts.items() if _owner(name) == stem}
+        part = msgspec.structs.replace(verdict, checks=own, facts=facts)
+        yield _verdict_row(below(manifest, artifact.model, file), part)
+    rest = [check for check in verdict.checks if _owner(check.name) not in owners]
+    facts = {name: value for name, value in verdict.facts.items() if _owner(name) not in owners}
+    if rest:
+        yield _verdict_row(path, msgspec.structs.replace(verdict, checks=rest, facts=facts))
+
+
+def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
+    passed = sum(check.passed for check in verdict.checks)
+    return {
+        "path": path,
+        "level": verdict.level,
+        "verdict": "equivalent" if passed == len(verdict.checks) else "**differs**",
+        "checks": f"{passed} of {len(verdict.checks)}",
         "max_abs": _worst(verdict, "max abs"),
         "mean_kl": _worst(verdict, "mean KL"),
     }
 
 
-def _worst(verdict: Verdict | None, measure: str) -> str:
+def _owner(name: str) -> str:
+    """The model of a folder that a check or a fact is about, by the stem of its file; empty for what names none."""
+    return name.rpartition(": ")[0]
+
+
+def _worst(verdict: Verdict, measure: str) -> str:
     """The largest value of a measure among gates and facts, three digits; empty where no model was run."""
-    values = list(_values(verdict, measure)) if verdict else []
+    values = list(_values(verdict, measure))
     return f"{max(values):.2e}" if values else ""
 
 

@@ -14,7 +14,7 @@ from exporter.release import card, manifest, modelfile
 from exporter.release.check import check_release
 from exporter.release.documents import write_documents
 from exporter.release.facts import Release
-from exporter.release.manifest import Manifest
+from exporter.release.manifest import FileEntry, Manifest
 from tests.release.conftest import Drafted
 from tests.release.finished import COMMIT, RUN, release
 
@@ -87,6 +87,21 @@ def test_a_measure_that_was_not_finite_is_told_as_it_is(drafted: Drafted) -> Non
     assert found.artifacts[0].verdict is not None
     assert found.artifacts[0].verdict.facts == {"mean KL": "nan"}
     assert "| full | equivalent | 1 of 1 | 2.00e+00 |  |" in card.to_bytes(found, "tuned").decode()
+
+
+def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
+    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    checks = [{"name": name, "passed": True, "value": None, "limit": None} for name in ("model: tie", "model_q4: tie")]
+    checks.append({"name": "config", "passed": True, "value": None, "limit": None})
+    facts = {"model: max abs": 1e-5, "model_q4: max abs": 4.0, "model_q4: mean KL": 0.08}
+    report = {"level": "full", "passed": True, "checks": checks, "facts": facts}
+    sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
+    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in ("model", "model_q4")]  # type: ignore[arg-type]
+    found = manifest.build(replace(release(drafted.artifacts), artifacts=(replace(one, report=report),)), files)
+    page = card.to_bytes(found, "tuned").decode()
+    assert "| `onnx/onnx/model.onnx` | full | equivalent | 1 of 1 | 1.00e-05 |  |" in page
+    assert "| `onnx/onnx/model_q4.onnx` | full | equivalent | 1 of 1 | 4.00e+00 | 8.00e-02 |" in page
+    assert "| `onnx` | full | equivalent | 1 of 1 |  |  |" in page
 
 
 def test_the_card_tells_whether_a_model_was_run(drafted: Drafted) -> None:

@@ -227,6 +227,7 @@ def test_checking_a_release_imports_nothing_that_runs_models(finished: Path) -> 
     [
         (["--adapter", "a"], "need --reference"),
         (["--report", "r"], "need --reference"),
+        (["--level", "full"], "need --reference"),
         (["--public-key", "k", "--identity", "me", "--issuer", "i"], "expected one of them"),
         (["--identity", "me"], "belong together"),
         (["--reference", "b", "--public-key", "k"], "are for release folders"),
