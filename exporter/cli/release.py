@@ -79,16 +79,16 @@ def release(
     started = time.perf_counter()
     spec = read_spec(toml.absolute() if address else toml)
     jobs = jobs_of(spec)
-    if sum((bool(only), as_matrix, bool(pieces), bool(address))) > 1:
+    if sum((only is not None, as_matrix, bool(pieces), bool(address))) > 1:
         raise click.UsageError("--only, --matrix, --assemble, --ray: expected one of them")
     if as_matrix:
         click.echo(json.dumps(matrix(jobs)))
         return
     if options["cache"] and options["no_cache"]:
         raise click.UsageError("--cache, --no-cache: expected one of them")
-    if only and options["repo"]:
+    if only is not None and options["repo"]:
         raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
-    job = find_job(jobs, only) if only else None
+    job = find_job(jobs, only) if only is not None else None
     cache = None if options["no_cache"] else Cache(options["cache"].absolute()) if options["cache"] else Cache.of_user()
     push = _push_settings(spec.hub or HubSpec(), options)
     place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -135,7 +136,7 @@ def read_spec(path: Path) -> ReleaseSpec:
     card_texts(spec.card, f"{path}: card")
     for name, model in spec.models.items():
         card_texts(model.card, f"{path}: models.{name}.card")
-    for reason in _faults(spec):
+    for reason in (*_faults(spec), *_astray(spec, path.parent)):
         raise BadInput(f"{path}: {reason}")
     return _placed(spec, path.parent)
 
@@ -213,12 +214,21 @@ def gguf_types(table: GgufSpec) -> list[str]:
     return [kind.lower() if kind.lower() in DTYPES else kind for kind in table.types]
 
 
+def _astray(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
+    """Words that name nothing below ``folder``, but something where the command runs: elsewhere they would not."""
+    words = [("base", spec.base)]
+    words += [(f"models.{name}.adapters", word) for name, model in spec.models.items() for word in model.adapters]
+    for key, word in words:
+        if not os.path.lexists(folder / word) and os.path.lexists(word):
+            yield f"{key}: expected a path from the folder of this file, or a hub id, found {word!r:.80} elsewhere"
+
+
 def _placed(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
     """With paths below ``folder``; what is not there may be a hub id and stays."""
 
     def place(word: str) -> str:
         path = folder / word
-        return str(path) if path.exists() else word
+        return str(path) if os.path.lexists(path) else word
 
     def file(word: str | None) -> str | None:
         return None if word is None else str(folder / word)

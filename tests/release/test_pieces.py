@@ -99,6 +99,7 @@ def test_pieces_of_another_release_toml_are_exit_4(
 def test_an_unknown_job_is_exit_2(project: Project, tmp_path: Path, capsys: Capture) -> None:
     assert project.write("one").release(tmp_path / "out", "--only", "gguf") == 2
     assert "--only: expected one of hf, gguf-bf16, gguf-Q8_0, onnx, found 'gguf'" in capsys.readouterr().err
+    assert project.release(tmp_path / "out", "--only", "") == 2, "a variable that is not set is no whole release"
 
 
 def test_adapters_in_folders_of_one_name_are_told_apart(project: Project, tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
     assert spec.base == "org/base@v1"
 
 
+@pytest.mark.parametrize("key", ["base", "adapters"])
+def test_what_lies_where_the_command_runs_is_not_meant(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file must not be another release in another folder."""
+    (tmp_path / "here" / "org" / "base@v1").mkdir(parents=True)
+    (tmp_path / "here" / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    content = text(models="[models.one]\n") if key == "base" else text().replace("org/base@v1", "org/other")
+    said = refused(tmp_path / "release.toml", content)
+    assert "expected a path from the folder of this file, or a hub id, found" in said
+    assert said.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
+
+
 def test_every_model_gets_every_format(tmp_path: Path) -> None:
     file = tmp_path / "release.toml"
     rest = '[hf]\ndtype = "f16"\n[gguf]\ntypes = ["BF16", "Q4_K_M"]\ntoken-embedding-type = "Q8_0"\n[onnx]\n'
