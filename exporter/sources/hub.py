@@ -41,10 +41,13 @@ def fetch(repo: str, revision: str, *, kind: Kind | None, quiet: bool) -> Path:
     adapter's if the repository is one, else a checkpoint's.
     Raises BadInput with what is missing and what to do, OutputError if the cache cannot be written.
     """
+    from huggingface_hub import constants
+
     held = _in_cache(repo, revision)
     gap = _gap(repo, held, kind) if held else None
     if held and not gap and _listing(repo, held) is not None:
         return held
+    quiet = quiet or constants.HF_HUB_OFFLINE  # nothing will be downloaded
     try:
         with _no_warnings():
             folder = _download(repo, revision, kind, bars=_bars(f"downloading {repo}@{revision}", quiet=quiet))

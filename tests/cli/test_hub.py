@@ -267,6 +267,12 @@ def test_a_download_is_announced_unless_quiet(site: Site) -> None:
     json.loads(talk.stdout)
 
 
+def test_no_download_is_announced_offline(site: Site) -> None:
+    done = site.run("plan", "user/adapter", "--base", "org/base", offline=True)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_terminal_sees_bars_unless_quiet(quiet: bool, site: Site) -> None:
     reader, terminal = pty.openpty()
