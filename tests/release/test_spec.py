@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exporter.errors import BadInput, UsageError
 from exporter.release.jobs import find_job, jobs_of, matrix
-from exporter.release.spec import read_spec
+from exporter.release.manifest import CardEntry
+from exporter.release.spec import (
+    GgufSpec,
+    HfSpec,
+    HubSpec,
+    ModelSpec,
+    OnnxSpec,
+    ReleaseSpec,
+    SigningSpec,
+    VerifySpec,
+    read_spec,
+)
 from tests.release.projects import Project
 
 Capture = pytest.CaptureFixture[str]
@@ -77,6 +90,14 @@ def refused(path: Path, content: str) -> str:
 )
 def test_what_no_release_has_is_one_line_with_file_and_key(content: str, says: str, tmp_path: Path) -> None:
     assert refused(tmp_path / "release.toml", content).startswith(says)
+
+
+def test_the_readme_names_every_key() -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    [section] = re.findall(r"(?ms)^## Releases$.*?(?=^## )", page)
+    kinds = (ReleaseSpec, ModelSpec, HfSpec, GgufSpec, OnnxSpec, VerifySpec, SigningSpec, HubSpec, CardEntry)
+    told = set(re.findall(r"`\[?([\w-]+)", section))
+    assert {field.encode_name for kind in kinds for field in msgspec.structs.fields(kind)} - told == set()
 
 
 def test_a_model_cannot_take_the_place_of_a_document(undisturbed: Path, tmp_path: Path) -> None:
