@@ -173,6 +173,8 @@ def _faults(spec: ReleaseSpec) -> Iterator[str]:
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
     if not spec.models:
         yield "models: expected one or more, found none"
+    if len({*map(str.lower, spec.models)}) != len(spec.models):
+        yield f"models: expected names that differ in more than case, found {', '.join(spec.models)}"
     for name in spec.models if len(spec.models) > 1 else ():
         if name.lower() in _TAKEN:
             yield f"models.{name}: expected a name for a folder, found that of a document of the release"

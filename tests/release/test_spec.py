@@ -60,6 +60,10 @@ def refused(path: Path, content: str) -> str:
         (text(rest='[gguf]\ntypes = ["f32", "F32"]\n'), "gguf.types: expected one or more, each once, found f32, F32"),
         (text(models="[models]\n"), "models: expected one or more, found none"),
         (
+            text(models="[models.one]\n[models.One]\n"),
+            "models: expected names that differ in more than case, found one, One",
+        ),
+        (
             text(models='[models."../x"]\n'),
             "models: expected letters, digits, dots, dashes or underscores, found '../x'",
         ),
