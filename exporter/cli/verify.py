@@ -74,6 +74,8 @@ def verify(
         return
     if trust:
         raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
+    if level == "rows" and not adapters:
+        raise UsageError("--level rows: needs --adapter, whose rows it reads; --level weights compares every weight")
     require_runtimes(require, needed_for="--require")
     if report:
         require_renderers()

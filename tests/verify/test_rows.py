@@ -160,3 +160,10 @@ def test_a_truncated_artifact_is_bad_input(
         said = capsys.readouterr().err
         assert file.name in said
         assert said.count("\n") == 1
+
+
+def test_rows_of_no_adapter_prove_nothing(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever forgets --adapter is not told that the artifact equals the base."""
+    assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "rows"]) == 2
+    assert "needs --adapter" in capsys.readouterr().err
+    assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "weights", "-q"]) == 3

@@ -76,7 +76,7 @@ def test_a_lora_beside_other_formats_is_verified_with_them(
     assert sorted(path.name for path in out.iterdir()) == ["gguf", "gguf-lora", "report.json"]
     words = ["--reference", tiny_untied, "--adapter", tiny_both_adapter, "--level", "rows"]
     succeed("verify", out, *words)
-    assert run(["verify", str(out), "--reference", str(tiny_untied), "--level", "rows", "-q"]) == 3
+    assert run(["verify", str(out), "--reference", str(tiny_untied), "--level", "weights", "-q"]) == 3
 
 
 def test_rows_alone_are_exact_and_of_the_rank_of_their_number(
