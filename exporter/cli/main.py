@@ -31,7 +31,7 @@ _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or an adapter on its base, in another format.",
     "patch": "Put an adapter's token rows into an existing GGUF or ONNX folder.",
-    "verify": "Prove that an artifact equals base and adapters; exit 3 if not.",
+    "verify": "Prove that an artifact equals base and adapters, or a release what was released.",
     "plan": "Show what merge, export or patch would write; writes nothing.",
     "inspect": "Show what an adapter, a checkpoint, a .gguf or an ONNX folder holds.",
     "tune": "Teach a model a few tokens; writes an adapter folder.",

@@ -27,7 +27,12 @@ require_option = click.option(
 )
 
 _EXPORT_OPTIONS = (
-    click.option("-o", "--out", type=PATH, help="File or folder to write; a folder with several --to."),
+    click.option(
+        "-o",
+        "--out",
+        type=PATH,
+        help="File or folder to write; a folder for several artifacts. Default: here, named after the first input.",
+    ),
     click.option(
         "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
     ),

@@ -65,8 +65,17 @@ def release(
 ) -> None:
     """Make everything that RELEASE.toml asks for: every model in every format, verified, in one folder.
 
+    \b
+    The least that it holds (the README lists all keys):
+      name = "Lamp"
+      version = "1.0"
+      base = "org/base@revision"
+      models.keeper.adapters = ["adapter"]
+      gguf.types = ["Q8_0"]
+
     The release gets its name when all of it is there and verified. A second adapter on the same base costs what its
-    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json.
+    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json and a
+    signature.
 
     \b
     Examples:
