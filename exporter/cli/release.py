@@ -13,6 +13,7 @@ import click
 from exporter.cli.options import PATH, talk_options
 from exporter.cli.release_push import check_push_options, push_options, push_release
 from exporter.cli.talk import progress
+from exporter.errors import OutputError
 from exporter.release.assemble import assemble_release
 from exporter.release.facts import Release
 from exporter.release.finished import told_jobs
@@ -98,7 +99,7 @@ def release(
     if only is not None and options["repo"]:
         raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
     job = find_job(jobs, only) if only is not None else None
-    cache = None if options["no_cache"] else Cache(options["cache"].absolute()) if options["cache"] else Cache.of_user()
+    cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
     push = _push_settings(spec.hub or HubSpec(), options)
     place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
     flags = {"resume": options["resume"], "force": options["force"]}
@@ -113,6 +114,22 @@ def release(
     pushed = push_release(place, quiet=quiet, **push)
     seconds = round(time.perf_counter() - started, 3)
     _tell(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
+
+
+def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
+    """The cache at ``folder``; without one the user's, or none where that cannot be written. Raises OutputError."""
+    if folder:
+        cache = Cache(folder.absolute())
+        cache.require_writable()
+        return cache
+    try:
+        cache = Cache.of_user()
+        cache.require_writable()
+    except OutputError as exc:
+        if not quiet:
+            print(f"artifacts of bases are not kept: {exc}", file=sys.stderr)
+        return None
+    return cache
 
 
 def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:

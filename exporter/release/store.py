@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from exporter.errors import TTExportError, writing
+from exporter.errors import OutputError, TTExportError, writing
 from exporter.release.hashes import FileDigests, digest_of, sizes_match
 from exporter.staging import sync_folder, write_file
 
@@ -119,6 +119,13 @@ class Cache:
     def of_user(cls) -> Cache:
         """In the user's cache folder."""
         return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
+
+    def require_writable(self) -> None:
+        """Make the folder if it is not there. Raises OutputError."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise OutputError(self.folder, "no permission to write here")
 
     @property
     def artifacts(self) -> Path:

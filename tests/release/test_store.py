@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.cli.main import run
 from exporter.errors import OutputError
 from exporter.release.hashes import FileDigests
 from exporter.release.store import Store
@@ -112,6 +113,20 @@ def test_a_damaged_artifact_of_the_base_does_not_reach_a_release(
     assert project.release(tmp_path / "second", cache=cache) == 0
     assert contents(tmp_path / "second") == contents(undisturbed)
     assert ways(tmp_path / "second")["one/gguf-Q8_0"] == "converted, patched"
+
+
+def test_a_cache_that_cannot_be_written_is_missed_only_if_it_was_asked_for(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    project.write("one", formats="[hf]\n")
+    assert run(["release", str(project.toml), "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.startswith(f"artifacts of bases are not kept: {blocked}/ttexport/release: ")
+    assert project.release(tmp_path / "other", cache=blocked / "cache") == 7
+    assert f"{blocked}/cache: Not a directory" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_base_of_the_same_name_is_another_entry(project: Project, tmp_path: Path) -> None:
