@@ -152,7 +152,7 @@ def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Refere
 def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[Check | Skip]) -> Report:
     """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
 
-    The profile is that of the first, which is the most precise one.
+    The profile is that of the first that was run.
     """
     checks: list[Check] = []
     skips: list[Skip] = []

@@ -24,11 +24,17 @@ def to_html(document: Mapping[str, Any]) -> bytes:
     environment.filters["figure"] = _figure
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
     artifacts = [
-        {**artifact, "plots": list(_plots(artifact, f"a{number}")), "heat": _heat(artifact)}
+        {**artifact, "plots": list(_plots(artifact, f"a{number}")), "heat": _heat(artifact), "shown": _shown(artifact)}
         for number, artifact in enumerate(document["artifacts"], 1)
     ]
     page = environment.from_string(source).render({**document, "artifacts": artifacts})
     return (page.rstrip() + "\n").encode()
+
+
+def _shown(artifact: Mapping[str, Any]) -> str | None:
+    """Which of several models the profile is of: the first that was run."""
+    runs = [name for name in artifact["facts"] if name.endswith(": runtime")]
+    return runs[0].removesuffix(": runtime") if artifact["profile"] and len(runs) > 1 else None
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
