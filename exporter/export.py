@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import UsageError
-from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.gguf.mixtures import MIXTURES, TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.hooks import Hooks
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.parallel import Budget
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.sources.locate import find_base, locate, origins
 from exporter.staging import require_space, staged, write_file
-from exporter.targets import DTYPES, Target, Wish, plan_target
+from exporter.targets import DTYPES, Target, Wish, plan_target, quants_for
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, document, require_passed, to_bytes
 from exporter.verify.reports.write import JSON, require_renderers, write_report
@@ -66,7 +65,7 @@ class ExportSpec:
             raise UsageError("--quant: needs --to gguf or --to onnx")
         if self.max_shard_bytes and "hf" not in self.formats:
             raise UsageError("--max-shard-size: needs --to hf")
-        if len(set(self.quants)) != len(self.quants):
+        if len({quant.lower() for quant in self.quants}) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
         if self.onnx_ops != "standard" and "onnx" not in self.formats:
             raise UsageError("--onnx-ops: needs --to onnx")
@@ -87,12 +86,12 @@ class ExportSpec:
 
     def _check_quantiser(self) -> None:
         """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
-        made = [quant for quant in self.quants if quant in MIXTURES] if "gguf" in self.formats else []
+        made = [quant for quant in quants_for("gguf", self.formats, self.quants) if quant in MIXTURES]
         types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
         for option, value in types.items():
             if value is not None and not made:
                 raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
-            if value is not None and value not in TYPE_NUMBERS:
+            if value is not None and value.upper() not in TENSOR_TYPES:
                 raise UsageError(f"{option}: expected a type of ggml, such as Q6_K or F16, found {value}")
         if self.imatrix is not None and not set(made) - {"Q8_0"}:
             raise UsageError("--imatrix: needs --to gguf and a --quant below Q8_0, which makes no use of it")
@@ -141,8 +140,8 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
         pre_tokenizer=spec.pre_tokenizer,
         converter=spec.converter,
         imatrix=spec.imatrix,
-        token_embedding_type=spec.token_embedding_type,
-        output_tensor_type=spec.output_tensor_type,
+        token_embedding_type=spec.token_embedding_type and spec.token_embedding_type.upper(),
+        output_tensor_type=spec.output_tensor_type and spec.output_tensor_type.upper(),
         budget=Budget(spec.memory_bytes) if spec.memory_bytes else Budget(),
         max_shard_bytes=spec.max_shard_bytes,
         split=spec.split,
@@ -237,9 +236,9 @@ def _final(plan: ExportPlan, target: Target) -> Path:
 def _quants(spec: ExportSpec, fmt: str) -> list[tuple[str, ...]]:
     """What each artifact of ``fmt`` is to hold; nothing: it is written unquantised.
 
-    GGUF takes ggml's upper-case types, a file each; ONNX the lower-case ones, all in one folder.
+    GGUF takes a file for each, ONNX all in one folder.
     """
-    chosen = tuple(quant for quant in spec.quants if quant.islower() == (fmt == "onnx") and fmt in ("gguf", "onnx"))
+    chosen = quants_for(fmt, spec.formats, spec.quants)
     return [chosen] if fmt == "onnx" or not chosen else [(quant,) for quant in chosen]
 
 

@@ -76,8 +76,8 @@ def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     facts: dict[str, Any] = {"version": file.files[0].version, "files": len(file.files)}
     for key, value in file.metadata.items():
         facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
-    head = "output.weight" if "output.weight" in file.tensors else "tied to token_embd.weight"
-    facts["head"] = head
+    if "token_embd.weight" in file.tensors:  # a LoRA or a projector has none
+        facts["head"] = "output.weight" if "output.weight" in file.tensors else "tied to token_embd.weight"
     tensors = [_tensor(one.name, one.type, one.shape, one.nbytes) for one in file.tensors.values()]
     return facts, tensors
 

@@ -88,6 +88,20 @@ class Target:
         }
 
 
+def quants_for(fmt: str, formats: Sequence[str], quants: Sequence[str]) -> tuple[str, ...]:
+    """What ``--quant`` asks of ``fmt``, in its spelling: GGUF's types in upper case, ONNX's names in lower case.
+
+    Each is for one format: where both are written, for GGUF if it is named as a dtype or, like all of llama.cpp's
+    quantisations, with an underscore. What the format does not know, it refuses.
+    """
+    if fmt not in formats or fmt not in ("gguf", "onnx"):
+        return ()
+    both = {"gguf", "onnx"} <= set(formats)
+    meant = [(quant, "_" in quant or quant.lower() in DTYPES) for quant in quants]
+    chosen = [quant for quant, is_gguf in meant if not both or is_gguf == (fmt == "gguf")]
+    return tuple(quant.upper() if fmt == "gguf" else quant.lower() for quant in chosen)
+
+
 def plan_target(fmt: str, wish: Wish, merge: MergePlan) -> Target:
     """Lay out one artifact; shapes only. Raises BadInput for inputs that no format could take."""
     try:

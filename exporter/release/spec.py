@@ -212,8 +212,8 @@ def _gguf_faults(table: GgufSpec) -> Iterator[str]:
 
 
 def gguf_types(table: GgufSpec) -> list[str]:
-    """Its types, the unquantised ones in lower case as ``--dtype`` has them."""
-    return [kind.lower() if kind.lower() in DTYPES else kind for kind in table.types]
+    """Its types, the unquantised ones in lower case as ``--dtype`` has them, the others in upper case as llama.cpp."""
+    return [kind.lower() if kind.lower() in DTYPES else kind.upper() for kind in table.types]
 
 
 def _astray(spec: ReleaseSpec, folder: Path) -> Iterator[str]:

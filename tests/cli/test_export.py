@@ -116,6 +116,16 @@ def test_quant_is_repeatable_from_one_command(tiny_adapter: Path, tiny_tied: Pat
     assert names == ["rows-F16.gguf", "rows-Q8_0.gguf"]
 
 
+def test_quant_is_for_the_format_that_knows_it_in_any_case(
+    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["plan", str(tiny_adapter), "--base", str(tiny_tied), "--to", "gguf", "--to", "onnx", "--json"]
+    argv += [word for quant in ("q8_0", "f16", "fp16", "INT8", "Q4_K_M") for word in ("--quant", quant)]
+    assert run(argv) == 0
+    targets = json.loads(capsys.readouterr().out)["targets"]
+    assert [one["storage"] for one in targets] == ["Q8_0", "F16", "Q4_K_M", "fp16, int8"]
+
+
 def test_a_checkpoint_exports_without_any_adapter(tiny_untied: Path, tmp_path: Path) -> None:
     assert run(["export", "--to", "gguf", str(tiny_untied), "-o", str(tmp_path / "m.gguf"), "-q"]) == 0
     assert "output.weight" in GgufFile.open(tmp_path / "m.gguf").tensors
@@ -202,6 +212,9 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["patch", "x.gguf", "{adapter}"], 2, "-o OUT"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--dtype", "bf16", "-o", "x"], 5, "BF16"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "Q9_X", "-o", "x"], 5, "Q9_X"),
+        (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "int8", "-o", "x"], 5, "INT8"),
+        (["merge", "{adapter}", "--base", "{base}", "--to", "onnx", "--quant", "Q4_K_M", "-o", "x"], 5, "q4_k_m"),
+        (["merge", "{adapter}", "--to", "gguf", "--quant", "Q4_0", "--quant", "q4_0"], 2, "each type once"),
         (["merge", "{adapter}", "--base", "{base}", "--to", "gguf", "--quant", "IQ2_XXS", "-o", "x"], 5, "--imatrix"),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q8_0", "--imatrix", "i"], 2, "--imatrix"),
         (["merge", "{adapter}", "--to", "hf", "--output-tensor-type", "Q6_K"], 2, "--output-tensor-type"),

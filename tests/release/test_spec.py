@@ -145,7 +145,7 @@ def test_what_lies_where_the_command_runs_is_not_meant(
 
 def test_every_model_gets_every_format(tmp_path: Path) -> None:
     file = tmp_path / "release.toml"
-    rest = '[hf]\ndtype = "f16"\n[gguf]\ntypes = ["BF16", "Q4_K_M"]\ntoken-embedding-type = "Q8_0"\n[onnx]\n'
+    rest = '[hf]\ndtype = "f16"\n[gguf]\ntypes = ["BF16", "q4_k_m"]\ntoken-embedding-type = "Q8_0"\n[onnx]\n'
     file.write_text(text(models="[models.one]\n[models.two]\n", rest=rest))
     jobs = jobs_of(read_spec(file))
     assert [job.name for job in jobs if job.model == "two"] == [

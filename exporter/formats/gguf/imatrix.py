@@ -86,7 +86,8 @@ def _read_legacy(path: Path) -> Imatrix:
     def take(nbytes: int) -> bytes:
         nonlocal at
         if not 0 <= nbytes <= len(data) - at:
-            raise UnreadableFile(path, f"expected {nbytes} bytes at {at}, found {len(data) - at}")
+            reason = f"expected an importance matrix, found no {nbytes} bytes at {at}: another file, or a part of one"
+            raise UnreadableFile(path, reason)
         at += nbytes
         return data[at - nbytes : at]
 

@@ -61,3 +61,8 @@ MIXTURES: Final = _by_name(
     Mixture("Q4_K", 15, "Q4_K"),
     Mixture("Q5_K", 17, "Q5_K"),
 )
+
+#: Types that the quantiser can be asked for by tensor. Those that only computing uses (Q8_K, …) and integers cannot be.
+TENSOR_TYPES: Final = frozenset({"F32", "F16", "BF16", *(row.type for row in MIXTURES.values())})
+#: ggml ends the process rather than quantise to these without importances. Source: ggml_quantize_requires_imatrix.
+NEED_IMPORTANCES: Final = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import MissingDependency, NotExpressible, OutputError, TTExportError
-from exporter.formats.gguf.imatrix import read_imatrix
-from exporter.formats.gguf.mixtures import Mixture
+from exporter.formats.gguf.imatrix import Imatrix, read_imatrix
+from exporter.formats.gguf.mixtures import NEED_IMPORTANCES, TENSOR_TYPES, Mixture
 from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.stream import write_gguf
 from exporter.formats.gguf.writer import fits, row_nbytes
@@ -91,8 +91,8 @@ def plan_quantised(
 ) -> QuantisedLayout:
     """Check what can be known before llama.cpp runs.
 
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a mixture that needs an importance matrix,
-    UnreadableFile for a broken one.
+    Raises MissingDependency without llama-cpp-python, NotExpressible for a mixture that needs an importance matrix and
+    for a type that cannot be made, UnreadableFile for a broken importance matrix.
     """
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingDependency("llama-cpp-python", needed_for=f"--quant {mixture.name}", install="ttexport[llamacpp]")
@@ -100,8 +100,10 @@ def plan_quantised(
         raise NotExpressible(
             f"gguf {mixture.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
         )
-    if imatrix is not None:
-        read_imatrix(imatrix)
+    importances = read_imatrix(imatrix) if imatrix is not None else None
+    for tensor, kind in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
+        if kind is not None:
+            _check_type(tensor, kind, importances)
     intermediate.users += 1
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
@@ -112,6 +114,15 @@ def plan_quantised(
         output_tensor_type=output_tensor_type,
         notes=(build,),
     )
+
+
+def _check_type(tensor: str, kind: str, importances: Imatrix | None) -> None:
+    if kind not in TENSOR_TYPES:
+        raise NotExpressible(f"gguf: {tensor}", f"{kind} is no type that llama.cpp quantises to")
+    if kind in NEED_IMPORTANCES and (importances is None or tensor not in importances.values):
+        reason = f"{kind} needs importances of its columns, and "
+        reason += "there is no --imatrix" if importances is None else "the importance matrix has none of this tensor"
+        raise NotExpressible(f"gguf: {tensor}", reason)
 
 
 def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = silent) -> None:

@@ -102,6 +102,17 @@ def test_a_rank_is_chosen_that_loses_no_bit_beside_an_update(beside: Path, tmp_p
     assert set(np.unique(file.dequantize_rows("token_embd.weight.lora_a", 0, 512))) == {0.0, 0.25}
 
 
+def test_a_lora_is_no_base_of_a_patch_and_has_no_head(
+    tiny_untied: Path, tiny_untied_adapter: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    lora = tmp_path / "lora.gguf"
+    succeed("merge", tiny_untied_adapter, "--base", tiny_untied, "--to", "gguf-lora", "-o", lora)
+    assert run(["patch", str(lora), str(tiny_untied_adapter), "--trust-base", "-o", str(tmp_path / "x.gguf")]) == 4
+    assert f"{lora}: token_embd.weight: expected an input embedding, found none" in capsys.readouterr().err
+    assert run(["inspect", str(lora), "--json"]) == 0
+    assert "head" not in json.loads(capsys.readouterr().out)["facts"]
+
+
 def test_ordinary_lora_has_the_factors_of_the_adapter_as_they_are(
     tiny_untied: Path, beside: Path, tmp_path: Path
 ) -> None:

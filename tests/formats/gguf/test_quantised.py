@@ -117,6 +117,34 @@ def test_few_bits_work_with_an_importance_matrix(wide_tied: Path, tmp_path: Path
     assert GgufFile.open(out).tensors["blk.1.ffn_up.weight"].type == "IQ2_XXS"
 
 
+@pytest.mark.parametrize(
+    ("kind", "imatrix", "code", "words"),
+    [
+        ("iq1_s", False, 5, "there is no --imatrix"),
+        ("IQ2_XS", True, 5, "none of this tensor"),
+        ("I32", False, 2, "found I32"),
+        ("Q8_K", False, 2, "found Q8_K"),
+    ],
+)
+def test_a_type_that_would_end_llama_cpp_is_refused_before_it_runs(
+    wide_tied: Path, tmp_path: Path, capsys: Capture, kind: str, imatrix: bool, code: int, words: str
+) -> None:
+    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--token-embedding-type", kind]
+    if imatrix:
+        gguf_files.write_imatrix(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": np.ones(256, np.float32)}, calls=1)
+        argv += ["--imatrix", str(tmp_path / "i.gguf")]
+    assert run([*argv, "-o", str(tmp_path / "m.gguf")]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_types_may_be_written_in_lower_case(wide_untied: Path, tmp_path: Path) -> None:
+    options = ("--quant", "q4_k_m", "--token-embedding-type", "q5_0", "--output-tensor-type", "f16")
+    tensors = GgufFile.open(export(wide_untied, tmp_path / "m.gguf", *options)).tensors
+    kinds = {name: tensors[name].type for name in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")}
+    assert kinds == {"token_embd.weight": "Q5_0", "output.weight": "F16", "blk.0.attn_q.weight": "Q4_K"}
+
+
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"\1\0\0\0\xff\xff\0\0abc", b"\0\0\0\0"])
 def test_broken_importance_matrix_is_bad_input(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "i").write_bytes(data)

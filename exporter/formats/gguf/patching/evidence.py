@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, TensorMismatch
-from exporter.formats.gguf.patching.rows import EMBEDDING
+from exporter.formats.gguf.patching.rows import EMBEDDING, matrices
 from exporter.formats.gguf.quantise import encode_rows
 from exporter.formats.patching.rows import sample
 from exporter.sources.checkpoint import Checkpoint
@@ -66,6 +66,7 @@ def base_dtype(parts: GgufParts) -> str:
 
     GGUF keeps norms and biases in float32 whatever the type of the file, so the bits that a 16-bit dtype lacks are all
     zero. What fits bfloat16 fits float16 as well, the range apart, so the coarser one is asked first.
+    Raises what ``rows.matrices`` raises, for a file that holds no model.
     """
     recorded = parts.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:
@@ -87,7 +88,7 @@ def _unquantised(parts: GgufParts) -> Array:
     values = [parts.holder(name).dequantize_rows(name, 0, 1).reshape(-1) for name in names]
     if str(parts.metadata.get("general.architecture", "")).startswith("gemma"):
         values = [one - np.float32(1) for one in values]  # the converter adds it to every norm
-    embedding = parts.tensors[EMBEDDING]
+    embedding = parts.tensors[matrices(parts).embedding]
     if embedding.type in FLOATS:
         file = parts.holder(EMBEDDING)
         values += [file.dequantize_rows(EMBEDDING, row, row + 1).reshape(-1) for row in sample(embedding.n_rows)]
