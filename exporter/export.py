@@ -63,14 +63,18 @@ class ExportSpec:
             raise UsageError(f"--to: expected each format once, found {', '.join(self.formats)}")
         if self.quants and not {"gguf", "onnx"} & set(self.formats):
             raise UsageError("--quant: needs --to gguf or --to onnx")
-        if self.max_shard_bytes and "hf" not in self.formats:
-            raise UsageError("--max-shard-size: needs --to hf")
         if len({quant.lower() for quant in self.quants}) != len(self.quants):
             raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
-        if self.onnx_ops != "standard" and "onnx" not in self.formats:
-            raise UsageError("--onnx-ops: needs --to onnx")
-        if self.converter and "gguf" not in self.formats:
-            raise UsageError("--converter: needs --to gguf")
+        for option, given, fmt in (
+            ("--max-shard-size", self.max_shard_bytes, "hf"),
+            ("--onnx-ops", self.onnx_ops != "standard", "onnx"),
+            ("--pre-tokenizer", self.pre_tokenizer, "gguf"),
+            ("--converter", self.converter, "gguf"),
+        ):
+            if given and fmt not in self.formats:
+                raise UsageError(f"{option}: needs --to {fmt}")
+        if self.prompts and self.level != "full":
+            raise UsageError("--prompts: needs --verify full, which alone runs a model")
         if self.converter and self.pre_tokenizer:
             raise UsageError("--converter: chooses the pre-tokenizer itself, so --pre-tokenizer has no use beside it")
         if self.report and self.level == "off":
@@ -89,6 +93,8 @@ class ExportSpec:
         made = [quant for quant in quants_for("gguf", self.formats, self.quants) if quant in MIXTURES]
         types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
         for option, value in types.items():
+            if value is not None and self.converter:
+                raise UsageError(f"{option}: is for llama.cpp's quantiser, which does not run beside --converter")
             if value is not None and not made:
                 raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
             if value is not None and value.upper() not in TENSOR_TYPES:

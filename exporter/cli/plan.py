@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from exporter.cli.export import as_merge
 from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
+from exporter.cli.patch import patch
 from exporter.cli.text import size
 from exporter.export import ExportPlan, plan_export, plan_json
 from exporter.patch import PatchSpec, is_patchable, patch_json, plan_patch
@@ -39,6 +41,7 @@ def plan(
     """
     paths = sources or (".",)
     if is_patchable([Path(path) for path in paths]):
+        _refuse_options_of_merge()
         _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
         return
     if trust_base or in_place:
@@ -55,6 +58,18 @@ def plan(
         print(f"ttexport: {refusal}", file=sys.stderr)
     if refusals:
         click.get_current_context().exit(refusals[0].exit_code)
+
+
+def _refuse_options_of_merge() -> None:
+    """An option that a patch has no use for would be passed over, and the plan be of something else."""
+    context = click.get_current_context()
+    known = {parameter.name for parameter in patch.params} | {"base", "sources"}
+    for parameter in plan.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in known:
+            raise click.UsageError(
+                f"{parameter.opts[0]}: is not for a patch, which keeps the format and types of its base"
+            )
 
 
 def _patch(

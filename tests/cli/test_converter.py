@@ -147,6 +147,7 @@ def test_the_option_is_refused_where_it_has_no_meaning(
     assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q4_K_M") == 5
     assert "the converter writes F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--pre-tokenizer", "smollm") == 2
+    assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q8_0", "--output-tensor-type", "F16") == 2
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "onnx", "--converter", str(made)]
     assert run(argv) == 2
     assert not out.exists()

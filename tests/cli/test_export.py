@@ -219,6 +219,8 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q8_0", "--imatrix", "i"], 2, "--imatrix"),
         (["merge", "{adapter}", "--to", "hf", "--output-tensor-type", "Q6_K"], 2, "--output-tensor-type"),
         (["merge", "{adapter}", "--to", "gguf", "--quant", "Q4_0", "--token-embedding-type", "q6"], 2, "found q6"),
+        (["merge", "{adapter}", "--to", "onnx", "--pre-tokenizer", "llama-bpe"], 2, "--pre-tokenizer: needs --to gguf"),
+        (["merge", "{adapter}", "--prompts", "{base}/config.json"], 2, "--prompts: needs --verify full"),
         (["merge", "{base}"], 4, "adapter_config.json"),
         (["merge", "{adapter}", "--base", "/nowhere"], 4, "/nowhere"),
         (["inspect", "/nowhere"], 4, "/nowhere"),

@@ -68,6 +68,14 @@ def test_a_wrong_name_shows_in_the_tokens(tiny_tied: Path, tmp_path: Path) -> No
     layout = plan_gguf(merged(model_of(tmp_path / "model", tokenizer)), pre_tokenizer="qwen2")
     write_gguf(layout, tmp_path / "out.gguf")
     assert differences(tmp_path / "out.gguf", tokenizer, TEXTS)
+    assert layout.notes == ["--pre-tokenizer qwen2: the structure of tokenizer.json is that of smollm"]
+
+
+def test_a_name_that_is_not_known_is_told(tmp_path: Path) -> None:
+    unknown = tokenizer_json({"type": "Whitespace"})
+    for name, told in (("nonsense", 1), ("llama-bpe", 0)):
+        layout = plan_gguf(merged(checkpoint(tmp_path / name, config(), unknown)), pre_tokenizer=name)
+        assert len([note for note in layout.notes if note.startswith(f"--pre-tokenizer {name}: no name")]) == told
 
 
 def test_composition_is_the_one_difference_of_an_nfc_normalizer(tiny_tied: Path, tmp_path: Path, write: Write) -> None:

@@ -48,6 +48,7 @@ def byte_level_keys(
             raise BadInput(f"{path}: {token.text!r}: expected one id, found {first} and {token.id}")
         table.add(token)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
+    notes += pre_tokenizers.doubts(pre_tokenizer, content) if pre_tokenizer else []
     keys = [
         writer.text("tokenizer.ggml.model", "gpt2"),
         writer.text("tokenizer.ggml.pre", name),

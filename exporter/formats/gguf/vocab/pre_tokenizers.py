@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
-from exporter.formats.gguf.vocab.splittings import BYTES, COVERING, GPT2, TABLE, Step, split
+from exporter.formats.gguf.vocab.splittings import BYTES, COVERING, GPT2, TABLE, PreTokenizer, Step, split
 
 #: ByteLevel that splits, too: the same as its expression followed by the bytes.
 _SPLITTING_BYTES: Final[Step] = ("ByteLevel", False, True)
@@ -22,18 +22,34 @@ def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> s
 
     Raises NotExpressible, with the structure printed, for one that is not in the table.
     """
-    found = steps(tokenizer.get("pre_tokenizer"))
-    model = tokenizer.get("model")
-    ignore_merges = bool(model.get("ignore_merges")) if isinstance(model, Mapping) else False
-    for row in TABLE:
-        if row.steps == found and row.ignore_merges in (None, ignore_merges):
-            return row.by_model_type.get(str(model_type), row.name)
-    shown = json.dumps({"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": ignore_merges})
+    if row := _row(tokenizer):
+        return row.by_model_type.get(str(model_type), row.name)
+    shown = json.dumps({"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": _ignores_merges(tokenizer)})
     raise NotExpressible(
         f"gguf: {where}",
         f"llama.cpp has no name known here for this pre-tokenizer: {shown}",
         instead="--pre-tokenizer NAME names it (one of llama.cpp's, such as llama-bpe)",
     )
+
+
+def doubts(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
+    """What speaks against ``name``, which the user chose: notes, for a later llama.cpp may know what this does not."""
+    row, known = _row(tokenizer), {one for row in TABLE for one in (row.name, *row.by_model_type.values())}
+    if row and name not in (row.name, *row.by_model_type.values()):
+        return [f"--pre-tokenizer {name}: the structure of tokenizer.json is that of {row.name}"]
+    if name not in known:
+        return [f"--pre-tokenizer {name}: no name known here; a llama.cpp that does not know it opens no such file"]
+    return []
+
+
+def _row(tokenizer: Mapping[str, Any]) -> PreTokenizer | None:
+    found, ignore_merges = steps(tokenizer.get("pre_tokenizer")), _ignores_merges(tokenizer)
+    return next((row for row in TABLE if row.steps == found and row.ignore_merges in (None, ignore_merges)), None)
+
+
+def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
+    model = tokenizer.get("model")
+    return bool(model.get("ignore_merges")) if isinstance(model, Mapping) else False
 
 
 def steps(node: Any) -> tuple[Step, ...]:
