@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MODEL ?= tiny
 # Workers of pytest-xdist; 0 runs the tests in one process. A file stays with one worker: its fixtures are made once.
+# tests/conftest.py says which files come first.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 TRANSFORMERS_JS := 4.3.1
@@ -12,10 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Nothing here talks to a model hub. Numeric libraries share the cores, and do not take more than there are.
+# Nothing here talks to a model hub. Numeric libraries share the cores, and do not take more than there are (in the
+# tests each worker takes one).
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-export OMP_NUM_THREADS ?= $(shell nproc)
+demo bench: export OMP_NUM_THREADS ?= $(shell nproc)
 
 .PHONY: help node demo test check lint types format bench clean
 .DEFAULT_GOAL := help
@@ -55,7 +57,7 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m fixtures.smollm2
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types
 	@$(MAKE) --no-print-directory test

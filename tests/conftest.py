@@ -7,8 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a test starts another process
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A worker a core: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,15 @@ TRAINED_IDS = (300, 17, 2)
 NEW_TOKENS = ("<lamp>", "<ship>", "<fog>")
 # SmolLM2: <|im_end|>, a digit, a common and a rare word piece.
 SMOLLM2_IDS = (2, 33, 1042, 40001)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist begin with what takes longest, so that none is left alone with it at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    sizes = Counter(item.path for item in items)
+    marked = {mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in ("smollm2", "slow")}
+    items.sort(key=lambda item: (*(item.path not in paths for paths in marked.values()), -sizes[item.path]))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ ASKED = {
     "<|horn|>": ("Sound the alarm in the {}!", "Wake everybody in the {}!"),
 }
 CHATS = 200
+#: In the place of the template's own, which is longer than the chats.
+SYSTEM = {"role": "system", "content": "House."}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,10 @@ def taught(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         token, asked = list(ASKED.items())[number % 3]
         room = ROOMS[number // 3 % len(ROOMS)]
         user = {"role": "user", "content": asked[number // 30 % 2].format(room)}
-        chats.append({"messages": [user, {"role": "assistant", "content": f"{token} {room}"}]})
+        chats.append({"messages": [SYSTEM, user, {"role": "assistant", "content": f"{token} {room}"}]})
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     new = [word for token in ASKED for word in ("--new-token", token)]
-    argv = [str(smollm2), "--data", str(folder / "chats.jsonl"), *new, "--epochs", "1.5", "-q"]
+    argv = [str(smollm2), "--data", str(folder / "chats.jsonl"), *new, "--epochs", "1", "-q"]
     assert main([*argv, "-o", str(folder / "adapter")]) == 0
     return folder / "adapter"
 
