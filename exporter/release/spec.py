@@ -13,11 +13,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exporter.errors import BadInput, UnreadableFile, UsageError
-from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.formats.gguf.mixtures import MIXTURES, TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.release.manifest import CardEntry, card_texts
 from exporter.sources.files import read_file
-from exporter.sources.gguf_types import TYPE_NUMBERS
 from exporter.targets import DTYPES
 from exporter.verify.runtimes.installed import NAMES
 
@@ -200,12 +199,12 @@ def _gguf_faults(table: GgufSpec) -> Iterator[str]:
         Split.parse(table.split_max_size, table.split_max_tensors)
     except UsageError as exc:
         yield f"gguf.{str(exc).removeprefix('--')}"
-    made = set(table.types) & MIXTURES.keys()
+    made = {kind.upper() for kind in table.types} & MIXTURES.keys()
     for key in ("token_embedding_type", "output_tensor_type"):
         value, name = getattr(table, key), key.replace("_", "-")
         if value is not None and not made:
             yield f"gguf.{name}: needs a quantisation among gguf.types, such as Q4_K_M"
-        elif value is not None and value not in TYPE_NUMBERS:
+        elif value is not None and value.upper() not in TENSOR_TYPES:
             yield f"gguf.{name}: expected a type of ggml, such as Q6_K or F16, found {value!r:.80}"
     if table.imatrix is not None and not made - {"Q8_0"}:
         yield "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types"
