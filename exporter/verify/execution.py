@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.verify import logits
+from exporter.verify import excess, logits
 from exporter.verify.artifact import Artifact
 from exporter.verify.findings import Profile
 from exporter.verify.metrics import Distance
@@ -80,6 +80,7 @@ class Execution:
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
+            "more": self.sequences.more if self._is_mean(done) else [],
             # Who does not have to choose alike is not asked.
             "greedy_prompts": self._greedy_prompts() if _decodes_alike(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
@@ -92,9 +93,10 @@ class Execution:
         try:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
-            if artifact.quantised or self._jumps(done):
+            if self._is_mean(done):
                 copy = write_base(artifact, self.reference, place / "copy")
-                quiet = {"sequences": self._base_sequences(), "greedy_prompts": [], "texts": [], "ways": ["full"]}
+                ids = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
+                quiet = ids | {"texts": [], "ways": ["full"]}
                 self.say(f"running the base as stored in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
                 shutil.rmtree(place / "copy")
@@ -107,14 +109,14 @@ class Execution:
         alive = [one for one in self.runs.values() if one.got is not None]
         if not alive:
             return
-        rounded = {one.rounding for one in alive} - {"F32"}
+        wanted = {one.rounding: self.sequences.all for one in alive}
+        wanted |= {one.rounding: self.sequences.many for one in alive if one.base}
         job: dict[str, Any] = {
             "checkpoint": str(self.reference.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.reference.adapters],
             "vocab": self.reference.vocab,
-            "sequences": self.sequences.all,
+            "sequences": {"F32": self.sequences.all} | dict(sorted(wanted.items())),
             "base_sequences": self._base_sequences() if any(one.base for one in alive) else [],
-            "dtypes": ["F32", *sorted(rounded)],
             "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(alive).items()},
         }
         self.say("computing the reference: transformers with PEFT, unmerged")
@@ -132,14 +134,17 @@ class Execution:
         if done.rounding != "F32":
             rounding = logits.distance(want, "F32", want, done.rounding, sequences)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
-        found = {way: logits.distance(want, done.rounding, got, way, sequences) for way in done.ways}
+        found = {way: logits.distance(want, done.rounding, got, way, sequences) for way in done.ways[1:]}
+        many = self.sequences.many if done.base else sequences
+        whole = logits.distance(want, done.rounding, got, "full", many)
+        found["full"] = whole.at(slice(sum(map(len, sequences))))
         if done.rounding != "F32" and self.reference.computes:
             found["rounding"] = rounding
         facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl}
         facts["trained tokens run"] = f"{len(self.sequences.covered)} of {len(self.reference.trained_ids)}"
         done.profile = profile(found["full"], self.sequences, want, done.rounding, got)
         if done.base is not None:
-            yield from self._check_excess(done, found["full"])
+            yield from self._check_excess(done, whole)
             yield from logits.check_alike(got, done.ways, sequences)
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
@@ -159,17 +164,26 @@ class Execution:
         columns = self.reference.base_vocab
         base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
         if self.reference.vocab != columns:
-            tuned = logits.distance(self.want, done.rounding, done.got, "full", self.sequences.all, columns)
+            tuned = logits.distance(self.want, done.rounding, done.got, "full", self.sequences.many, columns)
         quantised = done.artifact.quantised
         if quantised:
-            yield logits.check_base(base, done.artifact.types)
+            yield excess.check_base(base, done.artifact.types)
+        lengths = [len(ids) for ids in self.sequences.many]
         if not self.reference.routed:
-            yield logits.check_excess(tuned, base)
+            yield excess.check_excess(tuned, base, lengths, self._varied())
             return
-        # Without trained rows as input, and with the same inner weights, the base computes and routes the same.
-        varied = self.sequences.all if self.reference.computes else self.sequences.trained
         most = None if quantised else GGUF_KL[done.artifact.kind]
-        yield from logits.check_routed(tuned, base, sum(map(len, varied)), most)
+        yield from excess.check_routed(tuned, base, lengths, self._varied(), most)
+
+    def _varied(self) -> int:
+        """Positions of sequences that the base computes in another way: it has other inner weights or other inputs."""
+        trained = set(self.reference.trained_ids)
+        computes = self.reference.computes
+        return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
+
+    def _is_mean(self, done: Run) -> bool:
+        """Whether what is judged is a mean over positions, beside that of the base so stored."""
+        return done.artifact.quantised or self._jumps(done)
 
     def _jumps(self, done: Run) -> bool:
         """llama.cpp rounds activations to a 16-bit file's type, which may send a token to another expert."""
@@ -188,9 +202,9 @@ class Execution:
         return max(1, min(GREEDY_TOKENS, room))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The same sequences without the new tokens, which the base does not have."""
-        limit = self.reference.base_vocab
-        return [[token for token in ids if token < limit] for ids in self.sequences.all]
+        """The same sequences, position by position: a known token stands for the new ones, which the base has not."""
+        limit, known = self.reference.base_vocab, self.sequences.control[0][0]
+        return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 
     def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
         """Per rounding, the distinct (prompt, chosen tokens) that the reference has to judge, in order."""

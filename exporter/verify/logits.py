@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from exporter.tensors import FLOATS, Array
+from exporter.tensors import Array
 from exporter.verify.metrics import Distance, compare, pool
 from exporter.verify.report import Check
 from exporter.verify.tolerances import (
@@ -18,9 +18,6 @@ from exporter.verify.tolerances import (
     ONNX_HALF_KL,
     ONNX_MAX_ABS,
     ONNX_WAYS_KL,
-    QUANTISED_EXCESS,
-    QUANTISED_KL,
-    ROUTED_ERRORS,
 )
 
 Reader = Callable[[str], Array]
@@ -88,48 +85,6 @@ def check_gguf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:
 
 def _check_max_abs(name: str, found: Distance, limit: float) -> Check:
     return Check.at_most(name, found.max_abs, limit, f"max abs over {found.positions} positions")
-
-
-def check_base(base: Distance, types: Collection[str]) -> Check:
-    """The base in this quantisation is still the base: what is wrong with both would not be an excess."""
-    kind = "Q8_0" if types and set(types) <= {*FLOATS, "Q8_0"} else "coarser"
-    detail = f"median KL of the base so stored, {base.positions} positions"
-    return Check.at_most("base as stored", base.kl_median, QUANTISED_KL[kind], detail)
-
-
-def check_excess(tuned: Distance, base: Distance, floor: float = 0.0) -> Check:
-    """An artifact may be as far from the tuned model as the base so stored is from the base.
-
-    floor: excess that is noise even if it is more than the limit, as a share of the base's.
-    """
-    detail = f"mean KL {tuned.kl:.3g}, of the base so stored {base.kl:.3g}, {tuned.positions} positions"
-    return Check.at_most("excess KL", _excess(tuned.kl, base.kl), max(QUANTISED_EXCESS, floor), detail)
-
-
-def check_routed(tuned: Distance, base: Distance, varied: int, most: float | None) -> Iterator[Check]:
-    """The same where a router chooses between experts, ``varied`` positions of which may be routed another way.
-
-    most: what half of the positions stay within; None: their excess over the base's is limited as that of all is for
-    other models.
-    """
-    yield check_excess(tuned, base, ROUTED_ERRORS * routing_error(base, varied))
-    detail = f"median KL {tuned.kl_median:.3g}, of the base so stored {base.kl_median:.3g}"
-    if most is None:
-        yield Check.at_most("excess KL, median", _excess(tuned.kl_median, base.kl_median), QUANTISED_EXCESS, detail)
-    else:
-        yield Check.at_most("median KL", tuned.kl_median, most, detail)
-
-
-def routing_error(base: Distance, varied: int) -> float:
-    """Standard error of the excess if ``varied`` positions draw their KL anew, as the base's positions drew theirs.
-
-    A share of the base's mean: deviation · sqrt(2 varied) / positions / mean.
-    """
-    return float(base.kl_at.std()) * (2 * varied) ** 0.5 / base.positions / base.kl if base.kl > 0 else 0.0
-
-
-def _excess(tuned: float, base: float) -> float:
-    return (tuned - base) / base if base > 0 else float(np.sign(tuned))
 
 
 def check_greedy(want: Reader, got: Reader, kind: str, continuations: Sequence[int]) -> Check:

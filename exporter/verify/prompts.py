@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.errors import BadInput, UnreadableFile, reading
+from exporter.verify.control_texts import CONTROL_TEXTS, MORE_TEXTS
 from exporter.verify.reference import Reference
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # loaded where a model is about to run
 
-#: Prose, code, digits, other scripts, dialogue: what tokenizers and models treat differently.
-CONTROL_TEXTS: Final = (
-    "The quick brown fox jumps over the lazy dog, and then it rests under the old oak tree.",
-    "def add(a, b):\n    return a + b\n\nprint(add(1999, 42))",
-    "In 1969, 600 million people watched 2 astronauts walk 384,400 km away from home.",
-    "Der Zug fährt um 7:45 Uhr ab; les élèves déjeunent à midi. 今日は良い天気です。",
-    "User: What is the capital of France?\nAssistant: The capital of France is Paris.",
-)
 #: Kinds of positions. A trained token that follows another one counts as input.
 KINDS: Final = ("control", "user", "trained as input", "trained as target", "beside trained")
 #: Long enough for attention to matter; short enough that full logits of a 150k vocabulary fit a few times over.
@@ -29,6 +22,8 @@ _MAX_TOKENS: Final = 40
 #: than ``_MAX_SEQUENCES``, they stand closer, for what is computed must not grow with their number.
 _TRAINED_PER_SEQUENCE: Final = 4
 _MAX_SEQUENCES: Final = 16
+#: What one set of logits of the further texts may take on disk: 1,365 positions of a vocabulary of 49,152.
+_MORE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,7 @@ class Sequences:
 
     texts, text_ids: the texts behind them, as a tokenizer encodes them.  covered: trained ids that stand in
     ``trained``, each as an input and as a target; all of them, unless there are more than fit.  words: id → its text.
+    more: further texts, without trained tokens and with some in turn, for means over positions.
     """
 
     control: list[list[int]]
@@ -46,11 +42,17 @@ class Sequences:
     text_ids: list[list[int]]
     covered: list[int]
     words: dict[int, str] = field(default_factory=dict)
+    more: list[list[int]] = field(default_factory=list)
 
     @property
     def all(self) -> list[list[int]]:
         """Control sequences first, then the user's."""
         return self.control + self.user + self.trained
+
+    @property
+    def many(self) -> list[list[int]]:
+        """``all``, and the further ones."""
+        return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
         """The kind of every position of every sequence of ``all``."""
@@ -74,15 +76,21 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
     trained_ids = set(reference.trained_ids)
     texts = [*CONTROL_TEXTS, *prompts]
     text_ids = [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-    untrained = ([token for token in ids if token not in trained_ids] for ids in text_ids[: len(CONTROL_TEXTS)])
-    control = [ids[:limit] for ids in untrained if len(ids) > 1]
+
+    def untrained(encoded: Iterable[Sequence[int]]) -> list[list[int]]:
+        left = ([token for token in ids if token not in trained_ids] for ids in encoded)
+        return [ids[:limit] for ids in left if len(ids) > 1]
+
+    control = untrained(text_ids[: len(CONTROL_TEXTS)])
     if not control:
         raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found none")
     user = [ids[:limit] for ids in text_ids[len(CONTROL_TEXTS) :] if len(ids) > 1]
     trained, covered = weave(reference.trained_ids, control, limit)
     known = {token for ids in (*control, *user, *trained) for token in ids}
     words = {token: _word(tokenizer, token) for token in sorted(known)}
-    return Sequences(control, user, trained, texts, text_ids, covered, words)
+    further = untrained(tokenizer.encode(text, add_special_tokens=False).ids for text in MORE_TEXTS)
+    more = _more(further, covered, limit, _MORE_BYTES // (4 * reference.vocab))
+    return Sequences(control, user, trained, texts, text_ids, covered, words, more)
 
 
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
@@ -96,6 +104,20 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
     each = max(min(_TRAINED_PER_SEQUENCE, limit - 1), -(-len(covered) // _MAX_SEQUENCES))
     groups = [covered[first : first + each] for first in range(0, len(covered), each)]
     return [_woven(carriers[number % len(carriers)], group, limit) for number, group in enumerate(groups)], covered
+
+
+def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
+    """Every carrier, and behind it the same with some of the covered tokens, which take turns; as many as fit."""
+    each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
+    found: list[list[int]] = []
+    for number, carrier in enumerate(carriers):
+        group = [covered[(number * each + place) % len(covered)] for place in range(each)]
+        for ids in (list(carrier), *([_woven(carrier, group, limit)] if group else [])):
+            positions -= len(ids)
+            if positions < 0:
+                return found
+            found.append(ids)
+    return found
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,6 @@ from exporter.verify.tolerances import (
     ONNX_HALF_KL,
     ONNX_MAX_ABS,
     ONNX_WAYS_KL,
-    QUANTISED_EXCESS,
-    QUANTISED_KL,
-    ROUTED_ERRORS,
 )
 
 REFERENCE = np.random.default_rng(0).normal(0, 3, (12, 64)).astype(np.float32)
@@ -118,54 +114,6 @@ def test_equal_favourites_have_no_order() -> None:
     lower = tied.astype(np.float64)
     lower[0, int(tied[0].argmax())] -= 1e-9
     assert compare(tied, lower).misses == 0
-
-
-def test_excess_gate_compares_with_the_base_so_quantised() -> None:
-    def tuned(kl: float) -> Distance:
-        return replace(compare(REFERENCE, REFERENCE), kl_at=np.full(len(REFERENCE), kl))
-
-    base = tuned(1e-2)
-    assert logits.check_excess(tuned(base.kl * (1 + 0.9 * QUANTISED_EXCESS)), base).passed
-    assert not logits.check_excess(tuned(base.kl * (1 + 1.1 * QUANTISED_EXCESS)), base).passed
-    lossless = tuned(0.0)
-    assert logits.check_excess(lossless, lossless).passed
-    assert not logits.check_excess(tuned(1e-9), lossless).passed
-
-
-def positions(*kl: float) -> Distance:
-    return replace(compare(REFERENCE, REFERENCE), kl_at=np.array(kl))
-
-
-@pytest.mark.parametrize(("kind", "types"), [("Q8_0", {"F32", "Q8_0"}), ("coarser", {"Q8_0", "Q4_0"}), ("coarser", {})])
-def test_a_quantised_base_that_is_no_longer_the_base_closes_its_gate(kind: str, types: set[str]) -> None:
-    limit = QUANTISED_KL[kind]
-    assert logits.check_base(positions(0.9 * limit, 0.9 * limit, 50 * limit), types).passed
-    assert not logits.check_base(positions(1.1 * limit, 1.1 * limit, 0.0), types).passed
-
-
-def test_a_routers_jumps_widen_the_gate_of_the_mean_by_what_the_base_shows_of_them() -> None:
-    base = positions(*[1e-3] * 99, 0.1)
-    error = logits.routing_error(base, 20)
-    assert error == pytest.approx(np.std(base.kl_at) * np.sqrt(40) / 100 / base.kl)
-
-    def jumped(errors: float) -> list[Check]:
-        more = errors * error * base.kl * 100
-        return list(logits.check_routed(positions(*[1e-3] * 98, 1e-3 + more, 0.1), base, 20, None))
-
-    assert [one.passed for one in jumped(0.9 * ROUTED_ERRORS)] == [True, True]
-    assert [one.passed for one in jumped(1.1 * ROUTED_ERRORS)] == [False, True]
-
-
-@pytest.mark.parametrize("most", [None, 1e-3])
-def test_what_most_positions_show_is_no_routers_jump(most: float | None) -> None:
-    base = positions(*[1e-3] * 99, 0.5)
-    limit = most or 1e-3 * (1 + QUANTISED_EXCESS)
-
-    def shifted(by: float) -> list[bool]:
-        return [one.passed for one in logits.check_routed(positions(*[by] * 99, 0.5), base, 20, most)]
-
-    assert shifted(0.99 * limit) == [True, True]
-    assert shifted(1.01 * limit) == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N`` and ``greedy.N``."""
+    """Job: artifact, sequences, more (numbered on), greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N``."""
     quiet()
     path = Path(job["artifact"])
     model = AutoModelForCausalLM.from_pretrained(
@@ -25,7 +25,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         dtype=torch.float32,
         local_files_only=True,
     ).eval()
-    save_logits(model, job["sequences"], "full", save)
+    save_logits(model, [*job["sequences"], *job["more"]], "full", save)
     save_greedy(model, job["greedy_prompts"], job["greedy_tokens"], save)
 
 

@@ -73,14 +73,15 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens, texts.
+    """Job: artifact, sequences, more (sequences, numbered on), greedy_prompts, greedy_tokens, texts.
 
     Saves ``full.N``, ``greedy.N`` and ``tokens.N`` (the ids of text N).
     """
-    longest = max(map(len, [*job["sequences"], *job["greedy_prompts"]]))
+    sequences = [*job["sequences"], *job["more"]]
+    longest = max(map(len, [*sequences, *job["greedy_prompts"]]))
     with silence():
         session = Session(job["artifact"], n_ctx=longest + job["greedy_tokens"] + 8)
-        for number, ids in enumerate(job["sequences"]):
+        for number, ids in enumerate(sequences):
             save(f"full.{number}", session.logits(ids))
         for number, prompt in enumerate(job["greedy_prompts"]):
             chosen, ids, past = [], list(prompt), 0

@@ -58,14 +58,16 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact (a model file), sequences, ways, cache_shape, greedy_prompts of one length, greedy_tokens.
+    """Job: artifact (a model file), sequences, more, ways, cache_shape, greedy_prompts of one length, greedy_tokens.
 
+    more: sequences that are computed in a full pass only, numbered on.
     Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token), ``padded.N`` and
     ``right-padded.N`` (all in one batch), and ``greedy.N``.
     """
     session = Session(Path(job["artifact"]), job["cache_shape"])
     for way in job["ways"]:
-        for number, logits in enumerate(_WAYS[way](session, job["sequences"])):
+        more = job["more"] if way == "full" else []
+        for number, logits in enumerate(_WAYS[way](session, [*job["sequences"], *more])):
             save(f"{way}.{number}", logits)
     if job["greedy_prompts"]:
         for number, chosen in enumerate(_greedy(session, job["greedy_prompts"], job["greedy_tokens"])):

@@ -55,7 +55,8 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """
     pair = Pair(Path(job["artifact"]), job["cache_shape"])
     for way in job["ways"]:
-        for number, logits in enumerate(_WAYS[way](pair, job["sequences"])):
+        more = job["more"] if way == "full" else []
+        for number, logits in enumerate(_WAYS[way](pair, [*job["sequences"], *more])):
             save(f"{way}.{number}", logits)
     for number, prompt in enumerate(job["greedy_prompts"]):
         save(f"greedy.{number}", _answer(pair, prompt, job["start_token"], job["greedy_tokens"]))

@@ -22,7 +22,7 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: checkpoint, adapters, vocab, dtypes, sequences, base_sequences, continuations (dtype → pairs).
+    """Job: checkpoint, adapters, vocab, sequences (dtype → sequences), base_sequences, continuations (dtype → pairs).
 
     Saves ``base.N`` (the untuned model on base_sequences), and per dtype, the model rounded as a file in it holds it:
     ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``. ``F32`` is the tuned model as trained; ``BF16 whole`` is
@@ -37,10 +37,10 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         model.resize_token_embeddings(job["vocab"], mean_resizing=False)
     model = attach(model, job["adapters"])
     model.eval()
-    for dtype in job["dtypes"]:
+    for dtype, sequences in job["sequences"].items():
         kind, _, whole = dtype.partition(" ")
         with rounded(model, _HALVES[kind], vectors=bool(whole)) if kind in _HALVES else nullcontext():
-            save_logits(model, job["sequences"], dtype, save)
+            save_logits(model, sequences, dtype, save)
             save_judgement(model, job["continuations"].get(dtype, []), dtype, save)
 
 

@@ -31,7 +31,13 @@ def worst(found: Sequence[Array], want: Sequence[Array]) -> float:
 def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list[Array]]:
     """Logits by way of feeding: one full pass, token by token, and batches padded on either side."""
     saved: dict[str, Array] = {}
-    job = {"artifact": folder / "onnx" / "model.onnx", "sequences": sequences, "greedy_prompts": [], "greedy_tokens": 0}
+    job = {
+        "artifact": folder / "onnx" / "model.onnx",
+        "sequences": sequences,
+        "more": [],
+        "greedy_prompts": [],
+        "greedy_tokens": 0,
+    }
     compute(job | {"ways": ["full", "cached", "padded"], "cache_shape": (0, 0)}, saved.__setitem__)
     count = range(len(sequences))
     out = {mode: [saved[f"{mode}.{number}"] for number in count] for mode in ("full", "cached", "padded")}
