@@ -27,7 +27,7 @@ _MOST: Final = 0.5
 #: A vector so near to one of the base, by the norm of the difference as a share, is meant to be that.
 _NEAR: Final = 0.25
 #: So many vectors are packed in one: gate and up; queries, keys and values.
-_TOGETHER: Final = (2, 3)
+TOGETHER: Final = (2, 3)
 #: (tensor of the base, row in it)
 Place = tuple[int, int]
 
@@ -47,7 +47,7 @@ class BaseRows:
             for name, want in self.reference.tensors.items()
             if not want.computed and name not in vocabulary
         }
-        self.layers = sorted({layer for name in self.tensors if (layer := _layer(name)) is not None})
+        self.layers = sorted({layer for name in self.tensors if (layer := layer_of(name)) is not None})
         shapes = [tensor.spec.shape for tensor in self.tensors.values()]
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
@@ -57,15 +57,15 @@ class BaseRows:
         known = [verdict for verdict in verdicts if verdict is not None]
         return min(known, key=len) if known else None
 
-    def judge_rows(self, name: str, rows: Array, kind: str | BlockKind) -> str | None:
+    def judge_rows(self, name: str, rows: Array, kind: str) -> str | None:
         """rows: (n, bytes), as stored in ``kind``."""
         layer = self._layer(name)
-        index = self._rows(str(kind), layer)
+        index = self._rows(kind, layer)
         places = [index.get(row.tobytes(), []) for row in rows]
         missing = [row for row, found in enumerate(places) if not found]
         if len(missing) > _MOST * len(places):
             others = [other for other in self.layers if other != layer and layer is not None]
-            inside = [other for other in others if all(row.tobytes() in self._rows(str(kind), other) for row in rows)]
+            inside = [other for other in others if all(row.tobytes() in self._rows(kind, other) for row in rows)]
             return f"it is of layer {inside[0]} of the base" if inside else None
         if missing:
             return f"row {missing[0]} is not the base's, {len(places) - len(missing)} others are"
@@ -90,21 +90,21 @@ class BaseRows:
 
     def _layer(self, name: str) -> str | None:
         """The layer of the base that a name is about; some tools number the final norm as one layer more."""
-        layer = _layer(name)
+        layer = layer_of(name)
         return layer if layer in self.layers else None
 
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
         """Vectors of the layer of this length, and then neighbours in one: the biases of queries, keys and values."""
         neighbours: dict[tuple[str, str], list[FileTensor]] = {}
         for name, tensor in self.tensors.items():
-            if len(tensor.spec.shape) != 1 or _layer(name) != layer:
+            if len(tensor.spec.shape) != 1 or layer_of(name) != layer:
                 continue
             if tensor.spec.shape == (length,):
                 yield cast(read(tensor), "F32")
             module, _, parameter = name.rpartition(".")
             neighbours.setdefault((module.rpartition(".")[0], parameter), []).append(tensor)
         for group in neighbours.values():
-            for several in (order for count in _TOGETHER for order in permutations(group, count)):
+            for several in (order for count in TOGETHER for order in permutations(group, count)):
                 if sum(one.spec.n_rows for one in several) == length:
                     yield np.concatenate([cast(read(one), "F32") for one in several])
 
@@ -112,7 +112,7 @@ class BaseRows:
         if (kind, layer) not in self._index:
             found = self._index.setdefault((kind, layer), {})
             for number, (name, tensor) in enumerate(self.tensors.items()):
-                if _layer(name) != layer:
+                if layer_of(name) != layer:
                     continue
                 value = read(tensor)
                 value = value.reshape(-1, value.shape[-1])
@@ -130,7 +130,8 @@ def _distance(found: Array, want: Array) -> float:
 _FLOAT_NAMES: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.float64): "F64"}
 
 
-def _layer(name: str) -> str | None:
+def layer_of(name: str) -> str | None:
+    """The number of the layer that a name is about."""
     match = _LAYER.search(name)
     return match[1] if match else None
 

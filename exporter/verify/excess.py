@@ -18,9 +18,17 @@ from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISE
 
 def check_base(base: Distance, types: Collection[str]) -> Check:
     """The base in this quantisation is still the base: what is wrong with both would not be an excess."""
+    return _check_median("base as stored", base, types, "median KL of the base so stored")
+
+
+def check_alone(tuned: Distance, types: Collection[str]) -> Check:
+    """The artifact is still the tuned model: all that can be said of it without the base in this quantisation."""
+    return _check_median("tuned as stored", tuned, types, "median KL")
+
+
+def _check_median(name: str, found: Distance, types: Collection[str], what: str) -> Check:
     kind = "Q8_0" if types and set(types) <= {*FLOATS, "Q8_0"} else "coarser"
-    detail = f"median KL of the base so stored, {base.positions} positions"
-    return Check.at_most("base as stored", base.kl_median, QUANTISED_KL[kind], detail)
+    return Check.at_most(name, found.kl_median, QUANTISED_KL[kind], f"{what}, {found.positions} positions")
 
 
 def check_excess(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> Check:

@@ -37,6 +37,7 @@ class Run:
     """What one artifact's processes left behind. ``failure`` is what its runtime said instead.
 
     rounding: that of the reference which it is held to.  ways: those in which it computed the sequences.
+    kept: tuned tensors that the base so stored has, too, so that it is not the base.
     """
 
     artifact: Artifact
@@ -46,6 +47,7 @@ class Run:
     got: logits.Reader | None = None
     base: logits.Reader | None = None
     failure: str = ""
+    kept: Sequence[str] = ()
     profile: Profile | None = None
     skipped: list[Skip] = field(default_factory=list)
 
@@ -94,7 +96,7 @@ class Execution:
             self.say(f"running {artifact.path.name} in {runtime}")
             done.got = run(runtime, job, place)
             if self._is_mean(done):
-                copy = write_base(artifact, self.reference, place / "copy")
+                copy, done.kept = write_base(artifact, self.reference, place / "copy")
                 ids = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
                 quiet = ids | {"texts": [], "ways": ["full"]}
                 self.say(f"running the base as stored in {artifact.path.name}")
@@ -165,6 +167,13 @@ class Execution:
         base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
         if self.reference.vocab != columns:
             tuned = logits.distance(self.want, done.rounding, done.got, "full", self.sequences.many, columns)
+        if done.kept:
+            yield excess.check_alone(tuned, done.artifact.types)
+            reason = (
+                f"{len(done.kept)} tuned tensors, such as {done.kept[0]}, cannot be made the base's in this storage"
+            )
+            done.skipped.append(Skip("excess KL", f"{reason}: there is no base so stored to compare with"))
+            return
         quantised = done.artifact.quantised
         if quantised:
             yield excess.check_base(base, done.artifact.types)

@@ -1,20 +1,16 @@
 """Checks of a GGUF's other tensors, those beside the vocabulary, against base and adapters: every element of them.
 
-What is not quantised, or by rules that give the same bytes here, must have the very bytes. A quantiser that was told
-what matters (an importance matrix), or of another build, makes other bytes everywhere: its rows may be as far off as
-rows quantised here are, but for a factor.
+What is not quantised, or by rules that give the same bytes here, must have the very bytes; other quantisers may be off
+by what their type explains.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
-from exporter.errors import MissingDependency, NotExpressible
 from exporter.sources.gguf_parts import GgufParts
 from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
 from exporter.verify.artifact import decode, encode
@@ -22,12 +18,10 @@ from exporter.verify.computed import ulps
 from exporter.verify.expected import Expected
 from exporter.verify.gguf_layout import VOCABULARY, Arrange, arrangement, generated, placed
 from exporter.verify.hyperparameters import hyperparameters
+from exporter.verify.quantised_rows import QuantisedRows, judge_sum
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
-from exporter.verify.tolerances import MERGED_ULPS, QUANTISED_ALIKE, QUANTISED_ERROR
-
-#: Quantisations may be made from a 16-bit file, whatever the base's dtype.
-_THROUGH: Final = ("F16", "BF16")
+from exporter.verify.tolerances import MERGED_ULPS
 
 
 def check_weights(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
@@ -80,7 +74,12 @@ def _compare(parts: GgufParts, name: str, sources: Sequence[Expected], arrange: 
             stop = min(start + step, spec.n_rows)
             value = want.values(range(spec.n_rows)) if want.computed else want.source.rows(start, stop)
             value = (arrange(value) if arrange else value).reshape(-1, width)
-            found.compare(parts, name, value, want.base.spec.dtype, first=first, computed=want.computed)
+            if want.computed:
+                base = want.base.rows(start, stop)
+                base = (arrange(base) if arrange else base).reshape(-1, width)
+                found.compare_sum(parts, name, value, base, want.base.spec.dtype, first)
+            else:
+                found.compare(parts, name, value, want.base.spec.dtype, first=first)
             first += len(value)
 
 
@@ -91,28 +90,33 @@ class _Found:
         self.wrong: list[str] = []
         self.skipped: list[str] = []
         self.count = 0
-        self.rows: dict[str, _Quantised] = {}
+        self.rows: dict[str, QuantisedRows] = {}
 
-    def compare(
-        self, parts: GgufParts, name: str, value: Array, stored: str, *, first: int = 0, computed: bool = False
-    ) -> None:
+    def compare(self, parts: GgufParts, name: str, value: Array, stored: str, *, first: int = 0) -> None:
         """Compare rows from ``first`` on with ``value`` (n, width), whose base is ``stored`` so."""
-        kind = parts.tensors[name].type
-        raw = parts.holder(name).rows(name, first, first + len(value))
-        self.count += 1
-        if kind in FLOATS and computed:
-            off = ulps(decode(raw, kind), value, kind)
-            wrong = ~(off <= MERGED_ULPS).all(axis=1)
-        elif kind in FLOATS:
-            wrong = np.all([(one != raw).any(axis=1) for one in _floats(value, kind, stored)], axis=0)
-        elif computed:
-            self.skipped.append(name)
+        kind, raw = self._read(parts, name, first, len(value))
+        if kind not in FLOATS:
+            self.rows.setdefault(name, QuantisedRows(kind)).add(raw, value, stored, first)
             return
-        else:
-            self.rows.setdefault(name, _Quantised(kind)).add(raw, value, stored, first)
-            return
+        wrong = np.all([(one != raw).any(axis=1) for one in _floats(value, kind, stored)], axis=0)
         if wrong.any():
             self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
+
+    def compare_sum(self, parts: GgufParts, name: str, value: Array, base: Array, stored: str, first: int) -> None:
+        """The same where ``value`` is ``base`` plus updates."""
+        kind, raw = self._read(parts, name, first, len(value))
+        if kind in FLOATS:
+            wrong = ~(ulps(decode(raw, kind), value, kind) <= MERGED_ULPS).all(axis=1)
+            verdict = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
+        else:
+            judged = judge_sum(raw, value, base.astype(np.float64), kind, stored)
+            self.skipped += [name] if judged is None else []
+            verdict = judged or ""
+        self.wrong += [f"{name}: {verdict}"] if verdict else []
+
+    def _read(self, parts: GgufParts, name: str, first: int, count: int) -> tuple[str, Array]:
+        self.count += 1
+        return parts.tensors[name].type, parts.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
         """The verdict on all of them."""
@@ -131,45 +135,3 @@ def _floats(value: Array, kind: str, stored: str) -> Iterator[Array]:
     yield encode(value, kind)
     if stored in FLOATS:
         yield encode(cast(value, stored), kind)
-
-
-@dataclass
-class _Quantised:
-    """Rows of one quantised tensor: how many have the bytes that they get here, and how far the others are off."""
-
-    kind: str
-    alike: int = 0
-    unknown: bool = False
-    others: list[tuple[int, float]] | None = None
-
-    def add(self, raw: Array, value: Array, stored: str, first: int) -> None:
-        """Compare rows from ``first`` on."""
-        self.others = self.others or []
-        try:
-            made = encode(value, self.kind)
-        except (MissingDependency, NotExpressible):
-            self.unknown = True
-            return
-        differs = (made != raw).any(axis=1)
-        for dtype in dict.fromkeys((stored, *_THROUGH)):
-            if differs.any() and dtype in FLOATS:
-                differs[differs] = (encode(cast(value[differs], dtype), self.kind) != raw[differs]).any(axis=1)
-        self.alike += int((~differs).sum())
-        if differs.any():
-            wide = value[differs].astype(np.float64)
-            errors = [np.linalg.norm(decode(one[differs], self.kind) - wide, axis=1) for one in (raw, made)]
-            shares = errors[0] / np.maximum(errors[1], 1e-30)
-            self.others += [
-                (first + int(row), float(share)) for row, share in zip(np.flatnonzero(differs), shares, strict=True)
-            ]
-
-    def faults(self) -> Iterator[str]:
-        """Rows that stand out among rows with the same bytes, or that are too far off."""
-        others = self.others or []
-        if others and self.alike >= QUANTISED_ALIKE * (self.alike + len(others)):
-            yield f"row {others[0][0]} is not quantised as the {self.alike} others are"
-            return
-        for row, share in others:
-            if not share <= QUANTISED_ERROR:
-                yield f"row {row} is {share:.3g} times as far from the base's as it need be in {self.kind}"
-                return
