@@ -219,7 +219,8 @@ def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
     """One report a target; none without verification."""
     if plan.spec.level == "off":
         return []
-    return verify(paths, _reference(plan), level=plan.spec.level, prompts=plan.spec.prompts, say=hooks.say)
+    spec, reference = plan.spec, _reference(plan)
+    return verify(paths, reference, level=spec.level, prompts=spec.prompts, required=spec.require, say=hooks.say)
 
 
 def _reference(plan: ExportPlan) -> Reference:

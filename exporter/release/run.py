@@ -92,7 +92,12 @@ class Session:
         reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.untie)
         paths = [self.stage.draft / self.main_file(job) for job in jobs]
         found = verify(
-            paths, reference, level=self.plan.spec.verify.level, prompts=self.plan.prompts, say=self.hooks.say
+            paths,
+            reference,
+            level=self.plan.spec.verify.level,
+            prompts=self.plan.prompts,
+            required=self.plan.spec.verify.require,
+            say=self.hooks.say,
         )
         places = [path.relative_to(self.stage.draft) for path in paths]
         reports = [replace(report, artifact=place) for report, place in zip(found, places, strict=True)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from exporter.verify import excess, logits
+from exporter.verify import excess, gguf_loader, logits
 from exporter.verify.artifact import Artifact
 from exporter.verify.findings import Profile
 from exporter.verify.metrics import Distance
@@ -18,18 +18,13 @@ from exporter.verify.prompts import Sequences
 from exporter.verify.quantised import write_base
 from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
-from exporter.verify.rows import rounded_before
 from exporter.verify.runtimes.installed import installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
 from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
+from exporter.verify.ways import HALVES, decodes_alike, graph_ways, rounding_of, runtime_of
 
 #: Called with a line that says what is being done.
 Say = Callable[[str], None]
-
-_HALVES: Final = ("F16", "BF16")
-#: What transformers' own GGUF loader computes as the checkpoint does, if rotations are not scaled. Measured in float32
-#: with transformers 5.23: these are equal; of the others it refuses most, and computes some wrongly (KL up to 1.2).
-_READ_BY_TRANSFORMERS: Final = ("llama", "qwen2", "phi3", "stablelm")
 
 
 @dataclass
@@ -46,6 +41,7 @@ class Run:
     ways: Sequence[str] = ("full",)
     got: logits.Reader | None = None
     base: logits.Reader | None = None
+    loader: logits.Reader | None = None
     failure: str = ""
     kept: Sequence[str] = ()
     profile: Profile | None = None
@@ -54,12 +50,16 @@ class Run:
 
 @dataclass
 class Execution:
-    """The processes of one verification; their results stay in ``folder``, read as they are needed."""
+    """The processes of one verification; their results stay in ``folder``, read as they are needed.
+
+    required: names of runtimes that have to run whatever they can.
+    """
 
     reference: Reference
     sequences: Sequences
     folder: Path
     say: Say
+    required: Collection[str] = ()
     runs: dict[Path, Run] = field(default_factory=dict)
     want: logits.Reader | None = None
 
@@ -68,14 +68,14 @@ class Execution:
 
         Raises MissingDependency if nothing is installed that could.
         """
-        runtime = _runtime(artifact, self.reference)
+        runtime = runtime_of(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
         place = self.folder / str(len(self.runs))
-        done = self.runs[artifact.path] = Run(artifact, runtime, _rounding(artifact, self.reference))
+        done = self.runs[artifact.path] = Run(artifact, runtime, rounding_of(artifact, self.reference))
         if artifact.format == "onnx":
-            done.ways, done.skipped = _graph_ways(artifact)
+            done.ways, done.skipped = graph_ways(artifact)
         if runtime == "gguf_in_transformers":
             reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
             done.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
@@ -84,7 +84,7 @@ class Execution:
             "sequences": self.sequences.all,
             "more": self.sequences.more if self._is_mean(done) else [],
             # Who does not have to choose alike is not asked.
-            "greedy_prompts": self._greedy_prompts() if _decodes_alike(artifact) else [],
+            "greedy_prompts": self._greedy_prompts() if decodes_alike(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
             "ways": done.ways,
@@ -102,9 +102,30 @@ class Execution:
                 self.say(f"running the base as stored in {artifact.path.name}")
                 done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
                 shutil.rmtree(place / "copy")
+            if runtime == "llamacpp":
+                self._run_loader(done, job | {"more": [], "greedy_prompts": []}, place)
         except RuntimeFailed as exc:
             done.failure = str(exc)
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
+
+    def _run_loader(self, done: Run, job: dict[str, Any], place: Path) -> None:
+        """Run a GGUF in transformers, too, or say why not."""
+        reason = gguf_loader.unable(self.reference)
+        if not installed(gguf_loader.NAME):
+            reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file as transformers does"))
+        elif len(done.artifact.files) > 1:
+            reason = "transformers' own loader reads no file that is split"
+        elif gguf_loader.NAME not in self.required and any(one.loader for one in self.runs.values()):
+            reason = f"it ran another GGUF of the same model; --require {gguf_loader.NAME} runs all"
+        if reason:
+            done.skipped.append(Skip(gguf_loader.NAME, reason))
+            return
+        self.say(f"running {done.artifact.path.name} in transformers' own loader")
+        sequences = [self.sequences.all[number] for number in self._shown()]
+        done.loader = run("gguf_in_transformers", job | {"sequences": sequences}, place / "loader")
+
+    def _shown(self) -> list[int]:
+        return gguf_loader.shown(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
         """One process for every rounding that the artifacts declare, and for every token that they chose."""
@@ -151,12 +172,25 @@ class Execution:
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)
-        if _decodes_alike(artifact):
+        if decodes_alike(artifact):
             own = self._continuations([done])[done.rounding]
             judged = list(self._continuations(self.runs.values())[done.rounding])
             yield logits.check_greedy(want, got, done.rounding, [judged.index(pair) for pair in own])
+        if done.loader is not None:
+            yield self._check_loader(done, found)
         if done.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
+
+    def _check_loader(self, done: Run, found: Mapping[str, Distance]) -> Check:
+        assert self.want is not None, "the reference ran if any artifact did"
+        assert done.got is not None
+        assert done.loader is not None
+        if done.artifact.quantised:
+            return gguf_loader.check_quantised(gguf_loader.distance(done.got, "full", done.loader, self._shown()))
+        rounding = found["rounding"].max_abs if "rounding" in found else 0.0
+        return gguf_loader.check_exact(
+            gguf_loader.distance(self.want, done.rounding, done.loader, self._shown()), rounding
+        )
 
     def _check_excess(self, done: Run, tuned: Distance) -> Iterator[Check]:
         assert self.want is not None, "the reference ran if any artifact did"
@@ -196,7 +230,7 @@ class Execution:
 
     def _jumps(self, done: Run) -> bool:
         """llama.cpp rounds activations to a 16-bit file's type, which may send a token to another expert."""
-        return self.reference.routed and done.artifact.kind in _HALVES and done.runtime == "llamacpp"
+        return self.reference.routed and done.artifact.kind in HALVES and done.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
         """One control text, and one with trained tokens if there are any, equally long: a batch without padding."""
@@ -219,63 +253,13 @@ class Execution:
         """Per rounding, the distinct (prompt, chosen tokens) that the reference has to judge, in order."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
         for one in runs:
-            if one.got is not None and _decodes_alike(one.artifact):
+            if one.got is not None and decodes_alike(one.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
                     chosen = tuple(one.got(f"greedy.{number}").tolist())
                     wanted.setdefault(one.rounding, {})[tuple(prompt), chosen] = None
         return wanted
 
 
-def _decodes_alike(artifact: Artifact) -> bool:
-    """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
-    return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
-
-
-def _rounding(artifact: Artifact, reference: Reference) -> str:
-    """The rounding of the reference that ``artifact`` is held to: a checkpoint rounds norms and biases, too."""
-    if artifact.quantised:
-        return "F32"
-    if dtype := rounded_before(artifact, reference):
-        return f"{dtype} whole"
-    whole = artifact.format == "hf" and artifact.kind in _HALVES
-    return f"{artifact.kind} whole" if whole else artifact.kind
-
-
-def _graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
-    """What a graph can be asked for by its inputs, and what not; it need not be one of ours."""
-    if artifact.encoder_embedding:
-        return ["full", "cached", "right-padded"], []
-    ways, skipped = ["full"], []
-    if any(name.startswith("past_key_values.") for name in artifact.inputs):
-        ways.append("cached")
-    else:
-        skipped.append(Skip("logits with cache", f"{artifact.path.name} takes no past_key_values"))
-    if "attention_mask" in artifact.inputs:
-        ways.append("padded" if "position_ids" in artifact.inputs else "right-padded")
-    else:
-        skipped.append(Skip("logits of a padded batch", f"{artifact.path.name} takes no attention_mask"))
-    return ways, skipped
-
-
 def has_llama_cpp() -> bool:
     """Whether llama-cpp-python is installed; nothing is imported."""
     return installed("llama.cpp")
-
-
-def _runtime(artifact: Artifact, reference: Reference) -> str:
-    if artifact.format == "onnx":
-        return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
-    return "merged" if artifact.format == "hf" else _gguf_runtime(artifact, reference)
-
-
-def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """llama.cpp where it is installed, else transformers' own GGUF loader for models that it computes rightly."""
-    if has_llama_cpp():
-        return "llamacpp"
-    config = reference.checkpoint.text_config
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
-    if model not in _READ_BY_TRANSFORMERS or rotation != "default":
-        why = f"transformers' own loader does not do for {model}, rotation {rotation}"
-        raise missing("llama.cpp", needed_for=f"running {artifact.path.name}: {why}")
-    return "gguf_in_transformers"

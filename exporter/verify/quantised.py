@@ -45,7 +45,9 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
         _put_back(made.head, reference.head)
     tie = reference.checkpoint.tie
     vocabulary = {tie.embedding, tie.head, *tie.copies}
-    changed = {name for name, want in reference.tensors.items() if want.changed and name not in vocabulary}
+    # A tied head is named among the tensors, too, though the checkpoint has none.
+    inner = reference.checkpoint.tensors.keys() - vocabulary
+    changed = {name for name in inner if reference.tensors[name].changed}
     if changed:
         changed -= set(_gguf(made.parts, reference) if made.parts else _onnx(made, reference))
     return made.path, sorted(changed)

@@ -7,11 +7,12 @@ reference runs last and once for all artifacts: it then also judges the tokens t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from exporter.verify import gguf_loader
 from exporter.verify.artifact import Artifact, open_artifacts
 from exporter.verify.base_rows import BaseRows
 from exporter.verify.checkpoint_checks import check_checkpoint
@@ -40,16 +41,18 @@ def verify(
     *,
     level: str,
     prompts: Sequence[str] = (),
+    required: Collection[str] = (),
     say: Say = lambda line: None,
 ) -> list[Report]:
     """Judge every artifact in ``paths`` against ``reference``; one report each, in order.
 
     level: "rows" reads the trained rows and what lies beside the weights; "weights" every weight, in blocks; "full"
-    also runs the artifact and the reference.
-    Raises BadInput for an artifact or reference that cannot be read; a failed check is in the report, not raised.
+    also runs the artifact and the reference.  required: names of runtimes that have to run whatever they can.
+    Raises BadInput for an artifact or reference that cannot be read, NotExpressible for a required runtime that does
+    not compute the model; a failed check is in the report, not raised.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
-    reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, say)
+    reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, required, say)
     return [loras[path] if path in loras else reports[path] for path in paths]
 
 
@@ -61,18 +64,25 @@ def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Repo
 
 
 def _verify_models(
-    paths: Sequence[Path], reference: Reference, level: str, prompts: Sequence[str], say: Say
+    paths: Sequence[Path],
+    reference: Reference,
+    level: str,
+    prompts: Sequence[str],
+    required: Collection[str],
+    say: Say,
 ) -> dict[Path, Report]:
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
+        if gguf_loader.NAME in required and any(one[0].format == "gguf" for one in opened):
+            gguf_loader.require_able(reference)
     base = BaseRows(reference)
     judged = [_judge_rows(one, reference, base, level, say) for artifacts in opened for one in artifacts]
     beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
     if level == "full" and judged:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             sequences = build_sequences(reference, prompts)
-            execution = Execution(reference, sequences, Path(folder), say)
+            execution = Execution(reference, sequences, Path(folder), say, required)
             for one in judged:
                 execution.run(one.artifact)
             execution.run_reference()

@@ -31,6 +31,12 @@ GGUF_KL: Final = {
     "BF16": 5e-4,
 }
 
+#: transformers' own GGUF loader against the reference rounded as the file is: torch's kernels on both sides, and an
+#: epsilon and a base of rotations that went through float32.
+LOADER_MAX_ABS: Final = 1e-5
+#: And of a quantised file against llama.cpp, which rounds activations to 8 bits.
+LOADER_KL: Final = 2e-2
+
 #: A quantised artifact is judged by its excess over the same quantisation of the untuned base, as a share of that
 #: quantisation's own mean KL: quantisation is the base's affair, tuning must not make it worse.
 QUANTISED_EXCESS: Final = 0.10

@@ -23,6 +23,7 @@ _RUNTIMES: Final = {
     "llama.cpp": _Runtime(("llama_cpp",), "llama-cpp-python", "ttexport[llamacpp]"),
     "onnxruntime": _Runtime(("onnxruntime",), "onnxruntime", "onnxruntime"),
     "transformers": _Runtime(("transformers", "peft", "torch"), "transformers, peft and torch", "ttexport"),
+    "transformers-gguf": _Runtime(("transformers", "torch", "gguf"), "transformers, torch and gguf", "ttexport"),
 }
 #: What ``--require`` takes.
 NAMES: Final = tuple(_RUNTIMES)
