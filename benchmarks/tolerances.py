@@ -1,21 +1,27 @@
 """What the numeric gates of ``verify`` measure on sound artifacts: every family, every storage, against each limit.
 
 A limit is right if the largest value stays below it and a fault does not; the tests show the latter. Every artifact is
-merged from rows of stock PEFT, and judged by the command that users run.
+merged from rows of stock PEFT, and judged as the command that users run judges it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks._measure import machine, show, write
+
+if TYPE_CHECKING:
+    from exporter.verify.report import Check
+
+#: (gate, storage) → family → (value, limit) of each artifact.
+Found = dict[tuple[str, str], dict[str, list[tuple[float, float]]]]
 
 TRAINED_IDS = (300, 17, 2)
 #: Label → options of merge.
@@ -40,21 +46,27 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="names of tiny models; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="adapters of each family")
     options = parser.parse_args()
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    found: Found = {}
     refused: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tolerances-") as folder:
         for name in options.families or FAMILIES:
             for storage, checks in _measure(name, Path(folder) / name, options.seeds):
-                refused += [f"{name}, {storage}: {check['name']}" for check in checks if not check["passed"]]
+                refused += [f"{name}, {storage}: {check.name}" for check in checks if not check.passed]
                 for check in checks:
-                    if check["limit"]:  # a limit of 0 is no tolerance
-                        gate = (check["name"].rpartition(": ")[2], storage)
-                        found.setdefault(gate, []).append((check["value"], check["limit"]))
+                    if check.limit and check.value is not None:  # a limit of 0 is no tolerance
+                        gate = (check.name.rpartition(": ")[2], storage)
+                        found.setdefault(gate, {}).setdefault(name, []).append((check.value, check.limit))
+            print(f"{name}: done", file=sys.stderr, flush=True)
+            if found:  # a table of what there is so far survives whatever stops the rest
+                write("tolerances", document(found, refused))
     report(found, refused)
 
 
-def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
+    """(storage, checks) of every artifact; one reference a seed serves all of them."""
     from exporter.cli.main import run
+    from exporter.verify.reference import Reference
+    from exporter.verify.run import verify
     from fixtures import families
     from fixtures.adapters import stock_rows
 
@@ -63,29 +75,38 @@ def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[di
         adapter = stock_rows(base, folder / f"adapter-{seed}", TRAINED_IDS, seed=seed)
         for token_file in ("tokenizer.json", "tokenizer_config.json"):  # some families' classes save another splitting
             (adapter / token_file).write_bytes((base / token_file).read_bytes())
+        made: dict[Path, str] = {}
         for storage, words in STORAGES.items():
             out = folder / f"{storage}-{seed}{'.gguf' if storage.startswith('gguf') else ''}"
             merge = ["merge", str(adapter), "--base", str(base), *words, "--verify", "off", "-q", "-o", str(out)]
-            if run(merge):
-                continue  # this format has no place for the family
-            report = folder / f"report-{storage}-{seed}"
-            verify = ["verify", str(out), "--reference", str(base), "--adapter", str(adapter), "-q"]
-            run([*verify, "--report", str(report)])
-            [artifact] = json.loads((report / "report.json").read_text())["artifacts"]
-            yield storage, artifact["checks"]
+            if run(merge) == 0:  # else this format has no place for the family
+                made[out] = storage
+        for report in verify(list(made), Reference.open(base, [adapter]), level="full"):
+            yield made[report.artifact], list(report.checks)
 
 
-def report(found: dict[tuple[str, str], list[tuple[float, float]]], refused: Sequence[str]) -> None:
+def report(found: Found, refused: Sequence[str]) -> None:
     rows = []
-    for (gate, storage), pairs in sorted(found.items()):
-        values, share = [value for value, _ in pairs], max(value / limit for value, limit in pairs)
+    for (gate, storage), families in sorted(found.items()):
+        pairs = [pair for measured in families.values() for pair in measured]
+        values = [value for value, _ in pairs]
         figures = [f"{median(values):.2g}", f"{max(values):.2g}", f"{max(limit for _, limit in pairs):.2g}"]
-        rows.append([f"{gate}, {storage}", str(len(pairs)), *figures, f"{share:.2f}"])
+        worst = max(families, key=lambda name: max(value for value, _ in families[name]))
+        share = max(value / limit for value, limit in pairs)
+        rows.append([f"{gate}, {storage}", str(len(pairs)), *figures, f"{share:.2f}", worst])
     notes = [f"a sound artifact was refused: {line}" for line in refused] or ["no sound artifact was refused"]
-    columns = ["gate, storage", "artifacts", "median", "largest", "limit", "largest share of its limit"]
+    columns = ["gate, storage", "artifacts", "median", "largest", "limit", "largest share of its limit", "in"]
     show("Gates of verify on sound artifacts", columns, rows, notes=notes)
-    values = [{"gate": gate, "storage": storage, "value, limit": pairs} for (gate, storage), pairs in found.items()]
-    print(f"written: {write('tolerances', {'machine': machine(), 'refused': list(refused), 'gates': values})}")
+    print(f"written: {write('tolerances', document(found, refused))}")
+
+
+def document(found: Found, refused: Sequence[str]) -> dict[str, Any]:
+    """What the file of results holds: by gate, storage and family the values with their limits."""
+    gates = [
+        {"gate": gate, "storage": storage, "value, limit": families}
+        for (gate, storage), families in sorted(found.items())
+    ]
+    return {"machine": machine(), "refused": list(refused), "gates": gates}
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ GGUF_KL: Final = {
     "BF16": 5e-4,
 }
 
-#: transformers' own GGUF loader against the reference rounded as the file is: torch's kernels on both sides, and an
-#: epsilon and a base of rotations that went through float32.
+#: transformers' own GGUF loader against the reference rounded as the file is, torch's kernels on both sides. Measured
+#: on tiny models of its 4 families in F32, F16 and BF16: 0.
 LOADER_MAX_ABS: Final = 1e-5
-#: And of a quantised file against llama.cpp, which rounds activations to 8 bits.
-LOADER_KL: Final = 2e-2
+#: And of a quantised file against llama.cpp, which rounds activations to 8 bits. Measured over 48 positions of SmolLM2:
+#: 1.1e-2 in Q8_0, 1.3e-2 in Q4_0; on the tiny models up to 9e-4. A loader that computes wrongly: up to 1.2.
+LOADER_KL: Final = 5e-2
 
 #: A quantised artifact is judged by its excess over the same quantisation of the untuned base, as a share of that
 #: quantisation's own mean KL: quantisation is the base's affair, tuning must not make it worse.

@@ -17,6 +17,7 @@ RUNTIMES = {
     "llama.cpp": ("llama_cpp", "pip install 'ttexport[llamacpp]'"),
     "onnxruntime": ("onnxruntime", "pip install 'onnxruntime'"),
     "transformers": ("peft", "pip install 'ttexport'"),
+    "transformers-gguf": ("gguf", "pip install 'ttexport'"),
 }
 
 
