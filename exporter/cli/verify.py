@@ -85,9 +85,7 @@ def verify(
     base = Reference.open(checkpoint.path, tuned, untie=untie)
     with progress(quiet=quiet) as hooks:
         found = find_artifacts(artifact)
-        reports = run_verify(
-            found, base, level=level or "full", prompts=texts, required=require, say=hooks.say
-        )
+        reports = run_verify(found, base, level=level or "full", prompts=texts, required=require, say=hooks.say)
     if report:
         write_report(report, reports, setting(base, found))
     if as_json and all(one.passed for one in reports):
