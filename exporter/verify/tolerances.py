@@ -44,7 +44,7 @@ LOADER_KL: Final = 5e-2
 
 #: A quantised artifact is judged by its excess over the same quantisation of the untuned base, as a share of that
 #: quantisation's own mean KL: quantisation is the base's affair, tuning must not make it worse. Measured
-#: in 20 families, but for mixtures: up to 0.04 in Q8_0, Q4_0, int8 and int4.
+#: in 20 families, but for mixtures: up to 0.019 in Q8_0, Q4_0, int8 and int4.
 QUANTISED_EXCESS: Final = 0.10
 
 #: What is wrong with the base's quantisation and the artifact's alike is no excess, so the base's own median KL has a

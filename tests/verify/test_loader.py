@@ -57,18 +57,23 @@ def test_it_runs_one_file_and_every_one_that_is_required(tuned: Tuned, tmp_path:
 
 
 @needs_llama_cpp
+@pytest.mark.parametrize("family", ["qwen3", "stablelm_12b"])
 def test_a_model_that_it_does_not_compute_is_told_and_is_exit_5_where_it_is_required(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = build("qwen3", tmp_path / "base")
+    base = build(family, tmp_path / "base")
     adapter = stock_rows(base, tmp_path / "adapter", (300, 17, 2))
     common = [str(tmp_path / "model.gguf"), "--reference", str(base), "--adapter", str(adapter), "-q"]
     merge = ["merge", str(adapter), "--base", str(base), "--to", "gguf", "--verify", "off", "-q", "-o", common[0]]
     assert run([*merge, "--pre-tokenizer", "smollm"]) == 0
     assert run(["verify", *common, "--require", NAME]) == 5
     said = capsys.readouterr().err
-    assert "does not do for qwen3" in said
+    assert f"does not do for {family.removesuffix('_12b')}" in said
     assert said.count("\n") == 1
     run(["verify", *common, "--report", str(tmp_path / "report")])
     (one,) = read_report(tmp_path / "report")["artifacts"]
-    assert ["does not do for qwen3" in skip["reason"] for skip in one["skipped"] if skip["name"] == NAME] == [True]
+    assert [
+        f"does not do for {family.removesuffix('_12b')}" in skip["reason"]
+        for skip in one["skipped"]
+        if skip["name"] == NAME
+    ] == [True]
