@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -17,6 +19,10 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Job: artifact, sequences, more (numbered on), greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N``."""
     quiet()
+    # The loader parses the header twice, and makes the table of names once a module; both are the same each time, and
+    # with a large vocabulary most of the time goes there.
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, name, cache(getattr(gguf, name)))
     path = Path(job["artifact"])
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
