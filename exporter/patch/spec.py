@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from exporter.errors import BadInput, UsageError
 from exporter.hooks import Hooks
+from exporter.merge.whole_vocabulary import as_rows
 from exporter.sources.adapter import Adapter
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.locate import Located, locate, origins_after
@@ -52,7 +53,10 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The adapters, opened, and the base checkpoint; None where the base is trusted. Both with where they come from."""
+    """The adapters, opened, and the base checkpoint; None where the base is trusted. Both with where they come from.
+
+    With a base, an adapter's copy of the resized embedding is not among its parts, but the rows that it adds are.
+    """
 
     adapters: Sequence[Adapter]
     located: Sequence[Located]
@@ -61,11 +65,17 @@ class Inputs:
 
     @classmethod
     def open(cls, spec: PatchSpec) -> Inputs:
-        """Read headers. Raises BadInput."""
+        """Read headers, and a whole embedding beside an adapter's rows, to take it for the rows that it adds.
+
+        Raises BadInput, NotExpressible.
+        """
         located = [locate(word, asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
         adapters = [Adapter.open(one.path) for one in located]
         base = None if spec.trust_base else _locate_base(spec, adapters)
-        return cls(adapters, located, Checkpoint.open(base.path) if base else None, base)
+        checkpoint = Checkpoint.open(base.path) if base else None
+        if checkpoint is not None:
+            adapters = as_rows(checkpoint, adapters)
+        return cls(adapters, located, checkpoint, base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """What the patched artifact says of its origins. recorded: what the base artifact says of its own."""
