@@ -23,6 +23,7 @@ from exporter.sources.journal import refuse_interrupted
 from exporter.sources.json_objects import read_object
 from exporter.sources.locate import PREFIX
 from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_folder import is_encoder
 
 _INSTEAD: Final = "ttexport merge ADAPTER --to onnx writes the folder anew"
 
@@ -86,11 +87,17 @@ class OnnxPatch:
 
 
 def open_models(folder: Path) -> list[Model]:
-    """Every model of the folder. Raises NotExpressible for one that is not recognised: it would go stale."""
+    """Every model of the folder.
+
+    Raises NotExpressible for one that is not recognised, as it would go stale, and for an encoder-decoder.
+    """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
     if not paths:
         raise UnreadableFile(folder, "expected ONNX models in it or in onnx/, found none")
+    if any(map(is_encoder, paths)):
+        reason = "the models of an encoder-decoder, where encoder and decoder each hold the embedding, are not patched"
+        raise NotExpressible(f"patch: {folder}", reason, instead=_INSTEAD)
     models = []
     for path in paths:
         file = OnnxFile.open(path)
