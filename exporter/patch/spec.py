@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from exporter.errors import BadInput, UsageError
 from exporter.hooks import Hooks
 from exporter.merge.whole_vocabulary import as_rows
-from exporter.sources.adapter import Adapter
+from exporter.sources.adapter import UNTUNED, Adapter, digest_after
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.locate import Located, locate, origins_after
+from exporter.sources.locate import PREFIX, TUNED, Located, locate, origins_after
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
 from exporter.verify.reports.write import write_report
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +82,40 @@ class Inputs:
         return cls(adapters, located, checkpoint, base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """What the patched artifact says of its origins. recorded: what the base artifact says of its own."""
-        return origins_after(recorded, self.base_located, self.located)
+        """What the patched artifact says of its origins. recorded: what the base artifact, in good standing, says.
+
+        An artifact of another tool or of an older version has no place for the adapters' digest, and gets none.
+        """
+        told = origins_after(recorded, self.base_located, self.located)
+        if (before := recorded.get(TUNED)) is not None and before != self._tuned:
+            told[TUNED] = digest_after(before, self.adapters)
+        return told
+
+    def standing(self, path: Path, recorded: Mapping[str, str]) -> str:
+        """What to say of adapters whose rows are in the artifact already. path: of the file, for the message.
+
+        Raises BadInput for others than these, whose rows would stay beside the new ones, unless the base is trusted;
+        and for what is no digest.
+        """
+        before = recorded.get(TUNED, UNTUNED)
+        if not _DIGEST.fullmatch(before):
+            raise BadInput(f"{path}: {PREFIX}{TUNED}: expected 64 hexadecimal digits, found {before!r:.80}")
+        if before == UNTUNED:
+            return ""
+        if before == self._tuned:
+            return ", patched with the same before"
+        if self.base is not None:
+            raise BadInput(
+                f"{path}: {PREFIX}{TUNED}: expected an artifact of the base alone, or with these adapters in it, found "
+                f"{before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
+                "(--trust-base puts the rows beside theirs)"
+            )
+        return ", beside the rows of other adapters"
+
+    @cached_property
+    def _tuned(self) -> str:
+        """The digest of the base with these adapters."""
+        return digest_after(UNTUNED, self.adapters)
 
     @property
     def read(self) -> set[Path]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.onnx.patching.data import DataPatch, plan_data
-from exporter.formats.onnx.patching.evidence import repeats
+from exporter.formats.onnx.patching.evidence import recorded_provenance, repeats
 from exporter.formats.onnx.patching.files import merged_files, patched_files
 from exporter.formats.onnx.patching.graph import patched_model
 from exporter.formats.onnx.patching.matrix import Matrix
@@ -21,7 +21,6 @@ from exporter.formats.patching.rows import Matrices, Wanted, gather, rounded
 from exporter.sources.adapter import Adapter
 from exporter.sources.journal import refuse_interrupted
 from exporter.sources.json_objects import read_object
-from exporter.sources.locate import PREFIX
 from exporter.sources.onnx import OnnxFile
 from exporter.sources.onnx_folder import is_encoder
 
@@ -150,10 +149,9 @@ def _model_file(
 ) -> bytes | None:
     """The new content of the model file, None if it stays."""
     file = model.file
-    recorded = {key.removeprefix(PREFIX): value for key, value in file.metadata.items() if key.startswith(PREFIX)}
     places = {name: one.place.path for name, one in file.initialisers.items() if one.place}
     outside = {name: data[path] for name, path in places.items() if path in data}
-    return patched_model(file, parts, outside, provenance(recorded), model.head.name)
+    return patched_model(file, parts, outside, provenance(recorded_provenance(file)), model.head.name)
 
 
 def _matrices(model: Model, tied: object) -> Matrices:
