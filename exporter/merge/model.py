@@ -19,6 +19,7 @@ from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
 from exporter.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.sources.checkpoint import Tie
+from exporter.sources.locate import TUNED
 from exporter.sources.safetensors import FileTensor
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
@@ -107,7 +108,8 @@ class MergedModel:
     after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
     the shard that it lies in, or would. files: tokenizer and side files by name, to be copied as they are.
     generation_config: its content after merging, {} if there is none; not among ``files`` where an adapter changed it.
-    origins: where the inputs come from. digest: gives the sha256 of the base's embedding, which it has to read.
+    origins: where the inputs come from. digest: gives the sha256 of the base's embedding, which it has to read;
+    tuned: that of the adapters.
     """
 
     path: Path
@@ -119,19 +121,21 @@ class MergedModel:
     generation_config: Mapping[str, Any]
     origins: Mapping[str, str]
     digest: Callable[[], str]
+    tuned: Callable[[], str]
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """What went in. Reads the base's embedding when it is first asked for."""
-        return self._provenance(self.digest())
+        """What went in. Reads the base's embedding, and the adapters, when it is first asked for."""
+        return self._provenance(self.digest(), self.tuned())
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """As ``provenance``, without its digest: a value of the same length stands there, and nothing is read."""
-        return self._provenance("0" * 2 * hashlib.sha256().digest_size)
+        """As ``provenance``, without its digests: values of the same length stand there, and nothing is read."""
+        blank = "0" * 2 * hashlib.sha256().digest_size
+        return self._provenance(blank, blank)
 
-    def _provenance(self, digest: str) -> Mapping[str, str]:
-        return {"base.embedding_sha256": digest, **self.origins}
+    def _provenance(self, digest: str, tuned: str) -> Mapping[str, str]:
+        return {TUNED: tuned, "base.embedding_sha256": digest, **self.origins}
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:

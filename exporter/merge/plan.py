@@ -21,7 +21,7 @@ from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary import vocabulary
 from exporter.parallel import Budget
-from exporter.sources.adapter import Adapter
+from exporter.sources.adapter import UNTUNED, Adapter, digest_after
 from exporter.sources.adapter_parts import TokenRows, require_finite
 from exporter.sources.checkpoint import Checkpoint, Tie
 from exporter.sources.safetensors import FileTensor
@@ -71,6 +71,7 @@ class MergePlan:
             self.generation_config,
             self.origins,
             lambda: self.checkpoint.embedding_digest,
+            lambda: digest_after(UNTUNED, self.adapters),
         )
 
     @property

@@ -128,9 +128,10 @@ def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     parts = GgufParts.open(spec.base)
     dtype = spec.dtype.upper() if spec.dtype else base_dtype(parts)
     recorded = recorded_provenance(parts)
+    note = inputs.standing(parts.path, recorded)
     patch = plan_rows(parts, inputs.adapters, dtype, inputs.provenance(recorded))
     proof = prove_base(parts, inputs.base) if inputs.base else "trusted"
-    plan = GgufPatchPlan(spec, inputs, proof, patch)
+    plan = GgufPatchPlan(spec, inputs, proof + note, patch)
     _spare_inputs(plan)
     if plan.rewrites and len(patch.files) > 1:
         raise NotExpressible(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.errors import BadInput, UsageError
-from exporter.formats.onnx.patching.evidence import prove_base
+from exporter.formats.onnx.patching.evidence import prove_base, recorded_provenance
 from exporter.formats.onnx.patching.plan import OnnxPatch, open_models, plan_rows, walk
 from exporter.formats.onnx.patching.write import changes_in_place, write_patched
 from exporter.formats.patching.journal import patch_in_place
@@ -109,9 +109,11 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
         raise UsageError("--dtype: rows go straight to what each ONNX model stores, so there is none to choose")
     inputs = Inputs.open(spec)
     models = open_models(spec.base)
+    notes = [inputs.standing(one.file.path, recorded_provenance(one.file)) for one in models]
     patch = plan_rows(spec.base, models, inputs.adapters, inputs.provenance)
     proofs = dict.fromkeys(
-        prove_base(one.file, one.embedding, one.head, inputs.base) if inputs.base else "trusted" for one in models
+        (prove_base(one.file, one.embedding, one.head, inputs.base) if inputs.base else "trusted") + note
+        for one, note in zip(models, notes, strict=True)
     )
     plan = OnnxPatchPlan(spec, inputs, ", ".join(proofs), patch)
     _spare_inputs(plan)

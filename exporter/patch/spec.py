@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from exporter.errors import BadInput, UsageError
 from exporter.hooks import Hooks
-from exporter.sources.adapter import Adapter
+from exporter.merge.whole_vocabulary import as_rows
+from exporter.sources.adapter import UNTUNED, Adapter, digest_after
 from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.locate import Located, locate, origins_after
+from exporter.sources.locate import PREFIX, TUNED, Located, locate, origins_after
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
 from exporter.verify.reports.write import write_report
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,10 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The adapters, opened, and the base checkpoint; None where the base is trusted. Both with where they come from."""
+    """The adapters, opened, and the base checkpoint; None where the base is trusted. Both with where they come from.
+
+    With a base, an adapter's copy of the resized embedding is not among its parts, but the rows that it adds are.
+    """
 
     adapters: Sequence[Adapter]
     located: Sequence[Located]
@@ -61,15 +69,53 @@ class Inputs:
 
     @classmethod
     def open(cls, spec: PatchSpec) -> Inputs:
-        """Read headers. Raises BadInput."""
+        """Read headers, and a whole embedding beside an adapter's rows, to take it for the rows that it adds.
+
+        Raises BadInput, NotExpressible.
+        """
         located = [locate(word, asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
         adapters = [Adapter.open(one.path) for one in located]
         base = None if spec.trust_base else _locate_base(spec, adapters)
-        return cls(adapters, located, Checkpoint.open(base.path) if base else None, base)
+        checkpoint = Checkpoint.open(base.path) if base else None
+        if checkpoint is not None:
+            adapters = as_rows(checkpoint, adapters)
+        return cls(adapters, located, checkpoint, base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """What the patched artifact says of its origins. recorded: what the base artifact says of its own."""
-        return origins_after(recorded, self.base_located, self.located)
+        """What the patched artifact says of its origins. recorded: what the base artifact, in good standing, says.
+
+        An artifact of another tool or of an older version has no place for the adapters' digest, and gets none.
+        """
+        told = origins_after(recorded, self.base_located, self.located)
+        if (before := recorded.get(TUNED)) is not None and before != self._tuned:
+            told[TUNED] = digest_after(before, self.adapters)
+        return told
+
+    def standing(self, path: Path, recorded: Mapping[str, str]) -> str:
+        """What to say of adapters whose rows are in the artifact already. path: of the file, for the message.
+
+        Raises BadInput for others than these, whose rows would stay beside the new ones, unless the base is trusted;
+        and for what is no digest.
+        """
+        before = recorded.get(TUNED, UNTUNED)
+        if not _DIGEST.fullmatch(before):
+            raise BadInput(f"{path}: {PREFIX}{TUNED}: expected 64 hexadecimal digits, found {before!r:.80}")
+        if before == UNTUNED:
+            return ""
+        if before == self._tuned:
+            return ", patched with the same before"
+        if self.base is not None:
+            raise BadInput(
+                f"{path}: {PREFIX}{TUNED}: expected an artifact of the base alone, or with these adapters in it, found "
+                f"{before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
+                "(--trust-base puts the rows beside theirs)"
+            )
+        return ", beside the rows of other adapters"
+
+    @cached_property
+    def _tuned(self) -> str:
+        """The digest of the base with these adapters."""
+        return digest_after(UNTUNED, self.adapters)
 
     @property
     def read(self) -> set[Path]:

@@ -23,7 +23,7 @@ from exporter.release.hashes import FileDigests, digest_of, sizes_match
 from exporter.staging import sync_folder, write_file
 
 #: Raised when entries of older versions must not be used.
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _RECORD: Final = "entry.json"
 _CONTENT: Final = "content"
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.sources.adapter_keys import read_parts
@@ -15,10 +20,28 @@ from exporter.sources.checkpoint import side_files
 from exporter.sources.json_objects import read_object
 from exporter.sources.lora_config import PEFT_MERGE, LoraSettings
 from exporter.sources.safetensors import read_tensors
+from exporter.tensors import blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
 _KINDS: Final = ("TRAINABLE_TOKENS", "LORA")
+#: What of the config decides on what the tensors do to a base.
+_DECIDES: Final = (
+    "peft_type",
+    "token_indices",
+    "trainable_token_indices",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+)
+#: Hashed at once.
+_HASHED_BYTES: Final = 1 << 20
+#: The digest of a model that no adapter went into: as long as any, so that a patch moves no byte.
+UNTUNED: Final = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -77,10 +100,32 @@ class Adapter:
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of every tensor, and of what the config says of them: tells adapters apart, wherever they lie."""
+        digest = hashlib.sha256()
+        told = {key: self.config.get(key) for key in _DECIDES}
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        for name, tensor in sorted(read_tensors(self.weights).items()):
+            digest.update(f"\n{name} {tensor.spec.dtype} {tensor.spec.shape}\n".encode())
+            for _, rows in blocks(tensor, _HASHED_BYTES):
+                digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
     @property
     def side_files(self) -> dict[str, Path]:
         """Tokenizer files beside the adapter: name → path."""
         return side_files(self.path)
+
+
+def digest_after(recorded: str, adapters: Sequence[Adapter]) -> str:
+    """What tells which adapters a model went through, in whatever order. recorded: the same before these, or UNTUNED.
+
+    It is the sum of their digests modulo 2**256, for their order decides nothing. Source: AdHash of Bellare and
+    Micciancio, "A New Paradigm for Collision-Free Hashing".
+    """
+    total = sum((int(adapter.digest, 16) for adapter in adapters), int(recorded, 16))
+    return f"{total % (1 << 256):064x}"
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:

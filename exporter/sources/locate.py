@@ -19,6 +19,8 @@ _REVISION: Final = re.compile(r"\w[\w./+-]*", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
 #: Artifacts keep their provenance in metadata, under names that begin so.
 PREFIX: Final = "ttexport."
+#: Which adapters went in: ``digest_after`` of them all.
+TUNED: Final = "adapters.sha256"
 _RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
 
 

@@ -38,6 +38,11 @@ def encoder_of(model: Path) -> Path | None:
     return model.with_name(_ENCODER + model.name.removeprefix(_DECODER))
 
 
+def is_encoder(model: Path) -> bool:
+    """Whether a model file is the encoder of an encoder-decoder, whose decoders lie beside it."""
+    return model.name.startswith(_ENCODER)
+
+
 def _found(path: Path) -> list[Path]:
     for stem in (_MODEL, _DECODER):
         for folder in (path / "onnx", path):

@@ -26,7 +26,7 @@ from exporter.verify.report import Check
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
 #: Keys that tell which adapters went in, and where the base is from.
-_ORIGINS: Final = ("ttexport.adapter.", "ttexport.base.repo", "ttexport.base.revision")
+_ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
 _TOKENS: Final = "tokenizer.ggml.tokens"
 #: Rows of every tensor that are compared when not all bytes are.
 _SAMPLED: Final = 6

@@ -11,7 +11,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]  # p
 from onnx import ModelProto, TensorProto, numpy_helper
 
 #: Keys that tell which adapters went in, and where the base is from.
-_ORIGINS: Final = ("ttexport.adapter.", "ttexport.base.repo", "ttexport.base.revision")
+_ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
 
 
 @dataclass(frozen=True)

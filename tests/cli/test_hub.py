@@ -156,7 +156,7 @@ def test_local_inputs_leave_no_path_in_the_artifact(site: Site, tiny_sharded: Pa
     done = site.run("merge", tiny_untied_adapter, "--base", tiny_sharded, "--to", "gguf", "-o", "x.gguf", "-q")
     assert done.returncode == 0, done.stderr
     ours = [key for key in GgufFile.open(site.home / "work" / "x.gguf").metadata if key.startswith("ttexport.")]
-    assert ours == ["ttexport.base.embedding_sha256", "ttexport.rows.dtype"]
+    assert ours == ["ttexport.adapters.sha256", "ttexport.base.embedding_sha256", "ttexport.rows.dtype"]
 
 
 def test_a_revision_is_pinned_and_shown(site: Site, tiny_untied: Path) -> None:

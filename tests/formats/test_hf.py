@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from exporter.errors import LedgerError, UnreadableFile
 from exporter.formats.hf import INDEX, plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
+from exporter.sources.adapter import UNTUNED, Adapter, digest_after
 from exporter.sources.checkpoint import Checkpoint
 from fixtures import adapters as stock
 from fixtures.corpus import PROMPTS
@@ -190,7 +190,9 @@ def test_merged_weights_say_where_they_come_from(tiny_tied: Path, tiny_adapter: 
 
     digest = hashlib.sha256(raw(tiny_tied)[EMBED]).hexdigest()
     with safe_open(merge(tiny_tied, tiny_adapter) / "model.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt", "ttexport.base.embedding_sha256": digest}
+        tuned = digest_after(UNTUNED, [Adapter.open(tiny_adapter)])
+        told = {"format": "pt", "ttexport.adapters.sha256": tuned, "ttexport.base.embedding_sha256": digest}
+        assert file.metadata() == told
 
 
 def test_merged_tensors_lie_within_their_pages_as_in_the_base(

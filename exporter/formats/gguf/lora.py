@@ -8,7 +8,7 @@ llama-adapter.cpp and build_inp_embd; names and keys as its convert_lora_to_gguf
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ from exporter.formats.views import Interleaved, Regrouped
 from exporter.merge.changes import Change
 from exporter.merge.plan import MergePlan
 from exporter.sources.adapter_parts import LowRank, TokenRows
-from exporter.tensors import Array, ByteRange, TensorSpec, cast, read
+from exporter.tensors import Array, ByteRange, TensorSpec, cast, read, same_values
 
 _EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 #: Rows of a one-hot matrix are made in blocks of about this many bytes.
@@ -87,6 +87,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     """
     if not merge.adapters:
         raise NotExpressible("gguf-lora", "it is made of an adapter, and there is none", instead="--to gguf")
+    merge = replace(merge, sources={name: _without_copy(merge, *source) for name, source in merge.sources.items()})
     _refuse_tied(merge)
     model = merge.model()
     spec = describe(model.config, "gguf")
@@ -141,6 +142,17 @@ def _left(pair: Pair) -> Iterator[Array]:
     step = max(1, _BLOCK_BYTES // (4 * pair.rank))
     for start in range(0, pair.n_rows, step):
         yield pair.left(start, min(start + step, pair.n_rows))
+
+
+def _without_copy(merge: MergePlan, stored: str, change: Change) -> tuple[str, Change]:
+    """A change that sets a tensor to what the base has there, as PEFT saves embeddings beside updates of them, is none.
+
+    Only a whole matrix of the base is read.
+    """
+    base, whole = merge.checkpoint.tensors[stored], change.replaced
+    if whole and whole.tensor.spec.shape == base.spec.shape and same_values(whole.tensor, base):
+        return stored, replace(change, replaced=None)
+    return stored, change
 
 
 def _refuse_tied(merge: MergePlan) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.sources.adapter import Adapter
-from exporter.sources.adapter_parts import TokenRows
+from exporter.sources.adapter_parts import FullModule, LowRank, TokenRows
 from exporter.sources.checkpoint import EMBEDDINGS, HEADS
 from exporter.tensors import Array, cast
 
@@ -99,11 +99,7 @@ def _uses(base: Matrices, adapter: Adapter) -> dict[str, TokenRows]:
     uses: dict[str, TokenRows] = {}
     for part in adapter.parts:
         if not isinstance(part, TokenRows):
-            raise NotExpressible(
-                f"{part.path}: {part.key}",
-                "patch replaces rows of the vocabulary, and this is no row",
-                instead=f"ttexport merge --to {base.format} merges every kind of adapter",
-            )
+            _refuse(base, part)
         last = part.module.rpartition(".")[2]
         use = _EMBEDDING if last in EMBEDDINGS else _HEAD if last in HEADS else None
         if use is None:
@@ -112,6 +108,23 @@ def _uses(base: Matrices, adapter: Adapter) -> dict[str, TokenRows]:
         if first is not part and not _same(first, part):
             raise NotExpressible(f"{part.path}: {part.key}", f"it differs from {first.key}, and both are the {use}")
     return uses
+
+
+def _refuse(base: Matrices, part: LowRank | FullModule) -> NoReturn:
+    """What was left of a resized matrix has had no base to be compared with: a patch with one took it for rows."""
+    vocabulary = part.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
+    if isinstance(part, FullModule) and part.in_place and vocabulary:
+        raise NotExpressible(
+            f"{part.path}: {part.key}",
+            "patch replaces rows of the vocabulary, and which rows of this whole matrix are the base's, the base tells",
+            instead="give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
+            "save_pretrained(…, save_embedding_layers=False)",
+        )
+    raise NotExpressible(
+        f"{part.path}: {part.key}",
+        "patch replaces rows of the vocabulary, and this is no row",
+        instead=f"ttexport merge --to {base.format} merges every kind of adapter",
+    )
 
 
 def _same(one: TokenRows, other: TokenRows) -> bool:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli.main import run
 from exporter.sources.gguf import GgufFile
 from exporter.verify.lora import check_lora
 from exporter.verify.reference import Reference
+from fixtures.peft_adapters import perturb
 from tests.conftest import TRAINED_IDS
 from tests.formats.gguf import runtime
 from tests.formats.gguf.test_llama_cpp import mean_kl, reference
 
 Capture = pytest.CaptureFixture[str]
+WEIGHTS = "adapter_model.safetensors"
 IDS = [1, 300, 40, 17, 9, 2, 61, 300]
 
 
@@ -54,6 +59,56 @@ def beside(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wrapped.save_pretrained(str(out), save_embedding_layers=False)
     AutoTokenizer.from_pretrained(tiny_untied).save_pretrained(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def saved(
+    tiny_untied: Path, tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[tuple[str, str], Path]:
+    """(tie, what is trained) → a LoRA as PEFT saves it with the embeddings."""
+    from peft import LoraConfig, get_peft_model
+
+    folder, found = tmp_path_factory.mktemp("saved"), {}
+    for tie, name, settings in (
+        ("untied", "head", {"target_modules": ["q_proj", "lm_head"]}),
+        ("untied", "rows", {"target_modules": ["q_proj"], "trainable_token_indices": list(TRAINED_IDS)}),
+        ("tied", "attention", {"target_modules": ["q_proj"]}),
+    ):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained({"tied": tiny_tied, "untied": tiny_untied}[tie])
+        wrapped = get_peft_model(model, LoraConfig(r=4, **settings))
+        perturb(wrapped, 0)
+        out = found[tie, name] = folder / f"{tie}-{name}"
+        wrapped.save_pretrained(str(out), save_embedding_layers=True)
+        assert [key for key, value in load_torch(out / WEIGHTS).items() if value.shape == (512, 64)]
+    return found
+
+
+@pytest.mark.parametrize("which", [("untied", "head"), ("untied", "rows"), ("tied", "attention")])
+def test_a_saved_matrix_that_is_the_bases_own_is_ignored(
+    saved: Mapping[tuple[str, str], Path], tiny_untied: Path, tiny_tied: Path, tmp_path: Path, which: tuple[str, str]
+) -> None:
+    adapter, checkpoint = saved[which], {"tied": tiny_tied, "untied": tiny_untied}[which[0]]
+    succeed("merge", adapter, "--to", "gguf-lora", "--verify", "full", "-o", tmp_path / "l.gguf")
+    succeed("export", checkpoint, "--to", "gguf", "--quant", "F32", "-o", tmp_path / "base.gguf")
+    want = reference(checkpoint, adapter, IDS)
+    assert mean_kl(want, runtime.logits(tmp_path / "base.gguf", IDS, lora=tmp_path / "l.gguf")) <= 1e-6
+    assert mean_kl(want, runtime.logits(tmp_path / "base.gguf", IDS)) > 1e-3
+
+
+def test_a_saved_matrix_with_another_row_is_refused_and_fails_the_check(
+    saved: Mapping[tuple[str, str], Path], tiny_untied: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    succeed("merge", saved["untied", "rows"], "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
+    adapter = Path(shutil.copytree(saved["untied", "rows"], tmp_path / "other"))
+    tensors = {name: value.clone() for name, value in load_torch(adapter / WEIGHTS).items()}
+    (name,) = (name for name in tensors if name.endswith("lm_head.weight"))
+    tensors[name][511] = 7
+    save_torch(tensors, adapter / WEIGHTS, {"format": "pt"})
+    assert run(["merge", str(adapter), "--to", "gguf-lora", "-o", str(tmp_path / "x.gguf")]) == 5
+    assert "an adapter brings the whole tensor" in capsys.readouterr().err
+    found = check_lora(tmp_path / "l.gguf", Reference.open(tiny_untied, [adapter]), every=True)
+    assert [one.name for one in found if not one.passed] == ["output.weight rows"]
 
 
 @pytest.mark.parametrize("level", ["rows", "full"])
@@ -146,7 +201,7 @@ def test_what_no_lora_can_say_is_refused(
         config = json.loads((adapter / "adapter_config.json").read_text()) | {"modules_to_save": ["norm"]}
         (adapter / "adapter_config.json").write_text(json.dumps(config))
         path = adapter / "adapter_model.safetensors"
-        save_file({**load_file(path), "base_model.model.model.norm.weight": np.ones(64, np.float32)}, path)
+        save_file({**load_file(path), "base_model.model.model.norm.weight": np.full(64, 2, np.float32)}, path)
         words = ["merge", str(adapter)]
     assert run([*words, "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
     assert capsys.readouterr().err.count("\n") == 1

@@ -176,3 +176,15 @@ def test_a_decoder_that_forgets_its_cache_is_caught(
     found = checks(broken, *t5_tied, tmp_path / "report", code=3)
     assert found["logits"]["passed"]
     assert not found["logits with cache"]["passed"]
+
+
+def test_a_patch_says_that_it_is_an_encoder_decoder(
+    t5_exported: Path, t5_tied: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = t5_tied
+    words = ["patch", str(t5_exported), str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
+    assert run(words) == 5
+    said = capsys.readouterr().err
+    assert f"patch: {t5_exported}: the models of an encoder-decoder" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from exporter.formats.gguf.patching.header import raw_header
 from exporter.formats.gguf.patching.plan import FilePatch, GgufPatch, TensorPatch
 from exporter.formats.gguf.writer import padded
 from exporter.formats.output import OutputFile, Progress, silent
@@ -36,7 +39,7 @@ def changes_in_place(patch: GgufPatch) -> Changes:
     """What is overwritten where no byte moves."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
-        found = [(0, file.header)] if file.header is not None else []
+        found = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
         for one in file.tensors:
             width = one.tensor.row_nbytes
             for token_id, row in zip(one.token_ids, one.encoded, strict=True):
@@ -44,6 +47,13 @@ def changes_in_place(patch: GgufPatch) -> Changes:
         if found:
             pieces[file.file.path] = found
     return Changes(pieces=pieces)
+
+
+def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
+    """(offset, bytes) from the first to the last byte that differs, of two of one length."""
+    differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
+    start, stop = int(differs[0]), int(differs[-1]) + 1
+    return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:

@@ -59,6 +59,11 @@ def _compare(matrix: Matrix, base: Checkpoint, stored: FileTensor) -> int:
     return len(ids)
 
 
+def recorded_provenance(file: OnnxFile) -> dict[str, str]:
+    """What the model says of its making, without the prefix of our entries; {} in one of another tool."""
+    return {key.removeprefix(PREFIX): value for key, value in file.metadata.items() if key.startswith(PREFIX)}
+
+
 def repeats(embedding: Matrix, head: Matrix, *, tied: object) -> bool:
     """Whether the head is the embedding stored once more, as many tools write tied models. tied: what the config says.
 

@@ -14,6 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from exporter.errors import NotExpressible
 from exporter.formats.onnx.patching.data import DataPatch
+from exporter.formats.onnx.patching.evidence import recorded_provenance
 from exporter.formats.onnx.patching.part import PartPatch
 from exporter.sources.locate import PREFIX
 from exporter.sources.onnx import OnnxFile
@@ -37,7 +38,7 @@ def patched_model(
     tokens.
     """
     grown = {name: one for name, one in patches.items() if one.grows}
-    told = {key.removeprefix(PREFIX): value for key, value in file.metadata.items() if key.startswith(PREFIX)}
+    told = recorded_provenance(file)
     inside = [one for one in patches.values() if one.tensor.place is None]
     if not grown and not inside and told == provenance:
         return None

@@ -11,7 +11,7 @@ from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.formats.onnx.patching.data import DataPatch, plan_data
-from exporter.formats.onnx.patching.evidence import repeats
+from exporter.formats.onnx.patching.evidence import recorded_provenance, repeats
 from exporter.formats.onnx.patching.files import merged_files, patched_files
 from exporter.formats.onnx.patching.graph import patched_model
 from exporter.formats.onnx.patching.matrix import Matrix
@@ -21,8 +21,8 @@ from exporter.formats.patching.rows import Matrices, Wanted, gather, rounded
 from exporter.sources.adapter import Adapter
 from exporter.sources.journal import refuse_interrupted
 from exporter.sources.json_objects import read_object
-from exporter.sources.locate import PREFIX
 from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx_folder import is_encoder
 
 _INSTEAD: Final = "ttexport merge ADAPTER --to onnx writes the folder anew"
 
@@ -86,11 +86,17 @@ class OnnxPatch:
 
 
 def open_models(folder: Path) -> list[Model]:
-    """Every model of the folder. Raises NotExpressible for one that is not recognised: it would go stale."""
+    """Every model of the folder.
+
+    Raises NotExpressible for one that is not recognised, as it would go stale, and for an encoder-decoder.
+    """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
     if not paths:
         raise UnreadableFile(folder, "expected ONNX models in it or in onnx/, found none")
+    if any(map(is_encoder, paths)):
+        reason = "the models of an encoder-decoder, where encoder and decoder each hold the embedding, are not patched"
+        raise NotExpressible(f"patch: {folder}", reason, instead=_INSTEAD)
     models = []
     for path in paths:
         file = OnnxFile.open(path)
@@ -143,10 +149,9 @@ def _model_file(
 ) -> bytes | None:
     """The new content of the model file, None if it stays."""
     file = model.file
-    recorded = {key.removeprefix(PREFIX): value for key, value in file.metadata.items() if key.startswith(PREFIX)}
     places = {name: one.place.path for name, one in file.initialisers.items() if one.place}
     outside = {name: data[path] for name, path in places.items() if path in data}
-    return patched_model(file, parts, outside, provenance(recorded), model.head.name)
+    return patched_model(file, parts, outside, provenance(recorded_provenance(file)), model.head.name)
 
 
 def _matrices(model: Model, tied: object) -> Matrices:
