@@ -41,8 +41,8 @@ _EXPORT_OPTIONS = (
         "quants",
         multiple=True,
         metavar="TYPE",
-        help="Quantised GGUF, such as Q8_0 or Q4_K_M, a file each; int8, int4 for ONNX, and by fp32, fp16, q4, q4f16 "
-        "more files in the same folder. Repeatable.",
+        help="Quantised GGUF, such as Q8_0 or Q4_K_M, a file each; int8, int4, int4-sym (no zero points) for ONNX, "
+        "and by fp32, fp16, q4, q4f16, q4-sym, q4f16-sym more files in the same folder. Repeatable.",
     ),
     click.option(
         "--onnx-ops",

@@ -69,7 +69,10 @@ class GgufSpec(_Table, frozen=True):
 
 
 class OnnxSpec(_Table, frozen=True):
-    """``[onnx]``: one folder with all ``precisions``: fp32, fp16, int8, int4, q4f16. ops: as ``--onnx-ops``."""
+    """``[onnx]``: one folder with all ``precisions``: fp32, fp16, int8, int4, int4-sym, q4f16, q4f16-sym.
+
+    ops: as ``--onnx-ops``.
+    """
 
     precisions: list[str] = msgspec.field(default_factory=lambda: ["fp32"])
     ops: Literal["standard", "ort"] = "standard"

@@ -12,14 +12,17 @@ from typing import Final
 from exporter.release import modelfile
 from exporter.release.manifest import ArtifactEntry, Manifest
 
-#: transformers.js' names of the files that its ``dtype`` chooses. Source: DEFAULT_DTYPE_SUFFIX_MAPPING there.
-_DTYPES_BY_STEM: Final = {
-    "model_q4": "q4",
-    "model_q4f16": "q4f16",
-    "model_quantized": "q8",
-    "model_int8": "int8",
-    "model_fp16": "fp16",
-    "model": "fp32",
+#: Files → the options by which transformers.js finds them, the preferred one first. Source: its
+#: DEFAULT_DTYPE_SUFFIX_MAPPING, which says how the name of a file ends; model_file_name is what stands before that.
+_CHOICES_BY_STEM: Final = {
+    "model_q4": 'dtype: "q4"',
+    "model_q4f16": 'dtype: "q4f16"',
+    "model_sym_q4": 'model_file_name: "model_sym", dtype: "q4"',
+    "model_sym_q4f16": 'model_file_name: "model_sym", dtype: "q4f16"',
+    "model_quantized": 'dtype: "q8"',
+    "model_int8": 'dtype: "int8"',
+    "model_fp16": 'dtype: "fp16"',
+    "model": 'dtype: "fp32"',
 }
 _ASK: Final = "Hello!"
 
@@ -79,9 +82,9 @@ def _onnx(manifest: Manifest, model: str) -> Iterator[Usage]:
         if f"{artifact.path}/genai_config.json" in files:
             yield Usage("onnxruntime-genai", "python", _genai(path))
         stems = {PurePosixPath(file).stem for file in files if file.endswith(".onnx") and "/onnx/" in file}
-        dtype = next((dtype for stem, dtype in _DTYPES_BY_STEM.items() if stem in stems), None)
-        if dtype:
-            yield Usage("transformers.js", "js", _transformers_js(path, dtype))
+        choice = next((choice for stem, choice in _CHOICES_BY_STEM.items() if stem in stems), None)
+        if choice:
+            yield Usage("transformers.js", "js", _transformers_js(path, choice))
 
 
 def _genai(path: str) -> str:
@@ -99,12 +102,12 @@ def _genai(path: str) -> str:
     )
 
 
-def _transformers_js(path: str, dtype: str) -> str:
+def _transformers_js(path: str, choice: str) -> str:
     return (
         'import { env, pipeline } from "@huggingface/transformers";\n\n'
         'env.localModelPath = "./";\n'
         "env.allowRemoteModels = false;\n"
-        f'const generate = await pipeline("text-generation", {json.dumps(path)}, {{ dtype: "{dtype}" }});\n'
+        f'const generate = await pipeline("text-generation", {json.dumps(path)}, {{ {choice} }});\n'
         f'console.log(await generate("{_ASK}", {{ max_new_tokens: 64 }}));'
     )
 

@@ -104,6 +104,23 @@ def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
     assert "| `onnx` | full | equivalent | 1 of 1 |  |  |" in page
 
 
+@pytest.mark.parametrize(
+    ("stems", "options"),
+    [
+        (("model", "model_q4", "model_sym_q4"), 'dtype: "q4"'),
+        (("model", "model_sym_q4"), 'model_file_name: "model_sym", dtype: "q4"'),
+    ],
+)
+def test_the_card_names_the_options_that_find_the_smallest_file(
+    drafted: Drafted, stems: tuple[str, ...], options: str
+) -> None:
+    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
+    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in stems]  # type: ignore[arg-type]
+    found = manifest.build(replace(release(drafted.artifacts), artifacts=(one,)), files)
+    assert f", {{ {options} }});" in card.to_bytes(found, "tuned").decode()
+
+
 def test_the_card_tells_whether_a_model_was_run(drafted: Drafted) -> None:
     one = drafted.artifacts[0]
     assert one.report is not None

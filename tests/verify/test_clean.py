@@ -14,6 +14,7 @@ from tests.conftest import TRAINED_IDS
 from tests.verify.subjects import make
 
 SEEDS = (0, 1, 2)
+ONNX = ("fp32", "fp16", "int8", "q4", "q4-sym")
 #: Folder or file → how it is made. Q4_K_M takes blocks of 256 numbers, which these models have not.
 ARTIFACTS = {
     "hf": [],
@@ -22,7 +23,7 @@ ARTIFACTS = {
     "f32.gguf": ["--to", "gguf", "--dtype", "f32"],
     "f16.gguf": ["--to", "gguf", "--dtype", "f16"],
     "q8_0.gguf": ["--to", "gguf", "--quant", "Q8_0"],
-    "onnx": ["--to", "onnx", "--quant", "fp32", "--quant", "fp16", "--quant", "int8", "--quant", "q4"],
+    "onnx": ["--to", "onnx", *(word for one in ONNX for word in ("--quant", one))],
     "onnx-ort": ["--to", "onnx", "--onnx-ops", "ort", "--quant", "fp32", "--quant", "fp16", "--quant", "int8"],
 }
 

@@ -54,7 +54,7 @@ def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[
     table = dict(told) if isinstance(told, dict) else {}
     table["use_external_data_format"] = {f"{stem}.onnx": 1 for one in precisions for stem in one.stems}
     # transformers.js 3 asks here, 4 asks the graph itself.
-    if halves := {one.name: "float16" for one in precisions if one.floats == "F16"}:
+    if halves := {one.js_dtype: "float16" for one in precisions if one.floats == "F16"}:
         table["kv_cache_dtype"] = halves
     return {**config, "transformers.js_config": table}
 

@@ -21,6 +21,9 @@ from exporter.formats.onnx.blocks import BLOCK, Blocks
 _EIGHT: Final = Blocks(8, symmetric=True)
 #: Zero points cost 1/8 bit a value and take a tenth off the KL.
 _FOUR: Final = Blocks(4, symmetric=False)
+_FOUR_SYMMETRIC: Final = Blocks(4, symmetric=True)
+#: What the names of precisions with symmetric 4-bit codes end in, beside those with zero points.
+_SYMMETRIC: Final = "-sym"
 
 #: What takes 4 bits in a mixture. Alone in 4 bits, SmolLM2's down projections have a mean KL of 0.24, values 0.10, the
 #: vocabulary 0.09, up 0.04, gate 0.03, output 0.02, keys and queries 0.015.
@@ -32,15 +35,22 @@ _ENDS: Final = 1 / 8
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """One variant. name: what transformers.js calls it. stems: the model files, each with its data file.
+    """One variant. name: of ``--quant``. stems: the model files, each with its data file.
 
     floats: dtype of activations, cache and everything that is not quantised. bits: of matrices; 4: a mixture with 8.
+    symmetric: 4-bit codes stand around the middle of their range, without zero points; those of 8 bits always do.
     """
 
     name: str
     stems: tuple[str, ...]
     floats: str
     bits: int | None = None
+    symmetric: bool = False
+
+    @property
+    def js_dtype(self) -> str:
+        """What transformers.js calls it: the end of the files' names."""
+        return self.name.removesuffix(_SYMMETRIC)
 
     def form(self, slot: Slot, shape: Sequence[int], layers: int) -> Blocks | None:
         """How the matrix (out, in) of ``slot`` is quantised; None where it is not, or does not come in whole blocks.
@@ -52,7 +62,9 @@ class Precision:
             return None
         ends = int(layers * _ENDS)
         inside = layer is not None and ends <= layer < layers - ends
-        return _FOUR if self.bits == 4 and role in _ROBUST and inside else _EIGHT
+        if self.bits != 4 or role not in _ROBUST or not inside:
+            return _EIGHT
+        return _FOUR_SYMMETRIC if self.symmetric else _FOUR
 
 
 #: In the order in which they are written; the first that a folder has is what onnxruntime-genai opens.
@@ -63,26 +75,33 @@ PRECISIONS: Final = {
         Precision("fp16", ("model_fp16",), "F16"),
         # The browser's default, q8, looks for the second name.
         Precision("int8", ("model_int8", "model_quantized"), "F32", bits=8),
+        # To transformers.js, the symmetric ones are another model of the same dtype: it finds model_sym_q4 as
+        # { model_file_name: "model_sym", dtype: "q4" }.
         Precision("q4", ("model_q4",), "F32", bits=4),
+        Precision("q4-sym", ("model_sym_q4",), "F32", bits=4, symmetric=True),
         Precision("q4f16", ("model_q4f16",), "F16", bits=4),
+        Precision("q4f16-sym", ("model_sym_q4f16",), "F16", bits=4, symmetric=True),
     )
 }
 
 _FLOATS: Final = {None: "fp32", "F32": "fp32", "F16": "fp16"}
 _FOURS: Final = {None: "q4", "F32": "q4", "F16": "q4f16"}
+#: int4 as users write it → what its precision's name ends in.
+_INT4: Final = {"int4": "", f"int4{_SYMMETRIC}": _SYMMETRIC}
 
 
 def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
     """The precisions of ``--dtype`` (safetensors spelling) and ``--quant``, in the order of the table.
 
-    quants: int8, int4, or names of the table; none of them: floats alone. Raises NotExpressible for what no variant is.
+    quants: int8, int4, int4-sym, or names of the table; none of them: floats alone.
+    Raises NotExpressible for what no variant is.
     """
     if dtype not in _FLOATS:
         reason = f"--dtype {dtype}: ONNX Runtime has no {dtype} kernel for MatMul, Mul or Sigmoid on the CPU"
         raise NotExpressible("onnx", reason, instead="--dtype f16 halves the file as well")
-    names = {_FOURS[dtype] if quant == "int4" else quant for quant in quants} or {_FLOATS[dtype]}
+    names = {_FOURS[dtype] + _INT4[quant] if quant in _INT4 else quant for quant in quants} or {_FLOATS[dtype]}
     for name in sorted(names - PRECISIONS.keys()):
-        known = ", ".join(["int8", "int4", *(one for one in PRECISIONS if one != "int8")])
+        known = ", ".join(["int8", *_INT4, *(one for one in PRECISIONS if one != "int8")])
         raise NotExpressible("onnx", f"--quant {name}: this version writes {known}")
     if dtype == "F16" and "int8" in names:
         raise NotExpressible("onnx", "no client looks for int8 with f16", instead="leave --dtype out")

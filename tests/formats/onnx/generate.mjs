@@ -1,10 +1,11 @@
-// Greedy tokens of transformers.js, as its users get them: node generate.mjs LIBRARY FOLDER DTYPE TOKENS PROMPT...
+// Greedy tokens of transformers.js, as its users get them: node generate.mjs LIBRARY FOLDER OPTIONS TOKENS PROMPT...
+// OPTIONS: JSON, of from_pretrained: {"dtype": "q4"}
 // Prints a JSON list of {prompt: ids, chosen: ids}, one a prompt.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 
-const [library, folder, dtype, tokens, ...prompts] = process.argv.slice(2);
+const [library, folder, options, tokens, ...prompts] = process.argv.slice(2);
 const { AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, env } =
   createRequire(library)("@huggingface/transformers");
 env.allowRemoteModels = false;
@@ -15,7 +16,7 @@ const tokenizer = await AutoTokenizer.from_pretrained(name);
 // An encoder-decoder's output begins with its start token, any other's with the prompt.
 const seq2seq = JSON.parse(readFileSync(path.join(folder, "config.json"), "utf-8")).is_encoder_decoder;
 const auto = seq2seq ? AutoModelForSeq2SeqLM : AutoModelForCausalLM;
-const model = await auto.from_pretrained(name, { dtype, device: "cpu" });
+const model = await auto.from_pretrained(name, { ...JSON.parse(options), device: "cpu" });
 const count = Number(tokens);
 const results = [];
 for (const prompt of prompts) {

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.formats.onnx.precision import PRECISIONS
 from exporter.sources.onnx import OnnxFile
 from exporter.verify.metrics import compare, pool
 from exporter.verify.runtimes.onnx_runtime import Session
@@ -35,7 +36,7 @@ def test_every_way_of_feeding_gives_the_logits_of_transformers(write: Write, bas
 
 
 #: Mean KL from fp32. Measured over all families: up to 1.2e-5, 2.9e-3 and 0.13 (smollm3).
-VARIANT_KL = {"fp16": 5e-5, "int8": 1e-2, "q4f16": 0.25}
+VARIANT_KL = {"fp16": 5e-5, "int8": 1e-2, "q4f16": 0.25, "q4-sym": 0.25}
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
@@ -43,21 +44,23 @@ def test_every_variant_stays_near_fp32(write: Write, base: Path, ops: str) -> No
     folder = write(base, ops=ops, quants=("fp32", *VARIANT_KL)) / "onnx"
     want = full(folder / "model.onnx", SEQUENCES)
     for name, limit in VARIANT_KL.items():
-        found = full(folder / f"model_{name}.onnx", SEQUENCES)
+        found = full(folder / f"{PRECISIONS[name].stems[0]}.onnx", SEQUENCES)
         kl = pool([compare(*pair) for pair in zip(want, found, strict=True)]).kl
         assert kl <= limit, name
 
 
-@pytest.mark.parametrize(("variant", "bits"), [("int8", 8), ("q4", 4)])
+@pytest.mark.parametrize(("variant", "bits"), [("int8", 8), ("q4", 4), ("q4-sym", 4)])
 def test_experts_take_as_few_bits_as_other_matrices(
     write: Write, tmp_path_factory: pytest.TempPathFactory, variant: str, bits: int
 ) -> None:
     """In q4 the inner layers take 4 bits, but for the projections back, which are more sensitive."""
     base = families.build("mixtral", tmp_path_factory.mktemp("experts") / "base", dtype="float32", num_hidden_layers=8)
-    stored = OnnxFile.open(write(base, quants=(variant,)) / "onnx" / f"model_{variant}.onnx").initialisers
+    stored = OnnxFile.open(write(base, quants=(variant,))).initialisers
     for module, width, wanted in (("gate_proj", 64, bits), ("up_proj", 64, bits), ("down_proj", 96, 8)):
         (codes,) = (one for name, one in stored.items() if name.endswith(f"3.mlp.experts.{module}.weight"))
         assert (codes.dtype, codes.shape[1]) == ("U8", width * wanted // 8)
+        zeros = codes.name.replace(".weight", ".zero_points")
+        assert (zeros in stored) == (variant == "q4" and wanted == 4)
 
 
 def test_the_graph_passes_the_full_check_and_strict_inference(write: Write, base: Path) -> None:

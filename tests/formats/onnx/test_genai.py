@@ -62,7 +62,7 @@ def test_tiny_model_generates_the_tokens_of_transformers(
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
-@pytest.mark.parametrize("quant", ["fp16", "int8", "q4", "q4f16"])
+@pytest.mark.parametrize("quant", ["fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym"])
 def test_every_variant_generates_what_its_own_logits_say(write: Write, tiny_tied: Path, quant: str, ops: str) -> None:
     folder = write(tiny_tied, quants=(quant,), ops=ops)
     saved: dict[str, Any] = {}

@@ -11,11 +11,13 @@ import onnx
 import pytest
 
 from exporter.cli.main import run
+from exporter.formats.onnx.precision import PRECISIONS as TABLE
 from fixtures import adapters
 from tests.conftest import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
-PRECISIONS = ("fp32", "fp16", "int8", "q4", "q4f16")
+PRECISIONS = ("fp32", "fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym")
+FILES = [stem for one in PRECISIONS for stem in TABLE[one].stems]
 Bases = Callable[[str, str], Path]
 
 
@@ -169,7 +171,7 @@ def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
     assert document["new_tokens"] == {str(512 + number): token for number, token in enumerate(NEW_TOKENS)}
     assert document["vocab"] == 515
     assert document["proof"] == "recorded digest"
-    assert len(document["rows"]) == 6
+    assert len(document["rows"]) == len(FILES)
     assert run(["plan", base, adapter]) == 0
     assert "<lamp>" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

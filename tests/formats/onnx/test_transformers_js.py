@@ -38,8 +38,9 @@ def node() -> str:
     return found
 
 
-def generate(node: str, folder: Path, dtype: str, prompts: Sequence[str]) -> list[dict[str, list[int]]]:
-    command = [node, str(SCRIPT), f"{LIBRARY}/", str(folder), dtype, str(TOKENS), *prompts]
+def generate(node: str, folder: Path, dtype: str, prompts: Sequence[str], **options: str) -> list[dict[str, list[int]]]:
+    asked = json.dumps({"dtype": dtype, **options})
+    command = [node, str(SCRIPT), f"{LIBRARY}/", str(folder), asked, str(TOKENS), *prompts]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: list[dict[str, list[int]]] = json.loads(done.stdout.splitlines()[-1])
@@ -81,4 +82,12 @@ def test_every_variant_is_found_by_its_name_and_runs(node: str, write: Write, ti
     folder = write(tiny_tied, quants=("fp16", "int8", "q4", "q4f16"))
     [result] = generate(node, folder, dtype, PROMPTS[:1])
     assert len(result["chosen"]) == TOKENS
+    assert len(set(result["chosen"])) > 1
+
+
+@pytest.mark.parametrize("dtype", ["q4", "q4f16"])
+def test_the_symmetric_form_is_a_model_of_another_name(node: str, write: Write, tiny_tied: Path, dtype: str) -> None:
+    """Alone in its folder, so that nothing else can be what was opened."""
+    folder = write(tiny_tied, quants=(f"{dtype}-sym",))
+    [result] = generate(node, folder, dtype, PROMPTS[:1], model_file_name="model_sym")
     assert len(set(result["chosen"])) > 1
