@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from exporter.errors import reading
 from exporter.sources.adapter import Adapter
 from exporter.sources.adapter_parts import LowRank
 from exporter.sources.checkpoint import Checkpoint
 from exporter.sources.gguf_parts import GgufParts
 from exporter.sources.locate import Located, is_adapter
+from exporter.sources.onnx_folder import encoder_of, model_files
 from exporter.sources.safetensors import read_tensors
+from exporter.tensors import FLOATS
 from exporter.verify.artifact import detect
+
+if TYPE_CHECKING:
+    from exporter.sources.onnx import OnnxFile
 
 
 def inspect_path(located: Located) -> dict[str, Any]:
-    """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput."""
+    """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput.
+
+    Of ONNX also "models", every model file in the order of ``model_files``; facts and tensors are those of the first.
+    """
     path = located.path
     if is_adapter(path):
         return _document("adapter", located, *_adapter(path))
-    reader = {"hf": _checkpoint, "gguf": _gguf, "onnx": _onnx}
+    reader = {"hf": _checkpoint, "gguf": _gguf}
     kind = detect(path)
+    if kind == "onnx":
+        return _document(kind, located, *_onnx(path)) | {"models": _onnx_models(path)}
     return _document({"hf": "checkpoint"}.get(kind, kind), located, *reader[kind](path))
 
 
@@ -87,6 +99,7 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     file = OnnxFile.open(path)
     facts = {
+        "file": _below(path, file.path),
         "inputs": list(file.inputs),
         "outputs": list(file.outputs),
         "embedding": file.embedding,
@@ -94,6 +107,33 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     }
     tensors = [_tensor(name, one.dtype, one.shape, one.nbytes) for name, one in file.initialisers.items()]
     return facts, tensors
+
+
+def _onnx_models(path: Path) -> list[dict[str, Any]]:
+    """``{"file", "precision", "nbytes"}`` of each model file; nbytes: with its external data."""
+    from exporter.sources.onnx import OnnxFile
+
+    models = []
+    for part in (one for model in model_files(path) for one in (encoder_of(model), model) if one):
+        file = OnnxFile.open(part)
+        held = {part, *(one.place.path for one in file.initialisers.values() if one.place)}
+        with reading(part):
+            nbytes = sum(one.stat().st_size for one in held)
+        models.append({"file": _below(path, part), "precision": _precision(file), "nbytes": nbytes})
+    return models
+
+
+def _precision(file: OnnxFile) -> str:
+    """How matrices are stored, told by the graph: "int4 x 32, int8 x 32, F16"; dtypes with the most bytes first."""
+    sizes = Counter[str]()
+    for one in file.initialisers.values():
+        if len(one.shape) > 1 and (not file.block_kinds or one.dtype in FLOATS):  # codes are told as blocks
+            sizes[one.dtype] += one.nbytes
+    return ", ".join([*file.block_kinds, *(dtype for dtype, _ in sizes.most_common())])
+
+
+def _below(path: Path, file: Path) -> str:
+    return file.name if file == path else file.relative_to(path).as_posix()
 
 
 def _tensor(name: str, kind: str, shape: tuple[int, ...], nbytes: int) -> dict[str, Any]:

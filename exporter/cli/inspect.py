@@ -21,7 +21,7 @@ from exporter.sources.locate import locate
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
 
-    An adapter or a checkpoint may be a hub id (org/name, org/name@revision).
+    Of an ONNX folder every model file is listed; tensors are those of the first. An adapter or a checkpoint may be a hub id (org/name, org/name@revision).
     """
     found = inspect_path(locate(path, asked_by="PATH"))
     if as_json:
@@ -40,6 +40,12 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
     for key, value in found["facts"].items():
         facts.add_row(f"[bold]{escape(_text(key))}[/]", escape(_text(value)))
     console.print(facts)
+    if models := found.get("models"):
+        listed = Table("model", "precision", "size", box=None, pad_edge=False)
+        for model in models:
+            listed.add_row(escape(printable(model["file"])), model["precision"], size(model["nbytes"]))
+        console.print()
+        console.print(listed)
     shown = found["tensors"] if every else found["tensors"][:12]
     table = Table("tensor", "type", "shape", "size", box=None, pad_edge=False)
     for tensor in shown:

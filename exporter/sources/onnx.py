@@ -40,7 +40,7 @@ class OnnxFile:
     product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
     counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
     codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of
-    integers.
+    integers. block_kinds: in which blocks codes are read, of any matrix, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -54,6 +54,7 @@ class OnnxFile:
     blocks: Mapping[str, BlockForm]
     scaled: Mapping[str, ScaledForm]
     quantised: bool
+    block_kinds: tuple[str, ...]
     _inline: Mapping[str, TensorProto] = field(repr=False)
 
     @classmethod
@@ -82,6 +83,7 @@ class OnnxFile:
             blocks={use.name: use.blocks for use in found if use.blocks},
             scaled={use.name: use.scaled for use in found if use.scaled},
             quantised=uses.quantised,
+            block_kinds=uses.block_kinds,
             _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
         )
 

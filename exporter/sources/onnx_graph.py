@@ -80,12 +80,28 @@ class Uses:
     embedding: Use | None
     head: Use | None
     quantised: bool  # some product in the graph is one of integers
+    block_kinds: tuple[str, ...]  # in which blocks codes are read, of any matrix
 
 
 def find_uses(graph: GraphProto, ranks: Mapping[str, int]) -> Uses:
     """Find both uses. ``ranks``: number of axes of every initialiser, by name."""
     walk = _Walk(graph, ranks)
-    return Uses(walk.embedding(), walk.head(), any(node.op_type in _QUANTISED for node in graph.node))
+    quantised = any(node.op_type in _QUANTISED for node in graph.node)
+    return Uses(walk.embedding(), walk.head(), quantised, _block_kinds(graph))
+
+
+def _block_kinds(graph: GraphProto) -> tuple[str, ...]:
+    """Such as "int4 x 32 with zero points", sorted; of graphs inside the graph as well, as loops over experts are."""
+    waiting, found = [graph], set[str]()
+    while waiting:
+        for node in waiting.pop().node:
+            waiting += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+            if node.op_type in _BLOCKED:
+                _, _, zeros_at, default = _BLOCKED[node.op_type]
+                zeros = " with zero points" if any(node.input[zeros_at:][:1]) else ""
+                bits, size = _number(node, "bits") or 4, _number(node, "block_size") or default
+                found.add(f"int{bits} x {size}{zeros}")
+    return tuple(sorted(found))
 
 
 class _Walk:

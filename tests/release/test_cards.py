@@ -111,7 +111,7 @@ def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
         (("model", "model_sym_q4"), 'model_file_name: "model_sym", dtype: "q4"'),
     ],
 )
-def test_the_card_names_the_options_that_find_the_smallest_file(
+def test_the_card_names_the_options_that_find_the_preferred_file(
     drafted: Drafted, stems: tuple[str, ...], options: str
 ) -> None:
     one = next(one for one in drafted.artifacts if one.format == "onnx")
