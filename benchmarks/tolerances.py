@@ -36,6 +36,7 @@ STORAGES: dict[str, Sequence[str]] = {
     "onnx fp16": ("--to", "onnx", "--dtype", "f16"),
     "onnx int8": ("--to", "onnx", "--quant", "int8"),
     "onnx int4": ("--to", "onnx", "--quant", "int4"),
+    "onnx int4-sym": ("--to", "onnx", "--quant", "int4-sym"),
 }
 
 

@@ -21,7 +21,8 @@ from exporter.sources.locate import locate
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
     """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
 
-    Of an ONNX folder every model file is listed; tensors are those of the first. An adapter or a checkpoint may be a hub id (org/name, org/name@revision).
+    Of an ONNX folder every model file is listed; tensors are those of the first. An adapter or a
+    checkpoint may be a hub id (org/name, org/name@revision).
     """
     found = inspect_path(locate(path, asked_by="PATH"))
     if as_json:

@@ -34,7 +34,7 @@ def tuned(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPath
     assert run([*common, "--to", "gguf", "--dtype", "f32", "-o", str(out / "model-F32.gguf")]) == 0
     assert run([*common, "--to", "gguf", "--quant", "Q8_0", "-o", str(out / "model-Q8_0.gguf")]) == 0
     assert run([*common, "--to", "onnx", "-o", str(out / "onnx-folder")]) == 0
-    variants = ["--dtype", "f16", "--quant", "fp16", "--quant", "int4"]
+    variants = ["--dtype", "f16", "--quant", "fp16", "--quant", "int4", "--quant", "int4-sym"]
     assert run([*common, "--to", "onnx", *variants, "-o", str(out / "onnx-variants")]) == 0
     return Tuned(
         tiny_tied,

@@ -108,6 +108,7 @@ def test_every_model_of_an_onnx_folder_is_judged(tuned: Tuned, tmp_path: Path) -
     assert {f"model_fp16: {way}, mean KL" for way in ways} <= names
     assert {"model_q4f16: embedding rows", "model_q4f16: excess KL", "model_q4f16: logits with cache"} <= names
     assert artifact["facts"]["model_q4f16: storage"] == "int8 x 32, scales F16"
+    assert {"model_sym_q4f16: embedding rows", "model_sym_q4f16: excess KL"} <= names
     assert "tokens below are those of model_fp16, the first of its models" in (tmp_path / "report.html").read_text()
 
 

@@ -34,7 +34,8 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def number(node: NodeProto, key: str) -> int:
-    return next(one.i for one in node.attribute if one.name == key)
+    found: int = next(one.i for one in node.attribute if one.name == key)
+    return found
 
 
 def unpacked(codes: Array, bits: int) -> Array:

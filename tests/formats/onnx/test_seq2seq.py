@@ -107,6 +107,16 @@ def test_files_and_names_are_those_that_clients_look_for(t5_exported: Path) -> N
     assert [name for name in found if name.startswith("past")] == [f"past_key_values.{name}" for name in CACHE]
 
 
+def test_inspect_lists_the_encoder_and_the_decoder(t5_exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["inspect", str(t5_exported), "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [(one["file"], one["precision"]) for one in models] == [
+        (f"onnx/{ENCODER}", "F32"),
+        (f"onnx/{DECODER}", "F32"),
+    ]
+
+
 def test_each_file_holds_each_of_its_weights_once(t5_exported: Path) -> None:
     decoder, encoder = (OnnxFile.open(t5_exported / "onnx" / name) for name in (DECODER, ENCODER))
     assert decoder.embedding == decoder.head
