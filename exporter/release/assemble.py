@@ -37,7 +37,7 @@ def assemble_release(
     hooks, started = hooks or Hooks(), now()
     parts = Parts.open(spec, folders)
     keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
-    if resume and not leftover(out).exists() and (found := finished_release(out, parts.release, keys)):
+    if resume and not leftover(out).exists() and (found := finished_release(out, parts.release, keys, parts.judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)
@@ -81,6 +81,11 @@ class Parts:
         found = list(self.pieces.values())
         return replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
 
+    @property
+    def judged(self) -> dict[str, str]:
+        """Model → digest of how its artifacts were verified."""
+        return {model: digest for piece in self.pieces.values() for model, digest in piece.judgements.items()}
+
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
         """Fill the draft of ``stage`` with copies and their documents. started: of the run, RFC 3339."""
         with writing(stage.draft):
@@ -95,7 +100,8 @@ class Parts:
             if piece.verify_seconds is not None:
                 model = piece.artifact.model
                 seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
-        run = run_of(started, {piece.made.job: piece.made for piece in self.pieces.values()}, seconds)
+        made = {piece.made.job: piece.made for piece in self.pieces.values()}
+        run = run_of(started, made, seconds, self.judged)
         finish(stage.draft, self.release, run, self.spec.signing)
         return self.release
 

@@ -47,9 +47,11 @@ def _signing(table: SigningSpec) -> Signing:
     return Signing(private_key=Path(table.key) if table.key else None, password=password)
 
 
-def run_of(started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float]) -> Run:
+def run_of(
+    started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], judged: Mapping[str, str]
+) -> Run:
     """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
-    jobs = {**job_facts(made), **verify_facts(verify_seconds)}
+    jobs = {**job_facts(made), **verify_facts(verify_seconds, judged)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
@@ -58,9 +60,9 @@ def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
     return {job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()}
 
 
-def verify_facts(seconds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """What a run tells of verifications, by model."""
-    return {f"verify {model}": {"seconds": took} for model, took in seconds.items()}
+def verify_facts(seconds: Mapping[str, float], judged: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What a run tells of verifications. seconds, judged (digest of how): by model."""
+    return {f"verify {model}": {"judged": judged[model], "seconds": took} for model, took in seconds.items()}
 
 
 def now() -> str:

@@ -24,10 +24,10 @@ from exporter.sources.files import read_file
 _MAX_REPORT_BYTES = 256 << 20
 
 
-def finished_release(out: Path, facts: Release, keys: Mapping[str, str]) -> Release | None:
+def finished_release(out: Path, facts: Release, keys: Mapping[str, str], judged: Mapping[str, str]) -> Release | None:
     """``facts`` with the artifacts of the release at ``out``; None if that is another one, or none.
 
-    keys: job → what its artifact is made of, of all jobs in their order.
+    keys: job → what its artifact is made of, of all jobs in their order. judged: model → digest of how it is verified.
     """
     try:
         built, _ = manifest.read(out / manifest.NAME)
@@ -36,19 +36,22 @@ def finished_release(out: Path, facts: Release, keys: Mapping[str, str]) -> Rele
     except (TTExportError, msgspec.MsgspecError):
         return None
     made = {job: told["key"] for job, told in run.jobs.items() if "key" in told}
+    verified = {name: told["judged"] for name, told in run.jobs.items() if "judged" in told}
+    wanted = {f"verify {model}": digest for model, digest in judged.items()}
     entries = {one.job: one for one in built.artifacts}
-    if (built.spec, made) != (facts.spec, dict(keys)) or entries.keys() != keys.keys():
+    if (built.spec, made, verified) != (facts.spec, dict(keys), wanted) or entries.keys() != keys.keys():
         return None
     return replace(facts, artifacts=tuple(_artifact(entries[job], reports) for job in keys))
 
 
-def finished_piece(out: Path, facts: Release, keys: Mapping[str, str]) -> Release | None:
+def finished_piece(out: Path, facts: Release, keys: Mapping[str, str], judged: Mapping[str, str]) -> Release | None:
     """As ``finished_release``, for the piece of the one job that ``keys`` is of."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
         return None
-    if (piece.release.spec, {piece.made.job: piece.made.key}) != (facts.spec, dict(keys)):
+    made = {piece.made.job: piece.made.key}
+    if (piece.release.spec, made, piece.judgements) != (facts.spec, dict(keys), dict(judged)):
         return None
     return replace(facts, artifacts=(piece.artifact,))
 
@@ -62,7 +65,7 @@ def told_jobs(out: Path) -> dict[str, dict[str, Any]]:
         return record.read(out / record.NAME)[0].jobs
     piece: Piece = read_piece(out / PIECE)
     seconds = {} if piece.verify_seconds is None else {piece.artifact.model: piece.verify_seconds}
-    return {**job_facts({piece.made.job: piece.made}), **verify_facts(seconds)}
+    return {**job_facts({piece.made.job: piece.made}), **verify_facts(seconds, piece.judgements)}
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:

@@ -31,9 +31,13 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """Artifacts that passed together: job → key, and job → its report as report.json has it."""
+    """Artifacts that passed together: job → key, and job → its report as report.json has it.
+
+    judged: digest of how; what they were made of is in the keys.
+    """
 
     model: str
+    judged: str
     keys: dict[str, str]
     reports: dict[str, dict[str, Any]]
     seconds: float
@@ -51,9 +55,12 @@ class Journal:
     verified: dict[str, Verified] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, draft: Path, keys: Mapping[str, str], digests: FileDigests) -> Journal:
+    def open(
+        cls, path: Path, draft: Path, keys: Mapping[str, str], judged: Mapping[str, str], digests: FileDigests
+    ) -> Journal:
         """Read the journal, if there is one; keep what is of the jobs ``keys`` (job → key) and true of ``draft``.
 
+        judged: model → digest of how it is to be verified; verifications of another kind, or of none, are dropped.
         What lies in ``draft`` beside is removed. Raises UnreadableFile, OutputError.
         """
         journal = cls(path)
@@ -72,7 +79,8 @@ class Journal:
         journal.verified = {
             model: line
             for model, line in journal.verified.items()
-            if all(job in journal.made and keys.get(job) == key for job, key in line.keys.items())
+            if judged.get(model) == line.judged
+            and all(job in journal.made and keys.get(job) == key for job, key in line.keys.items())
         }
         return journal
 

@@ -59,14 +59,14 @@ def release_on_ray(
     ray, hooks, started = require(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet)
     require_apart(plan, out)
-    keys = {job.name: plan.key(job) for job in plan.jobs}
-    if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys)):
+    keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
+    if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return finished_release(out, plan.facts, keys) or plan.facts
+            return finished_release(out, plan.facts, keys, judged) or plan.facts
         # The pieces, of which some may be there, and their copies in the release.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES

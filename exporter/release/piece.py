@@ -13,7 +13,7 @@ from exporter.errors import BadInput, UnreadableFile
 from exporter.release.facts import Artifact, Release
 from exporter.release.hashes import FileDigests, files_below
 from exporter.release.jobs import Job, jobs_of
-from exporter.release.journal import Made
+from exporter.release.journal import Made, Verified
 from exporter.release.plan import told_spec
 from exporter.release.spec import ReleaseSpec
 from exporter.sources.files import read_file
@@ -25,16 +25,25 @@ _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``piece.json``. release: the facts without artifacts, which all pieces share."""
+    """``piece.json``. release: the facts without artifacts, which all pieces share.
+
+    judged: digest of how the artifact was verified, None if it was not; verify_seconds likewise.
+    """
 
     schema: int
     release: Release
     artifact: Artifact
     made: Made
+    judged: str | None
     verify_seconds: float | None
 
+    @property
+    def judgements(self) -> dict[str, str]:
+        """Model → digest of how it was verified; none if it was not."""
+        return {} if self.judged is None else {self.artifact.model: self.judged}
 
-def write_piece(folder: Path, release: Release, made: Made, verify_seconds: float | None) -> None:
+
+def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
     """Describe the one artifact of ``release``, which lies in ``folder``. Raises OutputError."""
     (artifact,) = release.artifacts
     piece = Piece(
@@ -42,7 +51,8 @@ def write_piece(folder: Path, release: Release, made: Made, verify_seconds: floa
         release=replace(release, artifacts=()),
         artifact=artifact,
         made=made,
-        verify_seconds=verify_seconds,
+        judged=verified and verified.judged,
+        verify_seconds=verified and verified.seconds,
     )
     write_file(folder / NAME, msgspec.json.format(msgspec.json.encode(piece), indent=2) + b"\n")
 
@@ -64,7 +74,7 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
     """Job → the piece that is its result, for every job of the release.
 
-    Raises BadInput for a job without a piece, or with two, and for pieces of different inputs or tools.
+    Raises BadInput for a job without a piece, or with two, and for pieces of different inputs, prompts or tools.
     """
     jobs = {job.name: job for job in jobs_of(spec)}
     by_job: dict[str, Path] = {}
@@ -81,6 +91,9 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
             raise BadInput(f"{folder / NAME}: expected one piece a job, found {name} in {by_job[name]}, too")
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
             raise BadInput(f"{folder / NAME}: {fault} (the former is in {first / NAME})")
+        if piece.judged != shared.judged:  # the level is the release's: what differs has the same name
+            digests = f"expected those of {first / NAME} ({_short(shared)}), found others ({_short(piece)})"
+            raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
         by_job[name] = folder
     if missing := [name for name in jobs if name not in by_job]:
         raise BadInput(f"--assemble: expected a piece for every job, found none for {', '.join(missing)}")
@@ -107,6 +120,10 @@ def read_piece(path: Path) -> Piece:
     if piece.schema != _SCHEMA:
         raise UnreadableFile(path, f"expected schema {_SCHEMA}, found {piece.schema}")
     return piece
+
+
+def _short(piece: Piece) -> str:
+    return f"digest {piece.judged[:12]}…" if piece.judged else "not verified"
 
 
 def _is_of(job: Job, piece: Piece) -> bool:

@@ -97,11 +97,20 @@ class ReleasePlan:
         }
 
     def key(self, job: Job) -> str:
-        """Tells whether a finished job is still the one that is wanted."""
-        model = self.models[job.model]
-        judged = [self.spec.verify.level, self.prompts]
-        parts = [job.name, self.place(job), self.recipe(model.merge, job), judged]
+        """Tells whether a finished job is still the one that is wanted, however it is verified."""
+        parts = [job.name, self.place(job), self.recipe(self.models[job.model].merge, job)]
         return digest_of(json.dumps(parts, sort_keys=True).encode())
+
+    def judged(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Model → digest of how the artifacts of ``jobs`` are judged; none where nothing is verified.
+
+        With the keys of a model's jobs it tells whether a verification is still the one that is wanted.
+        """
+        wanted = self.spec.verify
+        if wanted.level == "off":
+            return {}
+        digest = digest_of(json.dumps([wanted.level, sorted(wanted.require), self.prompts]).encode())
+        return {job.model: digest for job in jobs}
 
     def place(self, job: Job) -> str:
         """Where the artifact of ``job`` lies below the release, with slashes."""

@@ -83,8 +83,8 @@ class Session:
 
     def _verify(self, model: str, jobs: Sequence[Job]) -> None:
         keys = {job.name: self.journal.made[job.name].key for job in jobs}
-        held = self.journal.verified.get(model)
-        if self.plan.spec.verify.level == "off" or (held and held.keys == keys):
+        held, judged = self.journal.verified.get(model), self.plan.judged(jobs).get(model)
+        if judged is None or (held and held.keys == keys):
             return
         started = time.perf_counter()
         merge = self.plan.models[model].merge
@@ -104,7 +104,7 @@ class Session:
         self._require_passed(jobs, reports)
         told = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
         seconds = round(time.perf_counter() - started, 4)
-        self.journal.add(Verified(model=model, keys=keys, reports=told, seconds=seconds))
+        self.journal.add(Verified(model=model, judged=judged, keys=keys, reports=told, seconds=seconds))
 
     def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
         """Raises NotEquivalent for the first job that failed; the reports stay beside the draft."""
@@ -157,19 +157,19 @@ def run_release(
     require_apart(plan, out)
     hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
-    keys = {job.name: plan.key(job) for job in jobs}
+    keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
     find = finished_piece if only else finished_release
-    if resume and not leftover(out).exists() and (found := find(out, plan.facts, keys)):
+    if resume and not leftover(out).exists() and (found := find(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     if not only:
         require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return find(out, plan.facts, keys) or plan.facts
+            return find(out, plan.facts, keys, judged) or plan.facts
         _clear(stage.folder / _WORK)
         digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
-        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, digests)
+        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, judged, digests)
         own = Store(stage.folder / _STORE, digests)
         workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
         session = Session(plan, jobs, stage, hooks, journal, workshop, digests)
@@ -177,17 +177,12 @@ def run_release(
         session.work()
         release = replace(plan.facts, artifacts=tuple(session.artifacts()))
         if only:
-            seconds = next((line.seconds for line in journal.verified.values()), None)
-            write_piece(stage.draft, release, journal.made[only.name], seconds)
+            write_piece(stage.draft, release, journal.made[only.name], journal.verified.get(only.model))
         else:
-            run = run_of(session.started, journal.made, verify_seconds(journal))
+            seconds = {model: line.seconds for model, line in journal.verified.items()}
+            run = run_of(session.started, journal.made, seconds, judged)
             finish(stage.draft, release, run, plan.spec.signing)
     return release
-
-
-def verify_seconds(journal: Journal) -> dict[str, float]:
-    """Model → how long its verification took."""
-    return {model: line.seconds for model, line in journal.verified.items()}
 
 
 def _clear(folder: Path) -> None:

@@ -1,0 +1,141 @@
+"""How a release is verified is no part of what its artifacts are made of: a change of it repeats verification alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import OutputError
+from exporter.release import run as runs
+from exporter.release.make import Workshop
+from exporter.verify.report import Report
+from tests.documents import read_report
+from tests.release.projects import RUN, Project, contents, jobs_of
+
+FORMATS = '[hf]\n[gguf]\ntypes = ["bf16"]\n'
+PROMPTS = '[verify]\nlevel = "rows"\nprompts = "prompts.txt"\n'
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Level and prompts of every verification that was begun."""
+    found: list[tuple[str, ...]] = []
+    verify: Callable[..., list[Report]] = runs.verify
+
+    def told(*words: Any, **options: Any) -> list[Report]:
+        found.append((options["level"], *options["prompts"]))
+        return verify(*words, **options)
+
+    monkeypatch.setattr(runs, "verify", told)
+    return found
+
+
+def describe(project: Project, level: str, prompt: str) -> None:
+    (project.folder / "prompts.txt").write_text(f"{prompt}\n")
+    project.write("one", formats=FORMATS, verify=PROMPTS.replace("rows", level))
+
+
+def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """A run that fails when all is made and verified; the lines of its journal by kind and job or model."""
+
+    def full(draft: Path, *_: object) -> None:
+        raise OutputError(draft, "no space left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "finish", full)
+        assert project.release(out) == 7
+    journal = out.with_name(f".{out.name}.partial") / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines() if line]
+    return {line.get("job") or f"verify {line['model']}": line for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        pytest.param(("rows", "Hello."), ("rows", "Hello."), [], id="nothing"),
+        pytest.param(("rows", "Hello."), ("rows", "Good night."), [("rows", "Good night.")], id="prompts"),
+        pytest.param(("rows", "Hello."), ("off", "Hello."), [], id="rows to off"),
+        pytest.param(("off", "Hello."), ("rows", "Hello."), [("rows", "Hello.")], id="off to rows"),
+    ],
+)
+def test_what_is_verified_otherwise_is_not_made_again(
+    before: tuple[str, str],
+    after: tuple[str, str],
+    again: list[tuple[str, ...]],
+    project: Project,
+    asked: list[tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, want = tmp_path / "out", tmp_path / "want"
+    describe(project, *before)
+    journal = interrupt(project, out, monkeypatch)
+    describe(project, *after)
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.delattr(Workshop, "make")
+        assert project.release(out, "--resume") == 0
+    assert asked == again
+    assert {job: facts["seconds"] for job, facts in jobs_of(out).items()} == {
+        job: journal[job]["seconds"] for job in ("hf", "gguf-bf16")
+    }
+    assert project.release(want) == 0
+    assert contents(out) == contents(want), "an undisturbed run is verified no otherwise"
+    found, undisturbed = (json.loads((folder / RUN).read_text())["jobs"].get("verify one") for folder in (out, want))
+    assert (found and found["judged"]) == (undisturbed and undisturbed["judged"])
+    assert (out / "report.json").exists() == (after[0] != "off")
+
+
+@pytest.mark.slow
+def test_at_another_level_the_report_is_of_that_level(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    describe(project, "rows", "Hello.")
+    journal = interrupt(project, out, monkeypatch)
+    describe(project, "full", "Hello.")
+    assert project.release(out, "--resume") == 0
+    assert [one["level"] for one in read_report(out)["artifacts"]] == ["full", "full"]
+    assert jobs_of(out)["hf"]["seconds"] == journal["hf"]["seconds"], "a finished job was repeated"
+
+
+@pytest.mark.parametrize("only", [(), ("--only", "hf")], ids=["release", "piece"])
+def test_what_is_finished_with_other_prompts_of_one_name_is_not_what_is_asked_for(
+    only: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    describe(project, "rows", "Hello.")
+    assert project.release(out, *only) == 0
+    assert project.release(out, *only, "--resume") == 0
+    describe(project, "rows", "Good night.")
+    capsys.readouterr()
+    assert project.release(out, *only, "--resume") == 7
+    assert capsys.readouterr().err == f"ttexport: {out}: exists already; --force replaces it\n"
+
+
+def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
+    project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    pieces = tmp_path / "pieces"
+    for job, prompt in (("gguf-bf16", "Hello."), ("hf", "Good night.")):
+        describe(project, "rows", prompt)
+        assert project.release(pieces / job, "--only", job) == 0
+    capsys.readouterr()
+    assert project.release(tmp_path / "out", "--assemble", pieces) == 4
+    said = capsys.readouterr().err
+    place, first = pieces / "hf" / "piece.json", pieces / "gguf-bf16" / "piece.json"
+    assert said.startswith(f"ttexport: {place}: release.verify.prompts: expected those of {first} (digest ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    describe(project, "rows", "Hello.")
+    assert project.release(pieces / "hf", "--only", "hf", "--force") == 0
+    assert project.release(tmp_path / "out", "--assemble", pieces) == 0
+    made = tmp_path / "made"
+    assert project.release(made) == 0
+    assert contents(tmp_path / "out") == contents(made)
