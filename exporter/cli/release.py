@@ -107,9 +107,9 @@ def release(
         if pieces:
             made = assemble_release(spec, pieces, place, hooks, **flags)
         elif address:
-            made = release_on_ray(spec, address, place, hooks, cache=cache, quiet=quiet, **flags)
+            made = release_on_ray(spec, address, place, hooks, cache=cache, quiet=quiet, asked_by=toml, **flags)
         else:
-            plan = plan_release(spec, cache=cache, quiet=quiet)
+            plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=toml)
             made = run_release(plan, place, hooks, only=job, **flags)
     pushed = push_release(place, quiet=quiet, **push)
     seconds = round(time.perf_counter() - started, 3)

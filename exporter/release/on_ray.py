@@ -21,7 +21,7 @@ from exporter.release.facts import Release
 from exporter.release.finish import now, require_finish
 from exporter.release.finished import finished_release
 from exporter.release.jobs import Job
-from exporter.release.plan import ReleasePlan, plan_release, require_apart
+from exporter.release.plan import FILE, ReleasePlan, plan_release, require_apart
 from exporter.release.run import run_release
 from exporter.release.spec import ReleaseSpec
 from exporter.release.store import Cache
@@ -47,17 +47,19 @@ def release_on_ray(
     resume: bool = False,
     force: bool = False,
     quiet: bool = True,
+    asked_by: Path = FILE,
 ) -> Release:
     """As ``run_release``, with a Ray task for each job; its facts.
 
     address: ``local`` starts Ray on this machine; anything else is what ``ray.init`` joins. All nodes have this version
     of ttexport and see ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same names.
+    asked_by: as ``plan_release`` has it.
     The first job that fails ends the release, with its own error; pieces that are finished stay for ``resume``.
     Raises MissingDependency without Ray, UsageError for an ``address`` that is none, OutputError where no cluster
     answers, TTExportError for a task that dies.
     """
     ray, hooks, started = require(), hooks or Hooks(), now()
-    plan = plan_release(spec, cache=cache, quiet=quiet)
+    plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(plan, out)
     keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
     if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys, judged)):

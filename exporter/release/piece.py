@@ -51,8 +51,8 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
         release=replace(release, artifacts=()),
         artifact=artifact,
         made=made,
-        judged=verified and verified.judged,
-        verify_seconds=verified and verified.seconds,
+        judged=verified.judged if verified else None,
+        verify_seconds=verified.seconds if verified else None,
     )
     write_file(folder / NAME, msgspec.json.format(msgspec.json.encode(piece), indent=2) + b"\n")
 

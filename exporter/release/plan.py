@@ -30,6 +30,8 @@ from exporter.targets import Target, Wish, plan_target
 from exporter.verify.prompts import read_prompts
 from exporter.verify.runtimes.installed import require
 
+#: What errors name where nobody said which file a release is from.
+FILE: Final = Path("release.toml")
 _INDEX: Final = "model.safetensors.index.json"
 
 
@@ -121,22 +123,26 @@ class ReleasePlan:
         return {name: self.digests.of(path) for name, path in files.items()}
 
 
-def plan_release(spec: ReleaseSpec, *, cache: Cache | None = None, quiet: bool = True) -> ReleasePlan:
+def plan_release(
+    spec: ReleaseSpec, *, cache: Cache | None = None, quiet: bool = True, asked_by: Path = FILE
+) -> ReleasePlan:
     """Find the inputs, hash them, and lay out every artifact; shapes only.
 
     cache: what is kept from release to release; None keeps nothing. quiet: no bars while something is fetched.
+    asked_by: the file that ``spec`` was read from, for errors to name.
     Raises BadInput for inputs that cannot be used, NotExpressible for a job that its format cannot do,
     MissingDependency for a runtime that is required.
     """
     require(spec.verify.require, needed_for="verify.require")
     digests = FileDigests(cache.digests if cache else None)
-    base = locate(spec.base, asked_by="base", kind="checkpoint", quiet=quiet)
+    base = locate(spec.base, asked_by=f"{asked_by}: base", kind="checkpoint", quiet=quiet)
     checkpoint = Checkpoint.open(base.path)
     plain = replace(plan_merge(checkpoint, [], untie=spec.untie), origins=origins(base, []))
     models: dict[str, ModelPlan] = {}
     materials: dict[str, tuple[Located, Material]] = {}
     for name, wanted in spec.models.items():
-        located = [locate(word, asked_by=f"models.{name}", kind="adapter", quiet=quiet) for word in wanted.adapters]
+        where = f"{asked_by}: models.{name}.adapters"
+        located = [locate(word, asked_by=where, kind="adapter", quiet=quiet) for word in wanted.adapters]
         adapters = [Adapter.open(one.path) for one in located]
         merge = replace(plan_merge(checkpoint, adapters, untie=spec.untie), origins=origins(base, located))
         keys = [_book(materials, one, adapter, digests) for one, adapter in zip(located, adapters, strict=True)]

@@ -13,9 +13,10 @@ from exporter.errors import BadInput
 from exporter.sources.adapter import CONFIG, Adapter
 from exporter.sources.hub import Kind, fetch
 
-_ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]*/)?\w[\w.-]*)(?:@(?P<revision>.+))?", re.ASCII)
+#: The hub's names have at most 96 letters.
+_ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]{,95}/)?\w[\w.-]{,95})(?:@(?P<revision>.+))?", re.ASCII)
 #: What git allows in names and people use; ``..`` is refused besides, for the cache makes a path of it.
-_REVISION: Final = re.compile(r"\w[\w./+-]*", re.ASCII)
+_REVISION: Final = re.compile(r"\w[\w./+-]{,254}", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
 #: Artifacts keep their provenance in metadata, under names that begin so.
 PREFIX: Final = "ttexport."
@@ -79,12 +80,15 @@ def locate(
     names ``asked_by``, the option or file that the word is from.
     """
     path = Path(word)
-    if path.exists():
-        return Located(path)
+    try:
+        if path.exists():
+            return Located(path)
+    except OSError as exc:  # too long a name, or a folder that may not be entered
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
     match = _ID.fullmatch(word)
     # Only old checkpoints have no owner (gpt2); for the rest a single word is a folder that is not there.
     if match is None or ("/" not in match["repo"] and kind != "checkpoint"):
-        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r}, which does not exist")
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}, which does not exist")
     wanted = match["revision"] or revision or _DEFAULT_REVISION
     if not _REVISION.fullmatch(wanted) or ".." in wanted:
         raise BadInput(f"{asked_by}: {match['repo']}: expected a branch, tag or commit, found {wanted!r:.80}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.errors import OutputError
-from exporter.release import run as runs
 from exporter.release.make import Workshop
 from exporter.verify.report import Report
+from exporter.verify.run import verify
 from tests.documents import read_report
 from tests.release.projects import RUN, Project, contents, jobs_of
 
@@ -26,13 +25,12 @@ Capture = pytest.CaptureFixture[str]
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Level and prompts of every verification that was begun."""
     found: list[tuple[str, ...]] = []
-    verify: Callable[..., list[Report]] = runs.verify
 
     def told(*words: Any, **options: Any) -> list[Report]:
         found.append((options["level"], *options["prompts"]))
         return verify(*words, **options)
 
-    monkeypatch.setattr(runs, "verify", told)
+    monkeypatch.setattr("exporter.release.run.verify", told)
     return found
 
 
@@ -48,7 +46,7 @@ def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> d
         raise OutputError(draft, "no space left on the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "finish", full)
+        patch.setattr("exporter.release.run.finish", full)
         assert project.release(out) == 7
     journal = out.with_name(f".{out.name}.partial") / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line]

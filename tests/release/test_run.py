@@ -178,6 +178,25 @@ def test_the_same_in_python(project: Project, undisturbed: Path, tmp_path: Path)
     assert json.loads((tmp_path / "piece" / "piece.json").read_text())["made"]["job"] == "two/hf"
 
 
+@pytest.mark.parametrize("word", ["missing/one/there", "org/absent", "a" * 5000], ids=["path", "hub id", "too long"])
+@pytest.mark.parametrize(
+    ("key", "line"), [("base", 'base = "base"'), ("models.one.adapters", 'adapters = ["one"]')], ids=["base", "adapter"]
+)
+def test_an_input_that_cannot_be_had_is_exit_4_naming_file_and_key(
+    key: str, line: str, word: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("one", formats="[hf]\n")
+    toml = project.toml.rename(project.folder / "lamp.toml")
+    text = toml.read_text()
+    assert line in text
+    toml.write_text(text.replace(line, line.replace('"base"' if key == "base" else '"one"', f'"{word}"')))
+    assert run(["release", str(toml), "-q", "--no-cache", "-o", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"ttexport: {toml}: {key}: ")
+    assert said.count("\n") == 1
+    assert left(tmp_path) == ["project"]
+
+
 def test_no_force_reaches_the_inputs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.write("one")
     for out in (project.folder, project.folder / "base"):

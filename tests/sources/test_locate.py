@@ -55,6 +55,23 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("a" * 5000, "a path or a hub id"),
+        ("a/" * 2500, "a path or a hub id"),
+        (f"org/{'a' * 256}", "a path or a hub id"),
+        (f"org/name@{'a' * 256}", "a branch, tag or commit"),
+    ],
+    ids=["name", "path", "hub id", "revision"],
+)
+def test_a_word_that_no_file_system_takes_is_bad_input_of_one_short_line(word: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=f"^--base: .*expected {expected}, found ") as caught:
+        locate(word, asked_by="--base", kind="checkpoint")
+    assert len(str(caught.value)) < 200
+    assert caught.value.exit_code == 4
+
+
 def test_a_hub_id_outside_the_cache_is_one_line_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BadInput, match="org/absent@main: neither a folder nor in the local cache") as caught:
