@@ -20,6 +20,7 @@ from exporter.verify.reference import Reference
 from exporter.verify.report import Check, Skip
 from exporter.verify.runtimes.installed import installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
+from exporter.verify.runtimes.titles import TITLES
 from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
 from exporter.verify.ways import HALVES, decodes_alike, graph_ways, rounding_of, runtime_of
 
@@ -93,7 +94,7 @@ class Execution:
         }
         started = time.perf_counter()
         try:
-            self.say(f"running {artifact.path.name} in {runtime}")
+            self.say(f"running {artifact.path.name} in {TITLES[runtime]}")
             done.got = run(runtime, job, place)
             if self._is_mean(done):
                 copy, done.kept = write_base(artifact, self.reference, place / "copy")
@@ -148,8 +149,8 @@ class Execution:
     def judge(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
         """Compare what ``artifact`` computed with the reference. A runtime that failed on it is a failed check."""
         done = self.runs[artifact.path]
-        facts["runtime"] = done.runtime
-        yield Check(name="runs", passed=not done.failure, detail=done.failure or done.runtime)
+        facts["runtime"] = TITLES[done.runtime]
+        yield Check(name="runs", passed=not done.failure, detail=done.failure or TITLES[done.runtime])
         if done.got is None or done.failure:
             return
         assert self.want is not None, "the reference ran if any artifact did"

@@ -141,7 +141,7 @@ def test_every_artifact_is_run_before_the_release_gets_its_name(project: Project
     report = read_report(out)
     assert [one["level"] for one in report["artifacts"]] == ["full"] * 3
     assert report["passed"]
-    assert {one["facts"]["runtime"] for one in report["artifacts"]} == {"merged", "llamacpp", "onnx_runtime"}
+    assert {one["facts"]["runtime"] for one in report["artifacts"]} == {"transformers", "llama.cpp", "ONNX Runtime"}
     pieces = tmp_path / "pieces"
     for job in ("hf", "gguf-f32", "onnx"):
         assert project.release(pieces / job, "--only", job) == 0

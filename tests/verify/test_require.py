@@ -65,7 +65,7 @@ def test_without_llama_cpp_the_report_says_what_was_not_run(
     argv = [word for word in tuned.argv(tuned.gguf_f32) if word != "-q"]
     assert run([*argv, "--report", str(tmp_path)]) == 0
     (artifact,) = read_report(tmp_path)["artifacts"]
-    assert artifact["facts"]["runtime"] == "gguf_in_transformers"
+    assert artifact["facts"]["runtime"] == "transformers"
     (skipped,) = artifact["skipped"]
     assert skipped["name"] == "llama.cpp"
     for text in (
