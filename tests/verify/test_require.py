@@ -66,11 +66,13 @@ def test_without_llama_cpp_the_report_says_what_was_not_run(
     assert run([*argv, "--report", str(tmp_path)]) == 0
     (artifact,) = read_report(tmp_path)["artifacts"]
     assert artifact["facts"]["runtime"] == "transformers"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"running {tuned.gguf_f32.name} in transformers" in said
     (skipped,) = artifact["skipped"]
     assert skipped["name"] == "llama.cpp"
     for text in (
         skipped["reason"],
-        " ".join(capsys.readouterr().err.split()),
+        said,
         (tmp_path / "report.xml").read_text(),
         (tmp_path / "report.html").read_text(),
     ):
