@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -113,9 +113,39 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
             _promote_folder(stage, final, force=force)
         stage.keep = False
     finally:
-        if not stage.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if not stage.keep:
+                _discard(folder)
+        finally:
+            os.close(lock)
+
+
+def is_left(final: Path) -> bool:
+    """Whether an interrupted run left something to go on with, or is still at it.
+
+    A run may have been killed when all but the empty folder was removed: that is removed here.
+    """
+    folder = leftover(final)
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.rmdir()
+    except OSError:  # it is held, or not empty
+        return True
+    finally:
         os.close(lock)
+    return False
+
+
+def _discard(folder: Path) -> None:
+    with suppress(OutputError):
+        _clear(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
@@ -182,8 +212,9 @@ def _claim(folder: Path, final: Path) -> int:
 
 
 def _clear(folder: Path) -> None:
+    """The note of what was promoted goes last: without it nobody knows why the final folder exists."""
     with writing(folder):
-        for entry in folder.iterdir():
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == _PROMOTING):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from exporter import staging
 from exporter.errors import OutputError
-from exporter.staging import leftover, resumable
+from exporter.staging import is_left, leftover, resumable
 
 
 def interrupt(final: Path, *, keep: bool = True) -> None:
@@ -25,7 +26,7 @@ def finish(final: Path, text: str, *, force: bool = False, resume: bool = False)
 def end_before_cleaning(final: Path, text: str, monkeypatch: pytest.MonkeyPatch, *, force: bool = False) -> None:
     """As a process that dies right after the rename."""
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda path, **options: None)
+        patch.setattr(staging, "_discard", lambda folder: None)
         finish(final, text, force=force)
     assert leftover(final).exists()
 
@@ -75,6 +76,35 @@ def test_a_run_that_ended_right_after_the_rename_is_recognised(
         assert stage.promoted
     assert (final / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_ended_while_it_cleaned_up_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(path: Path, *, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    final = tmp_path / "out"
+    with (
+        monkeypatch.context() as patch,
+        suppress(KeyboardInterrupt),
+        resumable(final, force=False, resume=False) as stage,
+    ):
+        (stage.folder / "work").mkdir()
+        patch.setattr(Path, "unlink", die)
+    assert [path.name for path in leftover(final).iterdir()] == ["promoting"]  # the last file that goes
+    with resumable(final, force=False, resume=True) as stage:
+        assert stage.promoted
+
+
+def test_an_empty_folder_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    assert not is_left(final)
+    leftover(final).mkdir()
+    assert not is_left(final)
+    assert not leftover(final).exists()
+    with resumable(final, force=False, resume=False):
+        assert is_left(final)
+    interrupt(tmp_path / "other")
+    assert is_left(tmp_path / "other")
 
 
 def test_a_leftover_beside_another_folder_of_the_name_is_not_taken_for_promoted(

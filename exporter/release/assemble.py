@@ -16,7 +16,7 @@ from exporter.release.finished import finished_release
 from exporter.release.hashes import FileDigests
 from exporter.release.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
-from exporter.staging import Stage, leftover, require_space, resumable
+from exporter.staging import Stage, is_left, require_space, resumable
 from exporter.tensors import ByteRange
 
 
@@ -37,7 +37,7 @@ def assemble_release(
     hooks, started = hooks or Hooks(), now()
     parts = Parts.open(spec, folders)
     keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
-    if resume and not leftover(out).exists() and (found := finished_release(out, parts.release, keys, parts.judged)):
+    if resume and not is_left(out) and (found := finished_release(out, parts.release, keys, parts.judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)

@@ -25,7 +25,7 @@ from exporter.release.plan import FILE, ReleasePlan, plan_release, require_apart
 from exporter.release.run import run_release
 from exporter.release.spec import ReleaseSpec
 from exporter.release.store import Cache
-from exporter.staging import leftover, require_space, resumable
+from exporter.staging import is_left, require_space, resumable
 
 #: CPUs that each job asks for: llama.cpp, ONNX Runtime and torch use what they get, and a merge waits for its disk.
 CPUS: Final = 2
@@ -62,7 +62,7 @@ def release_on_ray(
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(plan, out)
     keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
-    if resume and not leftover(out).exists() and (found := finished_release(out, plan.facts, keys, judged)):
+    if resume and not is_left(out) and (found := finished_release(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)

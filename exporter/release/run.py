@@ -24,7 +24,7 @@ from exporter.release.make import Workshop
 from exporter.release.piece import write_piece
 from exporter.release.plan import ReleasePlan, require_apart
 from exporter.release.store import Store
-from exporter.staging import Stage, leftover, require_space, resumable, sync_folder, write_file
+from exporter.staging import Stage, is_left, require_space, resumable, sync_folder, write_file
 from exporter.verify.reference import Reference
 from exporter.verify.report import Report, document, to_bytes
 from exporter.verify.run import verify
@@ -159,7 +159,7 @@ def run_release(
     jobs = [only] if only else list(plan.jobs)
     keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
     find = finished_piece if only else finished_release
-    if resume and not leftover(out).exists() and (found := find(out, plan.facts, keys, judged)):
+    if resume and not is_left(out) and (found := find(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     if not only:
