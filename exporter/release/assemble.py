@@ -12,7 +12,7 @@ from exporter.formats.output import OutputFile, Progress
 from exporter.hooks import Hooks
 from exporter.release.facts import Release
 from exporter.release.finish import finish, now, require_finish, run_of
-from exporter.release.finished import finished_release
+from exporter.release.finished import finished_release, require_same
 from exporter.release.hashes import FileDigests
 from exporter.release.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
@@ -43,7 +43,9 @@ def assemble_release(
     require_finish(spec.signing)
     require_space(out, parts.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
-        return parts.release if stage.promoted else parts.join(stage, hooks, started)
+        if stage.promoted:
+            return require_same(out, finished_release(out, parts.release, keys, parts.judged))
+        return parts.join(stage, hooks, started)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from exporter.errors import TTExportError
+from exporter.errors import OutputError, TTExportError
 from exporter.release import manifest, record
 from exporter.release.facts import Artifact, Release
 from exporter.release.finish import REPORT, job_facts, verify_facts
@@ -54,6 +54,13 @@ def finished_piece(out: Path, facts: Release, keys: Mapping[str, str], judged: M
     if (piece.release.spec, made, piece.judgements) != (facts.spec, dict(keys), dict(judged)):
         return None
     return replace(facts, artifacts=(piece.artifact,))
+
+
+def require_same(out: Path, found: Release | None) -> Release:
+    """``found``, of a run that was interrupted while it cleaned up. Raises OutputError for another one."""
+    if found is None:
+        raise OutputError(out, "exists already, and is not what is asked for now; --force without --resume replaces it")
+    return found
 
 
 def told_jobs(out: Path) -> dict[str, dict[str, Any]]:

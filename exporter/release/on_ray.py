@@ -19,7 +19,7 @@ from exporter.hooks import Hooks
 from exporter.release.assemble import Parts
 from exporter.release.facts import Release
 from exporter.release.finish import now, require_finish
-from exporter.release.finished import finished_release
+from exporter.release.finished import finished_release, require_same
 from exporter.release.jobs import Job
 from exporter.release.plan import FILE, ReleasePlan, plan_release, require_apart
 from exporter.release.run import run_release
@@ -68,7 +68,7 @@ def release_on_ray(
     require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return finished_release(out, plan.facts, keys, judged) or plan.facts
+            return require_same(out, finished_release(out, plan.facts, keys, judged))
         # The pieces, of which some may be there, and their copies in the release.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES

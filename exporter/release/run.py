@@ -16,7 +16,7 @@ from exporter.errors import NotEquivalent, writing
 from exporter.hooks import Hooks
 from exporter.release.facts import Artifact, Release
 from exporter.release.finish import finish, now, require_finish, run_of
-from exporter.release.finished import finished_piece, finished_release
+from exporter.release.finished import finished_piece, finished_release, require_same
 from exporter.release.hashes import FileDigests, files_below
 from exporter.release.jobs import Job
 from exporter.release.journal import Journal, Made, Verified
@@ -166,7 +166,7 @@ def run_release(
         require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return find(out, plan.facts, keys, judged) or plan.facts
+            return require_same(out, find(out, plan.facts, keys, judged))
         _clear(stage.folder / _WORK)
         digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, judged, digests)

@@ -13,7 +13,7 @@ import numpy as np
 from exporter.tensors import FLOATS
 from exporter.verify.metrics import Distance
 from exporter.verify.report import Check
-from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISED_KL
+from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISED_KL, ROUTED_ERRORS
 
 
 def check_base(base: Distance, types: Collection[str]) -> Check:
@@ -31,16 +31,18 @@ def _check_median(name: str, found: Distance, types: Collection[str], what: str)
     return Check.at_most(name, found.kl_median, QUANTISED_KL[kind], f"{what}, {found.positions} positions")
 
 
-def check_excess(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> Check:
+def check_excess(
+    tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
+) -> Check:
     """An artifact may be as far from the tuned model as the base so stored is from the base, but for noise.
 
     Both over the same positions.  lengths: positions of each sequence.  varied: how many of all positions tuning
-    touches; at the others both compute the same, but for a few columns.
+    touches; at the others both compute the same, but for a few columns.  errors: standard errors that it may be.
     """
     error = standard_error(tuned, base, lengths, varied)
     means = f"mean KL {tuned.kl:.3g}, of the base so stored {base.kl:.3g}"
     detail = f"{means}, {tuned.positions} positions, standard error {error:.2g}"
-    limit = max(QUANTISED_EXCESS, EXCESS_ERRORS * error)
+    limit = max(QUANTISED_EXCESS, errors * error)
     return Check.at_most("excess KL", _excess(tuned.kl, base.kl), limit, detail)
 
 
@@ -52,7 +54,7 @@ def check_routed(
     most: what half of the positions stay within; None: their excess over the base's is limited as that of all is for
     other models.
     """
-    yield check_excess(tuned, base, lengths, varied)
+    yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
     detail = f"median KL {tuned.kl_median:.3g}, of the base so stored {base.kl_median:.3g}"
     if most is None:
         yield Check.at_most("excess KL, median", _excess(tuned.kl_median, base.kl_median), QUANTISED_EXCESS, detail)

@@ -60,6 +60,8 @@ QUANTISED_KL: Final = {"Q8_0": 2e-2, "coarser": 1.0}
 #: make most of the mean. On tiny mixtures, 2 families, Q8_0, Q4_0, BF16 and F16, 5 seeds: up to 2.5, where the same
 #: excess of the median, which no few positions move, stays within 0.07 and keeps its limit.
 EXCESS_ERRORS: Final = 5.0
+#: Of a mixture, whose median has a limit beside it.
+ROUTED_ERRORS: Final = 4.0
 
 #: Greedy decoding is compared up to a step where the reference's two best tokens are this close: below the noise of
 #: the runtime the order of two logits is a coin toss.

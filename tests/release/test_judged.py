@@ -137,3 +137,19 @@ def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
     made = tmp_path / "made"
     assert project.release(made) == 0
     assert contents(tmp_path / "out") == contents(made)
+
+
+def test_a_finished_release_that_was_not_cleaned_up_is_only_taken_for_what_it_is(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    describe(project, "rows", "Hello.")
+    with monkeypatch.context() as patch:
+        patch.setattr("exporter.staging._discard", lambda folder: None)
+        assert project.release(out) == 0
+    finished = contents(out)
+    describe(project, "off", "Hello.")
+    assert project.release(out, "--resume") == 7
+    assert contents(out) == finished
+    describe(project, "rows", "Hello.")
+    assert project.release(out, "--resume") == 0

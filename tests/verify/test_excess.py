@@ -9,7 +9,7 @@ from exporter.tensors import Array
 from exporter.verify.excess import check_base, check_excess, check_routed, standard_error
 from exporter.verify.metrics import Distance
 from exporter.verify.report import Check
-from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISED_KL
+from exporter.verify.tolerances import QUANTISED_EXCESS, QUANTISED_KL, ROUTED_ERRORS
 
 SEQUENCES, LENGTH = 32, 40
 LENGTHS = [LENGTH] * SEQUENCES
@@ -98,8 +98,8 @@ def test_a_routers_jumps_widen_the_gate_of_the_mean_by_what_the_base_shows_of_th
         tuned = positions([*[1e-3] * 98, 1e-3 + more, 0.1])
         return list(check_routed(tuned, base, [10] * 10, 20, None))
 
-    assert [one.passed for one in jumped(0.9 * EXCESS_ERRORS)] == [True, True]
-    assert [one.passed for one in jumped(1.1 * EXCESS_ERRORS)] == [False, True]
+    assert [one.passed for one in jumped(0.9 * ROUTED_ERRORS)] == [True, True]
+    assert [one.passed for one in jumped(1.1 * ROUTED_ERRORS)] == [False, True]
 
 
 @pytest.mark.parametrize("most", [None, 1e-3])
