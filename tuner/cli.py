@@ -100,12 +100,24 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
 
     with _progress(quiet or not is_first_process()) as (on_step, on_note):
         record = run(spec, examples, on_step=on_step, on_note=on_note)
+    _leave_group()
     if not is_first_process():
         return
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         click.echo(record["adapter"])
+
+
+def _leave_group() -> None:
+    """End the process group of the run, if there was one.
+
+    gloo's threads may still hold the last tensors when their collective is done. A process that ends then is aborted
+    now and again, as a thread cannot take the interpreter's lock any more.
+    """
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def _require_extra(*, tensorboard: bool) -> None:

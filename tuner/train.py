@@ -55,7 +55,7 @@ def tune(
 
     examples: what ``spec.data`` holds, if it was read already.
     Nothing is left at ``spec.out`` unless all went well; checkpoints, if asked for, are beside it until then. Started
-    by torchrun or ``accelerate launch``, every process runs this and the first one writes.
+    by torchrun or ``accelerate launch``, every process runs this, the first one writes, and all return when it has.
     Raises: errors of ``exporter.errors`` only, for bad input.
     """
     note = on_note or _ignore
@@ -98,6 +98,7 @@ def tune(
                 write_curve(folder, trainer.state.log_history)
                 write_adapter(folder, tuned, tokenizer, record, state)
             shutil.rmtree(work_folder(spec.out), ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
     return {"adapter": str(spec.out), **record}
 
 

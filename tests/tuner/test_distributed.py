@@ -20,6 +20,19 @@ CLOSE = 1e-5
 STEPS = 6
 TOKENS = ("--new-token", "<ship>", "--token", " the", "--steps", str(STEPS), "-q")
 
+# Ends as the command does, and looks at what every process has at its end.
+DRIVER = """
+import sys
+from pathlib import Path
+from tuner.cli import main
+import torch
+
+code = main(sys.argv[1:])
+assert Path(sys.argv[sys.argv.index("-o") + 1], "adapter_model.safetensors").exists(), "returned before it was written"
+assert not torch.distributed.is_initialized(), "the process group was left behind"
+sys.exit(code)
+"""
+
 # accelerate takes FSDP for accelerators only: on the CPU it leaves the distributed type at MULTI_CPU. The driver sets
 # what accelerate sets elsewhere; wrapping, sharding and gathering are accelerate's and torch's own.
 FSDP2 = """
@@ -39,7 +52,6 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
 AcceleratorState.__init__ = init
 
 import tuner.trainer
-from tuner.cli import main
 from torch.distributed.tensor import DTensor
 
 trained_state = tuner.trainer.RowsTrainer.trained_state
@@ -50,7 +62,6 @@ def sharded(self):
     return trained_state(self)
 
 tuner.trainer.RowsTrainer.trained_state = sharded
-sys.exit(main(sys.argv[1:]))
 """
 FSDP2_SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
@@ -109,8 +120,14 @@ def test_two_processes_with_ddp_equal_one(base: Path, texts: Path, alone: Path, 
     assert_same(two, alone)
 
 
+def test_every_process_ends_with_the_adapter_and_without_the_group(base: Path, texts: Path, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    launched([str(driver)], base, texts, tmp_path / "two")
+
+
 def test_two_processes_with_fsdp2_equal_one(base: Path, texts: Path, alone: Path, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
-    driver.write_text(FSDP2)
+    driver.write_text(FSDP2 + DRIVER)
     two = launched([str(driver)], base, texts, tmp_path / "two", **FSDP2_SETTINGS)
     assert_same(two, alone)
