@@ -115,7 +115,7 @@ def _rows_behind(part: FullModule, base: FileTensor, trained: set[int]) -> Token
     if (wrong := first_not_finite(rows)) is not None:
         found = f"NaN or Inf in row {ids[wrong]}"
         raise TensorMismatch(part.path, part.key, expected="finite values", found=found)
-    return TokenRows(part.path, part.key, part.module, ids, rows)
+    return TokenRows(part.path, part.key, part.module, ids, rows, untrained=frozenset(ids))
 
 
 def _with(checkpoint: Checkpoint, parts: Sequence[Part], added: Mapping[str, TokenRows]) -> list[Part]:
@@ -137,4 +137,5 @@ def _joined(part: TokenRows, more: TokenRows) -> TokenRows:
     ids = (*part.token_ids, *more.token_ids)
     rows: Array = np.concatenate([one.rows.astype(wide, copy=False) for one in (part, more)])
     order = np.argsort(ids, kind="stable")
-    return replace(part, token_ids=tuple(sorted(ids)), rows=np.ascontiguousarray(rows[order]))
+    made = part.untrained | more.untrained
+    return replace(part, token_ids=tuple(sorted(ids)), rows=np.ascontiguousarray(rows[order]), untrained=made)

@@ -21,6 +21,7 @@ class TokenRows:
     """Final values of some rows of ``module``'s weight.
 
     ``token_ids`` are distinct and ascending; ``rows`` has one row an id, shape (k, hidden), dtype as stored.
+    ``untrained``: those of them whose rows resizing made. They may be padding, which no token has.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class TokenRows:
     module: str
     token_ids: tuple[int, ...]
     rows: Array
+    untrained: frozenset[int] = frozenset()
 
     @property
     def keys(self) -> tuple[str, ...]:

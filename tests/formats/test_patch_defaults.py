@@ -22,7 +22,14 @@ from tests.conftest import NEW_TOKENS
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = "adapter_model.safetensors"
 #: An adapter of each kind → the base that it is for.
-BASES = {"tied": "tied", "untied": "untied", "tied, partly": "tied", "untied, partly": "untied"}
+BASES = {
+    "tied": "tied",
+    "untied": "untied",
+    "tied, partly": "tied",
+    "untied, partly": "untied",
+    "tied, padded": "tied",
+    "untied, padded": "untied",
+}
 
 
 def succeed(*words: object) -> None:
@@ -60,7 +67,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def saved(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters with new tokens, saved with PEFT's defaults. "partly": new rows stay as resizing made them."""
+    """Adapters with new tokens, saved with PEFT's defaults.
+
+    "partly": new rows stay as resizing made them. "padded": the matrix has rows to a multiple of 64 behind the tokens.
+    """
     folder = tmp_path_factory.mktemp("adapters")
     found = {
         "tied": stock(bases["tied"], folder / "tied", (300, 512, 513, 514)),
@@ -68,20 +78,27 @@ def saved(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
         "tied, partly": stock(bases["tied"], folder / "tied-partly", (300, 513)),
         "untied, partly": stock(bases["untied"], folder / "untied-partly", (5, 514), adapters.HEAD_AND_EMBEDDING),
     }
-    for one in found.values():
-        assert any(value.shape == (515, 256) for value in load_file(one / WEIGHTS).values()), "PEFT saved the matrix"
+    for name, base in BASES.items():
+        if name.endswith("padded"):
+            targets = None if base == "tied" else adapters.HEAD_AND_EMBEDDING
+            found[name] = stock(bases[base], folder / name, (300, 512, 514), targets, multiple=64)
+    for name, one in found.items():
+        shape = (576 if name.endswith("padded") else 515, 256)
+        assert any(value.shape == shape for value in load_file(one / WEIGHTS).values()), "PEFT saved the matrix"
     return found
 
 
-def stock(base: Path, out: Path, ids: Sequence[int], targets: Sequence[str] | None = None) -> Path:
-    """``NEW_TOKENS`` are added, and the rows ``ids`` trained."""
+def stock(
+    base: Path, out: Path, ids: Sequence[int], targets: Sequence[str] | None = None, multiple: int | None = None
+) -> Path:
+    """``NEW_TOKENS`` are added, the matrices padded to a ``multiple``, and the rows ``ids`` trained."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(list(NEW_TOKENS))
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT says that it saves the resized embedding
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple, mean_resizing=False)
         config = TrainableTokensConfig(token_indices=list(ids), target_modules=list(targets) if targets else None)
         tuned: Any = get_peft_model(model, config)
         perturb(tuned, 0)
@@ -137,6 +154,19 @@ def test_a_resized_matrix_with_a_broken_new_row(
     succeed("export", bases["tied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
     broken = edited(saved["tied, partly"], tmp_path / "broken", "base_layer.weight", 514, float("nan"))
     assert_refused(capsys, 4, "expected finite values, found NaN or Inf in row 514", tmp_path, broken)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("gguf", ".gguf"), ("onnx", "")])
+def test_padding_needs_no_token_but_a_trained_row_does(
+    bases: dict[str, Path], tmp_path: Path, capsys: Capture, kind: str, suffix: str
+) -> None:
+    adapter = stock(bases["tied"], tmp_path / "adapter", (512, 540), multiple=64)
+    base, out = tmp_path / f"base{suffix}", tmp_path / f"refused{suffix}"
+    succeed("export", bases["tied"], "--to", kind, "--verify", "off", "-o", base)
+    assert run(["patch", str(base), str(adapter), "-o", str(out)]) == 4
+    assert "expected token ids below 515" in (said := capsys.readouterr().err)
+    assert "found 540" in said
+    assert not out.exists()
 
 
 def test_without_a_base_nothing_tells_a_resized_matrix_from_a_trained_one(

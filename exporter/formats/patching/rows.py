@@ -48,16 +48,26 @@ class Matrices:
 class Wanted:
     """Token id → final row (hidden,), dtype as trained, for each tensor of the file that changes.
 
-    where: the adapter file of each tensor's rows, for messages.
+    where: the adapter file of each tensor's rows, for messages. untrained: tokens whose rows resizing made.
     """
 
     rows: Mapping[str, Rows]
     where: Mapping[str, TokenRows]
+    untrained: frozenset[int] = frozenset()
 
     @property
     def highest(self) -> int:
         """The highest token id of all."""
-        return max(token_id for rows in self.rows.values() for token_id in rows)
+        return max(self._token_ids)
+
+    @property
+    def highest_trained(self) -> int:
+        """The highest token id whose row was trained, which needs a token; -1 if there is none."""
+        return max(self._token_ids - self.untrained, default=-1)
+
+    @property
+    def _token_ids(self) -> set[int]:
+        return {token_id for rows in self.rows.values() for token_id in rows}
 
     def require_covered(self, path: Path, name: str, held: int, size: int) -> None:
         """Raises BadInput if the tensor ``name`` of ``held`` rows grows to ``size``, and a new row is set by nobody."""
@@ -78,6 +88,7 @@ def gather(base: Matrices, adapters: Sequence[Adapter]) -> Wanted:
     """
     found: dict[str, dict[int, Array]] = {}
     where: dict[str, TokenRows] = {}
+    untrained: set[int] = set()
     for adapter in adapters:
         own = _uses(base, adapter)
         if base.head is None:
@@ -91,7 +102,8 @@ def gather(base: Matrices, adapters: Sequence[Adapter]) -> Wanted:
             _check(base, name, part)
             _add(found.setdefault(name, {}), part)
             where.setdefault(name, part)
-    return Wanted(found, where)
+            untrained |= part.untrained
+    return Wanted(found, where, frozenset(untrained))
 
 
 def _uses(base: Matrices, adapter: Adapter) -> dict[str, TokenRows]:

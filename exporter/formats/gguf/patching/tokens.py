@@ -63,11 +63,11 @@ def patch_vocabulary(
     added = {token.id: token.stored for token in added_tokens(files, content, settings)}
     known = max(added, default=-1) + 1
     size = max(rows, wanted.highest + 1)
-    if wanted.highest >= max(rows, known):
+    if wanted.highest_trained >= max(rows, known):
         part = wanted.where[next(iter(wanted.where))]
         hint = "new tokens need the tokenizer that names them beside the adapter"
         expected = f"token ids below {max(rows, known)} (rows of {EMBEDDING})"
-        raise TensorMismatch(part.path, part.key, expected=expected, found=wanted.highest, hint=hint)
+        raise TensorMismatch(part.path, part.key, expected=expected, found=wanted.highest_trained, hint=hint)
     if known > size:
         raise BadInput(
             f"{files['tokenizer.json']}: expected token ids below {size} (rows and new rows), found {known - 1}"

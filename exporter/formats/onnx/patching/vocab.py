@@ -21,13 +21,13 @@ def require_agreement(folder: Path, wanted: Sequence[Wanted], held: int, files: 
     """
     tokenizer = files.get(_TOKENIZER)
     known = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
-    first = max(wanted, key=lambda one: one.highest)
-    if first.highest >= max(held, known):
+    first = max(wanted, key=lambda one: one.highest_trained)
+    if first.highest_trained >= max(held, known):
         part = next(iter(first.where.values()))
         hint = "new tokens need the tokenizer that names them beside the adapter"
         expected = f"token ids below {max(held, known)} (rows in {folder})"
-        raise TensorMismatch(part.path, part.key, expected=expected, found=first.highest, hint=hint)
-    vocab = max(held, first.highest + 1)
+        raise TensorMismatch(part.path, part.key, expected=expected, found=first.highest_trained, hint=hint)
+    vocab = max(held, *(one.highest + 1 for one in wanted))
     if known > vocab:
         raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows in {folder}), found {known - 1}")
     return vocab
