@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,11 @@ def tuned_adapter(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "adapter"
 
 
-def verified(adapter: Path, base: Path, out: Path, storages: Sequence[list[str]]) -> dict[str, dict[str, Any]]:
-    """Write every format, GGUF in ``storages`` too, verify all against one reference: artifact → its report."""
+def verified(adapter: Path, base: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """Write every format and storage, verify all against one reference: artifact → its report."""
     common = ["merge", str(adapter), "--base", str(base), "--verify", "off", "-q"]
     assert run([*common, "--to", "hf", "--to", "gguf", "--to", "onnx", "-o", str(out)]) == 0
-    for storage in storages:
+    for storage in (["--dtype", "f32"], ["--quant", "Q8_0"]):
         assert run([*common, "--to", "gguf", *storage, "-o", str(out / "gguf" / f"m-{storage[1]}.gguf")]) == 0
     argv = ["verify", str(out), "--reference", str(base), "--adapter", str(adapter), "-q", "--report", str(out)]
     assert run(argv) == 0
@@ -55,30 +54,29 @@ def assert_equivalent(reports: dict[str, dict[str, Any]]) -> None:
     assert checks(reports["hf"])["logits"]["value"] <= 1e-5
     assert checks(reports["hf"])["tie"]["passed"]
     assert checks(reports["hf"])["other tensors"]["passed"]
+    assert checks(reports["m-f32.gguf"])["mean KL"]["value"] <= 1e-6
+    assert checks(reports["m-f32.gguf"])["top-1 misses"]["value"] == 0
+    assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "128 of 128 identical"
     assert checks(reports[bf16])["mean KL"]["value"] <= 5e-4
+    assert checks(reports["m-Q8_0.gguf"])["excess KL"]["value"] <= 0.10
     for way in ("logits", "logits with cache", "logits left-padded"):
         assert checks(reports["onnx"])[way]["value"] <= 2e-4
 
 
 def test_rows_of_stock_peft_survive_in_every_format(smollm2: Path, smollm2_adapter: Path, tmp_path: Path) -> None:
-    reports = verified(smollm2_adapter, smollm2, tmp_path / "out", [])
-    assert len(reports) == 3
+    reports = verified(smollm2_adapter, smollm2, tmp_path / "out")
+    assert len(reports) == 5
     assert_equivalent(reports)
     merged = Checkpoint.open(tmp_path / "out" / "hf")
     assert merged.stored_head is None
     assert merged.tensors.keys() == Checkpoint.open(smollm2).tensors.keys()
 
 
-def test_rows_of_our_tuner_with_new_tokens_survive_in_every_format_and_storage(
+def test_rows_of_our_tuner_with_new_tokens_survive_in_every_format(
     smollm2: Path, tuned_adapter: Path, tmp_path: Path
 ) -> None:
-    storages = [["--dtype", "f32"], ["--quant", "Q8_0"]]
-    reports = verified(tuned_adapter, smollm2, tmp_path / "out", storages)
+    reports = verified(tuned_adapter, smollm2, tmp_path / "out")
     assert len(reports) == 5
     assert_equivalent(reports)
-    assert checks(reports["m-f32.gguf"])["mean KL"]["value"] <= 1e-6
-    assert checks(reports["m-f32.gguf"])["top-1 misses"]["value"] == 0
-    assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "128 of 128 identical"
-    assert checks(reports["m-Q8_0.gguf"])["excess KL"]["value"] <= 0.10
     rows = Checkpoint.open(tmp_path / "out" / "hf").config["vocab_size"]
     assert rows == Checkpoint.open(smollm2).config["vocab_size"] + len(NEW_TOKENS)
