@@ -92,7 +92,7 @@ def _programs(bases: Mapping[str, Path], folder: Path, *, torch: bool) -> dict[s
     programs = {name: Program(_export(base, out), out) for name, base in bases.items()}
     programs[GENAI] = Program(_genai(bases[OURS], out), out)
     if torch:
-        trace = """mkdir "$2" && exec "$0" -m exporter.formats.onnx.tracing "$1" "$2" '{}'"""
+        trace = """mkdir "$2" && exec "$0" -m exporter.formats.onnx.trace.decoder "$1" "$2" '{}'"""
         programs[TORCH] = Program(("sh", "-c", trace, sys.executable, str(bases[OURS]), str(out)), out, slow=True)
     return programs
 

@@ -41,7 +41,7 @@ STORAGES: dict[str, Sequence[str]] = {
 
 
 def main() -> None:
-    from fixtures.families import FAMILIES
+    from fixtures.models.families import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="names of tiny models; default: all")
@@ -66,10 +66,10 @@ def main() -> None:
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
     """(storage, checks) of every artifact; one reference a seed serves all of them."""
     from exporter.cli.main import run
-    from exporter.verify.reference import Reference
+    from exporter.verify.expect.reference import Reference
     from exporter.verify.run import verify
-    from fixtures import families
     from fixtures.adapters import stock_rows
+    from fixtures.models import families
 
     base = families.build(name, folder / "base")
     for seed in range(seeds):

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, MissingDependency, NotExpressible
-from exporter.sources.gguf_types import TENSOR_TYPES, TYPE_NUMBERS
+from exporter.sources.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from exporter.tensors import Array
 
 #: The types that ggml_quantize_chunk makes; it ends the process for any other.

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import reading
-from exporter.sources.adapter import Adapter
-from exporter.sources.adapter_parts import LowRank
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf_parts import GgufParts
-from exporter.sources.locate import Located, is_adapter
-from exporter.sources.onnx_folder import encoder_of, model_files
-from exporter.sources.safetensors import read_tensors
+from exporter.sources.detect import detect
+from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import read_tensors
+from exporter.sources.hub.locate import Located, is_adapter
+from exporter.sources.onnx.folder import encoder_of, model_files
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.parts import LowRank
 from exporter.tensors import FLOATS
-from exporter.verify.artifact import detect
 
 if TYPE_CHECKING:
-    from exporter.sources.onnx import OnnxFile
+    from exporter.sources.onnx.file import OnnxFile
 
 
 def inspect_path(located: Located) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from exporter.sources.onnx import OnnxFile  # parses protobuf: only ONNX waits for it
+    from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
 
     file = OnnxFile.open(path)
     facts = {
@@ -111,7 +111,7 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _onnx_models(path: Path) -> list[dict[str, Any]]:
     """``{"file", "precision", "nbytes"}`` of each model file; nbytes: with its external data."""
-    from exporter.sources.onnx import OnnxFile
+    from exporter.sources.onnx.file import OnnxFile
 
     models = []
     for part in (one for model in model_files(path) for one in (encoder_of(model), model) if one):

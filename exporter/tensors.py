@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
 
 #: safetensors' dtype spelling → numpy dtype. Source: the dtype list of the safetensors format.
 DTYPES: Final[dict[str, np.dtype[Any]]] = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from exporter.cli.main import run
-from exporter.sources.checkpoint import Checkpoint
-from exporter.verify.execution import has_llama_cpp
-from tests.conftest import NEW_TOKENS
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.verify.running.execution import has_llama_cpp
 from tests.documents import read_report
+from tests.trained import NEW_TOKENS
 
 pytestmark = [
     pytest.mark.smollm2,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.sources.safetensors import FileTensor
+from exporter.sources.hf.safetensors import FileTensor
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec, blocks, cast, read
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

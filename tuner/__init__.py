@@ -5,14 +5,15 @@ The names below are loaded on first use: importing this package, or its command 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from exporter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from tuner.config import TrainableTokensConfig
-    from tuner.layer import TrainableTokensLayer
-    from tuner.model import TrainableTokensModel
-    from tuner.switch import Enabled, enable, get_peft_model, load_peft_model
+    from tuner.layers.config import TrainableTokensConfig
+    from tuner.layers.layer import TrainableTokensLayer
+    from tuner.layers.model import TrainableTokensModel
+    from tuner.layers.switch import Enabled, enable, get_peft_model, load_peft_model
 
 __all__ = [
     "Enabled",
@@ -24,19 +25,15 @@ __all__ = [
     "load_peft_model",
 ]
 
-_HOME = {
-    "TrainableTokensConfig": "tuner.config",
-    "TrainableTokensLayer": "tuner.layer",
-    "TrainableTokensModel": "tuner.model",
-    "Enabled": "tuner.switch",
-    "enable": "tuner.switch",
-    "get_peft_model": "tuner.switch",
-    "load_peft_model": "tuner.switch",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public name's module when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Enabled": "tuner.layers.switch",
+        "TrainableTokensConfig": "tuner.layers.config",
+        "TrainableTokensLayer": "tuner.layers.layer",
+        "TrainableTokensModel": "tuner.layers.model",
+        "enable": "tuner.layers.switch",
+        "get_peft_model": "tuner.layers.switch",
+        "load_peft_model": "tuner.layers.switch",
+    },
+)

@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from exporter.errors import MissingDependency, TTExportError, UsageError
-from tuner.data import read_examples
+from tuner.inputs.data import read_examples
 from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, SCHEDULES, TuneSpec
-from tuner.work import is_first_process
+from tuner.training.work import is_first_process
 
 __all__ = ["main", "tune"]
 
@@ -96,7 +96,7 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
     examples = read_examples(spec.data)  # before the imports that take seconds
     _require_extra(tensorboard=spec.tensorboard is not None)
-    from tuner.train import tune as run
+    from tuner.training.train import tune as run
 
     with _progress(quiet or not is_first_process()) as (on_step, on_note):
         record = run(spec, examples, on_step=on_step, on_note=on_note)

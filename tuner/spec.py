@@ -35,8 +35,8 @@ class TuneSpec:
     """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``, into folder ``out``.
 
     base: checkpoint folder or hub id.  new_tokens: to be added.  tokens: known ones to be trained again.  special: new
-    tokens are special tokens.  init: start of new rows (``tuner.vocab.INITS``).  descriptions: new token → text to
-    start from instead.  steps, epochs: length of the run, at most one of them.  batch_size: examples a process takes
+    tokens are special tokens.  init: start of new rows (``tuner.inputs.vocab.INITS``).  descriptions: new token → text
+    to start from instead.  steps, epochs: length of the run, at most one of them.  batch_size: examples a process takes
     at once.  accumulate: batches a step adds up.  max_length: in tokens.  warmup: share of the steps, in [0, 1).
     dtype: of the frozen base (f32, f16, bf16, auto); rows are float32 always.  bf16: compute in bfloat16 (autocast).
     gradient_checkpointing: compute activations twice instead of keeping them.  train_head: None trains an untied

@@ -14,9 +14,9 @@ import click
 from exporter.cli.options import export_spec
 from exporter.cli.talk import print_reports, progress
 from exporter.cli.text import size
-from exporter.export import plan_export, run_export, written
-from exporter.sources.gguf_parts import GgufParts
-from exporter.targets import Target
+from exporter.export.run import plan_export, run_export, written
+from exporter.formats.target import Target
+from exporter.sources.gguf.split_files import GgufParts
 from exporter.verify.report import Report
 
 

@@ -17,14 +17,14 @@ from exporter.version import __version__
 
 #: verb → module that holds it under that name. Only the verb that runs is imported.
 VERBS: Final = {
-    "merge": "exporter.cli.merge",
-    "export": "exporter.cli.export",
-    "patch": "exporter.cli.patch",
-    "verify": "exporter.cli.verify",
-    "plan": "exporter.cli.plan",
-    "inspect": "exporter.cli.inspect",
+    "merge": "exporter.cli.verbs.merge",
+    "export": "exporter.cli.verbs.export",
+    "patch": "exporter.cli.verbs.patch",
+    "verify": "exporter.cli.verbs.verify",
+    "plan": "exporter.cli.verbs.plan",
+    "inspect": "exporter.cli.verbs.inspect",
     "tune": "tuner.cli",
-    "release": "exporter.cli.release",
+    "release": "exporter.cli.verbs.release",
 }
 #: One line a verb, here so that ``--help`` imports none of them.
 _SUMMARIES: Final = {

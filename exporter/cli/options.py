@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from exporter.cli.sizes import size_option
-from exporter.targets import DTYPES, FORMATS
+from exporter.export.targets import FORMATS
+from exporter.formats.target import DTYPES
 from exporter.verify.runtimes.installed import NAMES
 
 if TYPE_CHECKING:
-    from exporter.export import ExportSpec
+    from exporter.export.spec import ExportSpec
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -145,8 +146,8 @@ def export_spec(
 ) -> ExportSpec:
     """The specification behind parsed options. ``auto`` verifies rows: a merge must cost what a copy costs."""
     # Here, because a patch has these options' module, too, and must not wait for the merge.
-    from exporter.export import ExportSpec
-    from exporter.verify.prompts import read_prompts
+    from exporter.export.spec import ExportSpec
+    from exporter.verify.running.prompts import read_prompts
 
     texts = tuple(read_prompts(prompts)) if prompts else ()
     return ExportSpec(

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.formats.output import Progress
-from exporter.hooks import Hooks
+from exporter.progress import Hooks, Progress
 from exporter.verify.report import Check, Report
 
 

@@ -6,21 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
-from exporter.families import (
-    cohere,
-    gemma,
-    gpt2,
-    gpt_neox,
-    granite,
-    llama,
-    mistral,
-    olmo2,
-    phi3,
-    qwen,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
+from exporter.families.layer_norm import cohere, gpt2, gpt_neox, stablelm, starcoder2
+from exporter.families.rms_norm import gemma, granite, llama, mistral, olmo2, phi3, qwen, smollm3
 from exporter.families.spec import DecoderSpec, Family
 
 

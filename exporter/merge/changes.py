@@ -18,9 +18,9 @@ from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.merge.experts import by_expert
 from exporter.merge.ledger import Ledger
 from exporter.merge.names import stored_name, use_of
-from exporter.sources.adapter import Adapter
-from exporter.sources.adapter_parts import FullModule, LowRank, Part, TokenRows
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.parts import FullModule, LowRank, Part, TokenRows
 from exporter.tensors import same_values
 
 EMBEDDING: Final = "embedding"

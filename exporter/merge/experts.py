@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from exporter.merge.names import stored_name
-from exporter.sources.adapter_parts import Expert, LowRank
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.safetensors import FileTensor
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.parts import Expert, LowRank
 from exporter.tensors import Array, cast, read
 
 #: A parameter of the stack → the projections that it joins along its outputs, as checkpoints name them.

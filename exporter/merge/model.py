@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import BadInput
+from exporter.io.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
-from exporter.parallel import TOUCHED_BYTES, Budget, in_order
-from exporter.sources.checkpoint import Tie
-from exporter.sources.locate import TUNED
-from exporter.sources.safetensors import FileTensor
+from exporter.sources.hf.checkpoint import Tie
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hub.locate import TUNED
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 

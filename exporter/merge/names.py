@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from exporter.sources.checkpoint import EMBEDDINGS, HEADS, Checkpoint
+from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
 
 Use = Literal["embedding", "head"]
 

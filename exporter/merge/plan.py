@@ -12,20 +12,20 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import TensorMismatch
+from exporter.io.parallel import Budget
 from exporter.merge.changes import EMBEDDING, HEAD, Booking, Change, Gathered, gather
 from exporter.merge.model import MergedModel, MergedTensor
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
-from exporter.merge.side_files import merge_side_files
-from exporter.merge.special_ids import follow, generation_config
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
-from exporter.merge.vocabulary import vocabulary
-from exporter.parallel import Budget
-from exporter.sources.adapter import UNTUNED, Adapter, digest_after
-from exporter.sources.adapter_parts import TokenRows, require_finite
-from exporter.sources.checkpoint import Checkpoint, Tie
-from exporter.sources.safetensors import FileTensor
-from exporter.sources.tokenizer import Tokenizer
+from exporter.merge.vocabulary.files import merge_side_files
+from exporter.merge.vocabulary.special_ids import follow, generation_config
+from exporter.merge.vocabulary.tokens import vocabulary
+from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tokenizer import Tokenizer
+from exporter.sources.peft.adapter import UNTUNED, Adapter, digest_after
+from exporter.sources.peft.parts import TokenRows, require_finite
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -10,8 +10,8 @@ import numpy as np
 
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import EMBEDDING, HEAD, Change
-from exporter.sources.adapter_parts import FullModule, LowRank
-from exporter.sources.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.peft.parts import FullModule, LowRank
 from exporter.tensors import Array, read, same_values
 
 #: Embedding's module → the head's, for the tensor that an untied head gets; any other embedding has lm_head.

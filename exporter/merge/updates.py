@@ -16,10 +16,10 @@ import numpy as np
 from exporter.errors import NotExpressible, TensorMismatch
 from exporter.merge.experts import factor_shapes, factors, stacked_factors
 from exporter.merge.passes import Term
-from exporter.sources.adapter_parts import LowRank, require_finite
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.lora_config import PEFT_MERGE
-from exporter.sources.safetensors import FileTensor
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.lora_config import PEFT_MERGE
+from exporter.sources.peft.parts import LowRank, require_finite
 from exporter.tensors import Array, blocks, cast, read
 
 #: Model types whose linear layers but the head are Conv1D. Source: transformers' pytorch_utils.Conv1D and its users.

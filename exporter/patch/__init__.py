@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import NotExpressible, UsageError
-from exporter.formats.patching.journal import recover
-from exporter.hooks import Hooks
+from exporter.patch.journal import recover
 from exporter.patch.spec import PatchPlan, PatchSpec, patch_json
-from exporter.sources.onnx_folder import has_model
-from exporter.verify.artifact import detect
+from exporter.progress import Hooks
+from exporter.sources.detect import detect
+from exporter.sources.onnx.folder import has_model
 from exporter.verify.report import Report
 from exporter.verify.reports.write import require_renderers
 
@@ -28,11 +28,11 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
             raise UsageError(f"--report {spec.report}: expected a folder outside of OUT")
     kind = detect(spec.base)
     if kind == "gguf":
-        from exporter.patch.gguf import plan_gguf_patch  # neither format waits for the other's modules
+        from exporter.patch.gguf.run import plan_gguf_patch  # neither format waits for the other's modules
 
         return plan_gguf_patch(spec)
     if kind == "onnx":
-        from exporter.patch.onnx import plan_onnx_patch
+        from exporter.patch.onnx.run import plan_onnx_patch
 
         return plan_onnx_patch(spec)
     raise NotExpressible(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from exporter.errors import BadInput, UsageError
-from exporter.hooks import Hooks
-from exporter.merge.whole_vocabulary import as_rows
-from exporter.sources.adapter import UNTUNED, Adapter, digest_after
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.locate import PREFIX, TUNED, Located, locate, origins_after
-from exporter.verify.reference import Reference
+from exporter.merge.vocabulary.whole_embedding import as_rows
+from exporter.progress import Hooks
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hub.locate import PREFIX, TUNED, Located, locate, origins_after
+from exporter.sources.peft.adapter import UNTUNED, Adapter, digest_after
+from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Report, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
 from exporter.verify.reports.write import write_report

@@ -7,17 +7,18 @@ made elsewhere; ``release_on_ray`` does both on a cluster. What they raise is li
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from exporter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from exporter.release.assemble import assemble_release
     from exporter.release.jobs import find_job
-    from exporter.release.on_ray import release_on_ray
+    from exporter.release.making.assemble import assemble_release
+    from exporter.release.making.ray_cluster import release_on_ray
+    from exporter.release.making.run import run_release
+    from exporter.release.making.store import Cache
     from exporter.release.plan import ReleasePlan, plan_release
-    from exporter.release.run import run_release
     from exporter.release.spec import ReleaseSpec, read_spec
-    from exporter.release.store import Cache
 
 __all__ = [
     "Cache",
@@ -31,21 +32,17 @@ __all__ = [
     "run_release",
 ]
 
-#: Imported when it is asked for: who checks a release needs nothing that makes one.
-_HOMES: Final = {
-    "Cache": "store",
-    "ReleasePlan": "plan",
-    "ReleaseSpec": "spec",
-    "assemble_release": "assemble",
-    "find_job": "jobs",
-    "plan_release": "plan",
-    "read_spec": "spec",
-    "release_on_ray": "on_ray",
-    "run_release": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Cache": "exporter.release.making.store",
+        "ReleasePlan": "exporter.release.plan",
+        "ReleaseSpec": "exporter.release.spec",
+        "assemble_release": "exporter.release.making.assemble",
+        "find_job": "exporter.release.jobs",
+        "plan_release": "exporter.release.plan",
+        "read_spec": "exporter.release.spec",
+        "release_on_ray": "exporter.release.making.ray_cluster",
+        "run_release": "exporter.release.making.run",
+    },
+)

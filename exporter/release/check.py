@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import NotEquivalent, TTExportError, UnreadableFile
-from exporter.release import card, checksums, manifest, provenance, record
-from exporter.release.digests import file_digest, in_threads, kind_of, list_files, tensor_digests
-from exporter.release.documents import NAMES, derived
-from exporter.release.manifest import FileEntry, Manifest
-from exporter.release.signing import SIGNATURE, Trust, why_not_signed
-from exporter.sources.files import read_file
+from exporter.io.files import read_file
+from exporter.release.documents import card, checksums, manifest, provenance
+from exporter.release.documents import run_record as record
+from exporter.release.documents.manifest import FileEntry, Manifest
+from exporter.release.documents.signature import SIGNATURE, Trust, why_not_signed
+from exporter.release.documents.tensor_digests import file_digest, in_threads, kind_of, list_files, tensor_digests
+from exporter.release.documents.write import NAMES, derived
 from exporter.verify.report import Check, Report, Skip, document
 
 _SIGNED: Final = "signature"

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from exporter.errors import UsageError
+from exporter.formats.target import DTYPES, Wish
 from exporter.release.spec import ReleaseSpec, gguf_types
-from exporter.targets import DTYPES, Wish
 
 #: Options that an unquantised file has no use for.
 _QUANTISER: Final = ("token-embedding-type", "output-tensor-type")

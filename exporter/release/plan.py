@@ -13,21 +13,22 @@ from typing import Any, Final
 import msgspec
 
 from exporter.errors import UsageError
-from exporter.formats.gguf.mixtures import MIXTURES
+from exporter.export.targets import plan_target
+from exporter.formats.gguf.quantisation.file_types import MIXTURES
+from exporter.formats.target import Target, Wish
+from exporter.io.digests import FileDigests, digest_of
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.release.facts import Material, Model, Release
-from exporter.release.hashes import FileDigests, digest_of
 from exporter.release.jobs import Job, jobs_of
+from exporter.release.making.store import Cache
+from exporter.release.making.tools import source_digest, tools
 from exporter.release.names import artifact_place, label, model_folder, model_title
 from exporter.release.spec import ReleaseSpec
-from exporter.release.store import Cache
-from exporter.release.tools import source_digest, tools
-from exporter.sources.adapter import CONFIG, Adapter
-from exporter.sources.adapter_parts import TokenRows
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.locate import Located, locate, origins
-from exporter.targets import Target, Wish, plan_target
-from exporter.verify.prompts import read_prompts
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hub.locate import Located, locate, origins
+from exporter.sources.peft.adapter import CONFIG, Adapter
+from exporter.sources.peft.parts import TokenRows
+from exporter.verify.running.prompts import read_prompts
 from exporter.verify.runtimes.installed import require
 
 #: What errors name where nobody said which file a release is from.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from exporter.errors import OutputError, UnreadableFile, UsageError
-from exporter.release import manifest
 from exporter.release.check import check_release, require_as_released
-from exporter.release.digests import list_files
-from exporter.release.signing import SIGNATURE
+from exporter.release.documents import manifest
+from exporter.release.documents.signature import SIGNATURE
+from exporter.release.documents.tensor_digests import list_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

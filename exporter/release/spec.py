@@ -13,11 +13,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exporter.errors import BadInput, UnreadableFile, UsageError
-from exporter.formats.gguf.mixtures import MIXTURES, TENSOR_TYPES
+from exporter.formats.gguf.quantisation.file_types import MIXTURES, TENSOR_TYPES
 from exporter.formats.gguf.split import Split
-from exporter.release.manifest import CardEntry, card_texts
-from exporter.sources.files import read_file
-from exporter.targets import DTYPES
+from exporter.formats.target import DTYPES
+from exporter.io.files import read_file
+from exporter.release.documents.manifest import CardEntry, card_texts
 from exporter.verify.runtimes.installed import NAMES
 
 Dtype = Literal["f32", "f16", "bf16"]

@@ -12,25 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from exporter.verify import gguf_loader
-from exporter.verify.artifact import Artifact, open_artifacts
-from exporter.verify.base_rows import BaseRows
-from exporter.verify.checkpoint_checks import check_checkpoint
-from exporter.verify.execution import Execution, Run, Say
+from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
-from exporter.verify.gguf_settings import check_settings
-from exporter.verify.gguf_specials import check_specials
-from exporter.verify.gguf_tokens import check_tokens
-from exporter.verify.gguf_weights import check_weights
-from exporter.verify.lora import check_lora, is_lora
-from exporter.verify.prompts import build_sequences
-from exporter.verify.reference import Reference
+from exporter.verify.folder.checkpoint import check_checkpoint
+from exporter.verify.folder.side_files import check_side_files
+from exporter.verify.gguf.lora import check_lora, is_lora
+from exporter.verify.gguf.metadata import check_settings
+from exporter.verify.gguf.special_tokens import check_specials
+from exporter.verify.gguf.vocabulary import check_tokens
+from exporter.verify.gguf.weights import check_weights
+from exporter.verify.onnx.base_rows import BaseRows
 from exporter.verify.report import Check, Report, Skip
-from exporter.verify.row_errors import check_drowned, row_errors
-from exporter.verify.rows import check_rows
+from exporter.verify.running import gguf_loader
+from exporter.verify.running.execution import Execution, Run, Say
+from exporter.verify.running.prompts import build_sequences
+from exporter.verify.running.texts import check_token_texts, speak
 from exporter.verify.runtimes.installed import require
-from exporter.verify.side_files import check_side_files
-from exporter.verify.texts import check_pieces, speak
+from exporter.verify.stored.artifact import Artifact, open_artifacts
+from exporter.verify.values.row_errors import check_drowned, row_errors
+from exporter.verify.values.rows import check_rows
 
 LEVELS: Final = ("rows", "weights", "full")
 
@@ -96,7 +96,7 @@ def _verify_models(
             for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
                 shared += spoken.judge(path)
                 if formats[path] == "gguf":
-                    shared += check_pieces(path, spoken, texts / f"pieces.{number}")
+                    shared += check_token_texts(path, spoken, texts / f"token_texts.{number}")
     by_path = {one.artifact.path: one for one in judged}
     return {
         path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)
@@ -121,8 +121,8 @@ def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level:
     if artifact.format == "onnx" and reference.checkpoint.is_encoder_decoder:
         found.append(Skip("graph", "the graphs of an encoder-decoder are judged by their logits"))
     elif artifact.format == "onnx":
-        from exporter.verify.onnx_files import check_graph
-        from exporter.verify.onnx_weights import check_weights as check_initialisers
+        from exporter.verify.onnx.folder import check_graph
+        from exporter.verify.onnx.weights import check_weights as check_initialisers
 
         found += check_graph(artifact, reference)
         found += check_initialisers(artifact.path, reference, base) if every else []
@@ -152,7 +152,7 @@ def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Refere
             yield from check_tokens(parts, reference)
             yield from check_specials(parts, reference)
         case "onnx":
-            from exporter.verify.onnx_files import check_folder  # parses protobuf: only ONNX waits for it
+            from exporter.verify.onnx.folder import check_folder  # parses protobuf: only ONNX waits for it
 
             yield from check_folder(path, artifacts, reference)
         case _:

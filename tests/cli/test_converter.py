@@ -11,9 +11,9 @@ import pytest
 import transformers
 
 from exporter.cli.main import run
-from exporter.sources.gguf import GgufFile
-from fixtures import families
+from exporter.sources.gguf.file import GgufFile
 from fixtures.adapters import stock_rows
+from fixtures.models import families
 from fixtures.tiny import build_tokenizer
 from tests.conformance.gguf import TRAINED_IDS, VARIABLE, converter
 

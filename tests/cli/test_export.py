@@ -11,13 +11,13 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.merge.passes import ReplaceRows
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf import GgufFile
-from exporter.sources.onnx import OnnxFile
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
-from fixtures.hostile import HOSTILE, MENTIONS, PICKLE_MARKER
-from tests.conftest import NEW_TOKENS, TRAINED_IDS
+from fixtures.hostile.cases import HOSTILE, MENTIONS, PICKLE_MARKER
 from tests.documents import read_report
+from tests.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -252,35 +252,6 @@ def test_a_full_disk_is_exit_7_before_anything_is_written(
     assert run(["merge", str(tiny_adapter), "--base", str(tiny_tied), "-o", str(tmp_path / "x")]) == 7
     assert "1000 are free" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_plan_writes_nothing_and_tells_size_and_ledger(
-    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    argv = [str(tiny_adapter), "--base", str(tiny_tied), "--to", "hf", "--to", "gguf", "--to", "onnx"]
-    assert run(["plan", *argv, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert list(tmp_path.iterdir()) == []
-    assert {one["tensor"].rsplit(".", 2)[-2] for one in document["ledger"]} == {"embed_tokens", "lm_head"}
-    assert run(["merge", *argv, "-o", "out", "-q"]) == 0
-    gguf = next(one for one in document["targets"] if one["format"] == "gguf")
-    assert gguf["nbytes"] == (tmp_path / "out" / "gguf" / Path(gguf["path"]).name).stat().st_size
-    assert run(["plan", *argv]) == 0
-    shown = capsys.readouterr().out
-    assert "rows of the embedding and the tied head" in shown
-
-
-def test_plan_says_which_target_cannot_hold_the_model(tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
-    other = Path(shutil.copytree(tiny_tied, tmp_path / "mamba"))
-    config = json.loads((other / "config.json").read_text()) | {"model_type": "mamba"}
-    (other / "config.json").write_text(json.dumps(config))
-    assert run(["plan", str(other), "--to", "hf", "--to", "gguf", "--json"]) == 5
-    said = capsys.readouterr()
-    document = json.loads(said.out)
-    assert said.err.count("\n") == 1
-    assert [one["expressible"] for one in document["targets"]] == [True, False]
-    assert "mamba" in document["targets"][1]["reason"]
 
 
 def test_inspect_reads_what_merge_wrote(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:

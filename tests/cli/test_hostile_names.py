@@ -10,7 +10,7 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.cli.text import printable
-from fixtures import rawtensors
+from fixtures.hostile import rawtensors
 
 Capture = pytest.CaptureFixture[str]
 EVIL = "a[/]\x1b[2J\nb"

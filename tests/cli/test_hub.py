@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sources.gguf import GgufFile
-from fixtures.hub import Hub, serving
+from exporter.sources.gguf.file import GgufFile
+from fixtures.hub.server import Hub, serving
 
 ROOT = Path(__file__).parents[2]
 CODE = "import sys; from exporter.cli.main import run; sys.exit(run(sys.argv[1:]))"

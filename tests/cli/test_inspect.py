@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.cli.main import run
-from fixtures import families
+from fixtures.models import families
 from tests.formats.onnx.foreign import rewritten
 
 Capture = pytest.CaptureFixture[str]

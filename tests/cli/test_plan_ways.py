@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from fixtures import seq2seq, tie_layouts
+from fixtures.models import seq2seq, tie_layouts
 
 FAMILY, TRACED, SEQ2SEQ = "family graph", "traced", "traced encoder-decoder"
 

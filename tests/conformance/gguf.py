@@ -18,17 +18,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.hf import plan_hf, write_hf
+from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.gguf import GgufFile
-from exporter.sources.gguf_header import GgufArray
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
 from fixtures.adapters import stock_rows
-from fixtures.families import FAMILIES, build_seeing
-from fixtures.families import build as build_family
+from fixtures.models.families import FAMILIES, build_seeing
+from fixtures.models.families import build as build_family
 from tests.formats.gguf.models import CASES
-from tests.formats.gguf.vocabularies import VOCABULARIES
+from tests.formats.gguf.vocab.vocabularies import VOCABULARIES
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "gguf" / "golden.json"
 GOLDEN_VOCABULARIES = GOLDEN.with_name("golden_vocabularies.json")

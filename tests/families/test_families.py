@@ -13,7 +13,7 @@ import transformers
 from exporter.errors import BadInput, NotExpressible
 from exporter.families import FAMILIES, describe
 from exporter.families.spec import DecoderSpec, Role, Slot
-from fixtures import families as tiny
+from fixtures.models import families as tiny
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from exporter.errors import BadInput, NotExpressible
 from exporter.families import FAMILIES, describe
 from exporter.families.spec import Role, Slot
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.formats.hf import plan_hf, write_hf
+from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
 from tests.formats.merged import Merge
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 
 Merge = Callable[..., Path]
 

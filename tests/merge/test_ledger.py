@@ -8,8 +8,8 @@ from exporter.errors import LedgerError
 from exporter.merge import changes
 from exporter.merge.ledger import Ledger
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
 
 
 def ledger() -> Ledger:

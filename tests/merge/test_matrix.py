@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from exporter.errors import BadInput, NotExpressible, TTExportError
-from fixtures import rawtensors
+from fixtures.hostile import rawtensors
+from fixtures.models.tie_layouts import FAMILIES
 from fixtures.peft_adapters import KINDS
-from fixtures.tie_layouts import FAMILIES
 from tests.merge.tuned import (
     LOGITS_MAX_ABS,
     Bench,

@@ -13,12 +13,12 @@ from exporter.merge import model as merge_model
 from exporter.merge.model import MergedTensor
 from exporter.merge.passes import Cast, ReplaceRows
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
-from exporter.sources.safetensors import FileTensor
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, blocks, read
-from tests.conftest import TRAINED_IDS
 from tests.sources.folders import EMBED, matrix
+from tests.trained import TRAINED_IDS
 
 STORED = 12
 Cases = st.tuples(st.sets(st.integers(0, STORED - 1)).map(sorted), st.integers(0, 4), st.sampled_from([None, "F16"]))

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.merge.model import MergedModel
 from exporter.merge.plan import MergePlan, plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, read
 from fixtures import adapters as stock
-from tests.conftest import NEW_TOKENS, TRAINED_IDS
 from tests.sources.folders import EMBED, HEAD, NORM, adapter, checkpoint, matrix
+from tests.trained import NEW_TOKENS, TRAINED_IDS
 
 E, H = "model.embed_tokens", "lm_head"
 

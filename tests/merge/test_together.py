@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from exporter.errors import BadInput
-from fixtures.tie_layouts import FAMILIES
+from fixtures.models.tie_layouts import FAMILIES
 from tests.merge.tuned import LOGITS_MAX_ABS, Bench, difference, logits, merge, reloaded, require_verified
 
 #: Kinds that are merged together: what each trains, the other leaves alone, or both add to it.

@@ -11,17 +11,17 @@ from typing import Any, Final
 import torch
 import transformers
 
-from exporter.formats.hf import plan_hf, write_hf
+from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
-from exporter.verify.reference import Reference
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
+from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
 from exporter.verify.runtimes.reference import attach
 from exporter.verify.tolerances import HF_MAX_ABS
-from fixtures import rawtensors
+from fixtures.hostile import rawtensors
+from fixtures.models.tie_layouts import VOCAB, build
 from fixtures.peft_adapters import IDS, KINDS, NEW_IDS, OTHER_IDS, build_adapter
-from fixtures.tie_layouts import VOCAB, build
 
 #: The same kernels in fp32 on both sides: what is left is the order of additions, up to 4e-6 on logits of up to 10.
 LOGITS_MAX_ABS: Final = HF_MAX_ABS

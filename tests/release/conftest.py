@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.release.documents import write_documents
+from exporter.release.documents.write import write_documents
 from exporter.release.facts import Artifact
 from fixtures.adapters import stock_rows
 from tests.release.finished import RUN, release, write_artifacts

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.export import ExportSpec, plan_export, run_export
-from exporter.hooks import Hooks
+from exporter.export.run import plan_export, run_export
+from exporter.export.spec import ExportSpec
+from exporter.progress import Hooks
 from exporter.release.facts import Artifact, Material, Model, Release, Run
 
 RUN: Final = Run(

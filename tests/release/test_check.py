@@ -12,10 +12,11 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.errors import NotEquivalent, UnreadableFile
-from exporter.release import checksums, manifest, provenance, record
 from exporter.release.check import check_release, require_as_released
+from exporter.release.documents import checksums, manifest, provenance
+from exporter.release.documents import run_record as record
 from tests.release.finished import RUN
-from tests.test_layers import run_and_list
+from tests.test_light_imports import run_and_list
 
 
 @pytest.fixture

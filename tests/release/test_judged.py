@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import OutputError
-from exporter.release.make import Workshop
+from exporter.release.making.make import Workshop
 from exporter.verify.report import Report
 from exporter.verify.run import verify
 from tests.documents import read_report
@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         found.append((options["level"], *options["prompts"]))
         return verify(*words, **options)
 
-    monkeypatch.setattr("exporter.release.run.verify", told)
+    monkeypatch.setattr("exporter.release.making.run.verify", told)
     return found
 
 
@@ -46,7 +46,7 @@ def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> d
         raise OutputError(draft, "no space left on the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("exporter.release.run.finish", full)
+        patch.setattr("exporter.release.making.run.finish", full)
         assert project.release(out) == 7
     journal = out.with_name(f".{out.name}.partial") / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line]
@@ -145,7 +145,7 @@ def test_a_finished_release_that_was_not_cleaned_up_is_only_taken_for_what_it_is
     out = tmp_path / "out"
     describe(project, "rows", "Hello.")
     with monkeypatch.context() as patch:
-        patch.setattr("exporter.staging._discard", lambda folder: None)
+        patch.setattr("exporter.io.staging._discard", lambda folder: None)
         assert project.release(out) == 0
     finished = contents(out)
     describe(project, "off", "Hello.")

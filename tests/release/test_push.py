@@ -16,15 +16,15 @@ import pytest
 
 from exporter.errors import NotEquivalent, UsageError
 from exporter.release.check import check_release
-from exporter.release.documents import write_documents
+from exporter.release.documents.signature import Signing
+from exporter.release.documents.write import write_documents
 from exporter.release.push import push
-from exporter.release.signing import Signing
-from fixtures.hub import Hub
-from fixtures.hub_upload import taking_uploads
+from fixtures.hub.server import Hub
+from fixtures.hub.upload import taking_uploads
 from tests.release.conftest import Drafted
+from tests.release.documents.test_signature import write_keys
 from tests.release.finished import RUN, release
 from tests.release.projects import Project
-from tests.release.test_signing import write_keys
 
 ROOT = Path(__file__).parents[2]
 #: What ``ttexport release --push-to-hub`` does once the release is finished.

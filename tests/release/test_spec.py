@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from exporter.errors import BadInput, UsageError
+from exporter.release.documents.manifest import CardEntry
 from exporter.release.jobs import find_job, jobs_of, matrix
-from exporter.release.manifest import CardEntry
 from exporter.release.spec import (
     GgufSpec,
     HfSpec,

@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from fixtures.bombs import BOMBS, TOKENIZER, WHERE
-from fixtures.containers import CONTAINERS
-from fixtures.hostile import HOSTILE, MENTIONS
+from fixtures.hostile.bombs import BOMBS, TOKENIZER, WHERE
+from fixtures.hostile.cases import HOSTILE, MENTIONS
+from fixtures.hostile.containers import CONTAINERS
 from tests.processes import Ended, ttexport
 
 #: What a merge itself may take; the interpreter with numpy is 40 MB of it.

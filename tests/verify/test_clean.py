@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.reference import Reference
+from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
-from fixtures import adapters, families
-from tests.conftest import TRAINED_IDS
+from fixtures import adapters
+from fixtures.models import families
+from tests.trained import TRAINED_IDS
 from tests.verify.subjects import make
 
 SEEDS = (0, 1, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.execution import has_llama_cpp
+from exporter.verify.running.execution import has_llama_cpp
 from tests.conformance.gguf import convert, converter
 from tests.documents import read_report
 from tests.verify import foreign

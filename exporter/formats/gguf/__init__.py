@@ -1,31 +1,28 @@
-"""GGUF: plan a file from a merged model, then write it; by our own writer, or by llama.cpp's converter.
+"""GGUF: plan a file from a merged model, then write it.
 
-What is named here is imported when it is asked for: patching and quantising need no description of a model.
+Names are imported on first use: a patch of a file needs other modules of this package, and none of the families.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from exporter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from exporter.formats.gguf.converter import ConverterLayout, plan_converter, write_converted
+    from exporter.formats.gguf.converter import plan_converter, write_converted
     from exporter.formats.gguf.plan import GgufLayout, plan_gguf
     from exporter.formats.gguf.stream import write_gguf
 
-__all__ = ["ConverterLayout", "GgufLayout", "plan_converter", "plan_gguf", "write_converted", "write_gguf"]
+__all__ = ["GgufLayout", "plan_converter", "plan_gguf", "write_converted", "write_gguf"]
 
-_HOMES: Final = {
-    "ConverterLayout": "converter",
-    "GgufLayout": "plan",
-    "plan_converter": "converter",
-    "plan_gguf": "plan",
-    "write_converted": "converter",
-    "write_gguf": "stream",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "GgufLayout": "exporter.formats.gguf.plan",
+        "plan_converter": "exporter.formats.gguf.converter",
+        "plan_gguf": "exporter.formats.gguf.plan",
+        "write_converted": "exporter.formats.gguf.converter",
+        "write_gguf": "exporter.formats.gguf.stream",
+    },
+)

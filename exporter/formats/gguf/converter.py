@@ -16,10 +16,10 @@ from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile, writing
 from exporter.formats.gguf.metadata import model_name
-from exporter.formats.gguf.quantise import FILE_TYPES
-from exporter.formats.hf import HfLayout, plan_hf, write_hf
-from exporter.formats.output import Progress, silent
+from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
+from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
 from exporter.merge.model import MergedModel
+from exporter.progress import Progress, silent
 
 #: Runs a script as if it had been called, but for connections: only those within the machine's file system are made.
 _RUN: Final = """

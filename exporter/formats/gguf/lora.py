@@ -20,14 +20,15 @@ from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import Architecture, architecture
 from exporter.formats.gguf.names import tensor_name
-from exporter.formats.gguf.quantise import encode
+from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.formats.gguf.writer import ALIGNMENT, TensorEntry
-from exporter.formats.output import OutputFile, Progress, silent
 from exporter.formats.slots import assign
 from exporter.formats.views import Interleaved, Regrouped
+from exporter.io.output import OutputFile
 from exporter.merge.changes import Change
 from exporter.merge.plan import MergePlan
-from exporter.sources.adapter_parts import LowRank, TokenRows
+from exporter.progress import Progress, silent
+from exporter.sources.peft.parts import LowRank, TokenRows
 from exporter.tensors import Array, ByteRange, TensorSpec, cast, read, same_values
 
 _EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})

@@ -12,7 +12,7 @@ from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.architectures import Architecture
-from exporter.formats.gguf.quantise import FILE_TYPES
+from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
 from exporter.formats.gguf.writer import Key, TensorEntry
 
 #: GGML_QNT_VERSION in ggml.h.

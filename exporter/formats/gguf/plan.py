@@ -17,7 +17,7 @@ from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
 from exporter.formats.gguf.names import tensor_name
-from exporter.formats.gguf.quantise import FILE_TYPES
+from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign

@@ -17,12 +17,13 @@ import numpy as np
 
 from exporter.errors import UsageError
 from exporter.formats.gguf import writer
-from exporter.formats.gguf.patching.header import raw_keys
+from exporter.formats.gguf.raw_keys import raw_keys
 from exporter.formats.gguf.writer import Key, TensorEntry
-from exporter.formats.output import OutputFile, Progress, silent
-from exporter.sources.gguf import GgufFile
-from exporter.sources.gguf_header import GgufTensor
-from exporter.sources.gguf_parts import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, part_name
+from exporter.io.output import OutputFile
+from exporter.progress import Progress, silent
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufTensor
+from exporter.sources.gguf.split_files import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, part_name
 from exporter.tensors import ByteRange
 
 _SIZE: Final = re.compile(r"([1-9]\d*)([KMG])")

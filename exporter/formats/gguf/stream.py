@@ -8,11 +8,12 @@ from typing import Final
 
 from exporter.errors import BadInput
 from exporter.formats.gguf.plan import GgufLayout, Item
-from exporter.formats.gguf.quantise import encode
+from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.formats.gguf.writer import ALIGNMENT
-from exporter.formats.output import OutputFile, Progress, silent
 from exporter.formats.views import row_blocks
+from exporter.io.output import OutputFile
 from exporter.merge.model import MergedModel
+from exporter.progress import Progress, silent
 from exporter.tensors import LazyTensor
 
 #: Rows are converted in blocks of about this many stored bytes. Q8_0 makes several float32 arrays on the way, and

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput
-from exporter.sources.gguf_types import (
+from exporter.sources.gguf.types import (
     ARRAY,
     DEFAULT_ALIGNMENT,
     MAGIC,

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from exporter.errors import UnreadableFile
 from exporter.families.spec import DecoderSpec
-from exporter.formats.hf import GENERATION, as_json
-from exporter.formats.onnx.precision import PRECISIONS, Precision
+from exporter.formats.hf.write import GENERATION, as_json
+from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
+from exporter.io.files import read_file
+from exporter.io.json_objects import read_object
 from exporter.merge.model import MergedModel
-from exporter.sources.files import read_file
-from exporter.sources.json_objects import read_object
 
 _TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"

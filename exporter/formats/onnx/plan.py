@@ -11,12 +11,12 @@ from exporter.errors import NotExpressible
 from exporter.families import describe
 from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
-from exporter.formats.onnx.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
-from exporter.formats.onnx.packing import Group, packed
-from exporter.formats.onnx.parts import path
-from exporter.formats.onnx.placing import aligned
-from exporter.formats.onnx.precision import PRECISIONS, Precision
-from exporter.formats.onnx.rope import tables
+from exporter.formats.onnx.graph.parts import path
+from exporter.formats.onnx.weights.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
+from exporter.formats.onnx.weights.packing import Group, packed
+from exporter.formats.onnx.weights.placing import aligned
+from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
+from exporter.formats.onnx.weights.rope import tables
 from exporter.formats.slots import assign
 from exporter.formats.views import Regrouped, Shifted, Stacked
 from exporter.merge.model import MergedModel

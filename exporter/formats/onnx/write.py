@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import BadInput, OutputError, writing
-from exporter.formats.onnx.builder import initialiser
-from exporter.formats.onnx.decoder import IR_VERSION, build
+from exporter.formats.onnx.graph.builder import initialiser
+from exporter.formats.onnx.graph.decoder import IR_VERSION, build
 from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
-from exporter.formats.output import OutputFile, Progress, silent
+from exporter.io.output import OutputFile
+from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
-from exporter.staging import write_file
+from exporter.progress import Progress, silent
 from exporter.tensors import ByteRange, blocks, cast
 from exporter.version import __version__
 

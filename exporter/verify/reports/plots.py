@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from exporter.verify.prompts import KINDS
+from exporter.verify.running.prompts import KINDS
 
 #: matplotlib wants colours, the page has variables: each is drawn in a colour that occurs nowhere else.
 _INKS: Final = {f"#0102{number:02x}": name for number, name in enumerate(("ink", "muted", "grid", "limit", "point"), 1)}

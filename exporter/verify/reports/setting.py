@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import reading
-from exporter.sources.adapter import Adapter
-from exporter.sources.gguf_parts import GgufParts
+from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import BLOCK_BYTES
-from exporter.verify.reference import Reference
+from exporter.verify.expect.reference import Reference
 from exporter.version import __version__
 
 #: What has a say in the figures of a report.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import MissingDependency, writing
-from exporter.staging import write_file
+from exporter.io.staging import write_file
 from exporter.verify.report import Report, document, to_bytes
 
 JSON: Final = "report.json"

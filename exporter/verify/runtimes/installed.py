@@ -28,6 +28,15 @@ _RUNTIMES: Final = {
 #: What ``--require`` takes.
 NAMES: Final = tuple(_RUNTIMES)
 
+#: Module of this package that runs artifacts → what computes in it.
+TITLES: Final = {
+    "merged": "transformers",
+    "gguf_in_transformers": "transformers",
+    "llamacpp": "llama.cpp",
+    "onnx_runtime": "ONNX Runtime",
+    "onnx_seq2seq": "ONNX Runtime",
+}
+
 
 def installed(name: str) -> bool:
     """Whether the runtime is there; nothing is imported."""

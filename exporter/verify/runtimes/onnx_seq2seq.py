@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import BadInput
-from exporter.sources.onnx_folder import encoder_of
+from exporter.sources.onnx.folder import encoder_of
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 from exporter.verify.runtimes.onnx_runtime import Session

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.save_and_load import load_peft_weights
 
-from exporter.sources.checkpoint import HEADS
+from exporter.sources.hf.checkpoint import HEADS
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 from exporter.verify.runtimes.rounding import rounded

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.sources.safetensors import prepare
+from exporter.sources.hf.safetensors import prepare
 from exporter.tensors import Array, TensorSpec, cast
-from fixtures.numbers import uniform
+from fixtures.models.numbers import uniform
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

@@ -13,7 +13,7 @@ from exporter.families import FAMILIES, describe
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import plan_gguf
 from exporter.formats.gguf.architectures import ARCHITECTURES, architecture, notes
-from fixtures.families import build
+from fixtures.models.families import build
 from tests.formats.gguf.conftest import merged
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

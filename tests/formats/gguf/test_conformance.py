@@ -10,8 +10,8 @@ import pytest
 
 from exporter.formats.gguf import plan_gguf, write_gguf, writer
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
-from exporter.sources.checkpoint import side_files
-from exporter.sources.json_objects import read_object
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import side_files
 from tests.conformance.gguf import (
     GOLDEN,
     GOLDEN_VOCABULARIES,
@@ -24,7 +24,7 @@ from tests.conformance.gguf import (
 )
 from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import CASES
-from tests.formats.gguf.vocabularies import VOCABULARIES
+from tests.formats.gguf.vocab.vocabularies import VOCABULARIES
 
 EACH = [pytest.param(case, ftype, id=f"{case}-{ftype}") for case, (_, ftypes) in CASES.items() for ftype in ftypes]
 

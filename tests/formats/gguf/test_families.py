@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.errors import TensorMismatch
 from exporter.formats.gguf import plan_gguf
-from fixtures.families import FAMILIES, build, build_seeing
+from fixtures.models.families import FAMILIES, build, build_seeing
 from fixtures.tiny import PROMPTS
 from tests.conformance.gguf import (
     CHANGES,

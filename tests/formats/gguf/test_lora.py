@@ -16,13 +16,13 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli.main import run
-from exporter.sources.gguf import GgufFile
-from exporter.verify.lora import check_lora
-from exporter.verify.reference import Reference
+from exporter.sources.gguf.file import GgufFile
+from exporter.verify.expect.reference import Reference
+from exporter.verify.gguf.lora import check_lora
 from fixtures.peft_adapters import perturb
-from tests.conftest import TRAINED_IDS
 from tests.formats.gguf import runtime
 from tests.formats.gguf.test_llama_cpp import mean_kl, reference
+from tests.trained import TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = "adapter_model.safetensors"

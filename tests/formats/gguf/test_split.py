@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile, UsageError
 from exporter.formats.gguf.split import Split, split_file
-from exporter.sources.gguf_parts import GgufParts
+from exporter.sources.gguf.split_files import GgufParts
 from tests.formats.gguf import runtime
 
 Capture = pytest.CaptureFixture[str]

@@ -21,11 +21,11 @@ from exporter.errors import (
     UnreadableFile,
 )
 from exporter.formats.gguf import plan_gguf, write_gguf
-from exporter.sources.gguf import GgufFile
-from exporter.sources.gguf_header import GgufArray
-from tests.conftest import NEW_TOKENS, TRAINED_IDS
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
 from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import SMOLLM, checkpoint, config, tokenizer_json
+from tests.trained import NEW_TOKENS, TRAINED_IDS
 
 
 def edit_config(folder: Path, **changes: object) -> None:

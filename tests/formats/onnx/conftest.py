@@ -10,17 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.cli.main import run as main
 from exporter.formats.onnx import choose, plan_onnx, write_onnx
 from exporter.merge.model import MergedModel
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
-from fixtures import adapters as stock
-from fixtures import seq2seq
-
-#: Rows that the adapters of encoder-decoders train.
-T5_IDS = (300, 17, 5)
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
 
 Write = Callable[..., Path]
 Change = Callable[..., Path]
@@ -67,22 +61,6 @@ def change(tmp_path: Path) -> Change:
         return copy
 
     return run
-
-
-@pytest.fixture(scope="session")
-def t5_tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A T5 with one matrix for all, whose head is scaled, and rows for it, some of them new."""
-    folder = tmp_path_factory.mktemp("t5-tied")
-    base = seq2seq.build(folder / "base", "t5")
-    return base, stock.stock_rows_new_tokens(base, folder / "adapter", ["<lamp>", "<ship>"], T5_IDS)
-
-
-@pytest.fixture(scope="session")
-def t5_exported(t5_tied: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ONNX folder of ``t5_tied``, traced once a session. Treat it as read-only."""
-    (base, adapter), out = t5_tied, Path(tmp_path_factory.mktemp("t5-exported") / "out")
-    assert main(["merge", str(adapter), "--base", str(base), "--to", "onnx", "-o", str(out), "-q"]) == 0
-    return out
 
 
 def random_ids(count: int, vocab: int, seed: int = 0) -> list[int]:

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.formats.onnx.precision import PRECISIONS
-from exporter.sources.onnx import OnnxFile
-from exporter.verify.metrics import compare, pool
+from exporter.formats.onnx.weights.precision import PRECISIONS
+from exporter.sources.onnx.file import OnnxFile
+from exporter.verify.running.metrics import compare, pool
 from exporter.verify.runtimes.onnx_runtime import Session
-from fixtures import families
+from fixtures.models import families
 from tests.formats.onnx import reference
 from tests.formats.onnx.conftest import Write, random_ids
 from tests.formats.onnx.test_logits import SMOLLM2_MAX_ABS, assert_same, worst
-from tests.formats.onnx.test_precision import full
+from tests.formats.onnx.weights.test_precision import full
 
 #: Longer than every window, shorter than the context before it is scaled: beyond that transformers itself computes
 #: other logits token by token than in one pass.

@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 from transformers import AutoConfig
 
-from exporter.sources.onnx import OnnxFile
-from exporter.sources.safetensors import read_tensors
+from exporter.sources.hf.safetensors import read_tensors
+from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import cast, read
-from tests.conftest import TRAINED_IDS
 from tests.formats.onnx.conftest import Write
+from tests.trained import TRAINED_IDS
 
 CACHE = ["batch_size", 2, "past_sequence_length", 16]
 PRESENT = ["batch_size", 2, "total_sequence_length", 16]

@@ -15,7 +15,7 @@ import torch
 
 from exporter.errors import BadInput, LedgerError, NotExpressible, OutputError, TensorMismatch, UnreadableFile
 from exporter.formats.onnx import plan_onnx, write_onnx
-from exporter.sources.onnx import OnnxFile
+from exporter.sources.onnx.file import OnnxFile
 from tests.formats.onnx.conftest import Change, Write, merged
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from tests.verify import corruptions
 from tests.verify.conftest import Tuned
+from tests.verify.damage import corruptions
 
 
 @pytest.fixture(scope="session")

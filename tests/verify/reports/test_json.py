@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 
 from exporter.cli.main import run
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.verify.report import SCHEMA as VERSION
-from tests.conftest import TRAINED_IDS
 from tests.documents import SCHEMA, read_report, validate
+from tests.trained import TRAINED_IDS
 from tests.verify.conftest import Tuned
 
 FORMS = ("report.json", "report.xml", "report.html")

@@ -18,7 +18,7 @@ from exporter.formats.gguf.vocab.byte_level import read_merges
 from exporter.formats.gguf.vocab.spaces import Spaces, read_spaces
 from exporter.formats.gguf.vocab.tokens import AddedToken, TokenTable, normalised_notes
 from exporter.formats.gguf.writer import Key
-from exporter.sources.sentencepiece import (
+from exporter.sources.hf.sentencepiece import (
     BPE,
     BYTE,
     CONTROL,

@@ -18,7 +18,7 @@ from exporter.errors import BadInput
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.post_processor import Specials, post_process
 from exporter.formats.gguf.writer import Key
-from exporter.sources.json_objects import read_object
+from exporter.io.json_objects import read_object
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",

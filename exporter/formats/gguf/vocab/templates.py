@@ -11,9 +11,9 @@ from typing import Any
 from exporter.errors import UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.writer import Key
-from exporter.sources.checkpoint import MORE_TEMPLATES
-from exporter.sources.files import read_file
-from exporter.sources.json_objects import read_object
+from exporter.io.files import read_file
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import MORE_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:

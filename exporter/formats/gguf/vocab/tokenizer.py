@@ -15,8 +15,8 @@ from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import added_tokens, flag_notes
 from exporter.formats.gguf.writer import Key
-from exporter.sources.json_objects import read_object
-from exporter.sources.tokenizer import read_tokenizer
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.tokenizer import read_tokenizer
 
 #: llama.cpp's converter copies the setting for its llama models and their kin only.
 _PREFIX_COPIED: Final = frozenset({"llama", "mistral", "mixtral", "granite", "smollm3"})

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
-from exporter.sources.json_objects import read_object
-from exporter.sources.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 #: Scores of rows without a token and of added tokens. llama.cpp compares neither; its converter writes these.
 PADDING_SCORE: Final = -10000.0

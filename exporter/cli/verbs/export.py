@@ -1,0 +1,38 @@
+"""``ttexport export``, also reached as ``ttexport --to …``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from exporter.cli import exporting
+from exporter.cli.options import base_option, export_options, to_option
+from exporter.sources.hub.locate import is_adapter, locate
+
+
+@click.command()
+@click.argument("source", default=".")
+@base_option
+@to_option
+@export_options
+def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
+    """Write SOURCE, a checkpoint or an adapter, in another format.
+
+    SOURCE is a folder, the current one by default, or a hub id (org/name, org/name@revision).
+
+    \b
+    Examples:
+      ttexport --to gguf
+      ttexport --to onnx my-checkpoint -o my-checkpoint-onnx
+    """
+    exporting.run(**as_merge(source, base, quiet=quiet), quiet=quiet, **options)
+
+
+def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
+    """``adapters`` and ``base`` for a source of either kind."""
+    if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
+        return {"adapters": (source,), "base": base}
+    if base is not None:
+        raise click.UsageError(f"--base is for adapters, and {source} is none")
+    return {"adapters": (), "base": source}

@@ -1,0 +1,87 @@
+"""``ttexport patch``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH, patch_place_options, talk_options
+from exporter.cli.talk import progress
+from exporter.cli.text import size
+from exporter.formats.target import DTYPES
+from exporter.patch import PatchSpec, patch_json, plan_patch, restore, run_patch
+
+
+@click.command()
+@click.argument("base", type=PATH, metavar="BASE")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("-o", "--out", type=PATH, help="File or folder to write; a split BASE gives parts named after it.")
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="Round rows to this first; default: as BASE shows. GGUF only."
+)
+@click.option(
+    "--verify",
+    "level",
+    type=click.Choice(["auto", "full", "rows", "off"]),
+    default="auto",
+    show_default=True,
+    help="rows: re-read new rows, header or graph, and some rows of every tensor. full: every byte. auto: rows.",
+)
+@click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE was made from: folder or hub id.")
+@patch_place_options
+@talk_options
+def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **options: Any) -> None:
+    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; all else is copied as it is.
+
+    BASE may be of any architecture and type, and of any tool. In a folder every model is patched, and tokenizer and
+    configs follow.
+
+    New tokens take unused rows of the vocabulary first, then rows behind it. The result has the bytes that merging,
+    converting and quantising anew would give, at the cost of a copy, or of the rows alone with --in-place.
+
+    BASE must prove to be made from the adapters' base: --base CHECKPOINT (by default the folder that the
+    adapters name) is compared with the digest that ttexport recorded, else with rows of BASE.
+
+    \b
+    Examples:
+      ttexport patch model-Q4_K_M.gguf my-adapter -o tuned-Q4_K_M.gguf
+      ttexport patch model-Q8_0.gguf my-adapter --in-place --trust-base
+      ttexport patch onnx-folder my-adapter -o tuned-onnx
+    """
+    started = time.perf_counter()
+    spec = _spec(base=base, level=level, quiet=quiet, **options)
+    if not spec.in_place and spec.out is None:
+        raise click.UsageError("patch: expected -o OUT, or --in-place")
+    if spec.in_place and restore(base) and not quiet:
+        print(f"{base}: an interrupted patch was undone", file=sys.stderr)
+    plan = plan_patch(spec)
+    with progress(quiet=quiet) as hooks:
+        report = run_patch(plan, hooks)
+    document = patch_json(plan)
+    if as_json:
+        artifacts = [{**target, "verification": report.to_json() if report else None} for target in document["targets"]]
+        seconds = round(time.perf_counter() - started, 3)
+        click.echo(json.dumps({**document, "artifacts": artifacts, "seconds": seconds}, indent=2))
+        return
+    if not quiet:
+        verdict = f"verified on disk ({len(report.checks)} checks)" if report else "not verified"
+        rows = sum(len(one["token_ids"]) for one in plan.row_table)
+        nbytes = sum(one["nbytes"] for one in plan.targets)
+        print(
+            f"{plan.format} {', '.join(dict.fromkeys(one['storage'] for one in plan.targets))}: {rows} rows of "
+            f"{size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {verdict}",
+            file=sys.stderr,
+        )
+    for target in plan.targets:
+        click.echo(target["path"])
+
+
+def _spec(*, level: str, checkpoint: str | None, adapters: tuple[str, ...], **options: Any) -> PatchSpec:
+    return PatchSpec(adapters=adapters, checkpoint=checkpoint, level="rows" if level == "auto" else level, **options)

@@ -1,0 +1,141 @@
+"""``ttexport plan``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
+from exporter.cli.text import size
+from exporter.cli.verbs.export import as_merge
+from exporter.cli.verbs.patch import patch
+from exporter.export.run import plan_export, plan_json
+from exporter.export.spec import ExportPlan
+from exporter.patch import PatchSpec, is_patchable, patch_json, plan_patch
+
+
+@click.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@base_option
+@to_option
+@patch_place_options
+@export_options
+def plan(
+    sources: tuple[str, ...],
+    base: str | None,
+    trust_base: bool,
+    in_place: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Show what merge or export would write from SOURCE with the same options; write nothing.
+
+    With a .gguf file or a folder of ONNX models before the adapters, show what patch would. Exit 5 if a
+    target cannot be expressed.
+    """
+    paths = sources or (".",)
+    if is_patchable([Path(path) for path in paths]):
+        _refuse_options_of_merge()
+        _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
+        return
+    if trust_base or in_place:
+        bases = "a .gguf file or a folder of ONNX models"
+        raise click.UsageError(f"--trust-base and --in-place are for patching {bases}, and {paths[0]} is neither")
+    inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
+    made = plan_export(export_spec(**inputs, quiet=quiet, **options))
+    if as_json:
+        click.echo(json.dumps(plan_json(made), indent=2))
+    elif not quiet:
+        _print(made)
+    refusals = [target.refusal for target in made.targets if target.refusal]
+    for refusal in refusals:
+        print(f"ttexport: {refusal}", file=sys.stderr)
+    if refusals:
+        click.get_current_context().exit(refusals[0].exit_code)
+
+
+def _refuse_options_of_merge() -> None:
+    """An option that a patch has no use for would be passed over, and the plan be of something else."""
+    context = click.get_current_context()
+    known = {parameter.name for parameter in patch.params} | {"base", "sources"}
+    for parameter in plan.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in known:
+            raise click.UsageError(
+                f"{parameter.opts[0]}: is not for a patch, which keeps the format and types of its base"
+            )
+
+
+def _patch(
+    paths: tuple[str, ...],
+    base: str | None,
+    *,
+    trust_base: bool,
+    in_place: bool,
+    as_json: bool,
+    quiet: bool,
+    options: dict[str, Any],
+) -> None:
+    made = plan_patch(
+        PatchSpec(
+            base=Path(paths[0]),
+            adapters=paths[1:],
+            checkpoint=base,
+            trust_base=trust_base,
+            in_place=in_place,
+            out=options["out"],
+            dtype=options["dtype"],
+            quiet=quiet,
+        )
+    )
+    document = patch_json(made)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    elif not quiet:
+        for entry in document["targets"]:
+            click.echo(f"{entry['format']} {entry['storage']}  {entry['path']}  {size(entry['nbytes'])}")
+        for entry in document["rows"]:
+            rounded = f", rounded to {entry['dtype']}" if entry["dtype"] else ""
+            click.echo(f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows{rounded}")
+        for token_id, text in document["new_tokens"].items():
+            click.echo(f"new token {token_id}: {text!r}")
+        click.echo(f"vocabulary {document['vocab']}, base: {document['proof']}, in place: {document['in_place']}")
+
+
+def _print(made: ExportPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    targets = Table("target", "storage", "path", "size", "memory", "expressible", box=None, pad_edge=False)
+    for entry in plan_json(made)["targets"]:
+        answer = "yes" if entry["expressible"] else f"no: {entry['reason']}"
+        sizes = (size(entry["nbytes"]), f"{size(entry['peak_nbytes'])} at peak") if entry["expressible"] else ("", "")
+        targets.add_row(entry["format"], entry["storage"], entry["path"], *sizes, answer)
+    console.print(targets)
+    for target in made.targets:
+        if target.way:
+            console.print(f"{target.format}: {target.way}", markup=False)
+        for note in target.notes:
+            console.print(f"{target.format}: {note}", markup=False)
+    for key, value in made.merge.origins.items():
+        console.print(f"{key}: {value}", markup=False)
+    if made.merge.bookings:
+        ledger = Table("adapter tensor", "rule", "into", box=None, pad_edge=False)
+        for booking in made.merge.bookings:
+            ledger.add_row(booking.key, booking.rule, ", ".join(booking.into) or "-")
+        console.print()
+        console.print(ledger)
+    folder = made.out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    console.print(
+        f"\nwrites {size(made.nbytes)}, free {size(shutil.disk_usage(folder).free)}, vocabulary {made.merge.vocab}"
+    )

@@ -1,0 +1,173 @@
+"""``ttexport release``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import PATH, talk_options
+from exporter.cli.talk import progress
+from exporter.cli.verbs.release_push import check_push_options, push_options, push_release
+from exporter.errors import OutputError
+from exporter.release.facts import Release
+from exporter.release.jobs import find_job, jobs_of, matrix
+from exporter.release.making.assemble import assemble_release
+from exporter.release.making.finished import told_jobs
+from exporter.release.making.ray_cluster import release_on_ray
+from exporter.release.making.run import run_release
+from exporter.release.making.store import Cache
+from exporter.release.plan import plan_release
+from exporter.release.push import Pushed
+from exporter.release.spec import HubSpec, read_spec
+
+
+@click.command()
+@click.argument("toml", type=PATH, metavar="RELEASE.toml")
+@click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, with --only NAME-VERSION-JOB.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left; finished jobs are not repeated.")
+@click.option("--only", metavar="JOB", help="Make one job's artifact, verified, as a piece for --assemble.")
+@click.option("--matrix", "as_matrix", is_flag=True, help="Print the jobs as JSON for a CI matrix; make nothing.")
+@click.option(
+    "--assemble",
+    "pieces",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Join pieces, or folders of them, to the release. Repeatable.",
+)
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Run each job as a task of two CPUs on a Ray cluster: local (this machine), auto, HOST:PORT, ray://HOST:PORT. "
+    "Pieces are made beside OUT, which all nodes must see, as the inputs, under the same path.",
+)
+@click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
+@push_options
+@talk_options
+def release(
+    toml: Path,
+    out: Path | None,
+    only: str | None,
+    as_matrix: bool,
+    pieces: tuple[Path, ...],
+    address: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Make everything that RELEASE.toml asks for: every model in every format, verified, in one folder.
+
+    \b
+    The least that it holds (the README lists all keys):
+      name = "Lamp"
+      version = "1.0"
+      base = "org/base@revision"
+      models.keeper.adapters = ["adapter"]
+      gguf.types = ["Q8_0"]
+
+    The release gets its name when all of it is there and verified. A second adapter on the same base costs what its
+    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json and a
+    signature.
+
+    \b
+    Examples:
+      ttexport release release.toml
+      ttexport release release.toml --resume
+      ttexport release release.toml --only gguf-Q8_0 -o pieces/gguf-Q8_0
+      ttexport release release.toml --assemble pieces
+      ttexport release release.toml --ray auto
+    """
+    started = time.perf_counter()
+    spec = read_spec(toml.absolute() if address else toml)
+    jobs = jobs_of(spec)
+    if sum((only is not None, as_matrix, bool(pieces), bool(address))) > 1:
+        raise click.UsageError("--only, --matrix, --assemble, --ray: expected one of them")
+    if as_matrix:
+        click.echo(json.dumps(matrix(jobs)))
+        return
+    if options["cache"] and options["no_cache"]:
+        raise click.UsageError("--cache, --no-cache: expected one of them")
+    if only is not None and options["repo"]:
+        raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
+    job = find_job(jobs, only) if only is not None else None
+    cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
+    push = _push_settings(spec.hub or HubSpec(), options)
+    place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
+    flags = {"resume": options["resume"], "force": options["force"]}
+    with progress(quiet=quiet) as hooks:
+        if pieces:
+            made = assemble_release(spec, pieces, place, hooks, **flags)
+        elif address:
+            made = release_on_ray(spec, address, place, hooks, cache=cache, quiet=quiet, asked_by=toml, **flags)
+        else:
+            plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=toml)
+            made = run_release(plan, place, hooks, only=job, **flags)
+    pushed = push_release(place, quiet=quiet, **push)
+    seconds = round(time.perf_counter() - started, 3)
+    _tell(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
+
+
+def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
+    """The cache at ``folder``; without one the user's, or none where that cannot be written. Raises OutputError."""
+    if folder:
+        cache = Cache(folder.absolute())
+        cache.require_writable()
+        return cache
+    try:
+        cache = Cache.of_user()
+        cache.require_writable()
+    except OutputError as exc:
+        if not quiet:
+            print(f"artifacts of bases are not kept: {exc}", file=sys.stderr)
+        return None
+    return cache
+
+
+def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
+    asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
+    check_push_options(**asked)
+    if asked["repo"] is None:
+        return asked
+    told = {"revision": hub.revision, "message": hub.message, "private": hub.private}
+    return asked | {name: asked[name] or value for name, value in told.items()}
+
+
+def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
+    """The folder on stdout, or a JSON document; a line an artifact on stderr."""
+    artifacts = [
+        {
+            "job": one.job,
+            "format": one.format,
+            "storage": one.storage,
+            "path": str(out / one.path),
+            "verification": one.report,
+        }
+        for one in made.artifacts
+    ]
+    if as_json:
+        document = {
+            "out": str(out),
+            "name": made.name,
+            "version": made.version,
+            "artifacts": artifacts,
+            "jobs": told_jobs(out),
+            "pushed": pushed.to_json() if pushed else None,
+            "seconds": seconds,
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    if not quiet:
+        for one in made.artifacts:
+            verdict = f"equivalent ({len(one.report['checks'])} checks)" if one.report else "not verified"
+            print(f"{one.path}: {one.format} {one.storage}, {verdict}", file=sys.stderr)
+    click.echo(out)

@@ -1,0 +1,55 @@
+"""``ttexport verify`` of a release folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from exporter.cli.talk import print_reports
+from exporter.errors import UsageError
+from exporter.release.check import check_release, require_as_released
+from exporter.release.documents.signature import Trust
+from exporter.verify.report import document, to_bytes
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def trust_options(command: _Command) -> _Command:
+    """Add --public-key, --identity and --issuer."""
+    for option in (
+        click.option("--issuer", metavar="URL", help="Who knows that identity, as Sigstore's certificate says."),
+        click.option("--identity", metavar="NAME", help="Who must have signed the release by Sigstore."),
+        click.option(
+            "--public-key",
+            type=click.Path(path_type=Path),
+            metavar="PEM",
+            help="Key that must have signed the release.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def read_trust(public_key: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
+    """Whose signature is asked for, if any."""
+    if (identity is None) != (issuer is None):
+        raise UsageError("--identity, --issuer: belong together")
+    if public_key and identity:
+        raise UsageError("--public-key, --identity: expected one of them")
+    return Trust(public_key=public_key, identity=identity, issuer=issuer) if public_key or identity else None
+
+
+def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: bool) -> None:
+    """Check a release and say what was found; raises NotEquivalent."""
+    report = check_release(folder, trust)
+    if as_json and report.passed:
+        click.echo(to_bytes(document([report])).decode(), nl=False)
+    elif not quiet:
+        print_reports([report])
+    require_as_released(report)
+    if not (quiet or as_json):
+        print(f"{folder}: as released ({len(report.checks)} checks)", file=sys.stderr)

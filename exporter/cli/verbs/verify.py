@@ -1,0 +1,98 @@
+"""``ttexport verify``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from exporter.cli.options import PATH, require_option, talk_options
+from exporter.cli.talk import print_reports, progress
+from exporter.cli.verbs.release_check import read_trust, trust_options, verify_release
+from exporter.errors import UsageError
+from exporter.release.check import is_release
+from exporter.sources.hub.locate import locate
+from exporter.verify.expect.reference import Reference
+from exporter.verify.report import document, require_passed, to_bytes
+from exporter.verify.reports.setting import setting
+from exporter.verify.reports.write import require_renderers, write_report
+from exporter.verify.run import LEVELS
+from exporter.verify.run import verify as run_verify
+from exporter.verify.running.prompts import read_prompts
+from exporter.verify.runtimes.installed import require as require_runtimes
+from exporter.verify.stored.artifact import find_artifacts
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--reference", metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
+@click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
+@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="rows: the trained rows and what lies beside the weights. weights: every weight, too. full, the default: the "
+    "models are run as well.",
+)
+@click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
+@click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
+@require_option
+@trust_options
+@talk_options
+def verify(
+    artifact: Path,
+    reference: str | None,
+    adapters: tuple[str, ...],
+    untie: bool,
+    level: str | None,
+    prompts: Path | None,
+    report: Path | None,
+    require: tuple[str, ...],
+    public_key: Path | None,
+    identity: str | None,
+    issuer: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Prove that ARTIFACT equals the reference with the adapters unmerged; exit 3 if it does not.
+
+    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each runs in its
+    own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
+
+    Without --reference, ARTIFACT is a release folder: every file, tensor and document is compared with its manifest,
+    offline, and its signature with --public-key. Exit 4 if the manifest cannot be read.
+    """
+    trust = read_trust(public_key, identity, issuer)
+    if reference is None:
+        if not is_release(artifact):
+            raise UsageError(f"--reference: needed, {artifact} is no release folder, which is checked without one")
+        if adapters or untie or level or prompts or report or require:
+            raise UsageError("--adapter, --untie, --level, --prompts, --report, --require: need --reference")
+        verify_release(artifact, trust, as_json=as_json, quiet=quiet)
+        return
+    if trust:
+        raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
+    if level == "rows" and not adapters:
+        raise UsageError("--level rows: needs --adapter, whose rows it reads; --level weights compares every weight")
+    require_runtimes(require, needed_for="--require")
+    if report:
+        require_renderers()
+    texts = read_prompts(prompts) if prompts else []
+    checkpoint = locate(reference, asked_by="--reference", kind="checkpoint", quiet=quiet)
+    tuned = [locate(word, asked_by="--adapter", kind="adapter", quiet=quiet).path for word in adapters]
+    base = Reference.open(checkpoint.path, tuned, untie=untie)
+    with progress(quiet=quiet) as hooks:
+        found = find_artifacts(artifact)
+        reports = run_verify(found, base, level=level or "full", prompts=texts, required=require, say=hooks.say)
+    if report:
+        write_report(report, reports, setting(base, found))
+    if as_json and all(one.passed for one in reports):
+        click.echo(to_bytes(document(reports)).decode(), nl=False)
+    elif not quiet:
+        print_reports(reports)
+    require_passed(reports)
+    if not (quiet or as_json):
+        for one in reports:
+            print(one.verdict(), file=sys.stderr)

@@ -1,0 +1,1 @@
+"""One export: read, plan, stage, verify, publish."""

@@ -1,0 +1,1 @@
+"""Decoders that normalise by mean and variance, as GPT-2 does."""

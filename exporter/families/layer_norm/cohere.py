@@ -1,0 +1,40 @@
+"""Cohere's Command R: both blocks read one norm without bias, neighbouring dimensions rotate, logits are scaled.
+
+Source: transformers' CohereConfig and CohereForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS, rope
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Norm, Role
+
+_LAYER: Final = {"input_layernorm": Role.ATTN_NORM} | ATTENTION | GATED_MLP
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a cohere config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    normed = settings.flag("use_qk_norm", False)
+    spec = like_llama(
+        "cohere",
+        config,
+        max_positions=8192,
+        layer=_LAYER | (QK_NORMS if normed else {}),
+        biases=ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset(),
+    )
+    return replace(
+        spec,
+        # Command R was trained on far more positions than max_position_embeddings says.
+        max_positions=settings.integer("model_max_length", spec.max_positions),
+        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        rope=replace(rope("cohere", config, spec.attention.head_dim, theta=500000.0), interleaved=True),
+        attention=replace(spec.attention, qk_norm="each" if normed else None),
+        parallel=True,
+        logit_scale=settings.number("logit_scale", 0.0625),
+    )

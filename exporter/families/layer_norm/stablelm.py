@@ -1,0 +1,42 @@
+"""StableLM 2: layer norms, a part of each head rotates, in the 12B model both blocks read one norm.
+
+Source: transformers' StableLmConfig and StableLmForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION, GATED_MLP, PRE_NORMS, form, rope
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Norm, Role
+
+_QK_NORMS: Final = {
+    "self_attn.q_layernorm.norms.{}": Role.Q_NORM,
+    "self_attn.k_layernorm.norms.{}": Role.K_NORM,
+}
+_NORMS: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM})
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a stablelm config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    spec = like_llama("stablelm", {**config, "partial_rotary_factor": 1, "rope_parameters": None}, max_positions=4096)
+    attention = spec.attention
+    parallel, normed = settings.flag("use_parallel_residual", False), settings.flag("qk_layernorm", False)
+    layer = PRE_NORMS | ATTENTION | GATED_MLP | (_QK_NORMS if normed else {})
+    if parallel:
+        del layer["post_attention_layernorm"]
+    biases = _NORMS | ({Role.Q, Role.K, Role.V} if settings.flag("use_qkv_bias", False) else set())
+    members = {Role.Q_NORM: attention.heads, Role.K_NORM: attention.kv_heads}
+    return replace(
+        spec,
+        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        rope=rope("stablelm", config, attention.head_dim, partial=0.25),
+        attention=replace(attention, qk_norm="each" if normed else None),
+        parallel=parallel,
+        forms=(form(spec.layers, layer, biases=biases, members=members),),
+    )

@@ -1,0 +1,1 @@
+"""Decoders that normalise by the root mean square, as Llama does."""

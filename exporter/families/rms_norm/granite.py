@@ -1,0 +1,30 @@
+"""Granite: a llama with four multipliers.
+
+Source: transformers' GraniteConfig and GraniteForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION_BIASES, MLP_BIASES
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Role
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a granite config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
+    biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()
+    spec = like_llama("granite", config, biases=biases)
+    return replace(
+        spec,
+        attention=replace(spec.attention, scale=settings.number("attention_multiplier", 1.0)),
+        embed_scale=settings.number("embedding_multiplier", 1.0),
+        residual_scale=settings.number("residual_multiplier", 1.0),
+        logit_scale=1 / settings.number("logits_scaling", 1.0),
+    )

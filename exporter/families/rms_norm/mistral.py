@@ -1,0 +1,51 @@
+"""Mistral: a llama whose queries see a window, and Mixtral, with experts in place of the MLP.
+
+Source: transformers' MistralConfig, MixtralConfig and their ForCausalLM classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION, OUTSIDE, PRE_NORMS, form, window
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Moe, Role
+
+_EXPERTS: Final = {
+    "block_sparse_moe.gate": Role.ROUTER,
+    "block_sparse_moe.experts.{}.w1": Role.EXPERT_GATE,
+    "block_sparse_moe.experts.{}.w3": Role.EXPERT_UP,
+    "block_sparse_moe.experts.{}.w2": Role.EXPERT_DOWN,
+}
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a mistral config. Raises BadInput and NotExpressible as llama's does."""
+    return _windowed(like_llama("mistral", config, max_positions=131072), config, default=4096)
+
+
+def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a mixtral config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    spec = _windowed(like_llama("mixtral", config, max_positions=131072, theta=1e6), config, default=None)
+    experts = settings.experts("num_local_experts", "num_experts")
+    members = dict.fromkeys((Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN), experts)
+    return replace(
+        spec,
+        norm=replace(spec.norm, eps=settings.number("rms_norm_eps", 1e-5)),
+        moe=Moe(
+            experts=experts,
+            top_k=settings.at_most("num_experts_per_tok", experts),
+            inner=spec.mlp.inner,
+            normalised=True,
+        ),
+        forms=(form(spec.layers, PRE_NORMS | ATTENTION | _EXPERTS, outside=OUTSIDE, members=members),),
+    )
+
+
+def _windowed(spec: DecoderSpec, config: Mapping[str, Any], *, default: int | None) -> DecoderSpec:
+    size, which = window(spec.family, Settings(config), spec.layers, default=default)
+    return replace(spec, attention=replace(spec.attention, window=size, windowed=which))

@@ -1,0 +1,32 @@
+"""OLMo 2: norms behind each block and on whole queries and keys, none in front.
+
+Source: transformers' Olmo2Config and Olmo2ForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Role
+
+_POST_NORMS: Final = {
+    "post_attention_layernorm": Role.ATTN_POST_NORM,
+    "post_feedforward_layernorm": Role.MLP_POST_NORM,
+}
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read an olmo2 config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    biases = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
+    spec = like_llama("olmo2", config, layer=_POST_NORMS | ATTENTION | QK_NORMS | GATED_MLP, biases=biases)
+    return replace(
+        spec,
+        norm=replace(spec.norm, eps=settings.number("rms_norm_eps", 1e-5)),
+        attention=replace(spec.attention, qk_norm="all"),
+    )

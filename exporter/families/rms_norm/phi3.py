@@ -1,0 +1,55 @@
+"""Phi-3 and Phi-4-mini: one matrix for queries, keys and values, one for gate and up, long rope.
+
+Source: transformers' Phi3Config and Phi3ForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from exporter.errors import BadInput
+from exporter.families.config import Settings
+from exporter.families.parts import PRE_NORMS, rope, rope_table, window
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Role, Rope
+
+_LAYER: Final = PRE_NORMS | {
+    "self_attn.qkv_proj": Role.QKV,
+    "self_attn.o_proj": Role.ATTN_OUT,
+    "mlp.gate_up_proj": Role.GATE_UP,
+    "mlp.down_proj": Role.DOWN,
+}
+#: Names that older configs use for what is now longrope. Source: Phi3Config.convert_rope_params_to_dict.
+_LONG: Final = ("su", "yarn", "longrope")
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a phi3 config. Raises BadInput for factors that do not fit the heads, and as llama's does."""
+    settings = Settings(config)
+    table = dict(rope_table(config))
+    if table["rope_type"] in _LONG:
+        table["rope_type"] = "longrope"
+    plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    spec = like_llama("phi3", plain | {"partial_rotary_factor": 1}, max_positions=4096, layer=_LAYER)
+    size, which = window("phi3", settings, spec.layers)
+    turned = rope("phi3", plain | {"rope_parameters": table}, spec.attention.head_dim, kinds=("longrope",), partial=1.0)
+    _check_factors(turned)
+    return replace(
+        spec,
+        norm=replace(spec.norm, eps=settings.number("rms_norm_eps", 1e-5)),
+        rope=replace(turned, original_positions=settings.integer("original_max_position_embeddings", 4096)),
+        attention=replace(spec.attention, qkv="blocks", window=size, windowed=which),
+    )
+
+
+def _check_factors(turned: Rope) -> None:
+    for key in ("short_factor", "long_factor") if turned.scaling else ():
+        factors = (turned.scaling or {}).get(key)
+        if (
+            not isinstance(factors, list)
+            or len(factors) != turned.dims // 2
+            or not all(type(one) in (int, float) and one > 0 for one in factors)
+        ):
+            raise BadInput(f"config.json: {key}: expected {turned.dims // 2} numbers above 0, found {factors!r:.80}")

@@ -1,0 +1,39 @@
+"""SmolLM3: a llama in which some layers, every fourth as published, have no position.
+
+Source: transformers' SmolLM3Config and SmolLM3ForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from exporter.errors import BadInput
+from exporter.families.config import Settings
+from exporter.families.parts import ATTENTION_BIASES, MLP_BIASES, window
+from exporter.families.rms_norm.llama import like_llama
+from exporter.families.spec import DecoderSpec, Role
+
+
+def describe(config: Mapping[str, Any]) -> DecoderSpec:
+    """Read a smollm3 config. Raises BadInput and NotExpressible as llama's does."""
+    settings = Settings(config)
+    biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
+    biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()
+    spec = like_llama("smollm3", config, max_positions=32768, theta=2000000.0, biases=biases)
+    interval = settings.integer("no_rope_layer_interval", 4)
+    default = [int((layer + 1) % interval != 0) for layer in range(spec.layers)]
+    rotated = default if config.get("no_rope_layers") is None else config["no_rope_layers"]
+    if not isinstance(rotated, list) or len(rotated) != spec.layers or not set(rotated) <= {0, 1}:
+        raise BadInput(f"config.json: no_rope_layers: expected {spec.layers} of 0 and 1, found {rotated!r:.80}")
+    skipped = frozenset(layer for layer, turns in enumerate(rotated) if not turns)
+    size, which = None, frozenset[int]()
+    if settings.flag("use_sliding_window", False):
+        size, which = window("smollm3", settings, spec.layers, only=skipped)
+    assert spec.rope is not None
+    return replace(
+        spec,
+        rope=replace(spec.rope, skipped=skipped),
+        attention=replace(spec.attention, window=size, windowed=which),
+    )

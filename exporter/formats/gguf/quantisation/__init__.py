@@ -1,0 +1,1 @@
+"""Quantised GGUF files and tensors, as llama.cpp makes them."""

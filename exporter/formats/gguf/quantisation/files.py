@@ -1,0 +1,207 @@
+"""Whole files in llama.cpp's quantisations: an unquantised file is written beside, and llama.cpp makes ours from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import MissingDependency, NotExpressible, OutputError, TTExportError
+from exporter.formats.gguf.plan import GgufLayout
+from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, TENSOR_TYPES, Mixture
+from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
+from exporter.formats.gguf.stream import write_gguf
+from exporter.formats.gguf.writer import fits, row_nbytes
+from exporter.progress import Progress, silent
+
+_WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
+#: For an estimate of the size: embedding and head get more bits than the rest in most mixtures.
+_VOCABULARY_TYPE: Final = "Q6_K"
+
+
+class QuantiserFailed(TTExportError):
+    """llama.cpp's quantiser ended in a way that it does not explain."""
+
+
+@dataclass
+class Intermediate:
+    """The unquantised file that several quantisations are made from; written for the first, removed after the last."""
+
+    layout: GgufLayout
+    users: int = 0
+    path: Path | None = None
+
+    def take(self, folder: Path, progress: Progress) -> Path:
+        """The file, written into ``folder`` if it is not there yet."""
+        if self.path is None:
+            path = folder / f".unquantised-{self.layout.ftype}.gguf"
+            write_gguf(self.layout, path, progress)
+            self.path = path
+        else:
+            progress(self.layout.nbytes)
+        return self.path
+
+    def release(self) -> None:
+        """Say that one quantisation is done with it."""
+        self.users -= 1
+        if self.path is not None and self.users == 0:
+            self.path.unlink()
+            self.path = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedLayout:
+    """A file to be: a mixture made from ``intermediate``. The types are ggml's names, None for the mixture's choice."""
+
+    intermediate: Intermediate
+    mixture: Mixture
+    imatrix: Path | None = None
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def nbytes(self) -> int:
+        """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
+        layout = self.intermediate.layout
+        sizes = [_estimate(item.entry.name, item.entry.shape, self.mixture.type) for item in layout.items]
+        return len(layout.draft_header()) + sum(sizes)
+
+    @property
+    def work_nbytes(self) -> int:
+        """What is written in all, for the meter: the unquantised file, then this one."""
+        return self.intermediate.layout.nbytes + self.nbytes
+
+
+def plan_quantised(
+    intermediate: Intermediate,
+    mixture: Mixture,
+    *,
+    imatrix: Path | None = None,
+    token_embedding_type: str | None = None,
+    output_tensor_type: str | None = None,
+) -> QuantisedLayout:
+    """Check what can be known before llama.cpp runs.
+
+    Raises MissingDependency without llama-cpp-python, NotExpressible for a mixture that needs an importance matrix and
+    for a type that cannot be made, UnreadableFile for a broken importance matrix.
+    """
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingDependency("llama-cpp-python", needed_for=f"--quant {mixture.name}", install="ttexport[llamacpp]")
+    if mixture.needs_imatrix and imatrix is None:
+        raise NotExpressible(
+            f"gguf {mixture.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
+        )
+    importances = read_imatrix(imatrix) if imatrix is not None else None
+    for tensor, kind in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
+        if kind is not None:
+            _check_type(tensor, kind, importances)
+    intermediate.users += 1
+    build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
+    return QuantisedLayout(
+        intermediate=intermediate,
+        mixture=mixture,
+        imatrix=imatrix,
+        token_embedding_type=token_embedding_type,
+        output_tensor_type=output_tensor_type,
+        notes=(build,),
+    )
+
+
+def _check_type(tensor: str, kind: str, importances: Imatrix | None) -> None:
+    if kind not in TENSOR_TYPES:
+        raise NotExpressible(f"gguf: {tensor}", f"{kind} is no type that llama.cpp quantises to")
+    if kind in NEED_IMPORTANCES and (importances is None or tensor not in importances.values):
+        reason = f"{kind} needs importances of its columns, and "
+        reason += "there is no --imatrix" if importances is None else "the importance matrix has none of this tensor"
+        raise NotExpressible(f"gguf: {tensor}", reason)
+
+
+def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = silent) -> None:
+    """Write ``layout`` to ``path``, a new file. Memory: a few row blocks here, some rows in llama.cpp's process.
+
+    Raises NotExpressible with llama.cpp's reason if it refuses, QuantiserFailed if it dies, OutputError.
+    """
+    source = layout.intermediate.take(path.parent, progress)
+    job = {
+        "source": str(source),
+        "target": str(path),
+        "number": layout.mixture.number,
+        "imatrix": str(layout.imatrix) if layout.imatrix else None,
+        "token_embedding_type": layout.token_embedding_type,
+        "output_tensor_type": layout.output_tensor_type,
+    }
+    file = path.with_name(f".{path.name}.job.json")
+    file.write_text(json.dumps(job))
+    try:
+        _run(layout, file, path, progress)
+        _sync(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        file.unlink()
+    layout.intermediate.release()
+
+
+def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
+    """Run the worker, and turn its lines into progress and its end into an error."""
+    what = f"gguf {layout.mixture.name}"
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    with (
+        open(os.devnull, "rb") as nothing,
+        subprocess.Popen(
+            [sys.executable, "-m", _WORKER, str(job)],
+            stdin=nothing,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            told = 0
+            for line in process.stdout:
+                done, count = map(int, line.split())
+                reached = layout.nbytes * done // count
+                progress(reached - told)
+                told = reached
+            said = [line.strip() for line in process.stderr.read().splitlines() if line.strip()]
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        return
+    reason = said[-1].partition("failed to quantize: ")[2] or said[-1] if said else f"code {process.returncode}"
+    if "iostream error" in reason:
+        raise OutputError(path, "llama.cpp could not write it: no space left on the device?")
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise QuantiserFailed(f"{what}: llama.cpp's quantiser was ended by {name}: {reason}")
+    raise NotExpressible(what, f"llama.cpp refuses: {reason}")
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _estimate(name: str, shape: tuple[int, ...], kind: str) -> int:
+    if len(shape) < 2:
+        return row_nbytes("F32", math.prod(shape))
+    kind = _VOCABULARY_TYPE if name in ("token_embd.weight", "output.weight") else kind
+    return row_nbytes(kind if fits(kind, shape[-1]) else "Q8_0" if fits("Q8_0", shape[-1]) else "F16", math.prod(shape))

@@ -1,0 +1,104 @@
+"""Importance matrices as llama-imatrix writes them: a GGUF of sums and counts, or the older binary form.
+
+Source of both layouts and of the arithmetic: llama.cpp's loader of llama-quantize.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import UnreadableFile, reading
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
+from exporter.sources.gguf.types import MAGIC
+from exporter.tensors import Array
+
+_SUMS: Final = ".in_sum2"
+_COUNTS: Final = ".counts"
+_INT: Final = struct.Struct("<i")
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """Tensor name → importance of its columns, float32 (experts * width). chunks: of text that were run."""
+
+    values: Mapping[str, Array]
+    datasets: tuple[str, ...]
+    chunks: int
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read ``path`` in either form. Raises UnreadableFile for anything else, or values that are not finite."""
+    with reading(path), path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    found = _read_gguf(path) if start == MAGIC else _read_legacy(path)
+    if not found.values:
+        raise UnreadableFile(path, "expected an importance matrix, found no entries")
+    for name, values in found.values.items():
+        if not np.isfinite(values).all():
+            raise UnreadableFile(path, f"{name}: expected finite importances, found NaN or Inf")
+    return found
+
+
+def _read_gguf(path: Path) -> Imatrix:
+    file = GgufFile.open(path)
+    values: dict[str, Array] = {}
+    for name in sorted(file.tensors):
+        if not name.endswith(_SUMS):
+            continue
+        stem = name.removesuffix(_SUMS)
+        pair = (file.tensors[name], file.tensors.get(stem + _COUNTS))
+        if any(one is None or one.type != "F32" for one in pair):
+            raise UnreadableFile(path, f"{stem}: expected sums and counts in F32, found other tensors")
+        sums = file.dequantize_rows(name, 0, file.tensors[name].n_rows).reshape(-1)
+        counts = file.dequantize_rows(stem + _COUNTS, 0, file.tensors[stem + _COUNTS].n_rows).reshape(-1)
+        if sums.size % counts.size:
+            raise UnreadableFile(path, f"{stem}: expected one count an expert, found {counts.size} for {sums.size}")
+        whole = np.round(counts).astype(np.float32)[:, None]
+        experts = sums.reshape(counts.size, -1)
+        # An expert that no text reached has no preference.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values[stem] = np.where(whole > 0, experts / whole, np.float32(1)).reshape(-1)
+    datasets, chunks = file.metadata.get("imatrix.datasets"), file.metadata.get("imatrix.chunk_count", 0)
+    if not isinstance(datasets, GgufArray) or type(chunks) is not int:
+        raise UnreadableFile(path, "imatrix.datasets: expected the metadata of llama-imatrix, found none")
+    return Imatrix(values, tuple(map(str, datasets.values())), chunks)
+
+
+def _read_legacy(path: Path) -> Imatrix:
+    with reading(path):
+        data = path.read_bytes()
+    values: dict[str, Array] = {}
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        (value,) = _INT.unpack_from(data, at)
+        at += _INT.size
+        return int(value)
+
+    def take(nbytes: int) -> bytes:
+        nonlocal at
+        if not 0 <= nbytes <= len(data) - at:
+            reason = f"expected an importance matrix, found no {nbytes} bytes at {at}: another file, or a part of one"
+            raise UnreadableFile(path, reason)
+        at += nbytes
+        return data[at - nbytes : at]
+
+    try:
+        for _ in range(number()):
+            name = take(number()).decode()
+            calls, count = number(), number()
+            sums = np.frombuffer(take(4 * count), "<f4")
+            values[name] = sums / np.float32(calls) if calls > 0 else sums
+        chunks = number() if at < len(data) else 0
+        dataset = take(number()).decode() if at < len(data) else ""
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise UnreadableFile(path, "expected an importance matrix, found something else or a part of one") from exc
+    return Imatrix(values, (dataset,) if dataset else (), chunks)

@@ -1,0 +1,82 @@
+"""A process of its own around llama.cpp's ``llama_model_quantize``: ``python -m … JOB.json``.
+
+llama.cpp ends the process on a fault; here that ends nothing else. It says on stdout how far it is (``TENSOR COUNT``
+lines), and on stderr its errors alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import llama_cpp
+
+from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
+from exporter.sources.gguf.types import TYPE_NUMBERS
+
+_ERROR: Final = 4  # GGML_LOG_LEVEL_ERROR
+_STEP: Final = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
+#: Rows of one tensor that are held at once. Rows quantise independently, so the bytes do not hang on it.
+_BUFFER_BYTES: Final = 64 << 20
+_STRING, _INT = 3, 0  # LLAMA_KV_OVERRIDE_TYPE_*
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds it at run time
+def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    if level == _ERROR:
+        os.write(2, text)
+    elif step := _STEP.match(text):
+        os.write(1, b"%b %b\n" % step.groups())
+
+
+def quantise(job: Mapping[str, Any]) -> int:
+    """Quantise ``job["source"]`` to ``job["target"]``; llama.cpp's code, 0 for success."""
+    llama_cpp.llama_log_set(_log, ctypes.c_void_p())
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = job["number"]
+    for field in ("token_embedding_type", "output_tensor_type"):
+        if job[field]:
+            setattr(params, field, TYPE_NUMBERS[job[field]])
+    if hasattr(params, "max_buf_size"):  # not in older builds
+        params.max_buf_size = _BUFFER_BYTES
+    held = (
+        _with_imatrix(params, read_imatrix(Path(job["imatrix"])), Path(job["imatrix"]).name) if job["imatrix"] else []
+    )
+    code: int = llama_cpp.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["target"]), params)
+    del held
+    return code
+
+
+def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
+    """Hand the matrix over, and the keys that llama-quantize records of it. Returns what must stay alive meanwhile.
+
+    The file is recorded by its name alone: bytes must not tell where they were made.
+    """
+    entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
+    for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):
+        entry.name = tensor.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    facts: list[tuple[str, int | str]] = [("file", name)]
+    facts += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
+    facts.append(("entries_count", len(imatrix.values)))
+    facts += [("chunks_count", imatrix.chunks)] if imatrix.chunks > 0 else []
+    overrides = (llama_cpp.llama_model_kv_override * (len(facts) + 1))()
+    for override, (key, value) in zip(overrides, facts, strict=False):
+        override.key = f"quantize.imatrix.{key}".encode()
+        if isinstance(value, str):
+            override.tag, override.value.val_str = _STRING, value.encode()[:127]
+        else:
+            override.tag, override.value.val_i64 = _INT, value
+    params.imatrix, params.kv_overrides = entries, overrides
+    return [entries, overrides, imatrix]
+
+
+if __name__ == "__main__":
+    sys.exit(quantise(json.loads(Path(sys.argv[1]).read_text())))

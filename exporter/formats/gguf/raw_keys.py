@@ -1,0 +1,41 @@
+"""The keys of an existing GGUF as the bytes that they are, so that a copy repeats them exactly."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+
+from exporter.formats.gguf.writer import Key
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
+from exporter.sources.gguf.types import ARRAY, SCALARS, STRING
+from exporter.sources.hf.safetensors import read_into
+
+_PREAMBLE_BYTES: Final = 24  # magic, version, number of tensors, number of keys
+
+
+def raw_header(file: GgufFile) -> bytes:
+    """Everything before the data section."""
+    raw = np.empty(file.data_offset, np.uint8)
+    read_into(file.path, 0, raw)
+    return raw.tobytes()
+
+
+def raw_keys(file: GgufFile) -> list[Key]:
+    """Every key in the order of the file, values as the bytes that they are."""
+    raw, at, keys = raw_header(file), _PREAMBLE_BYTES, []
+    for name, value in file.metadata.items():
+        at += 8 + len(name.encode())
+        (kind,) = struct.unpack_from("<I", raw, at)
+        if kind == ARRAY:
+            assert isinstance(value, GgufArray)
+            end = value.offset_bytes + value.nbytes
+        elif kind == STRING:
+            end = at + 12 + struct.unpack_from("<Q", raw, at + 4)[0]
+        else:
+            end = at + 4 + SCALARS[kind].itemsize
+        keys.append(Key(name, raw[at:end]))
+        at = end
+    return keys

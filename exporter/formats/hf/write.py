@@ -1,0 +1,156 @@
+"""The Hugging Face writer: the base's shards with merged tensors in them, config, tokenizer files.
+
+Sharded in, sharded out with the same split; raw bytes move where nothing was merged. A shard that holds nothing merged
+is the base's shard, byte for byte; the others say in their metadata where they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from exporter.io.files import read_file
+from exporter.io.output import OutputFile
+from exporter.io.staging import write_file
+from exporter.merge.model import MergedModel
+from exporter.progress import Progress, silent
+from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
+from exporter.tensors import ByteRange, TensorSpec
+
+#: transformers refuses a file whose metadata does not name the framework.
+_METADATA: Final = {"format": "pt"}
+INDEX: Final = "model.safetensors.index.json"
+GENERATION: Final = "generation_config.json"
+SINGLE: Final = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file. specs: its tensors in the order of the base. whole: the file of the base that is the same."""
+
+    specs: list[TensorSpec]
+    whole: ByteRange | None = None
+
+
+@dataclass(frozen=True)
+class HfLayout:
+    """Which shard holds which tensors, by file name. Computed from headers."""
+
+    model: MergedModel
+    shards: Mapping[str, Shard]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, without headers."""
+        return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
+
+    def index(self) -> dict[str, object]:
+        """``model.safetensors.index.json`` as transformers writes it; what is tied counts once as a parameter."""
+        tie = self.model.tie
+        twice = {*tie.copies, *([tie.head] if tie.tied and tie.head else [])}
+        parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in twice)
+        weight_map = {spec.name: name for name, shard in self.shards.items() for spec in shard.specs}
+        return {
+            "metadata": {"total_parameters": parameters, "total_size": self.nbytes},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+
+
+def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
+    """Lay the merged tensors out over the base's shards, or over new ones of at most ``max_shard_bytes``.
+
+    A tensor that is larger gets a shard of its own. Reads headers.
+    """
+    split = _resplit(model, max_shard_bytes) if max_shard_bytes else _split_of_base(model)
+    ledger = model.ledger()
+    for shard, specs in split.items():
+        for spec in specs:
+            ledger.take(spec.name, f"written to {shard}")
+    ledger.close()
+    return HfLayout(model, {name: Shard(specs, _whole(model, specs)) for name, specs in sorted(split.items())})
+
+
+def _split_of_base(model: MergedModel) -> dict[str, list[TensorSpec]]:
+    shards: dict[str, list[TensorSpec]] = {}
+    for name, spec in model.specs.items():
+        shards.setdefault(model.shards[name], []).append(spec)
+    return shards
+
+
+def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
+    """Shards filled in the order of the base, named as transformers names them."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in model.specs.values():
+        if shards[-1] and filled + spec.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": specs for number, specs in enumerate(shards, 1)}
+
+
+def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
+    """The file that holds exactly these tensors, all of them as they are to be written."""
+    tensors = {spec.name: model.tensors[spec.name] for spec in specs}
+    path = model.where(specs[0].name)
+    if not all(isinstance(one, FileTensor) and one.place.path == path for one in tensors.values()):
+        return None
+    stored = read_tensors(path)
+    end = max(one.place.offset_bytes + one.place.nbytes for one in stored.values())
+    return ByteRange(path, 0, end) if stored == tensors else None
+
+
+def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
+    """Write the checkpoint into the folder ``out``, which must not exist. Memory: two row blocks.
+
+    Raises OutputError, UnreadableFile (a shard that ends early).
+    """
+    model = layout.model
+    out.mkdir()
+    with ThreadPoolExecutor(1) as beside:
+        provenance = beside.submit(lambda: model.provenance)  # a digest of the base's embedding takes a while
+        for name, shard in layout.shards.items():
+            if shard.whole:
+                with OutputFile(out / name, progress, nbytes=shard.whole.nbytes) as file:
+                    file.copy(shard.whole)
+            else:
+                _write_shard(model, shard, out / name, progress, provenance)
+    if list(layout.shards) != [SINGLE]:
+        write_file(out / INDEX, as_json(layout.index()))
+    write_file(out / "config.json", as_json(model.config))
+    if model.generation_config and GENERATION not in model.files:
+        write_file(out / GENERATION, as_json(model.generation_config))
+    for name, path in sorted(model.files.items()):
+        write_file(out / name, read_file(path))
+
+
+def _write_shard(
+    model: MergedModel, shard: Shard, path: Path, progress: Progress, provenance: Future[Mapping[str, str]]
+) -> None:
+    like = model.place(shard.specs[0].name).offset_bytes
+    header, places = prepare(shard.specs, _metadata(model.provenance_shape), like_offset_bytes=like)
+    with OutputFile(path, progress, nbytes=len(header) + sum(spec.nbytes for spec in shard.specs)) as file:
+        file.write(header)
+        for spec, offset_bytes in places:
+            assert file.nbytes == offset_bytes, f"{spec.name} is not where the header says"
+            file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
+        final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
+        assert len(final) == len(header), "the header has become another than was laid out"
+        file.begin_with(final)
+
+
+def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
+    return _METADATA | {f"ttexport.{key}": value for key, value in sorted(provenance.items())}
+
+
+def as_json(value: object) -> bytes:
+    """JSON as transformers writes its configs: two spaces, insertion order, a newline at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

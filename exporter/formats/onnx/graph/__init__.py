@@ -1,0 +1,1 @@
+"""The graph of a described decoder, built node by node."""

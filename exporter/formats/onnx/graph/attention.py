@@ -1,0 +1,158 @@
+"""Self-attention with its cache: projections, norms of queries and keys, rotation, masks.
+
+Sources: the ONNX operator pages of Attention-23 and RotaryEmbedding-23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.families.spec import Role
+from exporter.formats.onnx.graph.parts import Parts, path
+from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
+
+
+class Attention:
+    """Builds the attention of every layer; what the layers share is made once."""
+
+    def __init__(self, parts: Parts) -> None:
+        """``parts``: the graph to build into."""
+        self.parts, self.make, self.given = parts, parts.make, parts.given
+        self.spec, self.attention = parts.spec, parts.spec.attention
+
+    def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
+        """(what attention adds, the layer's new cache) from the normalised input."""
+        at = f"layers.{layer}.self_attn"
+        mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
+        return self.parts.linear(Role.ATTN_OUT, layer, mixed), present
+
+    def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
+        """What the queries see, and the layer's new keys and values, under the names ``outputs``."""
+        attention = self.attention
+        q, k, v = self._rotated(layer, at, *self._projected(layer, x))
+        mask = self._window_mask if layer in attention.windowed else self._mask
+        capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
+        return self.make.ops(
+            "Attention",
+            [q, k, v, mask, *self.given.past[layer]],
+            at,
+            outputs,
+            q_num_heads=attention.heads,
+            kv_num_heads=attention.kv_heads,
+            scale=attention.scale,
+            **capped,
+        )
+
+    def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Queries, keys and values [B, S, heads * width], before they are rotated."""
+        attention, linear = self.attention, self.parts.linear
+        if self.parts.has(Role.QKV, layer):
+            q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
+            sizes = {path(role, layer): size for role, size in ((Role.Q, q_size), (Role.K, kv_size), (Role.V, kv_size))}
+            q, k, v = self.parts.split(linear(Role.QKV, layer, x), sizes)
+        else:
+            q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
+        return self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k), v
+
+    def _rotated(
+        self, layer: int, at: str, q: ir.Value, k: ir.Value, v: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        q = self._rotate(q, layer, self.attention.heads, f"{at}.q_rotated")
+        k = self._rotate(k, layer, self.attention.kv_heads, f"{at}.k_rotated")
+        return q, k, v
+
+    def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
+        """Queries or keys [B, S, heads * width], normalised as a whole or head by head."""
+        kind, make, name = self.attention.qk_norm, self.make, path(role, layer)
+        if kind is None:
+            return x
+        if kind == "all":
+            return self.parts.norm(role, layer, x)
+        width = self.attention.head_dim
+        heads = self.attention.heads if role is Role.Q_NORM else self.attention.kv_heads
+        x = make.op("Reshape", [x, make.constant(0, 0, heads, width)], f"{name}.by_head")
+        if kind == "head":
+            x = self.parts.norm(role, layer, x)
+        else:  # a weight a head: the operator's own scale is one row for all
+            ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
+            x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
+            x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
+        return make.op("Reshape", [x, make.constant(0, 0, heads * width)], f"{name}.joined")
+
+    def _rotate(self, x: ir.Value, layer: int, heads: int, name: str) -> ir.Value:
+        rope = self.spec.rope
+        if rope is None or layer in rope.skipped:
+            return x
+        attributes: dict[str, Any] = {"num_heads": heads, "interleaved": int(rope.interleaved)}
+        if rope.dims != self.attention.head_dim:
+            attributes["rotary_embedding_dim"] = rope.dims
+        if rope.scaling is not None and rope.scaling.get("rope_type") == "longrope":
+            angles = [*self._long_angles]
+        else:
+            table = LOCAL if rope.local_theta is not None and layer in self.attention.windowed else MAIN
+            caches = [self.make.weight(f"{table}.{part}_cache") for part in ("cos", "sin")]
+            angles = [*caches, self.given.position_ids]
+        return self.make.op("RotaryEmbedding", [x, *angles], name, **attributes)
+
+    @cached_property
+    def _long_angles(self) -> Sequence[ir.Value]:
+        """Cos and sin [B, S, dims / 2] of this call's positions.
+
+        A call that reaches beyond the original context takes the long factors for all its positions, as transformers
+        does; what is in the cache already keeps the rotation it got.
+        """
+        make, rope, positions = self.make, self.spec.rope, self.given.position_ids
+        assert rope is not None
+        last = make.op("ReduceMax", [positions], f"{LONG}.last_position", keepdims=0)
+        limit = make.constant((rope.original_positions or self.spec.max_positions) - 1, scalar=True)
+        beyond = make.op("Greater", [last, limit], f"{LONG}.beyond")
+        angles = []
+        for part in ("cos", "sin"):
+            short, long = (
+                make.op("Gather", [make.weight(f"{table}.{part}_cache"), positions], f"{table}.{part}")
+                for table in (MAIN, LONG)
+            )
+            angles.append(make.op("Where", [beyond, long, short], f"{LONG}.{part}.chosen"))
+        return angles
+
+    @cached_property
+    def _positions(self) -> tuple[ir.Value, ir.Value]:
+        """(indices of the keys [T], indices of the queries [S, 1]); padding counts."""
+        make, at = self.make, "mask"
+        zero, one = make.constant(0, scalar=True), make.constant(1, scalar=True)
+        total = make.op("Shape", [self.given.attention_mask], f"{at}.total_length", start=1, end=2)
+        total = make.op("Squeeze", [total], f"{at}.total_length.scalar")
+        length = make.op("Shape", [self.given.input_ids], f"{at}.length", start=1, end=2)
+        length = make.op("Squeeze", [length], f"{at}.length.scalar")
+        past = make.op("Sub", [total, length], f"{at}.past_length")
+        keys = make.op("Range", [zero, total, one], f"{at}.keys")
+        queries = make.op("Range", [past, total, one], f"{at}.queries")
+        return keys, make.op("Unsqueeze", [queries, make.constant(1)], f"{at}.queries.column")
+
+    @cached_property
+    def _mask(self) -> ir.Value:
+        """Bool [B, 1, S, T]: the keys that a query may see. Padding is hidden on either side of the text."""
+        make, at = self.make, "mask"
+        keys, queries = self._positions
+        causal = make.op("LessOrEqual", [keys, queries], f"{at}.causal")  # [S, T]
+        text = make.op("Cast", [self.given.attention_mask], f"{at}.text", to=int(ir.DataType.BOOL))
+        text = make.op("Unsqueeze", [text, make.constant(1, 2)], f"{at}.text.row")  # [B, 1, 1, T]
+        seen = make.op("And", [causal, text], f"{at}.seen")
+        # Padding in front of the text would see nothing at all, and the softmax of nothing is NaN: it may see itself.
+        itself = make.op("Equal", [keys, queries], f"{at}.itself")
+        return make.op("Or", [seen, itself], at)
+
+    @cached_property
+    def _window_mask(self) -> ir.Value:
+        """Of these keys the last ``window``, the query's own counted."""
+        make, at = self.make, "window_mask"
+        keys, queries = self._positions
+        assert self.attention.window is not None
+        first = make.op("Sub", [queries, make.constant(self.attention.window, scalar=True)], f"{at}.before")
+        near = make.op("Greater", [keys, first], f"{at}.near")
+        return make.op("And", [self._mask, near], at)

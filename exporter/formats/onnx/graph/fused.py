@@ -1,0 +1,79 @@
+"""Attention in ONNX Runtime's fused operator, which rotates, appends to the cache and attends in one step.
+
+Source: ONNX Runtime's operator page of GroupQueryAttention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.families.spec import Role
+from exporter.formats.onnx.graph.attention import Attention
+from exporter.formats.onnx.graph.linear import ORT
+from exporter.formats.onnx.weights.packing import reads_packed, rotates_inside
+from exporter.formats.onnx.weights.rope import MAIN
+
+
+class FusedAttention(Attention):
+    """As ``Attention``, with GroupQueryAttention.
+
+    That operator knows no padding in front of a text, and its windows are its own: every sequence counts as T long, and
+    a bias leaves no weight to keys that the masks hide.
+    """
+
+    def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
+        attention, make = self.attention, self.make
+        rotary: list[ir.Value | None] = [None, None, None]
+        if inside := rotates_inside(self.spec, layer):
+            rotary = [*(make.weight(f"{MAIN}.{part}_cache") for part in ("cos", "sin")), self.given.position_ids]
+        bias = self._window_bias if layer in attention.windowed else self._bias
+        last, total = self._lengths
+        capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
+        return make.ops(
+            "GroupQueryAttention",
+            [*self._qkv(layer, at, x), *self.given.past[layer], last, total, *rotary, bias],
+            at,
+            outputs,
+            domain=ORT,
+            num_heads=attention.heads,
+            kv_num_heads=attention.kv_heads,
+            scale=attention.scale,
+            do_rotary=int(inside),
+            **capped,
+        )
+
+    def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
+        """The operator's first three inputs: the product of one matrix for all stands for the three."""
+        if reads_packed(self.spec, layer) and self.parts.has(Role.QKV, layer):
+            return [self.parts.linear(Role.QKV, layer, x), None, None]
+        projected = self._projected(layer, x)
+        return projected if rotates_inside(self.spec, layer) else self._rotated(layer, at, *projected)
+
+    @cached_property
+    def _lengths(self) -> tuple[ir.Value, ir.Value]:
+        """(index of the last key, int32 [B]; number of keys, int32 scalar)."""
+        make, at, int32 = self.make, "lengths", int(ir.DataType.INT32)
+        total = make.op("Shape", [self.given.attention_mask], f"{at}.total", start=1, end=2)
+        batch = make.op("Shape", [self.given.input_ids], f"{at}.batch", start=0, end=1)
+        last = make.op("Expand", [make.op("Sub", [total, make.constant(1)], f"{at}.last"), batch], f"{at}.last.each")
+        last = make.op("Cast", [last], f"{at}.last.int32", to=int32)
+        scalar = make.op("Squeeze", [total], f"{at}.total.scalar")
+        return last, make.op("Cast", [scalar], f"{at}.total.int32", to=int32)
+
+    @cached_property
+    def _bias(self) -> ir.Value:
+        return self._hidden(self._mask, "bias")
+
+    @cached_property
+    def _window_bias(self) -> ir.Value:
+        return self._hidden(self._window_mask, "window_bias")
+
+    def _hidden(self, mask: ir.Value, name: str) -> ir.Value:
+        """[B, 1, S, T]: 0 for keys that are seen. Half the least number keeps a score that is added to it finite."""
+        least = float(np.finfo(self.make.floats.numpy()).min) / 2
+        return self.make.op("Where", [mask, self.make.number(0.0), self.make.number(least)], name)

@@ -1,1 +1,0 @@
-"""Patching a folder of ONNX models: rows of the matrices behind the token ids and in front of the logits."""

@@ -1,0 +1,1 @@
+"""Graphs of models without a description, traced by torch."""

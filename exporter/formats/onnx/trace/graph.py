@@ -1,0 +1,188 @@
+"""What torch traces, made the graph that is shipped: each weight once, names that a person can follow.
+
+Part of the tracing process, as the only modules here that know torch are.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.convenience import replace_all_uses_with, replace_nodes_and_values
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter import onnx_fusions
+
+from exporter.formats.onnx.graph.decoder import OPSET
+
+#: The attribute by which the traced modules hold the model of transformers.
+HELD: Final = "model"
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
+_TURNED: Final = (1, 0)
+
+#: Per input or output, its dimensions by name; None: as traced.
+Dims = Mapping[str, Sequence[str | None]]
+
+
+def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, inputs: Dims, outputs: Dims) -> ir.Model:
+    """The graph of ``module``, called with ``arguments``.
+
+    shapes: torch.export's dynamic_shapes. inputs, outputs: in the order of the arguments and results, flattened.
+    """
+    program = torch.onnx.export(
+        module,
+        tuple(arguments),
+        dynamo=True,
+        optimize=False,
+        opset_version=OPSET,
+        dynamic_shapes=shapes,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        verbose=False,
+    )
+    assert program is not None
+    model: ir.Model = program.model
+    weights = set(model.graph.initializers)
+    # A transposed copy of a weight is no constant that is worth a second place in the file.
+    optimize_ir(model, should_fold=partial(_should_fold, weights))
+    onnx_fusions.fuse(model)
+    _turn_weights(model.graph, weights)
+    _name(model)
+    _name_dims(model.graph, {**inputs, **outputs})
+    _strip(model)
+    return model
+
+
+def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the model file, with ``metadata``, and its weights beside it: one turned weight at a time in memory."""
+    model.metadata_props.update(metadata)
+    ir.save(model, path, external_data=f"{path.name}_data")
+
+
+def constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
+    """An int64 vector inside the model file."""
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+    value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _should_fold(weights: set[str], node: ir.Node) -> bool | None:
+    return False if node.op_type == "Transpose" and _weight(node, weights) else None
+
+
+def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
+    """The matrix that ``node`` reads first, if it is a weight of the model."""
+    value = node.inputs[0] if node.inputs else None
+    if value is None or value.name not in weights or value.shape is None or len(value.shape) != 2:
+        return None
+    return value
+
+
+def _turn_weights(graph: ir.Graph, weights: set[str]) -> None:
+    """Linears read their matrix as it lies: stored turned, or as it is where a look-up reads it as well.
+
+    A Transpose left in the graph would be folded when a session starts, into a second copy of a tied matrix.
+    """
+    turns: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type == "Transpose" and (value := _weight(node, weights)):
+            turns.setdefault(str(value.name), []).append(node)
+    for name, nodes in turns.items():
+        weight = graph.initializers[name]
+        shared = any(user not in nodes for user, _ in weight.uses())
+        for node in nodes:
+            assert tuple(node.attributes["perm"].as_ints()) == _TURNED, "the only way to turn a matrix"
+            (turned,) = node.outputs
+            if not shared:
+                replace_all_uses_with(turned, weight)
+                graph.remove(node, safe=True)
+                continue
+            for user, _ in list(turned.uses()):
+                if user.op_type == "MatMul":
+                    _as_gemm(graph, user, weight)
+            if not turned.uses():
+                graph.remove(node, safe=True)
+        if not shared:
+            _store_turned(weight)
+
+
+def _store_turned(weight: ir.Value) -> None:
+    stored = weight.const_value
+    assert stored is not None
+    assert weight.shape is not None
+    shape = ir.Shape(reversed(list(weight.shape)))
+    weight.const_value = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(stored.numpy().T), name=weight.name),
+        dtype=stored.dtype,
+        shape=shape,
+        name=weight.name,
+    )
+    weight.shape = shape
+
+
+def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
+    """A product [B, S, H] with the transposed ``weight`` (V, H), as one that takes the matrix as it is."""
+    x, (result,) = product.inputs[0], product.outputs
+    assert x is not None
+    assert weight.shape is not None
+    vocab, hidden = (int(length) for length in weight.shape.numpy())
+    name = str(result.name)
+    rows = ir.node("Reshape", [x, constant(graph, f"{name}.rows.shape", -1, hidden)])
+    gemm = ir.node("Gemm", [rows.outputs[0], weight], {"transB": 1})
+    lengths = ir.node("Shape", [x], {"start": 0, "end": 2})
+    shape = ir.node("Concat", [lengths.outputs[0], constant(graph, f"{name}.width", vocab)], {"axis": 0})
+    joined = ir.node("Reshape", [gemm.outputs[0], shape.outputs[0]])
+    made = [rows, gemm, lengths, shape, joined]
+    for node, part in zip(made, ("rows", "product", "lengths", "shape", "joined"), strict=True):
+        node.name = f"{name}.{part}"
+        node.outputs[0].name = node.name
+        node.metadata_props.update(product.metadata_props)
+    final = joined.outputs[0]
+    final.shape, final.type = result.shape, result.type
+    replace_nodes_and_values(graph, product, [product], made, [result], [final])
+    final.name = name
+
+
+def _name(model: ir.Model) -> None:
+    """Nodes and what they make carry the path of their module, weights the name that the checkpoint gives them."""
+    graph = model.graph
+    fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for value in list(graph.initializers.values()):
+        value.name = str(value.name).removeprefix(f"{HELD}.")
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        module = scopes[-2] if len(scopes) > 1 else ""
+        if module != HELD and not module.startswith(f"{HELD}."):
+            continue
+        at = module.removeprefix(HELD).removeprefix(".")
+        node.name = ".".join(filter(None, (at, str(node.outputs[0].name))))
+        for value in node.outputs:
+            if value.name not in fixed:
+                value.name = ".".join(filter(None, (at, str(value.name))))
+
+
+def _name_dims(graph: ir.Graph, dims: Dims) -> None:
+    """The names by which clients resolve dimensions; the tracer makes up its own for sums."""
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        named = dims[str(value.name)]
+        value.shape = ir.Shape([one or other for one, other in zip(named, value.shape, strict=True)])
+
+
+def _strip(model: ir.Model) -> None:
+    """Where nodes came from is of no use to a reader of the file, and names the machine that traced them."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()

@@ -1,0 +1,1 @@
+"""Weights of a graph: precisions, blocks of quantised values, external data."""

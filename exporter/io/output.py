@@ -1,0 +1,175 @@
+"""Writing one artifact file: bytes in order, tensors by range or block, every byte accounted for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from exporter.errors import writing
+from exporter.io import kernel
+from exporter.io.chunks import Chunk, Chunks, Sources
+from exporter.progress import Progress, silent
+from exporter.tensors import Array, ByteRange
+
+#: Sharing a range costs a call and two entries in the file's map: not worth it for less.
+_CLONE_FROM_BYTES: Final = 1 << 20
+
+
+class OutputFile:
+    """A new file that is written front to back, synced on success and removed on failure.
+
+    Ranges of other files are shared with them where the file system can, else copied; neighbouring ranges move as one.
+    The mode follows the umask. Memory: a few chunks. Raises OutputError if the path exists already, or when the device
+    refuses a write, UnreadableFile for a range that its file does not have.
+    """
+
+    def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
+        """nbytes: the size it will have, if known: room is reserved. Nothing is opened before the ``with`` block."""
+        self.path = path
+        self.nbytes = 0
+        self._promised = nbytes
+        self._progress = progress
+        self._fd = -1
+        self._sources = Sources()
+        self._range: ByteRange | None = None  # the last one, not on its way yet: the next may continue it
+        self._chunk: Chunk | None = None
+        self._shares = True
+        self._beginning = b""
+
+    def __enter__(self) -> Self:
+        with writing(self.path):
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._chunks = Chunks(self.path, self._fd, self._sources)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        done = False
+        try:
+            if kind is None:
+                self._finish()
+                done = True
+        finally:
+            self._chunks.close()
+            self._sources.close()
+            os.close(self._fd)
+            if not done:
+                self.path.unlink(missing_ok=True)
+
+    def write(self, data: bytes | memoryview | Array) -> None:
+        """Append ``data``; an array is written as its C-order bytes. It is copied: the caller may reuse it."""
+        self._flush_range()
+        view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else _as_bytes(data)
+        self.nbytes += len(view)
+        while view:
+            chunk = self._open_chunk(self.nbytes - len(view))
+            part = view[: chunk.room]
+            chunk.buffer[chunk.nbytes : chunk.nbytes + len(part)] = part
+            self._grow(chunk, len(part))
+            view = view[len(part) :]
+
+    def begin_with(self, data: bytes) -> None:
+        """Put ``data`` in place of the first bytes, once all others are written: what it says may be known late."""
+        self._beginning = data
+
+    def pad_to(self, alignment: int) -> None:
+        """Append zeros up to the next multiple of ``alignment`` bytes."""
+        self.write(b"\0" * (-self.nbytes % alignment))
+
+    def write_segments(self, segments: Iterable[ByteRange | Array], nbytes: int) -> None:
+        """Append a tensor. Raises AssertionError if it does not come to ``nbytes``: a layout was promised before."""
+        before = self.nbytes
+        for segment in segments:
+            if isinstance(segment, ByteRange):
+                self.copy(segment)
+            else:
+                self.write(segment)
+        if self.nbytes - before != nbytes:
+            raise AssertionError(f"{self.path}: {nbytes} bytes were promised, {self.nbytes - before} came")
+
+    def copy(self, source: ByteRange) -> None:
+        """Append a range of another file."""
+        last = self._range
+        if last and (last.path, last.offset_bytes + last.nbytes) == (source.path, source.offset_bytes):
+            self._range = replace(last, nbytes=last.nbytes + source.nbytes)
+        else:
+            self._flush_range()
+            self._range = source
+        self.nbytes += source.nbytes
+
+    def _flush_range(self) -> None:
+        source, self._range = self._range, None
+        if source is None:
+            return
+        start = self.nbytes - source.nbytes
+        head = -start % kernel.ALIGNMENT
+        middle = (source.nbytes - head) // kernel.ALIGNMENT * kernel.ALIGNMENT
+        if middle >= _CLONE_FROM_BYTES and not (source.offset_bytes + head) % kernel.ALIGNMENT and self._shares:
+            self._append(start, _part(source, 0, head))
+            self._submit()
+            self._shares = kernel.clone(
+                self._fd, start + head, self._sources.fd(source.path), source.offset_bytes + head, middle
+            )
+            if self._shares:
+                self._progress(middle)
+                head += middle
+            self._append(start + head, _part(source, head, source.nbytes))
+        else:
+            self._append(start, source)
+
+    def _append(self, offset_bytes: int, source: ByteRange) -> None:
+        at = 0
+        while at < source.nbytes:
+            chunk = self._open_chunk(offset_bytes + at)
+            part = _part(source, at, min(at + chunk.room, source.nbytes))
+            chunk.ranges.append((chunk.nbytes, part))
+            self._grow(chunk, part.nbytes)
+            at += part.nbytes
+
+    def _open_chunk(self, offset_bytes: int) -> Chunk:
+        if self._chunk is None:
+            self._chunk = self._chunks.chunk(offset_bytes)
+        return self._chunk
+
+    def _grow(self, chunk: Chunk, nbytes: int) -> None:
+        chunk.nbytes += nbytes
+        if not chunk.room:
+            if chunk.offset_bytes == 0 and self._promised:
+                with writing(self.path):
+                    kernel.reserve(self._fd, 0, self._promised)
+            self._submit()
+        self._progress(nbytes)
+
+    def _submit(self) -> None:
+        if self._chunk is not None:
+            self._chunks.submit(self._chunk)
+            self._chunk = None
+
+    def _finish(self) -> None:
+        self._flush_range()
+        if self._chunk is not None:
+            self._chunks.write(self._chunk)
+        self._chunks.finish()
+        rest = memoryview(self._beginning)
+        with writing(self.path):
+            while rest:
+                rest = rest[os.pwrite(self._fd, rest, len(self._beginning) - len(rest)) :]
+        if self._promised not in (None, self.nbytes):
+            raise AssertionError(f"{self.path}: {self._promised} bytes were promised, {self.nbytes} came")
+        with writing(self.path):
+            os.fsync(self._fd)
+
+
+def _part(source: ByteRange, start: int, stop: int) -> ByteRange:
+    return ByteRange(source.path, source.offset_bytes + start, stop - start)
+
+
+def _as_bytes(value: Array) -> memoryview:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data

@@ -1,0 +1,1 @@
+"""What follows from new tokens: files, ids, rows of the whole matrix."""

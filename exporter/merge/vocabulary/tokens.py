@@ -1,0 +1,77 @@
+"""How many rows embedding and head have after merging; tokenizer, rows and matrices must agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.merge.changes import Change
+from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.tokenizer import Tokenizer
+
+
+def vocabulary(
+    checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
+) -> int:
+    """Rows of the merged embedding. ``sources``: of embedding and head, by the name that is written.
+
+    Raises TensorMismatch for an id that neither matrix nor tokenizer knows, BadInput for new rows that nobody sets or
+    a tokenizer that names more than there is, NotExpressible for a head bias that would have to grow.
+    """
+    known = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
+    begins = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
+    largest = max(begins.values())
+    vocab = largest
+    for name, (_, change) in sources.items():
+        for part in change.rows:
+            if part.token_ids[-1] >= max(largest, known):
+                expected = f"token ids below {max(largest, known)} (rows of {name})"
+                hint = "new tokens need the tokenizer that names them beside the adapter"
+                raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1], hint=hint)
+            vocab = max(vocab, part.token_ids[-1] + 1)
+    if tokenizer and known > vocab:
+        raise BadInput(
+            f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}"
+        )
+    for name in sorted(sources):
+        covered = {token_id for part in sources[name][1].rows for token_id in part.token_ids}
+        missing = next((token_id for token_id in range(begins[name], vocab) if token_id not in covered), None)
+        if missing is not None:
+            raise BadInput(
+                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {begins[name]} to "
+                f"{vocab - 1}, found none for token {missing}"
+            )
+    _require_no_bias(checkpoint, vocab)
+    _require_stored_head(checkpoint, vocab, sources)
+    return vocab
+
+
+def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
+    tensor = change.replaced.tensor if change.replaced else checkpoint.tensors[stored]
+    return tensor.spec.n_rows
+
+
+def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
+    """A bias of the logits has an entry a token, which no adapter brings."""
+    stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
+    for name, tensor in checkpoint.tensors.items():
+        if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
+            raise NotExpressible(
+                f"{tensor.place.path}: {name}",
+                f"the vocabulary changes from {stored} to {vocab}, and no adapter holds a bias of the new logits",
+                instead="resize the base with transformers and train on that",
+            )
+
+
+def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
+    """A head that differs although the config ties it: transformers ties it when the vocabulary is resized."""
+    tie = checkpoint.tie
+    head = sources[tie.head][1] if tie.head is not None and tie.head in sources else Change()
+    grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows
+    if grown and tie.follows and not tie.tied and head.replaced is None:
+        raise NotExpressible(
+            f"{checkpoint.path}: {tie.head}",
+            "it differs from the embedding although the config ties it, and transformers dropped it when it resized "
+            "the vocabulary",
+            instead="save the resized base with transformers and train on that",
+        )

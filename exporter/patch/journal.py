@@ -1,0 +1,213 @@
+"""Patching a model where it lies, so that a crash at any moment leaves the old model or the new one.
+
+First the bytes that will be overwritten are written to a journal beside the model, and synced; it gets its name by a
+rename, so a journal that can be found is whole. Then the model is changed and synced, then checked, then the journal is
+removed: that is the moment from which the new model stands. Whoever finds a journal puts the old bytes back first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from exporter.errors import OutputError, UnreadableFile, reading, writing
+from exporter.io.files import read_file
+from exporter.io.staging import sync_folder, write_file
+from exporter.progress import Progress, silent
+from exporter.sources.journal import journal_of
+
+_MAGIC: Final = b"TTXJ0002"
+_HEAD: Final = struct.Struct("<8sQ32s")  # magic, length of the table, SHA-256 of table and bytes
+
+Pieces = Sequence[tuple[int, bytes]]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What becomes of a model's files. pieces: file → [(offset, bytes)], which keep their length.
+
+    contents: file → its new content, None to remove it; for small files, which are written whole.
+    """
+
+    pieces: Mapping[Path, Pieces] = field(default_factory=dict)
+    contents: Mapping[Path, bytes | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What one file was. size: None if there was none. whole: ``pieces`` are all of it."""
+
+    size: int | None
+    whole: bool
+    pieces: Pieces
+
+
+def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], progress: Progress = silent) -> None:
+    """Change the files of the model at ``path``, a file or a folder. What ``check`` raises on the result undoes it.
+
+    Memory: the old and the new bytes. Raises OutputError if another process is at it or the device refuses; the model
+    then is as it was.
+    """
+    with _locked(path):
+        if journal_of(path).exists():
+            raise OutputError(path, "another run was interrupted here; run the patch again")
+        _write_journal(path, dict(_old(changes)))
+        try:
+            for file, pieces in changes.pieces.items():
+                _overwrite(file, pieces)
+                progress(sum(len(new) for _, new in pieces))
+            for file, content in changes.contents.items():
+                _replace(file, content)
+            check()
+        except BaseException:
+            _restore(path)
+            raise
+        _remove(journal_of(path))
+
+
+def recover(path: Path) -> bool:
+    """Put the old bytes back if a patch of the model at ``path`` was interrupted; whether that was so.
+
+    Raises UnreadableFile for a journal that is broken or belongs to another file, OutputError if a run is at it now.
+    """
+    if not journal_of(path).exists():
+        return False
+    with _locked(path):
+        if not journal_of(path).exists():
+            return False
+        _restore(path)
+    return True
+
+
+def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
+    for path, pieces in changes.pieces.items():
+        old = []
+        with reading(path), path.open("rb", buffering=0) as source:
+            for offset, new in pieces:
+                held = os.pread(source.fileno(), len(new), offset)
+                if len(held) != len(new):
+                    raise UnreadableFile(path, f"expected {len(new)} bytes at {offset}, found {len(held)}")
+                old.append((offset, held))
+            yield path, _Old(os.fstat(source.fileno()).st_size, False, old)
+    for path in changes.contents:
+        content = read_file(path) if path.exists() else None
+        yield path, _Old(None if content is None else len(content), True, [(0, content or b"")])
+
+
+def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
+    """Complete and synced before it gets its name."""
+    files = [
+        [file.relative_to(path.parent).as_posix(), one.size, one.whole, [[at, len(data)] for at, data in one.pieces]]
+        for file, one in old.items()
+    ]
+    table = json.dumps(files).encode()
+    body = table + b"".join(data for one in old.values() for _, data in one.pieces)
+    journal = journal_of(path)
+    draft = journal.with_name(f".{journal.name}.partial")
+    with writing(draft):
+        draft.unlink(missing_ok=True)
+    write_file(draft, _HEAD.pack(_MAGIC, len(table), hashlib.sha256(body).digest()) + body)
+    with writing(journal):
+        draft.rename(journal)
+        sync_folder(journal.parent)
+
+
+def _restore(path: Path) -> None:
+    """Write the old bytes back, then remove the journal. Interrupted, it can be done again."""
+    for target, old in _read_journal(path).items():
+        if old.whole:
+            _replace(target, None if old.size is None else old.pieces[0][1])
+        else:
+            _overwrite(target, old.pieces)
+    _remove(journal_of(path))
+
+
+def _read_journal(path: Path) -> dict[Path, _Old]:
+    """Nothing is believed that the digest does not cover."""
+    journal = journal_of(path)
+    with reading(journal):
+        data = journal.read_bytes()
+    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found something else")
+    if len(data) < _HEAD.size:
+        raise broken
+    magic, length, digest = _HEAD.unpack_from(data)
+    body = data[_HEAD.size :]
+    if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
+        raise broken
+    found: dict[Path, _Old] = {}
+    at = length
+    for name, size, whole, spans in json.loads(body[:length]):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise broken
+        target = path.parent / name
+        if not whole:
+            with reading(target):
+                held = target.stat().st_size
+            if held != size:
+                raise UnreadableFile(target, f"expected the {size} bytes that {journal.name} is about, found {held}")
+        pieces = []
+        for offset, nbytes in spans:
+            pieces.append((offset, body[at : at + nbytes]))
+            at += nbytes
+        found[target] = _Old(size, whole, pieces)
+    return found
+
+
+def _overwrite(path: Path, pieces: Pieces) -> None:
+    with writing(path), path.open("r+b", buffering=0) as file:
+        overwrite(file.fileno(), pieces)
+        os.fsync(file.fileno())
+
+
+def overwrite(fd: int, pieces: Pieces) -> None:
+    """Write every piece at its offset. Raises OSError."""
+    for offset, data in pieces:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(fd, view, offset)
+            view, offset = view[done:], offset + done
+
+
+def _replace(path: Path, content: bytes | None) -> None:
+    """Give a file all its content, or remove it; done before, it can be done again."""
+    with writing(path):
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                overwrite(fd, [(0, content)])
+                os.ftruncate(fd, len(content))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(path.parent)
+
+
+def _remove(journal: Path) -> None:
+    with writing(journal):
+        journal.unlink()
+        sync_folder(journal.parent)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One patch of a model at a time; the lock goes with the process."""
+    with writing(path):
+        fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise OutputError(path, "another run is patching it") from exc
+        yield
+    finally:
+        os.close(fd)

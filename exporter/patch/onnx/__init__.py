@@ -1,0 +1,1 @@
+"""Rows into an existing folder of ONNX models."""

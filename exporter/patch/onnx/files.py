@@ -1,0 +1,82 @@
+"""What lies beside the models after patching: the adapter's tokenizer, and configs that agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.formats.hf.write import GENERATION, as_json
+from exporter.formats.onnx.client_files import genai_ids, side_contents
+from exporter.io.files import read_file
+from exporter.io.json_objects import read_object
+from exporter.merge.vocabulary.files import brought_files, merge_side_files
+from exporter.merge.vocabulary.special_ids import follow, generation_config
+from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.peft.adapter import Adapter
+
+_CONFIG: Final = "config.json"
+_GENAI: Final = "genai_config.json"
+_GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
+    """Name → path of the tokenizer files after patching. Raises BadInput for adapters that bring different ones."""
+    return merge_side_files(side_files(folder), adapters)
+
+
+def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
+    """Name → new content of the files that change, None for one that goes. vocab: rows, None if they stay as many.
+
+    Raises UnreadableFile.
+    """
+    base, merged = side_files(folder), merged_files(folder, adapters)
+    wanted: dict[str, bytes | None] = {}
+    generation, moved = generation_config(base, merged)
+    if brought_files(adapters):
+        wanted |= dict.fromkeys(base) | side_contents(merged)
+    if generation and GENERATION not in merged:
+        wanted[GENERATION] = as_json(generation)
+    config = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+    ids = genai_ids({**config, **(read_object(base[GENERATION]) if GENERATION in base else {})})
+    if _follow_config(config, vocab, moved):
+        wanted[_CONFIG] = as_json(config)
+    if (folder / _GENAI).is_file():
+        told = read_object(folder / _GENAI)
+        if _follow_genai(told, vocab, ids, genai_ids({**config, **generation})):
+            wanted[_GENAI] = as_json(told)
+    held = {name: read_file(folder / name) if (folder / name).is_file() else None for name in wanted}
+    return {name: content for name, content in wanted.items() if content != held[name]}
+
+
+def _follow_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str, tuple[int | None, int]]) -> bool:
+    """Set size and special ids in config.json; whether anything changed."""
+    nested = config.get("text_config")
+    changed = False
+    for table in (config, nested if isinstance(nested, dict) else {}):
+        if vocab is not None and "vocab_size" in table:
+            table["vocab_size"], changed = vocab, True
+        changed |= follow(table, moved)
+    return changed
+
+
+def _follow_genai(told: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Set size and special ids in genai_config.json; whether anything changed. Other ids stay as the file has them."""
+    model = told.get("model")
+    if not isinstance(model, dict) or (vocab is None and before == after):
+        return False
+    ids = {key: model[key] for key in _GENAI_IDS if key in model}
+    for key in _GENAI_IDS:
+        if before.get(key) != after.get(key):
+            ids.pop(key, None)
+            ids |= {key: after[key]} if key in after else {}
+    entries: dict[str, Any] = {}
+    for key, value in model.items():
+        if key in _GENAI_IDS or key == "decoder":  # our own order: the ids in front of the decoder
+            entries |= {one: ids[one] for one in _GENAI_IDS if one in ids}
+        if key not in _GENAI_IDS:
+            entries[key] = value
+    if vocab is not None and "vocab_size" in entries:
+        entries["vocab_size"] = vocab
+    told["model"] = entries
+    return True

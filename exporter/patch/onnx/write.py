@@ -1,0 +1,58 @@
+"""Writing a patched copy of a folder: raw ranges of its files, new bytes over them, small files anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from exporter.errors import writing
+from exporter.io.output import OutputFile
+from exporter.io.staging import write_file
+from exporter.patch.journal import Changes, overwrite
+from exporter.patch.onnx.data import DataPatch
+from exporter.patch.onnx.plan import OnnxPatch
+from exporter.progress import Progress, silent
+from exporter.tensors import ByteRange
+
+
+def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> None:
+    """Write the folder ``out``, which must not exist. Memory: the new rows and small files.
+
+    Names of one file stay names of one file. Raises OutputError, UnreadableFile for a file that ends early.
+    """
+    written: dict[tuple[int, int], Path] = {}
+    for name in patch.names:
+        source, target = patch.folder / name, out / name
+        content, data = patch.contents.get(name), patch.data.get(source)
+        if content is not None:
+            write_file(target, content)
+            continue
+        status = source.stat()
+        first = written.setdefault((status.st_dev, status.st_ino), target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if first is not target:
+                target.hardlink_to(first)
+                continue
+        _write(source, data, target, progress)
+
+
+def changes_in_place(patch: OnnxPatch) -> Changes:
+    """What is overwritten where no weights move; every file of several names once."""
+    inodes = {(status.st_dev, status.st_ino): path for path in patch.data for status in [path.stat()]}
+    pieces = {path: patch.data[path].pieces for path in inodes.values()}
+    return Changes(pieces, {patch.folder / name: content for name, content in patch.contents.items()})
+
+
+def _write(source: Path, data: DataPatch | None, target: Path, progress: Progress) -> None:
+    nbytes = data.nbytes if data else source.stat().st_size
+    with OutputFile(target, progress, nbytes=nbytes) as file:
+        for segment in data.segments if data else [ByteRange(source, 0, nbytes)]:
+            if isinstance(segment, ByteRange):
+                file.copy(segment)
+            else:
+                file.write(segment)
+    if data and data.pieces:
+        with writing(target), target.open("r+b", buffering=0) as raw:
+            overwrite(raw.fileno(), data.pieces)
+            os.fsync(raw.fileno())

@@ -1,0 +1,64 @@
+"""provenance.intoto.json: which files came from which materials, as an in-toto statement with SLSA provenance.
+
+Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. There is no time in it: when and
+where a release was built stands in run.json, so that two builds give the same statement. It is not signed by itself:
+the signature of the release covers it like every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+from exporter.release.documents import manifest as manifests
+from exporter.release.documents.manifest import Manifest, MaterialEntry
+
+NAME: Final = "provenance.intoto.json"
+_STATEMENT: Final = "https://in-toto.io/Statement/v1"
+_PREDICATE: Final = "https://slsa.dev/provenance/v1"
+#: externalParameters hold ``release``: release.toml as it was understood.
+_BUILD_TYPE: Final = "urn:ttexport:release:v1"
+#: Nobody vouches for the machine but who signs the release.
+_BUILDER: Final = "urn:ttexport:builder:v1"
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The statement about every file of ``manifest`` and the manifest itself."""
+    digest = hashlib.sha256(manifests.to_bytes(manifest)).hexdigest()
+    subjects = {entry.path: entry.sha256 for entry in manifest.files} | {manifests.NAME: digest}
+    statement = {
+        "_type": _STATEMENT,
+        "subject": [{"name": path, "digest": {"sha256": digest}} for path, digest in sorted(subjects.items())],
+        "predicateType": _PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": _BUILD_TYPE,
+                "externalParameters": {"release": manifest.spec},
+                "internalParameters": {},
+                "resolvedDependencies": list(_dependencies(manifest)),
+            },
+            "runDetails": {"builder": {"id": _BUILDER, "version": manifest.tools}},
+        },
+    }
+    return manifests.to_bytes(statement)
+
+
+def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """A resource descriptor a file that was read: base first, then the adapters by name."""
+    materials = {"base": manifest.base} | {
+        f"adapter {name}": material for name, material in sorted(manifest.adapters.items())
+    }
+    for use, material in materials.items():
+        for path, digest in sorted(material.files.items()):
+            descriptor: dict[str, Any] = {"name": f"{use}: {path}", "digest": {"sha256": digest}}
+            if material.revision:
+                descriptor["uri"] = _package_url(material, path)
+            yield descriptor
+
+
+def _package_url(material: MaterialEntry, path: str) -> str:
+    """Source: package-url, type ``huggingface``: namespace, name, commit in lower case, and the file as subpath."""
+    name = quote(material.name, safe="/")
+    return f"pkg:huggingface/{name}@{quote((material.revision or '').lower(), safe='')}#{quote(path, safe='/')}"

@@ -1,0 +1,62 @@
+"""run.json: when, where and how long. The only file that may differ between two runs of one release.
+
+It names the manifest and the signature by their digests, and ends with a digest of its own content: an accident or a
+careless edit is seen. Whoever rewrites it whole is not: nothing in it says what was released.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.io.files import read_file
+from exporter.io.json_objects import MAX_CONFIG_BYTES
+from exporter.release.documents import manifest as manifests
+from exporter.release.documents.manifest import SCHEMA, Sha256, decode
+from exporter.release.facts import Run
+
+NAME: Final = "run.json"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The document; ``sha256`` is that of its one spelling with an empty text in this place."""
+
+    schema: int
+    manifest_sha256: Sha256
+    signature_sha256: Sha256 | None
+    started: str
+    finished: str
+    invocation: str
+    host: dict[str, str]
+    jobs: dict[str, dict[str, Any]]
+    sha256: str
+
+
+def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
+    """The record of ``run``, bound to the ``manifest`` and the ``signature`` that it left."""
+    record = Record(
+        schema=SCHEMA,
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        signature_sha256=hashlib.sha256(signature).hexdigest() if signature is not None else None,
+        started=run.started,
+        finished=run.finished,
+        invocation=run.invocation,
+        host=dict(run.host),
+        jobs={job: dict(facts) for job, facts in run.jobs.items()},
+        sha256="",
+    )
+    return manifests.to_bytes(msgspec.structs.replace(record, sha256=own_digest(record)))
+
+
+def read(path: Path) -> tuple[Record, bytes]:
+    """The record at ``path`` and its bytes. Raises UnreadableFile."""
+    content = read_file(path, max_nbytes=MAX_CONFIG_BYTES)
+    return decode(path, content, Record), content
+
+
+def own_digest(record: Record) -> str:
+    """sha256 of everything in ``record`` but this digest."""
+    return hashlib.sha256(manifests.to_bytes(msgspec.structs.replace(record, sha256=""))).hexdigest()

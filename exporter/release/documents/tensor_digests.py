@@ -1,0 +1,139 @@
+"""sha256 of files, and of the tensors in them; a block at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from exporter.errors import BadInput, UnreadableFile
+from exporter.io.files import opened
+from exporter.release.documents.manifest import FileEntry, is_inside
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.hf.safetensors import read_tensors
+from exporter.tensors import ByteRange
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+#: What git and the hub's client lay beside the files of a repository; no runtime reads it.
+FOREIGN: Final = (".git", ".gitattributes", ".cache/huggingface")
+_BLOCK_BYTES: Final = 1 << 20
+#: Hashing is bound by the processor, reading by the disk: more threads than this only wait.
+_WORKERS: Final = 4
+
+_KINDS_BY_NAME: Final = {
+    "config.json": "config",
+    "generation_config.json": "config",
+    "genai_config.json": "config",
+    "chat_template.jinja": "chat template",
+    "merges.txt": "tokenizer",
+    "vocab.json": "tokenizer",
+    "tokenizer.json": "tokenizer",
+    "tokenizer.model": "tokenizer",
+    "tokenizer_config.json": "tokenizer",
+    "special_tokens_map.json": "tokenizer",
+    "added_tokens.json": "tokenizer",
+    "README.md": "model card",
+    "Modelfile": "modelfile",
+}
+_KINDS_BY_SUFFIX: Final = {
+    ".safetensors": "weights",
+    ".onnx": "model",
+    ".onnx_data": "weights",
+    ".gguf": "model",
+    ".json": "data",
+}
+
+
+def kind_of(path: str) -> str:
+    """What a file of a release is for, told by its name."""
+    name = Path(path).name
+    return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
+
+
+def list_files(folder: Path) -> list[str]:
+    """Paths of all files below ``folder``, with slashes, sorted; and of folders that hold nothing, and broken links.
+
+    Without what git and the hub's client add.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent).relative_to(folder)
+        if here.parts and not folders and not files:
+            found.append(here.as_posix())
+        folders[:] = [name for name in folders if (here / name).as_posix() not in FOREIGN]
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        names = [name for name in [*files, *links] if (here / name).as_posix() not in FOREIGN]
+        found += [(here / name).as_posix() for name in names]
+    return sorted(found)
+
+
+def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
+    """Read the files at ``paths`` below ``folder``, each twice: whole, and tensor by tensor.
+
+    Raises UnreadableFile for what is no regular file, and for one whose header does not fit its content; BadInput for
+    a name that a checksum file cannot hold.
+    """
+    names = list(paths)
+    for path in names:
+        if not is_inside(path):
+            raise BadInput(f"{folder}: expected names of printable characters without backslash, found {path!r:.80}")
+    return in_threads(partial(entry, folder), names)
+
+
+def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """The results of ``job`` in the order of ``items``: hashing and reading leave Python's lock to others."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return list(pool.map(job, items))
+
+
+def entry(folder: Path, path: str) -> FileEntry:
+    """One file: size, digest, and the digests of its tensors by name."""
+    size, digest = file_digest(folder / path)
+    return FileEntry(path=path, kind=kind_of(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """(size in bytes, sha256)."""
+    with opened(path) as (file, size):
+        return size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_digests(path: Path) -> dict[str, str]:
+    """Tensor → sha256 of its bytes as they are stored, sorted by name; empty for files that hold no tensors."""
+    return dict(sorted(_tensor_digests(path)))
+
+
+def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
+    if path.suffix == ".safetensors":
+        for name, stored in read_tensors(path).items():
+            yield name, _range_digest(stored.place)
+    elif path.suffix == ".gguf":
+        for name, tensor in GgufFile.open(path).tensors.items():
+            yield name, _range_digest(ByteRange(path, tensor.offset_bytes, tensor.nbytes))
+    elif path.suffix == ".onnx":
+        from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
+
+        graph = OnnxFile.open(path)
+        for name, initialiser in graph.initialisers.items():
+            if initialiser.place is None:
+                yield name, hashlib.sha256(graph.inline_bytes(name)).hexdigest()
+            else:
+                yield name, _range_digest(initialiser.place)
+
+
+def _range_digest(place: ByteRange) -> str:
+    digest, buffer, done = hashlib.sha256(), bytearray(_BLOCK_BYTES), 0
+    with opened(place.path) as (file, _):
+        while done < place.nbytes:
+            view = memoryview(buffer)[: place.nbytes - done]
+            got = os.preadv(file.fileno(), [view], place.offset_bytes + done)
+            if got == 0:
+                raise UnreadableFile(place.path, f"file ends {place.nbytes - done} bytes before its tensor does")
+            digest.update(view[:got])
+            done += got
+    return digest.hexdigest()

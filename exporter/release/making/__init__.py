@@ -1,0 +1,1 @@
+"""Making a release: artifacts, their cache, the journal, pieces made elsewhere."""

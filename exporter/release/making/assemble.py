@@ -1,0 +1,116 @@
+"""Joining pieces that were made elsewhere to the release that one machine would have made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from exporter.errors import writing
+from exporter.io.digests import FileDigests
+from exporter.io.output import OutputFile
+from exporter.io.staging import Stage, is_left, require_space, resumable
+from exporter.progress import Hooks, Progress
+from exporter.release.facts import Release
+from exporter.release.making.finish import finish, now, require_finish, run_of
+from exporter.release.making.finished import finished_release, require_same
+from exporter.release.making.piece import Piece, check_files, find_pieces, match_pieces
+from exporter.release.spec import ReleaseSpec
+from exporter.tensors import ByteRange
+
+
+def assemble_release(
+    spec: ReleaseSpec,
+    folders: Sequence[Path],
+    out: Path,
+    hooks: Hooks | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+) -> Release:
+    """Copy the pieces in ``folders`` to a release at ``out``; its facts. Neither base nor adapters are needed.
+
+    resume, force: what an interrupted run left is begun anew; with ``resume``, what is finished is left alone.
+    Raises what ``Parts.open`` raises, OutputError.
+    """
+    hooks, started = hooks or Hooks(), now()
+    parts = Parts.open(spec, folders)
+    keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
+    if resume and not is_left(out) and (found := finished_release(out, parts.release, keys, parts.judged)):
+        hooks.say(f"{out}: finished before")
+        return found
+    require_finish(spec.signing)
+    require_space(out, parts.nbytes)
+    with resumable(out, force=force, resume=resume) as stage:
+        if stage.promoted:
+            return require_same(out, finished_release(out, parts.release, keys, parts.judged))
+        return parts.join(stage, hooks, started)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A piece for every job, in the order of the jobs, each with its folder; ``sizes``: their bytes."""
+
+    spec: ReleaseSpec
+    pieces: Mapping[Path, Piece]
+    sizes: Mapping[Path, int]
+
+    @classmethod
+    def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> Parts:
+        """Find the pieces in ``folders``; every file is compared with the digest that its job recorded.
+
+        Raises BadInput for pieces that are missing, damaged or do not belong together.
+        """
+        found = find_pieces(folders)
+        pieces = {folder: found[folder] for folder in match_pieces(spec, found).values()}
+        digests = FileDigests()
+        for folder, piece in pieces.items():
+            check_files(folder, piece, digests)
+        sizes = {
+            folder: sum((folder / name).stat().st_size for name in piece.made.files) for folder, piece in pieces.items()
+        }
+        return cls(spec, pieces, sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(self.sizes.values())
+
+    @property
+    def release(self) -> Release:
+        """The facts of the whole."""
+        found = list(self.pieces.values())
+        return replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """Model → digest of how its artifacts were verified."""
+        return {model: digest for piece in self.pieces.values() for model, digest in piece.judgements.items()}
+
+    def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
+        """Fill the draft of ``stage`` with copies and their documents. started: of the run, RFC 3339."""
+        with writing(stage.draft):
+            shutil.rmtree(stage.draft)
+            stage.draft.mkdir()
+        seconds: dict[str, float] = {}
+        for folder, piece in self.pieces.items():
+            hooks.say(f"joining {piece.made.job}")
+            meter = hooks.start(piece.made.job, self.sizes[folder])
+            for name in piece.made.files:
+                _copy(folder / name, stage.draft / name, meter)
+            if piece.verify_seconds is not None:
+                model = piece.artifact.model
+                seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
+        made = {piece.made.job: piece.made for piece in self.pieces.values()}
+        run = run_of(started, made, seconds, self.judged)
+        finish(stage.draft, self.release, run, self.spec.signing)
+        return self.release
+
+
+def _copy(source: Path, target: Path, meter: Progress) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    size = source.stat().st_size
+    with OutputFile(target, meter, nbytes=size) as file:
+        file.copy(ByteRange(source, 0, size))

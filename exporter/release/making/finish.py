@@ -1,0 +1,79 @@
+"""The last step of a release: reports and documents beside the artifacts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.errors import BadInput
+from exporter.io.staging import write_file
+from exporter.release.documents.signature import Signing, require_signer
+from exporter.release.documents.write import write_documents
+from exporter.release.facts import Release, Run
+from exporter.release.making.journal import Made
+from exporter.release.spec import SigningSpec
+from exporter.verify.report import SCHEMA, to_bytes
+
+REPORT: Final = "report.json"
+
+
+def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None) -> None:
+    """Write what describes the artifacts in ``draft``. Only run.json differs between two runs, and a signature.
+
+    Raises OutputError, and what ``write_documents`` raises.
+    """
+    reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
+    if reports:
+        found: dict[str, Any] = {"schema": SCHEMA, "passed": all(report["passed"] for report in reports)}
+        write_file(draft / REPORT, to_bytes({**found, "artifacts": reports}))
+    write_documents(draft, release, run, signing=_signing(signing) if signing else None)
+
+
+def require_finish(signing: SigningSpec | None) -> None:
+    """Raises for what ``finish`` could not do at the end: MissingDependency, BadInput."""
+    if signing:
+        require_signer(_signing(signing))
+
+
+def _signing(table: SigningSpec) -> Signing:
+    password = os.environ.get(table.password_env) if table.password_env else None
+    if table.password_env and password is None:
+        raise BadInput(f"signing.password-env: expected the variable {table.password_env} to be set, found it is not")
+    return Signing(private_key=Path(table.key) if table.key else None, password=password)
+
+
+def run_of(
+    started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], judged: Mapping[str, str]
+) -> Run:
+    """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
+    jobs = {**job_facts(made), **verify_facts(verify_seconds, judged)}
+    return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
+
+
+def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
+    """What a run tells of the jobs that made artifacts."""
+    return {job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()}
+
+
+def verify_facts(seconds: Mapping[str, float], judged: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What a run tells of verifications. seconds, judged (digest of how): by model."""
+    return {f"verify {model}": {"judged": judged[model], "seconds": took} for model, took in seconds.items()}
+
+
+def now() -> str:
+    """The clock, as RFC 3339 writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _host() -> dict[str, str]:
+    """The machine, as far as it can matter to speed and rounding; neither its name nor its user's."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+    }

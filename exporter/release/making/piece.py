@@ -1,0 +1,145 @@
+"""Pieces: the result of one job, on its own, with what is needed to join it with the others elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.errors import BadInput, UnreadableFile
+from exporter.io.digests import FileDigests, files_below
+from exporter.io.files import read_file
+from exporter.io.staging import write_file
+from exporter.release.facts import Artifact, Release
+from exporter.release.jobs import Job, jobs_of
+from exporter.release.making.journal import Made, Verified
+from exporter.release.plan import told_spec
+from exporter.release.spec import ReleaseSpec
+
+NAME: Final = "piece.json"
+_SCHEMA: Final = 1
+_MAX_BYTES: Final = 256 << 20
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``piece.json``. release: the facts without artifacts, which all pieces share.
+
+    judged: digest of how the artifact was verified, None if it was not; verify_seconds likewise.
+    """
+
+    schema: int
+    release: Release
+    artifact: Artifact
+    made: Made
+    judged: str | None
+    verify_seconds: float | None
+
+    @property
+    def judgements(self) -> dict[str, str]:
+        """Model → digest of how it was verified; none if it was not."""
+        return {} if self.judged is None else {self.artifact.model: self.judged}
+
+
+def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
+    """Describe the one artifact of ``release``, which lies in ``folder``. Raises OutputError."""
+    (artifact,) = release.artifacts
+    piece = Piece(
+        schema=_SCHEMA,
+        release=replace(release, artifacts=()),
+        artifact=artifact,
+        made=made,
+        judged=verified.judged if verified else None,
+        verify_seconds=verified.seconds if verified else None,
+    )
+    write_file(folder / NAME, msgspec.json.format(msgspec.json.encode(piece), indent=2) + b"\n")
+
+
+def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
+    """Folder → its description, of every piece that is one of ``folders`` or lies in one.
+
+    Raises UnreadableFile for a folder without any.
+    """
+    found: dict[Path, Piece] = {}
+    for folder in folders:
+        places = [folder] if (folder / NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{NAME}"))
+        if not places:
+            raise UnreadableFile(folder, f"expected a piece that --only made, or folders with one, found no {NAME}")
+        found |= {place: read_piece(place / NAME) for place in places}
+    return found
+
+
+def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
+    """Job → the piece that is its result, for every job of the release.
+
+    Raises BadInput for a job without a piece, or with two, and for pieces of different inputs, prompts or tools.
+    """
+    jobs = {job.name: job for job in jobs_of(spec)}
+    by_job: dict[str, Path] = {}
+    first, shared = next(iter(pieces.items()))
+    made_from = shared.release.spec
+    adapters = {name: model.adapters for name, model in shared.release.models.items() if name in spec.models}
+    if fault := _difference(told_spec(spec, str(made_from["base"]), adapters), made_from, "release"):
+        raise BadInput(f"{first / NAME}: made from another release.toml: {fault}")
+    for folder, piece in pieces.items():
+        name = piece.made.job
+        if name not in jobs or not _is_of(jobs[name], piece):
+            raise BadInput(f"{folder / NAME}: expected a job of this release, found {name!r:.80} with other options")
+        if name in by_job:
+            raise BadInput(f"{folder / NAME}: expected one piece a job, found {name} in {by_job[name]}, too")
+        if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
+            raise BadInput(f"{folder / NAME}: {fault} (the former is in {first / NAME})")
+        if piece.judged != shared.judged:  # the level is the release's: what differs has the same name
+            digests = f"expected those of {first / NAME} ({_short(shared)}), found others ({_short(piece)})"
+            raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
+        by_job[name] = folder
+    if missing := [name for name in jobs if name not in by_job]:
+        raise BadInput(f"--assemble: expected a piece for every job, found none for {', '.join(missing)}")
+    return {name: by_job[name] for name in jobs}
+
+
+def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
+    """Raises BadInput for a file of the piece that is not the one that its job made, or is not there."""
+    held = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
+    for name in sorted(held.keys() ^ piece.made.files.keys()):
+        what = "the file of its job, found none" if name in piece.made.files else "no such file, found one"
+        raise BadInput(f"{folder / name}: expected {what}")
+    for name, path in held.items():
+        if (found := digests.of(path)) != piece.made.files[name]:
+            raise BadInput(f"{path}: expected sha256 {piece.made.files[name][:12]}…, found {found[:12]}…")
+
+
+def read_piece(path: Path) -> Piece:
+    """The description at ``path``. Raises UnreadableFile."""
+    try:
+        piece = msgspec.json.decode(read_file(path, max_nbytes=_MAX_BYTES), type=Piece)
+    except msgspec.MsgspecError as exc:
+        raise UnreadableFile(path, f"expected the description of a piece: {exc}") from exc
+    if piece.schema != _SCHEMA:
+        raise UnreadableFile(path, f"expected schema {_SCHEMA}, found {piece.schema}")
+    return piece
+
+
+def _short(piece: Piece) -> str:
+    return f"digest {piece.judged[:12]}…" if piece.judged else "not verified"
+
+
+def _is_of(job: Job, piece: Piece) -> bool:
+    asked = msgspec.to_builtins(dict(job.parameters))
+    return (piece.artifact.format, piece.artifact.model, dict(piece.artifact.parameters)) == (
+        job.format,
+        job.model,
+        asked,
+    )
+
+
+def _difference(want: Any, found: Any, where: str = "release") -> str | None:
+    """The first place in which two documents differ, in words."""
+    if isinstance(want, dict) and isinstance(found, dict):
+        for key in sorted(want.keys() | found.keys()):
+            if fault := _difference(want.get(key), found.get(key), f"{where}.{key}"):
+                return fault
+        return None
+    return None if want == found else f"{where}: expected {want!r:.80}, found {found!r:.80}"

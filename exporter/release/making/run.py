@@ -1,0 +1,191 @@
+"""Running a release: jobs one by one into a staging folder, verified model by model, then one rename.
+
+Every finished job and every verified model is a line of a journal; a run with ``resume`` does what is not in it yet.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import NotEquivalent, writing
+from exporter.io.digests import FileDigests, files_below
+from exporter.io.staging import Stage, is_left, require_space, resumable, sync_folder, write_file
+from exporter.progress import Hooks
+from exporter.release.facts import Artifact, Release
+from exporter.release.jobs import Job
+from exporter.release.making.finish import finish, now, require_finish, run_of
+from exporter.release.making.finished import finished_piece, finished_release, require_same
+from exporter.release.making.journal import Journal, Made, Verified
+from exporter.release.making.make import Workshop
+from exporter.release.making.piece import write_piece
+from exporter.release.making.store import Store
+from exporter.release.plan import ReleasePlan, require_apart
+from exporter.verify.expect.reference import Reference
+from exporter.verify.report import Report, document, to_bytes
+from exporter.verify.run import verify
+
+_JOURNAL: Final = "journal.jsonl"
+_WORK: Final = "work"
+_STORE: Final = "store"
+#: What a failed verification leaves in the staging folder.
+_FAILED: Final = "report.json"
+
+
+@dataclass
+class Session:
+    """One run at work. jobs: those that it does; the release may have more."""
+
+    plan: ReleasePlan
+    jobs: Sequence[Job]
+    stage: Stage
+    hooks: Hooks
+    journal: Journal
+    workshop: Workshop
+    digests: FileDigests
+    started: str = field(default_factory=now)
+
+    def work(self) -> None:
+        """Do every job that is not done, and verify every model that is not verified."""
+        for model in dict.fromkeys(job.model for job in self.jobs):
+            own = [job for job in self.jobs if job.model == model]
+            for job in own:
+                if job.name not in self.journal.made:
+                    self._make(job)
+            self._verify(model, own)
+
+    def _make(self, job: Job) -> None:
+        target = self.plan.targets[job.name]
+        work = self.stage.folder / _WORK
+        self.hooks.say(f"making {job.name}")
+        started = time.perf_counter()
+        place = work / self.plan.place(job)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        way = self.workshop.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
+        seconds = time.perf_counter() - started
+        made = [path.relative_to(work) for path in files_below(work)]
+        digests = self.digests.of_all(work / name for name in made)
+        with writing(self.stage.draft):
+            for name in made:
+                (self.stage.draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).rename(self.stage.draft / name)
+            for folder in {self.stage.draft / name.parent for name in made}:
+                sync_folder(folder)
+        files = {name.as_posix(): digests[work / name] for name in made}
+        line = Made(job=job.name, key=self.plan.key(job), files=files, seconds=round(seconds, 4), way=way)
+        self.journal.add(line)
+        self.stage.keep = True
+
+    def _verify(self, model: str, jobs: Sequence[Job]) -> None:
+        keys = {job.name: self.journal.made[job.name].key for job in jobs}
+        held, judged = self.journal.verified.get(model), self.plan.judged(jobs).get(model)
+        if judged is None or (held and held.keys == keys):
+            return
+        started = time.perf_counter()
+        merge = self.plan.models[model].merge
+        adapters = [adapter.path for adapter in merge.adapters]
+        reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.untie)
+        paths = [self.stage.draft / self.main_file(job) for job in jobs]
+        found = verify(
+            paths,
+            reference,
+            level=self.plan.spec.verify.level,
+            prompts=self.plan.prompts,
+            required=self.plan.spec.verify.require,
+            say=self.hooks.say,
+        )
+        places = [path.relative_to(self.stage.draft) for path in paths]
+        reports = [replace(report, artifact=place) for report, place in zip(found, places, strict=True)]
+        self._require_passed(jobs, reports)
+        told = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
+        seconds = round(time.perf_counter() - started, 4)
+        self.journal.add(Verified(model=model, judged=judged, keys=keys, reports=told, seconds=seconds))
+
+    def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
+        """Raises NotEquivalent for the first job that failed; the reports stay beside the draft."""
+        for job, report in zip(jobs, reports, strict=True):
+            if not report.passed:
+                place = self.stage.folder / _FAILED
+                place.unlink(missing_ok=True)
+                write_file(place, to_bytes(document(reports)))
+                raise NotEquivalent(
+                    f"{job.name}: {report.verdict()}; nothing was released, the report is {place}", document(reports)
+                )
+
+    def main_file(self, job: Job) -> str:
+        """What names the artifact below the release: its folder, its file, or the first of its parts."""
+        place = self.plan.place(job)
+        files = self.journal.made[job.name].files
+        return place if job.format != "gguf" or place in files else min(files)
+
+    def artifacts(self) -> list[Artifact]:
+        """The facts of everything that this run made."""
+        reports = {job: report for line in self.journal.verified.values() for job, report in line.reports.items()}
+        return [
+            Artifact(
+                job=job.name,
+                model=job.model,
+                format=job.format,
+                storage=self.plan.targets[job.name].storage,
+                path=self.main_file(job),
+                parameters=job.parameters,
+                report=reports.get(job.name),
+            )
+            for job in self.jobs
+        ]
+
+
+def run_release(
+    plan: ReleasePlan,
+    out: Path,
+    hooks: Hooks | None = None,
+    *,
+    only: Job | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Release:
+    """Make, verify and promote a release at ``out``, or with ``only`` a piece of it; its facts.
+
+    resume: go on with what an interrupted run left. force: replace ``out``, and without ``resume`` start over.
+    Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
+    """
+    require_apart(plan, out)
+    hooks = hooks or Hooks()
+    jobs = [only] if only else list(plan.jobs)
+    keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
+    find = finished_piece if only else finished_release
+    if resume and not is_left(out) and (found := find(out, plan.facts, keys, judged)):
+        hooks.say(f"{out}: finished before")
+        return found
+    if not only:
+        require_finish(plan.spec.signing)
+    with resumable(out, force=force, resume=resume) as stage:
+        if stage.promoted:
+            return require_same(out, find(out, plan.facts, keys, judged))
+        _clear(stage.folder / _WORK)
+        digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
+        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, judged, digests)
+        own = Store(stage.folder / _STORE, digests)
+        workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
+        session = Session(plan, jobs, stage, hooks, journal, workshop, digests)
+        require_space(out, sum(plan.targets[job.name].nbytes for job in jobs if job.name not in journal.made))
+        session.work()
+        release = replace(plan.facts, artifacts=tuple(session.artifacts()))
+        if only:
+            write_piece(stage.draft, release, journal.made[only.name], journal.verified.get(only.model))
+        else:
+            seconds = {model: line.seconds for model, line in journal.verified.items()}
+            run = run_of(session.started, journal.made, seconds, judged)
+            finish(stage.draft, release, run, plan.spec.signing)
+    return release
+
+
+def _clear(folder: Path) -> None:
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)

@@ -1,0 +1,138 @@
+"""Artifacts by what they are made of: a recipe's digest names a folder that is made once, whole, and checked upon use.
+
+Several runs may share a store. Who makes an entry holds a lock on its name, and an entry appears by one rename. Bytes
+that are not those that were made (a broken disk, a hand) are thrown away and made again. Removing the folder is safe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.errors import OutputError, TTExportError, writing
+from exporter.io.digests import FileDigests, digest_of, sizes_match
+from exporter.io.staging import sync_folder, write_file
+
+#: Raised when entries of older versions must not be used.
+_SCHEMA: Final = 2
+_RECORD: Final = "entry.json"
+_CONTENT: Final = "content"
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """One file of an entry."""
+
+    nbytes: int
+    sha256: str
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """``entry.json``."""
+
+    schema: int
+    files: dict[str, _Held]
+
+
+@dataclass
+class Store:
+    """Entries in ``folder``. digests: of this process, so that an entry is read once for its check."""
+
+    folder: Path
+    digests: FileDigests = field(default_factory=FileDigests)
+
+    def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
+        """(the folder with the content that ``recipe`` gives, whether it was there).
+
+        ``build`` writes it into the empty folder that it is given. Raises OutputError, and what ``build`` raises.
+        """
+        key = digest_of(json.dumps({"schema": _SCHEMA, **recipe}, sort_keys=True).encode())
+        place = self.folder / key[:2] / key
+        if self._is_whole(place):
+            return place / _CONTENT, True
+        with self._locked(place):
+            if self._is_whole(place):
+                return place / _CONTENT, True
+            draft = place.with_name(f"{key}.partial")
+            with writing(draft):
+                for stale in (draft, place):
+                    if os.path.lexists(stale):
+                        shutil.rmtree(stale)
+                (draft / _CONTENT).mkdir(parents=True)
+            try:
+                build(draft / _CONTENT)
+                self._finish(draft, place)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return place / _CONTENT, False
+
+    def _finish(self, draft: Path, place: Path) -> None:
+        content = draft / _CONTENT
+        files = {
+            name: _Held((content / name).stat().st_size, digest) for name, digest in self.digests.below(content).items()
+        }
+        write_file(draft / _RECORD, msgspec.json.encode(_Entry(_SCHEMA, files)))
+        with writing(place):
+            sync_folder(content)
+            draft.rename(place)
+            sync_folder(place.parent)
+
+    def _is_whole(self, place: Path) -> bool:
+        try:
+            entry = msgspec.json.decode((place / _RECORD).read_bytes(), type=_Entry)
+            content = place / _CONTENT
+            sized = sizes_match(content, {name: held.nbytes for name, held in entry.files.items()})
+            return sized and self.digests.below(content) == {name: held.sha256 for name, held in entry.files.items()}
+        except (OSError, msgspec.MsgspecError, TTExportError):
+            return False
+
+    @contextmanager
+    def _locked(self, place: Path) -> Iterator[None]:
+        """One maker of an entry at a time; the lock goes with the process, the file stays."""
+        path = place.with_name(f"{place.name}.lock")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What is kept from release to release: artifacts of bases, and digests of files that were read."""
+
+    folder: Path
+
+    @classmethod
+    def of_user(cls) -> Cache:
+        """In the user's cache folder."""
+        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
+
+    def require_writable(self) -> None:
+        """Make the folder if it is not there. Raises OutputError."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise OutputError(self.folder, "no permission to write here")
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of a ``Store``."""
+        return self.folder / "artifacts"
+
+    @property
+    def digests(self) -> Path:
+        """The folder of ``FileDigests``."""
+        return self.folder / "digests"

@@ -1,0 +1,35 @@
+"""Which format a path holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.errors import UnreadableFile, reading
+from exporter.sources.gguf.types import MAGIC
+from exporter.sources.journal import refuse_interrupted
+from exporter.sources.onnx.folder import has_model
+
+
+def detect(path: Path) -> str:
+    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else, or where a patch was interrupted."""
+    if path.is_file():
+        with reading(path), path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return "gguf"
+        if path.suffix == ".onnx":
+            return _onnx(path)
+    if path.is_dir():
+        if has_model(path):
+            return _onnx(path)
+        if (path / "config.json").is_file():
+            return "hf"
+    found = "nothing" if not path.exists() else "neither"
+    raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {found}")
+
+
+def _onnx(path: Path) -> str:
+    """The journal of an interrupted patch lies beside the folder that was patched, which may be one above."""
+    whole = path.absolute()
+    for folder in (whole, whole.parent, whole.parent.parent):
+        refuse_interrupted(folder)
+    return "onnx"

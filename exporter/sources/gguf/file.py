@@ -1,0 +1,99 @@
+"""The GGUF container: a checked header and tensors that are byte ranges of the file.
+
+Format (llama.cpp's docs/gguf.md, version 3, little-endian): magic, version, number of tensors, number of keys; the
+keys with typed values; per tensor a name, its lengths with the fastest-running first, a type and an offset; padding;
+then the data section, where every tensor starts at a multiple of ``general.alignment``.
+
+Not read with the gguf package, which parses a vocabulary string by string.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.errors import NotExpressible, TensorMismatch, UnreadableFile
+from exporter.io.files import opened
+from exporter.sources.gguf.header import MAX_HEADER_BYTES, GgufTensor, Scanner
+from exporter.sources.gguf.types import dequantize_q8_0
+from exporter.sources.hf.safetensors import read_into
+from exporter.tensors import DTYPES, Array, cast
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """An opened GGUF: version, metadata in file order, tensors in data order, and where the data section begins."""
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    alignment: int
+    data_offset: int
+
+    @classmethod
+    def open(cls, path: Path) -> GgufFile:
+        """Read and check the header; no tensor is read.
+
+        Raises UnreadableFile, naming the key or tensor, for: another magic, version or byte order; counts and lengths
+        that the file cannot hold; unknown types; names twice; an odd alignment; tensors that overlap, leave holes or
+        reach beyond the file.
+        """
+        with _scanner(path) as scanner:
+            header = scanner.scan()
+        return cls(path, header.version, header.metadata, header.tensors, header.alignment, header.data_offset)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows [start, stop) of a tensor as stored bytes, uint8 of shape (stop - start, row_nbytes)."""
+        tensor = self._tensor(name, start, stop)
+        out = np.empty((stop - start, tensor.row_nbytes), np.uint8)
+        read_into(self.path, tensor.offset_bytes + start * tensor.row_nbytes, out)
+        return out
+
+    def dequantize_rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows [start, stop) as float32, shape (stop - start, last axis).
+
+        Raises NotExpressible for a type that the gguf package cannot decode either.
+        """
+        tensor, raw = self._tensor(name, start, stop), self.rows(name, start, stop)
+        if tensor.type in ("F32", "F16", "BF16", "F64"):
+            return cast(raw.view(DTYPES[tensor.type]), "F32")
+        if tensor.type == "Q8_0":
+            return dequantize_q8_0(raw)
+        # Imported here: the package costs more than opening the file, and the common types do not need it.
+        from gguf import GGMLQuantizationType, quants
+
+        try:
+            return np.asarray(quants.dequantize(raw, GGMLQuantizationType[tensor.type]), np.float32)
+        except (KeyError, NotImplementedError) as exc:
+            raise NotExpressible(f"{self.path}: {name}", f"type {tensor.type} cannot be turned into numbers") from exc
+
+    def _tensor(self, name: str, start: int, stop: int) -> GgufTensor:
+        if name not in self.tensors:
+            raise TensorMismatch(self.path, name, expected="a tensor by that name", found="none")
+        tensor = self.tensors[name]
+        if not 0 <= start <= stop <= tensor.n_rows:
+            expected = f"rows within 0 and {tensor.n_rows}"
+            raise TensorMismatch(self.path, name, expected=expected, found=f"{start} to {stop}")
+        return tensor
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a GGUF holds an adapter, not a model; reads no further than to the key that says so."""
+    with _scanner(path) as scanner:
+        return bool(scanner.value_of("general.type") == "adapter")
+
+
+@contextmanager
+def _scanner(path: Path) -> Iterator[Scanner]:
+    with opened(path) as (file, size):
+        if size < 24:
+            raise UnreadableFile(path, f"expected a GGUF header, found a file of {size} bytes")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            yield Scanner(path, view, min(size, MAX_HEADER_BYTES), size)

@@ -1,0 +1,264 @@
+"""One pass over the header of a GGUF file, checked at every step and bounded in what it makes of the bytes.
+
+Arrays are skipped and decoded when asked for, so a vocabulary of 150,000 costs hardly more than one of 50 tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.errors import UnreadableFile
+from exporter.sources.gguf.types import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, SCALARS, STRING, TENSOR_TYPES, VERSION
+from exporter.sources.hf.safetensors import read_into
+
+#: A header longer than this is refused: the largest vocabularies of the field come to about 20 MB.
+MAX_HEADER_BYTES: Final = 64 << 20
+#: Bounds of what becomes objects, each many times that of any model known: keys, tensors, text outside of arrays.
+_MAX_KEYS: Final = 1 << 12
+_MAX_TENSORS: Final = 1 << 16
+_MAX_TEXT_BYTES: Final = 16 << 20
+_MAX_STRINGS: Final = 1 << 21
+_MAX_KEY_BYTES: Final = 65535
+_MAX_NAME_BYTES: Final = 64
+_MAX_DIMS: Final = 4
+_MAX_ELEMENTS: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArray:
+    """An array value that stays on disk until ``values`` is called. ``kind`` is the type number of its items."""
+
+    path: Path
+    kind: int
+    count: int
+    offset_bytes: int
+    nbytes: int
+
+    def values(self) -> list[Any]:
+        """Decode the array. Strings come as str; bytes that are no UTF-8 survive as surrogates."""
+        data = np.empty(self.nbytes, np.uint8)
+        read_into(self.path, self.offset_bytes, data)
+        if self.kind != STRING:
+            return list(data.view(SCALARS[self.kind]).tolist())
+        raw, at, out = data.tobytes(), 0, []
+        for _ in range(self.count):
+            start = at + 8
+            at = start + int.from_bytes(raw[at:start], "little")
+            out.append(raw[start:at].decode("utf-8", "surrogateescape"))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor in the file: ggml's name of its type, shape in numpy's order, offset from the start of the file.
+
+    A row is one run of the last axis: rows quantise independently of each other.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    nbytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """Product of all axes but the last."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return self.nbytes // self.n_rows if self.n_rows else 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything before the data; the fields are those of ``GgufFile``."""
+
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    alignment: int
+    data_offset: int
+
+
+class Scanner:
+    """One pass over a header; every read is checked against what is left of it."""
+
+    def __init__(self, path: Path, view: mmap.mmap, limit: int, size: int) -> None:
+        """``view``: the file, of which the header may take ``limit`` of ``size`` bytes."""
+        self.path, self.view, self.limit, self.size = path, view, limit, size
+        self.at = 0
+        self.text_nbytes = 0
+        self.what = "header"
+
+    def scan(self) -> Header:
+        """Read to the end of the header. Raises UnreadableFile, naming the key or tensor."""
+        version, n_tensors, n_keys = self._preamble()
+        metadata: dict[str, Any] = {}
+        for index in range(n_keys):
+            self.what = f"key {index}"
+            key = self._name(_MAX_KEY_BYTES)
+            self.what = f"key {key}"
+            if key in metadata:
+                raise self._bad("expected once, found twice")
+            metadata[key] = self._value()
+        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise UnreadableFile(self.path, f"general.alignment: expected a power of two, found {alignment!r:.80}")
+        entries: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+        for index in range(n_tensors):
+            self.what = f"tensor {index}"
+            name = self._name(_MAX_NAME_BYTES)
+            self.what = name
+            if name in entries:
+                raise self._bad("expected once, found twice")
+            entries[name] = self._tensor_entry()
+        start = -(-self.at // alignment) * alignment
+        tensors = self._place(entries, start, alignment)
+        return Header(version, metadata, tensors, alignment, start)
+
+    def value_of(self, wanted: str) -> Any:
+        """The value of one key, read no further than that; None without the key. Raises UnreadableFile."""
+        for index in range(self._preamble()[2]):
+            self.what = f"key {index}"
+            key = self._name(_MAX_KEY_BYTES)
+            self.what = f"key {key}"
+            value = self._value()
+            if key == wanted:
+                return value
+        return None
+
+    def _bad(self, reason: str) -> UnreadableFile:
+        return UnreadableFile(self.path, f"{self.what}: {reason}")
+
+    def _take(self, nbytes: int) -> int:
+        """Move past ``nbytes``; the offset they start at."""
+        start = self.at
+        if nbytes > self.limit - start:
+            raise self._bad(
+                f"expected {nbytes} more bytes of header at {start}, found {self.limit - start} (truncated?)"
+            )
+        self.at = start + nbytes
+        return start
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack_from(code, self.view, self._take(struct.calcsize(code)))[0]
+
+    def _preamble(self) -> tuple[int, int, int]:
+        if (magic := self.view[self._take(4) : 4]) != MAGIC:
+            raise UnreadableFile(self.path, f"expected a GGUF file, found magic {magic!r}")
+        version = self._number("<I")
+        if version not in (2, VERSION):
+            order = " (big-endian?)" if version and not version & 0xFFFF else ""
+            raise UnreadableFile(self.path, f"expected GGUF version 2 or {VERSION}, found {version}{order}")
+        n_tensors, n_keys = self._number("<Q"), self._number("<Q")
+        # The shortest key takes 13 bytes and the shortest tensor entry 24: larger counts are lies, known at once.
+        if n_keys * 13 + n_tensors * 24 > self.limit - self.at:
+            raise self._bad(f"{n_tensors} tensors and {n_keys} keys do not fit into {self.limit} bytes")
+        if n_keys > _MAX_KEYS or n_tensors > _MAX_TENSORS:
+            limits = f"at most {_MAX_TENSORS} tensors and {_MAX_KEYS} keys"
+            raise self._bad(f"expected {limits}, found {n_tensors} and {n_keys}")
+        return version, n_tensors, n_keys
+
+    def _take_text(self, nbytes: int) -> bytes:
+        self.text_nbytes += nbytes
+        if self.text_nbytes > _MAX_TEXT_BYTES:
+            raise self._bad(f"expected at most {_MAX_TEXT_BYTES} bytes of text, found {self.text_nbytes}")
+        start = self._take(nbytes)
+        return self.view[start : self.at]
+
+    def _text(self, nbytes: int) -> str:
+        return self._take_text(nbytes).decode("utf-8", "surrogateescape")
+
+    def _name(self, limit: int) -> str:
+        nbytes = self._number("<Q")
+        if not 0 < nbytes <= limit:
+            raise self._bad(f"expected a name of 1 to {limit} bytes, found {nbytes}")
+        try:
+            return self._take_text(nbytes).decode()
+        except UnicodeDecodeError as exc:
+            raise self._bad("expected a name in UTF-8, found other bytes") from exc
+
+    def _value(self) -> Any:
+        kind = self._number("<I")
+        if kind in SCALARS:
+            dtype = SCALARS[kind]
+            start = self._take(dtype.itemsize)
+            if kind == BOOL and self.view[start] > 1:
+                raise self._bad(f"expected a truth value, found byte {self.view[start]}")
+            return np.frombuffer(self.view[start : self.at], dtype)[0].item()
+        if kind == STRING:
+            return self._text(self._number("<Q"))
+        if kind == ARRAY:
+            return self._array()
+        raise self._bad(f"expected a value type below 13, found {kind}")
+
+    def _array(self) -> GgufArray:
+        kind, count = self._number("<I"), self._number("<Q")
+        start = self.at
+        if kind in SCALARS:
+            self._take(count * SCALARS[kind].itemsize)
+        elif kind == STRING:
+            if count * 8 > self.limit - start:
+                raise self._bad(f"{count} strings do not fit into {self.limit - start} bytes")
+            if count > _MAX_STRINGS:
+                raise self._bad(f"expected at most {_MAX_STRINGS} strings, found {count}")
+            self._skip_strings(count)
+        else:
+            raise self._bad(f"expected an array of numbers or strings, found type {kind}")
+        return GgufArray(self.path, kind, count, start, self.at - start)
+
+    def _skip_strings(self, count: int) -> None:
+        """The hot loop of a large vocabulary: nothing but lengths is looked at."""
+        at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at > limit:
+                break
+            at += 8 + unpack(view, at)[0]
+        else:
+            if at <= self.limit:
+                self.at = at
+                return
+        raise self._bad(f"strings reach beyond the {self.limit} bytes of header (truncated?)")
+
+    def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        """(type, shape, bytes, offset in the data section)."""
+        n_dims = self._number("<I")
+        if not 1 <= n_dims <= _MAX_DIMS:
+            raise self._bad(f"expected 1 to {_MAX_DIMS} axes, found {n_dims}")
+        shape = tuple(self._number("<Q") for _ in range(n_dims))[::-1]
+        number, offset = self._number("<I"), self._number("<Q")
+        if number not in TENSOR_TYPES:
+            raise self._bad(f"expected a tensor type known here, found number {number}")
+        name, block, block_nbytes = TENSOR_TYPES[number]
+        if 0 in shape or math.prod(shape) > _MAX_ELEMENTS:
+            raise self._bad(f"expected lengths of 1 or more that fit a file, found {shape}")
+        if shape[-1] % block:
+            raise self._bad(f"expected rows in blocks of {block} for {name}, found {shape[-1]} elements")
+        return name, shape, math.prod(shape) // block * block_nbytes, offset
+
+    def _place(
+        self, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], start: int, alignment: int
+    ) -> dict[str, GgufTensor]:
+        """Tensors in the order of their data, which must be gapless but for the padding, as llama.cpp demands."""
+        tensors: dict[str, GgufTensor] = {}
+        expected = 0
+        for name, (kind, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):
+            self.what = name
+            if offset != expected:
+                raise self._bad(f"expected data at offset {expected}, found {offset}")
+            if start + offset + nbytes > self.size:
+                raise self._bad(f"expected data up to byte {start + offset + nbytes}, found {self.size} (truncated?)")
+            tensors[name] = GgufTensor(name, kind, shape, start + offset, nbytes)
+            expected = -(-(offset + nbytes) // alignment) * alignment
+        return tensors

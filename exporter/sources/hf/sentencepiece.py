@@ -1,0 +1,164 @@
+"""tokenizer.model: a SentencePiece model, which is a protobuf message.
+
+Format (sentencepiece_model.proto): field 1 is a piece (1 text, 2 float score, 3 type), repeated in the order of the
+ids; field 2 the trainer's settings (3 is the algorithm, 24 says that spaces end words); field 3 the normalizer (2 the
+compiled character map, 3 add a space in front, 4 drop extra spaces). Fields that stand at their default are left out.
+
+Not read with the sentencepiece package: these few fields are all that a GGUF needs of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import UnreadableFile
+from exporter.io.files import read_file
+
+#: Types of pieces. Source: SentencePiece.Type in sentencepiece_model.proto; llama.h has the same numbers.
+NORMAL: Final = 1
+UNKNOWN: Final = 2
+CONTROL: Final = 3
+USER_DEFINED: Final = 4
+UNUSED: Final = 5
+BYTE: Final = 6
+
+#: Algorithms. Source: TrainerSpec.ModelType.
+UNIGRAM: Final = 1
+BPE: Final = 2
+
+_MAX_BYTES: Final = 256 << 20
+_FLOAT: Final = struct.Struct("<f")
+
+
+@dataclass
+class SentencePieceModel:
+    """Pieces by id, and the settings that decide how a text is cut.
+
+    texts, scores, types: one entry a piece. charsmap: the normalizer's compiled map, b"" if there is none.
+    """
+
+    algorithm: int = UNIGRAM
+    texts: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    treat_whitespace_as_suffix: bool = False
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Parse ``path``. Raises UnreadableFile, naming the field, for a file that is cut or no SentencePiece model."""
+    data = read_file(path, max_nbytes=_MAX_BYTES)
+    model, what = SentencePieceModel(), "message"
+    try:
+        for number, value in _fields(data):
+            if number == 1:
+                what = f"piece {len(model.texts)}"
+                text, score, kind = _piece(_bytes(value))
+                model.texts.append(text)
+                model.scores.append(score)
+                model.types.append(kind)
+            elif number == 2:
+                what = "trainer_spec"
+                _trainer(model, _bytes(value))
+            elif number == 3:
+                what = "normalizer_spec"
+                _normalizer(model, _bytes(value))
+            what = "message"
+    except (ValueError, IndexError, struct.error) as exc:  # UnicodeDecodeError is a ValueError
+        raise UnreadableFile(path, f"{what}: expected a SentencePiece model, found other or cut bytes ({exc})") from exc
+    if not model.texts:
+        raise UnreadableFile(path, "pieces: expected one or more, found none")
+    return model
+
+
+def _piece(data: bytes) -> tuple[str, float, int]:
+    """(text, score, type). The usual layout, text then score then type, is read without a loop over fields."""
+    if data and data[0] == 0x0A and data[1] < 0x80:
+        end = 2 + data[1]
+        tail = data[end:]
+        if len(tail) == 5 and tail[0] == 0x15:
+            return data[2:end].decode(), _FLOAT.unpack_from(tail, 1)[0], NORMAL
+        if len(tail) == 7 and tail[0] == 0x15 and tail[5] == 0x18 and tail[6] <= BYTE:
+            return data[2:end].decode(), _FLOAT.unpack_from(tail, 1)[0], tail[6]
+    text, score, kind = "", 0.0, NORMAL
+    for number, value in _fields(data):
+        if number == 1:
+            text = _bytes(value).decode()
+        elif number == 2:
+            score = _FLOAT.unpack(_bytes(value))[0]
+        elif number == 3:
+            kind = _number(value)
+            if not NORMAL <= kind <= BYTE:
+                raise ValueError(f"type {kind}")
+    return text, score, kind
+
+
+def _trainer(model: SentencePieceModel, data: bytes) -> None:
+    for number, value in _fields(data):
+        if number == 3:
+            model.algorithm = _number(value)
+        elif number == 24:
+            model.treat_whitespace_as_suffix = bool(_number(value))
+
+
+def _normalizer(model: SentencePieceModel, data: bytes) -> None:
+    for number, value in _fields(data):
+        if number == 2:
+            model.charsmap = _bytes(value)
+        elif number == 3:
+            model.add_dummy_prefix = bool(_number(value))
+        elif number == 4:
+            model.remove_extra_whitespaces = bool(_number(value))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value): an integer for a varint, else the bytes. Source: protobuf's encoding guide."""
+    at, size = 0, len(data)
+    while at < size:
+        key, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if length > size - at:
+            raise ValueError(f"{length} bytes promised, {size - at} left")
+        yield key >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: Sequence[int], at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 10 bytes")
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number instead of bytes")  # noqa: TRY004  (the file is wrong, not the caller)
+    return value
+
+
+def _number(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("bytes instead of a number")  # noqa: TRY004
+    return value

@@ -1,0 +1,192 @@
+"""tokenizer.json in three depths: which ids have a token, what the added tokens are, and how it cuts text.
+
+Decoded by schemas that name what is wanted: the rest is passed over without becoming objects, which keeps a vocabulary
+of 262,144 below the memory of the merge that it is for. What becomes objects is counted first.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from exporter.errors import UnreadableFile, reading
+from exporter.io.files import read_file
+from exporter.io.json_objects import parse_object
+
+#: Twice the largest vocabulary known, and four times its text, which may take four bytes a character: a hostile file
+#: must not turn its bytes into more objects than that.
+_MAX_TOKENS: Final = 1 << 19
+_MAX_VOCAB_BYTES: Final = 32 << 20
+#: A merge is a pair, with a comma in it and one behind it; the longest list known has 580,000.
+_MAX_MERGE_COMMAS: Final = 3 << 19
+#: Commas are counted in pieces of this size: a view of bytes cannot count, and a copy of all would double the file.
+_COUNTED_BYTES: Final = 1 << 18
+_Id = Annotated[int, msgspec.Meta(ge=0)]
+_ABSENT: Final = msgspec.Raw(b"null")
+
+
+class _Piece(msgspec.Struct, array_like=True, gc=False):
+    """One [piece, score] of a unigram vocabulary: that it is there is all that counts."""
+
+
+class _Numbered(msgspec.Struct, gc=False):
+    id: _Id
+
+
+class _Token(msgspec.Struct, gc=False):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    """The settings that tell kinds of models apart, and the two long lists."""
+
+    type: msgspec.Raw = _ABSENT
+    byte_fallback: msgspec.Raw = _ABSENT
+    unk_id: msgspec.Raw = _ABSENT
+    unk_token: msgspec.Raw = _ABSENT
+    dropout: msgspec.Raw = _ABSENT
+    continuing_subword_prefix: msgspec.Raw = _ABSENT
+    end_of_word_suffix: msgspec.Raw = _ABSENT
+    ignore_merges: msgspec.Raw = _ABSENT
+    vocab: msgspec.Raw = _ABSENT
+    merges: msgspec.Raw = _ABSENT
+
+
+class _File(msgspec.Struct):
+    model: msgspec.Raw = _ABSENT
+    added_tokens: msgspec.Raw = _ABSENT
+    normalizer: msgspec.Raw = _ABSENT
+    pre_tokenizer: msgspec.Raw = _ABSENT
+    post_processor: msgspec.Raw = _ABSENT
+
+
+class Tokenizer:
+    """One tokenizer.json, in as much depth as is asked for; what was decoded is kept for as long as this object lives.
+
+    Its readers share one object while somebody holds it, and do not decode a vocabulary each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnreadableFile for what is no tokenizer of the tokenizers library."""
+        self.path = path
+        text = read_file(path)
+        try:
+            self._file = msgspec.json.decode(text, type=_File)
+        except (ValueError, RecursionError) as exc:
+            raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+
+    @classmethod
+    def open(cls, path: Path) -> Tokenizer:
+        """The object that somebody holds of this very file, else a new one. Raises UnreadableFile."""
+        with reading(path):
+            status = path.stat()
+        state = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if (held := _held.get(state)) is None:
+            held = _held[state] = cls(path)
+        return held
+
+    @cached_property
+    def ids(self) -> set[int]:
+        """Every id that has a token, added tokens included. Memory: the file and its vocabulary."""
+        vocab = self._vocab
+        added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Numbered] | None) or []
+        # a unigram vocabulary is in the order of its ids
+        return set(vocab.values() if isinstance(vocab, dict) else range(len(vocab))) | {token.id for token in added}
+
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """Text → id of the added tokens."""
+        added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Token] | None) or []
+        return {token.content: token.id for token in added}
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The fields of the file that tell how it cuts text; those that are null or absent are left out.
+
+        ``model.vocab`` is a table of token to id, of a unigram model a list of [piece, score]; ``model.merges`` a list
+        of pairs or of strings.
+        """
+        path, model = self.path, self._model
+        content = _small(path, self._file, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
+        settings = _small(path, model, *(set(_Model.__struct_fields__) - {"vocab", "merges"}))
+        settings["vocab"] = None
+        if model.vocab != _ABSENT:
+            table = isinstance(self._vocab, dict)
+            settings["vocab"] = self._vocab if table else _decode(path, model.vocab, "model.vocab", list[Any])
+        if model.merges != _ABSENT:
+            settings["merges"] = _merges(path, model.merges)
+        return {**content, "model": settings}
+
+    @cached_property
+    def _model(self) -> _Model:
+        model: _Model = _decode(self.path, self._file.model, "model", _Model)
+        return model
+
+    @cached_property
+    def _vocab(self) -> dict[str, int] | list[_Piece]:
+        vocab: dict[str, int] | list[_Piece]
+        vocab = _decode_counted(self.path, self._model.vocab, "model.vocab", dict[str, _Id] | list[_Piece])
+        return vocab
+
+
+_held: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueDictionary()
+
+
+def token_ids(path: Path) -> set[int]:
+    """``Tokenizer.ids`` of a file."""
+    return Tokenizer.open(path).ids
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """``Tokenizer.added`` of a file."""
+    return Tokenizer.open(path).added
+
+
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """``Tokenizer.content`` of a file."""
+    return Tokenizer.open(path).content
+
+
+def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """Values of any kind, within the bounds of ordinary JSON."""
+    present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
+    return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
+
+
+def _merges(path: Path, raw: msgspec.Raw) -> Any:
+    """Older files have a string a merge, newer ones a pair."""
+    try:
+        return _decode_counted(path, raw, "model.merges", list[tuple[str, str]], _MAX_MERGE_COMMAS)
+    except _WrongType:
+        return _decode_counted(path, raw, "model.merges", list[str], _MAX_MERGE_COMMAS)
+
+
+class _WrongType(UnreadableFile):
+    """The JSON is sound, but of another type than the schema."""
+
+
+def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
+    """``raw`` by ``schema``; its items are counted by their commas before one of them is made."""
+    view = memoryview(raw)
+    if view.nbytes > _MAX_VOCAB_BYTES:
+        raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")
+    if (
+        sum(bytes(view[at : at + _COUNTED_BYTES]).count(b",") for at in range(0, view.nbytes, _COUNTED_BYTES))
+        > max_commas
+    ):
+        raise UnreadableFile(path, f"{what}: expected at most {max_commas} items, found more")
+    return _decode(path, raw, what, schema)
+
+
+def _decode(path: Path, raw: msgspec.Raw, what: str, schema: Any) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=schema)
+    except msgspec.ValidationError as exc:
+        raise _WrongType(path, f"{what}: {exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise UnreadableFile(path, f"{what}: {exc}") from exc

@@ -1,0 +1,131 @@
+"""From what the user typed to a folder on disk: a path, else ``org/name`` or ``org/name@revision`` on the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import BadInput
+from exporter.sources.hub.fetch import Kind, fetch
+from exporter.sources.peft.adapter import CONFIG, Adapter
+
+#: The hub's names have at most 96 letters.
+_ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]{,95}/)?\w[\w.-]{,95})(?:@(?P<revision>.+))?", re.ASCII)
+#: What git allows in names and people use; ``..`` is refused besides, for the cache makes a path of it.
+_REVISION: Final = re.compile(r"\w[\w./+-]{,254}", re.ASCII)
+_DEFAULT_REVISION: Final = "main"
+#: Artifacts keep their provenance in metadata, under names that begin so.
+PREFIX: Final = "ttexport."
+#: Which adapters went in: ``digest_after`` of them all.
+TUNED: Final = "adapters.sha256"
+_RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A file or folder on disk. ``repo`` and ``revision``, the commit, are set if it came from the hub."""
+
+    path: Path
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it: the repository without its owner, or the folder."""
+        return self.repo.split("/")[-1] if self.repo else self.path.resolve().name
+
+
+def is_adapter(path: Path) -> bool:
+    """A folder that PEFT would load as an adapter."""
+    return os.path.lexists(path / CONFIG)
+
+
+def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
+    """The base checkpoint: ``named`` if given, else the one base, and revision, that the adapters agree on.
+
+    Raises BadInput if nothing names a base, if the adapters name different ones, or if it cannot be had.
+    """
+    if named is not None:
+        return locate(named, asked_by="--base", kind="checkpoint", quiet=quiet)
+    where = adapters[0].path / CONFIG
+    distinct = {(adapter.base_name, _base_revision(adapter)) for adapter in adapters}
+    if {name for name, _ in distinct} == {None}:
+        raise BadInput(f"{where}: base_model_name_or_path: expected a path or hub id, found none; give --base")
+    if len(distinct) > 1:
+        found = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
+        raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {found}")
+    ((name, revision),) = distinct
+    asked_by = f"{where}: base_model_name_or_path"
+    return locate(str(name), asked_by=asked_by, kind="checkpoint", revision=revision, quiet=quiet)
+
+
+def _base_revision(adapter: Adapter) -> str | None:
+    """PEFT's ``revision``: the one of the base that the adapter was trained on."""
+    revision = adapter.config.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise BadInput(f"{adapter.path / CONFIG}: revision: expected a branch, tag or commit, found {revision!r:.80}")
+    return None if revision == _DEFAULT_REVISION else revision or None
+
+
+def locate(
+    word: str, *, asked_by: str, kind: Kind | None = None, revision: str | None = None, quiet: bool = False
+) -> Located:
+    """The folder that ``word`` names: a path that exists, else a hub id, from the cache or downloaded.
+
+    ``kind`` is what it must be (None: either). ``revision`` is taken if ``word`` carries none. Raises BadInput, which
+    names ``asked_by``, the option or file that the word is from.
+    """
+    path = Path(word)
+    try:
+        if path.exists():
+            return Located(path)
+    except OSError as exc:  # too long a name, or a folder that may not be entered
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
+    match = _ID.fullmatch(word)
+    # Only old checkpoints have no owner (gpt2); for the rest a single word is a folder that is not there.
+    if match is None or ("/" not in match["repo"] and kind != "checkpoint"):
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}, which does not exist")
+    wanted = match["revision"] or revision or _DEFAULT_REVISION
+    if not _REVISION.fullmatch(wanted) or ".." in wanted:
+        raise BadInput(f"{asked_by}: {match['repo']}: expected a branch, tag or commit, found {wanted!r:.80}")
+    try:
+        folder = fetch(match["repo"], wanted, kind=kind, quiet=quiet)
+    except BadInput as exc:
+        raise BadInput(f"{asked_by}: {exc}") from exc
+    return Located(folder, match["repo"], folder.name)
+
+
+def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
+    """Provenance of an artifact after a patch. recorded: that of the artifact before it, which keeps what it says.
+
+    Adapters are numbered behind those that are recorded, in the order in which they came; one that is recorded at the
+    same commit is not counted again.
+    """
+    known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
+    held = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
+    first = 1 + max(map(int, known), default=-1)
+    new = origins(base or Located(Path()), [one for one in adapters if (one.repo, one.revision) not in held])
+    return {**recorded, **{_renumbered(key, first): value for key, value in new.items()}}
+
+
+def _renumbered(key: str, first: int) -> str:
+    match = _RECORDED.fullmatch(key)
+    return f"adapter.{int(match['number']) + first}.{match['field']}" if match else key
+
+
+def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
+    """Provenance of what came from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
+
+    Local paths stay out: they say nothing elsewhere, and artifacts must not depend on where they were made.
+    """
+    named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
+    return {
+        f"{key}.{field}": value
+        for key, located in named.items()
+        for field, value in (("repo", located.repo), ("revision", located.revision))
+        if value
+    }

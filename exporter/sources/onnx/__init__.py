@@ -1,0 +1,1 @@
+"""ONNX models and folders of them."""

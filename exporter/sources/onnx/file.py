@@ -1,0 +1,207 @@
+"""ONNX models as files: initialisers as byte ranges, and which of them is the embedding and which the head.
+
+Reads the graph (small, where the weights lie in files of their own) and no weight. Works on models of any tool.
+Source: onnx.proto3.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
+from onnx import TensorProto, numpy_helper
+
+from exporter.errors import NotExpressible, UnreadableFile, reading
+from exporter.io.files import opened, read_exactly
+from exporter.sources.hf.safetensors import read_into
+from exporter.sources.onnx.folder import model_files
+from exporter.sources.onnx.graph import BlockForm, ScaledForm, find_uses
+from exporter.sources.onnx.scan import check_cost
+from exporter.sources.onnx.tensors import TensorRange, tensor_ranges, text
+from exporter.tensors import DTYPES, Array, ByteRange
+
+#: protobuf itself stops here; more is no ONNX file.
+_MAX_MODEL_BYTES: Final = 2 << 30
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A model file and its external data.
+
+    path: the model file. inputs, outputs: names, in the graph's order, inputs without initialisers. metadata: the
+    model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the one in the matrix
+    product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
+    counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
+    codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of
+    integers. block_kinds: in which blocks codes are read, of any matrix, such as "int4 x 32 with zero points".
+    """
+
+    path: Path
+    initialisers: Mapping[str, TensorRange]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, str]
+    embedding: str | None
+    head: str | None
+    token_axis: Mapping[str, int]
+    blocks: Mapping[str, BlockForm]
+    scaled: Mapping[str, ScaledForm]
+    quantised: bool
+    block_kinds: tuple[str, ...]
+    _inline: Mapping[str, TensorProto] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> OnnxFile:
+        """Open a model file, or the first that ``model_files`` finds in a folder.
+
+        Raises UnreadableFile, naming the initialiser, for: anything that is no ONNX model; an element type that is
+        not known; external data outside the folder, missing, not a plain file, or shorter than promised; a length
+        that disagrees with the shape.
+        """
+        path = model_files(path)[0]
+        model = _parse(path)
+        graph = model.graph
+        initialisers = tensor_ranges(path, graph.initializer)
+        uses = find_uses(graph, {name: len(one.shape) for name, one in initialisers.items()})
+        found = [use for use in (uses.head, uses.embedding) if use]
+        return cls(
+            path=path,
+            initialisers=initialisers,
+            inputs=tuple(text(path, value.name) for value in graph.input if value.name not in initialisers),
+            outputs=tuple(text(path, value.name) for value in graph.output),
+            metadata={text(path, prop.key): text(path, prop.value) for prop in model.metadata_props},
+            embedding=uses.embedding.name if uses.embedding else None,
+            head=uses.head.name if uses.head else None,
+            token_axis={use.name: use.token_axis for use in found},
+            blocks={use.name: use.blocks for use in found if use.blocks},
+            scaled={use.name: use.scaled for use in found if use.scaled},
+            quantised=uses.quantised,
+            block_kinds=uses.block_kinds,
+            _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
+        )
+
+    def parse(self) -> onnx.ModelProto:
+        """The whole model, read again; the caller may change it. Memory: the model file, and as much again."""
+        return _parse(self.path)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows [start, stop) of an initialiser along its first axis; a scalar is one row. Memory: these rows.
+
+        Raises NotExpressible for an element type that numpy cannot hold, UnreadableFile for data that is not there.
+        """
+        tensor = self.initialisers[name]
+        if tensor.place is None:
+            return self._inline_value(tensor).reshape(tensor.shape or (1,))[start:stop]
+        out = np.empty((stop - start, *tensor.shape[1:]), self._dtype(tensor))
+        read_into(
+            tensor.place.path, tensor.place.offset_bytes + start * math.prod(tensor.shape[1:]) * out.itemsize, out
+        )
+        return out
+
+    def token_rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows of tokens [start, stop) of the embedding or the head, (n, H), whichever way the matrix lies.
+
+        Memory: these rows; for a matrix (H, V) the pages of the file that they touch. Raises as ``rows`` does.
+        """
+        tensor = self.initialisers[name]
+        if not self.token_axis[name]:
+            return self.rows(name, start, stop)
+        if tensor.place is None:
+            return np.ascontiguousarray(self._inline_value(tensor)[:, start:stop].T)
+        place = tensor.place
+        try:
+            with reading(place.path):
+                mapped = np.memmap(place.path, self._dtype(tensor), "r", place.offset_bytes, tensor.shape)
+        except ValueError as exc:  # an empty matrix, or a file that got shorter
+            raise UnreadableFile(place.path, f"{name}: {exc}") from exc
+        return np.ascontiguousarray(mapped[:, start:stop].T)
+
+    def parts(self, name: str) -> list[TensorRange]:
+        """What makes the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
+        form = self.blocks.get(name)
+        names = [name, form.scales, form.zero_points] if form else [name]
+        return [self.initialisers[one] for one in names if one is not None]
+
+    def tokens(self, name: str) -> int:
+        """How many tokens the embedding or the head has."""
+        return self.initialisers[name].shape[self.token_axis[name]]
+
+    def token_bytes(self, name: str, start: int, stop: int) -> Array:
+        """Rows of tokens [start, stop) as they are stored, the ``parts`` side by side: (n, bytes) uint8."""
+        if self.token_axis[name]:
+            rows = self.token_rows(name, start, stop)
+            return rows.view(np.uint8).reshape(len(rows), -1)
+        stored = []
+        for part in self.parts(name):
+            width = part.nbytes // self.tokens(name)
+            if part.place is None:
+                whole = np.frombuffer(self._inline[part.name].raw_data, np.uint8).reshape(-1, width)
+                stored.append(whole[start:stop])
+            else:
+                stored.append(np.empty((stop - start, width), np.uint8))
+                read_into(part.place.path, part.place.offset_bytes + start * width, stored[-1])
+        return np.concatenate(stored, axis=1)
+
+    def token_places(self, name: str, token_id: int) -> list[ByteRange]:
+        """Where ``token_bytes`` of one token lie. Raises NotExpressible for rows that are no such ranges."""
+        places = []
+        for part in self.parts(name):
+            if part.place is None or self.token_axis[name]:
+                raise NotExpressible(f"{self.path}: {part.name}", "its rows are no ranges of an external data file")
+            width = part.nbytes // self.tokens(name)
+            places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
+        return places
+
+    def inline_bytes(self, name: str) -> bytes:
+        """The bytes of an initialiser that lies inside the model file."""
+        tensor = self._inline[name]
+        return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+
+    def raw(self, name: str, start: int, stop: int) -> Array:
+        """Bytes [start, stop) of an initialiser, uint8. Raises NotExpressible where its numbers stand one by one."""
+        tensor = self.initialisers[name]
+        if tensor.place is not None:
+            out = np.empty(stop - start, np.uint8)
+            read_into(tensor.place.path, tensor.place.offset_bytes + start, out)
+            return out
+        inline = self._inline[name]
+        if not inline.HasField("raw_data") and tensor.nbytes:
+            raise NotExpressible(f"{self.path}: {name}", "its numbers stand one by one, not as raw bytes")
+        return np.frombuffer(inline.raw_data, np.uint8)[start:stop]
+
+    def _inline_value(self, tensor: TensorRange) -> Array:
+        dtype = self._dtype(tensor)
+        value: Array = numpy_helper.to_array(self._inline[tensor.name])
+        return value.view(dtype) if value.dtype.itemsize == dtype.itemsize else value.astype(dtype)
+
+    def _dtype(self, tensor: TensorRange) -> np.dtype[Any]:
+        if tensor.dtype not in DTYPES:
+            reason = f"values of {tensor.dtype} are not read by this version"
+            raise NotExpressible(f"{self.path}: {tensor.name}", reason)
+        return DTYPES[tensor.dtype]
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    with opened(path) as (file, size):
+        if size > _MAX_MODEL_BYTES:
+            raise UnreadableFile(path, f"expected at most {_MAX_MODEL_BYTES} bytes of ONNX, found {size}")
+        if not size:
+            raise UnreadableFile(path, "expected an ONNX model, found an empty file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            check_cost(path, view)
+        content = read_exactly(file, size)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except (DecodeError, ValueError) as exc:
+        raise UnreadableFile(path, "expected an ONNX model, found bytes that protobuf cannot parse") from exc
+    if not model.ir_version or not model.graph.node or not model.graph.output:
+        raise UnreadableFile(path, "expected an ONNX model, found no graph in it")
+    return model

@@ -1,0 +1,198 @@
+"""From the tensor keys of an adapter file to its parts.
+
+Grammar (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21): ``base_model.model.<module>.<what>``, where what is
+``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``,
+``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, or a parameter's own name: a module of
+``modules_to_save``, a trained bias, or with ``base_layer`` the base's tensor as it was changed (a resized embedding).
+PEFT calls token rows a delta, but writes them with ``index_copy``: they are **final rows**.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.errors import LedgerError, TensorMismatch, UnreadableFile
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.lora_config import LoraSettings
+from exporter.sources.peft.parts import FullModule, LowRank, Part, TokenRows, first_not_finite, require_floats
+from exporter.tensors import read, same_values
+
+_PREFIX: Final = "base_model.model."
+_ROWS: Final = ".trainable_tokens_delta"
+#: Key suffix → the field of LowRank that it fills.
+_FACTORS: Final = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_B.bias": "bias",
+    ".lora_embedding_A": "down",
+    ".lora_embedding_B": "up",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+#: PEFT wraps modules; these path segments are its own, not the base's.
+_WRAPPERS: Final = ("base_layer", "token_adapter", "modules_to_save")
+_ORIGINAL: Final = "original_module"
+#: Four times the widest model known. Rows are read before the base tells how wide they are.
+_MAX_WIDTH: Final = 1 << 16
+
+Tensors = Mapping[str, FileTensor]
+
+
+def read_parts(
+    path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
+) -> tuple[list[Part], dict[str, str]]:
+    """(parts, tensors that are not applied → why). lora: the settings of a LORA adapter, None for TRAINABLE_TOKENS.
+
+    Raises LedgerError for a tensor that no rule takes, TensorMismatch for one that is broken, UnreadableFile for
+    token ids that are.
+    """
+    parts: list[Part] = []
+    unused: dict[str, str] = {}
+    factors: dict[str, dict[str, FileTensor]] = {}
+    for key, tensor in tensors.items():
+        if not key.startswith(_PREFIX):
+            expected = f"{_PREFIX}<module>{_ROWS}, LoRA factors or a saved module"
+            raise LedgerError(path, key, expected=expected, found="a tensor that no rule takes")
+        name = key.removeprefix(_PREFIX)
+        suffix = next((end for end in _FACTORS if name.endswith(end)), None)
+        if name.endswith(_ROWS):
+            module = _unwrapped(name.removesuffix(_ROWS))
+            parts.append(_token_rows(path, tensor, module, _token_ids(config_path, config, module)))
+        elif suffix and lora:
+            factors.setdefault(name.removesuffix(suffix), {})[suffix] = tensor
+        elif f".{_ORIGINAL}." in name:
+            unused[key] = "the base's own tensor, kept beside its trained copy"
+        else:
+            parts.append(_full_module(path, tensor, name, config, lora))
+    parts += [_low_rank(path, module, found, lora) for module, found in factors.items() if lora]
+    _drop_twins(parts, unused)
+    return parts, unused
+
+
+def _unwrapped(module: str) -> str:
+    return ".".join(part for part in module.split(".") if part not in _WRAPPERS)
+
+
+def _drop_twins(parts: list[Part], unused: dict[str, str]) -> None:
+    """A saved module may be listed twice, as itself and inside its wrapper: one tensor under two keys."""
+    seen: dict[tuple[str, str, bool], FullModule] = {}
+    for part in [part for part in parts if isinstance(part, FullModule)]:
+        first = seen.setdefault((part.module, part.parameter, part.in_place), part)
+        if first is not part:
+            if not same_values(first.tensor, part.tensor):
+                raise LedgerError(part.path, part.key, expected="one value", found=f"another under {first.key}")
+            parts.remove(part)
+            unused[part.key] = f"the same as {first.key}"
+
+
+def _full_module(
+    path: Path, tensor: FileTensor, name: str, config: Mapping[str, Any], lora: LoraSettings | None
+) -> FullModule:
+    wrapped, _, parameter = name.rpartition(".")
+    module, key = _unwrapped(wrapped), tensor.spec.name
+    foreign = any(part.startswith(("lora_", "trainable_")) for part in name.split("."))
+    if not module or foreign or (lora is None and parameter != "weight"):
+        raise LedgerError(path, key, expected="rows, factors or a saved module", found="a tensor that no rule takes")
+    require_floats(path, tensor)
+    saved = config.get("modules_to_save") or []
+    copied = isinstance(saved, list) and any(_ends_with(module, entry) for entry in saved if isinstance(entry, str))
+    in_base = "base_layer" in wrapped.split(".")
+    biases = lora is not None and parameter == "bias" and config.get("bias", "none") != "none"
+    resized = parameter == "weight" and len(tensor.spec.shape) == 2
+    if not (copied or in_base or biases or resized):
+        raise LedgerError(path, key, expected="a module of modules_to_save", found="a tensor that no rule takes")
+    return FullModule(path, key, module, parameter, tensor, in_place=not copied)
+
+
+def _ends_with(module: str, end: str) -> bool:
+    return f".{module}".endswith(f".{end}") or f".{end}." in f".{module}."
+
+
+def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: LoraSettings) -> LowRank:
+    module = _unwrapped(wrapped)
+    fields = {_FACTORS[suffix]: tensor for suffix, tensor in found.items()}
+    first = next(iter(found.values()))
+    if len(fields) != len(found) or not {"down", "up"} <= fields.keys():
+        names = "lora_embedding_A and lora_embedding_B" if "embedding" in first.spec.name else "lora_A and lora_B"
+        listed = ", ".join(suffix.lstrip(".") for suffix in found)
+        raise LedgerError(path, first.spec.name, expected=f"{names} of {module}", found=listed)
+    for tensor in fields.values():
+        require_floats(path, tensor)
+    down, up = fields["down"], fields["up"]
+    for tensor in (down, up):
+        if len(tensor.spec.shape) != 2 or 0 in tensor.spec.shape:
+            hint = "factors that were sharded in training must be gathered before they are saved"
+            raise TensorMismatch(path, tensor.spec.name, expected="a matrix", found=tensor.spec.shape, hint=hint)
+    embedding = any(".lora_embedding_" in suffix for suffix in found)
+    parameter, named = _parameter(wrapped, module, lora)
+    trained = f"{module}.{parameter}" if named else module
+    rank = down.spec.shape[0]
+    if rank > _MAX_WIDTH:
+        raise TensorMismatch(path, down.spec.name, expected=f"a rank of at most {_MAX_WIDTH}", found=rank)
+    if (not named and rank != lora.rank_of(module)) or up.spec.shape[1] != rank:
+        expected = f"rank {lora.rank_of(module)} by the config in both factors"
+        raise TensorMismatch(path, down.spec.name, expected=expected, found=f"{down.spec.shape} and {up.spec.shape}")
+    return LowRank(
+        path,
+        module,
+        parameter,
+        "embedding" if embedding else "parameter" if named else "linear",
+        down,
+        up,
+        lora.scaling_of(trained),
+        lora.fan_in_fan_out,
+        fields.get("magnitude"),
+        fields.get("bias"),
+    )
+
+
+def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool]:
+    """(the parameter that is updated, whether target_parameters names it).
+
+    Several of one module are wrapped into each other in the order in which the module defines them, the first one
+    innermost: the modules of stacked experts, which alone have several, define their last projection last.
+    """
+    named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
+    if not named:
+        return "weight", False
+    depth = wrapped.split(".").count("base_layer")
+    return sorted(named, key=lambda name: name.startswith("down_"))[max(0, len(named) - 1 - depth)], True
+
+
+def _token_ids(path: Path, config: Mapping[str, Any], module: str) -> list[int]:
+    """The ids of the rows of ``module``: one list for all, or a table of lists by the end of the module's name."""
+    name = "token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices"
+    ids = config.get(name)
+    if isinstance(ids, dict):
+        ids = next((listed for end, listed in ids.items() if _ends_with(module, end)), None)
+    if not isinstance(ids, list) or not all(type(item) is int for item in ids):
+        raise UnreadableFile(path, f"{name}: expected a list of integers, found {ids!r:.80}")
+    if not ids:
+        raise UnreadableFile(path, f"{name}: expected at least one token id, found an empty list")
+    if min(ids) < 0:
+        raise UnreadableFile(path, f"{name}: expected ids of 0 or more, found {min(ids)}")
+    ((commonest, times),) = Counter(ids).most_common(1)
+    if times > 1:
+        raise UnreadableFile(path, f"{name}: expected each id once, found {commonest} {times} times")
+    return ids
+
+
+def _token_rows(path: Path, tensor: FileTensor, module: str, token_ids: list[int]) -> TokenRows:
+    spec = tensor.spec
+    if len(spec.shape) != 2 or spec.shape[0] != len(token_ids):
+        expected = f"{len(token_ids)} rows, one for each of token_indices"
+        raise TensorMismatch(path, spec.name, expected=expected, found=f"shape {spec.shape}")
+    if spec.shape[1] > _MAX_WIDTH:
+        raise TensorMismatch(path, spec.name, expected=f"rows of at most {_MAX_WIDTH} numbers", found=spec.shape[1])
+    require_floats(path, tensor)
+    rows = read(tensor)
+    if (wrong := first_not_finite(rows)) is not None:
+        found = f"NaN or Inf in the row of token {token_ids[wrong]}"
+        raise TensorMismatch(path, spec.name, expected="finite values", found=found)
+    order = np.argsort(token_ids, kind="stable")
+    return TokenRows(path, spec.name, module, tuple(sorted(token_ids)), np.ascontiguousarray(rows[order]))

@@ -1,0 +1,1 @@
+"""What an artifact must hold, computed from base and adapters."""

@@ -1,0 +1,83 @@
+"""The checker's own account of stacked experts, whose LoRA factors PEFT joins over all experts.
+
+Source: the einsum in PEFT's ParamWrapper, "o r e, e r i -> e o i", and transformers' names of experts on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.parts import Expert, LowRank
+from exporter.tensors import Array, read
+
+#: Name of a projection on disk → parameter of the stack, which part of it, of how many.
+_PROJECTIONS: Final = {
+    "gate_proj": ("gate_up_proj", 0, 2),
+    "up_proj": ("gate_up_proj", 1, 2),
+    "down_proj": ("down_proj", 0, 1),
+    "w1": ("gate_up_proj", 0, 2),
+    "w3": ("gate_up_proj", 1, 2),
+    "w2": ("down_proj", 0, 1),
+}
+_EXPERT: Final = re.compile(r"layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight$")
+_STACK: Final = re.compile(r"layers\.(\d+)\.mlp\.experts$")
+_HELD: Final = 4
+
+
+#: (layer, parameter of the stack) → (stored name, number of the expert, share, shares).
+Index = Mapping[tuple[str, str], list[tuple[str, int, int, int]]]
+
+
+def index_experts(names: Iterable[str]) -> Index:
+    """Which stored tensors belong to which stack."""
+    index: dict[tuple[str, str], list[tuple[str, int, int, int]]] = {}
+    for name in sorted(names):
+        if (match := _EXPERT.search(name)) and match[3] in _PROJECTIONS:
+            parameter, share, shares = _PROJECTIONS[match[3]]
+            index.setdefault((match[1], parameter), []).append((name, int(match[2]), share, shares))
+    return index
+
+
+def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]]:
+    """(stored name, its share of ``update``) for every expert that is stored by itself."""
+    stack = _STACK.search(update.module)
+    mine = index.get((stack[1], update.parameter), []) if stack else []
+    experts = len({number for _, number, _, _ in mine})
+    for name, number, share, shares in mine:
+        yield name, replace(update, expert=Expert(number, share, shares, experts))
+
+
+def wide_factors(update: LowRank) -> tuple[Array, Array]:
+    """(down, up) in float64, of the one expert that ``update`` is about if it is about one."""
+    down, up = _wide(update.down), _wide(update.up)
+    if update.expert is None:
+        return down, up
+    experts, number = update.expert.experts, update.expert.number
+    rank = len(down) // experts
+    down, up = down[number * rank : (number + 1) * rank], up[:, number::experts]
+    return down, np.split(up, update.expert.shares)[update.expert.share]
+
+
+def stacked_products(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
+    """Up @ down of the experts ``ids``, as a stored stack of ``shape`` has them, unscaled."""
+    experts, outer = shape[0], update.up.spec.shape[0]
+    out = []
+    for number in ids:
+        down, up = wide_factors(replace(update, expert=Expert(number, 0, 1, experts)))
+        product = up @ down
+        out.append(product if shape[1] == outer else product.T)
+    return np.stack(out)
+
+
+@lru_cache(maxsize=_HELD)
+def _wide(tensor: FileTensor) -> Array:
+    value: Array = read(tensor).astype(np.float64)
+    value.flags.writeable = False
+    return value

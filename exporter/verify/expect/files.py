@@ -1,0 +1,106 @@
+"""The files beside the weights that the tuned model uses, and what its tokenizer and templates say: the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from exporter.errors import UnreadableFile
+from exporter.io.files import read_file
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import MORE_TEMPLATES
+
+TOKENIZER: Final = "tokenizer.json"
+SETTINGS: Final = "tokenizer_config.json"
+GENERATION: Final = "generation_config.json"
+TEMPLATE: Final = "chat_template.jinja"
+
+#: Any of these is a tokenizer: it then comes from one folder as a whole.
+_VOCABULARIES: Final = (TOKENIZER, "tokenizer.model", "vocab.json")
+#: They belong to the model, not to its tokenizer.
+_TEMPLATES: Final = (TEMPLATE, "chat_template.json", MORE_TEMPLATES)
+
+
+def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
+    """Name → path: an adapter's file where it brings one, else the base's, but never files of two tokenizers."""
+    brought: dict[str, Path] = {}
+    for files in adapters:
+        brought = dict(files) | brought
+    kept = dict(base)
+    if brought.keys() & set(_VOCABULARIES):
+        kept = {name: path for name, path in base.items() if name == GENERATION or _is_template(name)}
+    if any(map(_is_template, brought)) or "chat_template" in settings(brought):
+        kept = {name: path for name, path in kept.items() if not _is_template(name)}
+    return kept | brought
+
+
+def _is_template(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _TEMPLATES)
+
+
+def settings(files: Mapping[str, Path]) -> dict[str, Any]:
+    """The parsed tokenizer_config.json, {} if there is none."""
+    return read_object(files[SETTINGS]) if SETTINGS in files else {}
+
+
+def templates(files: Mapping[str, Path]) -> dict[str, str]:
+    """Name → chat template; the unnamed one is ``default``.
+
+    A file of its own goes before the settings, as it does in transformers.
+    """
+    found: dict[str, str] = {}
+    stated = settings(files).get("chat_template")
+    if isinstance(stated, str):
+        found["default"] = stated
+    for entry in stated if isinstance(stated, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+            found[str(entry.get("name"))] = entry["template"]
+    path = files.get("chat_template.json")
+    if path and isinstance(text := read_object(path).get("chat_template"), str):
+        found["default"] = text
+    if path := files.get(TEMPLATE):
+        found["default"] = _text(path)
+    return found | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, MORE_TEMPLATES)}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is looked for in a text before it is cut."""
+
+    id: int
+    text: str
+    special: bool
+
+
+def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Id → added token of a parsed tokenizer.json."""
+    entries = content.get("added_tokens") or []
+    return {
+        entry["id"]: AddedToken(entry["id"], str(entry.get("content")), bool(entry.get("special")))
+        for entry in entries
+        if isinstance(entry, dict) and type(entry.get("id")) is int
+    }
+
+
+def decoder(path: Path) -> Any:
+    """How a tokenizer.json makes text of tokens. Raises UnreadableFile."""
+
+    class Only(msgspec.Struct):
+        decoder: Any = None
+
+    try:
+        return msgspec.json.decode(read_file(path), type=Only).decoder
+    except (ValueError, RecursionError) as exc:
+        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError as exc:
+        raise UnreadableFile(path, "expected text in UTF-8, found other bytes") from exc

@@ -1,0 +1,218 @@
+"""What a stored tensor of the tuned model must hold: the checker's own account, in float64, from base and adapters.
+
+Nothing of the merge is used. Modules and tensors are paired by their path without the prefixes that checkpoints and
+wrappers add; sums are made per row in float64, so that a value that was merged in float32 and rounded once must lie
+within one unit of its storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import BadInput
+from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.parts import FullModule, LowRank, TokenRows
+from exporter.tensors import Array, read
+from exporter.verify.expect.experts import expert_pieces, index_experts, stacked_products, wide_factors
+
+_PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_model"})
+
+
+@dataclass
+class Expected:
+    """One matrix or vector. ``rows`` by token id as stored in the adapters; ``updates`` and ``biases`` add to it."""
+
+    base: FileTensor
+    full: FullModule | None = None
+    rows: dict[int, Array] = field(default_factory=dict)
+    updates: list[LowRank] = field(default_factory=list)
+    biases: list[LowRank] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        """Whether any adapter touches it."""
+        return bool(self.full or self.rows or self.updates or self.biases)
+
+    @property
+    def computed(self) -> bool:
+        """Whether its values come from arithmetic, and not from some file as they are."""
+        return bool(self.updates or self.biases)
+
+    @property
+    def source(self) -> FileTensor:
+        """What it begins as: the base's tensor, or the one an adapter brings."""
+        return self.full.tensor if self.full else self.base
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the tuned tensor."""
+        return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
+
+    def values(self, ids: Sequence[int]) -> Array:
+        """The rows ``ids`` (n, ...) in float64; a row that nothing sets is NaN."""
+        shape = (len(ids), *self.source.spec.shape[1:])
+        out = np.full(shape, np.nan)
+        for place, row in enumerate(ids):
+            if row in self.rows:
+                out[place] = self.rows[row]
+            elif row < self.source.spec.n_rows:
+                out[place] = self.source.rows(row, row + 1)[0].astype(np.float64)
+        for update in self.updates:
+            out = self._updated(out, update, ids)
+        for update in self.biases:
+            assert update.bias is not None
+            out += update.scaling * _wide(update.bias)[list(ids)]
+        return out
+
+    def _updated(self, value: Array, update: LowRank, ids: Sequence[int]) -> Array:
+        if len(self.source.spec.shape) == 3:
+            return value + update.scaling * stacked_products(update, self.source.spec.shape, ids)
+        down, up = wide_factors(update)
+        turned = _stored_in_out(update, self.source.spec.shape)
+        left, right = (down.T, up.T) if turned else (up, down)
+        value = value + update.scaling * (left[list(ids)] @ right)
+        if update.magnitude is None:
+            return value
+        gain = _wide(update.magnitude).reshape(-1)
+        if turned:
+            factors: Array = gain / self._column_norms(update.scaling * left, right)
+        else:
+            factors = (gain[list(ids)] / np.linalg.norm(value, axis=1))[:, None]
+        scaled: Array = value * factors
+        return scaled
+
+    def _column_norms(self, left: Array, right: Array) -> Array:
+        spec = self.source.spec
+        total = np.zeros(right.shape[1])
+        for start in range(0, spec.n_rows, 1024):
+            block = self.source.rows(start, min(start + 1024, spec.n_rows)).astype(np.float64)
+            total += np.square(block + left[start : start + len(block)] @ right).sum(axis=0)
+        norms: Array = np.sqrt(total)
+        return norms
+
+
+def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
+    """Stored name → expectation, for every tensor of the base; the head's own under ``lm_head`` if none is stored."""
+    tie = checkpoint.tie
+    wanted = {name: Expected(tensor) for name, tensor in checkpoint.tensors.items()}
+    head = tie.head or "lm_head"
+    if tie.head is None:
+        wanted[head] = Expected(checkpoint.tensors[tie.embedding])
+    by_path = {_path(name): name for name in checkpoint.tensors}
+    for adapter in adapters:
+        touched = set()
+        for name, part in _placed(checkpoint, adapter, by_path, head):
+            touched.add((name, type(part)))
+            _apply(wanted[name], part)
+        _spread(checkpoint, adapter, wanted, head, touched)
+    return wanted
+
+
+def _placed(
+    checkpoint: Checkpoint, adapter: Adapter, by_path: Mapping[tuple[str, ...], str], head: str
+) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
+    experts = index_experts(checkpoint.tensors)
+    for part in adapter.parts:
+        parameter = "weight" if isinstance(part, TokenRows) else part.parameter
+        name = by_path.get(_path(f"{part.module}.{parameter}"))
+        if name is None and isinstance(part, LowRank) and (pieces := list(expert_pieces(part, experts))):
+            yield from pieces
+            continue
+        if name is None:
+            last = part.module.rpartition(".")[2]
+            name = checkpoint.tie.embedding if last in EMBEDDINGS else head if last in HEADS else None
+        if name is None:
+            raise BadInput(f"{part.path}: {part.key}: expected a module of {checkpoint.path}, found {part.module}")
+        yield name, part
+        if isinstance(part, LowRank) and part.bias is not None and (bias := by_path.get(_path(f"{part.module}.bias"))):
+            yield bias, part
+
+
+def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
+    if isinstance(part, TokenRows):
+        for token_id, row in zip(part.token_ids, part.rows, strict=True):
+            if token_id in want.rows and not np.array_equal(want.rows[token_id], row):
+                raise BadInput(f"{part.path}: {part.key}: expected one value for token {token_id}, found two")
+            want.rows[token_id] = row
+    elif isinstance(part, FullModule):
+        want.full = part
+    elif len(want.base.spec.shape) == 1:
+        want.biases.append(part)
+    elif part not in want.updates:
+        want.updates.append(part)
+
+
+def _spread(
+    checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
+) -> None:
+    """A tied use follows: with rows where the adapter has none of its own for it, and with a changed base tensor."""
+    tie = checkpoint.tie
+    names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.follows else ()))
+    copied = wanted[head].full
+    own_head = copied is not None and not copied.in_place
+    source = next((name for name in names if (name, TokenRows) in touched), None)
+    only_head = source == head and (bool(adapter.config.get("trainable_token_indices")) or _names_head(adapter))
+    if source is not None and not only_head:
+        own = {token_id for part in adapter.rows for token_id in part.token_ids} & wanted[source].rows.keys()
+        followed = {token_id: wanted[source].rows[token_id] for token_id in sorted(own)}
+        for name in names:
+            if (name, TokenRows) not in touched and not (name == head and own_head):
+                wanted[name].rows |= followed
+    grown = next((wanted[name].full for name in names if (one := wanted[name].full) and one.in_place), None)
+    for name in (tie.embedding, *tie.copies, *((head,) if tie.tied else ())):
+        if grown is not None and wanted[name].full is None:
+            wanted[name].full = grown
+
+
+def alike(one: Expected, other: Expected) -> bool:
+    """Whether two uses of one matrix come to the same values."""
+    left, right = one.source, other.source
+    if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):
+        return False
+    if one.rows.keys() != other.rows.keys():
+        return False
+    if not all(np.array_equal(row, other.rows[token_id]) for token_id, row in one.rows.items()):
+        return False
+    if any(update.magnitude for update in (*one.updates, *other.updates)):
+        return not one.updates and not other.updates
+    factors = [[_factors(update) for update in use.updates] for use in (one, other)]
+    return len(factors[0]) == len(factors[1]) and all(
+        left[0] == right[0] and np.array_equal(left[1], right[1]) and np.array_equal(left[2], right[2])
+        for left, right in zip(*factors, strict=True)
+    )
+
+
+def _factors(update: LowRank) -> tuple[float, Array, Array]:
+    """(scaling, (vocabulary, r), (r, hidden)) of an update of embedding or head."""
+    down, up = read(update.down), read(update.up)
+    return (update.scaling, down.T, up.T) if update.kind == "embedding" else (update.scaling, up, down)
+
+
+def _names_head(adapter: Adapter) -> bool:
+    targets = adapter.config.get("target_modules")
+    names = [targets] if isinstance(targets, str) else targets or []
+    return bool(names) and all(str(name).rpartition(".")[2] in HEADS for name in names)
+
+
+def _path(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(".") if part not in _PREFIXES)
+
+
+def _wide(tensor: FileTensor) -> Array:
+    value: Array = read(tensor).astype(np.float64)
+    return value
+
+
+def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
+    """Whether rows of the stored tensor are inputs; a square linear layer goes by what the adapter says of itself."""
+    if update.kind != "linear":
+        return update.kind == "embedding"
+    if shape[0] == shape[1]:
+        return update.fan_in_fan_out
+    return shape[0] == update.down.spec.shape[1]

@@ -1,0 +1,109 @@
+"""Checks of a merged Hugging Face folder: the same tensors as the base, config and vocabulary agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.tensors import FLOATS, Array, blocks, cast
+from exporter.verify.expect.reference import Reference
+from exporter.verify.folder.configs import check_config
+from exporter.verify.folder.special_ids import check_special_ids
+from exporter.verify.report import Check
+from exporter.verify.stored.artifact import stored_matrix
+from exporter.verify.tolerances import MERGED_ULPS
+from exporter.verify.values.computed import compare, sample
+
+
+def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
+    """Yield the checks; ``untouched`` compares every tensor but embedding and head with what it must hold."""
+    merged = Checkpoint.open(path)
+    yield _check_names(merged, reference)
+    yield check_config(merged.config, reference)
+    yield check_special_ids(merged.config, merged.side_files, reference)
+    yield from _check_changed(merged, reference, every=untouched)
+    if untouched:
+        yield _check_values(merged, reference)
+
+
+def _vocabulary(reference: Reference) -> set[str | None]:
+    tie = reference.checkpoint.tie
+    return {tie.embedding, tie.head, *tie.copies}
+
+
+def _check_names(merged: Checkpoint, reference: Reference) -> Check:
+    base = reference.checkpoint
+    names = merged.tensors.keys() - ({merged.stored_head} if base.tie.tied and not reference.tied else set())
+    wrong = sorted(names ^ (base.tensors.keys() - ({base.tie.head} - names)))
+    wrong += [
+        name
+        for name in base.tensors.keys() & merged.tensors.keys() - _vocabulary(reference)
+        if merged.tensors[name].spec.shape != base.tensors[name].spec.shape
+    ]
+    detail = f"{len(merged.tensors)} tensors, named and shaped as in the base"
+    if wrong:
+        detail = f"{len(wrong)} tensors are missing, new or of another shape, first {wrong[0]}"
+    return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:
+    """Tensors that adapters change beside the vocabulary: sums within their rounding, whole tensors exactly."""
+    changed = {
+        name: want
+        for name, want in reference.tensors.items()
+        if want.changed and name in merged.tensors and name not in _vocabulary(reference)
+    }
+    wrong, worst = [], 0.0
+    for name, want in changed.items():
+        found = merged.tensors[name]
+        if want.computed:
+            ids = range(want.n_rows) if every else sample(want.n_rows)
+            rows, off = compare(stored_matrix(found), want, ids)
+            worst = max(worst, off)
+            wrong += [name] if rows else []
+        elif not _same_values(found, want.source, want.base.spec.dtype):
+            wrong.append(name)
+    if changed:
+        detail = f"{len(changed)} tensors, {'every row' if every else 'sampled rows'}, computed again in float64"
+        if wrong:
+            detail = f"{len(wrong)} of {len(changed)} tensors are not base plus updates, first {wrong[0]}"
+        yield Check(name="updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
+
+
+def _check_values(merged: Checkpoint, reference: Reference) -> Check:
+    base = reference.checkpoint.tensors
+    names = [name for name in base if name not in _vocabulary(reference) and not reference.tensors[name].changed]
+    wrong = [name for name in names if name in merged.tensors and not _same_values(merged.tensors[name], base[name])]
+    detail = f"{len(names)} other tensors as in the base, bit for bit"
+    if wrong:
+        detail = f"{len(wrong)} of {len(names)} other tensors differ from the base, first {wrong[0]}"
+    return Check(name="other tensors", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = None) -> bool:
+    """Compared as bytes after the cast that the merged dtype declares: NaNs and signed zeros count.
+
+    through: a dtype in which the source may have been rounded before.
+    """
+    if tensor.spec.shape != source.spec.shape:
+        return False
+    if (tensor.spec.dtype in FLOATS) != (source.spec.dtype in FLOATS):
+        return False
+    for start, want in blocks(source):
+        got = tensor.rows(start, start + len(want))
+        wants = [want]
+        if source.spec.dtype in FLOATS:
+            wants = [cast(want, tensor.spec.dtype)] + (
+                [cast(cast(want, through), tensor.spec.dtype)] if through else []
+            )
+        if not any(np.array_equal(_bytes(one), _bytes(got)) for one in wants):
+            return False
+    return True
+
+
+def _bytes(value: Array) -> Array:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)

@@ -1,0 +1,143 @@
+"""Checks of a GGUF LoRA: base plus pair is what base and adapters come to, by the checker's own account.
+
+Pairs on the matrices of the vocabulary are looked at row by row. llama.cpp orders the rows of some other matrices in a
+way of its own, so of those the size of every update is compared, which no order of rows changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import UnreadableFile
+from exporter.sources.gguf.file import GgufFile, is_adapter
+from exporter.sources.gguf.types import MAGIC
+from exporter.tensors import Array, cast, read
+from exporter.verify.expect.reference import Reference
+from exporter.verify.expect.tensors import Expected
+from exporter.verify.report import Check
+from exporter.verify.tolerances import LORA_NOISE
+from exporter.verify.values.computed import sample
+
+#: So many of the rows that a pair changes are looked at when not all rows are.
+_TOUCHED: Final = 1024
+_VOCABULARY: Final = ("token_embd.weight", "output.weight")
+
+
+def is_lora(path: Path) -> bool:
+    """Whether ``path`` is a GGUF of an adapter."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return False
+    return is_adapter(path)
+
+
+def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:
+    """Yield the checks. ``every`` looks at all rows of the vocabulary, else at the trained ones and some others."""
+    file = GgufFile.open(path)
+    pairs = _pairs(file)
+    limit = LORA_NOISE[next(iter(file.tensors.values())).type]
+    uses = {"token_embd.weight": reference.embedding, "output.weight": reference.head}
+    for name, want in uses.items():
+        if want.changed or name in pairs:
+            yield _check_rows(name, pairs.get(name), want, limit, every=every)
+    yield _check_sizes([pair for name, pair in pairs.items() if name not in _VOCABULARY], reference, limit)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """a, b: float64 as stored, and by what llama.cpp multiplies their product. turned: a is looked up by row."""
+
+    a: Array
+    b: Array
+    scale: float
+    turned: bool
+
+    @property
+    def touched(self) -> list[int]:
+        """Rows to which something is added."""
+        found: list[int] = np.flatnonzero((self.a if self.turned else self.b).any(axis=1)).tolist()
+        return found
+
+    def rows(self, ids: Sequence[int]) -> Array:
+        """What is added to rows ``ids`` of the base."""
+        left, right = (self.a, self.b.T) if self.turned else (self.b, self.a)
+        added: Array = self.scale * (left[list(ids)] @ right)
+        return added
+
+
+def _pairs(file: GgufFile) -> dict[str, _Pair]:
+    alpha = float(file.metadata.get("adapter.lora.alpha", 0.0))
+    found = {}
+    for name in file.tensors:
+        stem = name.removesuffix(".lora_a")
+        if stem == name:
+            continue
+        if f"{stem}.lora_b" not in file.tensors:
+            raise UnreadableFile(file.path, f"{stem}.lora_b: expected beside {name}, found none")
+        a, b = (_values(file, f"{stem}.lora_{end}") for end in "ab")
+        rank = b.shape[1]
+        found[stem] = _Pair(a, b, alpha / rank if alpha else 1.0, turned=stem == "token_embd.weight")
+    return found
+
+
+def _values(file: GgufFile, name: str) -> Array:
+    return cast(file.dequantize_rows(name, 0, file.tensors[name].n_rows), "F64")
+
+
+def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
+    """Base plus pair against the expected rows, the difference as a share of the largest value of the row.
+
+    A whole matrix that an adapter brings needs no pair where it is the base's own: then it is that to the bit.
+    """
+    n_rows = want.base.spec.n_rows
+    if pair is None and (want.rows or want.computed):
+        return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected a pair, found none")
+    limit = limit if pair else 0.0
+    # The rows of a one-hot pair are few, those of an ordinary update are all there are.
+    touched = pair.touched[:_TOUCHED] if pair else []
+    ids = list(range(n_rows)) if every else sorted({*want.rows, *sample(n_rows), *touched})
+    worst, where = 0.0, 0
+    for start in range(0, len(ids), 1024):
+        some = ids[start : start + 1024]
+        base = np.concatenate([want.base.rows(row, row + 1) for row in some]).astype(np.float64)
+        wide = want.values(some)
+        tuned = base + pair.rows(some) if pair else base
+        off = np.abs(tuned - wide).max(axis=1) / np.maximum(np.abs(wide).max(axis=1), 1e-30)
+        off[~np.isfinite(off)] = np.inf
+        if off.max() > worst:
+            worst, where = float(off.max()), some[int(off.argmax())]
+    detail = f"{len(want.rows)} trained and {len(ids) - len(want.rows)} other rows"
+    if worst > limit:
+        detail = f"{name}: base plus pair is not the tuned row of token {where}"
+    return Check.at_most(f"{name} rows", worst, limit, detail)
+
+
+def _check_sizes(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
+    """As many updates of other matrices as the adapters hold, each of the size of one of theirs."""
+    uses = (reference.embedding, reference.head)
+    wanted = [want for want in reference.tensors.values() if want.updates and want not in uses]
+    found = sorted(_norm(pair.scale * pair.b, pair.a) for pair in pairs)
+    expected = sorted(
+        _norm(
+            np.concatenate([part.scaling * cast(read(part.up), "F64") for part in want.updates], axis=1),
+            np.concatenate([cast(read(part.down), "F64") for part in want.updates]),
+        )
+        for want in wanted
+    )
+    if len(found) != len(expected):
+        detail = f"expected {len(expected)} pairs beside those of the vocabulary, found {len(found)}"
+        return Check(name="updates", passed=False, detail=detail)
+    worst = max((abs(one - other) / max(other, 1e-30) for one, other in zip(found, expected, strict=True)), default=0.0)
+    return Check.at_most("updates", worst, limit, f"{len(found)} updates of other matrices, by their size")
+
+
+def _norm(left: Array, right: Array) -> float:
+    """Frobenius norm of left @ right without making the product."""
+    return float(np.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))))

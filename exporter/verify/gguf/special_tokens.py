@@ -1,0 +1,109 @@
+"""Check of the tokens by which a GGUF begins, ends and pads a text, and of what llama.cpp puts around one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.io.json_objects import read_object
+from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.hf.tokenizer import added_tokens
+from exporter.verify.expect.files import GENERATION, settings
+from exporter.verify.expect.reference import Reference
+from exporter.verify.report import Check
+
+_KEYS: Final = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+}
+#: Without a flag llama.cpp puts these in front or behind, by tokenizer.ggml.model or .pre. Source: llama_vocab's load.
+_ASSUMED: Final = {
+    "bos": {"llama", "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"},
+    "eos": {"t5"},
+}
+
+
+def check_specials(parts: GgufParts, reference: Reference) -> Iterator[Check]:
+    """Ids as the tokenizer names them, and whether a text begins and ends with them as it does in transformers."""
+    files = reference.side_files
+    path = files.get("tokenizer.json")
+    if path is None:
+        return
+    content = reference.tokenizer
+    wanted = _wanted(reference, path, content)
+    wrong = []
+    for kind, key in _KEYS.items():
+        found = parts.metadata.get(key)
+        if found not in wanted[kind]:
+            expected = " or ".join(str(token_id) for token_id in wanted[kind])
+            wrong.append(f"{key}: expected {expected}, found {found}")
+    for kind in ("bos", "eos"):
+        key = f"tokenizer.ggml.add_{kind}_token"
+        want = _adds(path, content, settings(files), kind, wanted[kind])
+        if _flag(parts, kind) != want:
+            wrong.append(f"{key}: expected {want}, as the tokenizer encodes a text, found {parts.metadata.get(key)}")
+    detail = wrong[0] if wrong else "ids and flags as the tokenizer has them"
+    yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Kind → the ids that may stand there: the tokenizer's own word, else the configs'; [None] if nobody names one."""
+    files = reference.side_files
+    by_text, named = added_tokens(path), settings(files)
+    vocab = content["model"].get("vocab")
+    by_text = {**(vocab if isinstance(vocab, dict) else {}), **by_text}
+    if "special_tokens_map.json" in files:
+        named = {**read_object(files["special_tokens_map.json"]), **named}
+    configs = [reference.checkpoint.config, reference.checkpoint.text_config]
+    configs += [read_object(files[GENERATION])] if GENERATION in files else []
+    last = _last(content.get("post_processor"))
+    out: dict[str, list[Any]] = {}
+    for kind in _KEYS:
+        entry = named.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        own = [by_text[text]] if isinstance(text, str) and text in by_text else []
+        if kind == "eos" and last in by_text:
+            own.append(by_text[last])  # a text ends with another token than the named end: that one is the file's
+        stated = [_first(config.get(f"{kind}_token_id")) for config in configs]
+        known = [token_id for token_id in stated if type(token_id) is int and token_id >= 0]
+        out[kind] = own or known or [None]
+        if kind == "unk" and not own:
+            out[kind] += [None, by_text.get(content["model"].get("unk_token"))]
+    return out
+
+
+def _first(entry: Any) -> Any:
+    return entry[0] if isinstance(entry, list) and entry else entry
+
+
+def _last(processor: Any) -> str | None:
+    """The special token that a template puts behind a text."""
+    if not isinstance(processor, dict):
+        return None
+    for step in processor.get("processors") or [processor]:
+        pieces = step.get("single") if isinstance(step, dict) else None
+        if isinstance(pieces, list) and len(pieces) > 1 and isinstance(pieces[-1], dict):
+            token = pieces[-1].get("SpecialToken")
+            return str(token.get("id")) if isinstance(token, dict) else None
+    return None
+
+
+def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], kind: str, ids: list[Any]) -> bool:
+    """Whether transformers puts the token around a text: a text is encoded and looked at."""
+    if content.get("post_processor") is None:
+        return named.get(f"add_{kind}_token") is True
+    from tokenizers import Tokenizer  # a library of its own size: not for nothing
+
+    encoded = Tokenizer.from_file(str(path)).encode("a").ids
+    return bool(encoded) and encoded[0 if kind == "bos" else -1] in ids
+
+
+def _flag(parts: GgufParts, kind: str) -> bool:
+    found = parts.metadata.get(f"tokenizer.ggml.add_{kind}_token")
+    if found is None:
+        names = {parts.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")}
+        return bool(names & _ASSUMED[kind])
+    return bool(found)

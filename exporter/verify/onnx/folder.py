@@ -1,0 +1,198 @@
+"""Checks of what an ONNX folder tells its clients: configs, the table for browsers, genai_config.json, graph inputs.
+
+Logits do not see these: a runtime that is handed the arrays finds its way without them, a client does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import side_files
+from exporter.verify.expect.reference import Reference
+from exporter.verify.folder.configs import BROWSER, check_config
+from exporter.verify.folder.side_files import check_side_files
+from exporter.verify.folder.special_ids import check_special_ids
+from exporter.verify.gguf.hyperparameters import hyperparameters
+from exporter.verify.report import Check, Skip
+from exporter.verify.stored.artifact import Artifact
+
+_GENAI: Final = "genai_config.json"
+#: transformers.js finds the size of an axis by its name.
+_AXES: Final = {
+    "input_ids": ("batch_size", "sequence_length"),
+    "attention_mask": ("batch_size", "total_sequence_length"),
+    "position_ids": ("batch_size", "sequence_length"),
+    "logits": ("batch_size", "sequence_length", None),
+    "past_key_values": ("batch_size", None, "past_sequence_length", None),
+    "present": ("batch_size", None, "total_sequence_length", None),
+}
+#: genai_config.json → hyperparameter.
+_DECODER: Final = {
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_hidden_layers": "block_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_size": "attention.key_length",
+}
+
+_EPSILONS: Final = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+_ATTENTION: Final = frozenset({"Attention", "GroupQueryAttention"})
+#: Attributes of attention → hyperparameter.
+_ATTRIBUTES: Final = {
+    "q_num_heads": "attention.head_count",
+    "num_heads": "attention.head_count",
+    "kv_num_heads": "attention.head_count_kv",
+}
+
+
+def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
+    """What all models of a folder share; a model file that stands alone has nothing."""
+    paths = [one.path for one in models]
+    if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
+        if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
+            yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
+            return
+        yield Skip("configs", "the model file stands alone: there is no config.json beside it")
+        return
+    if (folder / "config.json").is_file():
+        config = read_object(folder / "config.json")
+        yield check_config(config, reference)
+        yield check_special_ids(config, side_files(folder), reference)
+        if all(path.parent.name == "onnx" for path in paths):
+            yield _check_browser(config, sorted((folder / "onnx").glob("*.onnx")))
+    elif any(path.parent.name == "onnx" for path in paths):
+        yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
+    else:
+        yield Skip(
+            "config", "there is no config.json: the folder is onnxruntime-genai's, which has a config of its own"
+        )
+    yield from check_side_files(folder, reference)
+    if (folder / _GENAI).is_file():
+        yield _check_genai(folder, read_object(folder / _GENAI), reference)
+    else:
+        yield Skip("genai config", f"there is no {_GENAI}: onnxruntime-genai does not open the folder")
+
+
+def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
+    """A browser cannot list a folder: it is told which models have data in a file of their own."""
+    table = config.get(BROWSER)
+    found = table.get("use_external_data_format") if isinstance(table, Mapping) else None
+    wanted = {path.name: 1 for path in paths if path.with_name(f"{path.name}_data").exists()}
+    passed = found == wanted
+    detail = f"{BROWSER}: use_external_data_format: expected {wanted}, found {found!r:.80}"
+    return Check(name="browser config", passed=passed, detail="every model file is named" if passed else detail)
+
+
+def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference) -> Check:
+    model = content.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    decoder = model.get("decoder")
+    decoder = decoder if isinstance(decoder, Mapping) else {}
+    config = reference.checkpoint.text_config
+    numbers = hyperparameters(config)
+    wanted = {f"decoder.{key}": (decoder.get(key), numbers.get(name)) for key, name in _DECODER.items()}
+    wanted["vocab_size"] = (model.get("vocab_size"), reference.vocab)
+    wanted["context_length"] = (model.get("context_length"), reference.max_positions)
+    wrong = [
+        f"{key}: expected {want}, found {found!r:.60}"
+        for key, (found, want) in wanted.items()
+        if want is not None and found != want
+    ]
+    wrong += _wrong_ids(folder, model)
+    name = decoder.get("filename")
+    path = folder / name if isinstance(name, str) else None
+    if path is None or not path.is_file():
+        wrong.append(f"decoder.filename: expected a file of the folder, found {name!r:.60}")
+    else:
+        wrong += _wrong_graph(path, decoder, content.get("search"))
+    detail = f"{_GENAI}: {wrong[0]}" if wrong else "agrees with the config and the graph"
+    return Check(name="genai config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    """Special ids are those of the other configs, the generation config first; padding falls back to the end."""
+    configs = [folder / name for name in ("config.json", "generation_config.json")]
+    stated: dict[str, Any] = {}
+    for path in configs:
+        stated |= read_object(path) if path.is_file() else {}
+    for kind in ("bos", "eos", "pad"):
+        want = stated.get(f"{kind}_token_id")
+        if kind == "pad" and want is None:
+            want = stated.get("eos_token_id")
+            want = want[0] if isinstance(want, list) and want else want
+        found = model.get(f"{kind}_token_id")
+        if stated and found != want:
+            yield f"{kind}_token_id: expected {want} as the other configs, found {found!r:.60}"
+
+
+def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterator[str]:
+    graph = onnx.load(str(path), load_external_data=False).graph
+    known = {value.name for value in (*graph.input, *graph.output)}
+    layers = decoder.get("num_hidden_layers")
+    for part in ("inputs", "outputs"):
+        table = decoder.get(part)
+        for key, name in table.items() if isinstance(table, Mapping) else ():
+            last = (layers if type(layers) is int else 1) - 1
+            if isinstance(name, str) and name.replace("%d", str(last)) not in known:
+                yield f"decoder.{part}.{key}: expected a name of the graph, found {name!r:.60}"
+    shared = isinstance(search, Mapping) and search.get("past_present_share_buffer") is True
+    fused = any(node.op_type == "GroupQueryAttention" for node in graph.node)
+    if shared and not fused:
+        yield "search.past_present_share_buffer: expected false where the graph appends to its cache, found true"
+
+
+def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Skip]:
+    """What the graph of a model file states: its inputs and outputs, and numbers of the config in its attributes."""
+    model = onnx.load(str(artifact.path), load_external_data=False)
+    if artifact.path.parent.name == "onnx" or model.producer_name == "ttexport":
+        yield _check_interface(artifact, model.graph, reference)
+    else:
+        yield Skip("interface", f"{artifact.path.name} does not lie in onnx/, where clients ask for names of theirs")
+    yield _check_numbers(model.graph, reference)
+
+
+def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
+    """Inputs and outputs as clients look for them: a cache of every layer, and axes by their names."""
+    layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
+    stored = {one.name for one in graph.initializer}
+    values = {value.name: value for value in (*graph.input, *graph.output) if value.name not in stored}
+    wanted = {"input_ids", "attention_mask", "logits"}
+    if type(layers) is int:
+        ends = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+        wanted |= {f"past_key_values.{end}" for end in ends} | {f"present.{end}" for end in ends}
+    wrong = [f"{name}: expected in the graph, found none" for name in sorted(wanted - values.keys())]
+    wrong += [
+        f"{name}: found in the graph, no client feeds it" for name in sorted(values.keys() - wanted - _AXES.keys())
+    ]
+    for name, value in values.items() if artifact.path.parent.name == "onnx" else ():
+        axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
+        named = _AXES.get(name.split(".")[0], ())
+        if len(axes) != len(named) or any(want not in (None, got) for want, got in zip(named, axes, strict=True)):
+            wrong.append(f"{name}: expected axes {list(named)}, found {axes}")
+    detail = wrong[0] if wrong else f"{len(values)} inputs and outputs"
+    return Check(name="interface", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
+    """An epsilon moves logits by less than a runtime's noise; it is the same in all norms of a decoder."""
+    numbers = hyperparameters(reference.checkpoint.text_config)
+    epsilons = [numbers[name] for name in _EPSILONS if name in numbers]
+    wrong, count = [], 0
+    for node in graph.node:
+        for attribute in node.attribute:
+            wanted = epsilons if attribute.name == "epsilon" else [numbers.get(_ATTRIBUTES.get(attribute.name, ""))]
+            known = [want for want in wanted if want is not None]
+            if not known or (attribute.name in _ATTRIBUTES and node.op_type not in _ATTENTION):
+                continue
+            count += 1
+            found = attribute.f if attribute.type == onnx.AttributeProto.FLOAT else attribute.i
+            if not any(np.float32(found) == np.float32(want) for want in known):
+                wrong.append(f"{node.name}: {attribute.name}: expected {known[0]}, found {found:.6g}")
+    detail = wrong[0] if wrong else f"{count} attributes as config.json says"
+    return Check(name="graph numbers", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

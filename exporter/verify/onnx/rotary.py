@@ -1,0 +1,71 @@
+"""Check of the tables of cosines and sines in a graph: most rows are beyond the texts whose logits are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.sources.onnx.file import OnnxFile
+from exporter.tensors import Array
+from exporter.verify.expect.reference import Reference
+from exporter.verify.gguf.hyperparameters import hyperparameters
+from exporter.verify.gguf.layout import generated
+from exporter.verify.report import Check, Skip
+from exporter.verify.tolerances import ROTARY_ABS, ROTARY_PER_RADIAN
+
+_TABLES: Final = {"cos": np.cos, "sin": np.sin}
+_KNOWN: Final = ("default", "linear", "llama3")
+
+
+def is_rotary(name: str) -> bool:
+    """Whether an initialiser is such a table, by its name."""
+    return name.rpartition(".")[2] in ("cos_cache", "sin_cache", "cos_cached", "sin_cached")
+
+
+def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]:
+    """Every row of every table against the config's frequencies, in float64."""
+    names = [name for name in file.initialisers if is_rotary(name)]
+    if not names:
+        return
+    config = reference.checkpoint.text_config
+    known = list(_frequencies(config))
+    if not known:
+        yield Skip("rotary tables", "their frequencies follow a rope type that is not computed here")
+        return
+    wrong, worst = [], 0.0
+    for name in names:
+        table = file.rows(name, 0, file.initialisers[name].shape[0]).astype(np.float64)
+        stored = file.initialisers[name].dtype
+        fitting = [steps for steps in known if len(steps) == table.shape[1]]
+        off = min((_excess(name, table, steps, stored) for steps in fitting), default=np.inf)
+        worst = max(worst, off)
+        wrong += [name] if not off <= 1.0 else []
+    detail = f"{wrong[0]}: not what the config's frequencies give" if wrong else f"{len(names)} tables, every position"
+    yield Check(name="rotary tables", passed=not wrong, value=worst, limit=1.0, detail=detail)
+
+
+def _excess(name: str, table: Array, steps: Array, stored: str) -> float:
+    """The largest deviation as a share of what may be off at that angle."""
+    angles = np.arange(len(table))[:, None] * steps
+    kind = "cos" if "cos" in name.rpartition(".")[2] else "sin"
+    allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
+    return float((np.abs(table - _TABLES[kind](angles)) / allowed).max())
+
+
+def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
+    """Radians a position, by pair: of the full layers, and of those with a window if they have a base of their own."""
+    numbers = hyperparameters(config)
+    dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")
+    table = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    table = table.get("full_attention", table)
+    kind = table.get("rope_type", table.get("type", "default"))
+    if dims is None or theta is None or kind not in _KNOWN:
+        return
+    plain = np.arange(0, dims, 2) / dims
+    factor = numbers.get("rope.scaling.factor") or 1.0
+    divided = next(iter(generated(config).values())).astype(np.float64) if kind == "llama3" else factor
+    yield theta**-plain / divided
+    if local := numbers.get("rope.freq_base_swa"):
+        yield local**-plain

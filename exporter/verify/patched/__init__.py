@@ -1,0 +1,1 @@
+"""Checks of patched artifacts: only the rows differ."""

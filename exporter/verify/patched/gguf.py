@@ -1,0 +1,215 @@
+"""Checks of a patched GGUF against the file that it was made from: the checker's own account of what may differ.
+
+What is to be compared is read from the base before anything is written, because a patch in place leaves no base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from exporter.sources.gguf.file import GgufFile
+from exporter.sources.gguf.header import GgufArray
+from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.hf.checkpoint import HEADS
+from exporter.sources.hf.safetensors import read_into
+from exporter.sources.peft.adapter import Adapter
+from exporter.tensors import BLOCK_BYTES, Array, cast
+from exporter.verify.report import Check
+from exporter.verify.stored.artifact import encode
+
+_EMBEDDING: Final = "token_embd.weight"
+_HEAD: Final = "output.weight"
+#: Keys that tell which adapters went in, and where the base is from.
+_ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
+_TOKENS: Final = "tokenizer.ggml.tokens"
+#: Rows of every tensor that are compared when not all bytes are.
+_SAMPLED: Final = 6
+
+
+@dataclass(frozen=True)
+class Before:
+    """A base before it is patched.
+
+    rows: tensor → token id → the row it must hold, as trained. dtype: what rows are rounded to before they are
+    encoded. samples: tensor → row → its bytes, of rows that must stay.
+    """
+
+    parts: GgufParts
+    rows: Mapping[str, Mapping[int, Array]]
+    dtype: str
+    samples: Mapping[str, Mapping[int, bytes]]
+
+    @classmethod
+    def read(cls, parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Before:
+        """Read what the checks need. Memory: some rows of every tensor."""
+        rows = _rows(parts, adapters)
+        samples = {}
+        for name, tensor in parts.tensors.items():
+            file = parts.holder(name)
+            trained = rows.get(name, {})
+            # Neighbours of trained rows first: an offset that is off by a row or a block hits them.
+            near = {token_id + step for token_id in sorted(trained)[:_SAMPLED] for step in (-1, 1)}
+            ids = (near | set(_spread(tensor.n_rows))) - trained.keys()
+            samples[name] = {
+                row: file.rows(name, row, row + 1).tobytes() for row in sorted(ids) if 0 <= row < tensor.n_rows
+            }
+        return cls(parts, rows, dtype, samples)
+
+
+def check_patched(path: Path, before: Before, *, base: GgufParts | None) -> Iterator[Check]:
+    """Judge the patched model at ``path``, its first file. ``base``: compare every byte that may not differ with it."""
+    files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
+    yield _check_keys(files[0], before)
+    yield (tensors := _check_tensors(files, before))
+    if not tensors.passed:
+        return  # rows cannot be paired
+    for name, rows in before.rows.items():
+        yield _check_rows(_holding(files, name), name, rows, before.dtype)
+    if base is None:
+        yield _check_samples(files, before)
+    else:
+        yield _check_bytes(files, before, base)
+
+
+def _rows(parts: GgufParts, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
+    tied = _HEAD not in parts.tensors
+    found: dict[str, dict[int, Array]] = {}
+    for adapter in adapters:
+        own: dict[str, dict[int, Array]] = {}
+        for part in adapter.rows:
+            head = part.module.rpartition(".")[2] in HEADS
+            name = _HEAD if head and not tied else _EMBEDDING
+            own.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
+        if not tied and _HEAD not in own and _twins(parts):
+            own[_HEAD] = own[_EMBEDDING]
+        for name, rows in own.items():
+            found.setdefault(name, {}).update(rows)
+    return found
+
+
+def _twins(parts: GgufParts) -> bool:
+    """Whether the head is the embedding stored a second time."""
+    one, other = parts.tensors[_EMBEDDING], parts.tensors[_HEAD]
+    if (one.type, one.shape) != (other.type, other.shape):
+        return False
+    pairs = [(parts.holder(name), name) for name in (_EMBEDDING, _HEAD)]
+    return all(
+        len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in _spread(one.n_rows)
+    )
+
+
+def _spread(count: int) -> list[int]:
+    return sorted({round(step * (count - 1) / (_SAMPLED - 1)) for step in range(_SAMPLED)})
+
+
+def _names(path: Path, count: int) -> list[str]:
+    first = f"-00001-of-{count:05}.gguf"
+    if count == 1 or not path.name.endswith(first):
+        return [path.name]
+    return [path.name.removesuffix(first) + f"-{number + 1:05}-of-{count:05}.gguf" for number in range(count)]
+
+
+def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
+    return next(file for file in files if name in file.tensors)
+
+
+def _check_keys(file: GgufFile, before: Before) -> Check:
+    """Every key as it was, but for those that speak of tokens; the list of tokens fits the matrix."""
+    old, new = _values(before.parts.files[0]), _values(file)
+    rows = max([*(token_id + 1 for found in before.rows.values() for token_id in found), _n_rows(before.parts)])
+    grown = rows != _n_rows(before.parts)
+    free = ("tokenizer.", *_ORIGINS, *(("general.size_label",) if grown else ()))
+    wrong = [
+        name
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(free) and not (grown and name.endswith(".vocab_size"))
+    ]
+    tokens = new.get(_TOKENS)
+    if tokens is not None and tokens != old.get(_TOKENS) and tokens[1] != rows:
+        wrong.append(f"{_TOKENS} ({tokens[1]} tokens for {rows} rows)")
+    detail = f"{wrong[0]} differs, and {len(wrong) - 1} more" if wrong else f"{len(new)} keys"
+    return Check(name="metadata", passed=not wrong, detail=detail)
+
+
+def _n_rows(parts: GgufParts) -> int:
+    return parts.tensors[_EMBEDDING].n_rows
+
+
+def _values(file: GgufFile) -> dict[str, Any]:
+    """Values that can be compared; of arrays, their type, length and bytes."""
+    out: dict[str, Any] = {}
+    for name, value in file.metadata.items():
+        if isinstance(value, GgufArray):
+            raw = np.empty(value.nbytes, np.uint8)
+            read_into(file.path, value.offset_bytes, raw)
+            out[name] = (value.kind, value.count, hashlib.sha256(raw.data).digest())
+        else:
+            out[name] = value
+    return out
+
+
+def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
+    """The same tensors of the same types and shapes in the same files; only the matrices of the vocabulary may grow."""
+    wrong = []
+    for old, new in zip(before.parts.files, files, strict=True):
+        if list(old.tensors) != list(new.tensors):
+            wrong.append(f"{new.path.name} holds other tensors")
+            continue
+        for name, tensor in old.tensors.items():
+            rows = max([*(token_id + 1 for token_id in before.rows.get(name, {})), tensor.shape[0]])
+            want = (tensor.type, (rows, *tensor.shape[1:]))
+            if (found := (new.tensors[name].type, new.tensors[name].shape)) != want:
+                wrong.append(f"{name}: expected {want}, found {found}")
+    count = sum(len(file.tensors) for file in files)
+    return Check(name="tensors", passed=not wrong, detail=wrong[0] if wrong else f"{count} tensors")
+
+
+def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
+    """Every trained row lies in the file as its type stores it."""
+    kind = file.tensors[name].type
+    wrong = [
+        token_id
+        for token_id, row in rows.items()
+        if not np.array_equal(file.rows(name, token_id, token_id + 1), encode(cast(row[None], dtype), kind))
+    ]
+    detail = f"{len(rows)} trained rows in {kind}, by way of {dtype}"
+    if wrong:
+        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+    return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _check_samples(files: Sequence[GgufFile], before: Before) -> Check:
+    wrong, count = [], 0
+    for name, samples in before.samples.items():
+        file = _holding(files, name)
+        for row, data in samples.items():
+            count += 1
+            if file.rows(name, row, row + 1).tobytes() != data:
+                wrong.append(f"{name}: row {row}")
+    return _untouched(wrong, f"{count} other rows, of every tensor some")
+
+
+def _check_bytes(files: Sequence[GgufFile], before: Before, base: GgufParts) -> Check:
+    wrong = []
+    for name, tensor in base.tensors.items():
+        old, new = base.holder(name), _holding(files, name)
+        trained = before.rows.get(name, {})
+        step = max(1, BLOCK_BYTES // max(1, tensor.row_nbytes))
+        for start in range(0, tensor.n_rows, step):
+            stop = min(start + step, tensor.n_rows)
+            differs = (old.rows(name, start, stop) != new.rows(name, start, stop)).any(axis=1)
+            wrong += [
+                f"{name}: row {start + row}" for row in np.flatnonzero(differs) if start + int(row) not in trained
+            ]
+    return _untouched(wrong, "every other row")
+
+
+def _untouched(wrong: Sequence[str], what: str) -> Check:
+    detail = f"{what} as in the base" if not wrong else f"{wrong[0]} is not the base's, and {len(wrong) - 1} more"
+    return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -1,0 +1,261 @@
+"""Checks of a patched folder of ONNX models against what it was before: the checker's own account of what may differ.
+
+What is to be compared is read from the base before anything is written, because a patch in place leaves no base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from onnx import ModelProto
+
+from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import HEADS
+from exporter.sources.onnx.file import OnnxFile
+from exporter.sources.peft.adapter import Adapter
+from exporter.tensors import BLOCK_BYTES, DTYPES, Array
+from exporter.verify.patched.files import FilesBefore, check_files
+from exporter.verify.patched.graph import GraphPair
+from exporter.verify.report import Check
+from exporter.verify.stored.artifact import decode, encode
+from exporter.verify.stored.onnx_blocks import BlockKind
+
+#: Tokens of the vocabulary, and spans of every other tensor, that are compared when not all bytes are.
+_SAMPLED: Final = 6
+_SPAN_BYTES: Final = 4096
+#: An integer is right if no other is nearer, but for what float32 arithmetic rounds.
+_HALF: Final = 0.5 + 1e-4
+#: 4 bits move a row by a tenth of its norm; rows of different matrices are 1.4 norms apart.
+_SAME_WITHIN_NORMS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class ModelBefore:
+    """One model before it is patched.
+
+    rows: matrix → token id → the row it must hold, as trained. samples: initialiser → where → bytes that must stay;
+    where is a token of a matrix, a byte of any other tensor.
+    """
+
+    file: OnnxFile
+    graph: ModelProto
+    rows: Mapping[str, Mapping[int, Array]]
+    samples: Mapping[str, Mapping[int, bytes]]
+
+    @property
+    def matrices(self) -> list[str]:
+        """The matrices of the vocabulary, the embedding first."""
+        return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
+
+    @property
+    def parts(self) -> set[str]:
+        """Every initialiser that belongs to them."""
+        return {part.name for name in self.matrices for part in self.file.parts(name)}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens before."""
+        return self.file.tokens(self.matrices[0])
+
+
+@dataclass(frozen=True)
+class Before:
+    """A folder before it is patched. Memory: graphs, weights inside them, and some of every other tensor."""
+
+    folder: Path
+    models: Sequence[ModelBefore]
+    files: FilesBefore
+    adapters: Sequence[Adapter]
+
+    @classmethod
+    def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter]) -> Before:
+        """Read what the checks need of the models ``paths``, and of all else."""
+        config = folder / "config.json"
+        tied = read_object(config).get("tie_word_embeddings") if config.is_file() else None
+        models = [_read_model(OnnxFile.open(path), adapters, tied) for path in paths]
+        return cls(folder, models, FilesBefore.read(folder, _files(model.file for model in models)), adapters)
+
+    @property
+    def vocab(self) -> int:
+        """Tokens after patching."""
+        trained = (token_id + 1 for model in self.models for rows in model.rows.values() for token_id in rows)
+        return max([*trained, *(model.tokens for model in self.models)])
+
+
+def check_patched(folder: Path, before: Before, *, every: bool) -> Iterator[Check]:
+    """Judge the patched folder. ``every``: compare every byte that may not differ; the base must still be there."""
+    files = []
+    for model in before.models:
+        path = folder / model.file.path.relative_to(before.folder)
+        whose = f"{path.stem}: " if len(before.models) > 1 else ""
+        files.append(OnnxFile.open(path))
+        for check in _check_model(files[-1], model, before.vocab, every=every):
+            yield replace(check, name=whose + check.name)
+    grown = before.vocab if before.vocab != before.models[0].tokens else None
+    yield from check_files(folder, before.files, before.adapters, _files(files), vocab=grown)
+
+
+def _files(models: Iterable[OnnxFile]) -> set[Path]:
+    """Model files and their data files."""
+    return {
+        path
+        for model in models
+        for path in (model.path, *(one.place.path for one in model.initialisers.values() if one.place))
+    }
+
+
+def _read_model(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> ModelBefore:
+    found = ModelBefore(file, file.parse(), _rows(file, adapters, tied), {})
+    samples: dict[str, dict[int, bytes]] = {}
+    for name, tensor in file.initialisers.items():
+        if name in found.matrices:
+            trained = found.rows.get(name, {})
+            # Neighbours of trained rows first: an offset that is off by a row or a block hits them.
+            near = {token_id + step for token_id in sorted(trained)[:_SAMPLED] for step in (-1, 1)}
+            ids = (near | set(_spread(found.tokens))) - trained.keys()
+            samples[name] = {row: _token(file, name, row) for row in sorted(ids) if 0 <= row < found.tokens}
+        elif name not in found.parts and _is_raw(file, name):
+            starts = {start // _SPAN_BYTES * _SPAN_BYTES for start in _spread(max(1, tensor.nbytes))}
+            samples[name] = {at: file.raw(name, at, min(at + _SPAN_BYTES, tensor.nbytes)).tobytes() for at in starts}
+    return replace(found, samples=samples)
+
+
+def _is_raw(file: OnnxFile, name: str) -> bool:
+    """Outside the model file; what is inside is compared with the graph."""
+    return file.initialisers[name].place is not None
+
+
+def _token(file: OnnxFile, name: str, row: int) -> bytes:
+    return file.token_bytes(name, row, row + 1).tobytes()
+
+
+def _spread(count: int) -> list[int]:
+    return sorted({round(step * (count - 1) / (_SAMPLED - 1)) for step in range(_SAMPLED)})
+
+
+def _kind(file: OnnxFile, name: str) -> str:
+    return str(BlockKind.of(file, name)) if name in file.blocks else file.initialisers[name].dtype
+
+
+def _rows(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> dict[str, dict[int, Array]]:
+    embedding, head = str(file.embedding), str(file.head)
+    twins = embedding == head or (tied is not False and _twins(file))
+    found: dict[str, dict[int, Array]] = {}
+    for adapter in adapters:
+        own: dict[str, dict[int, Array]] = {}
+        for part in adapter.rows:
+            name = head if part.module.rpartition(".")[2] in HEADS else embedding
+            own.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
+        if twins and head not in own:
+            own[head] = own[embedding]
+        for name, rows in own.items():
+            found.setdefault(name, {}).update(rows)
+    return found
+
+
+def _values(file: OnnxFile, name: str, row: int) -> Array:
+    raw = file.token_bytes(name, row, row + 1)
+    if name not in file.scaled:
+        row_values: Array = decode(raw, _kind(file, name))[0]
+        return row_values
+    scale, zero = _scale(file, name)
+    numbers: Array = raw[0].view(DTYPES[file.initialisers[name].dtype]).astype(np.float64)
+    return (numbers - zero) * scale
+
+
+def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
+    """(scale, zero point) of a matrix of integers that has one of each."""
+    form = file.scaled[name]
+    zero = float(file.rows(form.zero_point, 0, 1)[0]) if form.zero_point else 0.0
+    return float(file.rows(form.scale, 0, 1)[0]), zero
+
+
+def _twins(file: OnnxFile) -> bool:
+    """Whether the head is the embedding stored a second time, in whatever form."""
+    names = str(file.embedding), str(file.head)
+    if len({file.tokens(name) for name in names}) > 1:
+        return False
+    for row in _spread(file.tokens(names[0])):
+        one, other = (_values(file, name, row) for name in names)
+        norms = np.linalg.norm(one), np.linalg.norm(other)
+        if one.shape != other.shape or np.linalg.norm(one - other) > _SAME_WITHIN_NORMS * max(norms):
+            return False
+    return True
+
+
+def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool) -> Iterator[Check]:
+    graph = ModelProto()
+    graph.CopyFrom(before.graph)
+    wrong = GraphPair(graph, file.parse(), before.parts, (before.tokens, vocab)).difference()
+    sizes = {name: file.tokens(name) for name in before.matrices if name in file.token_axis}
+    if wrong is None and sizes != dict.fromkeys(before.matrices, vocab):
+        wrong = f"{sizes} tokens where {vocab} were expected"
+    yield Check(name="graph", passed=wrong is None, detail=wrong or f"{len(graph.graph.node)} nodes, {vocab} tokens")
+    if wrong is not None:
+        return  # rows cannot be paired
+    for name, rows in before.rows.items():
+        yield _check_rows(file, name, rows)
+    yield _check_bytes(file, before) if every else _check_samples(file, before)
+
+
+def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
+    """Every trained row lies in the file as the matrix stores it."""
+    kind = _kind(file, name)
+    wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, kind, token_id, row)]
+    detail = f"{len(rows)} trained rows in {kind}"
+    if wrong:
+        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+    return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _holds(file: OnnxFile, name: str, kind: str, token_id: int, row: Array) -> bool:
+    if name in file.scaled:
+        step = abs(_scale(file, name)[0])
+        return bool((np.abs(_values(file, name, token_id) - row.astype(np.float64)) <= step * _HALF).all())
+    raw = file.token_bytes(name, token_id, token_id + 1)
+    if BlockKind.is_one(kind):
+        return bool(BlockKind.read(kind).holds(row[None], raw).all())
+    return np.array_equal(raw, encode(row[None], kind))
+
+
+def _check_samples(file: OnnxFile, before: ModelBefore) -> Check:
+    wrong, count = [], 0
+    for name, samples in before.samples.items():
+        for at, data in samples.items():
+            count += 1
+            token = name in before.matrices
+            found = _token(file, name, at) if token else file.raw(name, at, at + len(data)).tobytes()
+            if found != data:
+                wrong.append(f"{name}: {'token' if token else 'byte'} {at}")
+    return _untouched(wrong, f"{count} other pieces, of every tensor some")
+
+
+def _check_bytes(file: OnnxFile, before: ModelBefore) -> Check:
+    wrong = []
+    for name in before.matrices:
+        trained = before.rows.get(name, {})
+        width = sum(part.nbytes for part in before.file.parts(name)) // before.tokens
+        step = max(1, BLOCK_BYTES // max(1, width))
+        for start in range(0, before.tokens, step):
+            stop = min(start + step, before.tokens)
+            old, new = (one.token_bytes(name, start, stop) for one in (before.file, file))
+            differs = np.flatnonzero((old != new).any(axis=1))
+            wrong += [f"{name}: token {start + row}" for row in differs if start + int(row) not in trained]
+    for name in before.file.initialisers.keys() - before.parts:
+        if not _is_raw(before.file, name):
+            continue
+        nbytes = before.file.initialisers[name].nbytes
+        for at in range(0, nbytes, BLOCK_BYTES):
+            stop = min(at + BLOCK_BYTES, nbytes)
+            if not np.array_equal(before.file.raw(name, at, stop), file.raw(name, at, stop)):
+                wrong.append(f"{name}: from byte {at}")
+    return _untouched(wrong, "every other byte")
+
+
+def _untouched(wrong: Sequence[str], what: str) -> Check:
+    detail = f"{what} as in the base" if not wrong else f"{wrong[0]} is not the base's, and {len(wrong) - 1} more"
+    return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

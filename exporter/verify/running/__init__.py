@@ -1,0 +1,1 @@
+"""Running artifact and reference, and comparing what they say."""

@@ -1,0 +1,170 @@
+"""The token sequences on which logits are compared: control texts, texts of the user's, and every trained token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exporter.errors import BadInput, UnreadableFile, reading
+from exporter.verify.expect.reference import Reference
+from exporter.verify.running.control_texts import CONTROL_TEXTS, MORE_TEXTS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # loaded where a model is about to run
+
+#: Kinds of positions. A trained token that follows another one counts as input.
+KINDS: Final = ("control", "user", "trained as input", "trained as target", "beside trained")
+#: Long enough for attention to matter; short enough that full logits of a 150k vocabulary fit a few times over.
+_MAX_TOKENS: Final = 40
+#: Each trained token stands inside a control text: four to a sequence keeps the text a text. When that would take more
+#: than ``_MAX_SEQUENCES``, they stand closer, for what is computed must not grow with their number.
+_TRAINED_PER_SEQUENCE: Final = 4
+_MAX_SEQUENCES: Final = 16
+#: What one set of logits of the further texts may take on disk: 1,365 positions of a vocabulary of 49,152.
+_MORE_BYTES: Final = 1 << 28
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids per sequence: ``control`` without trained tokens, ``trained`` with some, ``user`` what the user wrote.
+
+    texts, text_ids: the texts behind them, as a tokenizer encodes them.  covered: trained ids that stand in
+    ``trained``, each as an input and as a target; all of them, unless there are more than fit.  words: id → its text.
+    more: further texts, without trained tokens and with some in turn, for means over positions.
+    """
+
+    control: list[list[int]]
+    user: list[list[int]]
+    trained: list[list[int]]
+    texts: list[str]
+    text_ids: list[list[int]]
+    covered: list[int]
+    words: dict[int, str] = field(default_factory=dict)
+    more: list[list[int]] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[list[int]]:
+        """Control sequences first, then the user's."""
+        return self.control + self.user + self.trained
+
+    @property
+    def many(self) -> list[list[int]]:
+        """``all``, and the further ones."""
+        return self.all + self.more
+
+    def kinds(self) -> Iterator[list[str]]:
+        """The kind of every position of every sequence of ``all``."""
+        trained = set(self.covered)
+        yield from (["control"] * len(ids) for ids in self.control)
+        yield from (["user"] * len(ids) for ids in self.user)
+        for ids in self.trained:
+            yield [
+                "trained as input" if here in trained else "trained as target" if after in trained else "beside trained"
+                for here, after in zip(ids, [*ids[1:], None], strict=True)
+            ]
+
+
+def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
+    """Encode the texts with the tuned model's tokenizer, without special tokens, and weave the trained tokens in.
+
+    Raises BadInput if there is no tokenizer.json, or nothing to compare.
+    """
+    tokenizer = _tokenizer(reference)
+    limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
+    trained_ids = set(reference.trained_ids)
+    texts = [*CONTROL_TEXTS, *prompts]
+    text_ids = [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+    def untrained(encoded: Iterable[Sequence[int]]) -> list[list[int]]:
+        left = ([token for token in ids if token not in trained_ids] for ids in encoded)
+        return [ids[:limit] for ids in left if len(ids) > 1]
+
+    control = untrained(text_ids[: len(CONTROL_TEXTS)])
+    if not control:
+        raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found none")
+    user = [ids[:limit] for ids in text_ids[len(CONTROL_TEXTS) :] if len(ids) > 1]
+    trained, covered = weave(reference.trained_ids, control, limit)
+    known = {token for ids in (*control, *user, *trained) for token in ids}
+    words = {token: _word(tokenizer, token) for token in sorted(known)}
+    further = untrained(tokenizer.encode(text, add_special_tokens=False).ids for text in MORE_TEXTS)
+    more = _more(further, covered, limit, _MORE_BYTES // (4 * reference.vocab))
+    return Sequences(control, user, trained, texts, text_ids, covered, words, more)
+
+
+def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
+    """(sequences of at most ``limit`` tokens, the ids that they cover).
+
+    Every covered id is an input somewhere, and the target of the token before it. At most ``_MAX_SEQUENCES`` sequences
+    of ``limit`` tokens: of more ids than fit, as many as do, evenly spread.
+    """
+    most = _MAX_SEQUENCES * (limit - 1)
+    covered = _spread(token_ids, most)
+    each = max(min(_TRAINED_PER_SEQUENCE, limit - 1), -(-len(covered) // _MAX_SEQUENCES))
+    groups = [covered[first : first + each] for first in range(0, len(covered), each)]
+    return [_woven(carriers[number % len(carriers)], group, limit) for number, group in enumerate(groups)], covered
+
+
+def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
+    """Every carrier, and behind it the same with some of the covered tokens, which take turns; as many as fit."""
+    each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
+    found: list[list[int]] = []
+    for number, carrier in enumerate(carriers):
+        group = [covered[(number * each + place) % len(covered)] for place in range(each)]
+        for ids in (list(carrier), *([_woven(carrier, group, limit)] if group else [])):
+            positions -= len(ids)
+            if positions < 0:
+                return found
+            found.append(ids)
+    return found
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line, empty lines left out. Raises UnreadableFile."""
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        lines = [line for line in content.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as exc:
+        raise UnreadableFile(path, f"expected UTF-8 text, found another byte at {exc.start}") from exc
+    if not lines:
+        raise UnreadableFile(path, "expected a prompt a line, found none")
+    return lines
+
+
+def _tokenizer(reference: Reference) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = reference.tokenizer_file()
+    if path is None:
+        raise BadInput(f"{reference.checkpoint.path}: expected tokenizer.json to encode prompts, found none")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises bare Exception for every malformed file
+        raise UnreadableFile(path, f"not a tokenizer: {exc}") from exc
+
+
+def _word(tokenizer: Tokenizer, token: int) -> str:
+    """What a person reads for a token; a piece of a character keeps the tokenizer's own spelling."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False)
+    own: str | None = tokenizer.id_to_token(token)
+    return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
+
+
+def _spread(ids: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of ``ids``, evenly spaced, first and last among them."""
+    if len(ids) <= count:
+        return list(ids)
+    return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]
+
+
+def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
+    """Spread trained tokens over a carrier; the first token is the carrier's, so that each of them is a target."""
+    room = min(len(carrier), limit - len(trained))
+    # How many tokens of the carrier stand before each trained one: at least one before the first.
+    before = [max(1, number * room // (len(trained) + 1)) for number in range(1, len(trained) + 1)]
+    woven: list[int] = []
+    for start, stop, token in zip([0, *before], before, trained, strict=False):
+        woven += [*carrier[start:stop], token]
+    return woven + list(carrier[before[-1] : room])

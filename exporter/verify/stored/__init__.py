@@ -1,0 +1,1 @@
+"""An artifact's matrices as they lie on disk."""

@@ -1,0 +1,123 @@
+"""Rows in blocks of integers as ONNX Runtime's own quantiser makes them: the checker's account of int8 and int4."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+
+from exporter.tensors import DTYPES, Array, cast
+
+if TYPE_CHECKING:
+    from exporter.sources.onnx.file import OnnxFile
+
+_KIND: Final = re.compile(r"int(4|8) x (\d+)( with zero points)?, scales (F32|F16)")
+
+#: A code is right if no other is nearer; float32 arithmetic may take what lies halfway to either side.
+_HALF: Final = 0.5 + 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKind:
+    """Integers of ``bits``, ``size`` to a scale of dtype ``scales``; around a zero point each, or around the middle."""
+
+    bits: int
+    size: int
+    zero_points: bool
+    scales: str
+
+    def __str__(self) -> str:
+        zeros = " with zero points" if self.zero_points else ""
+        return f"int{self.bits} x {self.size}{zeros}, scales {self.scales}"
+
+    @staticmethod
+    def is_one(kind: str) -> bool:
+        """Whether ``kind`` names such a storage."""
+        return _KIND.fullmatch(kind) is not None
+
+    @classmethod
+    def read(cls, kind: str) -> Self:
+        """The storage that ``str`` wrote."""
+        found = _KIND.fullmatch(kind)
+        assert found, kind
+        return cls(int(found[1]), int(found[2]), bool(found[3]), found[4])
+
+    @classmethod
+    def of(cls, file: OnnxFile, name: str) -> Self:
+        """How ``file`` stores the matrix ``name``."""
+        form = file.blocks[name]
+        return cls(form.bits, form.size, form.zero_points is not None, file.initialisers[form.scales].dtype)
+
+    def encode(self, rows: Array) -> Array:
+        """``rows`` (n, hidden) as codes, scales and zero points side by side: (n, bytes) uint8."""
+        from onnxruntime.capi import _pybind_state as runtime
+
+        quantise = {4: runtime.quantize_matmul_4bits, 8: runtime.quantize_matmul_8bits}[self.bits]
+        count, width = rows.shape
+        per_row = -(-width // self.size)
+        codes = np.zeros((count, per_row, self.size * self.bits // 8), np.uint8)
+        scales = np.zeros(count * per_row, np.float32)
+        zeros = np.zeros((count, -(-per_row * self.bits // 8)), np.uint8)
+        # It wants the matrix transposed, (in, out).
+        columns = np.ascontiguousarray(cast(rows, "F32").T)
+        quantise(codes, columns, scales, zeros.reshape(-1), self.size, count, width, not self.zero_points)
+        stored = cast(scales, self.scales).reshape(count, per_row).view(np.uint8)
+        return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
+
+    def holds(self, rows: Array, raw: Array) -> Array:
+        """Whether each of ``rows`` (n, hidden) is stored in ``raw`` (n, bytes): (n,) bool. Waits for no runtime.
+
+        Scales and zero points must be those of the rows, and every code the nearest that there is.
+        """
+        codes, scales, zeros = self._split(raw)
+        values = cast(rows, "F32").reshape(len(rows), -1, self.size)
+        low, high = values.min(axis=2), values.max(axis=2)
+        top = (1 << self.bits) - 1
+        middle = np.full(low.shape, 1 << (self.bits - 1), np.float64)
+        if self.zero_points:
+            low, high = np.minimum(low, 0), np.maximum(high, 0)
+            step = (high - low) / np.float32(top)
+            steps_below = -low.astype(np.float64) / np.where(step == 0, 1, step)
+            middle = self._numbers(zeros)[:, : low.shape[1]].astype(np.float64)
+            right = np.abs(middle - np.clip(steps_below, 0, top)) <= _HALF
+        else:
+            step = np.where(np.abs(high) > np.abs(low), high, low) / np.float32(-(1 << (self.bits - 1)))
+            right = np.ones(low.shape, np.bool_)
+        right &= cast(step, self.scales) == scales
+        exact = values.astype(np.float64) / np.where(step == 0, 1, step)[..., None] + middle[..., None]
+        numbers = self._numbers(codes).reshape(values.shape)
+        right &= (np.abs(numbers - np.clip(exact, 0, top)) <= _HALF).all(axis=2)
+        found: Array = right.all(axis=1)
+        return found
+
+    def decode(self, raw: Array) -> Array:
+        """The numbers that ``encode`` stored as ``raw``: (n, hidden) float64.
+
+        Source: ONNX Runtime's operator page of MatMulNBits; two 4-bit codes share a byte, the first in the lower half.
+        """
+        count = len(raw)
+        codes, scales, zeros = self._split(raw)
+        blocks = scales.shape[1]
+        wide = scales.astype(np.float64)
+        middle = self._numbers(zeros)[:, :blocks] if self.zero_points else np.full((count, 1), 1 << (self.bits - 1))
+        values = self._numbers(codes).reshape(count, blocks, self.size).astype(np.float64)
+        result: Array = ((values - middle[..., None]) * wide[..., None]).reshape(count, -1)
+        return result
+
+    def _split(self, raw: Array) -> tuple[Array, Array, Array]:
+        """Codes (n, bytes), scales (n, blocks) and zero points (n, bytes) of rows that lie side by side."""
+        per_block = self.size * self.bits // 8
+        scale_bytes = DTYPES[self.scales].itemsize
+        zero_bits = self.bits if self.zero_points else 0
+        # A row has so many blocks that codes, scales and zero points, these rounded up to a byte, fill it.
+        blocks = raw.shape[1] * 8 // (8 * (per_block + scale_bytes) + zero_bits)
+        codes, rest = np.split(np.ascontiguousarray(raw), [blocks * per_block], axis=1)
+        scales, zeros = np.split(rest, [blocks * scale_bytes], axis=1)
+        return codes, np.ascontiguousarray(scales).view(DTYPES[self.scales]), zeros
+
+    def _numbers(self, packed: Array) -> Array:
+        if self.bits == 8:
+            return packed.astype(np.int64)
+        return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).astype(np.int64)

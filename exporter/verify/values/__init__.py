@@ -1,0 +1,1 @@
+"""Stored rows against the rows that were trained."""

@@ -1,0 +1,87 @@
+"""Checks of values that a merge computes: base plus low-rank updates, against the same sums in float64."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from exporter.tensors import DTYPES, Array, cast
+from exporter.verify.expect.tensors import Expected
+from exporter.verify.report import Check
+from exporter.verify.stored.artifact import Matrix
+from exporter.verify.tolerances import MERGED_F32_NOISE, MERGED_ULPS
+from exporter.verify.values.quantised_rows import judge_sum
+
+#: Rows of every updated tensor that are looked at when not all are: first, last and some between.
+_SAMPLED: Final = 6
+_ROWS_AT_ONCE: Final = 512
+_MANTISSA_BITS: Final = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
+
+
+def check_computed(use: str, matrix: Matrix, want: Expected, *, every: bool) -> Check:
+    """One check of ``matrix``: a sample of its rows, or every one."""
+    if matrix.kind not in _MANTISSA_BITS:
+        return _check_quantised(use, matrix, want, every=every)
+    ids = range(want.n_rows) if every else sample(want.n_rows)
+    wrong, worst = compare(matrix, want, ids)
+    detail = f"{len(ids)} of {want.n_rows} rows, computed again in float64"
+    if wrong:
+        detail = f"{matrix.name}: {len(wrong)} of {len(ids)} rows are not base plus updates, first {wrong[0]}"
+    return Check(name=f"{use} updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
+
+
+def _check_quantised(use: str, matrix: Matrix, want: Expected, *, every: bool) -> Check:
+    """Block by block, as each has rows enough to show an update; without ``every`` the first block alone."""
+    known = min(want.n_rows, want.base.spec.n_rows)
+    starts = range(0, known if every else min(known, _ROWS_AT_ONCE), _ROWS_AT_ONCE)
+    unseen = 0
+    for start in starts:
+        ids = range(start, min(start + _ROWS_AT_ONCE, known))
+        raw, base = matrix.raw(start, ids.stop), cast(want.base.rows(start, ids.stop), "F64")
+        verdict = judge_sum(raw, want.values(ids), base, matrix.kind, want.base.spec.dtype)
+        if verdict:
+            return Check(name=f"{use} updates", passed=False, detail=f"{matrix.name}, from row {start} on: {verdict}")
+        unseen += verdict is None
+    drowned = f", {unseen} of {len(starts)} blocks are judged by their logits: updates drown in them" if unseen else ""
+    detail = f"{min(known, len(starts) * _ROWS_AT_ONCE)} of {want.n_rows} rows in {matrix.kind}{drowned}"
+    return Check(name=f"{use} updates", passed=True, detail=detail)
+
+
+def sample(count: int) -> list[int]:
+    """At most ``_SAMPLED`` of ``range(count)``, evenly spread."""
+    return sorted({round(step * (count - 1) / max(1, _SAMPLED - 1)) for step in range(_SAMPLED)})
+
+
+def compare(matrix: Matrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
+    """(rows that are off, the largest deviation in units of the last place of the storage)."""
+    wrong: list[int] = []
+    worst = 0.0
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        some = list(ids[start : start + _ROWS_AT_ONCE])
+        wide = want.values(some).reshape(len(some), -1)
+        off = ulps(_stored(matrix, some).reshape(len(some), -1), wide, matrix.kind)
+        worst = max(worst, float(off.max(initial=0.0)))
+        wrong += [row for row, rows_off in zip(some, off, strict=True) if not (rows_off <= MERGED_ULPS).all()]
+    return wrong, worst
+
+
+def _stored(matrix: Matrix, ids: list[int]) -> Array:
+    if ids[-1] - ids[0] == len(ids) - 1:
+        raw = matrix.raw(ids[0], ids[-1] + 1)
+    else:
+        raw = np.concatenate([matrix.raw(row, row + 1) for row in ids])
+    return cast(np.ascontiguousarray(raw).view(DTYPES[matrix.kind]), "F64")
+
+
+def ulps(found: Array, want: Array, kind: str) -> Array:
+    """Distance in units of the last place, after the noise of float32 sums: that of the largest value of the row.
+
+    found, want: (rows, width).
+    """
+    noise = MERGED_F32_NOISE * np.abs(want).max(axis=1, keepdims=True)
+    exponent = np.floor(np.log2(np.maximum(np.abs(want), np.finfo(np.float32).tiny)))
+    unit = np.exp2(exponent - _MANTISSA_BITS[kind])
+    distance: Array = np.maximum(np.abs(found - want) - noise, 0.0) / unit
+    distance[~np.isfinite(found)] = np.inf
+    return distance

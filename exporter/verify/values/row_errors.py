@@ -1,0 +1,57 @@
+"""How well every trained row survived its storage: its error beside what training changed about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from exporter.tensors import FLOATS
+from exporter.verify.expect.reference import Reference
+from exporter.verify.expect.tensors import Expected
+from exporter.verify.findings import RowErrors
+from exporter.verify.report import Check
+from exporter.verify.stored.artifact import Artifact, Matrix, decode
+from exporter.verify.tolerances import DROWNED_SHARE
+
+
+def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
+    """One entry a stored matrix with trained rows; none where its size is wrong and rows cannot be paired."""
+    uses = [("embedding", artifact.embedding, reference.embedding)]
+    if artifact.encoder_embedding is not None:
+        uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
+    if artifact.head is not None:
+        uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
+    return [
+        _measured(use, matrix, want) for use, matrix, want in uses if want.rows and matrix.n_rows == reference.vocab
+    ]
+
+
+def check_drowned(found: Sequence[RowErrors]) -> Iterator[Check]:
+    """Quantised rows must be nearer to what was trained than the base's row is.
+
+    Rows that are not quantised were compared bit for bit: their rounding is declared.
+    """
+    for one in found:
+        if one.kind in FLOATS:
+            continue
+        shares = one.shares()
+        worst = int(np.argmax(shares))
+        detail = (
+            f"{len(shares)} trained rows in {one.kind}, worst token {one.token_ids[worst]}: "
+            f"off by {one.errors[worst]:.3g}, changed by {one.changes[worst]:.3g}"
+        )
+        yield Check.at_most(f"{one.use} changes", shares[worst], DROWNED_SHARE, detail)
+
+
+def _measured(use: str, matrix: Matrix, want: Expected) -> RowErrors:
+    token_ids = sorted(want.rows)
+    errors, changes = [], []
+    for token_id in token_ids:
+        new = want.values([token_id])[0]
+        known = token_id < want.base.spec.n_rows
+        base = want.base.rows(token_id, token_id + 1)[0].astype(np.float64) if known else np.zeros_like(new)
+        stored = decode(matrix.raw(token_id, token_id + 1), matrix.kind)[0]
+        errors.append(float(np.linalg.norm(stored - new)))
+        changes.append(float(np.linalg.norm(new - base)))
+    return RowErrors(use, matrix.kind, token_ids, errors, changes)

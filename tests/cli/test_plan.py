@@ -1,0 +1,42 @@
+"""``ttexport plan`` as users and release automation call it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from exporter.cli.main import run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_plan_writes_nothing_and_tells_size_and_ledger(
+    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = [str(tiny_adapter), "--base", str(tiny_tied), "--to", "hf", "--to", "gguf", "--to", "onnx"]
+    assert run(["plan", *argv, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+    assert {one["tensor"].rsplit(".", 2)[-2] for one in document["ledger"]} == {"embed_tokens", "lm_head"}
+    assert run(["merge", *argv, "-o", "out", "-q"]) == 0
+    gguf = next(one for one in document["targets"] if one["format"] == "gguf")
+    assert gguf["nbytes"] == (tmp_path / "out" / "gguf" / Path(gguf["path"]).name).stat().st_size
+    assert run(["plan", *argv]) == 0
+    shown = capsys.readouterr().out
+    assert "rows of the embedding and the tied head" in shown
+
+
+def test_plan_says_which_target_cannot_hold_the_model(tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = Path(shutil.copytree(tiny_tied, tmp_path / "mamba"))
+    config = json.loads((other / "config.json").read_text()) | {"model_type": "mamba"}
+    (other / "config.json").write_text(json.dumps(config))
+    assert run(["plan", str(other), "--to", "hf", "--to", "gguf", "--json"]) == 5
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert said.err.count("\n") == 1
+    assert [one["expressible"] for one in document["targets"]] == [True, False]
+    assert "mamba" in document["targets"][1]["reason"]

@@ -1,0 +1,198 @@
+"""Whole files in llama.cpp's quantisations, beside what llama.cpp makes when it is called without us."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from exporter.cli.main import run
+from exporter.errors import UnreadableFile
+from exporter.formats.gguf import GgufLayout, plan_gguf, write_gguf
+from exporter.formats.gguf.quantisation import files as quantised
+from exporter.formats.gguf.quantisation.file_types import MIXTURES
+from exporter.formats.gguf.quantisation.imatrix import read_imatrix
+from exporter.progress import Progress
+from exporter.sources.gguf.file import GgufFile
+from fixtures.models import gguf_files
+from tests.formats.gguf import runtime
+from tests.formats.gguf.conftest import merged
+
+Capture = pytest.CaptureFixture[str]
+
+
+def export(base: Path, out: Path, *options: str) -> Path:
+    assert run(["export", str(base), "--to", "gguf", "-q", "-o", str(out), *options]) == 0
+    return out
+
+
+def by_llama_cpp(source: Path, out: Path, name: str) -> Path:
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS", "Q2_K", "TQ1_0"])
+def test_file_has_the_bytes_that_llama_cpp_makes(wide_untied: Path, tmp_path: Path, name: str) -> None:
+    assert runtime  # llama.cpp's talk is off
+    source = export(wide_untied, tmp_path / "bf16.gguf")
+    want = by_llama_cpp(source, tmp_path / "want.gguf", name)
+    assert export(wide_untied, tmp_path / "got.gguf", "--quant", name).read_bytes() == want.read_bytes()
+
+
+def test_the_table_of_mixtures_is_llama_cpps() -> None:
+    for name, mixture in MIXTURES.items():
+        full = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(name, name)
+        assert getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{full}") == mixture.number
+
+
+def test_several_quantisations_share_one_intermediate_that_does_not_stay(
+    wide_tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def counting(layout: GgufLayout, path: Path, progress: Progress) -> None:
+        written.append(path)
+        write_gguf(layout, path, progress)
+
+    monkeypatch.setattr(quantised, "write_gguf", counting)
+    export(wide_tied, tmp_path / "out", "--quant", "Q4_K_M", "--quant", "Q8_0", "--quant", "Q6_K")
+    assert len(written) == 1
+    assert sorted(path.name for path in (tmp_path / "out" / "gguf").iterdir()) == [
+        "tied-Q4_K_M.gguf",
+        "tied-Q6_K.gguf",
+        "tied-Q8_0.gguf",
+    ]
+
+
+def test_types_of_embedding_and_head_can_be_chosen(wide_untied: Path, tmp_path: Path) -> None:
+    options = ["--quant", "Q4_0", "--token-embedding-type", "Q5_K", "--output-tensor-type", "BF16"]
+    file = GgufFile.open(export(wide_untied, tmp_path / "m.gguf", *options))
+    assert file.tensors["token_embd.weight"].type == "Q5_K"
+    assert file.tensors["output.weight"].type == "BF16"
+    assert file.tensors["blk.0.attn_q.weight"].type == "Q4_0"
+
+
+def test_rows_that_do_not_fill_blocks_fall_back_as_llama_cpp_does(tiny_tied: Path, tmp_path: Path) -> None:
+    want = by_llama_cpp(export(tiny_tied, tmp_path / "bf16.gguf"), tmp_path / "want.gguf", "Q4_K_M")
+    got = export(tiny_tied, tmp_path / "got.gguf", "--quant", "Q4_K_M")
+    assert got.read_bytes() == want.read_bytes()
+    assert GgufFile.open(got).tensors["blk.0.attn_q.weight"].type == "Q5_0"
+
+
+def test_progress_adds_up_to_what_was_promised(wide_tied: Path, tmp_path: Path) -> None:
+    intermediate = quantised.Intermediate(plan_gguf(merged(wide_tied)))
+    layout = quantised.plan_quantised(intermediate, MIXTURES["Q6_K"])
+    told: list[int] = []
+    quantised.write_quantised(layout, tmp_path / "m.gguf", told.append)
+    assert sum(told) == layout.work_nbytes
+    assert abs((tmp_path / "m.gguf").stat().st_size / layout.nbytes - 1) < 0.02  # the types differ from layer to layer
+
+
+@pytest.mark.parametrize("form", ["gguf", "legacy"])
+def test_importance_matrix_reaches_llama_cpp(wide_tied: Path, tmp_path: Path, form: str) -> None:
+    names = [name for name in GgufFile.open(export(wide_tied, tmp_path / "b.gguf")).tensors if "blk" in name]
+    sums = {name: np.linspace(0.1, 9, 512 if "down" in name else 256, dtype=np.float32) for name in names}
+    path = tmp_path / f"importance.{form}"
+    {"gguf": gguf_files.write_imatrix, "legacy": gguf_files.write_legacy_imatrix}[form](path, sums, calls=4)
+    assert np.array_equal(read_imatrix(path).values[names[0]], sums[names[0]] / 4)
+    plain = export(wide_tied, tmp_path / "plain.gguf", "--quant", "Q4_K_S")
+    file = GgufFile.open(export(wide_tied, tmp_path / "m.gguf", "--quant", "Q4_K_S", "--imatrix", str(path)))
+    assert file.metadata["quantize.imatrix.file"] == path.name
+    assert file.metadata["quantize.imatrix.entries_count"] == len(sums)
+    name = "blk.1.ffn_up.weight"
+    assert not np.array_equal(file.rows(name, 0, 9), GgufFile.open(plain).rows(name, 0, 9))
+
+
+def test_few_bits_work_with_an_importance_matrix(wide_tied: Path, tmp_path: Path) -> None:
+    names = [name for name in GgufFile.open(export(wide_tied, tmp_path / "b.gguf")).tensors if "blk" in name]
+    sums = {name: np.ones(512 if "down" in name else 256, np.float32) for name in names}
+    gguf_files.write_imatrix(tmp_path / "i.gguf", sums, calls=1)
+    out = export(wide_tied, tmp_path / "m.gguf", "--quant", "IQ2_XXS", "--imatrix", str(tmp_path / "i.gguf"))
+    assert GgufFile.open(out).tensors["blk.1.ffn_up.weight"].type == "IQ2_XXS"
+
+
+@pytest.mark.parametrize(
+    ("kind", "imatrix", "code", "words"),
+    [
+        ("iq1_s", False, 5, "there is no --imatrix"),
+        ("IQ2_XS", True, 5, "none of this tensor"),
+        ("I32", False, 2, "found I32"),
+        ("Q8_K", False, 2, "found Q8_K"),
+    ],
+)
+def test_a_type_that_would_end_llama_cpp_is_refused_before_it_runs(
+    wide_tied: Path, tmp_path: Path, capsys: Capture, kind: str, imatrix: bool, code: int, words: str
+) -> None:
+    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--token-embedding-type", kind]
+    if imatrix:
+        gguf_files.write_imatrix(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": np.ones(256, np.float32)}, calls=1)
+        argv += ["--imatrix", str(tmp_path / "i.gguf")]
+    assert run([*argv, "-o", str(tmp_path / "m.gguf")]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_types_may_be_written_in_lower_case(wide_untied: Path, tmp_path: Path) -> None:
+    options = ("--quant", "q4_k_m", "--token-embedding-type", "q5_0", "--output-tensor-type", "f16")
+    tensors = GgufFile.open(export(wide_untied, tmp_path / "m.gguf", *options)).tensors
+    kinds = {name: tensors[name].type for name in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")}
+    assert kinds == {"token_embd.weight": "Q5_0", "output.weight": "F16", "blk.0.attn_q.weight": "Q4_K"}
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"\1\0\0\0\xff\xff\0\0abc", b"\0\0\0\0"])
+def test_broken_importance_matrix_is_bad_input(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "i").write_bytes(data)
+    with pytest.raises(UnreadableFile, match=str(tmp_path / "i")):
+        read_imatrix(tmp_path / "i")
+
+
+def test_a_quantiser_that_dies_is_one_line_and_leaves_nothing(wide_tied: Path, tmp_path: Path, capsys: Capture) -> None:
+    """An importance matrix that has the wrong width makes llama.cpp give up in the middle of the file."""
+    gguf_files.write_imatrix(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": np.ones(64, np.float32)}, calls=1)
+    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--imatrix", str(tmp_path / "i.gguf")]
+    assert run([*argv, "-o", str(tmp_path / "m.gguf"), "-q"]) == 5
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "imatrix size 64 is different from tensor size 256" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_an_abort_of_the_library_ends_its_own_process_only(
+    wide_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = tmp_path / "dying.py"
+    dying.write_text("import os, sys\nprint('GGML_ASSERT(false) failed', file=sys.stderr, flush=True)\nos.abort()\n")
+    monkeypatch.setattr(quantised, "_WORKER", "dying")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "-o", str(tmp_path / "m.gguf"), "-q"]
+    assert run(argv) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "SIGABRT" in said
+    assert "GGML_ASSERT(false) failed" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["dying.py"]
+
+
+def test_without_llama_cpp_the_line_says_what_to_install(
+    wide_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else found(name))
+    argv = ["export", str(wide_tied), "--to", "gguf", "-o", str(tmp_path / "m.gguf"), "-q"]
+    assert run([*argv, "--quant", "Q4_K_M"]) == 6
+    assert "pip install 'ttexport[llamacpp]'" in capsys.readouterr().err
+    assert run([*argv, "--quant", "Q8_0", "--verify", "rows"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Q4_K_M", "Q6_K"])
+def test_quantised_file_passes_the_full_verification(wide_adapters: dict[str, Path], tmp_path: Path, name: str) -> None:
+    argv = ["merge", str(wide_adapters["tied-known"]), "--to", "gguf", "--quant", name, "-o", str(tmp_path / "m.gguf")]
+    assert run([*argv, "--verify", "full", "-q"]) == 0

@@ -1,0 +1,199 @@
+"""What llama.cpp cannot do with a SentencePiece tokenizer: refused in one line, or said in a note."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from exporter.errors import BadInput, NotExpressible, UnreadableFile, UsageError
+from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.tokenizer import Vocabulary, vocabulary
+from fixtures.models.tokenizers import model_proto
+from tests.formats.gguf.vocab.vocabularies import BYTES, LLAMA, PREPEND, REPLACE, model_file
+
+MARK = "\u2581"
+WORDS = (MARK + "t", "he", MARK + "the", "er", *f"{MARK}ehrt")
+
+
+def tokenizer_json(**model: Any) -> dict[str, Any]:
+    """A whole BPE tokenizer without tokenizer.model: 3 special tokens, 256 bytes, 4 words with merges, 5 characters."""
+    tokens = [text for text, _ in LLAMA] + list(WORDS)
+    merges = [[MARK, "t"], ["h", "e"], [MARK + "t", "he"], ["e", "r"]]
+    found = {
+        "type": "BPE",
+        "byte_fallback": True,
+        "fuse_unk": True,
+        "unk_token": "<unk>",
+        "vocab": {text: index for index, text in enumerate(tokens)},
+        "merges": merges,
+    }
+    return {"added_tokens": [], "normalizer": PREPEND, "pre_tokenizer": None, "model": {**found, **model}}
+
+
+ROWS = len(LLAMA) + len(WORDS)
+
+
+def unigram_json(**model: Any) -> dict[str, Any]:
+    cutting = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
+    found = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [MARK, -1.0], ["a", -2.0]]}
+    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": cutting, "model": {**found, **model}}
+
+
+def found_in(
+    folder: Path, content: Mapping[str, Any] | None, model: bytes | None = None, rows: int = ROWS
+) -> Vocabulary:
+    files = {}
+    if content is not None:
+        files["tokenizer.json"] = folder / "tokenizer.json"
+        files["tokenizer.json"].write_text(json.dumps(content), encoding="utf-8")
+    if model is not None:
+        files["tokenizer.model"] = folder / "tokenizer.model"
+        files["tokenizer.model"].write_bytes(model)
+    return vocabulary(files, {}, rows, where=folder)
+
+
+def changed(**settings: Any) -> bytes:
+    """A tokenizer.model with settings of its trainer or normalizer changed."""
+    proto = model_proto(model_file(LLAMA))
+    for name, value in settings.items():
+        setattr(proto.trainer_spec if hasattr(proto.trainer_spec, name) else proto.normalizer_spec, name, value)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+CLASSES = {"type": "Split", "pattern": {"Regex": "\\d"}, "behavior": "Isolated", "invert": False}
+SPLITTING = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**tokenizer_json(), "normalizer": {"type": "Lowercase"}}, '{"type": "Lowercase"}'),
+        ({**tokenizer_json(), "pre_tokenizer": CLASSES}, '"Regex": "\\\\d"'),
+        ({**tokenizer_json(), "normalizer": None, "pre_tokenizer": SPLITTING}, '"split": true'),
+        ({**tokenizer_json(), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "*"}}, "Precompiled"),
+        (tokenizer_json(ignore_merges=True), "ignore_merges"),
+        (tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]), "for 255 of the 256 bytes, the first <0x01>"),
+        (unigram_json(unk_id=None), "without an unknown piece"),
+        (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "falls back to bytes"),
+        ({**unigram_json(), "normalizer": {"type": "NFKC"}}, '{"type": "NFKC"}'),
+        ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),
+    ],
+)
+def test_what_llama_cpp_has_no_place_for_is_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(NotExpressible, match=re.escape(words)) as caught:
+        found_in(tmp_path, content)
+    assert "tokenizer.json" in str(caught.value)
+    assert "--to hf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (changed(model_type=4), "of words or characters"),
+        (changed(treat_whitespace_as_suffix=True), "spaces end words"),
+        (changed(model_type=1), "falls back to bytes"),
+        (model_file(LLAMA[:-1]), "for 1 of the 256 bytes, the first <0xFF>"),
+    ],
+)
+def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model: bytes, words: str) -> None:
+    with pytest.raises(NotExpressible, match=words):
+        found_in(tmp_path, None, model, 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tokenizer_json(vocab=[]), "model.vocab: expected a table"),
+        (tokenizer_json(vocab={"a": 1 << 40}), "ids without wide gaps"),
+        (tokenizer_json(merges=["a b", "a b c"]), "model.merges: expected pairs of tokens, found 'a b c'"),
+        (tokenizer_json(merges=[["a"]]), "model.merges: "),
+        (unigram_json(vocab={"a": 0}), "a list of piece and score"),
+        (unigram_json(vocab=[["a"]]), "expected a piece and its score"),
+        (unigram_json(vocab=[["a", "b"]]), "'a': expected a score, found 'b'"),
+        ({**tokenizer_json(), "added_tokens": [{"id": 1}]}, "expected tokens with id and content"),
+    ],
+)
+def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnreadableFile, match=r"tokenizer\.json: .*" + words):
+        found_in(tmp_path, content)
+
+
+def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model_file(LLAMA))
+    with pytest.raises(UsageError, match="--pre-tokenizer names the splitting of a byte-level BPE"):
+        vocabulary({path.name: path}, {}, 300, where=tmp_path, pre_tokenizer="llama-bpe")
+
+
+def test_tokens_beyond_the_matrix_are_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"tokenizer\.model: expected token ids below 279 .*, found 279"):
+        found_in(tmp_path, None, model_file(LLAMA), 279)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"remove_extra_whitespaces": True}, "runs of spaces"), ({"precompiled_charsmap": b"1"}, "char")],
+)
+def test_what_a_bpe_model_does_to_a_text_beforehand_is_noted(
+    tmp_path: Path, settings: dict[str, Any], word: str
+) -> None:
+    (note,) = found_in(tmp_path, None, changed(**settings), 300).notes
+    assert note.startswith(word)
+
+
+def test_pieces_that_llama_cpp_would_join_without_a_merge_are_noted(tmp_path: Path) -> None:
+    content = tokenizer_json()
+    assert not found_in(tmp_path, content).notes
+    content["model"]["vocab"]["the"] = ROWS
+    content["model"]["merges"].append(["t", "he"])
+    (note,) = found_in(tmp_path, content, rows=ROWS + 1).notes
+    assert note == f"merges: llama.cpp joins any two tokens that make a third, here also '{MARK}' and 'the'"
+
+
+#: (flags of <lamp>, what the note says, text → whether llama.cpp cuts it as tokenizers does).
+FLAGS: list[tuple[dict[str, bool], str, dict[str, bool]]] = [
+    ({}, "", {"the <lamp> the": True, "the<lamp>the": True, "<lamp><lamp>": True}),
+    # The spaces around belong to the token; llama.cpp keeps them as text.
+    ({"lstrip": True}, "lstrip", {"the <lamp>the": False, "the<lamp> the": True, "<lamp><lamp>": True}),
+    ({"rstrip": True}, "rstrip", {"the <lamp>the": True, "the<lamp> the": False, "<lamp><lamp>": True}),
+    # Only between words; llama.cpp finds it everywhere.
+    ({"single_word": True}, "single_word", {"the <lamp> the": True, "the<lamp>the": False}),
+    # The normalizer puts its mark before the token, too, so tokenizers finds it after a space alone, and takes that.
+    ({"normalized": True}, "transformers looks", {"<lamp>": True, "the <lamp>": False, "the<lamp>": False}),
+]
+
+
+@pytest.mark.parametrize(("flags", "note", "texts"), FLAGS, ids=lambda value: "-".join(value) if value else "none")
+def test_an_added_tokens_flags_are_kept_or_noted(
+    tmp_path: Path, flags: dict[str, bool], note: str, texts: dict[str, bool]
+) -> None:
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    tokenizer = Tokenizer.from_str(json.dumps({"version": "1.0", **tokenizer_json()}))
+    tokenizer.add_tokens([AddedToken("<lamp>", **{"normalized": False, **flags})])
+    found = found_in(tmp_path, json.loads(tokenizer.to_str()), rows=ROWS + 1)
+    out = tmp_path / "out.gguf"
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    got = runtime.tokenize(out, list(texts))
+    same = {text: tokenizer.encode(text).ids == ids for text, ids in zip(texts, got, strict=True)}
+    assert same == texts
+    assert [note in line for line in found.notes] == ([True] if note else [])
+
+
+def test_older_gemmas_tab_in_the_place_of_its_byte_is_enough(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
+    content = copy.deepcopy(tokenizer_json())
+    content["normalizer"] = REPLACE
+    vocab = content["model"]["vocab"]
+    vocab["\t"] = vocab.pop("<0x09>")
+    found = found_in(tmp_path, content)
+    out = tmp_path / "out.gguf"
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    assert runtime.tokenize(out, ["\t\n"]) == [[vocab["\t"], 3 + [text for text, _ in BYTES].index("<0x0A>")]]

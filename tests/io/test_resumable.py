@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import OutputError
+from exporter.io import staging
+from exporter.io.staging import is_left, leftover, resumable
+
+
+def interrupt(final: Path, *, keep: bool = True) -> None:
+    with suppress(KeyboardInterrupt), resumable(final, force=False, resume=False) as stage:
+        (stage.draft / "file").write_text("half")
+        stage.keep = keep
+        raise KeyboardInterrupt
+
+
+def finish(final: Path, text: str, *, force: bool = False, resume: bool = False) -> None:
+    with resumable(final, force=force, resume=resume) as stage:
+        (stage.draft / "file").write_text(text)
+
+
+def end_before_cleaning(final: Path, text: str, monkeypatch: pytest.MonkeyPatch, *, force: bool = False) -> None:
+    """As a process that dies right after the rename."""
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_discard", lambda folder: None)
+        finish(final, text, force=force)
+    assert leftover(final).exists()
+
+
+def test_what_is_worth_keeping_is_gone_on_with(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    interrupt(final)
+    with resumable(final, force=False, resume=True) as stage:
+        assert (stage.draft / "file").read_text() == "half"
+        (stage.draft / "more").write_text("whole")
+    assert sorted(path.name for path in final.iterdir()) == ["file", "more"]
+    assert not leftover(final).exists()
+
+
+def test_an_error_before_that_leaves_nothing(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out", keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leftover_is_neither_used_nor_removed_unasked(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    interrupt(final)
+    with pytest.raises(OutputError, match="--resume goes on with it, --force starts over"):
+        finish(final, "new")
+    assert (leftover(final) / "out" / "file").read_text() == "half"
+    finish(final, "new", force=True)
+    assert (final / "file").read_text() == "new"
+
+
+def test_an_error_while_going_on_keeps_what_there_was(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    interrupt(final)
+    with pytest.raises(KeyboardInterrupt), resumable(final, force=False, resume=True):
+        raise KeyboardInterrupt
+    assert (leftover(final) / "out" / "file").read_text() == "half"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_ended_right_after_the_rename_is_recognised(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "out"
+    if force:
+        finish(final, "old")
+    end_before_cleaning(final, "new", monkeypatch, force=force)
+    with resumable(final, force=False, resume=True) as stage:
+        assert stage.promoted
+    assert (final / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_ended_while_it_cleaned_up_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(path: Path, *, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    final = tmp_path / "out"
+    with (
+        monkeypatch.context() as patch,
+        suppress(KeyboardInterrupt),
+        resumable(final, force=False, resume=False) as stage,
+    ):
+        (stage.folder / "work").mkdir()
+        patch.setattr(Path, "unlink", die)
+    assert [path.name for path in leftover(final).iterdir()] == ["promoting"]  # the last file that goes
+    with resumable(final, force=False, resume=True) as stage:
+        assert stage.promoted
+
+
+def test_an_empty_folder_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    assert not is_left(final)
+    leftover(final).mkdir()
+    assert not is_left(final)
+    assert not leftover(final).exists()
+    with resumable(final, force=False, resume=False):
+        assert is_left(final)
+    interrupt(tmp_path / "other")
+    assert is_left(tmp_path / "other")
+
+
+def test_a_leftover_beside_another_folder_of_the_name_is_not_taken_for_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "out"
+    end_before_cleaning(final, "new", monkeypatch)
+    other = shutil.copytree(final, tmp_path / "other")
+    shutil.rmtree(final)
+    other.rename(final)
+    with pytest.raises(OutputError, match="exists already"), resumable(final, force=False, resume=True):
+        pass
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with (
+        resumable(final, force=False, resume=False),
+        pytest.raises(OutputError, match="another run is writing it"),
+        resumable(final, force=True, resume=True),
+    ):
+        pass

@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.formats.gguf.conftest import write as write

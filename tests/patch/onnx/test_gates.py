@@ -1,0 +1,135 @@
+"""Each check of a patched folder closes when what it guards is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.sources.onnx.file import OnnxFile
+from exporter.sources.onnx.folder import model_files
+from exporter.sources.peft.adapter import Adapter
+from exporter.tensors import Array
+from exporter.verify.patched.onnx import Before, check_patched
+from exporter.verify.stored.onnx_blocks import BlockKind
+from tests.patch.onnx.test_rows import options, succeed
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def pair(
+    tiny_tied: Path, tiny_new_tokens_adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """(base, patched folder, adapter)"""
+    folder = tmp_path_factory.mktemp("gates")
+    succeed("export", tiny_tied, *options("fp32", "q4"), "--verify", "off", "-o", folder / "base")
+    (folder / "base" / "README.md").write_text("read me")
+    succeed("patch", folder / "base", tiny_new_tokens_adapter, "--verify", "off", "-o", folder / "patched")
+    return folder / "base", folder / "patched", tiny_new_tokens_adapter
+
+
+def flip(folder: Path, tensor: str, token: int, model: str = "model") -> None:
+    """One bit of the first byte of a row."""
+    one = OnnxFile.open(folder / "onnx" / f"{model}.onnx").initialisers[tensor]
+    assert one.place
+    at = one.place.offset_bytes + token * (one.nbytes // one.shape[0])
+    data = bytearray(one.place.path.read_bytes())
+    data[at] ^= 16
+    one.place.path.write_bytes(data)
+
+
+def graph(change: Callable[[onnx.ModelProto], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "onnx" / "model.onnx"
+        model = onnx.load(path, load_external_data=False)
+        change(model)
+        path.write_bytes(model.SerializeToString())
+
+    return damage
+
+
+def config(name: str, change: Callable[[dict[str, Any]], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        told = json.loads((folder / name).read_text())
+        change(told)
+        (folder / name).write_text(json.dumps(told))
+
+    return damage
+
+
+def swap_inputs(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "MatMul")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def another_epsilon(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
+    next(one for one in node.attribute if one.name == "epsilon").f = 1e-6
+
+
+def another_constant(model: onnx.ModelProto) -> None:
+    tensor = next(one for one in model.graph.initializer if one.name == "vector_515")
+    tensor.raw_data = np.array([514]).tobytes()
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "trained row": (lambda folder: flip(folder, "embed_tokens.weight", 300), "model: embed_tokens.weight rows"),
+    "new row": (lambda folder: flip(folder, "embed_tokens.weight", 514), "model: embed_tokens.weight rows"),
+    "codes": (
+        lambda folder: flip(folder, "embed_tokens.weight", 300, "model_q4"),
+        "model_q4: embed_tokens.weight rows",
+    ),
+    "scale": (
+        lambda folder: flip(folder, "embed_tokens.scales", 300, "model_q4"),
+        "model_q4: embed_tokens.weight rows",
+    ),
+    "neighbour": (lambda folder: flip(folder, "embed_tokens.weight", 301), "model: untouched"),
+    "other tensor": (lambda folder: flip(folder, "layers.1.mlp.up_proj.weight", 0), "model: untouched"),
+    "graph": (graph(swap_inputs), "model: graph"),
+    "attribute": (graph(another_epsilon), "model: graph"),
+    "constant": (graph(another_constant), "model: graph"),
+    "metadata": (graph(lambda model: model.metadata_props.pop()), "model: graph"),
+    "readme": (lambda folder: (folder / "README.md").unlink(), "other files"),
+    "stray file": (lambda folder: (folder / "onnx" / "x").write_text(""), "other files"),
+    "tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer files"),
+    "size": (config("config.json", lambda told: told.update(vocab_size=512)), "configs"),
+    "setting": (config("config.json", lambda told: told.update(rope_theta=5)), "configs"),
+    "genai size": (config("genai_config.json", lambda told: told["model"].update(vocab_size=512)), "configs"),
+    "end of text": (config("config.json", lambda told: told.update(eos_token_id=7)), "special ids"),
+}
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["samples", "every byte"])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damage_is_found(pair: tuple[Path, Path, Path], tmp_path: Path, what: str, every: bool) -> None:
+    base, patched, adapter = pair
+    damage, check = DAMAGES[what]
+    before = Before.read(base, model_files(base), [Adapter.open(adapter)])
+    copy = Path(shutil.copytree(patched, tmp_path / "copy"))
+    assert all(one.passed for one in check_patched(copy, before, every=every))
+    damage(copy)
+    assert [one.name for one in check_patched(copy, before, every=every) if not one.passed] == [check]
+
+
+@pytest.mark.parametrize("scales", ["F32", "F16"])
+@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, False), (8, True)])
+def test_blocks_are_judged_as_the_runtimes_quantiser_makes_them(bits: int, zeros: bool, scales: str) -> None:
+    rows: Array = np.random.default_rng(bits).normal(size=(40, 96)).astype(np.float32)
+    rows[0] = 0
+    rows[1, :32] = 0
+    rows[2] = np.abs(rows[2])
+    kind = BlockKind(bits, 32, zeros, scales)
+    raw = kind.encode(rows)
+    assert kind.holds(rows, raw).all()
+    for byte in range(raw.shape[1]):
+        wrong = raw.copy()
+        wrong[3:, byte] ^= 2  # a neighbour may be as near as the right code
+        assert not kind.holds(rows, wrong)[3:].any(), byte
+    assert not kind.holds(rows * np.float32(1.001), raw)[2:].any()

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from huggingface_hub import ModelCard
+
+from exporter.errors import BadInput
+from exporter.release.check import check_release
+from exporter.release.documents import card, manifest, modelfile
+from exporter.release.documents.manifest import FileEntry, Manifest
+from exporter.release.documents.write import write_documents
+from exporter.release.facts import Release
+from tests.release.conftest import Drafted
+from tests.release.finished import COMMIT, RUN, release
+
+CLIENTS = {
+    "hf": ["transformers"],
+    "gguf": ["llama.cpp", "Ollama"],
+    "onnx": ["onnxruntime-genai", "transformers.js"],
+}
+
+
+def built(drafted: Drafted, **changes: object) -> Manifest:
+    """A manifest of facts alone: what a card tells must not hang on files."""
+    facts: Release = replace(release(drafted.artifacts), **changes)  # type: ignore[arg-type]
+    return manifest.build(facts, [])
+
+
+def sections(page: str, level: str) -> list[str]:
+    return [line.removeprefix(f"{level} ") for line in page.splitlines() if line.startswith(f"{level} ")]
+
+
+def test_the_hub_reads_the_front_matter(finished: Path) -> None:
+    data = ModelCard.load(finished / "README.md").data.to_dict()
+    assert data["base_model"] == "org/tiny"
+    assert data["license"] == "apache-2.0"
+    assert data["library_name"] == "transformers"
+    assert data["tags"] == ["lamps", "ttexport", "gguf", "onnx"]
+
+
+def test_the_card_tells_every_artifact_with_its_verdict(finished: Path) -> None:
+    page = (finished / "README.md").read_text()
+    assert f"[org/tiny](https://huggingface.co/org/tiny) at `{COMMIT}`" in page
+    assert sections(page, "##") == ["Limits", "Files", "Verification", "Use"]
+    rows = [line for line in page.splitlines() if "| rows | equivalent |" in line]
+    assert [row.split("`")[1] for row in rows] == ["gguf/rows-BF16.gguf", "gguf/rows-Q8_0.gguf", "hf", "onnx"]
+
+
+@pytest.mark.parametrize("fmt", CLIENTS)
+def test_usage_lines_are_for_the_artifacts_that_are_there(finished: Path, fmt: str) -> None:
+    whole, _ = manifest.read(finished / "manifest.json")
+    page = card.to_bytes(whole, "tuned").decode()
+    assert sections(page, "###") == [*CLIENTS["gguf"], *CLIENTS["hf"], *CLIENTS["onnx"]]
+    kept = [one for one in whole.artifacts if one.format == fmt]
+    page = card.to_bytes(msgspec.structs.replace(whole, artifacts=kept), "tuned").decode()
+    assert sections(page, "###") == CLIENTS[fmt]
+
+
+def test_paths_in_usage_lines_lie_in_the_folder_of_the_model(several: Path) -> None:
+    page = (several / "words" / "README.md").read_text()
+    [path] = [line.split()[2] for line in page.splitlines() if line.startswith("llama-cli")]
+    assert (several / "words" / path).is_file()
+    assert 'pipeline("text-generation", "./hf")' in page
+
+
+def test_several_models_have_a_page_above_their_cards(several: Path) -> None:
+    page = (several / "README.md").read_text()
+    assert "| [Tiny rows](rows/README.md) | `rows` | gguf BF16, gguf Q8_0, hf BF16, onnx fp32 |" in page
+    assert ModelCard.load(several / "README.md").data.license == "apache-2.0"
+    assert check_release(several).passed
+
+
+def test_a_measure_that_was_not_finite_is_told_as_it_is(drafted: Drafted) -> None:
+    one = drafted.artifacts[0]
+    report = {
+        "level": "full",
+        "passed": True,
+        "checks": [{"name": "max abs", "passed": True, "value": 2, "limit": 3.0}],
+        "facts": {"mean KL": float("nan")},
+    }
+    found = built(drafted, artifacts=(replace(one, report=report),))
+    assert found.artifacts[0].verdict is not None
+    assert found.artifacts[0].verdict.facts == {"mean KL": "nan"}
+    assert "| full | equivalent | 1 of 1 | 2.00e+00 |  |" in card.to_bytes(found, "tuned").decode()
+
+
+def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
+    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    checks = [{"name": name, "passed": True, "value": None, "limit": None} for name in ("model: tie", "model_q4: tie")]
+    checks.append({"name": "config", "passed": True, "value": None, "limit": None})
+    facts = {"model: max abs": 1e-5, "model_q4: max abs": 4.0, "model_q4: mean KL": 0.08}
+    report = {"level": "full", "passed": True, "checks": checks, "facts": facts}
+    sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
+    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in ("model", "model_q4")]  # type: ignore[arg-type]
+    found = manifest.build(replace(release(drafted.artifacts), artifacts=(replace(one, report=report),)), files)
+    page = card.to_bytes(found, "tuned").decode()
+    assert "| `onnx/onnx/model.onnx` | full | equivalent | 1 of 1 | 1.00e-05 |  |" in page
+    assert "| `onnx/onnx/model_q4.onnx` | full | equivalent | 1 of 1 | 4.00e+00 | 8.00e-02 |" in page
+    assert "| `onnx` | full | equivalent | 1 of 1 |  |  |" in page
+
+
+@pytest.mark.parametrize(
+    ("stems", "options"),
+    [
+        (("model", "model_q4", "model_sym_q4"), 'dtype: "q4"'),
+        (("model", "model_sym_q4"), 'model_file_name: "model_sym", dtype: "q4"'),
+    ],
+)
+def test_the_card_names_the_options_that_find_the_preferred_file(
+    drafted: Drafted, stems: tuple[str, ...], options: str
+) -> None:
+    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
+    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in stems]  # type: ignore[arg-type]
+    found = manifest.build(replace(release(drafted.artifacts), artifacts=(one,)), files)
+    assert f", {{ {options} }});" in card.to_bytes(found, "tuned").decode()
+
+
+def test_the_card_tells_whether_a_model_was_run(drafted: Drafted) -> None:
+    one = drafted.artifacts[0]
+    assert one.report is not None
+    for level, says in (("full", "from disk, run, and compared"), ("rows", "no model was run")):
+        found = built(drafted, artifacts=(replace(one, report={**one.report, "level": level}),))
+        assert says in card.to_bytes(found, "tuned").decode()
+
+
+def test_an_artifact_that_was_not_verified_does_not_look_as_if(drafted: Drafted) -> None:
+    found = built(drafted, artifacts=(replace(drafted.artifacts[0], report=None),))
+    page = card.to_bytes(found, "tuned").decode()
+    assert "| off | not verified |" in page
+    assert "No artifact was verified." in page
+    assert "was read back" not in page
+
+
+@pytest.mark.parametrize("texts", [{"lisence": "mit"}, {"tags": "one"}, {"summary": 5}])
+def test_texts_that_no_card_has_are_refused(drafted: Drafted, texts: dict[str, object], tmp_path: Path) -> None:
+    facts = release(drafted.artifacts)
+    models = {name: replace(model, card=texts) for name, model in facts.models.items()}
+    folder = drafted.copy(tmp_path / "draft")
+    with pytest.raises(BadInput, match="card"):
+        write_documents(folder, replace(facts, models=models), RUN)
+    assert not (folder / "README.md").exists()
+
+
+def test_the_modelfile_names_the_preferred_gguf_and_its_ends(several: Path) -> None:
+    lines = (several / "rows" / "Modelfile").read_text().splitlines()
+    assert lines[1:] == [
+        "FROM ./gguf/rows-Q8_0.gguf",
+        "# FROM ./gguf/rows-BF16.gguf",
+        'PARAMETER stop "<|im_end|>"',
+    ]
+
+
+def test_a_text_that_a_modelfile_cannot_quote_is_left_out() -> None:
+    words = ["<end>", 'quo"te', "new\nline", ""]
+    found = [list(modelfile.stops(words, {"tokenizer.ggml.eos_token_id": token})) for token in range(len(words) + 1)]
+    assert found == [['"<end>"'], [], [], [], []]
+
+
+def test_an_end_is_told_once_whatever_it_ends() -> None:
+    ends = {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 1}
+    assert list(modelfile.stops(["<turn>", "<text>"], ends)) == ['"<text>"', '"<turn>"']
+
+
+def test_a_split_gguf_is_told_for_llama_cpp_and_not_for_ollama(drafted: Drafted, tmp_path: Path) -> None:
+    gguf = next(one for one in drafted.artifacts if one.format == "gguf")
+    folder = tmp_path / "draft"
+    (folder / "gguf").mkdir(parents=True)
+    parts = [folder / "gguf" / f"rows-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_bytes((drafted.folder / gguf.path).read_bytes())
+    path = parts[0].relative_to(folder).as_posix()
+    write_documents(folder, release((replace(gguf, path=path),)), RUN)
+    page = (folder / "README.md").read_text()
+    assert sections(page, "###") == ["llama.cpp"]
+    assert not (folder / "Modelfile").exists()
+    size = sum(part.stat().st_size for part in parts) / 1e6
+    assert f"| `{path}` | gguf | {gguf.storage} | {size:.1f} |" in page
+
+
+def test_python_in_a_card_compiles(finished: Path) -> None:
+    page = (finished / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize("client", ["transformers", "onnxruntime_genai"])
+def test_the_client_runs_as_the_card_says(finished: Path, client: str) -> None:
+    page = (finished / "README.md").read_text()
+    code = next(block for block in page.split("```python\n")[1:] if client in block).split("```")[0]
+    code = code.replace("max_new_tokens=64", "max_new_tokens=2").replace("max_length=128", "max_length=16")
+    done = subprocess.run([sys.executable, "-c", code], cwd=finished, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Hello" in done.stdout

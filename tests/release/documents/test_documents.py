@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx
+import pytest
+import torch
+from gguf import GGUFReader
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]  # protobuf ships no stubs
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
+from safetensors import safe_open
+
+from exporter.errors import BadInput, OutputError
+from exporter.release.documents import manifest
+from exporter.release.documents.write import NAMES, write_documents
+from tests.release.conftest import Drafted
+from tests.release.finished import COMMIT, RUN, release
+
+SCHEMA = resources.files("exporter.release.documents").joinpath("manifest.schema.json").read_bytes()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def digests(values: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in values.items()}
+
+
+def test_the_manifest_keeps_to_its_schema(finished: Path) -> None:
+    jsonschema.Draft202012Validator(json.loads(SCHEMA)).validate(read(finished / "manifest.json"))
+
+
+def test_the_schema_on_disk_is_that_of_the_code() -> None:
+    assert manifest.schema() == SCHEMA
+
+
+def test_sha256sum_accepts_the_checksums_and_they_list_every_file_but_the_run(finished: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=finished, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = {line.partition(": ")[0] for line in done.stdout.splitlines()}
+    assert listed == contents(finished).keys() - {"SHA256SUMS", "run.json"}
+
+
+def test_two_runs_differ_in_their_record_alone(drafted: Drafted, finished: Path, tmp_path: Path) -> None:
+    folder = drafted.copy(tmp_path / "elsewhere")
+    later = replace(RUN, started="2027-01-01T00:00:00Z", finished="2027-01-01T00:00:09Z", invocation="other")
+    write_documents(folder, release(drafted.artifacts), later)
+    ours, theirs = contents(finished), contents(folder)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == ["run.json"]
+
+
+def test_every_file_is_in_the_manifest_with_its_digest(finished: Path) -> None:
+    listed = {one["path"]: (one["size"], one["sha256"]) for one in read(finished / "manifest.json")["files"]}
+    artifacts = contents(finished).keys() - set(NAMES)
+    assert listed == {
+        path: (len(content), hashlib.sha256(content).hexdigest())
+        for path, content in contents(finished).items()
+        if path in artifacts
+    }
+
+
+def test_tensors_have_the_digests_that_other_readers_find(finished: Path) -> None:
+    """Of the safetensors package, of gguf's reader, and of onnx with its external data loaded."""
+    told = {one["path"]: one["tensors"] for one in read(finished / "manifest.json")["files"]}
+    with safe_open(finished / "hf/model.safetensors", "pt") as file:
+        values = {name: file.get_tensor(name).view(torch.uint8).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    assert told["hf/model.safetensors"] == digests(values)
+    reader = GGUFReader(finished / "gguf/rows-Q8_0.gguf")
+    assert told["gguf/rows-Q8_0.gguf"] == digests({one.name: one.data.tobytes() for one in reader.tensors})
+    graph = onnx.load(finished / "onnx/onnx/model.onnx").graph
+    assert told["onnx/onnx/model.onnx"] == digests(
+        {one.name: onnx.numpy_helper.to_array(one).tobytes() for one in graph.initializer}
+    )
+
+
+def test_provenance_is_a_statement_about_every_file_and_the_manifest(finished: Path) -> None:
+    document = read(finished / "provenance.intoto.json")
+    statement = Statement.copy_from_pb(ParseDict(document, StatementMessage()))
+    statement.validate()
+    subjects = {one["name"]: one["digest"]["sha256"] for one in document["subject"]}
+    unsaid = {"provenance.intoto.json", "SHA256SUMS", "run.json"}
+    assert subjects == digests({path: each for path, each in contents(finished).items() if path not in unsaid})
+    materials = document["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [(one["name"], one["digest"]["sha256"][0], one.get("uri")) for one in materials] == [
+        ("base: config.json", "a", f"pkg:huggingface/org/tiny@{COMMIT}#config.json"),
+        ("base: model.safetensors", "b", f"pkg:huggingface/org/tiny@{COMMIT}#model.safetensors"),
+        ("adapter tuned: adapter.safetensors", "c", None),
+    ]
+    assert document["predicateType"] == "https://slsa.dev/provenance/v1"
+
+
+def test_no_clock_time_and_no_place_is_in_what_must_not_differ(finished: Path, drafted: Drafted) -> None:
+    for path in ("manifest.json", "provenance.intoto.json", "SHA256SUMS", "README.md", "Modelfile"):
+        text = (finished / path).read_text()
+        assert RUN.started[:10] not in text
+        assert str(drafted.folder.parent) not in text
+
+
+def test_an_artifact_that_is_not_there_is_not_promised(drafted: Drafted, tmp_path: Path) -> None:
+    folder = drafted.copy(tmp_path / "draft")
+    (folder / "gguf/rows-Q8_0.gguf").unlink()
+    with pytest.raises(OutputError, match="expected the artifact of job tuned-gguf-q8_0, found nothing"):
+        write_documents(folder, release(drafted.artifacts), RUN)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_name_that_checksums_cannot_hold_is_refused(drafted: Drafted, tmp_path: Path) -> None:
+    folder = drafted.copy(tmp_path / "draft")
+    (folder / "hf" / "two\nlines.txt").touch()
+    with pytest.raises(BadInput, match="printable"):
+        write_documents(folder, release(drafted.artifacts), RUN)
+
+
+def test_no_document_is_written_over_a_file_that_is_there(drafted: Drafted, tmp_path: Path) -> None:
+    folder = drafted.copy(tmp_path / "draft")
+    (folder / "README.md").write_text("somebody's own\n")
+    with pytest.raises(OutputError, match=r"README\.md: File exists"):
+        write_documents(folder, release(drafted.artifacts), RUN)
+    assert (folder / "README.md").read_text() == "somebody's own\n"

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import UsageError
+from exporter.progress import Hooks
+from exporter.release.making.store import Cache
+from exporter.release.spec import ReleaseSpec
+from tests.processes import ROOT
+from tests.release.projects import Project, contents, jobs_of
+
+Capture = pytest.CaptureFixture[str]
+
+# Read by every Python that starts with it on its path, and so by Ray's workers.
+_MERGES_NOTHING = """
+from exporter.merge.passes import ReplaceRows
+ReplaceRows.apply = lambda self, start, value: value
+"""
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray on this machine, whose workers run the code under test."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def staging(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_release_on_ray_is_the_one_of_one_machine(
+    project: Project, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("one", "two")
+    monkeypatch.chdir(tmp_path)
+    cache = Path("cache")
+    assert Project(Path("project")).release(Path("out"), "--ray", "local", cache=cache) == 0
+    out = tmp_path / "out"
+    assert contents(out) == contents(undisturbed)
+    assert jobs_of(out).keys() == jobs_of(undisturbed).keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "project"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_piece_that_another_run_holds_ends_the_release_and_resume_keeps_finished_ones(
+    project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    pieces = staging(out) / "pieces"
+    project.write("one", formats='[hf]\n[gguf]\ntypes = ["bf16"]\n')
+    assert project.release(pieces / "hf", "--only", "hf") == 0
+    seconds = json.loads((pieces / "hf" / "piece.json").read_text())["made"]["seconds"]
+    held = pieces / ".gguf-bf16.partial"
+    held.mkdir()
+    lock = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert project.release(out, "--ray", "local", "--resume") == 7
+    finally:
+        os.close(lock)
+    said = capsys.readouterr().err
+    assert said == f"ttexport: {pieces / 'gguf-bf16'}: another run is writing it\n"
+    assert not out.exists()
+    assert project.release(out, "--ray", "local") == 7, "what was left is neither used nor lost by accident"
+    assert project.release(out, "--ray", "local", "--resume") == 0
+    assert jobs_of(out)["hf"]["seconds"] == seconds, "a finished job was repeated"
+    assert not staging(out).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
+    project: Project, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(_MERGES_NOTHING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
+    out = tmp_path / "out"
+    assert project.write("one", formats="[hf]\n").release(out, "--ray", "local", "--json") == 3
+    told, said = capsys.readouterr()
+    report = staging(out) / "pieces" / ".hf.partial" / "report.json"
+    assert said.startswith("ttexport: hf: hf: not equivalent: ")
+    assert said.endswith(f"nothing was released, the report is {report}\n")
+    assert json.loads(told)["artifacts"][0]["passed"] is False, "the report came back with the error"
+    assert report.exists()
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize(
+    ("address", "code", "says"),
+    [
+        ("127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
+        ("ray://127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
+        ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
+    ],
+)
+def test_where_no_cluster_is_nothing_is_left(
+    address: str, code: int, says: str, project: Project, tmp_path: Path, capsys: Capture
+) -> None:
+    assert project.write("one").release(tmp_path / "out", "--ray", address) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"ttexport: --ray {address}: {says}")
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_without_ray_it_is_exit_6_with_what_to_install(
+    project: Project, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert project.write("one").release(tmp_path / "out", "--ray", "local") == 6
+    assert capsys.readouterr().err == "ttexport: --ray needs ray; pip install 'ttexport[ray]'\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_paths_reach_a_cluster_whole(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task starts in the folder of its node, not in that of who asks."""
+    handed: list[Path] = []
+
+    def stop(spec: ReleaseSpec, address: str, out: Path, hooks: Hooks, *, cache: Cache, **_: object) -> None:
+        handed.extend([Path(spec.base), Path(spec.models["one"].adapters[0]), cache.folder])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("exporter.cli.verbs.release.release_on_ray", stop)
+    monkeypatch.chdir(tmp_path)
+    project.write("one")
+    assert Project(Path("project")).release(Path("out"), "--ray", "auto", cache=Path("cache")) == 2
+    assert handed == [project.folder / "base", project.folder / "one", tmp_path / "cache"]
+
+
+@pytest.mark.parametrize(
+    "other", [("--only", "hf"), ("--matrix",), ("--assemble", "pieces")], ids=lambda words: words[0]
+)
+def test_ray_does_a_whole_release(other: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture) -> None:
+    assert project.write("one").release(tmp_path / "out", "--ray", "local", *other) == 2
+    assert "--only, --matrix, --assemble, --ray: expected one of them" in capsys.readouterr().err

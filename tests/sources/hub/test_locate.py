@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from exporter.errors import BadInput
+from exporter.sources.hub.locate import Located, find_base, is_adapter, locate, origins, origins_after
+from exporter.sources.peft.adapter import Adapter
+from fixtures.hub.server import fill_cache
+from tests.sources.folders import adapter as write_adapter
+from tests.sources.folders import matrix
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WHOLE = {"config.json": b"{}", "tokenizer.json": b"{ }", "model.safetensors": b"weights"}
+
+
+def adapter(folder: Path, base: str | None) -> Adapter:
+    return Adapter.open(write_adapter(folder, [0], {"model.embed_tokens": matrix(1)}, base=base))
+
+
+def test_what_the_user_names_wins_over_the_adapter(tmp_path: Path, tiny_tied: Path) -> None:
+    assert find_base(str(tiny_tied), [adapter(tmp_path / "a", "/nowhere")]) == Located(tiny_tied)
+
+
+def test_the_base_that_all_adapters_name_is_taken(tmp_path: Path, tiny_tied: Path) -> None:
+    two = [adapter(tmp_path / name, str(tiny_tied)) for name in "ab"]
+    assert find_base(None, two) == Located(tiny_tied)
+
+
+def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
+    two = [adapter(tmp_path / "a", "one"), adapter(tmp_path / "b", "two")]
+    with pytest.raises(BadInput, match="expected one base for all adapters, found one, two") as caught:
+        find_base(None, two)
+    assert str(tmp_path / "a") in str(caught.value)
+
+
+@pytest.mark.parametrize("base", [None, ""])
+def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*give --base"):
+        find_base(None, [adapter(tmp_path / "a", base)])
+
+
+@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "a/b/c", "missing", "a\0b/c", "a/b@"])
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    if "\0" not in name:
+        monkeypatch.setattr("huggingface_hub.snapshot_download", forbidden)
+    with pytest.raises(BadInput, match="--base: ") as caught:
+        locate(name, asked_by="--base")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("a" * 5000, "a path or a hub id"),
+        ("a/" * 2500, "a path or a hub id"),
+        (f"org/{'a' * 256}", "a path or a hub id"),
+        (f"org/name@{'a' * 256}", "a branch, tag or commit"),
+    ],
+    ids=["name", "path", "hub id", "revision"],
+)
+def test_a_word_that_no_file_system_takes_is_bad_input_of_one_short_line(word: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=f"^--base: .*expected {expected}, found ") as caught:
+        locate(word, asked_by="--base", kind="checkpoint")
+    assert len(str(caught.value)) < 200
+    assert caught.value.exit_code == 4
+
+
+def test_a_hub_id_outside_the_cache_is_one_line_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BadInput, match="org/absent@main: neither a folder nor in the local cache") as caught:
+        find_base(None, [adapter(tmp_path / "a", "org/absent")])
+    assert "adapter_config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_an_adapter_config_is_an_adapter(tiny_adapter: Path, tiny_tied: Path) -> None:
+    assert is_adapter(tiny_adapter)
+    assert not is_adapter(tiny_tied)
+
+
+def revised(folder: Path, base: str, revision: object) -> Adapter:
+    written = adapter(folder, base)
+    config = {**written.config, "revision": revision}
+    (written.path / "adapter_config.json").write_text(json.dumps(config))
+    return Adapter.open(written.path)
+
+
+@pytest.fixture
+def two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """``org/base`` at main and at v1, in the cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    new = fill_cache(tmp_path / "cache", "org/base", WHOLE, commit=COMMIT)
+    return new, fill_cache(tmp_path / "cache", "org/base", WHOLE, commit=COMMIT[::-1], ref="v1")
+
+
+def test_the_revision_that_the_adapter_names_is_its_bases(tmp_path: Path, two_revisions: tuple[Path, Path]) -> None:
+    new, old = two_revisions
+    assert find_base(None, [revised(tmp_path / "a", "org/base", "v1")]) == Located(old, "org/base", COMMIT[::-1])
+    assert find_base(None, [revised(tmp_path / "b", "org/base", None)]).path == new
+    assert find_base("org/base", [revised(tmp_path / "c", "org/base", "v1")]).path == new
+
+
+def test_a_local_base_has_no_revision(tmp_path: Path, tiny_tied: Path) -> None:
+    assert find_base(None, [revised(tmp_path / "a", str(tiny_tied), "v1")]) == Located(tiny_tied)
+
+
+def test_adapters_of_two_revisions_are_refused(tmp_path: Path, two_revisions: tuple[Path, Path]) -> None:
+    pair = [revised(tmp_path / "a", "org/base", "v1"), revised(tmp_path / "b", "org/base", "main")]
+    with pytest.raises(BadInput, match="expected one base for all adapters, found org/base, org/base@v1"):
+        find_base(None, pair)
+    same = [revised(tmp_path / "c", "org/base", None), revised(tmp_path / "d", "org/base", "main")]
+    assert find_base(None, same).path == two_revisions[0]
+
+
+def test_a_revision_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"adapter_config\.json: revision: expected a branch, tag or commit, found 7"):
+        find_base(None, [revised(tmp_path / "a", "org/base", 7)])
+
+
+def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "base@v1").mkdir(parents=True)
+    assert locate("org/base@v1", asked_by="--base") == Located(Path("org/base@v1"))
+
+
+def test_only_the_hub_is_an_origin(tmp_path: Path) -> None:
+    found = origins(Located(tmp_path), [Located(tmp_path), Located(tmp_path, "user/adapter", COMMIT)])
+    assert found == {"adapter.1.repo": "user/adapter", "adapter.1.revision": COMMIT}
+
+
+def test_a_patch_numbers_its_adapters_behind_those_that_are_recorded(tmp_path: Path) -> None:
+    local, one, other = Located(tmp_path), Located(tmp_path, "a/one", COMMIT), Located(tmp_path, "a/other", COMMIT)
+    recorded = {"base.embedding_sha256": "00", **origins(local, [local, one])}
+    assert origins_after(recorded, None, [one]) == recorded
+    assert origins_after(recorded, local, [one, other]) == {
+        **recorded,
+        "adapter.2.repo": "a/other",
+        "adapter.2.revision": COMMIT,
+    }
+    assert origins_after({}, one, [local, other]) == origins(one, [local, other])

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import BadInput, UnreadableFile
+from tuner.inputs.data import read_examples, split_examples
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def written(tmp_path: Path, raw: bytes) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(raw)
+    return path
+
+
+def test_examples_are_read_in_order_and_the_bytes_are_digested(tmp_path: Path) -> None:
+    raw = '\ufeff{"text": "a\u2028b"}\r\n\n{"id": 7, "text": "é"}'.encode()
+    found = read_examples(written(tmp_path, raw))
+    assert [(example.line, example.values) for example in found.examples] == [(1, ("a\u2028b",)), (3, ("é",))]
+    assert (found.kind, found.digest) == ("text", hashlib.sha256(raw).hexdigest())
+
+
+def test_prompts_and_chats_are_kinds_of_their_own(tmp_path: Path) -> None:
+    found = read_examples(written(tmp_path, b'{"completion": "b", "prompt": "a"}'))
+    assert (found.kind, found.examples[0].values) == ("prompt", ("a", "b"))
+    found = read_examples(written(tmp_path, json.dumps(CHAT).encode()))
+    assert (found.kind, found.examples[0].values) == ("messages", (CHAT["messages"],))
+
+
+USER = b'{"role": "user", "content": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "words"),
+    [
+        (b'{"text": "a"}\n{"text": ', UnreadableFile, r"data.jsonl:2: not JSON: .* at column"),
+        (b'{"text": "a"}\n\n{"text": "\xff"}', UnreadableFile, r"data.jsonl:3: not UTF-8"),
+        (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: not JSON"),
+        (b'["text"]', BadInput, r"data.jsonl:1: expected an object .* found a list"),
+        (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\".*, found 'test'"),
+        (b"{}", BadInput, r"found no field"),
+        (b'{"text": 5}', BadInput, r"data.jsonl:1: .* found a number"),
+        (b'{"text": ""}', BadInput, r"data.jsonl:1: .* found an empty string"),
+        (b"\n \n", BadInput, r"data.jsonl: expected lines with .* found none"),
+        (b'{"text": "a"}\n\n{"prompt": "a", "completion": "b"}', BadInput, r':3: expected "text" as in line 1'),
+        (b'{"text": "a", "messages": []}', BadInput, r':1: expected one kind of example, found "text" and "messages"'),
+        (b'{"prompt": "a"}', BadInput, r':1: expected the field "completion" too'),
+        (b'{"completion": "a"}', BadInput, r':1: expected the field "prompt" too'),
+        (b'{"messages": "a"}', BadInput, r"list of messages, found a string"),
+        (b'{"messages": []}', BadInput, r"list of messages, found an empty list"),
+        (b'{"messages": ["a"]}', BadInput, r"message 1: expected an object, found a string"),
+        (b'{"messages": [%b, {"role": "user"}]}' % USER, BadInput, r'message 2: expected "content" .* no such field'),
+        (b'{"messages": [{"role": null, "content": ""}]}', BadInput, r'expected "role" to be a string, found null'),
+        (b'{"messages": [%b]}' % USER, BadInput, r'a message with role "assistant" to learn from, found none'),
+    ],
+)
+def test_broken_lines_are_named_by_number(raw: bytes, error: type[Exception], words: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=words):
+        read_examples(written(tmp_path, raw))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=r"none\.jsonl: no such file"):
+        read_examples(tmp_path / "none.jsonl")
+
+
+def test_a_split_is_disjoint_complete_and_drawn_by_the_seed(tmp_path: Path) -> None:
+    examples = read_examples(written(tmp_path, b"".join(b'{"text": "%d"}\n' % i for i in range(20))))
+    train, held_out = split_examples(examples, 0.25, seed=3)
+    assert len(held_out.examples) == 5
+    assert sorted(train.examples + held_out.examples, key=lambda example: example.line) == list(examples.examples)
+    assert split_examples(examples, 0.25, seed=3)[1] == held_out
+    assert split_examples(examples, 0.25, seed=4)[1] != held_out
+    assert len(split_examples(examples, 0.001, seed=0)[1].examples) == 1
+
+
+def test_a_split_leaves_something_to_train_on(tmp_path: Path) -> None:
+    examples = read_examples(written(tmp_path, b'{"text": "a"}'))
+    with pytest.raises(BadInput, match=r"expected more than 1 examples to hold out 0\.5, found 1"):
+        split_examples(examples, 0.5, seed=0)

@@ -1,0 +1,93 @@
+"""A runtime that is missing is told, and is an error where it was required."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.cli.main import run
+from fixtures.models.families import build
+from tests.documents import read_report
+from tests.verify.conftest import Tuned
+
+#: name → (module that goes missing, what pip is told)
+RUNTIMES = {
+    "llama.cpp": ("llama_cpp", "pip install 'ttexport[llamacpp]'"),
+    "onnxruntime": ("onnxruntime", "pip install 'onnxruntime'"),
+    "transformers": ("peft", "pip install 'ttexport'"),
+    "transformers-gguf": ("gguf", "pip install 'ttexport'"),
+}
+
+
+def without(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package were not installed, for this process: what the import system itself takes for missing."""
+    monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_required_runtime_that_is_missing_is_exit_6_before_anything_is_written(
+    name: str, tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, install = RUNTIMES[name]
+    without(module, monkeypatch)
+    merge = ["merge", str(tuned.adapter), "--base", str(tuned.base), "-q", "-o", str(tmp_path / "out")]
+    for argv in ([*tuned.argv(tuned.gguf), "--level", "rows"], merge):
+        assert run([*argv, "--require", name]) == 6
+        said = capsys.readouterr().err
+        assert install in said
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_required_runtimes_that_are_there_change_nothing(tuned: Tuned) -> None:
+    words = ["--require", "transformers", "--require", "onnxruntime", "--level", "rows"]
+    assert run([*tuned.argv(tuned.gguf), *words]) == 0
+
+
+def test_an_unknown_runtime_is_a_usage_error(tuned: Tuned) -> None:
+    assert run([*tuned.argv(tuned.gguf), "--require", "vllm"]) == 2
+
+
+def test_without_its_only_runtime_an_artifact_is_not_proven_and_not_refuted(
+    tuned: Tuned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("onnxruntime", monkeypatch)
+    assert run(tuned.argv(tuned.onnx)) == 6
+    assert "pip install 'onnxruntime'" in capsys.readouterr().err
+
+
+def test_without_llama_cpp_the_report_says_what_was_not_run(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("llama_cpp", monkeypatch)
+    argv = [word for word in tuned.argv(tuned.gguf_f32) if word != "-q"]
+    assert run([*argv, "--report", str(tmp_path)]) == 0
+    (artifact,) = read_report(tmp_path)["artifacts"]
+    assert artifact["facts"]["runtime"] == "transformers"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"running {tuned.gguf_f32.name} in transformers" in said
+    (skipped,) = artifact["skipped"]
+    assert skipped["name"] == "llama.cpp"
+    for text in (
+        skipped["reason"],
+        said,
+        (tmp_path / "report.xml").read_text(),
+        (tmp_path / "report.html").read_text(),
+    ):
+        assert "ttexport[llamacpp]" in text
+
+
+def test_transformers_is_not_asked_for_what_its_loader_computes_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = build("gemma2", tmp_path / "base")
+    out = tmp_path / "model.gguf"
+    words = ["--pre-tokenizer", "smollm", "--verify", "off", "-q", "-o", str(out)]
+    assert run(["export", str(base), "--to", "gguf", *words]) == 0
+    without("llama_cpp", monkeypatch)
+    assert run(["verify", str(out), "--reference", str(base), "-q"]) == 6
+    said = capsys.readouterr().err
+    assert "transformers' own loader does not do for gemma2" in said
+    assert "pip install 'ttexport[llamacpp]'" in said

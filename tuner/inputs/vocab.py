@@ -1,0 +1,180 @@
+"""Tokens: finding the id of one that exists, adding new ones to tokenizer and model, giving their rows a start.
+
+Padding rows (the matrix has more rows than the tokenizer has tokens) are used before the matrix grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from exporter.errors import BadInput
+from tuner.layers.tying import input_embedding, output_embedding, tied_module_names, unwrap
+
+__all__ = ["INITS", "add_tokens", "existing_token_id", "start_rows"]
+
+# How the row of a new token starts; a description, where given, takes the place of the token's own pieces.
+INITS: Final = ("subtokens", "mean", "zeros", "sample")
+
+_CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640: statistics over V rows never hold a second matrix
+
+
+def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int) -> int:
+    """Return the id of a token that the tokenizer knows, by its vocabulary entry or by the text that encodes to it.
+
+    rows: V, the rows of the embedding. Raises: BadInput when the text is empty, split into several tokens, unknown, or
+    its id has no row.
+    """
+    if not token:
+        raise BadInput("--token: expected a token, found an empty text")
+    token_id = tokenizer.get_vocab().get(token)
+    if token_id is None:
+        pieces = encode(tokenizer, token)
+        if len(pieces) != 1:
+            shown = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(pieces))
+            raise BadInput(
+                f"--token {token!r}: expected one token, the tokenizer splits it into {len(pieces)} ({shown}); "
+                "teach it as a new one with --new-token"
+            )
+        token_id = pieces[0]
+        if token_id == tokenizer.unk_token_id:
+            raise BadInput(f"--token {token!r}: the tokenizer does not know it; teach it as a new one with --new-token")
+    if token_id >= rows:
+        raise BadInput(f"--token {token!r}: expected an id below {rows} (rows of the embedding), found {token_id}")
+    return int(token_id)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of ``text`` alone, without a beginning or end token."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def add_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[str],
+    *,
+    special: bool = False,
+    init: str = "subtokens",
+    descriptions: Mapping[str, str] | None = None,
+    pad_to_multiple_of: int | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """Add ``tokens`` to tokenizer and model, in place, and return their ids.
+
+    special: skipped when text is decoded with ``skip_special_tokens``.  init: one of ``INITS``.  descriptions: token →
+    text whose tokens' mean the row starts from.  pad_to_multiple_of: if the matrix must grow, to a multiple of this.
+    Rows are set in the embedding, and in the head unless it is tied.
+    Raises: BadInput for an empty, repeated or known token, or a description of another token.
+    """
+    descriptions = dict(descriptions or {})
+    _check_new(tokenizer, tokens, descriptions)
+    known = len(tokenizer)
+    pieces = [encode(tokenizer, descriptions.get(token, token)) for token in tokens]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=special, normalized=False) for token in tokens], special_tokens=special
+    )
+    vocab = tokenizer.get_vocab()
+    token_ids = [vocab[token] for token in tokens]
+    rows = embedding_rows(model)
+    if token_ids and max(token_ids) >= rows:
+        model.resize_token_embeddings(max(token_ids) + 1, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
+    described = [init if token not in descriptions else "subtokens" for token in tokens]
+    for weight in _matrices(model):
+        # Padding rows hold no token, so statistics stop where the tokenizer did.
+        start = start_rows(weight[: min(known, rows)], pieces, described, seed=seed)
+        with torch.no_grad():
+            weight[token_ids] = start.to(weight.dtype)
+    return token_ids
+
+
+def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descriptions: Mapping[str, str]) -> None:
+    vocab = tokenizer.get_vocab()
+    for place, token in enumerate(tokens):
+        if not token:
+            raise BadInput("--new-token: expected a token, found an empty text")
+        if token in vocab:
+            raise BadInput(
+                f"--new-token {token!r}: the tokenizer has it already, as id {vocab[token]}; train it with --token"
+            )
+        if token in tokens[:place]:
+            raise BadInput(f"--new-token {token!r}: expected once, found twice")
+    if strangers := sorted(descriptions.keys() - set(tokens)):
+        raise BadInput(f"--describe {strangers[0]!r}: expected one of the new tokens, found another")
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return V, the rows of the input embedding. Raises: BadInput for a model without one."""
+    return len(_weight(_embedding(model)))
+
+
+def _embedding(model: PreTrainedModel) -> nn.Module:
+    embedding = input_embedding(model)
+    if embedding is None:
+        raise BadInput(f"{type(model).__name__}: expected a model with an input embedding, found none")
+    return unwrap(embedding)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = unwrap(module).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _matrices(model: PreTrainedModel) -> list[Tensor]:
+    """Return the embedding's matrix, and the head's where it is another one."""
+    embedding, head = _embedding(model), output_embedding(model)
+    matrices = [_weight(embedding)]
+    if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
+        matrices.append(_weight(head))
+    return matrices
+
+
+def _named(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name)
+
+
+def start_rows(matrix: Tensor, pieces: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
+    """Return (n, H) float32 rows to start from, one per entry of ``pieces`` and ``inits``.
+
+    matrix: (V, H) rows of the known tokens.  pieces: ids whose mean "subtokens" takes; none of them: the mean of all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean: Tensor | None = None
+    rows: list[Tensor] = []
+    sampled = [place for place, init in enumerate(inits) if init == "sample"]
+    samples = iter(_sample(matrix, len(sampled), generator)) if sampled else iter(())
+    for ids, init in zip(pieces, inits, strict=True):
+        if init == "sample":
+            rows.append(next(samples))
+        elif init == "zeros":
+            rows.append(torch.zeros(matrix.shape[1], device=matrix.device))
+        elif init == "subtokens" and (inside := [token_id for token_id in ids if token_id < len(matrix)]):
+            rows.append(matrix[inside].detach().float().mean(0))
+        else:
+            mean = matrix.detach().mean(0, dtype=torch.float32) if mean is None else mean
+            rows.append(mean)
+    return torch.stack(rows) if rows else torch.zeros(0, matrix.shape[1], device=matrix.device)
+
+
+def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
+    """Draw ``count`` rows (H,) from the normal distribution that has the rows' mean and covariance.
+
+    Memory: (H, H) and one chunk of rows. The factor is taken from the eigenvalues: with fewer rows than columns the
+    covariance is singular, and a Cholesky factor would need noise added.
+    """
+    mean = matrix.detach().mean(0, dtype=torch.float32)
+    covariance = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)
+    for chunk in matrix.detach().split(_CHUNK_ROWS):
+        centred = chunk.float() - mean
+        covariance.addmm_(centred.t(), centred)
+    covariance /= max(len(matrix) - 1, 1)
+    values, vectors = torch.linalg.eigh(covariance)
+    noise = torch.randn(count, len(values), generator=generator).to(mean.device)
+    return mean + (noise * values.clamp(min=0).sqrt()) @ vectors.t()

@@ -1,0 +1,1 @@
+"""The PEFT tuner: rows of tokens as a layer."""

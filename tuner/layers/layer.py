@@ -1,0 +1,256 @@
+"""The layer that stands around an embedding, or around a head tied to it, and holds the trained rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import TrainableTokensConfig as PeftTrainableTokensConfig
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from tuner.layers.rows import RowIndex, head_with_rows, scaled, shorten, substitute_rows
+
+__all__ = ["TrainableTokensLayer"]
+
+
+class TrainableTokensLayer(nn.Module, BaseTunerLayer):
+    """Embedding or head (``base_layer``) in which the rows of chosen tokens are trained.
+
+    Attribute names are PEFT's, because they become the tensor names of adapter files: ``trainable_tokens_delta`` holds
+    final rows (k, H) per adapter, not differences; ``trainable_tokens_original`` the base's rows, for ``unmerge``. A
+    layer with a ``tied_adapter`` owns nothing: it reads the parameters of the layer it is tied to.
+    """
+
+    adapter_layer_names = ("trainable_tokens_delta",)
+    other_param_names = ("token_indices", "trainable_tokens_original")
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: PeftTrainableTokensConfig | Mapping[str, Any] | Sequence[int] | None = None,
+        tied_adapter: TrainableTokensLayer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Wrap ``base_layer``; rows come with ``update_layer``. ``config`` is taken for the signature's sake only.
+
+        Raises: ValueError unless ``base_layer`` is an embedding or linear layer with a plain (V, H) weight.
+        """
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = _features(self.get_base_layer())
+        self._active_adapter: str | list[str] = adapter_name
+        self.kwargs = kwargs
+        self.merged_adapters: list[str] = []
+        # In a list, so that torch does not register the embedding as a child of the head.
+        self._tied_adapter = [] if tied_adapter is None else [tied_adapter]
+        if tied_adapter is None:
+            self.trainable_tokens_delta = nn.ParameterDict({})
+            self.trainable_tokens_original = BufferDict({})
+            self.token_indices: dict[str, list[int]] = {}
+        else:
+            self.trainable_tokens_delta = tied_adapter.trainable_tokens_delta
+            self.trainable_tokens_original = tied_adapter.trainable_tokens_original
+            self.token_indices = tied_adapter.token_indices
+        self._index_cache: dict[tuple[Any, ...], tuple[list[list[int]], RowIndex]] = {}
+
+    @property
+    def tied_adapter(self) -> TrainableTokensLayer | None:
+        """The layer whose rows this one uses, None for a layer with rows of its own."""
+        return self._tied_adapter[0] if self._tied_adapter else None
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: PeftTrainableTokensConfig | Mapping[str, Any] | None = None,
+        tied_adapter: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Create the rows of ``adapter_name``: the base's own, or random ones with ``init_weights=False``.
+
+        ``token_indices`` and ``init_weights`` come from ``config`` (object or mapping), else from keywords. With
+        ``tied_adapter`` nothing happens: the other layer owns the rows.
+        Raises: ValueError for an id outside [0, V) or an id that repeats.
+        """
+        if tied_adapter is not None or self.tied_adapter is not None:
+            return
+        options = _options(config, kwargs)
+        weight = self.weight
+        token_ids = checked_ids(options["token_indices"], len(weight))
+        with torch.no_grad():
+            originals = weight[token_ids].clone()
+        if options.get("init_weights", True):
+            rows = originals.clone()
+        else:
+            rows = torch.randn(originals.shape, dtype=weight.dtype, device=weight.device)
+        self.token_indices[adapter_name] = token_ids
+        self.trainable_tokens_delta[adapter_name] = nn.Parameter(rows, requires_grad=True)
+        self.trainable_tokens_original[adapter_name] = originals
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _check_overlapping_tokens(self, adapter_names: Sequence[str]) -> None:
+        """Raise ValueError if two of these adapters, or one of them and a merged one, hold a row for one token."""
+        owner: dict[int, str] = {}
+        for name in dict.fromkeys([*self.merged_adapters, *adapter_names]):
+            for token_id in self.token_indices.get(name, ()):
+                if token_id in owner:
+                    raise ValueError(
+                        f"adapters {owner[token_id]!r} and {name!r} both hold a row for token {token_id}; "
+                        "only adapters with disjoint tokens can be used together"
+                    )
+                owner[token_id] = name
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the rows of ``adapter_names`` (default: the active ones) into the base matrix, in place.
+
+        In place, so that a tie between embedding and head survives and nothing of size (V, H) is copied. All checks are
+        made before the first row is written. Raises: ValueError on overlap, or with ``safe_merge`` on a row that is
+        not finite in the base's dtype.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trainable_tokens_delta]
+        if not names:
+            return
+        self._check_overlapping_tokens(names)
+        weight = self.weight
+        rows = {name: self.trainable_tokens_delta[name].detach().to(weight) for name in names}
+        for name in names:
+            if safe_merge and not torch.isfinite(rows[name]).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        for name in names:
+            _write_rows(weight, self.token_indices[name], rows[name])
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put the base's own rows back, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        weight = self.weight
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
+
+    def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
+        """Return a merged copy (V, H) of the matrix; PEFT's wrappers ask for it, nothing in this package does."""
+        merged = self.weight
+        for name in active_adapters:
+            if name not in self.token_indices:
+                continue
+            index = torch.tensor(self.token_indices[name], dtype=torch.int64, device=merged.device)
+            merged = merged.index_copy(0, index, self.trainable_tokens_delta[name].to(merged))
+        return merged
+
+    def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base with the rows of ``active_adapters`` in place; without any, the base alone."""
+        off = self.disable_adapters or not active_adapters
+        if off and self.merged:
+            self.unmerge()
+        names = [name for name in active_adapters if self.token_indices.get(name)]
+        if off or self.merged or not names:
+            result: Tensor = self.base_layer(x, *args, **kwargs)
+            return result
+        base = self.get_base_layer()
+        index = self._index(names, self.weight.device)
+        parts = [self.trainable_tokens_delta[name] for name in names]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if isinstance(base, nn.Embedding):
+            return self._embed(base, x, rows, index, *args, **kwargs)
+        return head_with_rows(x, self.weight, self.bias, rows, index)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run with the active adapters; x: ids (...) for an embedding, hidden states (..., H) for a head."""
+        return self.forward_adapters(x, self.active_adapters, *args, **kwargs)
+
+    def _embed(self, base: nn.Embedding, x: Tensor, rows: Tensor, index: RowIndex, *args: Any, **kwargs: Any) -> Tensor:
+        scale = _embed_scale(base)
+        if base.max_norm is None:
+            looked_up = self.base_layer(x, *args, **kwargs)
+        else:
+            # nn.Embedding would shorten rows of the frozen matrix in place; shorten what was looked up instead.
+            looked_up = F.embedding(x, base.weight, base.padding_idx)
+            shorten(looked_up, base.max_norm, base.norm_type)
+            looked_up = looked_up if scale is None else scaled(looked_up, scale)
+        return substitute_rows(
+            looked_up,
+            x,
+            rows,
+            index,
+            dtype=base.weight.dtype,
+            scale=scale,
+            padding_idx=base.padding_idx,
+            max_norm=base.max_norm,
+            norm_type=base.norm_type,
+            scale_grad_by_freq=base.scale_grad_by_freq,
+        )
+
+    def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
+        """Return the index over the tokens of ``names``; rebuilt (and overlaps looked for) when their ids change."""
+        lists = [self.token_indices[name] for name in names]
+        key = (*names, device)
+        known = self._index_cache.get(key)
+        if known is not None and len(known[0]) == len(lists) and all(map(_is_same, known[0], lists)):
+            return known[1]
+        self._check_overlapping_tokens(names)
+        index = RowIndex.build([token_id for ids in lists for token_id in ids], device)
+        self._index_cache = {key: (lists, index)}  # one entry: switching adapters is rare
+        return index
+
+
+def checked_ids(token_ids: Sequence[int], vocab: int) -> list[int]:
+    """Return ``token_ids`` as a list; raises ValueError unless they are distinct and in [0, vocab)."""
+    ids = [int(token_id) for token_id in token_ids]
+    if outside := [token_id for token_id in ids if not 0 <= token_id < vocab]:
+        raise ValueError(f"token_indices: expected ids in [0, {vocab}), found {outside[0]}")
+    if len(set(ids)) != len(ids):
+        twice = next(token_id for token_id in ids if ids.count(token_id) > 1)
+        raise ValueError(f"token_indices: expected distinct ids, found {twice} more than once")
+    return ids
+
+
+def _is_same(a: object, b: object) -> bool:
+    return a is b
+
+
+def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    if config is None:
+        return kwargs
+    if isinstance(config, Mapping):
+        return config
+    return vars(config)
+
+
+def _features(base: nn.Module) -> tuple[int, int]:
+    """Return (in, out) features as PEFT names them: (V, H) for an embedding, (H, V) for a head."""
+    if isinstance(base, nn.Embedding):
+        features = stored = (base.num_embeddings, base.embedding_dim)
+    elif isinstance(base, nn.Linear):
+        features, stored = (base.in_features, base.out_features), (base.out_features, base.in_features)
+    else:
+        # ValueError and not TypeError, because PEFT raises it for the same mistake.
+        raise ValueError(f"trained token rows need an embedding or linear layer, not {type(base).__name__}")  # noqa: TRY004
+    if tuple(base.weight.shape) != stored:  # packed by a quantiser, or partitioned over processes
+        raise ValueError(
+            f"trained token rows need a weight of {stored}, {type(base).__name__} stores {base.weight.shape}"
+        )
+    return features
+
+
+def _embed_scale(base: nn.Module) -> Tensor | float | None:
+    """Return the factor that some embeddings multiply their output with (gemma3: tensor, bart: number), None without.
+
+    A tensor of several numbers is not one: it belongs to a forward that we do not know, as stock PEFT has it.
+    """
+    scale = getattr(base, "embed_scale", None)
+    if isinstance(scale, Tensor):
+        return scale if scale.numel() == 1 else None
+    return float(scale) if isinstance(scale, int | float) else None
+
+
+def _write_rows(weight: Tensor, token_ids: Sequence[int], rows: Tensor) -> None:
+    with torch.no_grad():
+        weight.data.index_copy_(0, torch.tensor(token_ids, dtype=torch.int64, device=weight.device), rows)

@@ -1,0 +1,142 @@
+"""Getting PEFT to use this package's classes, without leaving a trace when it is over."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import peft
+from peft import PeftConfig, PeftModel
+from peft import tuners as stock_tuners
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners import trainable_tokens as stock
+from peft.tuners import tuners_utils
+from peft.utils import PeftType
+from peft.utils import other as stock_other
+from torch import nn
+
+from tuner.layers.config import TrainableTokensConfig
+from tuner.layers.layer import TrainableTokensLayer
+from tuner.layers.model import TrainableTokensModel
+from tuner.layers.tying import tied_module_names
+
+__all__ = ["Enabled", "enable", "get_peft_model", "load_peft_model"]
+
+_OURS: dict[str, type] = {
+    "TrainableTokensConfig": TrainableTokensConfig,
+    "TrainableTokensLayer": TrainableTokensLayer,
+    "TrainableTokensModel": TrainableTokensModel,
+}
+_stock_additional: Callable[..., None] = stock_other.set_additional_trainable_modules
+
+
+def _set_additional_trainable_modules(
+    model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
+) -> None:
+    """PEFT's function for rows beside another adapter, told by evidence and not by the config whether they are tied."""
+    if getattr(peft_config, "trainable_token_indices", None) is not None:
+        model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
+    _stock_additional(model, peft_config, model_config, *args, **kwargs)
+
+
+def _places() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
+    """Yield (namespace, name, ours) of all that is swapped.
+
+    PEFT finds the classes of an adapter's kind in two tables, and those for rows beside a LoRA adapter in its own
+    package when it needs them. The modules in which stock classes are defined are left alone: models made of them keep
+    working. Names are swapped only where they exist, which differs between versions.
+    """
+    yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
+    yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
+    packages: tuple[ModuleType, ...] = (peft, stock_tuners, stock)
+    for package in packages:
+        yield from ((vars(package), name, ours) for name, ours in _OURS.items() if name in vars(package))
+    users: tuple[ModuleType, ...] = (stock_other, peft.utils, tuners_utils, peft.peft_model)
+    for user in users:
+        name = "set_additional_trainable_modules"
+        if name in vars(user):
+            yield vars(user), name, _set_additional_trainable_modules
+    yield vars(stock_other), "_get_module_names_tied_with_embedding", tied_module_names
+
+
+_LOCK = threading.Lock()
+_users = 0
+_saved: list[tuple[MutableMapping[Any, Any], Any, Any]] = []
+
+
+class Enabled:
+    """What ``enable`` returns: leave the ``with`` block or call ``disable`` to give PEFT its own classes back."""
+
+    def __init__(self) -> None:
+        """Swap the classes, unless another ``Enabled`` has done so already."""
+        global _users
+        with _LOCK:
+            if not _users:
+                for namespace, name, ours in _places():
+                    _saved.append((namespace, name, namespace[name]))
+                    namespace[name] = ours
+            _users += 1
+        self._on = True
+
+    def disable(self) -> None:
+        """Undo this ``enable``; PEFT gets its classes back with the last one. A second call does nothing."""
+        global _users
+        with _LOCK:
+            if not self._on:
+                return
+            self._on = False
+            _users -= 1
+            while not _users and _saved:
+                namespace, name, stock_object = _saved.pop()
+                namespace[name] = stock_object
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.disable()
+
+
+def enable() -> Enabled:
+    """Let PEFT use our classes for token rows from now on, those of ``LoraConfig(trainable_token_indices=…)`` included.
+
+    As a plain call it lasts until ``disable`` of the result, as a context manager until the end of the block. Calls may
+    overlap in any order. Models made meanwhile keep working afterwards; models made before are not touched. The classes
+    are swapped for the whole process, so other threads that use PEFT get them too.
+    """
+    return Enabled()
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Hide that PEFT asks transformers for an attribute that was renamed; a user cannot do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def get_peft_model(
+    model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
+) -> PeftModel:
+    """Return ``model`` as a ``peft.PeftModel`` whose tuner is ours; ``kwargs`` as in ``peft.get_peft_model``.
+
+    ``peft_config`` may be PEFT's own TrainableTokensConfig too, or a LoraConfig with ``trainable_token_indices``.
+    Afterwards stock PEFT is as it was before.
+    """
+    with enable(), _without_noise():
+        wrapped: PeftModel = peft.get_peft_model(model, peft_config, adapter_name, **kwargs)
+        return wrapped
+
+
+def load_peft_model(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
+    """Load an adapter folder, written by stock PEFT (any layout) or by us.
+
+    ``kwargs`` as in ``peft.PeftModel.from_pretrained``.
+    """
+    with enable(), _without_noise():
+        return PeftModel.from_pretrained(model, path, **kwargs)

@@ -1,0 +1,1 @@
+"""A training run, from its specification to the adapter folder."""

@@ -1,0 +1,238 @@
+"""A training run from specification to adapter folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+
+from exporter.errors import BadInput, TTExportError
+from tuner.inputs.base import Base, StoredTensor, load_base, open_base, quiet, stored_embedding
+from tuner.inputs.data import Examples, read_examples, split_examples
+from tuner.inputs.encode import Encoded, encode_examples
+from tuner.inputs.vocab import add_tokens, embedding_rows, existing_token_id
+from tuner.layers.switch import enable
+from tuner.spec import TuneSpec
+from tuner.training.adapt import adapt
+from tuner.training.arguments import training_arguments
+from tuner.training.folder import check_output, staged, write_adapter
+from tuner.training.report import losses, write_curve, write_metrics
+from tuner.training.trainer import OnStep, RowsTrainer
+from tuner.training.work import claimed, last_checkpoint, start_or_resume, work_folder
+
+__all__ = ["tune"]
+
+OnNote = Callable[[str], None]
+
+_PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The examples of a run as they were read, and as ids."""
+
+    train: Examples
+    evaluate: Examples | None
+    encoded: Encoded
+    held_out: Encoded | None
+
+
+def tune(
+    spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
+) -> dict[str, Any]:
+    """Run ``spec`` and return the record that is also written as train.json, with the adapter's path.
+
+    examples: what ``spec.data`` holds, if it was read already.
+    Nothing is left at ``spec.out`` unless all went well; checkpoints, if asked for, are beside it until then. Started
+    by torchrun or ``accelerate launch``, every process runs this, the first one writes, and all return when it has.
+    Raises: errors of ``exporter.errors`` only, for bad input.
+    """
+    note = on_note or _ignore
+    examples = read_examples(spec.data) if examples is None else examples
+    held_out = read_examples(spec.eval_data) if spec.eval_data is not None else None
+    if spec.eval_share is not None:
+        examples, held_out = split_examples(examples, spec.eval_share, spec.seed)
+    base = open_base(spec.base)
+    inputs = tuple(path for path in (base.folder, spec.data, spec.eval_data) if path is not None)
+    check_output(spec.out, force=spec.force, inputs=inputs)
+    model, tokenizer = load_base(base, spec.dtype)
+    embedding = stored_embedding(base, model)
+    # Known tokens first: they are looked up in the vocabulary as the base has it.
+    known = [existing_token_id(tokenizer, token, embedding_rows(model)) for token in spec.tokens]
+    added = add_tokens(
+        model,
+        tokenizer,
+        spec.new_tokens,
+        special=spec.special,
+        init=spec.init,
+        descriptions=spec.descriptions,
+        seed=spec.seed,
+    )
+    tokens = _token_list(spec, added, known)
+    data = _encode(tokenizer, examples, held_out, spec)
+    _note_data(tokens, data, spec, note)
+    set_seed(spec.seed)  # a LoRA adapter starts at random
+    tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
+    record = {"tokens": tokens, **_record(spec, base, embedding, data)}
+    # Checkpoints are loaded into the model by PEFT itself, with the classes that are in force then.
+    with claimed(work_folder(spec.out)), quiet(), enable():
+        trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
+        record["processes"] = trainer.args.world_size
+        state = _train(trainer, spec, _identity(spec, record), note)
+        record["settings"]["steps"] = trainer.state.global_step
+        record["losses"] = losses(trainer.state.log_history)
+        if trainer.args.should_save:
+            with staged(spec.out, force=spec.force, inputs=inputs) as folder:
+                write_metrics(folder, trainer.state.log_history)
+                write_curve(folder, trainer.state.log_history)
+                write_adapter(folder, tuned, tokenizer, record, state)
+            shutil.rmtree(work_folder(spec.out), ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+    return {"adapter": str(spec.out), **record}
+
+
+def _ignore(note: str) -> None:
+    """Take a note that nobody asked for."""
+
+
+def _token_list(spec: TuneSpec, added: list[int], known: list[int]) -> list[dict[str, Any]]:
+    seen: set[int] = set()
+    for token, token_id in zip(spec.tokens, known, strict=True):
+        if token_id in seen:
+            raise BadInput(f"--token {token!r}: expected distinct tokens, found id {token_id} twice")
+        seen.add(token_id)
+    tokens = [{"token": token, "id": i, "new": True} for token, i in zip(spec.new_tokens, added, strict=True)]
+    return tokens + [{"token": token, "id": i, "new": False} for token, i in zip(spec.tokens, known, strict=True)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Examples | None, spec: TuneSpec) -> _Data:
+    encoded = encode_examples(tokenizer, examples, spec.max_length)
+    evaluated = None if held_out is None else encode_examples(tokenizer, held_out, spec.max_length)
+    return _Data(examples, held_out, encoded, evaluated)
+
+
+def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
+    """Count the tokens in the data (kept in the record), and say what a user will want to know before waiting."""
+    encoded = data.encoded
+    for entry in tokens:
+        entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
+        if not entry["occurrences"]:
+            note(f"{entry['token']!r} (id {entry['id']}) does not occur in the data: its row learns only to be avoided")
+    if encoded.cut:
+        note(f"{encoded.cut} of {len(data.train.examples)} texts were cut to {spec.max_length} tokens (--max-length)")
+    if encoded.dropped:
+        lines = ", ".join(map(str, encoded.dropped[:5])) + (", …" if len(encoded.dropped) > 5 else "")
+        note(f"{len(encoded.dropped)} examples were left out, as they have nothing to learn: line {lines}")
+
+
+def _record(spec: TuneSpec, base: Base, embedding: StoredTensor, data: _Data) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "base": base.given,
+        "base_tensor": {"name": embedding.name, "dtype": embedding.dtype, "shape": list(embedding.shape)},
+        "base_digest": embedding.digest,
+        "data": spec.data.name,
+        "data_digest": data.train.digest,
+        "kind": data.train.kind,
+        "examples": len(data.encoded.examples),
+    }
+    if data.evaluate is not None and data.held_out is not None:
+        record |= {"eval_digest": data.evaluate.digest, "eval_examples": len(data.held_out.examples)}
+    settings = {name: value for name, value in spec.settings().items() if name not in ("new_tokens", "tokens")}
+    versions = {name: found for name in _PACKAGES if (found := _version(name))}
+    return record | {"settings": settings, "seed": spec.seed, "versions": versions}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None  # ttexport itself, when run from its source folder
+
+
+def _trainer(
+    tuned: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: _Data,
+    spec: TuneSpec,
+    token_ids: list[int],
+    on_step: OnStep | None,
+) -> RowsTrainer:
+    tokenizer = copy.deepcopy(tokenizer)  # TRL gives it a padding token; the user's stays as it was
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token will do
+    disable_progress_bar()
+    callbacks: list[Any] = []
+    if spec.patience is not None:
+        callbacks.append(EarlyStoppingCallback(spec.patience))
+    if spec.tensorboard is not None:
+        callbacks.append(_tensorboard(spec.tensorboard))
+    return RowsTrainer(
+        model=tuned,
+        token_ids=token_ids,
+        on_step=on_step,
+        args=training_arguments(spec, len(data.encoded.examples)),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(data.encoded.examples),
+        eval_dataset=None if data.held_out is None else Dataset.from_list(data.held_out.examples),
+        callbacks=callbacks,
+    )
+
+
+def _tensorboard(folder: Path) -> Any:
+    from tensorboardX import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder)))
+
+
+def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
+    """Train, from the start or the last checkpoint of the same ``run``, and return the trained parameters."""
+    arguments = trainer.args
+    work = work_folder(spec.out)
+    checkpoint: Path | None = None
+    with arguments.main_process_first(local=False):
+        if arguments.should_save:
+            checkpoint = start_or_resume(work, run, resume=spec.resume, force=spec.force)
+        elif spec.resume:
+            checkpoint = last_checkpoint(work)
+    if checkpoint is not None:
+        note(f"continuing after step {checkpoint.name.rpartition('-')[2]}")
+        arguments.eval_on_start = False
+    elif spec.resume:
+        note("no checkpoint to continue from: starting anew")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+        note("accelerate shards models on accelerators only: here, every process holds the whole model")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if spec.evaluates and _is_stale(trainer):
+        trainer.evaluate()
+    state = trainer.trained_state()
+    if any(not torch.isfinite(tensor).all() for tensor in state.values()):
+        raise TTExportError("the trained rows are not finite; try a lower --lr")
+    return state
+
+
+def _is_stale(trainer: RowsTrainer) -> bool:
+    """Whether the last evaluation was of other rows than those that are there now."""
+    if trainer.args.load_best_model_at_end:
+        return True
+    return not any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
+    )
+
+
+def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be equal for a checkpoint to be continued; JSON values, flat so that a difference has a name."""
+    names = ("base_digest", "data_digest", "eval_digest", "processes")
+    run = {**{name: record.get(name) for name in names}, **spec.settings()}
+    return dict(json.loads(json.dumps(run)))

@@ -1,0 +1,121 @@
+"""TRL's SFTTrainer, made to leave the head alone, to watch the taught tokens and to save only what it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn import functional as F
+from transformers import PrinterCallback, Trainer
+from trl.trainer.sft_trainer import SFTTrainer
+
+from exporter.errors import TTExportError
+from tuner.training.work import mark_complete
+
+__all__ = ["OnStep", "RowsTrainer"]
+
+# (step, steps of the whole run, loss of the step)
+OnStep = Callable[[int, int, float], None]
+
+
+class RowsTrainer(SFTTrainer):
+    """SFTTrainer for models whose output head may hold trained rows.
+
+    SFTTrainer multiplies hidden states with ``lm_head.weight`` itself, which passes trained rows by, and therefore
+    refuses adapters on the head. Here the model computes its own logits and loss, and only one copy of the logits.
+    Every log entry also has ``taught_loss``: the mean over the labels that are one of ``token_ids``, if any.
+    """
+
+    def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
+        """Take SFTTrainer's arguments; ``model`` is a PeftModel, ``token_ids`` the taught tokens."""
+        with _without_fused_head(model):
+            super().__init__(model=model, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self._token_ids = torch.tensor(list(token_ids), device=self.accelerator.device)
+        self._on_step = on_step
+        self._taught: dict[str, list[Tensor]] = {"train": [], "eval": []}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss as the model computes it: mean over all labels of the step, of all processes."""
+        labels = inputs["labels"]
+        loss, outputs = Trainer.compute_loss(
+            self, model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        self._taught["train" if model.training else "eval"].append(self._taught_sum(outputs["logits"], labels))
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _taught_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return (2,): the summed loss of the taught labels and their number. Memory: their logits."""
+        hit = torch.isin(labels[:, 1:], self._token_ids)
+        chosen = logits[:, :-1][hit].float()
+        return torch.stack([F.cross_entropy(chosen, labels[:, 1:][hit], reduction="sum"), hit.sum()]).double()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the taught tokens' loss to an entry about steps or an evaluation; stop when the loss is no number."""
+        for mode, key, name in (("train", "loss", "taught_loss"), ("eval", "eval_loss", "eval_taught_loss")):
+            if key in logs:
+                if not math.isfinite(logs[key]):
+                    raise TTExportError(f"the loss of step {self.state.global_step} is {logs[key]}; try a lower --lr")
+                total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+                total = self.accelerator.reduce(sum(self._taught[mode], total), reduction="sum")
+                self._taught[mode].clear()
+                if total[1]:
+                    logs[name] = (total[0] / total[1]).item()
+        super().log(logs, start_time)
+        if self._on_step is not None and "loss" in logs and self.is_world_process_zero():
+            self._on_step(self.state.global_step, self.state.max_steps, logs["loss"])
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name, whole and on the CPU; of use on the first process only.
+
+        Every process must call it: where parameters are sharded, it gathers them. Frozen ones are left where they are.
+        """
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
+
+    # --- checkpoints: the adapter, optimizer, scheduler, random states and position, written by transformers ----------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the adapter. Without this, PEFT would add a vocabulary that grew, which is the base's matrix."""
+        if self.args.should_save:
+            model = cast(PeftModel, self.model)
+            model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+            (Path(str(output_dir)) / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        self.accelerator.wait_for_everyone()  # other processes write their random states
+        if self.args.should_save:
+            mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: an adapter's card is the user's to write."""
+
+    def _send_telemetry(self) -> None:
+        """Send none."""
+
+
+@contextmanager
+def _without_fused_head(model: Any) -> Iterator[None]:
+    """Hide the head from SFTTrainer's constructor, and take back the forward that it gives to the model."""
+    base = model.get_base_model()
+    model.get_output_embeddings = _nothing  # found before the base model's, to which a PeftModel passes what it lacks
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
+        vars(base).pop("forward", None)
+
+
+def _nothing() -> None:
+    return None
