@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.errors import UsageError
 from exporter.export.targets import quants_for
-from exporter.formats.gguf.quantisation.file_types import MIXTURES, TENSOR_TYPES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.formats.target import Target
 from exporter.merge.plan import MergePlan
@@ -77,7 +77,7 @@ class ExportSpec:
 
     def _check_quantiser(self) -> None:
         """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
-        made = [quant for quant in quants_for("gguf", self.formats, self.quants) if quant in MIXTURES]
+        made = [quant for quant in quants_for("gguf", self.formats, self.quants) if quant in FILE_TYPES]
         types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
         for option, value in types.items():
             if value is not None and self.converter:

@@ -17,7 +17,7 @@ from exporter.formats.target import DTYPES, Target, Wish
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.formats.gguf.quantisation.file_types import Mixture
+    from exporter.formats.gguf.quantisation.file_types import FileType
     from exporter.formats.gguf.split import Split
     from exporter.merge.plan import MergePlan
 
@@ -73,11 +73,11 @@ def _write_split(write: Callable[[Path, Progress], None], split: Split, path: Pa
 
 def _whole_gguf(wish: Wish, merge: MergePlan) -> Target:
     from exporter.formats.gguf import plan_converter, plan_gguf, write_converted, write_gguf
-    from exporter.formats.gguf.quantisation.file_types import MIXTURES
+    from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 
     overridden = wish.token_embedding_type or wish.output_tensor_type
-    if not wish.converter and wish.quant in MIXTURES and (wish.quant != "Q8_0" or overridden):
-        return _quantised_gguf(wish, merge, MIXTURES[wish.quant])
+    if not wish.converter and wish.quant in FILE_TYPES and (wish.quant != "Q8_0" or overridden):
+        return _quantised_gguf(wish, merge, FILE_TYPES[wish.quant])
     # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
     model = merge.model("F32" if wish.dtype else None, wish.budget)
     if wish.converter:
@@ -90,7 +90,7 @@ def _whole_gguf(wish: Wish, merge: MergePlan) -> Target:
     )
 
 
-def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
+def _quantised_gguf(wish: Wish, merge: MergePlan, file_type: FileType) -> Target:
     from exporter.formats.gguf import plan_gguf
     from exporter.formats.gguf.quantisation.files import Intermediate, plan_quantised, write_quantised
 
@@ -104,14 +104,14 @@ def _quantised_gguf(wish: Wish, merge: MergePlan, mixture: Mixture) -> Target:
         wish.intermediates[wish.dtype] = Intermediate(layout)
     quantised = plan_quantised(
         wish.intermediates[wish.dtype],
-        mixture,
+        file_type,
         imatrix=wish.imatrix,
         token_embedding_type=wish.token_embedding_type,
         output_tensor_type=wish.output_tensor_type,
     )
     return Target(
         format="gguf",
-        storage=mixture.name,
+        storage=file_type.name,
         nbytes=quantised.nbytes,
         work_nbytes=quantised.work_nbytes,
         estimated=True,

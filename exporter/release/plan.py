@@ -14,7 +14,7 @@ import msgspec
 
 from exporter.errors import UsageError
 from exporter.export.targets import plan_target
-from exporter.formats.gguf.quantisation.file_types import MIXTURES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 from exporter.formats.target import Target, Wish
 from exporter.io.digests import FileDigests, digest_of
 from exporter.merge.plan import MergePlan, plan_merge
@@ -181,7 +181,7 @@ def wish_of(spec: ReleaseSpec, job: Job) -> Wish:
     """The job's options with the files that they name."""
     wish = job.wish()
     imatrix = spec.gguf.imatrix if spec.gguf else None
-    if job.format == "gguf" and imatrix and wish.quant in MIXTURES and wish.quant != "Q8_0":
+    if job.format == "gguf" and imatrix and wish.quant in FILE_TYPES and wish.quant != "Q8_0":
         return replace(wish, imatrix=Path(imatrix))
     return wish
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exporter.errors import BadInput, UnreadableFile, UsageError
-from exporter.formats.gguf.quantisation.file_types import MIXTURES, TENSOR_TYPES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.formats.target import DTYPES
 from exporter.io.files import read_file
@@ -202,7 +202,7 @@ def _gguf_faults(table: GgufSpec) -> Iterator[str]:
         Split.parse(table.split_max_size, table.split_max_tensors)
     except UsageError as exc:
         yield f"gguf.{str(exc).removeprefix('--')}"
-    made = {kind.upper() for kind in table.types} & MIXTURES.keys()
+    made = {kind.upper() for kind in table.types} & FILE_TYPES.keys()
     for key in ("token_embedding_type", "output_tensor_type"):
         value, name = getattr(table, key), key.replace("_", "-")
         if value is not None and not made:

@@ -16,7 +16,7 @@ from typing import Final
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile, writing
 from exporter.formats.gguf.metadata import model_name
-from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
+from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
 from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
@@ -58,8 +58,8 @@ def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> Conve
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, found no file")
     kind = ftype or model.specs[model.tie.embedding].dtype
-    if kind not in FILE_TYPES:
-        known = ", ".join(FILE_TYPES)
+    if kind not in NATIVE_FILE_TYPES:
+        known = ", ".join(NATIVE_FILE_TYPES)
         raise NotExpressible("gguf: --converter", f"the converter writes {known}, not {kind}")
     return ConverterLayout(plan_hf(model), script.resolve(), kind)
 

@@ -12,7 +12,7 @@ from exporter.families.config import Settings
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.architectures import Architecture
-from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
+from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.writer import Key, TensorEntry
 
 #: GGML_QNT_VERSION in ggml.h.
@@ -133,7 +133,7 @@ def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[
     out["use_parallel_residual"] = [writer.truth(f"{arch}.use_parallel_residual", spec.parallel)]
     out["rope.scaling.type"] = [writer.text(f"{arch}.rope.scaling.type", "none")]
     out["rope.scaling"] = _scaling(arch, spec)
-    out["file_type"] = [writer.u32("general.file_type", FILE_TYPES[file_type])]
+    out["file_type"] = [writer.u32("general.file_type", NATIVE_FILE_TYPES[file_type])]
     return out
 
 

@@ -17,7 +17,7 @@ from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
 from exporter.formats.gguf.names import tensor_name
-from exporter.formats.gguf.quantisation.tensors import FILE_TYPES
+from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.slots import assign
@@ -151,8 +151,8 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
                 f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} are written",
             )
     if ftype is not None:
-        if ftype not in FILE_TYPES:
-            known = ", ".join(FILE_TYPES)
+        if ftype not in NATIVE_FILE_TYPES:
+            known = ", ".join(NATIVE_FILE_TYPES)
             raise NotExpressible(
                 "gguf",
                 f"{ftype} is no type of a file: {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
@@ -161,7 +161,7 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
     if mixed is not None and len(stored) > 1:
         return mixed
-    if len(stored) != 1 or stored[0] not in FILE_TYPES:
+    if len(stored) != 1 or stored[0] not in NATIVE_FILE_TYPES:
         raise NotExpressible(
             f"gguf: {model.path}",
             f"the matrices are stored as {' and '.join(stored)}, which is not one type of GGUF",

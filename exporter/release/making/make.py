@@ -14,7 +14,7 @@ from typing import Final
 from exporter.errors import NotExpressible
 from exporter.export.targets import plan_target
 from exporter.formats.gguf import plan_gguf, write_gguf
-from exporter.formats.gguf.quantisation.file_types import MIXTURES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 from exporter.formats.gguf.quantisation.files import Intermediate
 from exporter.formats.gguf.split import Split, split_file
 from exporter.merge.plan import MergePlan
@@ -80,7 +80,7 @@ class Workshop:
         wish = wish_of(self.plan.spec, job)
         if job.format == "gguf":
             stored = _stored(merge)
-            if wish.quant in MIXTURES and (
+            if wish.quant in FILE_TYPES and (
                 wish.quant != "Q8_0" or wish.token_embedding_type or wish.output_tensor_type
             ):
                 wish.intermediates[None] = self._intermediate(job, merge, store, progress)

@@ -16,14 +16,14 @@ from typing import Final
 
 from exporter.errors import MissingDependency, NotExpressible, OutputError, TTExportError
 from exporter.formats.gguf.plan import GgufLayout
-from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, TENSOR_TYPES, Mixture
+from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, TENSOR_TYPES, FileType
 from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
 from exporter.formats.gguf.stream import write_gguf
 from exporter.formats.gguf.writer import fits, row_nbytes
 from exporter.progress import Progress, silent
 
 _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
-#: For an estimate of the size: embedding and head get more bits than the rest in most mixtures.
+#: For an estimate of the size: embedding and head get more bits than the rest in most file types.
 _VOCABULARY_TYPE: Final = "Q6_K"
 
 
@@ -59,10 +59,10 @@ class Intermediate:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
-    """A file to be: a mixture made from ``intermediate``. The types are ggml's names, None for the mixture's choice."""
+    """A file of ``file_type``, made from ``intermediate``. Tensor types: ggml's names; None: the file type decides."""
 
     intermediate: Intermediate
-    mixture: Mixture
+    file_type: FileType
     imatrix: Path | None = None
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
@@ -72,7 +72,7 @@ class QuantisedLayout:
     def nbytes(self) -> int:
         """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
         layout = self.intermediate.layout
-        sizes = [_estimate(item.entry.name, item.entry.shape, self.mixture.type) for item in layout.items]
+        sizes = [_estimate(item.entry.name, item.entry.shape, self.file_type.type) for item in layout.items]
         return len(layout.draft_header()) + sum(sizes)
 
     @property
@@ -83,7 +83,7 @@ class QuantisedLayout:
 
 def plan_quantised(
     intermediate: Intermediate,
-    mixture: Mixture,
+    file_type: FileType,
     *,
     imatrix: Path | None = None,
     token_embedding_type: str | None = None,
@@ -91,14 +91,16 @@ def plan_quantised(
 ) -> QuantisedLayout:
     """Check what can be known before llama.cpp runs.
 
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a mixture that needs an importance matrix and
-    for a type that cannot be made, UnreadableFile for a broken importance matrix.
+    Raises MissingDependency without llama-cpp-python, NotExpressible for a file type that needs an importance matrix
+    and for a type that cannot be made, UnreadableFile for a broken importance matrix.
     """
     if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingDependency("llama-cpp-python", needed_for=f"--quant {mixture.name}", install="ttexport[llamacpp]")
-    if mixture.needs_imatrix and imatrix is None:
+        raise MissingDependency(
+            "llama-cpp-python", needed_for=f"--quant {file_type.name}", install="ttexport[llamacpp]"
+        )
+    if file_type.needs_imatrix and imatrix is None:
         raise NotExpressible(
-            f"gguf {mixture.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
+            f"gguf {file_type.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None
     for tensor, kind in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
@@ -108,7 +110,7 @@ def plan_quantised(
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
         intermediate=intermediate,
-        mixture=mixture,
+        file_type=file_type,
         imatrix=imatrix,
         token_embedding_type=token_embedding_type,
         output_tensor_type=output_tensor_type,
@@ -134,7 +136,7 @@ def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = si
     job = {
         "source": str(source),
         "target": str(path),
-        "number": layout.mixture.number,
+        "number": layout.file_type.number,
         "imatrix": str(layout.imatrix) if layout.imatrix else None,
         "token_embedding_type": layout.token_embedding_type,
         "output_tensor_type": layout.output_tensor_type,
@@ -154,7 +156,7 @@ def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = si
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
     """Run the worker, and turn its lines into progress and its end into an error."""
-    what = f"gguf {layout.mixture.name}"
+    what = f"gguf {layout.file_type.name}"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with (
         open(os.devnull, "rb") as nothing,

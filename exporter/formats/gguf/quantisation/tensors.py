@@ -8,10 +8,8 @@ import numpy as np
 
 from exporter import ggml
 from exporter.errors import BadInput, NotExpressible
+from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.tensors import DTYPES, FLOATS, Array, cast
-
-#: Types of a whole file → general.file_type. Source: enum llama_ftype in llama.h.
-FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
 #: Types that the gguf package quantises to the bit as ggml does, so that no compiled library is needed for them.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"))
@@ -25,7 +23,7 @@ def encode_rows(rows: Array, kind: str) -> Array:
     Raises BadInput for values that the type cannot hold, NotExpressible for a type that rows are not quantised to,
     MissingDependency where it takes llama.cpp and llama-cpp-python is not installed.
     """
-    if kind in FILE_TYPES or kind in FLOATS:
+    if kind in NATIVE_FILE_TYPES or kind in FLOATS:
         return np.ascontiguousarray(encode(rows, kind)).view(np.uint8).reshape(len(rows), -1)
     wide = cast(rows, "F32")
     if kind not in _IN_PYTHON:

@@ -15,7 +15,7 @@ from exporter.cli.main import run
 from exporter.errors import UnreadableFile
 from exporter.formats.gguf import GgufLayout, plan_gguf, write_gguf
 from exporter.formats.gguf.quantisation import files as quantised
-from exporter.formats.gguf.quantisation.file_types import MIXTURES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 from exporter.formats.gguf.quantisation.imatrix import read_imatrix
 from exporter.progress import Progress
 from exporter.sources.gguf.file import GgufFile
@@ -47,9 +47,9 @@ def test_file_has_the_bytes_that_llama_cpp_makes(wide_untied: Path, tmp_path: Pa
 
 
 def test_the_table_of_mixtures_is_llama_cpps() -> None:
-    for name, mixture in MIXTURES.items():
+    for name, file_type in FILE_TYPES.items():
         full = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(name, name)
-        assert getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{full}") == mixture.number
+        assert getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{full}") == file_type.number
 
 
 def test_several_quantisations_share_one_intermediate_that_does_not_stay(
@@ -88,7 +88,7 @@ def test_rows_that_do_not_fill_blocks_fall_back_as_llama_cpp_does(tiny_tied: Pat
 
 def test_progress_adds_up_to_what_was_promised(wide_tied: Path, tmp_path: Path) -> None:
     intermediate = quantised.Intermediate(plan_gguf(merged(wide_tied)))
-    layout = quantised.plan_quantised(intermediate, MIXTURES["Q6_K"])
+    layout = quantised.plan_quantised(intermediate, FILE_TYPES["Q6_K"])
     told: list[int] = []
     quantised.write_quantised(layout, tmp_path / "m.gguf", told.append)
     assert sum(told) == layout.work_nbytes

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from exporter.errors import BadInput
-from exporter.formats.gguf.quantisation.tensors import FILE_TYPES, encode
+from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
+from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.tensors import Array
 
 # The largest magnitude whose scale still fits float16 with room: beyond it the type cannot hold the row.
@@ -53,6 +54,6 @@ def test_infinite_value_does_not_fit_f16() -> None:
 
 
 def test_file_types_are_llama_cpps() -> None:
-    for name, number in FILE_TYPES.items():
+    for name, number in NATIVE_FILE_TYPES.items():
         kind = gguf.LlamaFileType(number).name
         assert kind == ("ALL_F32" if name == "F32" else f"MOSTLY_{name}")
