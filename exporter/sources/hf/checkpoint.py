@@ -130,8 +130,12 @@ class Checkpoint:
     @cached_property
     def embedding_digest(self) -> str:
         """sha256 of the stored bytes of the input embedding: tells bases apart at the cost of one tensor."""
+        return self.digest(self.tie.embedding)
+
+    def digest(self, name: str) -> str:
+        """sha256 of the stored bytes of the tensor ``name``, in hexadecimal. Memory: one block of rows."""
         digest = hashlib.sha256()
-        for _, rows in blocks(self.tensors[self.tie.embedding], _HASHED_BYTES):
+        for _, rows in blocks(self.tensors[name], _HASHED_BYTES):
             digest.update(rows.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 

@@ -13,11 +13,24 @@ from typing import Any, Final
 import pytest
 
 from tests.export.test_crash import small_disk
+from tests.killed import killer
 from tests.processes import ENV, TTEXPORT
-from tests.release.making.killed import killer
 from tests.release.projects import RUN, Project, contents, jobs_of
 
 KILLS: Final = 30
+#: Modules that a release imports on the way: imported once, before the forks.
+USED: Final = (
+    "exporter.cli.main",
+    "exporter.cli.verbs.release",
+    "exporter.formats.gguf.plan",
+    "exporter.formats.gguf.stream",
+    "exporter.formats.hf.write",
+    "exporter.formats.onnx.write",
+    "exporter.sources.onnx.file",
+    "gguf",
+    "huggingface_hub",
+    "jinja2",
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -47,7 +60,7 @@ def test_killed_at_thirty_random_moments_a_resumed_release_is_the_undisturbed_on
     work = tmp_path / "work"
     work.mkdir()
     words = ["release", project.toml, "-q", "-o"]
-    with killer(work) as process:
+    with killer(work, *USED) as process:
         code, events = process.run(*words, work / "0", "--cache", work / "cache0")
         assert code == 0
         kept = 0
@@ -71,7 +84,7 @@ def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
 ) -> None:
     project.write("one")
     out = tmp_path / "out"
-    with killer(tmp_path) as process:
+    with killer(tmp_path, *USED) as process:
         _, events = process.run("release", project.toml, "-q", "-o", tmp_path / "other", "--no-cache")
         process.run("release", project.toml, "-q", "-o", out, "--no-cache", kill_at=events // 2)
     assert finished_jobs(out)
@@ -88,7 +101,7 @@ def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
 def test_a_resumed_run_believes_the_files_and_not_the_journal(how: str, project: Project, tmp_path: Path) -> None:
     project.write("one")
     out, want = tmp_path / "out", tmp_path / "want"
-    with killer(tmp_path) as process:
+    with killer(tmp_path, *USED) as process:
         _, events = process.run("release", project.toml, "-q", "-o", want, "--no-cache")
         process.run("release", project.toml, "-q", "-o", out, "--no-cache", kill_at=events * 3 // 4)
     draft = staging(out) / "out"
