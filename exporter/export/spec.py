@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.errors import UsageError
 from exporter.export.targets import quants_for
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, TENSOR_TYPES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.formats.target import Target
 from exporter.merge.plan import MergePlan
@@ -84,7 +84,7 @@ class ExportSpec:
                 raise UsageError(f"{option}: is for llama.cpp's quantiser, which does not run beside --converter")
             if value is not None and not made:
                 raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
-            if value is not None and value.upper() not in TENSOR_TYPES:
+            if value is not None and value.upper() not in SELECTABLE_TENSOR_TYPES:
                 raise UsageError(f"{option}: expected a type of ggml, such as Q6_K or F16, found {value}")
         if self.imatrix is not None and not set(made) - {"Q8_0"}:
             raise UsageError("--imatrix: needs --to gguf and a --quant below Q8_0, which makes no use of it")

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exporter.errors import BadInput, UnreadableFile, UsageError
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, TENSOR_TYPES
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
 from exporter.formats.gguf.split import Split
 from exporter.formats.target import DTYPES
 from exporter.io.files import read_file
@@ -207,7 +207,7 @@ def _gguf_faults(table: GgufSpec) -> Iterator[str]:
         value, name = getattr(table, key), key.replace("_", "-")
         if value is not None and not made:
             yield f"gguf.{name}: needs a quantisation among gguf.types, such as Q4_K_M"
-        elif value is not None and value.upper() not in TENSOR_TYPES:
+        elif value is not None and value.upper() not in SELECTABLE_TENSOR_TYPES:
             yield f"gguf.{name}: expected a type of ggml, such as Q6_K or F16, found {value!r:.80}"
     if table.imatrix is not None and not made - {"Q8_0"}:
         yield "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types"

@@ -36,7 +36,7 @@ _EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class PlannedTensor:
     """One tensor of the file: made of stored tensors (``sources``, one or several) under a rule, or a ``value``.
 
     tensor: what gives the rows, in the dtype in which they are stored; None for a value that no checkpoint holds.
@@ -60,14 +60,14 @@ class GgufLayout:
     model: MergedModel
     ftype: str
     keys: Sequence[Key]
-    items: Sequence[Item]
+    tensors: Sequence[PlannedTensor]
     dropped: Mapping[str, str]
     notes: Sequence[str]
 
     @cached_property
     def nbytes(self) -> int:
         """Size of the whole file."""
-        return len(self.draft_header()) + sum(writer.padded(item.entry.nbytes) for item in self.items)
+        return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
 
     def draft_header(self) -> bytes:
         """As long as the final one, before anything was read for it."""
@@ -80,7 +80,7 @@ class GgufLayout:
     def _header(self, provenance: Mapping[str, str]) -> bytes:
         told = {**provenance, "rows.dtype": _rows_dtype(self.model, self.ftype)}
         keys = [*self.keys, *metadata.provenance_keys(told)]
-        return writer.header(keys, [item.entry for item in self.items])[0]
+        return writer.header(keys, [tensor.entry for tensor in self.tensors])[0]
 
 
 def plan_gguf(
@@ -99,11 +99,11 @@ def plan_gguf(
     kept, dropped = assign(model, specs, spec)
     check_biases(row, kept.values())
     ftype = _file_type(model, [specs[name] for name in kept], ftype, mixed)
-    items = _extra_items(spec) + [_item(model, names, slot, spec, row, ftype) for slot, names in _targets(kept)]
+    tensors = _rope_factors(spec) + [_planned(model, names, slot, spec, row, ftype) for slot, names in _targets(kept)]
     ledger = model.ledger()
-    for item in items:
-        for name in item.sources:
-            ledger.take(name, item.rule)
+    for tensor in tensors:
+        for name in tensor.sources:
+            ledger.take(name, tensor.rule)
     for name, rule in dropped.items():
         ledger.take(name, rule)
     ledger.close()
@@ -115,8 +115,8 @@ def plan_gguf(
         pre_tokenizer=pre_tokenizer,
         generation=model.generation_config,
     )
-    keys = _keys(model, spec, row, ftype, [item.entry for item in items], tokens.keys)
-    return GgufLayout(model, ftype, keys, items, dropped, [*tokens.notes, *notes(spec, row)])
+    keys = _keys(model, spec, row, ftype, [tensor.entry for tensor in tensors], tokens.keys)
+    return GgufLayout(model, ftype, keys, tensors, dropped, [*tokens.notes, *notes(spec, row)])
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
@@ -170,9 +170,9 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     return stored[0]
 
 
-def _item(
+def _planned(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture, ftype: str
-) -> Item:
+) -> PlannedTensor:
     stored = model.specs[names[0]]
     tensor, change = _view(model, names, slot, spec, row)
     shape = tensor.spec.shape if len(names) == 1 else (len(names), *stored.shape)
@@ -182,7 +182,7 @@ def _item(
     elif not writer.fits(kind, shape[-1]):
         kind = "F16"  # the converter's fallback for rows that do not come in whole blocks
     rule = "copied" if kind == stored.dtype else f"{stored.dtype} to {kind}"
-    return Item(TensorEntry(tensor_name(slot), kind, shape), rule + change, tuple(names), tensor)
+    return PlannedTensor(TensorEntry(tensor_name(slot), kind, shape), rule + change, tuple(names), tensor)
 
 
 def _view(
@@ -210,7 +210,7 @@ def _view(
     return tensor, ""
 
 
-def _extra_items(spec: DecoderSpec) -> list[Item]:
+def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
     """The factors by which a scaling divides each rotary frequency, as tensors."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
@@ -220,7 +220,7 @@ def _extra_items(spec: DecoderSpec) -> list[Item]:
     else:
         return []
     return [
-        Item(TensorEntry(f"{name}.weight", "F32", value.shape), "computed", value=value)
+        PlannedTensor(TensorEntry(f"{name}.weight", "F32", value.shape), "computed", value=value)
         for name, value in values.items()
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import BadInput
-from exporter.formats.gguf.plan import GgufLayout, Item
+from exporter.formats.gguf.plan import GgufLayout, PlannedTensor
 from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.formats.gguf.writer import ALIGNMENT
 from exporter.formats.views import row_blocks
@@ -31,14 +31,14 @@ def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> N
     with ThreadPoolExecutor(1) as beside, OutputFile(path, progress, nbytes=layout.nbytes) as out:
         header = beside.submit(layout.header)  # it tells a digest of the base's embedding, which takes a while
         out.write(layout.draft_header())
-        for item in layout.items:
-            if item.tensor is None:
-                assert item.value is not None
-                out.write(item.value)
+        for planned in layout.tensors:
+            if planned.tensor is None:
+                assert planned.value is not None
+                out.write(planned.value)
             else:
-                _write_tensor(layout.model, item, item.tensor, out)
-            for name in item.sources:
-                ledger.take(name, item.rule)
+                _write_tensor(layout.model, planned, planned.tensor, out)
+            for name in planned.sources:
+                ledger.take(name, planned.rule)
             out.pad_to(ALIGNMENT)
         for name, rule in layout.dropped.items():
             ledger.take(name, rule)
@@ -46,15 +46,15 @@ def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> N
         out.begin_with(header.result())
 
 
-def _write_tensor(model: MergedModel, item: Item, tensor: LazyTensor, out: OutputFile) -> None:
-    if tensor.spec.dtype == item.entry.type:
-        out.write_segments(tensor.segments(), item.entry.nbytes)
+def _write_tensor(model: MergedModel, planned: PlannedTensor, tensor: LazyTensor, out: OutputFile) -> None:
+    if tensor.spec.dtype == planned.entry.type:
+        out.write_segments(tensor.segments(), planned.entry.nbytes)
         return
-    blocks = (encode(rows, item.entry.type) for rows in row_blocks(tensor, _CONVERT_BYTES))
+    blocks = (encode(rows, planned.entry.type) for rows in row_blocks(tensor, _CONVERT_BYTES))
     try:
-        out.write_segments(blocks, item.entry.nbytes)
+        out.write_segments(blocks, planned.entry.nbytes)
     except BadInput as exc:
-        where, name = model.where(item.sources[0]), item.sources[0]
+        where, name = model.where(planned.sources[0]), planned.sources[0]
         if str(exc).startswith(str(where)):
             raise
-        raise BadInput(f"{where}: {name if len(item.sources) == 1 else item.entry.name}: {exc}") from exc
+        raise BadInput(f"{where}: {name if len(planned.sources) == 1 else planned.entry.name}: {exc}") from exc

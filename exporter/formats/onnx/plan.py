@@ -11,7 +11,7 @@ from exporter.errors import NotExpressible
 from exporter.families import describe
 from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.formats.onnx.client_files import client_files
-from exporter.formats.onnx.graph.parts import path
+from exporter.formats.onnx.graph.modules import path
 from exporter.formats.onnx.weights.initialisers import Initialiser, in_blocks, in_floats, rotary_cache
 from exporter.formats.onnx.weights.packing import Group, packed
 from exporter.formats.onnx.weights.placing import aligned

@@ -66,6 +66,6 @@ FILE_TYPES: Final = _by_name(
 NATIVE_FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": FILE_TYPES["Q8_0"].number, "BF16": 32}
 
 #: Types that the quantiser can be asked for by tensor. Those that only computing uses (Q8_K, …) and integers cannot be.
-TENSOR_TYPES: Final = frozenset({"F32", "F16", "BF16", *(row.type for row in FILE_TYPES.values())})
+SELECTABLE_TENSOR_TYPES: Final = frozenset({"F32", "F16", "BF16", *(row.type for row in FILE_TYPES.values())})
 #: ggml ends the process rather than quantise to these without importances. Source: ggml_quantize_requires_imatrix.
 NEED_IMPORTANCES: Final = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})

@@ -16,7 +16,7 @@ from typing import Final
 
 from exporter.errors import MissingDependency, NotExpressible, OutputError, TTExportError
 from exporter.formats.gguf.plan import GgufLayout
-from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, TENSOR_TYPES, FileType
+from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, SELECTABLE_TENSOR_TYPES, FileType
 from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
 from exporter.formats.gguf.stream import write_gguf
 from exporter.formats.gguf.writer import fits, row_nbytes
@@ -72,7 +72,7 @@ class QuantisedLayout:
     def nbytes(self) -> int:
         """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
         layout = self.intermediate.layout
-        sizes = [_estimate(item.entry.name, item.entry.shape, self.file_type.type) for item in layout.items]
+        sizes = [_estimate(tensor.entry.name, tensor.entry.shape, self.file_type.type) for tensor in layout.tensors]
         return len(layout.draft_header()) + sum(sizes)
 
     @property
@@ -119,7 +119,7 @@ def plan_quantised(
 
 
 def _check_type(tensor: str, kind: str, importances: Imatrix | None) -> None:
-    if kind not in TENSOR_TYPES:
+    if kind not in SELECTABLE_TENSOR_TYPES:
         raise NotExpressible(f"gguf: {tensor}", f"{kind} is no type that llama.cpp quantises to")
     if kind in NEED_IMPORTANCES and (importances is None or tensor not in importances.values):
         reason = f"{kind} needs importances of its columns, and "

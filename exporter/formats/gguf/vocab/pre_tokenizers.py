@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
-from exporter.formats.gguf.vocab.splittings import BYTES, COVERING, GPT2, TABLE, PreTokenizer, Step, split
+from exporter.formats.gguf.vocab.pre_tokenizer_table import BYTES, COVERING, GPT2, TABLE, PreTokenizer, Step, split
 
 #: ByteLevel that splits, too: the same as its expression followed by the bytes.
 _SPLITTING_BYTES: Final[Step] = ("ByteLevel", False, True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from exporter.errors import NotExpressible, UnreadableFile, UsageError
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.byte_level import byte_level_keys
-from exporter.formats.gguf.vocab.pieces import pieces_keys
+from exporter.formats.gguf.vocab.sentencepiece import sentencepiece_keys
 from exporter.formats.gguf.vocab.special_tokens import special_keys
 from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import added_tokens, flag_notes
@@ -57,7 +57,7 @@ def vocabulary(
             raise UsageError(
                 "--pre-tokenizer names the splitting of a byte-level BPE; this tokenizer is SentencePiece's"
             )
-        keys, notes, kind, named = pieces_keys(files, content, added, vocab, state_prefix=copied)
+        keys, notes, kind, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
         keys, notes, kind = byte_level_keys(

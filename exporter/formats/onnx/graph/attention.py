@@ -13,23 +13,23 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.families.spec import Role
-from exporter.formats.onnx.graph.parts import Parts, path
+from exporter.formats.onnx.graph.modules import Modules, path
 from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
 
 
 class Attention:
     """Builds the attention of every layer; what the layers share is made once."""
 
-    def __init__(self, parts: Parts) -> None:
-        """``parts``: the graph to build into."""
-        self.parts, self.make, self.given = parts, parts.make, parts.given
-        self.spec, self.attention = parts.spec, parts.spec.attention
+    def __init__(self, modules: Modules) -> None:
+        """``modules``: the graph to build into."""
+        self.modules, self.make, self.inputs = modules, modules.make, modules.inputs
+        self.spec, self.attention = modules.spec, modules.spec.attention
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
         """(what attention adds, the layer's new cache) from the normalised input."""
         at = f"layers.{layer}.self_attn"
         mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
-        return self.parts.linear(Role.ATTN_OUT, layer, mixed), present
+        return self.modules.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
         """What the queries see, and the layer's new keys and values, under the names ``outputs``."""
@@ -39,7 +39,7 @@ class Attention:
         capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
         return self.make.ops(
             "Attention",
-            [q, k, v, mask, *self.given.past[layer]],
+            [q, k, v, mask, *self.inputs.past[layer]],
             at,
             outputs,
             q_num_heads=attention.heads,
@@ -50,11 +50,11 @@ class Attention:
 
     def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Queries, keys and values [B, S, heads * width], before they are rotated."""
-        attention, linear = self.attention, self.parts.linear
-        if self.parts.has(Role.QKV, layer):
+        attention, linear = self.attention, self.modules.linear
+        if self.modules.has(Role.QKV, layer):
             q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
             sizes = {path(role, layer): size for role, size in ((Role.Q, q_size), (Role.K, kv_size), (Role.V, kv_size))}
-            q, k, v = self.parts.split(linear(Role.QKV, layer, x), sizes)
+            q, k, v = self.modules.split(linear(Role.QKV, layer, x), sizes)
         else:
             q, k, v = (linear(role, layer, x) for role in (Role.Q, Role.K, Role.V))
         return self._normed(Role.Q_NORM, layer, q), self._normed(Role.K_NORM, layer, k), v
@@ -72,12 +72,12 @@ class Attention:
         if kind is None:
             return x
         if kind == "all":
-            return self.parts.norm(role, layer, x)
+            return self.modules.norm(role, layer, x)
         width = self.attention.head_dim
         heads = self.attention.heads if role is Role.Q_NORM else self.attention.kv_heads
         x = make.op("Reshape", [x, make.constant(0, 0, heads, width)], f"{name}.by_head")
         if kind == "head":
-            x = self.parts.norm(role, layer, x)
+            x = self.modules.norm(role, layer, x)
         else:  # a weight a head: the operator's own scale is one row for all
             ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
             x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
@@ -96,7 +96,7 @@ class Attention:
         else:
             table = LOCAL if rope.local_theta is not None and layer in self.attention.windowed else MAIN
             caches = [self.make.weight(f"{table}.{part}_cache") for part in ("cos", "sin")]
-            angles = [*caches, self.given.position_ids]
+            angles = [*caches, self.inputs.position_ids]
         return self.make.op("RotaryEmbedding", [x, *angles], name, **attributes)
 
     @cached_property
@@ -106,7 +106,7 @@ class Attention:
         A call that reaches beyond the original context takes the long factors for all its positions, as transformers
         does; what is in the cache already keeps the rotation it got.
         """
-        make, rope, positions = self.make, self.spec.rope, self.given.position_ids
+        make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
         last = make.op("ReduceMax", [positions], f"{LONG}.last_position", keepdims=0)
         limit = make.constant((rope.original_positions or self.spec.max_positions) - 1, scalar=True)
@@ -125,9 +125,9 @@ class Attention:
         """(indices of the keys [T], indices of the queries [S, 1]); padding counts."""
         make, at = self.make, "mask"
         zero, one = make.constant(0, scalar=True), make.constant(1, scalar=True)
-        total = make.op("Shape", [self.given.attention_mask], f"{at}.total_length", start=1, end=2)
+        total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total_length", start=1, end=2)
         total = make.op("Squeeze", [total], f"{at}.total_length.scalar")
-        length = make.op("Shape", [self.given.input_ids], f"{at}.length", start=1, end=2)
+        length = make.op("Shape", [self.inputs.input_ids], f"{at}.length", start=1, end=2)
         length = make.op("Squeeze", [length], f"{at}.length.scalar")
         past = make.op("Sub", [total, length], f"{at}.past_length")
         keys = make.op("Range", [zero, total, one], f"{at}.keys")
@@ -140,7 +140,7 @@ class Attention:
         make, at = self.make, "mask"
         keys, queries = self._positions
         causal = make.op("LessOrEqual", [keys, queries], f"{at}.causal")  # [S, T]
-        text = make.op("Cast", [self.given.attention_mask], f"{at}.text", to=int(ir.DataType.BOOL))
+        text = make.op("Cast", [self.inputs.attention_mask], f"{at}.text", to=int(ir.DataType.BOOL))
         text = make.op("Unsqueeze", [text, make.constant(1, 2)], f"{at}.text.row")  # [B, 1, 1, T]
         seen = make.op("And", [causal, text], f"{at}.seen")
         # Padding in front of the text would see nothing at all, and the softmax of nothing is NaN: it may see itself.

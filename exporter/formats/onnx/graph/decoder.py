@@ -14,11 +14,12 @@ import onnx_ir as ir
 from exporter.families.spec import DecoderSpec, Role
 from exporter.formats.onnx.graph.attention import Attention
 from exporter.formats.onnx.graph.builder import Builder
-from exporter.formats.onnx.graph.fuse import fuse_residual_norms
-from exporter.formats.onnx.graph.fused import FusedAttention
+from exporter.formats.onnx.graph.fused_attention import FusedAttention
+from exporter.formats.onnx.graph.fused_norms import fuse_residual_norms
+from exporter.formats.onnx.graph.inputs import BATCH, SEQUENCE, TOTAL, cache_shape, typed
 from exporter.formats.onnx.graph.linear import ORT, head, look_up
+from exporter.formats.onnx.graph.modules import Modules, path
 from exporter.formats.onnx.graph.moe import experts
-from exporter.formats.onnx.graph.parts import BATCH, SEQUENCE, TOTAL, Parts, cache_shape, path, typed
 
 OPSET: Final = 23
 _OPSETS: Final = {"": OPSET, ORT: 1}
@@ -37,8 +38,8 @@ class _Decoder:
     def __init__(self, spec: DecoderSpec, make: Builder, *, tied: bool, fused: bool) -> None:
         self.spec, self.make, self.fused = spec, make, fused
         self.head = path(Role.EMBED if tied else Role.HEAD, None)
-        self.parts = Parts(spec, self.make)
-        self.attention = FusedAttention(self.parts) if fused else Attention(self.parts)
+        self.modules = Modules(spec, self.make)
+        self.attention = FusedAttention(self.modules) if fused else Attention(self.modules)
 
     def graph(self) -> ir.Graph:
         spec, make = self.spec, self.make
@@ -47,12 +48,12 @@ class _Decoder:
         for layer in range(spec.layers):
             x, present = self._layer(layer, x)
             presents += present
-        logits = self._logits(self.parts.norm(Role.FINAL_NORM, None, x))
+        logits = self._logits(self.modules.norm(Role.FINAL_NORM, None, x))
         outputs = [typed(logits, ir.DataType.FLOAT, BATCH, SEQUENCE, spec.vocab)]
         outputs += [typed(value, make.floats, *cache_shape(spec, TOTAL)) for value in presents]
         nodes = fuse_residual_norms(make.nodes) if self.fused else make.nodes
         return ir.Graph(
-            self.parts.given.values,
+            self.modules.inputs.values,
             outputs,
             nodes=nodes,
             initializers=make.initialisers,
@@ -61,12 +62,12 @@ class _Decoder:
         )
 
     def _embedded(self) -> ir.Value:
-        make, given, name = self.make, self.parts.given, path(Role.EMBED, None)
-        x = look_up(make, name, given.input_ids)  # [B, S, H]
-        x = self.parts.scaled(x, self.spec.embed_scale, f"{name}.scaled")
-        if self.parts.has(Role.POSITIONS, None):
+        make, inputs, name = self.make, self.modules.inputs, path(Role.EMBED, None)
+        x = look_up(make, name, inputs.input_ids)  # [B, S, H]
+        x = self.modules.scaled(x, self.spec.embed_scale, f"{name}.scaled")
+        if self.modules.has(Role.POSITIONS, None):
             name = path(Role.POSITIONS, None)
-            positions = make.op("Gather", [make.weight(f"{name}.weight"), given.position_ids], name)
+            positions = make.op("Gather", [make.weight(f"{name}.weight"), inputs.position_ids], name)
             x = make.op("Add", [x, positions], f"{name}.added")
         return x
 
@@ -86,34 +87,34 @@ class _Decoder:
 
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
         """X normalised if the decoder has that norm, else ``otherwise``, by default x."""
-        if self.parts.has(role, layer):
-            return self.parts.norm(role, layer, x)
+        if self.modules.has(role, layer):
+            return self.modules.norm(role, layer, x)
         return x if otherwise is None else otherwise
 
     def _added(self, x: ir.Value, block: ir.Value, name: str) -> ir.Value:
-        block = self.parts.scaled(block, self.spec.residual_scale, f"{name}.scaled")
+        block = self.modules.scaled(block, self.spec.residual_scale, f"{name}.scaled")
         return self.make.op("Add", [x, block], name)
 
     def _mlp(self, layer: int, x: ir.Value) -> ir.Value:
-        parts, make, at = self.parts, self.make, f"layers.{layer}.mlp"
+        modules, make, at = self.modules, self.make, f"layers.{layer}.mlp"
         if self.spec.moe is not None:
-            return experts(parts, layer, x)
+            return experts(modules, layer, x)
         if not self.spec.mlp.gated:
-            return parts.linear(Role.DOWN, layer, parts.active(parts.linear(Role.UP, layer, x), at))
-        if parts.has(Role.GATE_UP, layer):
+            return modules.linear(Role.DOWN, layer, modules.active(modules.linear(Role.UP, layer, x), at))
+        if modules.has(Role.GATE_UP, layer):
             sizes = dict.fromkeys((path(Role.GATE, layer), path(Role.UP, layer)), self.spec.mlp.inner)
-            gate, up = parts.split(parts.linear(Role.GATE_UP, layer, x), sizes)
+            gate, up = modules.split(modules.linear(Role.GATE_UP, layer, x), sizes)
         else:
-            gate, up = parts.linear(Role.GATE, layer, x), parts.linear(Role.UP, layer, x)
-        gated = make.op("Mul", [parts.active(gate, at), up], f"{at}.gated")
-        return parts.linear(Role.DOWN, layer, gated)
+            gate, up = modules.linear(Role.GATE, layer, x), modules.linear(Role.UP, layer, x)
+        gated = make.op("Mul", [modules.active(gate, at), up], f"{at}.gated")
+        return modules.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
         """Always float32: that is what clients sample from, whatever the precision of the model."""
         make, at = self.make, path(Role.HEAD, None)
         x = head(make, x, self.head, at, fused=self.fused)
-        x = self.parts.scaled(x, self.spec.logit_scale, f"{at}.scaled")
-        x = self.parts.capped(x, self.spec.logit_softcap, f"{at}.capped")
+        x = self.modules.scaled(x, self.spec.logit_scale, f"{at}.scaled")
+        x = self.modules.capped(x, self.spec.logit_softcap, f"{at}.capped")
         x = make.cast(x, make.floats, ir.DataType.FLOAT, f"{at}.float32")
         x.name = "logits"
         return x

@@ -15,20 +15,21 @@ import onnx_ir as ir
 
 from exporter.families.spec import Role
 from exporter.formats.onnx.graph.builder import Builder
+from exporter.formats.onnx.graph.inputs import typed
 from exporter.formats.onnx.graph.linear import one_of
-from exporter.formats.onnx.graph.parts import Parts, path, typed
+from exporter.formats.onnx.graph.modules import Modules, path
 
 #: What the experts make is added up in float32: ONNX Runtime's ScatterND adds nothing smaller.
 _SUM: Final = ir.DataType.FLOAT
 
 
-def experts(parts: Parts, layer: int, x: ir.Value) -> ir.Value:
+def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
     """What the experts of ``layer`` make of x [B, S, H]."""
-    make, moe, at = parts.make, parts.spec.moe, f"layers.{layer}.mlp"
+    make, moe, at = modules.make, modules.spec.moe, f"layers.{layer}.mlp"
     assert moe is not None
     shape = make.op("Shape", [x], f"{at}.shape")
-    tokens = make.op("Reshape", [x, make.constant(-1, parts.spec.hidden)], f"{at}.tokens")  # [N, H]
-    scores = parts.linear(Role.ROUTER, layer, tokens)  # [N, experts]
+    tokens = make.op("Reshape", [x, make.constant(-1, modules.spec.hidden)], f"{at}.tokens")  # [N, H]
+    scores = modules.linear(Role.ROUTER, layer, tokens)  # [N, experts]
     shares = make.op("Softmax", [scores], f"{at}.router.probabilities", axis=-1)
     best, chosen = make.ops(
         "TopK", [shares, make.constant(moe.top_k)], f"{at}.router.top", (f"{at}.router.best", f"{at}.router.chosen")
@@ -41,26 +42,26 @@ def experts(parts: Parts, layer: int, x: ir.Value) -> ir.Value:
     by_expert = make.op("Transpose", [weights], f"{at}.router.by_expert", perm=[1, 0])  # [experts, N]
     nothing = make.op("Mul", [tokens, make.number(0.0)], f"{at}.nothing")
     nothing = make.cast(nothing, make.floats, _SUM, f"{at}.nothing.wide")
-    body = _body(parts, layer, tokens, by_expert)
+    body = _body(modules, layer, tokens, by_expert)
     count, always = make.constant(moe.experts, scalar=True), make.truth
     total = make.op("Loop", [count, always, nothing], f"{at}.experts", body=body)
     total = make.cast(total, _SUM, make.floats, f"{at}.experts.narrow")
     return make.op("Reshape", [total, shape], f"{at}.joined")
 
 
-def _body(parts: Parts, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
+def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
     """One turn of the loop: add what one expert makes of its tokens."""
     at = f"layers.{layer}.mlp.expert"
-    make = parts.make.inner()
+    make = modules.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)
     going = _scalar(f"{at}.going", ir.DataType.BOOL)
-    sofar = typed(ir.Value(name=f"{at}.so_far"), _SUM, None, parts.spec.hidden)
+    sofar = typed(ir.Value(name=f"{at}.so_far"), _SUM, None, modules.spec.hidden)
     mine = make.op("Gather", [by_expert, number], f"{at}.weights", axis=0)  # [N]
     rows = make.op("NonZero", [mine], f"{at}.rows")  # [1, n]
     rows = make.op("Squeeze", [rows, make.constant(0)], f"{at}.rows.flat")
     size = make.op("Size", [rows], f"{at}.count")
     used = make.op("Greater", [size, make.constant(0, scalar=True)], f"{at}.used")
-    then = _expert(parts, make.inner(), layer, number, tokens, mine, rows, sofar)
+    then = _expert(modules, make.inner(), layer, number, tokens, mine, rows, sofar)
     skip = make.inner()
     same = skip.op("Identity", [sofar], f"{at}.skipped")
     total = make.op("If", [used], f"{at}.total", then_branch=then, else_branch=_graph(skip, [], [same], f"{at}.skip"))
@@ -69,7 +70,7 @@ def _body(parts: Parts, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir
 
 
 def _expert(
-    parts: Parts,
+    modules: Modules,
     make: Builder,
     layer: int,
     number: ir.Value,
@@ -79,7 +80,7 @@ def _expert(
     sofar: ir.Value,
 ) -> ir.Graph:
     at = f"layers.{layer}.mlp.expert"
-    inner, moe = Parts(parts.spec, make), parts.spec.moe
+    inner, moe = Modules(modules.spec, make), modules.spec.moe
     assert moe is not None
 
     def linear(role: Role, x: ir.Value) -> ir.Value:

@@ -19,7 +19,7 @@ import transformers
 from torch.export import Dim
 from transformers import DynamicCache
 
-from exporter.formats.onnx.graph.parts import BATCH, PAST, SEQUENCE, TOTAL
+from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace import seq2seq as tracing_seq2seq
 from exporter.formats.onnx.trace.graph import Dims, save, traced
 

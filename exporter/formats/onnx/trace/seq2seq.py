@@ -19,7 +19,7 @@ from onnx_ir.convenience import replace_all_uses_with
 from torch.export import Dim
 from transformers import DynamicCache, EncoderDecoderCache
 
-from exporter.formats.onnx.graph.parts import BATCH, PAST, SEQUENCE, TOTAL
+from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace.graph import Dims, constant, save, traced
 
 #: Says whether the cache that is given counts. Optimum knows a decoder for both kinds of calls by this input.

@@ -35,7 +35,7 @@ _MODEL: Final = {BPE: "llama", UNIGRAM: "t5"}
 _INSTEAD: Final = "--to hf and --to onnx can hold it"
 
 
-def pieces_keys(
+def sentencepiece_keys(
     files: Mapping[str, Path],
     content: Mapping[str, Any],
     added: Sequence[AddedToken],

@@ -1,4 +1,4 @@
-"""What every part of a decoder's graph is built with: module paths, the graph's inputs, linears and norms.
+"""The modules of a decoder's graph by role: linears, norms and activations, under their module paths.
 
 Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
 """
@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import onnx_ir as ir
 
 from exporter.families.spec import DecoderSpec, Role
 from exporter.formats.onnx.graph.builder import Builder
+from exporter.formats.onnx.graph.inputs import Inputs, decoder_inputs
 from exporter.formats.onnx.graph.linear import linear
-
-#: Clients resolve dimensions by these very names: transformers.js sizes the first, empty cache from them.
-BATCH: Final = "batch_size"
-SEQUENCE: Final = "sequence_length"
-PAST: Final = "past_sequence_length"
-TOTAL: Final = "total_sequence_length"
-
-Pair = tuple[ir.Value, ir.Value]
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
@@ -31,55 +23,15 @@ def path(role: Role, layer: int | None, part: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The graph's inputs; ``past`` has a (key, value) pair a layer."""
-
-    input_ids: ir.Value
-    attention_mask: ir.Value
-    position_ids: ir.Value
-    past: Sequence[Pair]
-
-    @property
-    def values(self) -> list[ir.Value]:
-        """In the order in which they are declared."""
-        cache = [value for pair in self.past for value in pair]
-        return [self.input_ids, self.attention_mask, self.position_ids, *cache]
-
-
-def inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
-    """The inputs of a decoder of ``spec``, whose cache is in ``floats``."""
-
-    def ids(name: str, length: str) -> ir.Value:
-        return typed(ir.Value(name=name), ir.DataType.INT64, BATCH, length)
-
-    def past(layer: int, part: str) -> ir.Value:
-        return typed(ir.Value(name=f"past_key_values.{layer}.{part}"), floats, *cache_shape(spec, PAST))
-
-    pairs = [(past(layer, "key"), past(layer, "value")) for layer in range(spec.layers)]
-    return Inputs(ids("input_ids", SEQUENCE), ids("attention_mask", TOTAL), ids("position_ids", SEQUENCE), pairs)
-
-
-def cache_shape(spec: DecoderSpec, length: str) -> list[int | str]:
-    """[B, key heads, length, head width]."""
-    return [BATCH, spec.attention.kv_heads, length, spec.attention.head_dim]
-
-
-def typed(value: ir.Value, dtype: ir.DataType, *shape: int | str | None) -> ir.Value:
-    """``value`` itself, declared as a tensor of ``shape``."""
-    value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
-    return value
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A graph under construction."""
+class Modules:
+    """The modules of a decoder (linears, norms, activations), each appended to the graph that ``make`` builds."""
 
     spec: DecoderSpec
     make: Builder
-    given: Inputs = field(init=False)
+    inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "given", inputs(self.spec, self.make.floats))
+        object.__setattr__(self, "inputs", decoder_inputs(self.spec, self.make.floats))
 
     def has(self, role: Role, layer: int | None) -> bool:
         """Whether the decoder has tensors of this role."""

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken
 
 from exporter.formats.gguf import writer
+from exporter.formats.gguf.vocab.pre_tokenizer_table import TABLE, PreTokenizer, Step
 from exporter.formats.gguf.vocab.pre_tokenizers import recognise, steps
-from exporter.formats.gguf.vocab.splittings import TABLE, PreTokenizer, Step
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from fixtures.models.tokenizers import train_bpe
 from tests.formats.gguf.models import BYTE_LEVEL, BYTES_ONLY, LLAMA3, LLAMA3_EXPRESSION, sequence, split

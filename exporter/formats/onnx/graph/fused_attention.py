@@ -30,13 +30,13 @@ class FusedAttention(Attention):
         attention, make = self.attention, self.make
         rotary: list[ir.Value | None] = [None, None, None]
         if inside := rotates_inside(self.spec, layer):
-            rotary = [*(make.weight(f"{MAIN}.{part}_cache") for part in ("cos", "sin")), self.given.position_ids]
+            rotary = [*(make.weight(f"{MAIN}.{part}_cache") for part in ("cos", "sin")), self.inputs.position_ids]
         bias = self._window_bias if layer in attention.windowed else self._bias
         last, total = self._lengths
         capped: dict[str, Any] = {"softcap": attention.softcap} if attention.softcap else {}
         return make.ops(
             "GroupQueryAttention",
-            [*self._qkv(layer, at, x), *self.given.past[layer], last, total, *rotary, bias],
+            [*self._qkv(layer, at, x), *self.inputs.past[layer], last, total, *rotary, bias],
             at,
             outputs,
             domain=ORT,
@@ -49,8 +49,8 @@ class FusedAttention(Attention):
 
     def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
         """The operator's first three inputs: the product of one matrix for all stands for the three."""
-        if reads_packed(self.spec, layer) and self.parts.has(Role.QKV, layer):
-            return [self.parts.linear(Role.QKV, layer, x), None, None]
+        if reads_packed(self.spec, layer) and self.modules.has(Role.QKV, layer):
+            return [self.modules.linear(Role.QKV, layer, x), None, None]
         projected = self._projected(layer, x)
         return projected if rotates_inside(self.spec, layer) else self._rotated(layer, at, *projected)
 
@@ -58,8 +58,8 @@ class FusedAttention(Attention):
     def _lengths(self) -> tuple[ir.Value, ir.Value]:
         """(index of the last key, int32 [B]; number of keys, int32 scalar)."""
         make, at, int32 = self.make, "lengths", int(ir.DataType.INT32)
-        total = make.op("Shape", [self.given.attention_mask], f"{at}.total", start=1, end=2)
-        batch = make.op("Shape", [self.given.input_ids], f"{at}.batch", start=0, end=1)
+        total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total", start=1, end=2)
+        batch = make.op("Shape", [self.inputs.input_ids], f"{at}.batch", start=0, end=1)
         last = make.op("Expand", [make.op("Sub", [total, make.constant(1)], f"{at}.last"), batch], f"{at}.last.each")
         last = make.op("Cast", [last], f"{at}.last.int32", to=int32)
         scalar = make.op("Squeeze", [total], f"{at}.total.scalar")

@@ -1,0 +1,59 @@
+"""The inputs of a decoder's graph, and the names of their dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+
+from exporter.families.spec import DecoderSpec
+
+#: Clients resolve dimensions by these very names: transformers.js sizes the first, empty cache from them.
+BATCH: Final = "batch_size"
+SEQUENCE: Final = "sequence_length"
+PAST: Final = "past_sequence_length"
+TOTAL: Final = "total_sequence_length"
+
+Pair = tuple[ir.Value, ir.Value]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The graph's inputs; ``past`` has a (key, value) pair a layer."""
+
+    input_ids: ir.Value
+    attention_mask: ir.Value
+    position_ids: ir.Value
+    past: Sequence[Pair]
+
+    @property
+    def values(self) -> list[ir.Value]:
+        """In the order in which they are declared."""
+        cache = [value for pair in self.past for value in pair]
+        return [self.input_ids, self.attention_mask, self.position_ids, *cache]
+
+
+def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
+    """The inputs of a decoder of ``spec``, whose cache is in ``floats``."""
+
+    def ids(name: str, length: str) -> ir.Value:
+        return typed(ir.Value(name=name), ir.DataType.INT64, BATCH, length)
+
+    def past(layer: int, part: str) -> ir.Value:
+        return typed(ir.Value(name=f"past_key_values.{layer}.{part}"), floats, *cache_shape(spec, PAST))
+
+    pairs = [(past(layer, "key"), past(layer, "value")) for layer in range(spec.layers)]
+    return Inputs(ids("input_ids", SEQUENCE), ids("attention_mask", TOTAL), ids("position_ids", SEQUENCE), pairs)
+
+
+def cache_shape(spec: DecoderSpec, length: str) -> list[int | str]:
+    """[B, key heads, length, head width]."""
+    return [BATCH, spec.attention.kv_heads, length, spec.attention.head_dim]
+
+
+def typed(value: ir.Value, dtype: ir.DataType, *shape: int | str | None) -> ir.Value:
+    """``value`` itself, declared as a tensor of ``shape``."""
+    value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
+    return value
