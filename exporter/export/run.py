@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from exporter.errors import UsageError
 from exporter.export.spec import ExportPlan, ExportSpec
 from exporter.export.targets import plan_target, quants_for
 from exporter.formats.target import DTYPES, Target, Wish
+from exporter.io.apart import require_apart
 from exporter.io.parallel import Budget
 from exporter.io.staging import require_space, staged, write_file
 from exporter.merge.plan import plan_merge
@@ -73,7 +73,7 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
     for target in plan.targets:
         if target.refusal:
             raise target.refusal
-    _spare_inputs(plan)
+    require_apart(plan.out, _inputs(plan))
     require_space(plan.out, plan.work_nbytes)
     spec = plan.spec
     if spec.report and plan.out.resolve() in (report := spec.report.resolve(), *report.parents):
@@ -162,20 +162,12 @@ def _default_out(name: str, targets: list[Target]) -> Path:
     return Path(f"{name}-{targets[0].format}")
 
 
-def _spare_inputs(plan: ExportPlan) -> None:
-    """No --force reaches the inputs: neither a file that is read, nor a folder above one, may be replaced.
-
-    ``realpath``, unlike ``resolve``, passes over a link that goes in a circle: who reads it will say so.
-    """
+def _inputs(plan: ExportPlan) -> set[Path]:
+    """Every file that an export reads."""
     merge = plan.merge
-    read = {tensor.place.path for tensor in merge.checkpoint.tensors.values()} | set(merge.files.values())
-    read |= {adapter.weights for adapter in merge.adapters}
-    read.add(merge.checkpoint.path / "config.json")
-    outs = {plan.out.absolute(), Path(os.path.realpath(plan.out.parent)) / plan.out.name}
-    for path in sorted(read):
-        for form in (path.absolute(), Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name):
-            if outs & {form, *form.parents}:
-                raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} there")
+    weights = {tensor.place.path for tensor in merge.checkpoint.tensors.values()}
+    adapters = {adapter.weights for adapter in merge.adapters}
+    return weights | adapters | {*merge.files.values(), merge.checkpoint.path / "config.json"}
 
 
 def plan_json(plan: ExportPlan) -> dict[str, Any]:

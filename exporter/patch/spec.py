@@ -21,6 +21,8 @@ from exporter.verify.report import Report, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
 from exporter.verify.reports.write import write_report
 
+#: Ends the refusal of an OUT that is an input.
+OVER_BASE: Final = "--in-place changes the base itself"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -119,8 +121,8 @@ class Inputs:
 
     @property
     def read(self) -> set[Path]:
-        """The adapters' files, as real paths."""
-        return {path.resolve() for one in self.adapters for path in (one.path, one.weights)}
+        """The adapters' folders and weight files."""
+        return {path for adapter in self.adapters for path in (adapter.path, adapter.weights)}
 
 
 @dataclass(frozen=True)

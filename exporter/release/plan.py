@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import msgspec
 
-from exporter.errors import UsageError
 from exporter.export.targets import plan_target
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 from exporter.formats.target import Target, Wish
@@ -272,12 +271,3 @@ def _parameters(merge: MergePlan) -> int:
     model, tie = merge.model(), merge.tie
     twice = {*tie.copies, *([tie.head] if tie.tied and tie.head else [])}
     return sum(math.prod(spec.shape) for name, spec in model.specs.items() if name not in twice)
-
-
-def require_apart(plan: ReleasePlan, out: Path) -> None:
-    """No --force reaches the inputs. Raises UsageError for an OUT that is one of them or holds one."""
-    place = out.absolute().parent.resolve() / out.name
-    for path in sorted(plan.inputs):
-        for form in (path.absolute(), path.resolve()):
-            if place in (form, *form.parents):
-                raise UsageError(f"-o {out}: expected a place apart from the inputs, found {path} there")

@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from exporter.errors import NotExpressible, UsageError
+from exporter.errors import NotExpressible
+from exporter.io.apart import require_apart
 from exporter.io.staging import require_space, staged
 from exporter.patch.gguf.evidence import base_dtype, prove_base, recorded_provenance
 from exporter.patch.gguf.plan import GgufPatch, plan_rows
 from exporter.patch.gguf.write import changes_in_place, write_patched
 from exporter.patch.journal import patch_in_place
-from exporter.patch.spec import Inputs, PatchPlan, PatchSpec
+from exporter.patch.spec import OVER_BASE, Inputs, PatchPlan, PatchSpec
 from exporter.progress import Hooks
 from exporter.sources.gguf.split_files import GgufParts, part_name
 from exporter.verify.patched.gguf import Before, check_patched
@@ -132,7 +133,10 @@ def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     patch = plan_rows(parts, inputs.adapters, dtype, inputs.provenance(recorded))
     proof = prove_base(parts, inputs.base) if inputs.base else "trusted"
     plan = GgufPatchPlan(spec, inputs, proof + note, patch)
-    _spare_inputs(plan)
+    if not spec.in_place:
+        read = plan.inputs.read | {file.file.path for file in patch.files}
+        for path in plan.paths:
+            require_apart(path, read, hint=OVER_BASE)
     if plan.rewrites and len(patch.files) > 1:
         raise NotExpressible(
             f"patch --in-place: {spec.base}",
@@ -140,13 +144,3 @@ def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
             instead="-o writes a patched copy",
         )
     return plan
-
-
-def _spare_inputs(plan: GgufPatchPlan) -> None:
-    """Only --in-place may touch what is read."""
-    if plan.spec.in_place:
-        return
-    read = plan.inputs.read | {file.file.path.resolve() for file in plan.patch.files}
-    for path in plan.paths:
-        if path.resolve() in read:
-            raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} (--in-place?)")

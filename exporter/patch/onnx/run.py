@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.errors import BadInput, UsageError
+from exporter.io.apart import require_apart
 from exporter.io.staging import require_space, staged
 from exporter.patch.journal import patch_in_place
 from exporter.patch.onnx.evidence import prove_base, recorded_provenance
 from exporter.patch.onnx.plan import OnnxPatch, open_models, plan_rows, walk
 from exporter.patch.onnx.write import changes_in_place, write_patched
-from exporter.patch.spec import Inputs, PatchPlan, PatchSpec
+from exporter.patch.spec import OVER_BASE, Inputs, PatchPlan, PatchSpec
 from exporter.progress import Hooks
 from exporter.verify.patched.onnx import Before, check_patched
 from exporter.verify.report import Report
@@ -116,19 +117,14 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
         for one, note in zip(models, notes, strict=True)
     )
     plan = OnnxPatchPlan(spec, inputs, ", ".join(proofs), patch)
-    _spare_inputs(plan)
+    if not spec.in_place:
+        require_apart(plan.out, inputs.read, whole=[spec.base], hint=OVER_BASE)
+    elif not plan.rewrites:
+        _require_own_files(spec.base)
     return plan
 
 
-def _spare_inputs(plan: OnnxPatchPlan) -> None:
-    """Only --in-place may touch what is read, and it must be the folder's own."""
-    if plan.spec.in_place:
-        link = next((path for path in walk(plan.spec.base) if path.is_symlink()), None)
-        if link is not None and not plan.rewrites:
-            raise BadInput(f"{link}: expected a file of the folder's own to patch in place, found a link; use -o")
-        return
-    out = plan.out.resolve()
-    read = {plan.spec.base.resolve(), *plan.inputs.read}
-    for path in read:
-        if out in (path, *path.parents) or plan.spec.base.resolve() in out.parents:
-            raise UsageError(f"-o {plan.out}: expected a place apart from the inputs, found {path} (--in-place?)")
+def _require_own_files(folder: Path) -> None:
+    """Raises BadInput for a link: the file behind it is not the folder's to change."""
+    if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
+        raise BadInput(f"{link}: expected a file of the folder's own to patch in place, found a link; use -o")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import MissingDependency, OutputError, TTExportError, UsageError
+from exporter.io.apart import require_apart
 from exporter.io.staging import is_left, require_space, resumable
 from exporter.progress import Hooks
 from exporter.release.facts import Release
@@ -24,7 +25,7 @@ from exporter.release.making.finish import now, require_finish
 from exporter.release.making.finished import finished_release, require_same
 from exporter.release.making.run import run_release
 from exporter.release.making.store import Cache
-from exporter.release.plan import FILE, ReleasePlan, plan_release, require_apart
+from exporter.release.plan import FILE, ReleasePlan, plan_release
 from exporter.release.spec import ReleaseSpec
 
 #: CPUs that each job asks for: llama.cpp, ONNX Runtime and torch use what they get, and a merge waits for its disk.
@@ -60,7 +61,7 @@ def release_on_ray(
     """
     ray, hooks, started = require(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
-    require_apart(plan, out)
+    require_apart(out, plan.inputs)
     keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
     if resume and not is_left(out) and (found := finished_release(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")

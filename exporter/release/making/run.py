@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import NotEquivalent, writing
+from exporter.io.apart import require_apart
 from exporter.io.digests import FileDigests, files_below
 from exporter.io.staging import Stage, is_left, require_space, resumable, sync_folder, write_file
 from exporter.progress import Hooks
@@ -24,7 +25,7 @@ from exporter.release.making.journal import Journal, Made, Verified
 from exporter.release.making.make import Workshop
 from exporter.release.making.piece import write_piece
 from exporter.release.making.store import Store
-from exporter.release.plan import ReleasePlan, require_apart
+from exporter.release.plan import ReleasePlan
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Report, document, to_bytes
 from exporter.verify.run import verify
@@ -154,7 +155,7 @@ def run_release(
     resume: go on with what an interrupted run left. force: replace ``out``, and without ``resume`` start over.
     Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
     """
-    require_apart(plan, out)
+    require_apart(out, plan.inputs)
     hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
     keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
