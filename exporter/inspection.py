@@ -57,7 +57,7 @@ def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         facts["ranks"] = sorted({part.rank for part in updates})
         facts["DoRA"] = any(part.magnitude for part in updates)
     facts["modules"] = sorted({part.module for part in adapter.parts})
-    facts["tokenizer files"] = sorted(adapter.side_files)
+    facts["tokenizer files"] = sorted(adapter.auxiliary_files)
     stored = read_tensors(adapter.weights)
     tensors = [_tensor(one.spec.name, one.spec.dtype, one.spec.shape, one.spec.nbytes) for one in stored.values()]
     return facts, tensors
@@ -78,7 +78,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "head": head,
         "vocabulary": checkpoint.tensors[tie.embedding].spec.n_rows,
         "embedding sha256": checkpoint.embedding_digest,
-        "side files": sorted(checkpoint.side_files),
+        "side files": sorted(checkpoint.auxiliary_files),
     }
     return facts, [_tensor(spec.name, spec.dtype, spec.shape, spec.nbytes) for spec in specs]
 

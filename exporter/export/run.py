@@ -188,7 +188,7 @@ def plan_json(plan: ExportPlan) -> dict[str, Any]:
             for target in plan.targets
         ],
         "ledger": [
-            {"file": str(booking.path), "tensor": booking.key, "rule": booking.rule, "into": list(booking.into)}
-            for booking in plan.merge.bookings
+            {"file": str(entry.path), "tensor": entry.key, "rule": entry.rule, "into": list(entry.into)}
+            for entry in plan.merge.ledger_entries
         ],
     }

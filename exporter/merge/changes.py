@@ -31,7 +31,7 @@ _EACH: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 
 @dataclass(frozen=True)
-class Booking:
+class LedgerEntry:
     """One line of the ledger: a tensor of an adapter, the rule that took it, the base tensors it goes into."""
 
     path: Path
@@ -68,20 +68,20 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     a tensor that no rule takes or two take, NotExpressible for what stored weights cannot say.
     """
     changes: dict[str, Change] = {}
-    entries: list[tuple[Path, str, str, str | None]] = []
+    taken: list[tuple[Path, str, str, str | None]] = []
     for adapter in adapters:
         ledger = Ledger(adapter.weights, adapter.keys, what="rule")
-        booked = list(_entries(checkpoint, adapter))
-        for part, key, rule, slot in booked:
+        entries = list(_entries(checkpoint, adapter))
+        for part, key, rule, slot in entries:
             ledger.take(key, rule)
-            entries.append((adapter.weights, key, rule, slot))
+            taken.append((adapter.weights, key, rule, slot))
             if part is not None and slot is not None:
                 for name, piece in _pieces(checkpoint, part, slot).items():
                     changes[name] = _add(changes.get(name, Change()), name, piece)
-        for slot, rows in _following(checkpoint, adapter, booked):
+        for slot, rows in _following(checkpoint, adapter, entries):
             changes[slot] = _add(changes.get(slot, Change()), slot, rows)
         ledger.close()
-    return Gathered(changes, entries)
+    return Gathered(changes, taken)
 
 
 _Entry = tuple[Part | None, str, str, str | None]
@@ -159,14 +159,14 @@ def _bias_slot(checkpoint: Checkpoint, part: LowRank) -> str:
     return name
 
 
-def _following(checkpoint: Checkpoint, adapter: Adapter, booked: Sequence[_Entry]) -> Iterable[tuple[str, TokenRows]]:
+def _following(checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[_Entry]) -> Iterable[tuple[str, TokenRows]]:
     """Rows that a tied use gets from the other one, although the file has them once.
 
     PEFT goes by the config: where it says tied, rows of the embedding also serve as rows of the head, unless that has
     rows or a copy of its own. Files of old PEFT may hold tied rows under the head alone.
     """
-    found = {slot: part for part, _, _, slot in booked if isinstance(part, TokenRows) and slot in (EMBEDDING, HEAD)}
-    own_head = any(isinstance(part, FullModule) and not part.in_place and slot == HEAD for part, _, _, slot in booked)
+    found = {slot: part for part, _, _, slot in entries if isinstance(part, TokenRows) and slot in (EMBEDDING, HEAD)}
+    own_head = any(isinstance(part, FullModule) and not part.in_place and slot == HEAD for part, _, _, slot in entries)
     differ = found.keys() == {EMBEDDING, HEAD} and found[EMBEDDING].token_ids != found[HEAD].token_ids
     if checkpoint.is_encoder_decoder and EMBEDDING in found and (differ or own_head):  # PEFT then ties no module
         _refuse_one_side(found[EMBEDDING])

@@ -21,7 +21,7 @@ class Ledger:
         self._taken: dict[str, str | None] = dict.fromkeys(names)
 
     def take(self, name: str, rule: str) -> None:
-        """Book ``name`` on ``rule``. Raises LedgerError if it is unknown or taken already."""
+        """Record that ``rule`` takes ``name``. Raises LedgerError if it is unknown or taken already."""
         if name not in self._taken:
             raise LedgerError(self.path, name, expected="a tensor of this file", found=f"none by that name ({rule})")
         if (first := self._taken[name]) is not None:

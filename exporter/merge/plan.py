@@ -13,12 +13,12 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.io.parallel import Budget
-from exporter.merge.changes import EMBEDDING, HEAD, Booking, Change, Gathered, gather
+from exporter.merge.changes import EMBEDDING, HEAD, Change, Gathered, LedgerEntry, gather
 from exporter.merge.model import MergedModel, MergedTensor
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
-from exporter.merge.vocabulary.files import merge_side_files
+from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
 from exporter.merge.vocabulary.tokens import vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint, Tie
@@ -43,7 +43,7 @@ class MergePlan:
 
     checkpoint: Checkpoint
     adapters: Sequence[Adapter]
-    bookings: Sequence[Booking]
+    ledger_entries: Sequence[LedgerEntry]
     tie: Tie
     sources: Mapping[str, tuple[str, Change]]
     vocab: int
@@ -143,15 +143,15 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     }
     for name, (stored, change) in sources.items():
         _check_shapes(checkpoint, name, stored, change)
-    files = merge_side_files(checkpoint.side_files, adapters)
+    files = merge_auxiliary_files(checkpoint.auxiliary_files, adapters)
     tokenizer = Tokenizer.open(files["tokenizer.json"]) if "tokenizer.json" in files else None
     vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, tokenizer)
-    generation, moved = generation_config(checkpoint.side_files, files)
-    bookings = _bookings(gathered, resolved)
-    return MergePlan(checkpoint, adapters, bookings, resolved.tie, sources, vocab, files, generation, moved, tokenizer)
+    generation, moved = generation_config(checkpoint.auxiliary_files, files)
+    entries = _ledger_entries(gathered, resolved)
+    return MergePlan(checkpoint, adapters, entries, resolved.tie, sources, vocab, files, generation, moved, tokenizer)
 
 
-def _bookings(gathered: Gathered, resolved: Resolved) -> list[Booking]:
+def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
     """The ledger for people: uses of the vocabulary by the names of their tensors."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
@@ -159,15 +159,15 @@ def _bookings(gathered: Gathered, resolved: Resolved) -> list[Booking]:
         EMBEDDING: (*embeddings, *([tie.head] if tie.tied and tie.head else [])),
         HEAD: embeddings if tie.tied else (str(tie.head),),
     }
-    bookings = []
+    entries = []
     for path, key, rule, slot in gathered.entries:
         names = () if slot is None or rule.startswith("copy of") else into.get(slot, (slot,))
         if names and tie.tied and slot == HEAD and EMBEDDING in gathered.changes:
             rule, names = f"{rule} of the tied head, the same as the embedding's", ()
         elif names and tie.tied and slot in (EMBEDDING, HEAD):
             rule += " of the embedding and the tied head"
-        bookings.append(Booking(path, key, rule, names))
-    return bookings
+        entries.append(LedgerEntry(path, key, rule, names))
+    return entries
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:

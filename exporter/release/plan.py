@@ -187,7 +187,7 @@ def wish_of(spec: ReleaseSpec, job: Job) -> Wish:
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """Name → path of every file of the checkpoint that a release reads."""
-    paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.side_files.values())
+    paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
     paths.add(checkpoint.path / "config.json")
     if (index := checkpoint.path / _INDEX).is_file():
         paths.add(index)
@@ -196,7 +196,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def adapter_files(adapter: Adapter) -> dict[str, Path]:
     """Name → path of every file of the adapter that a release reads."""
-    paths = {adapter.path / CONFIG, adapter.weights, *adapter.side_files.values()}
+    paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
     return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
 
 

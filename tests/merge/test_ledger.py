@@ -17,24 +17,24 @@ def ledger() -> Ledger:
 
 
 def test_a_closed_ledger_names_every_rule() -> None:
-    book = ledger()
-    book.take("two", "second")
-    book.take("one", "first")
-    assert book.close() == {"one": "first", "two": "second"}
+    account = ledger()
+    account.take("two", "second")
+    account.take("one", "first")
+    assert account.close() == {"one": "first", "two": "second"}
 
 
 def test_what_nobody_takes_is_named() -> None:
-    book = ledger()
-    book.take("one", "first")
+    account = ledger()
+    account.take("one", "first")
     with pytest.raises(LedgerError, match=r"^a\.safetensors: two: expected one rule, found none: it would be lost$"):
-        book.close()
+        account.close()
 
 
 def test_what_two_take_is_named_with_both() -> None:
-    book = ledger()
-    book.take("one", "first")
+    account = ledger()
+    account.take("one", "first")
     with pytest.raises(LedgerError, match="one: expected one rule, found two: first, again"):
-        book.take("one", "again")
+        account.take("one", "again")
 
 
 def test_what_is_not_there_cannot_be_taken() -> None:
@@ -47,8 +47,8 @@ def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     sound = changes._entries
 
     def broken(checkpoint: Checkpoint, adapter: Adapter) -> object:
-        booked = list(sound(checkpoint, adapter))
-        return booked[1:] if change == "drop" else [*booked, booked[0]]
+        entries = list(sound(checkpoint, adapter))
+        return entries[1:] if change == "drop" else [*entries, entries[0]]
 
     monkeypatch.setattr(changes, "_entries", broken)
 
@@ -58,7 +58,7 @@ def test_a_rule_that_goes_missing_or_fires_twice_stops_the_merge(
     change: str, says: str, tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, adapter = Checkpoint.open(tiny_tied), Adapter.open(tiny_adapter)
-    assert len(plan_merge(checkpoint, [adapter]).bookings) == 2
+    assert len(plan_merge(checkpoint, [adapter]).ledger_entries) == 2
     mutate(monkeypatch, change)
     with pytest.raises(LedgerError, match=says) as caught:
         plan_merge(checkpoint, [adapter])
@@ -69,10 +69,10 @@ def test_a_rule_that_goes_missing_or_fires_twice_stops_the_merge(
 def test_a_writer_that_forgets_a_tensor_or_repeats_one_is_stopped(tiny_tied: Path) -> None:
     model = plan_merge(Checkpoint.open(tiny_tied), []).model()
     first, *others = model.specs
-    book = model.ledger()
+    account = model.ledger()
     for name in others:
-        book.take(name, "written")
+        account.take(name, "written")
     with pytest.raises(LedgerError, match=f"{first}: expected one writer, found none"):
-        book.close()
+        account.close()
     with pytest.raises(LedgerError, match="expected one writer, found two"):
-        book.take(others[0], "written again")
+        account.take(others[0], "written again")

@@ -50,7 +50,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def rule_of(plan: MergePlan) -> dict[str, tuple[str, ...]]:
-    return {booking.key.split(".")[-2]: booking.into for booking in plan.bookings}
+    return {entry.key.split(".")[-2]: entry.into for entry in plan.ledger_entries}
 
 
 def test_tied_rows_go_into_the_one_tensor_once(tiny_adapter: Path, tiny_tied: Path) -> None:

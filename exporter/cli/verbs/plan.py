@@ -127,10 +127,10 @@ def _print(made: ExportPlan) -> None:
             console.print(f"{target.format}: {note}", markup=False)
     for key, value in made.merge.origins.items():
         console.print(f"{key}: {value}", markup=False)
-    if made.merge.bookings:
+    if made.merge.ledger_entries:
         ledger = Table("adapter tensor", "rule", "into", box=None, pad_edge=False)
-        for booking in made.merge.bookings:
-            ledger.add_row(booking.key, booking.rule, ", ".join(booking.into) or "-")
+        for consumed in made.merge.ledger_entries:
+            ledger.add_row(consumed.key, consumed.rule, ", ".join(consumed.into) or "-")
         console.print()
         console.print(ledger)
     folder = made.out.absolute().parent

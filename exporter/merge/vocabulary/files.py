@@ -21,7 +21,7 @@ _SETTINGS: Final = "tokenizer_config.json"
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def merge_side_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
+def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
     """Name → path; ``base``: the base's own. An adapter's tokenizer replaces it as a whole: two are never mixed.
 
     Raises BadInput if two adapters bring different files of one name.
@@ -47,7 +47,7 @@ def brought_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
     """The side files of all adapters, name → path. Raises BadInput if two of them differ."""
     brought: dict[str, Path] = {}
     for adapter in adapters:
-        for name, path in adapter.side_files.items():
+        for name, path in adapter.auxiliary_files.items():
             first = brought.setdefault(name, path)
             if first != path and read_file(first) != read_file(path):
                 raise BadInput(f"{path}: expected the same file as {first}, found another one")

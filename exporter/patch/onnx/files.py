@@ -10,9 +10,9 @@ from exporter.formats.hf.write import GENERATION, as_json
 from exporter.formats.onnx.client_files import genai_ids, side_contents
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.merge.vocabulary.files import brought_files, merge_side_files
+from exporter.merge.vocabulary.files import brought_files, merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.peft.adapter import Adapter
 
 _CONFIG: Final = "config.json"
@@ -22,7 +22,7 @@ _GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
     """Name → path of the tokenizer files after patching. Raises BadInput for adapters that bring different ones."""
-    return merge_side_files(side_files(folder), adapters)
+    return merge_auxiliary_files(auxiliary_files(folder), adapters)
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
@@ -30,7 +30,7 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
 
     Raises UnreadableFile.
     """
-    base, merged = side_files(folder), merged_files(folder, adapters)
+    base, merged = auxiliary_files(folder), merged_files(folder, adapters)
     wanted: dict[str, bytes | None] = {}
     generation, moved = generation_config(base, merged)
     if brought_files(adapters):

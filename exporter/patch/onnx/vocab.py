@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.errors import BadInput, TensorMismatch
 from exporter.patch.rows import Wanted
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import added_tokens, token_ids
 
 _TOKENIZER = "tokenizer.json"
@@ -35,7 +35,7 @@ def require_agreement(folder: Path, wanted: Sequence[Wanted], held: int, files: 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], held: int, vocab: int) -> dict[int, str]:
     """Id → text of the tokens that the folder's tokenizer did not have; without one, those behind its rows."""
-    after, before = files.get(_TOKENIZER), side_files(folder).get(_TOKENIZER)
+    after, before = files.get(_TOKENIZER), auxiliary_files(folder).get(_TOKENIZER)
     if after is None or after == before:
         return {}
     known = token_ids(before) if before else set(range(held))

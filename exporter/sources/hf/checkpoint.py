@@ -18,7 +18,7 @@ from exporter.sources.hf.safetensors import FileTensor, read_tensors
 from exporter.tensors import BLOCK_BYTES, blocks
 
 #: Files that travel with the weights when they are there; everything else in the folder stays behind.
-SIDE_FILES: Final = (
+AUXILIARY_FILES: Final = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -140,9 +140,9 @@ class Checkpoint:
         return digest.hexdigest()
 
     @property
-    def side_files(self) -> dict[str, Path]:
+    def auxiliary_files(self) -> dict[str, Path]:
         """Tokenizer, chat template and generation config: name → path, for those that exist."""
-        return side_files(self.path)
+        return auxiliary_files(self.path)
 
     @cached_property
     def _embeddings(self) -> list[str]:
@@ -175,13 +175,13 @@ class Checkpoint:
         return True
 
 
-def side_files(folder: Path) -> dict[str, Path]:
-    """What ``folder`` holds of ``SIDE_FILES`` and ``MORE_TEMPLATES``: name, with slashes → path.
+def auxiliary_files(folder: Path) -> dict[str, Path]:
+    """What ``folder`` holds of ``AUXILIARY_FILES`` and ``MORE_TEMPLATES``: name, with slashes → path.
 
     Broken ones count: reading them says so.
     """
     more = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(MORE_TEMPLATES))]
-    return {name: folder / name for name in (*SIDE_FILES, *more) if os.path.lexists(folder / name)}
+    return {name: folder / name for name in (*AUXILIARY_FILES, *more) if os.path.lexists(folder / name)}
 
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, OutputError
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import MAX_INDEX_BYTES, MORE_TEMPLATES, SIDE_FILES
+from exporter.sources.hf.checkpoint import AUXILIARY_FILES, MAX_INDEX_BYTES, MORE_TEMPLATES
 from exporter.sources.peft.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 
@@ -28,7 +28,7 @@ Kind = Literal["adapter", "checkpoint"]
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 #: Read before it is known which weights are needed; all of it is small.
-_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *SIDE_FILES, MORE_TEMPLATES)
+_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, MORE_TEMPLATES)
 #: One of these is the vocabulary.
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
@@ -104,7 +104,7 @@ def _needed(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[s
     """Names of the files without which the folder must not be used."""
     config = ADAPTER_CONFIG if kind == "adapter" else "config.json"
     if sizes is not None:
-        side = [name for name in sizes if name in SIDE_FILES or fnmatchcase(name, MORE_TEMPLATES)]
+        side = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, MORE_TEMPLATES)]
     elif kind == "checkpoint" and not any((folder / name).is_file() for name in _VOCABULARIES):
         side = [_VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
     else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.peft.keys import read_parts
 from exporter.sources.peft.lora_config import PEFT_MERGE, LoraSettings
@@ -113,9 +113,9 @@ class Adapter:
         return digest.hexdigest()
 
     @property
-    def side_files(self) -> dict[str, Path]:
+    def auxiliary_files(self) -> dict[str, Path]:
         """Tokenizer files beside the adapter: name → path."""
-        return side_files(self.path)
+        return auxiliary_files(self.path)
 
 
 def digest_after(recorded: str, adapters: Sequence[Adapter]) -> str:

@@ -108,9 +108,9 @@ class Reference:
         return token if isinstance(token, int) else None
 
     @cached_property
-    def side_files(self) -> Mapping[str, Path]:
+    def auxiliary_files(self) -> Mapping[str, Path]:
         """Tokenizer, chat template and generation config of the tuned model: name → path."""
-        return tuned_files(self.checkpoint.side_files, [adapter.side_files for adapter in self.adapters])
+        return tuned_files(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
 
     @cached_property
     def tokenizer(self) -> Mapping[str, Any]:
@@ -120,4 +120,4 @@ class Reference:
 
     def tokenizer_file(self) -> Path | None:
         """The tokenizer.json that the tuned model uses: an adapter's, else the base's."""
-        return self.side_files.get("tokenizer.json")
+        return self.auxiliary_files.get("tokenizer.json")

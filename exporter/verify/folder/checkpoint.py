@@ -24,7 +24,7 @@ def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> It
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
     yield check_config(merged.config, reference)
-    yield check_special_ids(merged.config, merged.side_files, reference)
+    yield check_special_ids(merged.config, merged.auxiliary_files, reference)
     yield from _check_changed(merged, reference, every=untouched)
     if untouched:
         yield _check_values(merged, reference)

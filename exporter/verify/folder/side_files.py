@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.verify.expect.files import GENERATION, SETTINGS, TEMPLATE, TOKENIZER, added, decoder, settings, templates
 from exporter.verify.expect.reference import Reference
@@ -27,7 +27,7 @@ _COPIED: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 
 def check_side_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of ``folder``, which holds a checkpoint or an ONNX model."""
-    found, wanted = side_files(folder), reference.side_files
+    found, wanted = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(found, wanted, reference.vocab)
     yield _check_settings(found, wanted)
     yield _check_templates(found, wanted)

@@ -22,9 +22,9 @@ def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], refe
     config: the parsed config.json; files: those beside it.
     """
     base = reference.checkpoint
-    before, after = special_ids(base.side_files), special_ids(reference.side_files)
-    generation = (GENERATION, _generation(files), _generation(reference.side_files))
-    own = any(GENERATION in adapter.side_files for adapter in reference.adapters)
+    before, after = special_ids(base.auxiliary_files), special_ids(reference.auxiliary_files)
+    generation = (GENERATION, _generation(files), _generation(reference.auxiliary_files))
+    own = any(GENERATION in adapter.auxiliary_files for adapter in reference.adapters)
     found = compare_special_ids(before, after, [("config.json", config, base.config), *([] if own else [generation])])
     # A generation config that an adapter brings is its own word, and nothing in it follows.
     brought = compare_special_ids({}, {}, [generation] if own else [])

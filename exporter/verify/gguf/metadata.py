@@ -112,7 +112,7 @@ def _equal(found: Any, want: Any) -> bool:
 
 def _check_sampling(parts: GgufParts, reference: Reference) -> Check:
     """What the generation config advises, where the file repeats it."""
-    path = reference.side_files.get("generation_config.json")
+    path = reference.auxiliary_files.get("generation_config.json")
     advice = read_object(path) if path else {}
     wrong = []
     for key, name in _SAMPLING.items():

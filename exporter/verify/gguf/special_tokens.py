@@ -28,7 +28,7 @@ _ASSUMED: Final = {
 
 def check_specials(parts: GgufParts, reference: Reference) -> Iterator[Check]:
     """Ids as the tokenizer names them, and whether a text begins and ends with them as it does in transformers."""
-    files = reference.side_files
+    files = reference.auxiliary_files
     path = files.get("tokenizer.json")
     if path is None:
         return
@@ -51,7 +51,7 @@ def check_specials(parts: GgufParts, reference: Reference) -> Iterator[Check]:
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Kind → the ids that may stand there: the tokenizer's own word, else the configs'; [None] if nobody names one."""
-    files = reference.side_files
+    files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)
     vocab = content["model"].get("vocab")
     by_text = {**(vocab if isinstance(vocab, dict) else {}), **by_text}

@@ -72,7 +72,7 @@ def _check_types(
     reference: Reference,
 ) -> Check:
     """A control token is never shown and never made of a text's pieces; a user-defined one is shown."""
-    path = reference.side_files.get("tokenizer.model")
+    path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []
     model, byte_level = content["model"], _is_byte_level(content)
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
@@ -136,7 +136,7 @@ def _check_template(parts: GgufParts, reference: Reference) -> Check:
         for key, value in parts.metadata.items()
         if key == prefix or key.startswith(f"{prefix}.")
     }
-    files = reference.side_files
+    files = reference.auxiliary_files
     wanted = {re.sub(r"[^A-Za-z0-9]", "_", name): {text} for name, text in templates(files).items() if text}
     if isinstance(stated := settings(files).get("chat_template"), str) and "default" in wanted:
         wanted["default"].add(stated)  # llama.cpp's converter reads the settings before the file

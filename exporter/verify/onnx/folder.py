@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.verify.expect.reference import Reference
 from exporter.verify.folder.configs import BROWSER, check_config
 from exporter.verify.folder.side_files import check_side_files
@@ -63,7 +63,7 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
     if (folder / "config.json").is_file():
         config = read_object(folder / "config.json")
         yield check_config(config, reference)
-        yield check_special_ids(config, side_files(folder), reference)
+        yield check_special_ids(config, auxiliary_files(folder), reference)
         if all(path.parent.name == "onnx" for path in paths):
             yield _check_browser(config, sorted((folder / "onnx").glob("*.onnx")))
     elif any(path.parent.name == "onnx" for path in paths):

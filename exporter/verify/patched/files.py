@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import SIDE_FILES, side_files
+from exporter.sources.hf.checkpoint import AUXILIARY_FILES, auxiliary_files
 from exporter.sources.hf.special_tokens import special_ids
 from exporter.sources.peft.adapter import Adapter
 from exporter.verify.folder.special_ids import SPECIAL_IDS, compare_special_ids
@@ -34,17 +34,17 @@ class FilesBefore:
     @classmethod
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
         """``models``: files that are judged elsewhere. Memory: the configs."""
-        return cls(_digests(folder, models), _configs(folder), special_ids(side_files(folder)))
+        return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
 
 def check_files(
     folder: Path, before: FilesBefore, adapters: Sequence[Adapter], models: Set[Path], *, vocab: int | None
 ) -> Iterator[Check]:
     """Judge ``folder``. vocab: tokens, None where they are as many as before. models: as for ``FilesBefore``."""
-    brought = {name: path for adapter in adapters for name, path in adapter.side_files.items()}
+    brought = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
     after, configs = _digests(folder, models), _configs(folder)
     # A set of tokenizer files is replaced as a whole, and clients look for the template in two places.
-    free = {_CONFIG, _GENAI, _GENERATION} | (set(SIDE_FILES) if brought else set())
+    free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if brought else set())
     wrong = [
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
     ]
@@ -56,7 +56,7 @@ def check_files(
     pairs = [(_CONFIG, configs[_CONFIG], before.configs[_CONFIG])]
     if _GENERATION not in brought:
         pairs.append((_GENERATION, configs[_GENERATION], before.configs[_GENERATION]))
-    yield compare_special_ids(before.special_ids, special_ids(side_files(folder)), pairs)
+    yield compare_special_ids(before.special_ids, special_ids(auxiliary_files(folder)), pairs)
 
 
 def _check(name: str, wrong: Sequence[str], what: str) -> Check:

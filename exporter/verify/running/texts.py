@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.sources.gguf.split_files import GgufParts
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import added_tokens
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Check, Skip
@@ -68,7 +68,7 @@ def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequence
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
-    for name, path in {**reference.side_files, "config.json": reference.checkpoint.path / "config.json"}.items():
+    for name, path in {**reference.auxiliary_files, "config.json": reference.checkpoint.path / "config.json"}.items():
         (staged / name).parent.mkdir(exist_ok=True)
         (staged / name).symlink_to(path.resolve())
     ids = _sequences(reference, sequences)
@@ -117,7 +117,7 @@ def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
 
 def _has_files(path: Path) -> bool:
     """Whether a folder is more than a model: then a tokenizer that is missing is a fault."""
-    return path.is_dir() and ((path / "config.json").is_file() or bool(side_files(path)))
+    return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 
 def _template(path: Path) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from exporter.formats.gguf import plan_gguf, write_gguf, writer
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from tests.conformance.gguf import (
     GOLDEN,
     GOLDEN_VOCABULARIES,
@@ -66,7 +66,7 @@ def test_sentencepiece_tokenizer_equals_that_of_llama_cpps_converter(
 ) -> None:
     source = VOCABULARIES[case](tmp_path / case)
     config = read_object(source / "config.json")
-    found = vocabulary(side_files(source), config, config["vocab_size"], where=source)
+    found = vocabulary(auxiliary_files(source), config, config["vocab_size"], where=source)
     out = tmp_path / "out.gguf"
     out.write_bytes(writer.header(found.keys, [])[0])
     assert tokenizer_keys(out) == golden_vocabularies[case]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import BadInput
-from exporter.merge.vocabulary.files import merge_side_files
+from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from tests.sources.folders import EMBED, adapter, checkpoint, matrix
@@ -20,7 +20,7 @@ def base_with(folder: Path, *names: str) -> dict[str, Path]:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("base")
-    return Checkpoint.open(folder).side_files
+    return Checkpoint.open(folder).auxiliary_files
 
 
 def adapter_with(folder: Path, files: Mapping[str, str]) -> Adapter:
@@ -36,14 +36,16 @@ def origins(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def test_without_a_tokenizer_beside_the_adapter_the_base_keeps_its_own(tmp_path: Path) -> None:
-    files = merge_side_files(base_with(tmp_path / "base", *BASE), [adapter_with(tmp_path / "a", {})])
+    files = merge_auxiliary_files(base_with(tmp_path / "base", *BASE), [adapter_with(tmp_path / "a", {})])
     assert origins(files) == dict.fromkeys(BASE, "base")
 
 
 @pytest.mark.parametrize("vocabulary", ["tokenizer.json", "tokenizer.model", "vocab.json"])
 def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(vocabulary: str, tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", *BASE, "chat_template.jinja")
-    files = merge_side_files(base, [adapter_with(tmp_path / "a", {vocabulary: "a", "tokenizer_config.json": "{}"})])
+    files = merge_auxiliary_files(
+        base, [adapter_with(tmp_path / "a", {vocabulary: "a", "tokenizer_config.json": "{}"})]
+    )
     assert origins(files) == {
         vocabulary: "a",
         "tokenizer_config.json": "a",
@@ -54,7 +56,7 @@ def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(vocabulary: str, t
 
 def test_the_adapters_chat_template_wins_alone(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja")
-    files = merge_side_files(base, [adapter_with(tmp_path / "a", {"chat_template.jinja": "new"})])
+    files = merge_auxiliary_files(base, [adapter_with(tmp_path / "a", {"chat_template.jinja": "new"})])
     assert origins(files) == {"tokenizer.json": "base", "chat_template.jinja": "a"}
 
 
@@ -63,13 +65,13 @@ MORE = "additional_chat_templates/tool_use.jinja"
 
 def test_named_chat_templates_travel_with_the_default_one(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja", MORE)
-    bare = merge_side_files(base, [adapter_with(tmp_path / "bare", {})])
+    bare = merge_auxiliary_files(base, [adapter_with(tmp_path / "bare", {})])
     assert bare[MORE] == tmp_path / "base" / MORE
-    tokenizer = merge_side_files(base, [adapter_with(tmp_path / "tokenizer", {"tokenizer.json": "{}"})])
+    tokenizer = merge_auxiliary_files(base, [adapter_with(tmp_path / "tokenizer", {"tokenizer.json": "{}"})])
     assert tokenizer[MORE] == tmp_path / "base" / MORE
-    own = merge_side_files(base, [adapter_with(tmp_path / "own", {"chat_template.jinja": "new"})])
+    own = merge_auxiliary_files(base, [adapter_with(tmp_path / "own", {"chat_template.jinja": "new"})])
     assert MORE not in own
-    named = merge_side_files(base, [adapter_with(tmp_path / "named", {"chat_template.jinja": "new", MORE: "new"})])
+    named = merge_auxiliary_files(base, [adapter_with(tmp_path / "named", {"chat_template.jinja": "new", MORE: "new"})])
     assert named[MORE] == tmp_path / "named" / MORE
 
 
@@ -79,11 +81,11 @@ def test_two_adapters_may_bring_the_same_file_but_not_different_ones(tmp_path: P
         adapter_with(tmp_path / name, {"tokenizer.json": json.dumps(text)})
         for name, text in [("one", "x"), ("twin", "x"), ("other", "y")]
     )
-    assert origins(merge_side_files(base, [one, twin])) == {"tokenizer.json": "one"}
+    assert origins(merge_auxiliary_files(base, [one, twin])) == {"tokenizer.json": "one"}
     with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same file as .*one/tokenizer\.json"):
-        merge_side_files(base, [one, twin, other])
+        merge_auxiliary_files(base, [one, twin, other])
 
 
 def test_strangers_stay_behind(tmp_path: Path) -> None:
     stray = {"README.md": "x", "modeling_custom.py": "x", "optimizer.pt": "x", "training_args.bin": "x"}
-    assert merge_side_files(base_with(tmp_path / "base", *stray), [adapter_with(tmp_path / "a", stray)]) == {}
+    assert merge_auxiliary_files(base_with(tmp_path / "base", *stray), [adapter_with(tmp_path / "a", stray)]) == {}

@@ -203,8 +203,8 @@ def test_pickled_weights_are_refused_with_the_way_out(tiny_adapter: Path, tiny_t
     assert not (tmp_path / hostile.PICKLE_MARKER).exists()
 
 
-def test_side_files_are_those_that_exist(tiny_tied: Path) -> None:
-    found = Checkpoint.open(tiny_tied).side_files
+def test_auxiliary_files_are_those_that_exist(tiny_tied: Path) -> None:
+    found = Checkpoint.open(tiny_tied).auxiliary_files
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= found.keys()
     assert "config.json" not in found
     assert all(path.is_file() for path in found.values())

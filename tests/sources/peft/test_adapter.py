@@ -52,10 +52,10 @@ def test_both_matrices_of_an_untied_model_have_rows_of_their_own(tiny_both_adapt
 def test_what_travels_beside_the_rows_is_found(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     found = Adapter.open(tiny_adapter)
     assert found.base_name == str(tiny_tied)
-    assert "tokenizer.json" in found.side_files
+    assert "tokenizer.json" in found.auxiliary_files
     bare = Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}))
     assert bare.base_name is None
-    assert bare.side_files == {}
+    assert bare.auxiliary_files == {}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -156,4 +156,4 @@ def test_every_hostile_input_is_refused_in_one_line_that_says_what_is_wrong(
 
 
 def test_the_sound_pair_behind_the_hostile_ones_is_accepted(tiny_adapter: Path, tiny_tied: Path) -> None:
-    assert plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)]).bookings
+    assert plan_merge(Checkpoint.open(tiny_tied), [Adapter.open(tiny_adapter)]).ledger_entries

@@ -14,7 +14,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
-from exporter.sources.hf.checkpoint import side_files
+from exporter.sources.hf.checkpoint import auxiliary_files
 from tests.formats.gguf.models import LLAMA3, SMOLLM, config, tokenizer_json
 from tests.formats.gguf.vocab.vocabularies import LLAMA, PREPEND, folder, gemma, llama2, model_file
 from tests.formats.gguf.vocab.vocabularies import tokenizer_json as sentencepiece_json
@@ -28,7 +28,7 @@ def keys_of(
     source: Path, rows: int, configuration: Mapping[str, Any] | None = None, generation: Mapping[str, Any] | None = None
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """(a GGUF of the tokenizer in ``source``, its keys without "tokenizer.ggml.", the notes)."""
-    found = vocabulary(side_files(source), configuration or {}, rows, where=source, generation=generation)
+    found = vocabulary(auxiliary_files(source), configuration or {}, rows, where=source, generation=generation)
     out = source / "out.gguf"
     out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
     metadata = GgufFile.open(out).metadata
