@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, {root!r})
 from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.merge.plan import plan_merge
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 checkpoint, _, out, _, ftype = sys.argv[1:]
 source = {source!r} or checkpoint
 write_gguf(plan_gguf(plan_merge(Checkpoint.open(Path(source)), []).model(), ftype.upper()), Path(out))

@@ -201,7 +201,7 @@ from pathlib import Path
 from exporter.errors import OutputError
 from exporter.formats.gguf import plan_gguf, write_gguf
 from exporter.merge.plan import plan_merge
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 layout = plan_gguf(plan_merge(Checkpoint.open(Path(sys.argv[1])), []).model(), sys.argv[3])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (layout.nbytes - 1000, layout.nbytes - 1000))

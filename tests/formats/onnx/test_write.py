@@ -50,8 +50,8 @@ import sys
 from pathlib import Path
 from exporter.formats.onnx import plan_onnx, write_onnx
 from exporter.merge.plan import plan_merge
-from exporter.sources.adapter import Adapter
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.hf.checkpoint import Checkpoint
 merge = plan_merge(Checkpoint.open(Path(sys.argv[1])), [Adapter.open(Path(sys.argv[2]))])
 write_onnx(plan_onnx(merge.model("F32")), Path(sys.argv[3]))
 heavy = {"torch", "transformers", "onnxruntime"} & set(sys.modules)
@@ -95,7 +95,7 @@ from pathlib import Path
 from exporter.errors import OutputError
 from exporter.formats.onnx import plan_onnx, write_onnx
 from exporter.merge.plan import plan_merge
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 layout = plan_onnx(plan_merge(Checkpoint.open(Path(sys.argv[1])), []).model("F32"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (layout.nbytes - 1000, layout.nbytes - 1000))

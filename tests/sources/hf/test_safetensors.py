@@ -174,7 +174,7 @@ def test_a_claim_of_an_enormous_header_costs_no_memory(tmp_path: Path) -> None:
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 from exporter.errors import UnreadableFile
-from exporter.sources.safetensors import read_tensors
+from exporter.sources.hf.safetensors import read_tensors
 try:
     read_tensors(__import__("pathlib").Path({str(path)!r}))
 except UnreadableFile as exc:

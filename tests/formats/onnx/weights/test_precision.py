@@ -194,7 +194,7 @@ from pathlib import Path
 from exporter.formats.onnx import choose, plan_onnx, write_onnx
 from exporter.formats.onnx.precision import PRECISIONS
 from exporter.merge.plan import plan_merge
-from exporter.sources.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 model = plan_merge(Checkpoint.open(Path(sys.argv[1])), []).model("F32")
 write_onnx(plan_onnx(model, choose(None, PRECISIONS.keys() - {"fp32"}), ops="ort"), Path(sys.argv[2]))
 heavy = {"torch", "transformers", "onnxruntime"} & set(sys.modules)
