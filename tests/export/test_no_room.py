@@ -14,7 +14,7 @@ RESERVED = """
 import resource, sys
 from pathlib import Path
 from exporter.errors import OutputError
-from exporter.formats.output import OutputFile
+from exporter.io.output import OutputFile
 out = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
 try:

@@ -17,7 +17,7 @@ from exporter.io.staging import staged, write_file
 HOLD = """
 import os, sys
 from pathlib import Path
-from exporter.staging import staged
+from exporter.io.staging import staged
 with staged(Path(sys.argv[1]), force=True) as draft:
     draft.write_text("half")
     print("ready", flush=True)

@@ -32,7 +32,7 @@ CODE = """
 import json, sys
 from pathlib import Path
 import click
-from exporter.cli.release_push import push_options, push_release
+from exporter.cli.verbs.release_push import push_options, push_release
 from exporter.errors import TTExportError
 
 @click.command()

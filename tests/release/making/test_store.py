@@ -18,7 +18,7 @@ RECIPE = {"made of": "this"}
 MAKER = """
 import sys
 from pathlib import Path
-from exporter.release.store import Store
+from exporter.release.making.store import Store
 
 def build(folder):
     print("building", flush=True)

@@ -192,7 +192,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from exporter.formats.onnx import choose, plan_onnx, write_onnx
-from exporter.formats.onnx.precision import PRECISIONS
+from exporter.formats.onnx.weights.precision import PRECISIONS
 from exporter.merge.plan import plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
 model = plan_merge(Checkpoint.open(Path(sys.argv[1])), []).model("F32")
