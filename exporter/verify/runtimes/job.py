@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import TTExportError
+from exporter.io.processes import OFFLINE, failure
 from exporter.tensors import Array
 
 
@@ -29,20 +29,10 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
     """
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **OFFLINE, "TOKENIZERS_PARALLELISM": "false"}
     # Threads that spin while they wait make a busy machine many times slower and a quiet one no faster.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    done = subprocess.run(
-        [sys.executable, "-m", f"exporter.verify.runtimes.{runtime}", str(folder)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"ended with code {done.returncode}"
+    if reason := failure(f"exporter.verify.runtimes.{runtime}", str(folder), environment=environment):
         raise RuntimeFailed(f"{runtime}: {reason}")
 
     def result(name: str) -> Array:

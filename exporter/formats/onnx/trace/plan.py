@@ -10,8 +10,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +19,7 @@ from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
 from exporter.formats.onnx.client_files import client_files
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.formats.onnx.write import DATA_SUFFIX, FOLDER, MODEL_SUFFIX
+from exporter.io.processes import OFFLINE, failure
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
@@ -107,14 +106,9 @@ def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -
 
 
 def _trace(checkpoint: Path, folder: Path, layout: TracedLayout) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     metadata = {f"ttexport.{key}": value for key, value in sorted(layout.checkpoint.model.provenance.items())}
-    module = "exporter.formats.onnx.trace.decoder"
-    command = [sys.executable, "-m", module, str(checkpoint), str(folder), json.dumps(metadata)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"it ended with code {done.returncode}"
+    arguments = (str(checkpoint), str(folder), json.dumps(metadata))
+    if reason := failure("exporter.formats.onnx.trace.decoder", *arguments, environment={**os.environ, **OFFLINE}):
         raise NotExpressible("onnx", f"torch.onnx.export failed on this model: {reason}", instead="--to hf holds it")
     for path in (folder / f"{stem}{suffix}" for stem in layout.stems for suffix in (MODEL_SUFFIX, DATA_SUFFIX)):
         if not path.is_file():
