@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import reading
 from exporter.sources.detect import detect
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.hub.locate import Located, is_adapter
 from exporter.sources.onnx.folder import encoder_of, model_files
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.parts import LowRank
+from exporter.sources.peft.edits import LowRank
 from exporter.tensors import FLOATS
 
 if TYPE_CHECKING:
@@ -47,16 +47,16 @@ def _document(
 
 def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     adapter = Adapter.open(path)
-    ids = sorted({token_id for part in adapter.rows for token_id in part.token_ids})
-    updates = [part for part in adapter.parts if isinstance(part, LowRank)]
+    ids = sorted({token_id for edit in adapter.rows for token_id in edit.token_ids})
+    updates = [edit for edit in adapter.edits if isinstance(edit, LowRank)]
     facts: dict[str, Any] = {"peft type": adapter.config["peft_type"], "base": adapter.base_name or "not named"}
     if ids:
         facts |= {"tokens": len(ids), "token ids": ids}
     if updates:
         facts["updates"] = len(updates)
-        facts["ranks"] = sorted({part.rank for part in updates})
-        facts["DoRA"] = any(part.magnitude for part in updates)
-    facts["modules"] = sorted({part.module for part in adapter.parts})
+        facts["ranks"] = sorted({edit.rank for edit in updates})
+        facts["DoRA"] = any(edit.magnitude for edit in updates)
+    facts["modules"] = sorted({edit.module for edit in adapter.edits})
     facts["tokenizer files"] = sorted(adapter.auxiliary_files)
     stored = read_tensors(adapter.weights)
     tensors = [_tensor(one.spec.name, one.spec.dtype, one.spec.shape, one.spec.nbytes) for one in stored.values()]
@@ -84,7 +84,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    file = GgufParts.open(path)
+    file = GgufModel.open(path)
     facts: dict[str, Any] = {"version": file.files[0].version, "files": len(file.files)}
     for key, value in file.metadata.items():
         facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
@@ -127,9 +127,9 @@ def _precision(file: OnnxFile) -> str:
     """How matrices are stored, told by the graph: "int4 x 32, int8 x 32, F16"; dtypes with the most bytes first."""
     sizes = Counter[str]()
     for one in file.initialisers.values():
-        if len(one.shape) > 1 and (not file.block_kinds or one.dtype in FLOATS):  # codes are told as blocks
+        if len(one.shape) > 1 and (not file.block_formats or one.dtype in FLOATS):  # codes are told as blocks
             sizes[one.dtype] += one.nbytes
-    return ", ".join([*file.block_kinds, *(dtype for dtype, _ in sizes.most_common())])
+    return ", ".join([*file.block_formats, *(dtype for dtype, _ in sizes.most_common())])
 
 
 def _below(path: Path, file: Path) -> str:

@@ -37,7 +37,7 @@ LAYERS = (
     "exporter.merge.plan",
     "exporter.families.spec",
     "exporter.families.config",
-    "exporter.families.parts",
+    "exporter.families.building_blocks",
     "exporter.families.rms_norm",
     "exporter.families.layer_norm",
     "exporter.families",

@@ -16,7 +16,7 @@ from exporter.cli.talk import print_reports, progress
 from exporter.cli.text import size
 from exporter.export.run import plan_export, run_export, written
 from exporter.formats.target import Target
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.verify.report import Report
 
 
@@ -58,7 +58,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 def _nbytes(target: Target, path: Path) -> int:
     """What a file has come to (before, an estimate); of a folder the weights."""
     if target.parts:
-        return sum(file.path.stat().st_size for file in GgufParts.open(path).files)
+        return sum(file.path.stat().st_size for file in GgufModel.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes
 
 

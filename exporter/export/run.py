@@ -34,7 +34,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     require(spec.require, needed_for="--require")
     if spec.report:
         require_renderers()
-    located = [locate(str(word), asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
+    located = [locate(str(word), asked_by="ADAPTER", content="adapter", quiet=spec.quiet) for word in spec.adapters]
     adapters = [Adapter.open(adapter.path) for adapter in located]
     base = find_base(spec.base, adapters, quiet=spec.quiet)
     merge = plan_merge(Checkpoint.open(base.path), adapters, untie=spec.untie)

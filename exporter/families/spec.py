@@ -52,7 +52,7 @@ class Slot:
 
     role: Role
     layer: int | None
-    part: Literal["weight", "bias"]
+    parameter: Literal["weight", "bias"]
     member: int | None = None
     optional: bool = False
 
@@ -64,7 +64,7 @@ class Norm:
     Which norms there are (before or after a block, on queries and keys) follows from the roles of the tensors.
     """
 
-    kind: Literal["rms", "layer"]
+    type: Literal["rms", "layer"]
     eps: float
     offset: float = 0.0
 
@@ -142,9 +142,9 @@ class DecoderSpec:
     MLP_POST_NORM normalise what a block gives back, before it is added. parallel: both blocks read the same x, and
     without MLP_NORM the same normalised x. residual_scale multiplies what each block adds; embed_scale the
     embedding; logit_scale the logits, then logit_softcap c makes them c * tanh(logit / c).
-    forms: the ways in which checkpoints name the tensors, each a complete mapping of tensor name to slot.
-    transposed: roles whose matrix is stored (in, out) instead of (out, in). beside: how the names of tensors begin
-    that are no part of the decoder, such as those of a vision tower.
+    naming_schemes: the names that checkpoints use, each scheme a complete mapping of tensor name to slot.
+    transposed: roles stored as (in, out) instead of (out, in). foreign_prefixes: prefixes of tensors outside the
+    decoder, such as those of a vision tower.
     """
 
     family: str
@@ -156,7 +156,7 @@ class DecoderSpec:
     rope: Rope | None
     attention: Attention
     mlp: Mlp
-    forms: tuple[Mapping[str, Slot], ...]
+    naming_schemes: tuple[Mapping[str, Slot], ...]
     moe: Moe | None = None
     parallel: bool = False
     embed_scale: float = 1.0
@@ -164,12 +164,12 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     transposed: frozenset[Role] = frozenset()
-    beside: tuple[str, ...] = ()
+    foreign_prefixes: tuple[str, ...] = ()
 
     @cached_property
     def roles(self) -> frozenset[Role]:
         """Every role that a tensor of this decoder plays."""
-        return frozenset(slot.role for slot in self.forms[0].values())
+        return frozenset(slot.role for slot in self.naming_schemes[0].values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def assign(
     what the config says, or a tensor that is missing.
     """
     # The form of names that the checkpoint follows: the one that knows most of its tensors.
-    form = max(spec.forms, key=lambda names: len(names.keys() & specs.keys()))
+    form = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
     tie = model.tie
     kept: dict[str, Slot] = {}
     dropped: dict[str, str] = {}
@@ -40,7 +40,7 @@ def assign(
             kept[name] = slot
         elif _BUFFERS.search(name):
             dropped[name] = "computed by the runtime"
-        elif name.startswith(spec.beside):
+        elif name.startswith(spec.foreign_prefixes):
             dropped[name] = "no part of the text decoder"
     for name, slot in form.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
@@ -77,7 +77,7 @@ def shape(spec: DecoderSpec, slot: Slot) -> tuple[int, ...]:
         Role.EXPERT_UP: (expert_inner, hidden),
         Role.EXPERT_DOWN: (hidden, expert_inner),
     }[role]
-    if slot.part == "bias":
+    if slot.parameter == "bias":
         return want[:1]
     return want[::-1] if role in spec.transposed else want
 

@@ -45,7 +45,7 @@ class Chunk:
         return len(self.buffer) - self.nbytes
 
 
-class Sources:
+class InputFiles:
     """Files that are read from, each opened once."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Sources:
 class Chunks:
     """Writes chunks of the file ``fd`` in a few threads. ``chunk`` waits where too many are under way."""
 
-    def __init__(self, path: Path, fd: int, sources: Sources) -> None:
+    def __init__(self, path: Path, fd: int, sources: InputFiles) -> None:
         """Threads and buffers are made when they are needed."""
         self._path, self._fd, self._sources = path, fd, sources
         self._pool: ThreadPoolExecutor | None = None

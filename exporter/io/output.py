@@ -13,7 +13,7 @@ import numpy as np
 
 from exporter.errors import writing
 from exporter.io import kernel
-from exporter.io.chunks import Chunk, Chunks, Sources
+from exporter.io.chunks import Chunk, Chunks, InputFiles
 from exporter.progress import Progress, silent
 from exporter.tensors import Array, ByteRange
 
@@ -36,7 +36,7 @@ class OutputFile:
         self._promised = nbytes
         self._progress = progress
         self._fd = -1
-        self._sources = Sources()
+        self._sources = InputFiles()
         self._range: ByteRange | None = None  # the last one, not on its way yet: the next may continue it
         self._chunk: Chunk | None = None
         self._shares = True

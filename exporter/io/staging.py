@@ -1,7 +1,7 @@
 """Nothing gets its final name until it is complete and verified: a staging folder beside the target, then one rename.
 
-The staging folder ``.NAME.partial`` is held by an advisory lock while its process lives. A leftover of a process that
-was killed is not locked: the next run clears it, or goes on with it. A second run beside a living one is refused.
+The staging folder ``.NAME.partial`` is held by an advisory lock while its process lives. The folder
+of a killed process is not locked: the next run clears it or resumes from it. A second concurrent run is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     if final.name in ("", ".."):
         raise OutputError(final, "expected a name to write, found a folder that is always there")
     _refuse_existing(final, force=force)
-    folder = leftover(final)
+    folder = staging_folder(final)
     with writing(folder):
         final.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(folder, final)
@@ -75,7 +75,7 @@ class Stage:
     promoted: bool = False
 
 
-def leftover(final: Path) -> Path:
+def staging_folder(final: Path) -> Path:
     """The staging folder of ``final``; it is there while a run writes, and after one that was interrupted."""
     return final.with_name(f".{final.name}.partial")
 
@@ -85,11 +85,11 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
     """As ``staged`` for a folder, but what was done is kept for a run with ``resume``; ``force`` alone starts over.
 
     Raises OutputError if ``final`` exists and ``force`` is not set, if another run is writing it, or for a leftover
-    that nobody said what to do with.
+    staging folder without ``resume`` or ``force``.
     """
     if final.name in ("", ".."):
         raise OutputError(final, "expected a name to write, found a folder that is always there")
-    folder = leftover(final)
+    folder = staging_folder(final)
     if not resume:
         _refuse_existing(final, force=force)
     with writing(folder):
@@ -120,12 +120,12 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
             os.close(lock)
 
 
-def is_left(final: Path) -> bool:
+def has_leftover(final: Path) -> bool:
     """Whether an interrupted run left something to go on with, or is still at it.
 
     A run may have been killed when all but the empty folder was removed: that is removed here.
     """
-    folder = leftover(final)
+    folder = staging_folder(final)
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What adapters do to each tensor, gathered: every part goes to one slot, or the merge stops.
+"""What adapters do to each tensor, gathered: every edit goes to one slot, or the merge stops.
 
 A slot is the name of a stored tensor, or one of the two uses of the vocabulary, ``EMBEDDING`` and ``HEAD``, whose
 tensors depend on how the base ties them.
@@ -20,7 +20,7 @@ from exporter.merge.ledger import Ledger
 from exporter.merge.names import stored_name, use_of
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.parts import FullModule, LowRank, Part, TokenRows
+from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
 from exporter.tensors import same_values
 
 EMBEDDING: Final = "embedding"
@@ -62,7 +62,7 @@ class Gathered:
 
 
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
-    """Sort the parts of all adapters into slots.
+    """Sort the edits of all adapters into slots.
 
     Raises TensorMismatch for a module that the base lacks, BadInput where two adapters set the same, LedgerError for
     a tensor that no rule takes or two take, NotExpressible for what stored weights cannot say.
@@ -72,11 +72,11 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     for adapter in adapters:
         ledger = Ledger(adapter.weights, adapter.keys, what="rule")
         entries = list(_entries(checkpoint, adapter))
-        for part, key, rule, slot in entries:
+        for edit, key, rule, slot in entries:
             ledger.take(key, rule)
             taken.append((adapter.weights, key, rule, slot))
-            if part is not None and slot is not None:
-                for name, piece in _pieces(checkpoint, part, slot).items():
+            if edit is not None and slot is not None:
+                for name, piece in _pieces(checkpoint, edit, slot).items():
                     changes[name] = _add(changes.get(name, Change()), name, piece)
         for slot, rows in _following(checkpoint, adapter, entries):
             changes[slot] = _add(changes.get(slot, Change()), slot, rows)
@@ -84,76 +84,76 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     return Gathered(changes, taken)
 
 
-_Entry = tuple[Part | None, str, str, str | None]
+_Entry = tuple[Edit | None, str, str, str | None]
 
 
 def _entries(checkpoint: Checkpoint, adapter: Adapter) -> Iterable[_Entry]:
-    """(part, key, rule, slot) for every tensor; the part stands with its first key, and not at all with a copy."""
-    first_of: dict[tuple[type, str], Part] = {}
-    for part in adapter.parts:
-        slot = _slot(checkpoint, part)
-        twin = first_of.get((type(part), slot)) if slot in (EMBEDDING, HEAD) else None
+    """(edit, key, rule, slot) for every tensor; the edit stands with its first key, and not at all with a copy."""
+    first_of: dict[tuple[type, str], Edit] = {}
+    for edit in adapter.edits:
+        slot = _slot(checkpoint, edit)
+        twin = first_of.get((type(edit), slot)) if slot in (EMBEDDING, HEAD) else None
         if twin is not None:
-            _require_same(twin, part)
-            yield from ((None, key, f"copy of {twin.key}", slot) for key in part.keys)
+            _require_same(twin, edit)
+            yield from ((None, key, f"copy of {twin.key}", slot) for key in edit.keys)
             continue
-        first_of[type(part), slot] = part
-        rule = _rule(part)
-        bias = part.bias.spec.name if isinstance(part, LowRank) and part.bias else None
-        for number, key in enumerate(part.keys):
+        first_of[type(edit), slot] = edit
+        rule = _rule(edit)
+        bias = edit.bias.spec.name if isinstance(edit, LowRank) and edit.bias else None
+        for number, key in enumerate(edit.keys):
             if key != bias:
-                yield part if number == 0 else None, key, rule, slot
+                yield edit if number == 0 else None, key, rule, slot
         if bias is not None:
-            assert isinstance(part, LowRank)
-            yield part, bias, "bias beside an update", _bias_slot(checkpoint, part)
+            assert isinstance(edit, LowRank)
+            yield edit, bias, "bias beside an update", _bias_slot(checkpoint, edit)
     yield from ((None, key, reason, None) for key, reason in adapter.unused.items())
 
 
-def _rule(part: Part) -> str:
-    if isinstance(part, TokenRows):
-        return f"{len(part.token_ids)} rows"
-    if isinstance(part, LowRank):
-        return f"{'DoRA' if part.magnitude else 'LoRA'} update of rank {part.rank}"
+def _rule(edit: Edit) -> str:
+    if isinstance(edit, TokenRows):
+        return f"{len(edit.token_ids)} rows"
+    if isinstance(edit, LowRank):
+        return f"{'DoRA' if edit.magnitude else 'LoRA'} update of rank {edit.rank}"
     return "whole tensor"
 
 
-def _slot(checkpoint: Checkpoint, part: Part) -> str:
-    """The slot of a part's main tensor. Raises TensorMismatch for a module that is not in the base."""
-    parameter = "weight" if isinstance(part, TokenRows) else part.parameter
-    use = use_of(checkpoint, part.module) if parameter == "weight" else None
+def _slot(checkpoint: Checkpoint, edit: Edit) -> str:
+    """The slot of an edit's main tensor. Raises TensorMismatch for a module that is not in the base."""
+    parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
+    use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:
-        reaches_both = isinstance(part, TokenRows) or (isinstance(part, FullModule) and part.in_place)
+        reaches_both = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
         if checkpoint.is_encoder_decoder and use == EMBEDDING and not reaches_both:
-            _refuse_one_side(part)
+            _refuse_one_side(edit)
         return use
-    name = stored_name(checkpoint, part.module, parameter)
-    if name is None and isinstance(part, LowRank) and (experts := by_expert(checkpoint, part)):
+    name = stored_name(checkpoint, edit.module, parameter)
+    if name is None and isinstance(edit, LowRank) and (experts := by_expert(checkpoint, edit)):
         return ", ".join(dict.fromkeys(_EACH.sub(".*.", name) for name in experts))
     if name is None:
         expected = f"a module of the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
-        raise TensorMismatch(part.path, part.key, expected=expected, found=part.module)
+        raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
     return name
 
 
-def _pieces(checkpoint: Checkpoint, part: Part, slot: str) -> dict[str, Part]:
-    """Slot → what goes into it: the part itself, or an expert's share of it."""
-    return {**by_expert(checkpoint, part)} if isinstance(part, LowRank) and "*" in slot else {slot: part}
+def _pieces(checkpoint: Checkpoint, edit: Edit, slot: str) -> dict[str, Edit]:
+    """Slot → what goes into it: the edit itself, or an expert's share of it."""
+    return {**by_expert(checkpoint, edit)} if isinstance(edit, LowRank) and "*" in slot else {slot: edit}
 
 
-def _refuse_one_side(part: Part) -> None:
+def _refuse_one_side(edit: Edit) -> None:
     raise NotExpressible(
-        f"{part.path}: {part.key}",
+        f"{edit.path}: {edit.key}",
         "encoder and decoder have an embedding module each, and PEFT trained one of them alone",
         instead="train the same token rows for embedding and head, which reach both",
     )
 
 
-def _bias_slot(checkpoint: Checkpoint, part: LowRank) -> str:
-    name = stored_name(checkpoint, part.module, "bias")
+def _bias_slot(checkpoint: Checkpoint, edit: LowRank) -> str:
+    name = stored_name(checkpoint, edit.module, "bias")
     if name is None:
         raise NotExpressible(
-            f"{part.path}: {part.bias.spec.name if part.bias else part.key}",
-            f"{part.module} has no bias in the base, and the architecture has no place for one",
+            f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",
+            f"{edit.module} has no bias in the base, and the architecture has no place for one",
             instead="train without lora_bias",
         )
     return name
@@ -165,12 +165,12 @@ def _following(checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[_Entr
     PEFT goes by the config: where it says tied, rows of the embedding also serve as rows of the head, unless that has
     rows or a copy of its own. Files of old PEFT may hold tied rows under the head alone.
     """
-    found = {slot: part for part, _, _, slot in entries if isinstance(part, TokenRows) and slot in (EMBEDDING, HEAD)}
-    own_head = any(isinstance(part, FullModule) and not part.in_place and slot == HEAD for part, _, _, slot in entries)
+    found = {slot: edit for edit, _, _, slot in entries if isinstance(edit, TokenRows) and slot in (EMBEDDING, HEAD)}
+    own_head = any(isinstance(edit, FullModule) and not edit.in_place and slot == HEAD for edit, _, _, slot in entries)
     differ = found.keys() == {EMBEDDING, HEAD} and found[EMBEDDING].token_ids != found[HEAD].token_ids
     if checkpoint.is_encoder_decoder and EMBEDDING in found and (differ or own_head):  # PEFT then ties no module
         _refuse_one_side(found[EMBEDDING])
-    if EMBEDDING in found and HEAD not in found and checkpoint.tie.follows and not own_head:
+    if EMBEDDING in found and HEAD not in found and checkpoint.tie.tied_in_config and not own_head:
         yield HEAD, found[EMBEDDING]
     if HEAD in found and EMBEDDING not in found and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):
         yield EMBEDDING, found[HEAD]
@@ -184,8 +184,8 @@ def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
     return HEAD in uses and EMBEDDING not in uses
 
 
-def _require_same(one: Part, other: Part) -> None:
-    """Two parts of one adapter for one use must be one value, as where a model has several names for a matrix."""
+def _require_same(one: Edit, other: Edit) -> None:
+    """Two edits of one adapter for one use must be one value, as where a model has several names for a matrix."""
     if isinstance(one, TokenRows) and isinstance(other, TokenRows):
         same = one.token_ids == other.token_ids and np.array_equal(one.rows, other.rows)
     elif isinstance(one, FullModule) and isinstance(other, FullModule):
@@ -199,23 +199,23 @@ def _require_same(one: Part, other: Part) -> None:
         )
 
 
-def _add(change: Change, slot: str, part: Part) -> Change:
-    if isinstance(part, TokenRows):
-        _require_disjoint(change.rows, part, slot)
-        change = replace(change, rows=(*change.rows, part))
-    elif isinstance(part, FullModule):
-        if change.replaced is not None and not _equal(change.replaced, part):
-            raise BadInput(f"{part.path}: {part.key}: expected {slot} to be set once, found {change.replaced.path} too")
-        change = replace(change, replaced=change.replaced or part)
-    elif part.bias is not None and slot.endswith("bias"):
-        change = replace(change, biases=(*change.biases, part))
+def _add(change: Change, slot: str, edit: Edit) -> Change:
+    if isinstance(edit, TokenRows):
+        _require_disjoint(change.rows, edit, slot)
+        change = replace(change, rows=(*change.rows, edit))
+    elif isinstance(edit, FullModule):
+        if change.replaced is not None and not _equal(change.replaced, edit):
+            raise BadInput(f"{edit.path}: {edit.key}: expected {slot} to be set once, found {change.replaced.path} too")
+        change = replace(change, replaced=change.replaced or edit)
+    elif edit.bias is not None and slot.endswith("bias"):
+        change = replace(change, biases=(*change.biases, edit))
     else:
-        if any(one.magnitude or part.magnitude for one in change.updates):
+        if any(one.magnitude or edit.magnitude for one in change.updates):
             raise BadInput(
-                f"{part.path}: {part.key}: expected a DoRA update to be alone on {slot}, "
+                f"{edit.path}: {edit.key}: expected a DoRA update to be alone on {slot}, "
                 f"found {change.updates[0].path} too"
             )
-        change = replace(change, updates=(*change.updates, part))
+        change = replace(change, updates=(*change.updates, edit))
     return change
 
 
@@ -224,11 +224,11 @@ def _equal(one: FullModule, other: FullModule) -> bool:
     return one.in_place and other.in_place and same_values(one.tensor, other.tensor)
 
 
-def _require_disjoint(parts: Sequence[TokenRows], part: TokenRows, slot: str) -> None:
-    owner = {token_id: one.path for one in parts for token_id in one.token_ids}
-    for token_id in part.token_ids:
+def _require_disjoint(edits: Sequence[TokenRows], edit: TokenRows, slot: str) -> None:
+    owner = {token_id: one.path for one in edits for token_id in one.token_ids}
+    for token_id in edit.token_ids:
         if token_id in owner:
             raise BadInput(
-                f"{part.path}: {part.key}: expected each row of the {slot} to be set once, "
+                f"{edit.path}: {edit.key}: expected each row of the {slot} to be set once, "
                 f"found token {token_id} set by {owner[token_id]} too"
             )

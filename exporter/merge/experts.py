@@ -15,7 +15,7 @@ import numpy as np
 from exporter.merge.names import stored_name
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.peft.parts import Expert, LowRank
+from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, cast, read
 
 #: A parameter of the stack → the projections that it joins along its outputs, as checkpoints name them.
@@ -30,18 +30,18 @@ _BLOCKS: Final = ((".mlp.", ".mlp."), (".mlp.", ".block_sparse_moe."))
 _HELD: Final = 4
 
 
-def by_expert(checkpoint: Checkpoint, part: LowRank) -> dict[str, LowRank]:
+def by_expert(checkpoint: Checkpoint, update: LowRank) -> dict[str, LowRank]:
     """Stored name → the part of the update that goes into it, for a stack that is stored expert by expert, else {}."""
     for new, old in _BLOCKS:
-        module = part.module.replace(new, old)
-        for words in _SHARES.get(part.parameter, ()):
+        module = update.module.replace(new, old)
+        for words in _SHARES.get(update.parameter, ()):
             found: dict[str, LowRank] = {}
             number = 0
             while names := [stored_name(checkpoint, f"{module}.{number}.{word}", "weight") for word in words]:
                 if None in names:
                     break
                 for share, name in enumerate(names):
-                    found[str(name)] = replace(part, expert=Expert(number, share, len(words)))
+                    found[str(name)] = replace(update, expert=Expert(number, share, len(words)))
                 number += 1
             if found:
                 return {name: _counted(piece, number) for name, piece in found.items()}
@@ -53,21 +53,21 @@ def _counted(piece: LowRank, experts: int) -> LowRank:
     return replace(piece, expert=replace(piece.expert, experts=experts))
 
 
-def factor_shapes(part: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
+def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of ``factors``; (0, 0) where the ranks do not divide among the experts."""
-    (joined, inner), (outer, _) = part.down.spec.shape, part.up.spec.shape
-    if part.expert is None:
+    (joined, inner), (outer, _) = update.down.spec.shape, update.up.spec.shape
+    if update.expert is None:
         return (joined, inner), (outer, joined)
-    rank, rest = divmod(joined, part.expert.experts)
-    if rest or outer % part.expert.shares:
+    rank, rest = divmod(joined, update.expert.experts)
+    if rest or outer % update.expert.shares:
         return (0, 0), (0, 0)
-    return (rank, inner), (outer // part.expert.shares, rank)
+    return (rank, inner), (outer // update.expert.shares, rank)
 
 
-def factors(part: LowRank) -> tuple[Array, Array]:
-    """(down (r, in), up (out, r)) float32: of the whole update, or of the expert and share that ``part`` names."""
-    down, up = _wide(part.down), _wide(part.up)
-    if (expert := part.expert) is None:
+def factors(update: LowRank) -> tuple[Array, Array]:
+    """(down (r, in), up (out, r)) float32: of the whole update, or of the expert and share that ``update`` names."""
+    down, up = _wide(update.down), _wide(update.up)
+    if (expert := update.expert) is None:
         return down, up
     down = down.reshape(expert.experts, -1, down.shape[1])[expert.number]
     up = up.reshape(len(up), -1, expert.experts)[:, :, expert.number]
@@ -75,9 +75,9 @@ def factors(part: LowRank) -> tuple[Array, Array]:
     return down, up[expert.share * size : (expert.share + 1) * size]
 
 
-def stacked_factors(part: LowRank, experts: int) -> tuple[Array, Array]:
+def stacked_factors(update: LowRank, experts: int) -> tuple[Array, Array]:
     """(down (experts, r, in), up (experts, out, r)) float32."""
-    down, up = _wide(part.down), _wide(part.up)
+    down, up = _wide(update.down), _wide(update.up)
     down = down.reshape(experts, -1, down.shape[1])
     return down, np.moveaxis(up.reshape(len(up), -1, experts), 2, 0)
 

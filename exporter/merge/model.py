@@ -20,7 +20,7 @@ from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
 from exporter.sources.hf.checkpoint import Tie
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.hub.locate import TUNED
+from exporter.sources.hub.locate import ADAPTERS_DIGEST
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 
@@ -135,7 +135,7 @@ class MergedModel:
         return self._provenance(blank, blank)
 
     def _provenance(self, digest: str, tuned: str) -> Mapping[str, str]:
-        return {TUNED: tuned, "base.embedding_sha256": digest, **self.origins}
+        return {ADAPTERS_DIGEST: tuned, "base.embedding_sha256": digest, **self.origins}
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:

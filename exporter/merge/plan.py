@@ -24,8 +24,8 @@ from exporter.merge.vocabulary.tokens import vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint, Tie
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tokenizer import Tokenizer
-from exporter.sources.peft.adapter import UNTUNED, Adapter, digest_after
-from exporter.sources.peft.parts import TokenRows, require_finite
+from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
+from exporter.sources.peft.edits import TokenRows, require_finite
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -71,7 +71,7 @@ class MergePlan:
             self.generation_config,
             self.origins,
             lambda: self.checkpoint.embedding_digest,
-            lambda: digest_after(UNTUNED, self.adapters),
+            lambda: combined_digest(NO_ADAPTERS_DIGEST, self.adapters),
         )
 
     @property
@@ -79,7 +79,7 @@ class MergePlan:
         """Bytes of the largest tensor's LoRA factors in float32: they are held while it is written."""
         return max(
             (
-                sum(4 * len(part.keys) * max(part.down.spec.nbytes, part.up.spec.nbytes) for part in change.updates)
+                sum(4 * len(edit.keys) * max(edit.down.spec.nbytes, edit.up.spec.nbytes) for edit in change.updates)
                 for _, change in self.sources.values()
             ),
             default=0,
@@ -100,7 +100,7 @@ class MergePlan:
                 steps += [] if steps else [Cast("F32")]
                 steps.append(_replace_rows(change.rows, "F32", n_rows))
             oriented = tuple(
-                (part, is_transposed(self.checkpoint, part, source.spec.shape, name)) for part in change.updates
+                (edit, is_transposed(self.checkpoint, edit, source.spec.shape, name)) for edit in change.updates
             )
             steps.append(AddLowRank(partial(terms, oriented, source), out))
         elif change.rows:
@@ -131,7 +131,7 @@ class MergePlan:
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
     """Decide what goes where. ``untie`` gives a tied head a tensor of its own.
 
-    Raises TensorMismatch for parts that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
+    Raises TensorMismatch for edits that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
     that no rule takes or that two take, BadInput for adapters that set the same, NotExpressible for uses of a tied
     tensor that differ.
     """
@@ -171,7 +171,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
-    """Every part must fit the tensor it goes into. Raises TensorMismatch."""
+    """Every edit must fit the tensor it goes into. Raises TensorMismatch."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
@@ -184,14 +184,14 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
     if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
         whole = change.replaced
         raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
-    for part in change.rows:
-        if part.rows.shape[1] != spec.shape[1]:
+    for edit in change.rows:
+        if edit.rows.shape[1] != spec.shape[1]:
             hint = "the adapter was trained on another base"
             expected = f"rows of width {spec.shape[1]}"
-            raise TensorMismatch(part.path, part.key, expected=expected, found=part.rows.shape[1], hint=hint)
-        if not grows and part.token_ids[-1] >= spec.n_rows:
+            raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.rows.shape[1], hint=hint)
+        if not grows and edit.token_ids[-1] >= spec.n_rows:
             expected = f"token ids below {spec.n_rows} (rows of {name})"
-            raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1])
+            raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1])
     for update in change.updates:
         check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
@@ -201,16 +201,16 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
         require_finite(biased.path, biased.bias)
 
 
-def _replace_rows(parts: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
+def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
     """One pass for all adapters' rows of one tensor, in the tensor's dtype after casting."""
     rounded = []
-    for part in parts:
-        rows = cast(part.rows, dtype)
+    for edit in edits:
+        rows = cast(edit.rows, dtype)
         too_large = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
         if too_large.size:
-            found = f"a larger one in the row of token {part.token_ids[too_large[0]]}"
-            raise TensorMismatch(part.path, part.key, expected=f"values that {dtype} can hold", found=found)
+            found = f"a larger one in the row of token {edit.token_ids[too_large[0]]}"
+            raise TensorMismatch(edit.path, edit.key, expected=f"values that {dtype} can hold", found=found)
         rounded.append(rows)
-    ids = np.concatenate([part.token_ids for part in parts])
+    ids = np.concatenate([edit.token_ids for edit in edits])
     order = np.argsort(ids)
     return ReplaceRows(tuple(ids[order].tolist()), np.concatenate(rounded)[order], n_rows)

@@ -11,7 +11,7 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import EMBEDDING, HEAD, Change
 from exporter.sources.hf.checkpoint import Checkpoint, Tie
-from exporter.sources.peft.parts import FullModule, LowRank
+from exporter.sources.peft.edits import FullModule, LowRank
 from exporter.tensors import Array, read, same_values
 
 #: Embedding's module → the head's, for the tensor that an untied head gets; any other embedding has lm_head.
@@ -48,7 +48,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
         )
     name = tie.head or _head_name(tie.embedding)
     sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
-    return Resolved(replace(tie, head=name, tied=False, follows=False), sources | {name: (tie.embedding, head)})
+    return Resolved(replace(tie, head=name, tied=False, tied_in_config=False), sources | {name: (tie.embedding, head)})
 
 
 def untied_config(config: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def _equal(one: FullModule, other: FullModule) -> bool:
 
 
 def _rows(change: Change) -> dict[int, Array]:
-    return {token_id: row for part in change.rows for token_id, row in zip(part.token_ids, part.rows, strict=True)}
+    return {token_id: row for edit in change.rows for token_id, row in zip(edit.token_ids, edit.rows, strict=True)}
 
 
 def _same_update(one: LowRank, other: LowRank) -> bool:
@@ -107,7 +107,7 @@ def _same_update(one: LowRank, other: LowRank) -> bool:
     if one.magnitude or other.magnitude or one.scaling != other.scaling or one.path != other.path:
         return False
     down, up = read(other.down), read(other.up)
-    if one.kind == "embedding" and other.kind != "embedding":
+    if one.target_type == "embedding" and other.target_type != "embedding":
         down, up = up.T, down.T
     return np.array_equal(read(one.down), down) and np.array_equal(read(one.up), up)
 

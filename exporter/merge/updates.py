@@ -18,8 +18,8 @@ from exporter.merge.experts import factor_shapes, factors, stacked_factors
 from exporter.merge.passes import Term
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.edits import LowRank, require_finite
 from exporter.sources.peft.lora_config import PEFT_MERGE
-from exporter.sources.peft.parts import LowRank, require_finite
 from exporter.tensors import Array, blocks, cast, read
 
 #: Model types whose linear layers but the head are Conv1D. Source: transformers' pytorch_utils.Conv1D and its users.
@@ -29,77 +29,77 @@ _CONV1D: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _HELD: Final = 4
 
 
-def is_transposed(checkpoint: Checkpoint, part: LowRank, shape: Sequence[int], name: str) -> bool:
+def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
     """Whether the stored tensor is (in, out).
 
     A stack of experts is (experts, out, in) or (experts, in, out). Raises TensorMismatch for shapes that do not fit,
     NotExpressible for a stack of square matrices.
     """
-    (_, inner), (outer, _) = factor_shapes(part)
+    (_, inner), (outer, _) = factor_shapes(update)
     straight, turned = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
-    stacked = len(shape) == 3 and part.kind == "parameter"
-    if len(shape) != 2 and not (stacked and part.down.spec.shape[0] % shape[0] == 0):
+    stacked = len(shape) == 3 and update.target_type == "parameter"
+    if len(shape) != 2 and not (stacked and update.down.spec.shape[0] % shape[0] == 0):
         straight = turned = False
     if stacked and straight and turned:
         raise NotExpressible(
-            f"{part.path}: {part.key}",
+            f"{update.path}: {update.key}",
             f"{name} is a stack of square matrices, and nothing says which of their sides is the input",
             instead=PEFT_MERGE,
         )
-    if part.kind == "embedding":
+    if update.target_type == "embedding":
         straight = False
-    elif part.kind == "parameter":
+    elif update.target_type == "parameter":
         turned = turned and stacked
     elif straight and turned:
         turned = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
         straight = not turned
     if straight == turned:
         expected = f"factors for {name} of shape {tuple(shape)}"
-        found = f"{part.down.spec.shape} and {part.up.spec.shape}"
+        found = f"{update.down.spec.shape} and {update.up.spec.shape}"
         hint = "the adapter was trained on another base"
-        raise TensorMismatch(part.path, part.key, expected=expected, found=found, hint=hint)
+        raise TensorMismatch(update.path, update.key, expected=expected, found=found, hint=hint)
     return turned
 
 
-def check_update(checkpoint: Checkpoint, part: LowRank, shape: Sequence[int], name: str) -> None:
+def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> None:
     """Factors must fit the tensor and hold finite values, judged in this order: what fits is no larger than the base.
 
     Raises TensorMismatch, NotExpressible.
     """
-    is_transposed(checkpoint, part, shape, name)
-    factors = [part.down, part.up]
-    if part.magnitude is not None:
-        length = math.prod(part.magnitude.spec.shape)
+    is_transposed(checkpoint, update, shape, name)
+    factors = [update.down, update.up]
+    if update.magnitude is not None:
+        length = math.prod(update.magnitude.spec.shape)
         if length not in shape:
             expected = f"a magnitude for each row or column of {tuple(shape)}"
-            raise TensorMismatch(part.path, part.magnitude.spec.name, expected=expected, found=length)
-        factors.append(part.magnitude)
+            raise TensorMismatch(update.path, update.magnitude.spec.name, expected=expected, found=length)
+        factors.append(update.magnitude)
     for factor in factors:
-        require_finite(part.path, factor)
+        require_finite(update.path, factor)
 
 
 @lru_cache(maxsize=_HELD)
-def terms(parts: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
-    """The updates of one tensor, ready to be added. parts: each with whether its tensor is (in, out).
+def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
+    """The updates of one tensor, ready to be added. updates: each with whether its tensor is (in, out).
 
     source: the tensor before the updates; DoRA's norms over columns need one pass over it. Memory: the factors in
     float32.
     """
-    return tuple(_term(part, transposed, source) for part, transposed in parts)
+    return tuple(_term(update, transposed, source) for update, transposed in updates)
 
 
-def _term(part: LowRank, transposed: bool, source: FileTensor) -> Term:
+def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
     stacked = len(source.spec.shape) == 3
-    down, up = stacked_factors(part, source.spec.n_rows) if stacked else factors(part)
+    down, up = stacked_factors(update, source.spec.n_rows) if stacked else factors(update)
     left, right = (down.swapaxes(-1, -2), up.swapaxes(-1, -2)) if transposed else (up, down)
-    left = np.ascontiguousarray(left) * np.float32(part.scaling)
+    left = np.ascontiguousarray(left) * np.float32(update.scaling)
     right = np.ascontiguousarray(right)
-    if part.magnitude is None:
+    if update.magnitude is None:
         return Term(left, right)
-    gain = cast(read(part.magnitude), "F32").reshape(-1)
+    gain = cast(read(update.magnitude), "F32").reshape(-1)
     if len(gain) != (right.shape[1] if transposed else len(left)):
         expected = f"{right.shape[1] if transposed else len(left)} magnitudes"
-        raise TensorMismatch(part.path, part.magnitude.spec.name, expected=expected, found=len(gain))
+        raise TensorMismatch(update.path, update.magnitude.spec.name, expected=expected, found=len(gain))
     if not transposed:
         return Term(left, right, gain)
     return Term(left, right, gain, by_row=False, norm=_column_norms(left, right, source))
@@ -115,11 +115,11 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
     return norms
 
 
-def bias_of(parts: Sequence[LowRank]) -> Array:
+def bias_of(updates: Sequence[LowRank]) -> Array:
     """What LoRA biases add to a bias: their scaled sum, float32."""
     total: Any = 0
-    for part in parts:
-        assert part.bias is not None
-        total = total + cast(read(part.bias), "F32") * np.float32(part.scaling)
+    for update in updates:
+        assert update.bias is not None
+        total = total + cast(read(update.bias), "F32") * np.float32(update.scaling)
     added: Array = total
     return added

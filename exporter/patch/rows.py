@@ -12,7 +12,7 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.parts import FullModule, LowRank, TokenRows
+from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
 from exporter.tensors import Array, cast
 
 _EMBEDDING: Final = "embedding"
@@ -109,7 +109,7 @@ def gather(base: Matrices, adapters: Sequence[Adapter]) -> Wanted:
 def _uses(base: Matrices, adapter: Adapter) -> dict[str, TokenRows]:
     """Use of the vocabulary → the adapter's rows for it."""
     uses: dict[str, TokenRows] = {}
-    for part in adapter.parts:
+    for part in adapter.edits:
         if not isinstance(part, TokenRows):
             _refuse(base, part)
         last = part.module.rpartition(".")[2]

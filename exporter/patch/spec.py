@@ -14,8 +14,8 @@ from exporter.errors import BadInput, UsageError
 from exporter.merge.vocabulary.whole_embedding import as_rows
 from exporter.progress import Hooks
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.hub.locate import PREFIX, TUNED, Located, locate, origins_after
-from exporter.sources.peft.adapter import UNTUNED, Adapter, digest_after
+from exporter.sources.hub.locate import ADAPTERS_DIGEST, PREFIX, Located, locate, origins_after
+from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Report, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
@@ -75,7 +75,7 @@ class Inputs:
 
         Raises BadInput, NotExpressible.
         """
-        located = [locate(word, asked_by="ADAPTER", kind="adapter", quiet=spec.quiet) for word in spec.adapters]
+        located = [locate(word, asked_by="ADAPTER", content="adapter", quiet=spec.quiet) for word in spec.adapters]
         adapters = [Adapter.open(one.path) for one in located]
         base = None if spec.trust_base else _locate_base(spec, adapters)
         checkpoint = Checkpoint.open(base.path) if base else None
@@ -89,8 +89,8 @@ class Inputs:
         An artifact of another tool or of an older version has no place for the adapters' digest, and gets none.
         """
         told = origins_after(recorded, self.base_located, self.located)
-        if (before := recorded.get(TUNED)) is not None and before != self._tuned:
-            told[TUNED] = digest_after(before, self.adapters)
+        if (before := recorded.get(ADAPTERS_DIGEST)) is not None and before != self._tuned:
+            told[ADAPTERS_DIGEST] = combined_digest(before, self.adapters)
         return told
 
     def standing(self, path: Path, recorded: Mapping[str, str]) -> str:
@@ -99,17 +99,17 @@ class Inputs:
         Raises BadInput for others than these, whose rows would stay beside the new ones, unless the base is trusted;
         and for what is no digest.
         """
-        before = recorded.get(TUNED, UNTUNED)
+        before = recorded.get(ADAPTERS_DIGEST, NO_ADAPTERS_DIGEST)
         if not _DIGEST.fullmatch(before):
-            raise BadInput(f"{path}: {PREFIX}{TUNED}: expected 64 hexadecimal digits, found {before!r:.80}")
-        if before == UNTUNED:
+            raise BadInput(f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected 64 hexadecimal digits, found {before!r:.80}")
+        if before == NO_ADAPTERS_DIGEST:
             return ""
         if before == self._tuned:
             return ", patched with the same before"
         if self.base is not None:
             raise BadInput(
-                f"{path}: {PREFIX}{TUNED}: expected an artifact of the base alone, or with these adapters in it, found "
-                f"{before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
+                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact of the base alone, or with these adapters in "
+                f"it, found {before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
                 "(--trust-base puts the rows beside theirs)"
             )
         return ", beside the rows of other adapters"
@@ -117,7 +117,7 @@ class Inputs:
     @cached_property
     def _tuned(self) -> str:
         """The digest of the base with these adapters."""
-        return digest_after(UNTUNED, self.adapters)
+        return combined_digest(NO_ADAPTERS_DIGEST, self.adapters)
 
     @property
     def read(self) -> set[Path]:
@@ -199,7 +199,7 @@ class PatchPlan(ABC):
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located:
     """The base to prove the artifact by: ``--base``, else the folder that the adapters name, if it is here."""
     if spec.checkpoint is not None:
-        return locate(spec.checkpoint, asked_by="--base", kind="checkpoint", quiet=spec.quiet)
+        return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)
     named = {adapter.base_name for adapter in adapters}
     name = named.pop() if len(named) == 1 else None
     if name is None or not Path(name).is_dir():

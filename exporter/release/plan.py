@@ -26,7 +26,7 @@ from exporter.release.spec import ReleaseSpec
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import Located, locate, origins
 from exporter.sources.peft.adapter import CONFIG, Adapter
-from exporter.sources.peft.parts import TokenRows
+from exporter.sources.peft.edits import TokenRows
 from exporter.verify.running.prompts import read_prompts
 from exporter.verify.runtimes.installed import require
 
@@ -52,7 +52,7 @@ class ModelPlan:
     @property
     def rows_only(self) -> bool:
         """Whether the adapters hold nothing but token rows, so that artifacts of the base can be patched."""
-        parts = [part for adapter in self.merge.adapters for part in adapter.parts]
+        parts = [part for adapter in self.merge.adapters for part in adapter.edits]
         return bool(parts) and all(isinstance(part, TokenRows) for part in parts)
 
 
@@ -135,14 +135,14 @@ def plan_release(
     """
     require(spec.verify.require, needed_for="verify.require")
     digests = FileDigests(cache.digests if cache else None)
-    base = locate(spec.base, asked_by=f"{asked_by}: base", kind="checkpoint", quiet=quiet)
+    base = locate(spec.base, asked_by=f"{asked_by}: base", content="checkpoint", quiet=quiet)
     checkpoint = Checkpoint.open(base.path)
     plain = replace(plan_merge(checkpoint, [], untie=spec.untie), origins=origins(base, []))
     models: dict[str, ModelPlan] = {}
     materials: dict[str, tuple[Located, Material]] = {}
     for name, wanted in spec.models.items():
         where = f"{asked_by}: models.{name}.adapters"
-        located = [locate(word, asked_by=where, kind="adapter", quiet=quiet) for word in wanted.adapters]
+        located = [locate(word, asked_by=where, content="adapter", quiet=quiet) for word in wanted.adapters]
         adapters = [Adapter.open(one.path) for one in located]
         merge = replace(plan_merge(checkpoint, adapters, untie=spec.untie), origins=origins(base, located))
         keys = [_book(materials, one, adapter, digests) for one, adapter in zip(located, adapters, strict=True)]

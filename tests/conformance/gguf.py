@@ -137,7 +137,7 @@ def convert_vocabulary(root: Path, source: Path, out: Path) -> None:
 
 def _array(value: GgufArray) -> str:
     text = json.dumps(value.values(), ensure_ascii=True)
-    return f"{value.count} of type {value.kind}: {hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{value.count} of type {value.item_type}: {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def brief(file: dict[str, Any]) -> dict[str, Any]:

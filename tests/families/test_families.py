@@ -46,15 +46,15 @@ def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     # Experts are one tensor in the module and many on disk: they are counted by the conformance tests.
-    experts = {name for name, slot in spec.forms[0].items() if slot.role.value.startswith("mlp.experts")}
+    experts = {name for name, slot in spec.naming_schemes[0].items() if slot.role.value.startswith("mlp.experts")}
     state = {key for key in model.state_dict() if not key.startswith("model.layers.") or ".experts." not in key}
-    names = {name for name, slot in spec.forms[0].items() if not slot.optional} - experts
+    names = {name for name, slot in spec.naming_schemes[0].items() if not slot.optional} - experts
     renamed = {"block_sparse_moe.gate.": "mlp.gate.", "embed_out.": "lm_head."}
     for stored, module in renamed.items():
         names = {name.replace(stored, module) for name in names}
     assert state == names
     assert bool(experts) == (spec.moe is not None)
-    slots = spec.forms[0].values()
+    slots = spec.naming_schemes[0].values()
     assert len(set(slots)) == len(slots)
 
 
@@ -83,7 +83,7 @@ def test_a_description_names_what_sets_a_family_apart(name: str, facts: Callable
 
 
 def test_the_text_model_of_a_gemma_that_sees_has_both_its_names() -> None:
-    stored, today = describe({"model_type": "gemma3", **STATED["gemma3"]}, "gguf").forms
+    stored, today = describe({"model_type": "gemma3", **STATED["gemma3"]}, "gguf").naming_schemes
     assert stored["language_model.model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
     assert today["model.language_model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
     assert stored["language_model.lm_head.weight"] == today["lm_head.weight"] == Slot(Role.HEAD, None, "weight")
@@ -95,7 +95,7 @@ def test_a_model_that_sees_is_no_onnx_decoder() -> None:
 
 
 def test_gpt2_is_read_with_and_without_its_prefix() -> None:
-    long, short = describe({"model_type": "gpt2", **GPT2}, "gguf").forms
+    long, short = describe({"model_type": "gpt2", **GPT2}, "gguf").naming_schemes
     assert long["transformer.h.2.attn.c_attn.bias"] == short["h.2.attn.c_attn.bias"] == Slot(Role.QKV, 2, "bias")
 
 

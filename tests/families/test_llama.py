@@ -40,15 +40,15 @@ def test_every_tensor_of_a_model_has_a_slot(biases: bool) -> None:
         mlp_bias=biases,
         tie_word_embeddings=False,
     )
-    slots = describe(config.to_dict(), "onnx").forms[0]
+    slots = describe(config.to_dict(), "onnx").naming_schemes[0]
     state = LlamaForCausalLM(config).state_dict()
     assert state.keys() <= slots.keys()
-    assert state.keys() == {name for name, slot in slots.items() if biases or slot.part == "weight"}
+    assert state.keys() == {name for name, slot in slots.items() if biases or slot.parameter == "weight"}
     assert slots["model.layers.1.self_attn.o_proj.weight"] == Slot(Role.ATTN_OUT, 1, "weight")
 
 
 def test_no_two_tensors_share_a_slot() -> None:
-    slots = describe(SMALL, "onnx").forms[0]
+    slots = describe(SMALL, "onnx").naming_schemes[0]
     assert len(set(slots.values())) == len(slots)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.errors import OutputError
 from exporter.io import staging
-from exporter.io.staging import is_left, leftover, resumable
+from exporter.io.staging import has_leftover, resumable, staging_folder
 
 
 def interrupt(final: Path, *, keep: bool = True) -> None:
@@ -28,7 +28,7 @@ def end_before_cleaning(final: Path, text: str, monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patch:
         patch.setattr(staging, "_discard", lambda folder: None)
         finish(final, text, force=force)
-    assert leftover(final).exists()
+    assert staging_folder(final).exists()
 
 
 def test_what_is_worth_keeping_is_gone_on_with(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_is_worth_keeping_is_gone_on_with(tmp_path: Path) -> None:
         assert (stage.draft / "file").read_text() == "half"
         (stage.draft / "more").write_text("whole")
     assert sorted(path.name for path in final.iterdir()) == ["file", "more"]
-    assert not leftover(final).exists()
+    assert not staging_folder(final).exists()
 
 
 def test_an_error_before_that_leaves_nothing(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_leftover_is_neither_used_nor_removed_unasked(tmp_path: Path) -> None:
     interrupt(final)
     with pytest.raises(OutputError, match="--resume goes on with it, --force starts over"):
         finish(final, "new")
-    assert (leftover(final) / "out" / "file").read_text() == "half"
+    assert (staging_folder(final) / "out" / "file").read_text() == "half"
     finish(final, "new", force=True)
     assert (final / "file").read_text() == "new"
 
@@ -61,7 +61,7 @@ def test_an_error_while_going_on_keeps_what_there_was(tmp_path: Path) -> None:
     interrupt(final)
     with pytest.raises(KeyboardInterrupt), resumable(final, force=False, resume=True):
         raise KeyboardInterrupt
-    assert (leftover(final) / "out" / "file").read_text() == "half"
+    assert (staging_folder(final) / "out" / "file").read_text() == "half"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -90,21 +90,21 @@ def test_a_run_that_ended_while_it_cleaned_up_is_recognised(tmp_path: Path, monk
     ):
         (stage.folder / "work").mkdir()
         patch.setattr(Path, "unlink", die)
-    assert [path.name for path in leftover(final).iterdir()] == ["promoting"]  # the last file that goes
+    assert [path.name for path in staging_folder(final).iterdir()] == ["promoting"]  # the last file that goes
     with resumable(final, force=False, resume=True) as stage:
         assert stage.promoted
 
 
 def test_an_empty_folder_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     final = tmp_path / "out"
-    assert not is_left(final)
-    leftover(final).mkdir()
-    assert not is_left(final)
-    assert not leftover(final).exists()
+    assert not has_leftover(final)
+    staging_folder(final).mkdir()
+    assert not has_leftover(final)
+    assert not staging_folder(final).exists()
     with resumable(final, force=False, resume=False):
-        assert is_left(final)
+        assert has_leftover(final)
     interrupt(tmp_path / "other")
-    assert is_left(tmp_path / "other")
+    assert has_leftover(tmp_path / "other")
 
 
 def test_a_leftover_beside_another_folder_of_the_name_is_not_taken_for_promoted(

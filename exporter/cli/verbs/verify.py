@@ -80,8 +80,8 @@ def verify(
     if report:
         require_renderers()
     texts = read_prompts(prompts) if prompts else []
-    checkpoint = locate(reference, asked_by="--reference", kind="checkpoint", quiet=quiet)
-    tuned = [locate(word, asked_by="--adapter", kind="adapter", quiet=quiet).path for word in adapters]
+    checkpoint = locate(reference, asked_by="--reference", content="checkpoint", quiet=quiet)
+    tuned = [locate(word, asked_by="--adapter", content="adapter", quiet=quiet).path for word in adapters]
     base = Reference.open(checkpoint.path, tuned, untie=untie)
     with progress(quiet=quiet) as hooks:
         found = find_artifacts(artifact)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS, rope
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS, rope
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Norm, Role
 
@@ -32,7 +32,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         spec,
         # Command R was trained on far more positions than max_position_embeddings says.
         max_positions=settings.integer("model_max_length", spec.max_positions),
-        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        norm=Norm(type="layer", eps=settings.number("layer_norm_eps", 1e-5)),
         rope=replace(rope("cohere", config, spec.attention.head_dim, theta=500000.0), interleaved=True),
         attention=replace(spec.attention, qk_norm="each" if normed else None),
         parallel=True,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible
+from exporter.families.building_blocks import naming_scheme
 from exporter.families.config import Settings
-from exporter.families.parts import form
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _OUTSIDE: Final = {"wte": Role.EMBED, "wpe": Role.POSITIONS, "ln_f": Role.FINAL_NORM}
@@ -40,7 +40,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         hidden=hidden,
         layers=layers,
         max_positions=settings.integer("n_positions", 1024),
-        norm=Norm(kind="layer", eps=settings.number("layer_norm_epsilon", 1e-5)),
+        norm=Norm(type="layer", eps=settings.number("layer_norm_epsilon", 1e-5)),
         rope=None,
         attention=Attention(
             heads=heads, kv_heads=heads, head_dim=hidden // heads, scale=(hidden // heads) ** -0.5, qkv="blocks"
@@ -51,8 +51,8 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             gated=False,
         ),
         # Checkpoints from before transformers had heads leave the prefix out.
-        forms=tuple(
-            form(
+        naming_schemes=tuple(
+            naming_scheme(
                 layers,
                 _LAYER,
                 outside={f"{prefix}{name}": role for name, role in _OUTSIDE.items()} | {"lm_head": Role.HEAD},

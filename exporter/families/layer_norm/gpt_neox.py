@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from exporter.families.building_blocks import heads, naming_scheme, rope
 from exporter.families.config import Settings
-from exporter.families.parts import form, heads, rope
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _OUTSIDE: Final = {
@@ -42,7 +42,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         hidden=settings.integer("hidden_size"),
         layers=layers,
         max_positions=settings.integer("max_position_embeddings", 2048),
-        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        norm=Norm(type="layer", eps=settings.number("layer_norm_eps", 1e-5)),
         rope=rope("gpt_neox", {**old, **config}, head_dim, partial=0.25),
         attention=Attention(heads=count, kv_heads=count, head_dim=head_dim, scale=head_dim**-0.5, qkv="heads"),
         mlp=Mlp(
@@ -50,6 +50,6 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             activation=settings.activation("gpt_neox", "hidden_act", "gelu", ("gelu", "gelu_tanh")),
             gated=False,
         ),
-        forms=(form(layers, _LAYER, outside=_OUTSIDE, prefix="gpt_neox.layers.", biases=biases),),
+        naming_schemes=(naming_scheme(layers, _LAYER, outside=_OUTSIDE, prefix="gpt_neox.layers.", biases=biases),),
         parallel=settings.flag("use_parallel_residual", True),
     )

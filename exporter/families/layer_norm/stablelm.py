@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from exporter.families.building_blocks import ATTENTION, GATED_MLP, PRE_NORMS, naming_scheme, rope
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, GATED_MLP, PRE_NORMS, form, rope
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Norm, Role
 
@@ -34,9 +34,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     members = {Role.Q_NORM: attention.heads, Role.K_NORM: attention.kv_heads}
     return replace(
         spec,
-        norm=Norm(kind="layer", eps=settings.number("layer_norm_eps", 1e-5)),
+        norm=Norm(type="layer", eps=settings.number("layer_norm_eps", 1e-5)),
         rope=rope("stablelm", config, attention.head_dim, partial=0.25),
         attention=replace(attention, qk_norm="each" if normed else None),
         parallel=parallel,
-        forms=(form(spec.layers, layer, biases=biases, members=members),),
+        naming_schemes=(naming_scheme(spec.layers, layer, biases=biases, members=members),),
     )

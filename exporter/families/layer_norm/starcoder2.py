@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, PRE_NORMS, heads, naming_scheme, rope, window
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, ATTENTION_BIASES, PRE_NORMS, form, heads, rope, window
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _LAYER: Final = PRE_NORMS | ATTENTION | {"mlp.c_fc": Role.UP, "mlp.c_proj": Role.DOWN}
@@ -30,7 +30,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         hidden=settings.integer("hidden_size"),
         layers=layers,
         max_positions=settings.integer("max_position_embeddings", 4096),
-        norm=Norm(kind="layer", eps=settings.number("norm_epsilon", 1e-5)),
+        norm=Norm(type="layer", eps=settings.number("norm_epsilon", 1e-5)),
         rope=rope("starcoder2", config, head_dim),
         attention=Attention(
             heads=count, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, window=size, windowed=which
@@ -40,5 +40,5 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             activation=settings.activation("starcoder2", "hidden_act", "gelu_pytorch_tanh", ("gelu", "gelu_tanh")),
             gated=False,
         ),
-        forms=(form(layers, _LAYER, biases=biases),),
+        naming_schemes=(naming_scheme(layers, _LAYER, biases=biases),),
     )

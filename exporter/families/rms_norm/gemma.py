@@ -10,8 +10,18 @@ from dataclasses import replace
 from typing import Any, Final
 
 from exporter.errors import BadInput, NotExpressible
+from exporter.families.building_blocks import (
+    ATTENTION,
+    ATTENTION_BIASES,
+    GATED_MLP,
+    LAYER,
+    QK_NORMS,
+    heads,
+    naming_scheme,
+    rope,
+    window,
+)
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, LAYER, QK_NORMS, form, heads, rope, window
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role, Slot
 
 _FOUR_NORMS: Final = {
@@ -82,11 +92,11 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
         """The names of the text model, below where the whole model keeps it."""
         return {
             (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
-            for name, slot in spec.forms[0].items()
+            for name, slot in spec.naming_schemes[0].items()
         }
 
     forms = (named("language_model.model.", "language_model."), named("model.language_model.", ""))
-    return replace(spec, forms=forms, beside=_VISION)
+    return replace(spec, naming_schemes=forms, foreign_prefixes=_VISION)
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
@@ -133,13 +143,13 @@ def _gemma(
         hidden=hidden,
         layers=layers,
         max_positions=settings.integer("max_position_embeddings", 8192),
-        norm=Norm(kind="rms", eps=settings.number("rms_norm_eps", 1e-6), offset=1.0),
-        rope=rope(family, config, head_dim, kinds=("linear",), theta=theta),
+        norm=Norm(type="rms", eps=settings.number("rms_norm_eps", 1e-6), offset=1.0),
+        rope=rope(family, config, head_dim, rope_types=("linear",), theta=theta),
         attention=Attention(heads=count, kv_heads=kv_heads, head_dim=head_dim, scale=base**-0.5),
         mlp=Mlp(
             inner=settings.integer("intermediate_size"),
             activation=settings.activation(family, activation, "gelu_pytorch_tanh", ("gelu", "gelu_tanh")),
         ),
-        forms=(form(layers, layer, biases=biases),),
+        naming_schemes=(naming_scheme(layers, layer, biases=biases),),
         embed_scale=hidden**0.5,
     )

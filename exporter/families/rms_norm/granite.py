@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from exporter.families.building_blocks import ATTENTION_BIASES, MLP_BIASES
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION_BIASES, MLP_BIASES
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from exporter.families.building_blocks import ATTENTION_BIASES, LAYER, MLP_BIASES, heads, naming_scheme, rope
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION_BIASES, LAYER, MLP_BIASES, form, heads, rope
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 
@@ -38,12 +38,12 @@ def like_llama(
         hidden=settings.integer("hidden_size"),
         layers=layers,
         max_positions=settings.integer("max_position_embeddings", max_positions),
-        norm=Norm(kind="rms", eps=settings.number("rms_norm_eps", 1e-6)),
+        norm=Norm(type="rms", eps=settings.number("rms_norm_eps", 1e-6)),
         rope=rope(family, config, head_dim, theta=theta),
         attention=Attention(heads=count, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5),
         mlp=Mlp(
             inner=settings.integer("intermediate_size"),
             activation=settings.activation(family, "hidden_act", "silu", {"silu"}),
         ),
-        forms=(form(layers, layer, biases=biases, optional=optional),),
+        naming_schemes=(naming_scheme(layers, layer, biases=biases, optional=optional),),
     )

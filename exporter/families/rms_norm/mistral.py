@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from exporter.families.building_blocks import ATTENTION, PRE_NORMS, naming_scheme, window
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, OUTSIDE, PRE_NORMS, form, window
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Moe, Role
 
@@ -42,7 +42,7 @@ def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
             inner=spec.mlp.inner,
             normalised=True,
         ),
-        forms=(form(spec.layers, PRE_NORMS | ATTENTION | _EXPERTS, outside=OUTSIDE, members=members),),
+        naming_schemes=(naming_scheme(spec.layers, PRE_NORMS | ATTENTION | _EXPERTS, members=members),),
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from exporter.errors import BadInput
+from exporter.families.building_blocks import PRE_NORMS, rope, rope_table, window
 from exporter.families.config import Settings
-from exporter.families.parts import PRE_NORMS, rope, rope_table, window
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role, Rope
 
@@ -34,22 +34,23 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
     spec = like_llama("phi3", plain | {"partial_rotary_factor": 1}, max_positions=4096, layer=_LAYER)
     size, which = window("phi3", settings, spec.layers)
-    turned = rope("phi3", plain | {"rope_parameters": table}, spec.attention.head_dim, kinds=("longrope",), partial=1.0)
-    _check_factors(turned)
+    scaled = plain | {"rope_parameters": table}
+    rotary = rope("phi3", scaled, spec.attention.head_dim, rope_types=("longrope",), partial=1.0)
+    _check_factors(rotary)
     return replace(
         spec,
         norm=replace(spec.norm, eps=settings.number("rms_norm_eps", 1e-5)),
-        rope=replace(turned, original_positions=settings.integer("original_max_position_embeddings", 4096)),
+        rope=replace(rotary, original_positions=settings.integer("original_max_position_embeddings", 4096)),
         attention=replace(spec.attention, qkv="blocks", window=size, windowed=which),
     )
 
 
-def _check_factors(turned: Rope) -> None:
-    for key in ("short_factor", "long_factor") if turned.scaling else ():
-        factors = (turned.scaling or {}).get(key)
+def _check_factors(rotary: Rope) -> None:
+    for key in ("short_factor", "long_factor") if rotary.scaling else ():
+        factors = (rotary.scaling or {}).get(key)
         if (
             not isinstance(factors, list)
-            or len(factors) != turned.dims // 2
-            or not all(type(one) in (int, float) and one > 0 for one in factors)
+            or len(factors) != rotary.dims // 2
+            or not all(type(factor) in (int, float) and factor > 0 for factor in factors)
         ):
-            raise BadInput(f"config.json: {key}: expected {turned.dims // 2} numbers above 0, found {factors!r:.80}")
+            raise BadInput(f"config.json: {key}: expected {rotary.dims // 2} numbers above 0, found {factors!r:.80}")

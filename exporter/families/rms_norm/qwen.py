@@ -10,8 +10,16 @@ from dataclasses import replace
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
+from exporter.families.building_blocks import (
+    ATTENTION,
+    ATTENTION_BIASES,
+    LAYER,
+    PRE_NORMS,
+    QK_NORMS,
+    naming_scheme,
+    window,
+)
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION, ATTENTION_BIASES, LAYER, PRE_NORMS, QK_NORMS, form, window
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Moe, Role
 
@@ -57,8 +65,8 @@ def describe_qwen3_moe(config: Mapping[str, Any]) -> DecoderSpec:
             inner=settings.integer("moe_intermediate_size", 768),
             normalised=settings.flag("norm_topk_prob", False),
         ),
-        forms=(
-            form(
+        naming_schemes=(
+            naming_scheme(
                 spec.layers,
                 PRE_NORMS | ATTENTION | QK_NORMS | _EXPERTS,
                 biases=_attention_biases(settings),

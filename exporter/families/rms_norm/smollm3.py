@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.errors import BadInput
+from exporter.families.building_blocks import ATTENTION_BIASES, MLP_BIASES, window
 from exporter.families.config import Settings
-from exporter.families.parts import ATTENTION_BIASES, MLP_BIASES, window
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 

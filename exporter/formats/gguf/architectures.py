@@ -250,7 +250,7 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
     """Raises NotExpressible for a bias of a linear that llama.cpp does not read, or misses."""
-    there = {slot.role for slot in slots if slot.part == "bias"} & _MOST
+    there = {slot.role for slot in slots if slot.parameter == "bias"} & _MOST
     if extra := there - row.biases:
         name = min(role.value for role in extra)
         raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias of {name} here, and this model has one")
@@ -266,7 +266,7 @@ def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
     lost = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
     if lost and attention.window is not None and attention.window < spec.max_positions:
         out.append(f"llama.cpp has no window here: texts of more than {attention.window} tokens give other logits")
-    if spec.beside:
+    if spec.foreign_prefixes:
         out.append("the file holds the text model alone: llama.cpp keeps what sees in a file of its own (mmproj)")
     if spec.mlp.activation == "gelu":
         out.append("llama.cpp computes GELU in its tanh form, the config asks for the exact one")

@@ -28,7 +28,7 @@ from exporter.io.output import OutputFile
 from exporter.merge.changes import Change
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress, silent
-from exporter.sources.peft.parts import LowRank, TokenRows
+from exporter.sources.peft.edits import LowRank, TokenRows
 from exporter.tensors import Array, ByteRange, TensorSpec, cast, read, same_values
 
 _EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
@@ -219,7 +219,7 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
     reason = None
     if change.replaced:
         reason = "an adapter brings the whole tensor, which is no update of low rank"
-    elif change.biases or slot.part == "bias":
+    elif change.biases or slot.parameter == "bias":
         reason = "an adapter changes a bias, for which it has no place"
     elif any(part.magnitude for part in change.updates):
         reason = "DoRA scales the base's own weights as well"
@@ -232,9 +232,9 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
 def _factors(part: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
     """(left, right) in the orientation of llama.cpp's matrix, (out, in)."""
     down, up = cast(read(part.down), "F32"), cast(read(part.up), "F32")
-    if part.kind == "embedding":
+    if part.target_type == "embedding":
         return down.T, up.T
-    if part.kind == "parameter" and slot.role in spec.transposed:
+    if part.target_type == "parameter" and slot.role in spec.transposed:
         return down.T, up.T
     return up, down
 

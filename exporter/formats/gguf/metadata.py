@@ -99,7 +99,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
     """Every key that some architecture has, by the name that the table of architectures uses."""
     attention, rope, moe = spec.attention, spec.rope, spec.moe
-    epsilon = "layer_norm_rms_epsilon" if spec.norm.kind == "rms" else "layer_norm_epsilon"
+    epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
         "block_count": spec.layers,
         "context_length": spec.max_positions,

@@ -42,5 +42,5 @@ _LAYER: Final[Mapping[Role, str]] = {
 def tensor_name(slot: Slot) -> str:
     """llama.cpp's name of the tensor in ``slot``; that of the whole stack for one of several."""
     if slot.layer is None:
-        return f"{_OUTSIDE[slot.role]}.{slot.part}"
-    return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.part}"
+        return f"{_OUTSIDE[slot.role]}.{slot.parameter}"
+    return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.parameter}"

@@ -177,7 +177,7 @@ def _planned(
     tensor, change = _view(model, names, slot, spec, row)
     shape = tensor.spec.shape if len(names) == 1 else (len(names), *stored.shape)
     kind = ftype
-    if len(shape) < 2 or slot.part == "bias" or slot.role in _ALWAYS_F32:
+    if len(shape) < 2 or slot.parameter == "bias" or slot.role in _ALWAYS_F32:
         kind = "F32"
     elif not writer.fits(kind, shape[-1]):
         kind = "F16"  # the converter's fallback for rows that do not come in whole blocks
@@ -200,7 +200,7 @@ def _view(
         return Stacked([model.tensor(name) for name in names]), f", one of {len(names)} in a stack"
     if spec.norm.offset and slot.role in _NORMS:
         return Shifted(tensor, spec.norm.offset), f", {spec.norm.offset:g} added"
-    if slot.role in spec.transposed and slot.part == "weight":
+    if slot.role in spec.transposed and slot.parameter == "weight":
         return Transposed(tensor), ", transposed"
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", queries, keys and values apart"

@@ -23,7 +23,7 @@ from exporter.io.output import OutputFile
 from exporter.progress import Progress, silent
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufTensor
-from exporter.sources.gguf.split_files import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, part_name
+from exporter.sources.gguf.split_files import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, split_file_name
 from exporter.tensors import ByteRange
 
 _SIZE: Final = re.compile(r"([1-9]\d*)([KMG])")
@@ -81,7 +81,7 @@ def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Pa
         return [path]
     if count > 0xFFFF:
         raise UsageError(f"--split-max-size: expected at most {0xFFFF} parts, found {count}")
-    parts = [path.with_name(part_name(path.stem, number, count)) for number in range(count)]
+    parts = [path.with_name(split_file_name(path.stem, number, count)) for number in range(count)]
     for number, (part, tensors) in enumerate(zip(parts, groups, strict=True)):
         marks = [
             _number(SPLIT_NO, _U16, number),

@@ -87,14 +87,14 @@ def plan_onnx(
     """
     spec = describe(model.config, "onnx")
     kept, dropped = assign(model, model.specs, spec)
-    places = {name: number for form in spec.forms for number, name in enumerate(form)}
+    places = {name: number for form in spec.naming_schemes for number, name in enumerate(form)}
     groups: dict[tuple[Role, int | None, str], list[str]] = {}
     ledger = model.ledger()
     for name in sorted(kept, key=places.__getitem__):
         slot = kept[name]
         if (dtype := model.specs[name].dtype) != "F32":
             raise NotExpressible(f"onnx: {model.path}: {name}", f"{dtype} weights are not written, only F32")
-        groups.setdefault((slot.role, slot.layer, slot.part), []).append(name)
+        groups.setdefault((slot.role, slot.layer, slot.parameter), []).append(name)
         ledger.take(name, "written")
     for name, rule in dropped.items():
         ledger.take(name, rule)
@@ -131,7 +131,7 @@ def _values(
     if role is Role.QKV and len(tensors) > 1:
         tensors = [Stacked(tensors)]
         rules.append("queries, keys and values together")
-    if role in _NORMS and slot.part == "weight" and spec.norm.offset:
+    if role in _NORMS and slot.parameter == "weight" and spec.norm.offset:
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
         rules.append(f"plus {spec.norm.offset:g}")
     shape = tensors[0].spec.shape
@@ -147,7 +147,7 @@ def _values(
     transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and not in_out
     rules += ["transposed"] * transposed + ["stacked"] * stacked
     rules += [] if precision.floats == "F32" else [f"rounded to {precision.floats}"]
-    name, rule = path(role, slot.layer, slot.part), ", ".join(rules) or "copied"
+    name, rule = path(role, slot.layer, slot.parameter), ", ".join(rules) or "copied"
     return [in_floats(name, tensors, precision.floats, rule, transposed=transposed, stacked=stacked)]
 
 

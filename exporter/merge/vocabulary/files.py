@@ -10,7 +10,7 @@ from typing import Any, Final
 from exporter.errors import BadInput
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import MORE_TEMPLATES
+from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 from exporter.sources.peft.adapter import Adapter
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
@@ -36,7 +36,7 @@ def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter])
 
 
 def _is_template(name: str) -> bool:
-    return name in _TEMPLATES or fnmatchcase(name, MORE_TEMPLATES)
+    return name in _TEMPLATES or fnmatchcase(name, ADDITIONAL_TEMPLATES)
 
 
 def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:

@@ -23,18 +23,18 @@ def vocabulary(
     largest = max(begins.values())
     vocab = largest
     for name, (_, change) in sources.items():
-        for part in change.rows:
-            if part.token_ids[-1] >= max(largest, known):
+        for edit in change.rows:
+            if edit.token_ids[-1] >= max(largest, known):
                 expected = f"token ids below {max(largest, known)} (rows of {name})"
                 hint = "new tokens need the tokenizer that names them beside the adapter"
-                raise TensorMismatch(part.path, part.key, expected=expected, found=part.token_ids[-1], hint=hint)
-            vocab = max(vocab, part.token_ids[-1] + 1)
+                raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1], hint=hint)
+            vocab = max(vocab, edit.token_ids[-1] + 1)
     if tokenizer and known > vocab:
         raise BadInput(
             f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}"
         )
     for name in sorted(sources):
-        covered = {token_id for part in sources[name][1].rows for token_id in part.token_ids}
+        covered = {token_id for edit in sources[name][1].rows for token_id in edit.token_ids}
         missing = next((token_id for token_id in range(begins[name], vocab) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
@@ -68,7 +68,7 @@ def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[st
     tie = checkpoint.tie
     head = sources[tie.head][1] if tie.head is not None and tie.head in sources else Change()
     grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows
-    if grown and tie.follows and not tie.tied and head.replaced is None:
+    if grown and tie.tied_in_config and not tie.tied and head.replaced is None:
         raise NotExpressible(
             f"{checkpoint.path}: {tie.head}",
             "it differs from the embedding although the config ties it, and transformers dropped it when it resized "

@@ -19,7 +19,7 @@ from exporter.merge.names import use_of
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.parts import FullModule, Part, TokenRows, first_not_finite
+from exporter.sources.peft.edits import Edit, FullModule, TokenRows, first_not_finite
 from exporter.tensors import BLOCK_BYTES, FLOATS, Array, LazyTensor, same_values
 
 _UNUSED: Final = "the base's own matrix, resized"
@@ -51,24 +51,24 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
     first: dict[str, FullModule] = {}
     reduced = []
     for adapter in adapters:
-        whole = {id(part): use for part in adapter.parts if (use := _resized_use(checkpoint, part)) is not None}
+        whole = {id(edit): use for edit in adapter.edits if (use := _resized_use(checkpoint, edit)) is not None}
         added: dict[str, TokenRows] = {}
-        for part in adapter.parts:
-            if (use := whole.get(id(part))) is None:
+        for edit in adapter.edits:
+            if (use := whole.get(id(edit))) is None:
                 continue
-            assert isinstance(part, FullModule)
-            seen = first.setdefault(use, part)
-            if seen is not part:
-                if not same_values(seen.tensor, part.tensor):
-                    found = f"{seen.path} too" if seen.path != part.path else f"others in {seen.key}"
-                    raise BadInput(f"{part.path}: {part.key}: expected the {use} to be set once, found {found}")
+            assert isinstance(edit, FullModule)
+            seen = first.setdefault(use, edit)
+            if seen is not edit:
+                if not same_values(seen.tensor, edit.tensor):
+                    found = f"{seen.path} too" if seen.path != edit.path else f"others in {seen.key}"
+                    raise BadInput(f"{edit.path}: {edit.key}: expected the {use} to be set once, found {found}")
                 continue
-            rows = _rows_behind(part, _base(checkpoint, use), taken[use])
+            rows = _rows_behind(edit, _base(checkpoint, use), taken[use])
             if rows is not None:
                 added[use] = rows
-        unused = {part.key: _UNUSED for part in adapter.parts if id(part) in whole}
-        parts = _with(checkpoint, [part for part in adapter.parts if id(part) not in whole], added)
-        reduced.append(replace(adapter, parts=parts, unused={**adapter.unused, **unused}))
+        unused = {edit.key: _UNUSED for edit in adapter.edits if id(edit) in whole}
+        edits = _with(checkpoint, [edit for edit in adapter.edits if id(edit) not in whole], added)
+        reduced.append(replace(adapter, edits=edits, unused={**adapter.unused, **unused}))
     return reduced
 
 
@@ -78,9 +78,9 @@ def _use(checkpoint: Checkpoint, module: str) -> str | None:
     return EMBEDDING if use is not None and checkpoint.tie.tied else use
 
 
-def _resized_use(checkpoint: Checkpoint, part: Part) -> str | None:
-    if isinstance(part, FullModule) and part.in_place and part.parameter == "weight":
-        return _use(checkpoint, part.module)
+def _resized_use(checkpoint: Checkpoint, edit: Edit) -> str | None:
+    if isinstance(edit, FullModule) and edit.in_place and edit.parameter == "weight":
+        return _use(checkpoint, edit.module)
     return None
 
 
@@ -91,19 +91,19 @@ def _base(checkpoint: Checkpoint, use: str) -> FileTensor:
 
 def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> set[int]:
     """Tokens whose rows some adapter sets."""
-    found = (part for adapter in adapters for part in adapter.rows if _use(checkpoint, part.module) == use)
-    return {token_id for part in found for token_id in part.token_ids}
+    found = (edit for adapter in adapters for edit in adapter.rows if _use(checkpoint, edit.module) == use)
+    return {token_id for edit in found for token_id in edit.token_ids}
 
 
-def _rows_behind(part: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
+def _rows_behind(edit: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
     """The rows behind the base's that nobody trained, as resizing made them; None if there are none."""
-    spec, held = part.tensor.spec, base.spec.n_rows
+    spec, held = edit.tensor.spec, base.spec.n_rows
     if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < held:
         expected = f"at least the {held} rows of width {base.spec.shape[-1]} of {base.place.path}"
-        raise TensorMismatch(part.path, part.key, expected=expected, found=f"shape {spec.shape}")
-    if (row := first_difference(part.tensor, base, held)) is not None:
+        raise TensorMismatch(edit.path, edit.key, expected=expected, found=f"shape {spec.shape}")
+    if (row := first_difference(edit.tensor, base, held)) is not None:
         raise NotExpressible(
-            f"{part.path}: {part.key}",
+            f"{edit.path}: {edit.key}",
             f"patch replaces rows of the vocabulary, and this is a whole matrix whose row {row} is not that of "
             f"{base.place.path}: it was trained as a whole, or on another base",
             instead="ttexport merge merges every kind of adapter",
@@ -111,31 +111,31 @@ def _rows_behind(part: FullModule, base: FileTensor, trained: set[int]) -> Token
     ids = tuple(token_id for token_id in range(held, spec.n_rows) if token_id not in trained)
     if not ids:
         return None
-    rows = part.tensor.rows(held, spec.n_rows)[[token_id - held for token_id in ids]]
+    rows = edit.tensor.rows(held, spec.n_rows)[[token_id - held for token_id in ids]]
     if (wrong := first_not_finite(rows)) is not None:
         found = f"NaN or Inf in row {ids[wrong]}"
-        raise TensorMismatch(part.path, part.key, expected="finite values", found=found)
-    return TokenRows(part.path, part.key, part.module, ids, rows, untrained=frozenset(ids))
+        raise TensorMismatch(edit.path, edit.key, expected="finite values", found=found)
+    return TokenRows(edit.path, edit.key, edit.module, ids, rows, untrained=frozenset(ids))
 
 
-def _with(checkpoint: Checkpoint, parts: Sequence[Part], added: Mapping[str, TokenRows]) -> list[Part]:
-    """``parts`` with the rows that were added: to the trained ones of their use, however often a file has them."""
-    joined: list[Part] = []
+def _with(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
+    """``edits`` with the rows that were added: to the trained ones of their use, however often a file has them."""
+    joined: list[Edit] = []
     missing = dict(added)
-    for part in parts:
-        use = _use(checkpoint, part.module) if isinstance(part, TokenRows) else None
+    for edit in edits:
+        use = _use(checkpoint, edit.module) if isinstance(edit, TokenRows) else None
         more = added.get(use) if use is not None else None
-        if isinstance(part, TokenRows) and use is not None and more is not None:
+        if isinstance(edit, TokenRows) and use is not None and more is not None:
             missing.pop(use, None)
-            part = _joined(part, more)
-        joined.append(part)
+            edit = _joined(edit, more)
+        joined.append(edit)
     return [*joined, *missing.values()]
 
 
-def _joined(part: TokenRows, more: TokenRows) -> TokenRows:
-    wide = np.promote_types(part.rows.dtype, more.rows.dtype)
-    ids = (*part.token_ids, *more.token_ids)
-    rows: Array = np.concatenate([one.rows.astype(wide, copy=False) for one in (part, more)])
+def _joined(edit: TokenRows, more: TokenRows) -> TokenRows:
+    wide = np.promote_types(edit.rows.dtype, more.rows.dtype)
+    ids = (*edit.token_ids, *more.token_ids)
+    rows: Array = np.concatenate([one.rows.astype(wide, copy=False) for one in (edit, more)])
     order = np.argsort(ids, kind="stable")
-    made = part.untrained | more.untrained
-    return replace(part, token_ids=tuple(sorted(ids)), rows=np.ascontiguousarray(rows[order]), untrained=made)
+    made = edit.untrained | more.untrained
+    return replace(edit, token_ids=tuple(sorted(ids)), rows=np.ascontiguousarray(rows[order]), untrained=made)

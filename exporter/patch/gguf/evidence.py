@@ -10,7 +10,7 @@ from exporter.errors import BadInput, TensorMismatch
 from exporter.formats.gguf.quantisation.tensors import encode_rows
 from exporter.patch.gguf.rows import EMBEDDING, matrices
 from exporter.patch.rows import sample
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import PREFIX
 from exporter.tensors import FLOATS, Array
@@ -23,7 +23,7 @@ ROWS_DTYPE_KEY: Final = f"{PREFIX}rows.dtype"
 _NORMS: Final = 64
 
 
-def prove_base(parts: GgufParts, base: Checkpoint) -> str:
+def prove_base(parts: GgufModel, base: Checkpoint) -> str:
     """How the file proved to be made from ``base``. Raises BadInput if it was not, or shows that it may not have been.
 
     A digest that the writer recorded decides; else rows of the embedding, spread over the vocabulary, are encoded
@@ -52,7 +52,7 @@ def prove_base(parts: GgufParts, base: Checkpoint) -> str:
     return f"{len(ids)} rows encoded again"
 
 
-def recorded_provenance(parts: GgufParts) -> dict[str, str]:
+def recorded_provenance(parts: GgufModel) -> dict[str, str]:
     """What the file says of its making, without the prefix of our keys; {} in a file of another tool."""
     return {
         name.removeprefix(PREFIX): value
@@ -61,7 +61,7 @@ def recorded_provenance(parts: GgufParts) -> dict[str, str]:
     }
 
 
-def base_dtype(parts: GgufParts) -> str:
+def base_dtype(parts: GgufModel) -> str:
     """The dtype in which the base stores its weights: as recorded, else as unquantised values of the file show it.
 
     GGUF keeps norms and biases in float32 whatever the type of the file, so the bits that a 16-bit dtype lacks are all
@@ -78,7 +78,7 @@ def base_dtype(parts: GgufParts) -> str:
         return "F16" if (values.astype(np.float16).astype(np.float32) == values).all() else "F32"
 
 
-def _unquantised(parts: GgufParts) -> Array:
+def _unquantised(parts: GgufModel) -> Array:
     """Norms, biases, and rows of an unquantised embedding, in float32."""
     names = [
         name

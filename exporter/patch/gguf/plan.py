@@ -17,7 +17,7 @@ from exporter.patch.gguf import header, rows, tokens
 from exporter.patch.rows import Wanted, gather, rounded
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufTensor
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array
 
@@ -60,7 +60,7 @@ class FilePatch:
 class GgufPatch:
     """The whole patch. new: texts of tokens that are new to the file by id. dtype: what rows were rounded to first."""
 
-    parts: GgufParts
+    parts: GgufModel
     files: Sequence[FilePatch]
     dtype: str
     vocab: int
@@ -82,7 +82,7 @@ class GgufPatch:
         return self.parts.tensors[rows.EMBEDDING].type
 
 
-def plan_rows(parts: GgufParts, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
+def plan_rows(parts: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
     """Decide what changes and encode the new rows; no tensor of the file is read but for a few rows.
 
     dtype: rows are rounded to it before they are encoded, as a merge rounds them to the base's dtype.
@@ -111,7 +111,7 @@ def plan_rows(parts: GgufParts, adapters: Sequence[Adapter], dtype: str, provena
     return GgufPatch(parts, files, dtype, vocabulary.size, vocabulary.new)
 
 
-def _tensor_patch(parts: GgufParts, name: str, wanted: Wanted, dtype: str, size: int) -> TensorPatch:
+def _tensor_patch(parts: GgufModel, name: str, wanted: Wanted, dtype: str, size: int) -> TensorPatch:
     tensor, part = parts.tensors[name], wanted.where[name]
     ids, values = rounded(wanted, name, dtype)
     try:
@@ -123,7 +123,7 @@ def _tensor_patch(parts: GgufParts, name: str, wanted: Wanted, dtype: str, size:
 
 
 def _of_size(
-    parts: GgufParts, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
+    parts: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
 ) -> tuple[list[Key], Sequence[Key]]:
     """(keys that change with the number of tokens, the keys without one that stood for the old number alone)."""
     # Here, because they bring the families, and most patches keep the vocabulary as large as it is.

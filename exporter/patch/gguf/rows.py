@@ -9,13 +9,13 @@ import numpy as np
 
 from exporter.errors import NotExpressible, UnreadableFile
 from exporter.patch.rows import Matrices, sample
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"
 
 
-def matrices(parts: GgufParts) -> Matrices:
+def matrices(parts: GgufModel) -> Matrices:
     """Raises UnreadableFile for a file without an embedding, NotExpressible for one that is no matrix."""
     if EMBEDDING not in parts.tensors:
         raise UnreadableFile(parts.path, f"{EMBEDDING}: expected an input embedding, found none")
@@ -28,7 +28,7 @@ def matrices(parts: GgufParts) -> Matrices:
     return Matrices(parts.path, "gguf", EMBEDDING, head, widths, partial(_repeats, parts))
 
 
-def _repeats(parts: GgufParts) -> bool:
+def _repeats(parts: GgufModel) -> bool:
     """Whether the head is a stored copy of the embedding, as some converters write it for tied models."""
     one, other = parts.tensors[EMBEDDING], parts.tensors[HEAD]
     if (one.type, one.shape) != (other.type, other.shape):

@@ -18,7 +18,7 @@ from exporter.patch.gguf.write import changes_in_place, write_patched
 from exporter.patch.journal import patch_in_place
 from exporter.patch.spec import OVER_BASE, Inputs, PatchPlan, PatchSpec
 from exporter.progress import Hooks
-from exporter.sources.gguf.split_files import GgufParts, part_name
+from exporter.sources.gguf.split_files import GgufModel, split_file_name
 from exporter.verify.patched.gguf import Before, check_patched
 from exporter.verify.report import Report
 
@@ -48,7 +48,7 @@ class GgufPatchPlan(PatchPlan):
         count = len(self.patch.files)
         if count == 1:
             return [self.out]
-        return [self.out.with_name(part_name(self._stem(self.out), number, count)) for number in range(count)]
+        return [self.out.with_name(split_file_name(self._stem(self.out), number, count)) for number in range(count)]
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
@@ -110,7 +110,7 @@ class GgufPatchPlan(PatchPlan):
             base = self.patch.parts if self.spec.level == "full" else None
             return self._verified(draft.with_name(self.paths[0].name), before, base=base)
 
-    def _verified(self, path: Path, before: Before | None, *, base: GgufParts | None) -> Report | None:
+    def _verified(self, path: Path, before: Before | None, *, base: GgufModel | None) -> Report | None:
         if before is None:
             return None
         checks = list(check_patched(path, before, base=base))
@@ -126,7 +126,7 @@ class GgufPatchPlan(PatchPlan):
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
     inputs = Inputs.open(spec)
-    parts = GgufParts.open(spec.base)
+    parts = GgufModel.open(spec.base)
     dtype = spec.dtype.upper() if spec.dtype else base_dtype(parts)
     recorded = recorded_provenance(parts)
     note = inputs.standing(parts.path, recorded)

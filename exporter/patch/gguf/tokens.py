@@ -23,7 +23,7 @@ from exporter.patch.gguf.header import numbers, same_kind
 from exporter.patch.gguf.rows import EMBEDDING, HEAD
 from exporter.patch.rows import Wanted
 from exporter.sources.gguf.header import GgufArray
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.peft.adapter import Adapter
@@ -49,7 +49,7 @@ class Vocabulary:
 
 
 def patch_vocabulary(
-    parts: GgufParts, keys: Mapping[str, Key], adapters: Sequence[Adapter], wanted: Wanted
+    parts: GgufModel, keys: Mapping[str, Key], adapters: Sequence[Adapter], wanted: Wanted
 ) -> Vocabulary:
     """Decide on the vocabulary. ``keys``: the file's, by name.
 
@@ -86,7 +86,7 @@ def patch_vocabulary(
     return Vocabulary(size, changes, new, any(key.name == "tokenizer.ggml.add_bos_token" for key in specials))
 
 
-def _require_covered(parts: GgufParts, wanted: Wanted, size: int) -> None:
+def _require_covered(parts: GgufModel, wanted: Wanted, size: int) -> None:
     """Every matrix grows, and every new row of each must come from an adapter."""
     names = [name for name in (EMBEDDING, HEAD) if name in parts.tensors]
     for name in names:
@@ -102,7 +102,7 @@ def _require_covered(parts: GgufParts, wanted: Wanted, size: int) -> None:
 
 
 def _entries(
-    parts: GgufParts, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
+    parts: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
     """Texts of new tokens, and the arrays with them, each in the type that it has."""
     arrays = {name: parts.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
@@ -143,12 +143,12 @@ def _entries(
         return {}, []
     changes = [writer.texts(TOKENS, texts)] if new or size > held else []
     if isinstance(kinds := arrays[TYPES], GgufArray):
-        changes.append(numbers(TYPES, kinds.kind, types))
+        changes.append(numbers(TYPES, kinds.item_type, types))
     if isinstance(scores := arrays[SCORES], GgufArray) and changes:
         values = [*scores.values(), *[PADDING_SCORE] * (size - held)]
         for token_id in new:
             values[token_id] = ADDED_SCORE
-        changes.append(numbers(SCORES, scores.kind, values))
+        changes.append(numbers(SCORES, scores.item_type, values))
     return new, changes
 
 

@@ -36,7 +36,7 @@ class Matrix:
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Matrix:
         """Raises NotExpressible for a storage that is not understood."""
-        found = cls(file, name, _form(file, name), Scaled.of(file, name), file.parts(name))
+        found = cls(file, name, _form(file, name), Scaled.of(file, name), file.stored_tensors(name))
         found._check()
         return found
 
@@ -136,7 +136,7 @@ def _form(file: OnnxFile, name: str) -> Blocks | None:
     form = file.blocks.get(name)
     if form is None:
         return None
-    codes, scales, *zeros = file.parts(name)
+    codes, scales, *zeros = file.stored_tensors(name)
     whole = form.bits in (4, 8) and form.size > 0 and not codes.nbytes * 8 // form.bits % form.size
     if not whole or codes.dtype != "U8" or scales.dtype not in FLOATS or any(one.dtype != "U8" for one in zeros):
         kinds = ", ".join(one.dtype for one in (codes, scales, *zeros))

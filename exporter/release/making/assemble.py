@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter.errors import writing
 from exporter.io.digests import FileDigests
 from exporter.io.output import OutputFile
-from exporter.io.staging import Stage, is_left, require_space, resumable
+from exporter.io.staging import Stage, has_leftover, require_space, resumable
 from exporter.progress import Hooks, Progress
 from exporter.release.facts import Release
 from exporter.release.making.finish import finish, now, require_finish, run_of
@@ -37,7 +37,7 @@ def assemble_release(
     hooks, started = hooks or Hooks(), now()
     parts = Parts.open(spec, folders)
     keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
-    if resume and not is_left(out) and (found := finished_release(out, parts.release, keys, parts.judged)):
+    if resume and not has_leftover(out) and (found := finished_release(out, parts.release, keys, parts.judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)

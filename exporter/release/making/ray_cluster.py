@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from exporter.errors import MissingDependency, OutputError, TTExportError, UsageError
 from exporter.io.apart import require_apart
-from exporter.io.staging import is_left, require_space, resumable
+from exporter.io.staging import has_leftover, require_space, resumable
 from exporter.progress import Hooks
 from exporter.release.facts import Release
 from exporter.release.jobs import Job
@@ -63,7 +63,7 @@ def release_on_ray(
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(out, plan.inputs)
     keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
-    if resume and not is_left(out) and (found := finished_release(out, plan.facts, keys, judged)):
+    if resume and not has_leftover(out) and (found := finished_release(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)

@@ -15,7 +15,7 @@ from typing import Final
 from exporter.errors import NotEquivalent, writing
 from exporter.io.apart import require_apart
 from exporter.io.digests import FileDigests, files_below
-from exporter.io.staging import Stage, is_left, require_space, resumable, sync_folder, write_file
+from exporter.io.staging import Stage, has_leftover, require_space, resumable, sync_folder, write_file
 from exporter.progress import Hooks
 from exporter.release.facts import Artifact, Release
 from exporter.release.jobs import Job
@@ -160,7 +160,7 @@ def run_release(
     jobs = [only] if only else list(plan.jobs)
     keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
     find = finished_piece if only else finished_release
-    if resume and not is_left(out) and (found := find(out, plan.facts, keys, judged)):
+    if resume and not has_leftover(out) and (found := find(out, plan.facts, keys, judged)):
         hooks.say(f"{out}: finished before")
         return found
     if not only:

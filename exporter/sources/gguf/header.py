@@ -34,10 +34,10 @@ _MAX_ELEMENTS: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array value that stays on disk until ``values`` is called. ``kind`` is the type number of its items."""
+    """An array value that stays on disk until ``values`` is called. ``item_type`` is the type number of its items."""
 
     path: Path
-    kind: int
+    item_type: int
     count: int
     offset_bytes: int
     nbytes: int
@@ -46,8 +46,8 @@ class GgufArray:
         """Decode the array. Strings come as str; bytes that are no UTF-8 survive as surrogates."""
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
-        if self.kind != STRING:
-            return list(data.view(SCALARS[self.kind]).tolist())
+        if self.item_type != STRING:
+            return list(data.view(SCALARS[self.item_type]).tolist())
         raw, at, out = data.tobytes(), 0, []
         for _ in range(self.count):
             start = at + 8

@@ -24,13 +24,13 @@ _PART: Final = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf
 
 
 @dataclass(frozen=True)
-class GgufParts:
+class GgufModel:
     """All files of one model, the first part first."""
 
     files: Sequence[GgufFile]
 
     @classmethod
-    def open(cls, path: Path) -> GgufParts:
+    def open(cls, path: Path) -> GgufModel:
         """Open ``path`` and, if it is the first part of a split model, the other parts; headers only.
 
         Raises UnreadableFile for a part that is missing, is not the one its name says, or repeats a tensor, and for
@@ -44,7 +44,7 @@ class GgufParts:
         match = _PART.fullmatch(path.name)
         if match is None or int(match["count"]) != count:
             raise UnreadableFile(path, f"expected the name NAME-00001-of-{count:05}.gguf, found another")
-        names = [part_name(match["stem"], number, count) for number in range(count)]
+        names = [split_file_name(match["stem"], number, count) for number in range(count)]
         if path.name != names[0]:
             raise UnreadableFile(path, f"expected the first part, {names[0]}, found another")
         files = [first, *(GgufFile.open(path.with_name(name)) for name in names[1:])]
@@ -76,12 +76,12 @@ class GgufParts:
         return next(file for file in self.files if name in file.tensors)
 
 
-def part_name(stem: str, number: int, count: int) -> str:
+def split_file_name(stem: str, number: int, count: int) -> str:
     """The name of part ``number``, counted from 0, as llama.cpp looks for it."""
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
-def is_later_part(path: Path) -> bool:
+def is_later_split_file(path: Path) -> bool:
     """Whether the name is that of a part other than the first, which does not stand for the model."""
     match = _PART.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1

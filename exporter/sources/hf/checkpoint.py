@@ -31,7 +31,7 @@ AUXILIARY_FILES: Final = (
     "chat_template.json",
 )
 #: Chat templates besides the default one lie in a folder of their own, a NAME.jinja each (transformers' layout).
-MORE_TEMPLATES: Final = "additional_chat_templates/*.jinja"
+ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 
 #: Module names that hold the input embedding and the output head in the checkpoints of the field.
 EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
@@ -53,15 +53,15 @@ class Tie:
 
     ``embedding`` and ``head`` are stored tensor names (``head`` None if none is stored); ``tied`` says that both
     uses must see the same values. ``copies``: further tensors that hold the embedding once more, as old
-    encoder-decoder checkpoints store it for each side. ``follows``: the config says tied, so that PEFT lets the head
-    have the embedding's rows even if a different head is stored.
+    encoder-decoder checkpoints store it for each side. ``tied_in_config``: the config ties them; PEFT then sets the
+    embedding's rows in the head, too, even if a different head is stored.
     """
 
     embedding: str
     head: str | None
     tied: bool
     copies: tuple[str, ...] = ()
-    follows: bool = False
+    tied_in_config: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Checkpoint:
         if head is None:
             if flag is False:
                 raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(HEADS)}, found neither")
-            return Tie(embedding, None, tied=True, copies=tuple(copies), follows=True)
+            return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
         tied = flag is not False and self._same_bytes(embedding, head)
-        return Tie(embedding, head, tied, tuple(copies), follows=tied if flag is None else flag)
+        return Tie(embedding, head, tied, tuple(copies), tied_in_config=tied if flag is None else flag)
 
     @cached_property
     def embedding_digest(self) -> str:
@@ -176,11 +176,11 @@ class Checkpoint:
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:
-    """What ``folder`` holds of ``AUXILIARY_FILES`` and ``MORE_TEMPLATES``: name, with slashes → path.
+    """What ``folder`` holds of ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES``: name, with slashes → path.
 
     Broken ones count: reading them says so.
     """
-    more = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(MORE_TEMPLATES))]
+    more = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
     return {name: folder / name for name in (*AUXILIARY_FILES, *more) if os.path.lexists(folder / name)}
 
 

@@ -10,7 +10,7 @@ from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import added_tokens
 
 #: The special tokens whose ids stand in config.json and generation_config.json.
-KINDS: Final = ("bos", "eos", "pad")
+SPECIAL_TOKENS: Final = ("bos", "eos", "pad")
 
 
 def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
@@ -22,7 +22,7 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
     settings: dict[str, Any] = {}
     for name in names:
         settings |= read_object(files[name]) if name in files else {}
-    texts = {kind: _text(settings.get(f"{kind}_token")) for kind in KINDS}
+    texts = {kind: _text(settings.get(f"{kind}_token")) for kind in SPECIAL_TOKENS}
     path = files.get("tokenizer.json")
     if path is None or not any(texts.values()):
         return {}

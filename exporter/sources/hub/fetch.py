@@ -19,38 +19,38 @@ from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, OutputError
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import AUXILIARY_FILES, MAX_INDEX_BYTES, MORE_TEMPLATES
+from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES, AUXILIARY_FILES, MAX_INDEX_BYTES
 from exporter.sources.peft.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 
-Kind = Literal["adapter", "checkpoint"]
+RepoContent = Literal["adapter", "checkpoint"]
 
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 #: Read before it is known which weights are needed; all of it is small.
-_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, MORE_TEMPLATES)
+_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
 #: One of these is the vocabulary.
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def fetch(repo: str, revision: str, *, kind: Kind | None, quiet: bool) -> Path:
+def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool) -> Path:
     """The folder of ``repo`` at ``revision`` (branch, tag or commit), whole; its name is the commit.
 
-    What is whole in the cache is used without asking the hub. ``kind`` says which weights to fetch; None: an
+    What is whole in the cache is used without asking the hub. ``content`` says which weights to fetch; None: an
     adapter's if the repository is one, else a checkpoint's.
     Raises BadInput with what is missing and what to do, OutputError if the cache cannot be written.
     """
     from huggingface_hub import constants
 
     held = _in_cache(repo, revision)
-    gap = _gap(repo, held, kind) if held else None
+    gap = _gap(repo, held, content) if held else None
     if held and not gap and _listing(repo, held) is not None:
         return held
     quiet = quiet or constants.HF_HUB_OFFLINE  # nothing will be downloaded
     try:
         with _no_warnings():
-            folder = _download(repo, revision, kind, bars=_bars(f"downloading {repo}@{revision}", quiet=quiet))
+            folder = _download(repo, revision, content, bars=_bars(f"downloading {repo}@{revision}", quiet=quiet))
     except Exception as exc:  # the errors of hub, network and cache share no base class
         if held and not gap:
             return held  # nobody says that anything is missing
@@ -58,7 +58,7 @@ def fetch(repo: str, revision: str, *, kind: Kind | None, quiet: bool) -> Path:
             raise OutputError(exc.filename or _cache(), f"the hub's cache: {exc.strerror}") from exc
         state = f"{gap} in" if gap else "neither a folder nor in"
         raise BadInput(f"{repo}@{revision}: {state} the local cache, and {_reason(repo, revision, exc)}") from exc
-    if gap := _gap(repo, folder, kind):
+    if gap := _gap(repo, folder, content):
         raise BadInput(f"{repo}@{revision}: {gap}{_found_instead(repo, folder)}")
     return folder
 
@@ -75,23 +75,23 @@ def _in_cache(repo: str, revision: str) -> Path | None:
         return None
 
 
-def _download(repo: str, revision: str, kind: Kind | None, *, bars: Any) -> Path:
+def _download(repo: str, revision: str, content: RepoContent | None, *, bars: Any) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     # snapshot_download would hide a refusal behind a folder that is there in part; this one speaks up.
     HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_SMALL), tqdm_class=bars))
-    weights = _weights(folder, _listing(repo, folder), kind or _kind_of(folder))
+    weights = _weights(folder, _listing(repo, folder), content or _kind_of(folder))
     # The commit, not the branch: it must not move between config and weights.
     exact = [glob.escape(name) for name in weights]
     snapshot_download(repo, revision=folder.name, allow_patterns=exact, tqdm_class=bars)
     return folder
 
 
-def _gap(repo: str, folder: Path, kind: Kind | None) -> str | None:
+def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
     """The first needed file that is not whole, as a sentence; None if all are."""
     sizes = _listing(repo, folder)
-    for name in _needed(folder, sizes, kind or _kind_of(folder)):
+    for name in _needed(folder, sizes, content or _kind_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
         if not file.is_file():  # a link without its blob, too
             return f"{name} is missing"
@@ -100,21 +100,21 @@ def _gap(repo: str, folder: Path, kind: Kind | None) -> str | None:
     return None
 
 
-def _needed(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[str]:
+def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
     """Names of the files without which the folder must not be used."""
-    config = ADAPTER_CONFIG if kind == "adapter" else "config.json"
+    config = ADAPTER_CONFIG if content == "adapter" else "config.json"
     if sizes is not None:
-        side = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, MORE_TEMPLATES)]
-    elif kind == "checkpoint" and not any((folder / name).is_file() for name in _VOCABULARIES):
+        side = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
+    elif content == "checkpoint" and not any((folder / name).is_file() for name in _VOCABULARIES):
         side = [_VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
     else:
         side = []
-    return [config, *side, *_weights(folder, sizes, kind)]
+    return [config, *side, *_weights(folder, sizes, content)]
 
 
-def _weights(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[str]:
+def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
     """Names of the weight files that will be read: as the readers choose them, one file before an index."""
-    if kind == "adapter":
+    if content == "adapter":
         return [ADAPTER_WEIGHTS]
     single = _WEIGHTS in sizes if sizes is not None else (folder / _WEIGHTS).is_file()
     index = folder / _INDEX
@@ -125,7 +125,7 @@ def _weights(folder: Path, sizes: Mapping[str, int] | None, kind: Kind) -> list[
     return sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
 
 
-def _kind_of(folder: Path) -> Kind:
+def _kind_of(folder: Path) -> RepoContent:
     return "adapter" if (folder / ADAPTER_CONFIG).is_file() else "checkpoint"
 
 

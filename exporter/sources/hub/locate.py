@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import BadInput
-from exporter.sources.hub.fetch import Kind, fetch
+from exporter.sources.hub.fetch import RepoContent, fetch
 from exporter.sources.peft.adapter import CONFIG, Adapter
 
 #: The hub's names have at most 96 letters.
@@ -20,8 +20,8 @@ _REVISION: Final = re.compile(r"\w[\w./+-]{,254}", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
 #: Artifacts keep their provenance in metadata, under names that begin so.
 PREFIX: Final = "ttexport."
-#: Which adapters went in: ``digest_after`` of them all.
-TUNED: Final = "adapters.sha256"
+#: Which adapters went in: ``combined_digest`` of them all.
+ADAPTERS_DIGEST: Final = "adapters.sha256"
 _RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
 
 
@@ -50,7 +50,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
     Raises BadInput if nothing names a base, if the adapters name different ones, or if it cannot be had.
     """
     if named is not None:
-        return locate(named, asked_by="--base", kind="checkpoint", quiet=quiet)
+        return locate(named, asked_by="--base", content="checkpoint", quiet=quiet)
     where = adapters[0].path / CONFIG
     distinct = {(adapter.base_name, _base_revision(adapter)) for adapter in adapters}
     if {name for name, _ in distinct} == {None}:
@@ -60,7 +60,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
         raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {found}")
     ((name, revision),) = distinct
     asked_by = f"{where}: base_model_name_or_path"
-    return locate(str(name), asked_by=asked_by, kind="checkpoint", revision=revision, quiet=quiet)
+    return locate(str(name), asked_by=asked_by, content="checkpoint", revision=revision, quiet=quiet)
 
 
 def _base_revision(adapter: Adapter) -> str | None:
@@ -72,12 +72,12 @@ def _base_revision(adapter: Adapter) -> str | None:
 
 
 def locate(
-    word: str, *, asked_by: str, kind: Kind | None = None, revision: str | None = None, quiet: bool = False
+    word: str, *, asked_by: str, content: RepoContent | None = None, revision: str | None = None, quiet: bool = False
 ) -> Located:
     """The folder that ``word`` names: a path that exists, else a hub id, from the cache or downloaded.
 
-    ``kind`` is what it must be (None: either). ``revision`` is taken if ``word`` carries none. Raises BadInput, which
-    names ``asked_by``, the option or file that the word is from.
+    ``content`` is the required content (None: either). ``revision`` applies if ``word`` carries none. Raises BadInput,
+    which names ``asked_by``: the option or file that ``word`` comes from.
     """
     path = Path(word)
     try:
@@ -87,13 +87,13 @@ def locate(
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
     match = _ID.fullmatch(word)
     # Only old checkpoints have no owner (gpt2); for the rest a single word is a folder that is not there.
-    if match is None or ("/" not in match["repo"] and kind != "checkpoint"):
+    if match is None or ("/" not in match["repo"] and content != "checkpoint"):
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}, which does not exist")
     wanted = match["revision"] or revision or _DEFAULT_REVISION
     if not _REVISION.fullmatch(wanted) or ".." in wanted:
         raise BadInput(f"{asked_by}: {match['repo']}: expected a branch, tag or commit, found {wanted!r:.80}")
     try:
-        folder = fetch(match["repo"], wanted, kind=kind, quiet=quiet)
+        folder = fetch(match["repo"], wanted, content=content, quiet=quiet)
     except BadInput as exc:
         raise BadInput(f"{asked_by}: {exc}") from exc
     return Located(folder, match["repo"], folder.name)

@@ -22,7 +22,7 @@ from exporter.errors import NotExpressible, UnreadableFile, reading
 from exporter.io.files import opened, read_exactly
 from exporter.sources.hf.safetensors import read_into
 from exporter.sources.onnx.folder import model_files
-from exporter.sources.onnx.graph import BlockForm, ScaledForm, find_uses
+from exporter.sources.onnx.graph import BlockForm, ScaledForm, find_vocabulary
 from exporter.sources.onnx.scan import check_cost
 from exporter.sources.onnx.tensors import TensorRange, tensor_ranges, text
 from exporter.tensors import DTYPES, Array, ByteRange
@@ -40,7 +40,7 @@ class OnnxFile:
     product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
     counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
     codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of
-    integers. block_kinds: in which blocks codes are read, of any matrix, such as "int4 x 32 with zero points".
+    integers. block_formats: in which blocks codes are read, of any matrix, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -54,7 +54,7 @@ class OnnxFile:
     blocks: Mapping[str, BlockForm]
     scaled: Mapping[str, ScaledForm]
     quantised: bool
-    block_kinds: tuple[str, ...]
+    block_formats: tuple[str, ...]
     _inline: Mapping[str, TensorProto] = field(repr=False)
 
     @classmethod
@@ -69,7 +69,7 @@ class OnnxFile:
         model = _parse(path)
         graph = model.graph
         initialisers = tensor_ranges(path, graph.initializer)
-        uses = find_uses(graph, {name: len(one.shape) for name, one in initialisers.items()})
+        uses = find_vocabulary(graph, {name: len(one.shape) for name, one in initialisers.items()})
         found = [use for use in (uses.head, uses.embedding) if use]
         return cls(
             path=path,
@@ -83,7 +83,7 @@ class OnnxFile:
             blocks={use.name: use.blocks for use in found if use.blocks},
             scaled={use.name: use.scaled for use in found if use.scaled},
             quantised=uses.quantised,
-            block_kinds=uses.block_kinds,
+            block_formats=uses.block_formats,
             _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
         )
 
@@ -123,7 +123,7 @@ class OnnxFile:
             raise UnreadableFile(place.path, f"{name}: {exc}") from exc
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
-    def parts(self, name: str) -> list[TensorRange]:
+    def stored_tensors(self, name: str) -> list[TensorRange]:
         """What makes the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
         form = self.blocks.get(name)
         names = [name, form.scales, form.zero_points] if form else [name]
@@ -134,12 +134,12 @@ class OnnxFile:
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Rows of tokens [start, stop) as they are stored, the ``parts`` side by side: (n, bytes) uint8."""
+        """Rows of tokens [start, stop) as they are stored, the ``stored_tensors`` side by side: (n, bytes) uint8."""
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)
         stored = []
-        for part in self.parts(name):
+        for part in self.stored_tensors(name):
             width = part.nbytes // self.tokens(name)
             if part.place is None:
                 whole = np.frombuffer(self._inline[part.name].raw_data, np.uint8).reshape(-1, width)
@@ -152,7 +152,7 @@ class OnnxFile:
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
         """Where ``token_bytes`` of one token lie. Raises NotExpressible for rows that are no such ranges."""
         places = []
-        for part in self.parts(name):
+        for part in self.stored_tensors(name):
             if part.place is None or self.token_axis[name]:
                 raise NotExpressible(f"{self.path}: {part.name}", "its rows are no ranges of an external data file")
             width = part.nbytes // self.tokens(name)

@@ -64,7 +64,7 @@ class ScaledForm:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class VocabularyMatrix:
     """An initialiser, and its axis that counts tokens. ``blocks``, ``scaled``: it holds codes, not values."""
 
     name: str
@@ -74,23 +74,23 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Uses:
+class GraphVocabulary:
     """The two uses of a vocabulary; None where the graph has no such thing."""
 
-    embedding: Use | None
-    head: Use | None
+    embedding: VocabularyMatrix | None
+    head: VocabularyMatrix | None
     quantised: bool  # some product in the graph is one of integers
-    block_kinds: tuple[str, ...]  # in which blocks codes are read, of any matrix
+    block_formats: tuple[str, ...]  # in which blocks codes are read, of any matrix
 
 
-def find_uses(graph: GraphProto, ranks: Mapping[str, int]) -> Uses:
+def find_vocabulary(graph: GraphProto, ranks: Mapping[str, int]) -> GraphVocabulary:
     """Find both uses. ``ranks``: number of axes of every initialiser, by name."""
     walk = _Walk(graph, ranks)
     quantised = any(node.op_type in _QUANTISED for node in graph.node)
-    return Uses(walk.embedding(), walk.head(), quantised, _block_kinds(graph))
+    return GraphVocabulary(walk.embedding(), walk.head(), quantised, _block_formats(graph))
 
 
-def _block_kinds(graph: GraphProto) -> tuple[str, ...]:
+def _block_formats(graph: GraphProto) -> tuple[str, ...]:
     """Such as "int4 x 32 with zero points", sorted; of graphs inside the graph as well, as loops over experts are."""
     waiting, found = [graph], set[str]()
     while waiting:
@@ -109,7 +109,7 @@ class _Walk:
         self.graph, self.ranks = graph, ranks
         self.producers = {output: node for node in graph.node for output in node.output if output}
 
-    def embedding(self) -> Use | None:
+    def embedding(self) -> VocabularyMatrix | None:
         for node in self.graph.node:
             if node.op_type in _LOOKUPS and len(node.input) > 1 and self._is_ids(node.input[1]):
                 axis = _AXES.get(_number(node, "axis"))
@@ -117,12 +117,12 @@ class _Walk:
                     return replace(use, blocks=self._blocks(node), scaled=self._scaled((use.name, node.output[0])))
         return None
 
-    def _looked_up(self, node: NodeProto, axis: int) -> Use | None:
+    def _looked_up(self, node: NodeProto, axis: int) -> VocabularyMatrix | None:
         """The matrix that ``node`` reads; codes shared with a product may get another shape on the way."""
         name = self._stored(node.input[0]) if node.op_type in _BLOCKED else None
         return self._weight(name or node.input[0], axis)
 
-    def head(self) -> Use | None:
+    def head(self) -> VocabularyMatrix | None:
         outputs = [value.name for value in self.graph.output]
         if not outputs:
             return None
@@ -151,7 +151,7 @@ class _Walk:
             elif node.op_type in LOGITS:
                 waiting += reversed(node.input)
 
-    def _factor(self, node: NodeProto) -> Use | None:
+    def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
         """The initialiser in a product: as a rule the second factor, (H, V); else the first, (V, H)."""
         if len(node.input) < 2:
             return None
@@ -164,11 +164,11 @@ class _Walk:
             return replace(second, scaled=self._scaled((second.name,)))
         return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
-    def _weight(self, name: str, axis: int) -> Use | None:
+    def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
         """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose on the way swaps the axis."""
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
-                return Use(name, axis) if self.ranks[name] >= 2 else None
+                return VocabularyMatrix(name, axis) if self.ranks[name] >= 2 else None
             node = self.producers.get(name)
             if node is None or node.op_type not in _WEIGHT or not node.input:
                 return None

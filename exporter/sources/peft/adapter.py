@@ -1,4 +1,4 @@
-"""A PEFT adapter folder, read into typed parts: what it sets, where, and from which tensors of which file."""
+"""A PEFT adapter folder, read into typed edits: what it sets, where, and from which tensors of which file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.safetensors import read_tensors
-from exporter.sources.peft.keys import read_parts
+from exporter.sources.peft.edits import Edit, TokenRows
+from exporter.sources.peft.keys import read_edits
 from exporter.sources.peft.lora_config import PEFT_MERGE, LoraSettings
-from exporter.sources.peft.parts import Part, TokenRows
 from exporter.tensors import blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -41,7 +41,7 @@ _DECIDES: Final = (
 #: Hashed at once.
 _HASHED_BYTES: Final = 1 << 20
 #: The digest of a model that no adapter went into: as long as any, so that a patch moves no byte.
-UNTUNED: Final = "0" * 64
+NO_ADAPTERS_DIGEST: Final = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Adapter:
 
     path: Path
     config: Mapping[str, Any]
-    parts: Sequence[Part]
+    edits: Sequence[Edit]
     unused: Mapping[str, str]
 
     @classmethod
@@ -74,10 +74,10 @@ class Adapter:
             )
         lora = LoraSettings.read(path / CONFIG, config) if kind == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)
-        parts, unused = read_parts(path / WEIGHTS, path / CONFIG, config, lora, tensors)
-        if not parts:
+        edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, tensors)
+        if not edits:
             raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found no tensors")
-        return cls(path, config, parts, unused)
+        return cls(path, config, edits, unused)
 
     @property
     def weights(self) -> Path:
@@ -86,13 +86,13 @@ class Adapter:
 
     @property
     def rows(self) -> list[TokenRows]:
-        """The parts that are rows of tokens."""
-        return [part for part in self.parts if isinstance(part, TokenRows)]
+        """The edits that are rows of tokens."""
+        return [edit for edit in self.edits if isinstance(edit, TokenRows)]
 
     @property
     def keys(self) -> list[str]:
         """Every tensor of the file."""
-        return [key for part in self.parts for key in part.keys] + list(self.unused)
+        return [key for edit in self.edits for key in edit.keys] + list(self.unused)
 
     @property
     def base_name(self) -> str | None:
@@ -118,11 +118,11 @@ class Adapter:
         return auxiliary_files(self.path)
 
 
-def digest_after(recorded: str, adapters: Sequence[Adapter]) -> str:
-    """What tells which adapters a model went through, in whatever order. recorded: the same before these, or UNTUNED.
+def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
+    """Identifies the set of adapters merged into a model. recorded: the digest before, or NO_ADAPTERS_DIGEST.
 
-    It is the sum of their digests modulo 2**256, for their order decides nothing. Source: AdHash of Bellare and
-    Micciancio, "A New Paradigm for Collision-Free Hashing".
+    The sum of the adapters' digests modulo 2**256: the order of adapters does not matter. Source: AdHash of Bellare
+    and Micciancio, "A New Paradigm for Collision-Free Hashing".
     """
     total = sum((int(adapter.digest, 16) for adapter in adapters), int(recorded, 16))
     return f"{total % (1 << 256):064x}"

@@ -1,4 +1,4 @@
-"""From the tensor keys of an adapter file to its parts.
+"""From the tensor keys of an adapter file to its edits.
 
 Grammar (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21): ``base_model.model.<module>.<what>``, where what is
 ``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``,
@@ -18,8 +18,8 @@ import numpy as np
 
 from exporter.errors import LedgerError, TensorMismatch, UnreadableFile
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows, first_not_finite, require_floats
 from exporter.sources.peft.lora_config import LoraSettings
-from exporter.sources.peft.parts import FullModule, LowRank, Part, TokenRows, first_not_finite, require_floats
 from exporter.tensors import read, same_values
 
 _PREFIX: Final = "base_model.model."
@@ -43,15 +43,15 @@ _MAX_WIDTH: Final = 1 << 16
 Tensors = Mapping[str, FileTensor]
 
 
-def read_parts(
+def read_edits(
     path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
-) -> tuple[list[Part], dict[str, str]]:
-    """(parts, tensors that are not applied → why). lora: the settings of a LORA adapter, None for TRAINABLE_TOKENS.
+) -> tuple[list[Edit], dict[str, str]]:
+    """(edits, tensors that are not applied → why). lora: the settings of a LORA adapter, None for TRAINABLE_TOKENS.
 
     Raises LedgerError for a tensor that no rule takes, TensorMismatch for one that is broken, UnreadableFile for
     token ids that are.
     """
-    parts: list[Part] = []
+    edits: list[Edit] = []
     unused: dict[str, str] = {}
     factors: dict[str, dict[str, FileTensor]] = {}
     for key, tensor in tensors.items():
@@ -62,32 +62,32 @@ def read_parts(
         suffix = next((end for end in _FACTORS if name.endswith(end)), None)
         if name.endswith(_ROWS):
             module = _unwrapped(name.removesuffix(_ROWS))
-            parts.append(_token_rows(path, tensor, module, _token_ids(config_path, config, module)))
+            edits.append(_token_rows(path, tensor, module, _token_ids(config_path, config, module)))
         elif suffix and lora:
             factors.setdefault(name.removesuffix(suffix), {})[suffix] = tensor
         elif f".{_ORIGINAL}." in name:
             unused[key] = "the base's own tensor, kept beside its trained copy"
         else:
-            parts.append(_full_module(path, tensor, name, config, lora))
-    parts += [_low_rank(path, module, found, lora) for module, found in factors.items() if lora]
-    _drop_twins(parts, unused)
-    return parts, unused
+            edits.append(_full_module(path, tensor, name, config, lora))
+    edits += [_low_rank(path, module, found, lora) for module, found in factors.items() if lora]
+    _drop_twins(edits, unused)
+    return edits, unused
 
 
 def _unwrapped(module: str) -> str:
     return ".".join(part for part in module.split(".") if part not in _WRAPPERS)
 
 
-def _drop_twins(parts: list[Part], unused: dict[str, str]) -> None:
+def _drop_twins(edits: list[Edit], unused: dict[str, str]) -> None:
     """A saved module may be listed twice, as itself and inside its wrapper: one tensor under two keys."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
-    for part in [part for part in parts if isinstance(part, FullModule)]:
-        first = seen.setdefault((part.module, part.parameter, part.in_place), part)
-        if first is not part:
-            if not same_values(first.tensor, part.tensor):
-                raise LedgerError(part.path, part.key, expected="one value", found=f"another under {first.key}")
-            parts.remove(part)
-            unused[part.key] = f"the same as {first.key}"
+    for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
+        first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
+        if first is not edit:
+            if not same_values(first.tensor, edit.tensor):
+                raise LedgerError(edit.path, edit.key, expected="one value", found=f"another under {first.key}")
+            edits.remove(edit)
+            unused[edit.key] = f"the same as {first.key}"
 
 
 def _full_module(

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.peft.parts import Expert, LowRank
+from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, read
 
 #: Name of a projection on disk → parameter of the stack, which part of it, of how many.

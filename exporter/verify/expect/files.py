@@ -13,7 +13,7 @@ import msgspec
 from exporter.errors import UnreadableFile
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import MORE_TEMPLATES
+from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 TOKENIZER: Final = "tokenizer.json"
 SETTINGS: Final = "tokenizer_config.json"
@@ -23,7 +23,7 @@ TEMPLATE: Final = "chat_template.jinja"
 #: Any of these is a tokenizer: it then comes from one folder as a whole.
 _VOCABULARIES: Final = (TOKENIZER, "tokenizer.model", "vocab.json")
 #: They belong to the model, not to its tokenizer.
-_TEMPLATES: Final = (TEMPLATE, "chat_template.json", MORE_TEMPLATES)
+_TEMPLATES: Final = (TEMPLATE, "chat_template.json", ADDITIONAL_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
@@ -65,7 +65,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
         found["default"] = text
     if path := files.get(TEMPLATE):
         found["default"] = _text(path)
-    return found | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, MORE_TEMPLATES)}
+    return found | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, ADDITIONAL_TEMPLATES)}
 
 
 @dataclass(frozen=True)

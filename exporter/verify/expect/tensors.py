@@ -17,7 +17,7 @@ from exporter.errors import BadInput
 from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.parts import FullModule, LowRank, TokenRows
+from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
 from exporter.tensors import Array, read
 from exporter.verify.expect.experts import expert_pieces, index_experts, stacked_products, wide_factors
 
@@ -118,7 +118,7 @@ def _placed(
     checkpoint: Checkpoint, adapter: Adapter, by_path: Mapping[tuple[str, ...], str], head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
     experts = index_experts(checkpoint.tensors)
-    for part in adapter.parts:
+    for part in adapter.edits:
         parameter = "weight" if isinstance(part, TokenRows) else part.parameter
         name = by_path.get(_path(f"{part.module}.{parameter}"))
         if name is None and isinstance(part, LowRank) and (pieces := list(expert_pieces(part, experts))):
@@ -153,7 +153,7 @@ def _spread(
 ) -> None:
     """A tied use follows: with rows where the adapter has none of its own for it, and with a changed base tensor."""
     tie = checkpoint.tie
-    names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.follows else ()))
+    names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.tied_in_config else ()))
     copied = wanted[head].full
     own_head = copied is not None and not copied.in_place
     source = next((name for name in names if (name, TokenRows) in touched), None)
@@ -191,7 +191,7 @@ def alike(one: Expected, other: Expected) -> bool:
 def _factors(update: LowRank) -> tuple[float, Array, Array]:
     """(scaling, (vocabulary, r), (r, hidden)) of an update of embedding or head."""
     down, up = read(update.down), read(update.up)
-    return (update.scaling, down.T, up.T) if update.kind == "embedding" else (update.scaling, up, down)
+    return (update.scaling, down.T, up.T) if update.target_type == "embedding" else (update.scaling, up, down)
 
 
 def _names_head(adapter: Adapter) -> bool:
@@ -211,8 +211,8 @@ def _wide(tensor: FileTensor) -> Array:
 
 def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
     """Whether rows of the stored tensor are inputs; a square linear layer goes by what the adapter says of itself."""
-    if update.kind != "linear":
-        return update.kind == "embedding"
+    if update.target_type != "linear":
+        return update.target_type == "embedding"
     if shape[0] == shape[1]:
         return update.fan_in_fan_out
     return shape[0] == update.down.spec.shape[1]

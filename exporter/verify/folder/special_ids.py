@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.special_tokens import KINDS, special_ids
+from exporter.sources.hf.special_tokens import SPECIAL_TOKENS, special_ids
 from exporter.verify.expect.files import GENERATION
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Check
 
 #: Keys of config.json that follow the tokenizer.
-SPECIAL_IDS: Final = frozenset(f"{kind}_token_id" for kind in KINDS)
+SPECIAL_IDS: Final = frozenset(f"{kind}_token_id" for kind in SPECIAL_TOKENS)
 
 
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
@@ -38,7 +38,7 @@ def compare_special_ids(
 ) -> Check:
     """The same for any folder. before, after: ids by the tokenizers. pairs: name of a config, after and before."""
     wrong = []
-    for kind in KINDS:
+    for kind in SPECIAL_TOKENS:
         key = f"{kind}_token_id"
         moved = kind in after and after[kind] != before.get(kind)
         for name, found, original in pairs:

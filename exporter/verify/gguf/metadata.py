@@ -12,7 +12,7 @@ import numpy as np
 
 from exporter.io.json_objects import read_object
 from exporter.sources.gguf.header import GgufArray
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.verify.expect.reference import Reference
 from exporter.verify.gguf.hyperparameters import hyperparameters
 from exporter.verify.gguf.layout import ARCHITECTURES
@@ -41,7 +41,7 @@ _FREE: Final = frozenset({"vocab_size", "tensor_data_layout"})
 _SAMPLING: Final = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
-def check_settings(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
+def check_settings(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """The architecture and every key below it, the size of the vocabulary, and the advice on sampling."""
     kind = reference.checkpoint.config.get("model_type")
     found = parts.metadata.get("general.architecture")
@@ -57,7 +57,7 @@ def check_settings(parts: GgufParts, reference: Reference) -> Iterator[Check | S
     yield _check_sampling(parts, reference)
 
 
-def _check_keys(parts: GgufParts, arch: str, reference: Reference) -> Iterator[Check | Skip]:
+def _check_keys(parts: GgufModel, arch: str, reference: Reference) -> Iterator[Check | Skip]:
     wanted = hyperparameters(reference.checkpoint.text_config)
     stated = {
         key.removeprefix(f"{arch}."): value for key, value in parts.metadata.items() if key.startswith(f"{arch}.")
@@ -110,7 +110,7 @@ def _equal(found: Any, want: Any) -> bool:
     return bool(np.float32(found) == np.float32(want))
 
 
-def _check_sampling(parts: GgufParts, reference: Reference) -> Check:
+def _check_sampling(parts: GgufModel, reference: Reference) -> Check:
     """What the generation config advises, where the file repeats it."""
     path = reference.auxiliary_files.get("generation_config.json")
     advice = read_object(path) if path else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.io.json_objects import read_object
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.tokenizer import added_tokens
 from exporter.verify.expect.files import GENERATION, settings
 from exporter.verify.expect.reference import Reference
@@ -26,7 +26,7 @@ _ASSUMED: Final = {
 }
 
 
-def check_specials(parts: GgufParts, reference: Reference) -> Iterator[Check]:
+def check_specials(parts: GgufModel, reference: Reference) -> Iterator[Check]:
     """Ids as the tokenizer names them, and whether a text begins and ends with them as it does in transformers."""
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
@@ -101,7 +101,7 @@ def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], kind
     return bool(encoded) and encoded[0 if kind == "bos" else -1] in ids
 
 
-def _flag(parts: GgufParts, kind: str) -> bool:
+def _flag(parts: GgufModel, kind: str) -> bool:
     found = parts.metadata.get(f"tokenizer.ggml.add_{kind}_token")
     if found is None:
         names = {parts.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")}

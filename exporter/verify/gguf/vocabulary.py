@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from exporter.sources.gguf.header import GgufArray
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_model
 from exporter.verify.expect.files import AddedToken, added, settings, templates
 from exporter.verify.expect.reference import Reference
@@ -21,7 +21,7 @@ _LIKE_CONTROL: Final = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\
 _SPACE: Final = "\u2581"
 
 
-def check_tokens(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
+def check_tokens(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks; without a tokenizer.json the tokens have nothing to be compared with."""
     yield _check_template(parts, reference)
     if not (content := reference.tokenizer):
@@ -35,7 +35,7 @@ def check_tokens(parts: GgufParts, reference: Reference) -> Iterator[Check | Ski
         yield _check_merges(_array(parts, "merges"), content)
 
 
-def _array(parts: GgufParts, name: str) -> list[Any]:
+def _array(parts: GgufModel, name: str) -> list[Any]:
     value = parts.metadata.get(_KEYS + name)
     return value.values() if isinstance(value, GgufArray) else []
 
@@ -128,7 +128,7 @@ def _check_merges(found: Sequence[str], content: Mapping[str, Any]) -> Check:
     return Check(name="merges", passed=list(found) == wanted, detail=detail)
 
 
-def _check_template(parts: GgufParts, reference: Reference) -> Check:
+def _check_template(parts: GgufModel, reference: Reference) -> Check:
     """Every template by its name, with the same text: then it renders the same chats."""
     prefix = "tokenizer.chat_template"
     found = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
@@ -24,7 +24,7 @@ from exporter.verify.values.computed import ulps
 from exporter.verify.values.quantised_rows import QuantisedRows, judge_sum
 
 
-def check_weights(parts: GgufParts, reference: Reference) -> Iterator[Check | Skip]:
+def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks. Memory: a block of rows; of a tensor in another order, or with updates, all of it."""
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -49,7 +49,7 @@ def check_weights(parts: GgufParts, reference: Reference) -> Iterator[Check | Sk
     yield from found.checks()
 
 
-def _check_names(parts: GgufParts, wanted: set[str]) -> Check:
+def _check_names(parts: GgufModel, wanted: set[str]) -> Check:
     """The head is the tie check's affair."""
     wrong = sorted((parts.tensors.keys() ^ wanted) - set(VOCABULARY))
     detail = f"{len(parts.tensors)} tensors, named as the base's"
@@ -58,7 +58,7 @@ def _check_names(parts: GgufParts, wanted: set[str]) -> Check:
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _compare(parts: GgufParts, name: str, sources: Sequence[Expected], arrange: Arrange | None, found: _Found) -> None:
+def _compare(parts: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, found: _Found) -> None:
     """``sources``: the tensor, or the members of a stack, one after another."""
     tensor = parts.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
@@ -92,7 +92,7 @@ class _Found:
         self.count = 0
         self.rows: dict[str, QuantisedRows] = {}
 
-    def compare(self, parts: GgufParts, name: str, value: Array, stored: str, *, first: int = 0) -> None:
+    def compare(self, parts: GgufModel, name: str, value: Array, stored: str, *, first: int = 0) -> None:
         """Compare rows from ``first`` on with ``value`` (n, width), whose base is ``stored`` so."""
         kind, raw = self._read(parts, name, first, len(value))
         if kind not in FLOATS:
@@ -102,7 +102,7 @@ class _Found:
         if wrong.any():
             self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
 
-    def compare_sum(self, parts: GgufParts, name: str, value: Array, base: Array, stored: str, first: int) -> None:
+    def compare_sum(self, parts: GgufModel, name: str, value: Array, base: Array, stored: str, first: int) -> None:
         """The same where ``value`` is ``base`` plus updates."""
         kind, raw = self._read(parts, name, first, len(value))
         if kind in FLOATS:
@@ -114,7 +114,7 @@ class _Found:
             verdict = judged or ""
         self.wrong += [f"{name}: {verdict}"] if verdict else []
 
-    def _read(self, parts: GgufParts, name: str, first: int, count: int) -> tuple[str, Array]:
+    def _read(self, parts: GgufModel, name: str, first: int, count: int) -> tuple[str, Array]:
         self.count += 1
         return parts.tensors[name].type, parts.holder(name).rows(name, first, first + count)
 

@@ -49,7 +49,7 @@ def beside_vocabulary(file: OnnxFile) -> Iterator[str]:
     """Initialisers that are neither of embedding or head, nor a table of rotations, nor beside the codes of blocks."""
     blocked = _blocked(file)
     beside = {part for one in blocked.values() for part in one.parts[1:]}
-    vocabulary = {part.name for use in (file.embedding, file.head) if use for part in file.parts(use)}
+    vocabulary = {part.name for use in (file.embedding, file.head) if use for part in file.stored_tensors(use)}
     for name, one in file.initialisers.items():
         numbers = name in blocked or (one.dtype in FLOATS and np.prod(one.shape) >= FEWEST)
         if numbers and name not in vocabulary | beside and not is_rotary(name):

@@ -15,7 +15,7 @@ import numpy as np
 
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.hf.safetensors import read_into
 from exporter.sources.peft.adapter import Adapter
@@ -40,13 +40,13 @@ class Before:
     encoded. samples: tensor → row → its bytes, of rows that must stay.
     """
 
-    parts: GgufParts
+    parts: GgufModel
     rows: Mapping[str, Mapping[int, Array]]
     dtype: str
     samples: Mapping[str, Mapping[int, bytes]]
 
     @classmethod
-    def read(cls, parts: GgufParts, adapters: Sequence[Adapter], dtype: str) -> Before:
+    def read(cls, parts: GgufModel, adapters: Sequence[Adapter], dtype: str) -> Before:
         """Read what the checks need. Memory: some rows of every tensor."""
         rows = _rows(parts, adapters)
         samples = {}
@@ -62,7 +62,7 @@ class Before:
         return cls(parts, rows, dtype, samples)
 
 
-def check_patched(path: Path, before: Before, *, base: GgufParts | None) -> Iterator[Check]:
+def check_patched(path: Path, before: Before, *, base: GgufModel | None) -> Iterator[Check]:
     """Judge the patched model at ``path``, its first file. ``base``: compare every byte that may not differ with it."""
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
     yield _check_keys(files[0], before)
@@ -77,7 +77,7 @@ def check_patched(path: Path, before: Before, *, base: GgufParts | None) -> Iter
         yield _check_bytes(files, before, base)
 
 
-def _rows(parts: GgufParts, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
+def _rows(parts: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
     tied = _HEAD not in parts.tensors
     found: dict[str, dict[int, Array]] = {}
     for adapter in adapters:
@@ -93,7 +93,7 @@ def _rows(parts: GgufParts, adapters: Sequence[Adapter]) -> dict[str, dict[int, 
     return found
 
 
-def _twins(parts: GgufParts) -> bool:
+def _twins(parts: GgufModel) -> bool:
     """Whether the head is the embedding stored a second time."""
     one, other = parts.tensors[_EMBEDDING], parts.tensors[_HEAD]
     if (one.type, one.shape) != (other.type, other.shape):
@@ -137,7 +137,7 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     return Check(name="metadata", passed=not wrong, detail=detail)
 
 
-def _n_rows(parts: GgufParts) -> int:
+def _n_rows(parts: GgufModel) -> int:
     return parts.tensors[_EMBEDDING].n_rows
 
 
@@ -148,7 +148,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
         if isinstance(value, GgufArray):
             raw = np.empty(value.nbytes, np.uint8)
             read_into(file.path, value.offset_bytes, raw)
-            out[name] = (value.kind, value.count, hashlib.sha256(raw.data).digest())
+            out[name] = (value.item_type, value.count, hashlib.sha256(raw.data).digest())
         else:
             out[name] = value
     return out
@@ -195,7 +195,7 @@ def _check_samples(files: Sequence[GgufFile], before: Before) -> Check:
     return _untouched(wrong, f"{count} other rows, of every tensor some")
 
 
-def _check_bytes(files: Sequence[GgufFile], before: Before, base: GgufParts) -> Check:
+def _check_bytes(files: Sequence[GgufFile], before: Before, base: GgufModel) -> Check:
     wrong = []
     for name, tensor in base.tensors.items():
         old, new = base.holder(name), _holding(files, name)

@@ -54,7 +54,7 @@ class ModelBefore:
     @property
     def parts(self) -> set[str]:
         """Every initialiser that belongs to them."""
-        return {part.name for name in self.matrices for part in self.file.parts(name)}
+        return {part.name for name in self.matrices for part in self.file.stored_tensors(name)}
 
     @property
     def tokens(self) -> int:
@@ -238,7 +238,7 @@ def _check_bytes(file: OnnxFile, before: ModelBefore) -> Check:
     wrong = []
     for name in before.matrices:
         trained = before.rows.get(name, {})
-        width = sum(part.nbytes for part in before.file.parts(name)) // before.tokens
+        width = sum(part.nbytes for part in before.file.stored_tensors(name)) // before.tokens
         step = max(1, BLOCK_BYTES // max(1, width))
         for start in range(0, before.tokens, step):
             stop = min(start + step, before.tokens)

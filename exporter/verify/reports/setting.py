@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import reading
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import BLOCK_BYTES
 from exporter.verify.expect.reference import Reference
@@ -83,7 +83,7 @@ def file_digest(path: Path) -> str:
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
     """(path inside the artifact, the file), in the order of names; a GGUF file may have further parts beside it."""
     if artifact.is_file():
-        yield from ((part.path.name, part.path) for part in GgufParts.open(artifact).files)
+        yield from ((part.path.name, part.path) for part in GgufModel.open(artifact).files)
         return
     for path in sorted(artifact.rglob("*")):
         if path.is_file():

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import MissingDependency, NotExpressible, writing
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.tensors import ByteRange
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
@@ -74,7 +74,7 @@ def _write(places: Sequence[ByteRange], content: bytes) -> None:
         content = content[place.nbytes :]
 
 
-def _gguf(parts: GgufParts, reference: Reference) -> Iterator[str]:
+def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
     """Put back the other tensors of a GGUF; yields the stored names of those that are the base's again."""
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")

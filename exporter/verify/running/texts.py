@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.tokenizer import added_tokens
 from exporter.verify.expect.reference import Reference
@@ -121,7 +121,7 @@ def _has_files(path: Path) -> bool:
 
 
 def _template(path: Path) -> str | None:
-    value = GgufParts.open(path).metadata.get("tokenizer.chat_template")
+    value = GgufModel.open(path).metadata.get("tokenizer.chat_template")
     return value if isinstance(value, str) else None
 
 

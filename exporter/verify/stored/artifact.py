@@ -13,7 +13,7 @@ import numpy as np
 from exporter import ggml
 from exporter.errors import BadInput, MissingDependency, UnreadableFile
 from exporter.sources.detect import detect
-from exporter.sources.gguf.split_files import GgufParts, is_later_part
+from exporter.sources.gguf.split_files import GgufModel, is_later_split_file
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.onnx.folder import encoder_of, has_model, model_files
@@ -61,7 +61,7 @@ class Artifact:
     types: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
     encoder_embedding: Matrix | None = None
-    parts: GgufParts | None = None
+    parts: GgufModel | None = None
 
     @property
     def kind(self) -> str:
@@ -76,7 +76,7 @@ def find_artifacts(path: Path) -> list[Path]:
         return [path]
     found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
     files = [file for part in parts for file in sorted(part.glob("*.gguf"))]
-    return sorted(found) + [file for file in files if not is_later_part(file)]
+    return sorted(found) + [file for file in files if not is_later_split_file(file)]
 
 
 def open_artifacts(path: Path) -> list[Artifact]:
@@ -146,7 +146,7 @@ def _open_hf(path: Path) -> Artifact:
 
 
 def _open_gguf(path: Path) -> Artifact:
-    parts = GgufParts.open(path)
+    parts = GgufModel.open(path)
 
     def matrix(name: str) -> Matrix:
         file, tensor = parts.holder(name), parts.tensors[name]

@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile, UsageError
 from exporter.formats.gguf.split import Split, split_file
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from tests.formats.gguf import runtime
 
 Capture = pytest.CaptureFixture[str]
@@ -104,7 +104,7 @@ def test_existing_parts_are_kept_unless_forced(tiny_tied: Path, tmp_path: Path, 
     assert "--force" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m-00002-of-00002.gguf"]
     assert run([*words, "--force"]) == 0
-    assert len(GgufParts.open(tmp_path / "m-00001-of-00002.gguf").files) == 2
+    assert len(GgufModel.open(tmp_path / "m-00001-of-00002.gguf").files) == 2
 
 
 @pytest.mark.parametrize("tokens", ["known", "new"])
@@ -141,7 +141,7 @@ def test_parts_that_do_not_belong_together_are_refused(tiny_tied: Path, tmp_path
     else:
         path = parts[0].rename(tmp_path / "model.gguf")
     with pytest.raises(UnreadableFile, match=r"expected|no such file"):
-        GgufParts.open(path)
+        GgufModel.open(path)
 
 
 @pytest.mark.parametrize("size", ["2", "0G", "1.5G", "-1M", "2g", "G"])

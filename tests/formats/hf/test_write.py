@@ -18,7 +18,7 @@ from exporter.errors import LedgerError, UnreadableFile
 from exporter.formats.hf.write import INDEX, plan_hf, write_hf
 from exporter.merge.plan import plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.peft.adapter import UNTUNED, Adapter, digest_after
+from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from fixtures import adapters as stock
 from fixtures.corpus import PROMPTS
 from tests.formats.merged import Merge, files, loaded, raw
@@ -190,7 +190,7 @@ def test_merged_weights_say_where_they_come_from(tiny_tied: Path, tiny_adapter: 
 
     digest = hashlib.sha256(raw(tiny_tied)[EMBED]).hexdigest()
     with safe_open(merge(tiny_tied, tiny_adapter) / "model.safetensors", "np") as file:
-        tuned = digest_after(UNTUNED, [Adapter.open(tiny_adapter)])
+        tuned = combined_digest(NO_ADAPTERS_DIGEST, [Adapter.open(tiny_adapter)])
         told = {"format": "pt", "ttexport.adapters.sha256": tuned, "ttexport.base.embedding_sha256": digest}
         assert file.metadata() == told
 

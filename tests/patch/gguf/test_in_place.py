@@ -14,7 +14,7 @@ import pytest
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile
 from exporter.patch import journal
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.journal import journal_of
 
 Capture = pytest.CaptureFixture[str]
@@ -92,7 +92,7 @@ def test_a_kill_at_any_step_leaves_the_old_model_or_the_new_one(
         if interrupted:
             # Whoever reads the model meanwhile is told, not given half of it.
             with pytest.raises(UnreadableFile, match="interrupted"):
-                GgufParts.open(base)
+                GgufModel.open(base)
             assert journal.recover(base)
         seen.add((interrupted, base.read_bytes() == files["patched"]))
         assert base.read_bytes() in files.values()

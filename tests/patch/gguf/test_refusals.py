@@ -15,7 +15,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.raw_keys import raw_keys
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.sources.gguf.file import GgufFile
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.peft.adapter import Adapter
 from exporter.verify.patched.gguf import Before, check_patched
 from fixtures import adapters
@@ -142,7 +142,7 @@ def test_every_check_of_a_patch_can_close(
 ) -> None:
     out = tmp_path / "x.gguf"
     assert run(["patch", str(tied), str(tiny_adapter), "-o", str(out), "-q"]) == 0
-    parts, opened = GgufParts.open(tied), [Adapter.open(tiny_adapter)]
+    parts, opened = GgufModel.open(tied), [Adapter.open(tiny_adapter)]
     before = Before.read(parts, opened, "BF16")
     assert all(one.passed for one in check_patched(out, before, base=parts))
     file = GgufFile.open(out)

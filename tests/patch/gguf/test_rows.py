@@ -18,7 +18,7 @@ from exporter.formats.gguf.raw_keys import raw_keys
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.patch.gguf.evidence import base_dtype
 from exporter.sources.gguf.file import GgufFile
-from exporter.sources.gguf.split_files import GgufParts
+from exporter.sources.gguf.split_files import GgufModel
 from fixtures import adapters
 from tests.trained import NEW_TOKENS, TRAINED_IDS
 
@@ -116,7 +116,7 @@ def test_the_dtype_of_the_base_shows_in_its_norms(wide_tied: Path, tmp_path: Pat
     succeed("export", base, "--to", "hf", "--dtype", option, "-o", tmp_path / "stored")
     succeed("export", tmp_path / "stored", "--to", "gguf", "--quant", "Q8_0", "-o", tmp_path / "m.gguf")
     plain = rewrite(tmp_path / "m.gguf", tmp_path / "plain.gguf", foreign)
-    assert base_dtype(GgufParts.open(plain)) == dtype
+    assert base_dtype(GgufModel.open(plain)) == dtype
 
 
 def test_another_base_is_refused(

@@ -23,12 +23,12 @@ NESTED_EMBED, NESTED_HEAD = "model.language_model.embed_tokens.weight", "lm_head
 @pytest.mark.parametrize(
     ("head", "flag", "tie"),
     [
-        (None, True, Tie(EMBED, None, tied=True, follows=True)),
-        (None, None, Tie(EMBED, None, tied=True, follows=True)),
-        (SAME, True, Tie(EMBED, HEAD, tied=True, follows=True)),
-        (SAME, None, Tie(EMBED, HEAD, tied=True, follows=True)),
+        (None, True, Tie(EMBED, None, tied=True, tied_in_config=True)),
+        (None, None, Tie(EMBED, None, tied=True, tied_in_config=True)),
+        (SAME, True, Tie(EMBED, HEAD, tied=True, tied_in_config=True)),
+        (SAME, None, Tie(EMBED, HEAD, tied=True, tied_in_config=True)),
         (SAME, False, Tie(EMBED, HEAD, tied=False)),
-        (OTHER, True, Tie(EMBED, HEAD, tied=False, follows=True)),
+        (OTHER, True, Tie(EMBED, HEAD, tied=False, tied_in_config=True)),
         (OTHER, False, Tie(EMBED, HEAD, tied=False)),
         (OTHER, None, Tie(EMBED, HEAD, tied=False)),
         (matrix(7), None, Tie(EMBED, HEAD, tied=False)),

@@ -35,7 +35,7 @@ def sizes(files: Mapping[str, bytes]) -> dict[str, int]:
 
 
 def find(word: str = "org/model") -> Path:
-    return locate(word, asked_by="--base", kind="checkpoint").path
+    return locate(word, asked_by="--base", content="checkpoint").path
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -43,7 +43,7 @@ def test_a_whole_repository_in_the_cache_is_used(listed: bool, cache: Path) -> N
     snapshot = fill_cache(
         cache, "org/model", CHECKPOINT, commit=COMMIT, tree=sizes({**CHECKPOINT, "x.bin": b""}) if listed else None
     )
-    found = locate("org/model", asked_by="--base", kind="checkpoint")
+    found = locate("org/model", asked_by="--base", content="checkpoint")
     assert (found.path, found.repo, found.revision) == (snapshot, "org/model", COMMIT)
     assert found.name == "model"
 
@@ -114,7 +114,7 @@ def test_an_adapter_needs_its_own_weights_only(cache: Path) -> None:
     both = {**CHECKPOINT, **ADAPTER}
     held = {name: content for name, content in both.items() if name != "model.safetensors"}
     snapshot = fill_cache(cache, "user/adapter", held, commit=COMMIT, tree=sizes(both))
-    assert locate("user/adapter", asked_by="ADAPTER", kind="adapter").path == snapshot
+    assert locate("user/adapter", asked_by="ADAPTER", content="adapter").path == snapshot
     assert locate("user/adapter", asked_by="SOURCE").path == snapshot
     with pytest.raises(BadInput, match=r"model\.safetensors is missing"):
         find("user/adapter")
@@ -123,13 +123,13 @@ def test_an_adapter_needs_its_own_weights_only(cache: Path) -> None:
 def test_a_checkpoint_is_no_adapter(cache: Path) -> None:
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT, tree=sizes(CHECKPOINT))
     with pytest.raises(BadInput, match=r"^ADAPTER: org/model@main: adapter_config\.json is missing"):
-        locate("org/model", asked_by="ADAPTER", kind="adapter")
+        locate("org/model", asked_by="ADAPTER", content="adapter")
 
 
 @pytest.mark.parametrize("revision", ["../../../etc/passwd", "a/../b", "-x", "a b", ".hidden", "v1\n"])
 def test_a_revision_cannot_lead_out_of_the_cache(revision: str, cache: Path) -> None:
     with pytest.raises(BadInput, match="expected a branch, tag or commit"):
-        locate("org/model", asked_by="--base", kind="checkpoint", revision=revision)
+        locate("org/model", asked_by="--base", content="checkpoint", revision=revision)
 
 
 def test_a_name_that_the_hub_cannot_have_is_bad_input(cache: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch
 )
 def test_a_word_that_no_file_system_takes_is_bad_input_of_one_short_line(word: str, expected: str) -> None:
     with pytest.raises(BadInput, match=f"^--base: .*expected {expected}, found ") as caught:
-        locate(word, asked_by="--base", kind="checkpoint")
+        locate(word, asked_by="--base", content="checkpoint")
     assert len(str(caught.value)) < 200
     assert caught.value.exit_code == 4
 

@@ -39,8 +39,8 @@ def test_a_tied_model_has_its_rows_twice(tiny_adapter: Path) -> None:
 @pytest.mark.parametrize("modules", [(EMBED,), (HEAD,), (EMBED, HEAD)])
 def test_older_layouts_have_them_once(modules: tuple[str, ...], tmp_path: Path) -> None:
     found = Adapter.open(adapter(tmp_path / "a", [3, 1], {module: matrix(2) for module in modules}))
-    assert {part.module for part in found.parts} == set(modules)
-    assert all(part.key == f"{PREFIX}{part.module}{ROWS}" for part in found.parts)
+    assert {part.module for part in found.edits} == set(modules)
+    assert all(part.key == f"{PREFIX}{part.module}{ROWS}" for part in found.edits)
 
 
 def test_both_matrices_of_an_untied_model_have_rows_of_their_own(tiny_both_adapter: Path) -> None:

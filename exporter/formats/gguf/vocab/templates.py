@@ -13,7 +13,7 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.writer import Key
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import MORE_TEMPLATES
+from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
@@ -23,7 +23,7 @@ def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> lis
         if path := files.get("chat_template.jinja"):
             template = _text(path)
             # transformers keeps the templates with other names in a folder beside the default one.
-            if others := [files[name] for name in sorted(files) if fnmatchcase(name, MORE_TEMPLATES)]:
+            if others := [files[name] for name in sorted(files) if fnmatchcase(name, ADDITIONAL_TEMPLATES)]:
                 named = [{"name": other.stem, "template": _text(other)} for other in others]
                 template = [{"name": "default", "template": template}, *named]
         elif path := files.get("chat_template.json"):

@@ -41,7 +41,7 @@ class Modules:
         """X normalised over its last axis."""
         make, name, norm = self.make, path(role, layer), self.spec.norm
         scale = make.weight(f"{name}.weight")
-        if norm.kind == "rms":
+        if norm.type == "rms":
             return make.op("RMSNormalization", [x, scale], name, axis=-1, epsilon=norm.eps)
         factors: list[ir.Value] = [x, scale, *self._bias(name)]
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)

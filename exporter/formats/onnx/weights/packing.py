@@ -41,14 +41,14 @@ def packed(groups: Sequence[Group], spec: DecoderSpec, precision: Precision) -> 
     A layer keeps three where they are stored or quantised in different ways, or where only some have a bias.
     """
     by_slot: dict[tuple[Role, int | None, str], Group] = {
-        (slot.role, slot.layer, slot.part): (names, slot) for names, slot in groups
+        (slot.role, slot.layer, slot.parameter): (names, slot) for names, slot in groups
     }
     made: list[Group] = []
     for names, slot in groups:
         if slot.role not in _PACKED or not _packs(by_slot, spec, precision, slot):
             made.append((names, slot))
         elif slot.role is Role.Q:
-            parts = [by_slot[role, slot.layer, slot.part][0] for role in _PACKED]
+            parts = [by_slot[role, slot.layer, slot.parameter][0] for role in _PACKED]
             made.append(([name for part in parts for name in part], replace(slot, role=Role.QKV)))
     return made
 
@@ -60,7 +60,7 @@ def _packs(
     if layer is None or not reads_packed(spec, layer) or spec.transposed & {*_PACKED}:
         return False
     biases = {(role, layer, "bias") in by_slot for role in _PACKED}
-    weight = replace(slot, part="weight")
+    weight = replace(slot, parameter="weight")
     roles = (*_PACKED, Role.QKV)
     forms = {precision.form(replace(weight, role=role), (spec.hidden, spec.hidden), spec.layers) for role in roles}
     return len(biases) == len(forms) == 1

@@ -52,8 +52,8 @@ class LowRank:
     """An update of rank r to ``module``'s ``parameter``: W becomes W + scaling * up @ down.
 
     down: (r, in), up: (out, r), as PEFT's lora_A and lora_B (lora_embedding_A is (r, vocabulary), lora_embedding_B
-    (hidden, r)). kind: "linear"; "embedding", whose weight is stored as (in, out); "parameter", for a tensor that was
-    targeted by name and is updated in its stored orientation. fan_in_fan_out: PEFT's word for a linear layer whose
+    (hidden, r)). target_type: "linear"; "embedding", whose weight is stored as (in, out); "parameter", for a tensor
+    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's word for a linear layer whose
     weight is stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
     expert: set where the factors hold a whole stack, and one matrix of it is meant.
     """
@@ -61,7 +61,7 @@ class LowRank:
     path: Path
     module: str
     parameter: str
-    kind: Literal["linear", "embedding", "parameter"]
+    target_type: Literal["linear", "embedding", "parameter"]
     down: FileTensor
     up: FileTensor
     scaling: float
@@ -107,7 +107,7 @@ class FullModule:
         return (self.key,)
 
 
-Part = TokenRows | LowRank | FullModule
+Edit = TokenRows | LowRank | FullModule
 
 
 def require_floats(path: Path, tensor: FileTensor) -> None:

@@ -56,18 +56,18 @@ def rope(
     config: Mapping[str, Any],
     head_dim: int,
     *,
-    kinds: Collection[str] = ("linear", "llama3", "yarn"),
+    rope_types: Collection[str] = ("linear", "llama3", "yarn"),
     theta: float = 10000.0,
     partial: float | None = None,
 ) -> Rope:
     """The rotary embedding of a config, ``theta`` and ``partial`` being the family's defaults.
 
-    kinds: the rope types of the family beside "default". partial None: the family rotates whole heads.
+    rope_types: the rope types of the family beside "default". partial None: the family rotates whole heads.
     Raises NotExpressible for another rope type, BadInput for numbers that make no sense.
     """
     table = rope_table(config)
     kind = table["rope_type"]
-    if kind not in ("default", *kinds):
+    if kind not in ("default", *rope_types):
         raise NotExpressible(family, f"rope type {kind!r:.80} is not described by this family")
     values = Settings(
         {"rope_theta": theta, "partial_rotary_factor": 1.0 if partial is None else partial, **config, **table}
@@ -114,7 +114,7 @@ def window(
     return (settings.integer("sliding_window", default), which) if which else (None, which)
 
 
-def form(
+def naming_scheme(
     layers: int,
     layer: Mapping[str, Role],
     *,
