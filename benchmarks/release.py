@@ -67,7 +67,7 @@ def _round(folder: Path) -> dict[str, float]:
         words = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
         subprocess.run([*_TTEXPORT, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
         told: dict[str, Any] = json.loads((out / "run.json").read_text())["jobs"]
-    return {name: facts["seconds"] for name, facts in told.items() if "way" in facts}
+    return {name: facts["seconds"] for name, facts in told.items() if "method" in facts}
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:

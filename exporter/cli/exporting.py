@@ -5,29 +5,59 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.options import export_spec
+from exporter.cli.options import (
+    base_option,
+    export_spec,
+    force_option,
+    format_groups,
+    group_options,
+    out_option,
+    talk_options,
+    to_option,
+)
 from exporter.cli.talk import print_reports, progress
-from exporter.cli.text import size
 from exporter.export.run import plan_export, run_export, written
+from exporter.export.spec import MergeOptions
 from exporter.formats.target import Target
+from exporter.sizes import format_size
 from exporter.sources.gguf.split_files import GgufModel
+from exporter.verify.options import VerifyOptions
 from exporter.verify.report import Report
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def export_options(command: _Command) -> _Command:
+    """Add the flags of merge and export."""
+    for add in (
+        talk_options,
+        force_option,
+        group_options(MergeOptions),
+        group_options(VerifyOptions),
+        group_options(*format_groups()),
+        out_option,
+        to_option,
+        base_option,
+    ):
+        command = add(command)
+    return command
 
 
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     """Plan, write, verify; then say what lies where. Paths go to stdout, one a line, or the JSON document."""
     started = time.perf_counter()
+    del options["verbose"]
     plan = plan_export(export_spec(quiet=quiet, **options))
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
-    planned = [plan.out / target.place if target.place else plan.out for target in plan.targets]
-    paths = [report.artifact for report in reports] or [written(path) for path in planned]
+    paths = [report.artifact for report in reports] or [written(plan.place(target)) for target in plan.targets]
     if as_json:
         artifacts = [
             {
@@ -47,7 +77,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
         if any(report.level == "full" for report in reports):
             print_reports(reports)
         for number, target in enumerate(plan.targets):
-            nbytes = size(_nbytes(target, paths[number]))
+            nbytes = format_size(_nbytes(target, paths[number]))
             print(f"{target.format} {target.storage}: {nbytes}, {_verdict(reports, number)}", file=sys.stderr)
             for note in target.notes:
                 print(f"  note: {note}", file=sys.stderr)
@@ -57,7 +87,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 
 def _nbytes(target: Target, path: Path) -> int:
     """What a file has come to (before, an estimate); of a folder the weights."""
-    if target.parts:
+    if target.finish:
         return sum(file.path.stat().st_size for file in GgufModel.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes
 

@@ -1,107 +1,51 @@
-"""Options that several verbs share, and how they become an ``ExportSpec``."""
+"""Flags that verbs share, and those that are made from the fields of option groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from exporter.cli.sizes import size_option
-from exporter.export.targets import FORMATS
-from exporter.formats.target import DTYPES
-from exporter.verify.runtimes.installed import NAMES
+from exporter.errors import UsageError
+from exporter.formats.table import FORMATS
+from exporter.formats.target import DTYPES, FormatOptions
+from exporter.options import Kind, Option, OptionError, Options, as_flag
+from exporter.sizes import parse_size
+from exporter.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
     from exporter.export.spec import ExportSpec
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Decorator = Callable[[_Command], _Command]
 
-PATH = click.Path(path_type=Path)
+PATH: Final = click.Path(path_type=Path)
 
-require_option = click.option(
-    "--require",
-    multiple=True,
-    type=click.Choice(NAMES),
-    help="Runtime without which nothing is done: exit 6 if it is not installed. Repeatable.",
-)
-
-_EXPORT_OPTIONS = (
-    click.option(
-        "-o",
-        "--out",
-        type=PATH,
-        help="File or folder to write; a folder for several artifacts. Default: here, named after the first input.",
-    ),
-    click.option(
-        "--dtype", type=click.Choice(list(DTYPES)), help="Storage of unquantised tensors; default: as stored."
-    ),
-    click.option(
-        "--quant",
-        "quants",
-        multiple=True,
-        metavar="TYPE",
-        help="Quantised GGUF, such as Q8_0 or Q4_K_M, a file each; int8, int4, int4-sym (no zero points) for ONNX, "
-        "and by fp32, fp16, q4, q4f16, q4-sym, q4f16-sym more files in the same folder. Repeatable.",
-    ),
-    click.option(
-        "--onnx-ops",
-        type=click.Choice(["standard", "ort"]),
-        default="standard",
-        show_default=True,
-        help="ort: fused operators that are faster, and that only ONNX Runtime has.",
-    ),
-    click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix for llama.cpp's quantisations."),
-    click.option("--token-embedding-type", metavar="TYPE", help="Of token_embd.weight, whatever --quant gives it."),
-    click.option("--output-tensor-type", metavar="TYPE", help="Of output.weight, whatever --quant gives it."),
-    click.option("--split-max-size", metavar="SIZE", help="Cut the GGUF into parts of at most so much: 2G, 500M."),
-    click.option("--split-max-tensors", type=int, metavar="N", help="Cut the GGUF into parts of at most N tensors."),
-    click.option(
-        "--verify",
-        "level",
-        type=click.Choice(["auto", "full", "rows", "off"]),
-        default="auto",
-        show_default=True,
-        help="rows: re-read the trained rows and the tie from disk. full: also run the artifact against transformers "
-        "with PEFT, unmerged. auto: rows.",
-    ),
-    click.option("--prompts", type=PATH, help="Text file with a prompt a line, for --verify full."),
-    click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html."),
-    require_option,
-    click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for the pre-tokenizer, if not recognised."),
-    click.option(
-        "--converter",
-        type=PATH,
-        help="llama.cpp's convert_hf_to_gguf.py, for models that no family here describes: it is run on the merged "
-        "checkpoint, without network, and what it writes is verified.",
-    ),
-    click.option("--untie", is_flag=True, help="Give a tied head a tensor of its own."),
-    size_option(
-        "--memory", "memory_bytes", "Merged rows held at once while they are computed, such as 64MB; default: 256MiB."
-    ),
-    size_option(
-        "--max-shard-size",
-        "max_shard_bytes",
-        "Split the weights of --to hf anew, at this size (5GB); default: as the base is split.",
-    ),
-    click.option("--force", is_flag=True, help="Replace an existing OUT."),
-)
-_TALK_OPTIONS = (
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no table."),
-    click.option("-v", "--verbose", is_flag=True, help="A traceback with unexpected errors."),
-)
 to_option = click.option(
-    "--to", "formats", type=click.Choice(list(FORMATS)), multiple=True, help="Format to write. Repeatable."
+    "--to", "formats", type=click.Choice(list(FORMATS)), multiple=True, help="Format to write; default: hf. Repeatable."
 )
 base_option = click.option(
     "--base",
     metavar="CHECKPOINT",
     help="Folder or hub id (org/name, org/name@revision); default: what the adapter names as its base.",
 )
-
-
+out_option = click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    help="File or folder to write; a folder for several artifacts. Default: here, named after the first input.",
+)
+force_option = click.option("--force", is_flag=True, help="Replace an existing OUT.")
+dtype_choice = click.Choice(list(DTYPES))
+_TALK_OPTIONS = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no table."),
+    click.option("-v", "--verbose", is_flag=True, help="A traceback with unexpected errors."),
+)
 _PATCH_OPTIONS = (
     click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE is the adapters' base."),
     click.option(
@@ -113,14 +57,36 @@ _PATCH_OPTIONS = (
 )
 
 
+def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
+    """Flag → the options behind it, in order: several formats may share one."""
+    found: dict[str, list[tuple[type[Options], Option]]] = {}
+    for group in groups:
+        for entry in group.options().values():
+            found.setdefault(entry.flag, []).append((group, entry))
+    return found
+
+
+def format_groups() -> list[type[FormatOptions]]:
+    """The options of all formats."""
+    return [row.options for row in FORMATS.values()]
+
+
+def group_options(*groups: type[Options], only: Collection[str] | None = None) -> _Decorator[Any]:
+    """Add a flag for every option of ``groups``, or for those named in ``only``.
+
+    The command gets a value under its flag's name; ``values_of`` collects those of a group.
+    """
+
+    def add(command: _Command) -> _Command:
+        chosen = [entries for flag, entries in flags(groups).items() if only is None or flag in only]
+        return _add(command, [_click_option(entries) for entries in chosen])
+
+    return add
+
+
 def patch_place_options(command: _Command) -> _Command:
     """Add --trust-base and --in-place."""
     return _add(command, _PATCH_OPTIONS)
-
-
-def export_options(command: _Command) -> _Command:
-    """Add the options of merge, export and plan."""
-    return _add(command, (*_EXPORT_OPTIONS, *_TALK_OPTIONS))
 
 
 def talk_options(command: _Command) -> _Command:
@@ -128,33 +94,122 @@ def talk_options(command: _Command) -> _Command:
     return _add(command, _TALK_OPTIONS)
 
 
-def _add(command: _Command, options: tuple[Callable[[_Command], _Command], ...]) -> _Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
+def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Field → value of the flags that were given. given: click's parameters."""
+    return {
+        name: value
+        for name, entry in group.options().items()
+        if (value := given.get(_parameter(entry.flag))) not in (None, False, ())
+    }
+
+
+@contextmanager
+def spelled_as_flags() -> Iterator[None]:
+    """Turn an OptionError of the body into a UsageError that names flags."""
+    try:
+        yield
+    except OptionError as exc:
+        raise UsageError(exc.worded(as_flag)) from exc
+
+
+def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[FormatOptions, ...]:
+    """The options of each format of ``--to``; a value of a repeatable flag goes to the formats that accept it.
+
+    Raises UsageError for a flag that none of them has, OptionError.
+    """
+    if len(set(names)) != len(names):
+        raise UsageError(f"--to: expected each format once, found {', '.join(names)}")
+    chosen = [FORMATS[name].options for name in names or ("hf",)]
+    values = {group: values_of(group, given) for group in chosen}
+    for flag, entries in flags(format_groups()).items():
+        value = given.get(_parameter(flag))
+        takers = [(group, entry) for group, entry in entries if group in values]
+        if value not in (None, ()) and not takers:
+            raise UsageError(f"{flag}: needs {' or '.join(f'--to {group.section}' for group, _ in entries)}")
+        if len(takers) > 1 and takers[0][1].repeatable:
+            for (group, entry), share in zip(takers, _shares(takers, value or ()), strict=True):
+                values[group][entry.name] = share
+    return tuple(group.parse(values[group]) for group in chosen)
 
 
 def export_spec(
-    *,
-    adapters: tuple[str, ...],
-    base: str | None,
-    formats: tuple[str, ...],
-    level: str,
-    prompts: Path | None,
-    verbose: bool,
-    **options: Any,
+    *, adapters: tuple[str, ...], base: str | None, formats: tuple[str, ...], out: Path | None, **given: Any
 ) -> ExportSpec:
-    """The specification behind parsed options. ``auto`` verifies rows: a merge must cost what a copy costs."""
-    # Here, because a patch has these options' module, too, and must not wait for the merge.
-    from exporter.export.spec import ExportSpec
-    from exporter.verify.running.prompts import read_prompts
+    """The specification behind parsed flags. Raises UsageError."""
+    # Imported here: a patch uses this module, too, and must not wait for the merge.
+    from exporter.export.spec import ExportSpec, MergeOptions
 
-    texts = tuple(read_prompts(prompts)) if prompts else ()
-    return ExportSpec(
-        adapters=adapters,
-        base=base,
-        formats=formats or ("hf",),
-        level="rows" if level == "auto" else level,
-        prompts=texts,
-        **options,
-    )
+    with spelled_as_flags():
+        return ExportSpec(
+            adapters=adapters,
+            base=base,
+            formats=read_formats(formats, given),
+            out=out,
+            merge=MergeOptions.parse(values_of(MergeOptions, given)),
+            verify=VerifyOptions.parse(values_of(VerifyOptions, given)),
+            force=given.get("force", False),
+            quiet=given["quiet"],
+        )
+
+
+def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
+    """The values for each of ``takers``. What none accepts goes to the first, whose format refuses it."""
+    shares: list[list[str]] = [[] for _ in takers]
+    for value in values:
+        places = [n for n, (_, entry) in enumerate(takers) if entry.accepts and entry.accepts(value)]
+        for place in places or [0]:
+            shares[place].append(value)
+    return shares
+
+
+def _parameter(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator[Any]:
+    """One flag. Where formats share it, its help joins theirs."""
+    texts = dict.fromkeys(entry.help for _, entry in entries)
+    if len(texts) > 1:
+        texts = {f"{group.section}: {entry.help}": None for group, entry in entries}
+    entry = replace(entries[0][1], help=" ".join(texts))
+    default = getattr(entries[0][0](), entry.name)
+    settings: dict[str, Any] = {"help": entry.help + (" Repeatable." if entry.repeatable else "")}
+    if entry.kind is Kind.SWITCH:
+        settings |= {"is_flag": True}
+    else:
+        settings |= {"multiple": entry.repeatable, "metavar": entry.metavar, "type": _click_type(entry)}
+    if entry.choices and isinstance(default, str):
+        settings["help"] += f"  [default: {default}]"
+    return click.option(entry.flag, _parameter(entry.flag), **settings)
+
+
+def _click_type(entry: Option) -> click.ParamType[Any] | None:
+    match entry.kind:
+        case Kind.PATH:
+            return PATH
+        case Kind.COUNT:
+            return click.IntRange(min=1)
+        case Kind.SIZE:
+            return _Size()
+    return click.Choice(entry.choices) if entry.choices else None
+
+
+class _Size(click.ParamType[int]):
+    """Bytes, from ``500M``, ``2GB`` or ``1.5GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse ``value``; fails as click wants it."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+def _add(command: _Command, options: Sequence[_Decorator[Any]]) -> _Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -3,91 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from exporter.errors import UsageError
-from exporter.export.targets import quants_for
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
-from exporter.formats.gguf.split import Split
-from exporter.formats.target import Target
+from exporter.formats.hf.options import HfOptions
+from exporter.formats.target import FormatOptions, Target
+from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
+from exporter.options import Kind, Options, option
+from exporter.verify.options import VerifyOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(Options):
+    """Options of the merge itself, which all formats share. memory: bytes."""
+
+    untie: bool = option(False, "Give a tied head a tensor of its own.", kind=Kind.SWITCH)
+    memory: int | None = option(
+        None, "Merged rows held at once while they are computed, such as 64MB; default: 256MiB.", kind=Kind.SIZE,
+        metavar="SIZE",
+    )  # fmt: skip
+
+    @property
+    def budget(self) -> Budget:
+        """The bytes of tensor data that may be in flight at once."""
+        return Budget(self.memory) if self.memory else Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """What the user asked for. ``adapters`` empty: the checkpoint ``base`` itself is exported.
+    """One export. ``adapters`` empty: the checkpoint ``base`` itself is exported.
 
-    Adapters and base are paths or hub ids; ``quiet``: no bars while they are downloaded.
+    Adapters and base are paths or hub ids. formats: one group of options for each format. out: a file or folder; None:
+    in the current folder, named after the first input. force: replace ``out``. quiet: no bars during downloads.
+    Raises UsageError for a format that is named twice.
     """
 
-    adapters: tuple[Path | str, ...]
-    base: str | None
-    formats: tuple[str, ...]
+    adapters: tuple[Path | str, ...] = ()
+    base: str | None = None
+    formats: tuple[FormatOptions, ...] = (HfOptions(),)
     out: Path | None = None
-    dtype: str | None = None
-    quants: tuple[str, ...] = ()
-    level: str = "rows"
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    verify: VerifyOptions = field(default_factory=VerifyOptions)
     force: bool = False
-    prompts: tuple[str, ...] = ()
-    report: Path | None = None
-    require: tuple[str, ...] = ()
-    onnx_ops: str = "standard"
-    pre_tokenizer: str | None = None
-    converter: Path | None = None
-    imatrix: Path | None = None
-    token_embedding_type: str | None = None
-    output_tensor_type: str | None = None
-    split_max_size: str | None = None
-    split_max_tensors: int | None = None
-    untie: bool = False
-    memory_bytes: int | None = None
-    max_shard_bytes: int | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if len(set(self.formats)) != len(self.formats):
-            raise UsageError(f"--to: expected each format once, found {', '.join(self.formats)}")
-        if self.quants and not {"gguf", "onnx"} & set(self.formats):
-            raise UsageError("--quant: needs --to gguf or --to onnx")
-        if len({quant.lower() for quant in self.quants}) != len(self.quants):
-            raise UsageError(f"--quant: expected each type once, found {', '.join(self.quants)}")
-        for option, given, fmt in (
-            ("--max-shard-size", self.max_shard_bytes, "hf"),
-            ("--onnx-ops", self.onnx_ops != "standard", "onnx"),
-            ("--pre-tokenizer", self.pre_tokenizer, "gguf"),
-            ("--converter", self.converter, "gguf"),
-        ):
-            if given and fmt not in self.formats:
-                raise UsageError(f"{option}: needs --to {fmt}")
-        if self.prompts and self.level != "full":
-            raise UsageError("--prompts: needs --verify full, which alone runs a model")
-        if self.converter and self.pre_tokenizer:
-            raise UsageError("--converter: chooses the pre-tokenizer itself, so --pre-tokenizer has no use beside it")
-        if self.report and self.level == "off":
-            raise UsageError("--report: expected something to report, found --verify off")
-        if self.split is not None and "gguf" not in self.formats:
-            raise UsageError("--split-max-size, --split-max-tensors: need --to gguf")
-        self._check_quantiser()
-
-    @property
-    def split(self) -> Split | None:
-        """Where GGUF files are cut into parts."""
-        return Split.parse(self.split_max_size, self.split_max_tensors)
-
-    def _check_quantiser(self) -> None:
-        """Options of llama.cpp's quantiser say what to do with a quantisation: without one they would do nothing."""
-        made = [quant for quant in quants_for("gguf", self.formats, self.quants) if quant in FILE_TYPES]
-        types = {"--token-embedding-type": self.token_embedding_type, "--output-tensor-type": self.output_tensor_type}
-        for option, value in types.items():
-            if value is not None and self.converter:
-                raise UsageError(f"{option}: is for llama.cpp's quantiser, which does not run beside --converter")
-            if value is not None and not made:
-                raise UsageError(f"{option}: needs --to gguf and a quantisation, such as --quant Q4_K_M")
-            if value is not None and value.upper() not in SELECTABLE_TENSOR_TYPES:
-                raise UsageError(f"{option}: expected a type of ggml, such as Q6_K or F16, found {value}")
-        if self.imatrix is not None and not set(made) - {"Q8_0"}:
-            raise UsageError("--imatrix: needs --to gguf and a --quant below Q8_0, which makes no use of it")
+        names = [options.section for options in self.formats]
+        if len(set(names)) != len(names):
+            raise UsageError(f"--to: expected each format once, found {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +64,7 @@ class ExportPlan:
     merge: MergePlan
     targets: Sequence[Target]
     out: Path
+    prompts: Sequence[str] = ()
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +73,33 @@ class ExportPlan:
 
     @property
     def work_nbytes(self) -> int:
-        """Bytes that lie on the disk at once while it is written: an unquantised file may be needed on the way."""
+        """Bytes on the disk at once while the artifacts are written: an unquantised file may be needed on the way."""
         more = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
         return self.nbytes + max(more, default=0)
+
+    def place(self, target: Target) -> Path:
+        """Where the artifact of ``target`` lies in the end."""
+        return self.out / target.place if target.place else self.out
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``ttexport plan --json`` prints."""
+        return {
+            "base": str(self.merge.checkpoint.path),
+            "adapters": [str(adapter.path) for adapter in self.merge.adapters],
+            "origins": dict(self.merge.origins),
+            "out": str(self.out),
+            "vocab": self.merge.vocab,
+            "targets": [
+                {
+                    "format": target.format,
+                    "storage": target.storage,
+                    "path": str(self.place(target)),
+                    **target.to_json(),
+                }
+                for target in self.targets
+            ],
+            "ledger": [
+                {"file": str(entry.path), "tensor": entry.key, "rule": entry.rule, "into": list(entry.into)}
+                for entry in self.merge.ledger_entries
+            ],
+        }

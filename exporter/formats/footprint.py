@@ -6,7 +6,6 @@ format keeps beside them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from exporter.io.parallel import Budget
@@ -14,9 +13,8 @@ from exporter.io.parallel import Budget
 if TYPE_CHECKING:
     from exporter.merge.plan import MergePlan
 
-#: An interpreter with numpy, click and the readers, and what each format adds. Measured with CPython 3.11.
+#: An interpreter with numpy, click and the readers. Measured with CPython 3.11.
 _PROCESS_BYTES: Final = 40 << 20
-_FORMAT_BYTES: Final[Mapping[str, int]] = {"hf": 0, "gguf": 0, "gguf-lora": 0, "onnx": 42 << 20}
 #: A tensor's specification, its place and its entry in the header, of the base and of the artifact.
 _TENSOR_BYTES: Final = 6 << 10
 #: Chunks on their way to the disk, and blocks that the checks compare.
@@ -31,14 +29,28 @@ _TRACER_BYTES: Final = 700 << 20
 _TRACER_FACTOR: Final = 3
 
 
-def peak_nbytes(fmt: str, merge: MergePlan, budget: Budget, *, casts: bool, quantiser: bool = False) -> int:
-    """Bytes at the peak of writing ``fmt``. casts: tensors change their dtype. quantiser: llama.cpp's takes part."""
+def peak_nbytes(
+    merge: MergePlan,
+    budget: Budget,
+    *,
+    casts: bool,
+    parses_vocabulary: bool = False,
+    whole_matrices: bool = False,
+    library_nbytes: int = 0,
+    quantiser: bool = False,
+) -> int:
+    """Bytes at the peak of writing a format.
+
+    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read, not ids alone. whole_matrices: a
+    matrix is transposed as a whole, but for embedding and head. library_nbytes: of packages that the format imports.
+    quantiser: llama.cpp's takes part.
+    """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
-    nbytes = _PROCESS_BYTES + _FORMAT_BYTES[fmt] + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
+    nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
     nbytes += merge.factor_nbytes + (budget.block_nbytes if computed else 0)
     if (tokenizer := merge.files.get("tokenizer.json")) is not None:
-        nbytes += (_TOKENS_FACTOR if fmt == "gguf" else _IDS_FACTOR) * tokenizer.stat().st_size
-    if fmt == "onnx":  # a matrix is turned around as a whole, but for the embedding and the head
+        nbytes += (_TOKENS_FACTOR if parses_vocabulary else _IDS_FACTOR) * tokenizer.stat().st_size
+    if whole_matrices:
         nbytes += _largest(merge, {merge.tie.embedding, merge.tie.head})
     if quantiser:
         nbytes += _QUANTISER_BYTES + _largest(merge, set())

@@ -1,56 +1,87 @@
-"""One artifact to write: its format's own plan, or why the format cannot hold the model."""
+"""One artifact to write: its format's own plan, or the reason why the format cannot hold the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from shutil import rmtree
+from typing import Any, Final, Protocol, Self
 
-from exporter.errors import NotExpressible
-from exporter.formats.gguf.split import Split
-from exporter.io.parallel import Budget
+from exporter.errors import NotExpressible, writing
+from exporter.options import Options, option
 from exporter.progress import Progress
 
-#: ``--dtype`` → safetensors spelling.
+#: ``dtype`` as users write it → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
+def dtype_option() -> Any:
+    """The field ``dtype``, which every format has."""
+    return option(None, "Storage of unquantised tensors; default: as in the base.", choices=tuple(DTYPES))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What the user asked of a format. ``dtype`` in safetensors spelling, None for as stored.
+class FormatOptions(Options):
+    """Options of one format; ``section`` is the format's name."""
 
-    quants: what one artifact is to hold; only ONNX takes several, as files of one folder.
-    """
+    def artifacts(self) -> Sequence[Self]:
+        """One group of options for each artifact that these ask for."""
+        return (self,)
 
-    dtype: str | None = None
-    quants: tuple[str, ...] = ()
-    onnx_ops: str = "standard"
-    pre_tokenizer: str | None = None
-    budget: Budget = field(default_factory=Budget)
-    max_shard_bytes: int | None = None
-    converter: Path | None = None
-    imatrix: Path | None = None
-    token_embedding_type: str | None = None
-    output_tensor_type: str | None = None
-    split: Split | None = None
-    #: Unquantised GGUF files by dtype, which the quantisations of one command share.
-    intermediates: dict[str | None, Any] = field(default_factory=dict)
+    def whole(self) -> Self:
+        """The options without those that act on the finished artifact, such as splitting it."""
+        return self
 
     @property
-    def quant(self) -> str | None:
-        """The one quantisation of a GGUF file."""
-        return self.quants[0] if self.quants else None
+    def label(self) -> str:
+        """What is asked for, in a word or two: a dtype, a quantisation, precisions."""
+        raise NotImplementedError
+
+
+class Scratch(Protocol):
+    """Files that several artifacts are made from."""
+
+    def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
+        """(the file called ``name``, whether it was there before). ``write`` makes it where it is missing."""
+
+
+@dataclass(frozen=True)
+class FolderScratch:
+    """Scratch files of one run, in a folder that exists."""
+
+    folder: Path
+
+    def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
+        """See ``Scratch``."""
+        path = self.folder / name
+        if path.exists():
+            return path, True
+        write(path)
+        return path, False
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[FolderScratch]:
+    """Scratch files in a hidden folder beside ``out``, removed at the end. Raises OutputError."""
+    folder = out.with_name(f".{out.name}.scratch")
+    with writing(folder):
+        folder.mkdir()
+    try:
+        yield FolderScratch(folder)
+    finally:
+        rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """``write(path, progress)`` makes the artifact at ``path``; None if ``refusal`` says why there can be none.
+    """An artifact that can be written, or ``refusal``: why there can be none.
 
-    ``notes`` are sentences on what the format cannot say of this model, though it holds it. ``nbytes`` is about the
-    size where ``estimated``; ``work_nbytes`` what is written on the way to it, where that is more; ``peak_nbytes``
-    about the memory of writing it. ``parts``: the artifact may be files beside its path, named after it. ``way``: how
-    the graph comes about, of a format that knows more than one way.
+    write: makes the whole artifact at a path. finish: what happens to it then, such as splitting; it may leave files
+    beside the path, named after it. notes: sentences on what the format cannot represent of this model. nbytes: the
+    size, an estimate where ``estimated``. work_nbytes: bytes written on the way to it, where that is more. peak_nbytes:
+    about the memory of writing it. maker: what writes it, of a format that has several. place: below OUT; empty: OUT.
     """
 
     format: str
@@ -59,21 +90,30 @@ class Target:
     work_nbytes: int | None = None
     peak_nbytes: int = 0
     estimated: bool = False
-    parts: bool = False
-    write: Callable[[Path, Progress], None] | None = None
+    write: Callable[[Path, Progress, Scratch], None] | None = None
+    finish: Callable[[Path, Progress], object] | None = None
     refusal: NotExpressible | None = None
     notes: Sequence[str] = ()
-    way: str | None = None
-    place: str = ""  # below OUT; empty: OUT itself
+    maker: str | None = None
+    place: str = ""
 
-    def told(self) -> dict[str, Any]:
-        """What ``plan`` says of it in JSON, apart from its name and place."""
+    def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
+        """Write and finish the artifact. Raises ``refusal`` if there is one, and what the format's writer raises."""
+        if self.refusal:
+            raise self.refusal
+        assert self.write is not None, "a target without a refusal can be written"
+        self.write(path, progress, scratch)
+        if self.finish:
+            self.finish(path, progress)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``plan --json`` prints of it, apart from its name and place."""
         return {
             "expressible": self.refusal is None,
             "reason": str(self.refusal) if self.refusal else None,
             "nbytes": self.nbytes,
             "peak_nbytes": self.peak_nbytes,
             "estimated": self.estimated,
-            "way": self.way,
+            "maker": self.maker,
             "notes": list(self.notes),
         }

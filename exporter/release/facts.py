@@ -77,4 +77,4 @@ class Run:
     finished: str
     invocation: str  # a UUID
     host: Mapping[str, str] = field(default_factory=dict)
-    jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # job → seconds, way
+    jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # job → seconds, method

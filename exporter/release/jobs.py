@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
-
-import msgspec
+from dataclasses import dataclass
+from typing import Any
 
 from exporter.errors import UsageError
-from exporter.formats.target import DTYPES, Wish
-from exporter.release.spec import ReleaseSpec, gguf_types
-
-#: Options that an unquantised file has no use for.
-_QUANTISER: Final = ("token-embedding-type", "output-tensor-type")
+from exporter.formats.target import FormatOptions
+from exporter.release.spec import ReleaseSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to make. ``name`` is unique in its release; ``storage`` says what it is asked to hold.
-
-    parameters: every option that its bytes depend on, JSON values; paths are not among them, see ``wish``.
-    """
+    """One artifact to make. ``name`` is unique in its release; options: of this artifact alone."""
 
     name: str
     model: str
-    format: str
-    storage: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    options: FormatOptions
+
+    @property
+    def format(self) -> str:
+        """The format of its artifact."""
+        return self.options.section
+
+    @property
+    def storage(self) -> str:
+        """What is asked for: a dtype, a quantisation, precisions."""
+        return self.options.label
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Every option that differs from its default, as JSON values; files by their names."""
+        return self.options.changed()
 
     @property
     def slug(self) -> str:
         """Its name as a part of file names."""
         return self.name.replace("/", "-")
 
-    def wish(self) -> Wish:
-        """The options as the formats take them, without those that name files."""
-        asked = self.parameters
-        dtype = asked.get("dtype")
-        return Wish(
-            dtype=DTYPES[dtype] if dtype else None,
-            quants=tuple(asked.get("quants", ())),
-            onnx_ops=asked.get("ops", "standard"),
-            pre_tokenizer=asked.get("pre-tokenizer"),
-            token_embedding_type=asked.get("token-embedding-type"),
-            output_tensor_type=asked.get("output-tensor-type"),
-        )
-
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
     """All jobs, in the order in which one machine does them: model by model."""
     alone = len(spec.models) == 1
+    wanted = [
+        (f"{group.section}-{options.label}" if options is not group else group.section, options)
+        for group in spec.formats
+        for options in group.artifacts()
+    ]
     return [
-        Job(
-            name=name if alone else f"{model}/{name}",
-            model=model,
-            format=name.partition("-")[0],
-            storage=storage,
-            parameters=parameters,
-        )
+        Job(name=name if alone else f"{model}/{name}", model=model, options=options)
         for model in spec.models
-        for name, storage, parameters in _wanted(spec)
+        for name, options in wanted
     ]
 
 
@@ -80,25 +71,3 @@ def matrix(jobs: Sequence[Job]) -> dict[str, Any]:
             for job in jobs
         ]
     }
-
-
-def _wanted(spec: ReleaseSpec) -> list[tuple[str, str, dict[str, Any]]]:
-    """(name, storage, parameters) of every artifact that each model gets."""
-    wanted: list[tuple[str, str, dict[str, Any]]] = []
-    if spec.hf:
-        wanted.append(("hf", spec.hf.dtype or "as stored", _given(dtype=spec.hf.dtype)))
-    if spec.gguf:
-        table = msgspec.to_builtins(spec.gguf)
-        options = {key: value for key, value in table.items() if key not in ("types", "imatrix") and value is not None}
-        for kind in gguf_types(spec.gguf):
-            own = {"dtype": kind} if kind in DTYPES else {"quants": [kind]}
-            used = {key: value for key, value in options.items() if kind not in DTYPES or key not in _QUANTISER}
-            wanted.append((f"gguf-{kind}", kind, {**own, **used}))
-    if spec.onnx:
-        precisions = spec.onnx.precisions
-        wanted.append(("onnx", ", ".join(precisions), {"quants": precisions, "ops": spec.onnx.ops}))
-    return wanted
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}

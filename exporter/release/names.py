@@ -5,6 +5,7 @@ from __future__ import annotations
 import gguf.utility
 
 from exporter.formats.gguf.metadata import size_label
+from exporter.formats.table import FORMATS
 from exporter.release.jobs import Job
 from exporter.release.spec import ReleaseSpec
 
@@ -27,8 +28,8 @@ def model_title(spec: ReleaseSpec, model: str) -> str:
 def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -> str:
     """Where the artifact of ``job`` lies below the release, with slashes. storage: as the target has it."""
     name = job.format
-    if job.format == "gguf":
-        name = f"gguf/{gguf_name(spec, job.model, storage, parameters)}"
+    if FORMATS[job.format].is_file:
+        name = f"{job.format}/{gguf_name(spec, job.model, storage, parameters)}"
     folder = model_folder(spec, job.model)
     return f"{folder}/{name}" if folder else name
 

@@ -10,11 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from exporter.export.targets import plan_target
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
-from exporter.formats.target import Target, Wish
+from exporter.formats.table import FORMATS, plan_target
+from exporter.formats.target import FormatOptions, Target
 from exporter.io.digests import FileDigests, digest_of
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.release.facts import Material, Model, Release
@@ -27,6 +24,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import Located, locate, origins
 from exporter.sources.peft.adapter import CONFIG, Adapter
 from exporter.sources.peft.edits import TokenRows
+from exporter.verify.reports.write import require_renderers
 from exporter.verify.running.prompts import read_prompts
 from exporter.verify.runtimes.installed import require
 
@@ -74,37 +72,37 @@ class ReleasePlan:
     def inputs(self) -> set[Path]:
         """Every file that is read."""
         found = {path for one in (self.base, *(model.merge for model in self.models.values())) for path in _files(one)}
-        extra = [self.spec.gguf and self.spec.gguf.imatrix, self.spec.verify.prompts]
-        return found | {Path(word) for word in extra if word}
+        extra = [path for options in self.spec.formats for path in options.files().values()]
+        return found | {*extra, *([self.spec.verify.prompts] if self.spec.verify.prompts else [])}
 
     @property
     def nbytes(self) -> int:
         """About the bytes of all artifacts."""
         return sum(target.nbytes for target in self.targets.values())
 
-    def recipe(self, merge: MergePlan, job: Job) -> dict[str, Any]:
-        """All that the bytes of ``job``'s artifact depend on, when it is made from ``merge``."""
-        imatrix = wish_of(self.spec, job).imatrix
+    def recipe(self, merge: MergePlan, options: FormatOptions, **more: Any) -> dict[str, Any]:
+        """All that the bytes of an artifact depend on, when it is made from ``merge`` with ``options``."""
         return {
-            "format": job.format,
-            "parameters": dict(job.parameters),
-            "imatrix": self.digests.of(imatrix) if imatrix else None,
-            "untie": self.spec.untie,
+            "format": options.section,
+            "parameters": options.changed(),
+            "option files": self._digests(options.files()),
+            "untie": self.spec.merge.untie,
             "base": self.facts.base.name,
             "files": self._digests(checkpoint_files(merge.checkpoint)),
             "adapters": [self._digests(adapter_files(adapter)) for adapter in merge.adapters],
             "origins": dict(merge.origins),
             "tools": dict(self.facts.tools),
             "source": source_digest(),
+            **more,
         }
 
     def key(self, job: Job) -> str:
         """Tells whether a finished job is still the one that is wanted, however it is verified."""
-        parts = [job.name, self.place(job), self.recipe(self.models[job.model].merge, job)]
+        parts = [job.name, self.place(job), self.recipe(self.models[job.model].merge, job.options)]
         return digest_of(json.dumps(parts, sort_keys=True).encode())
 
-    def judged(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Model → digest of how the artifacts of ``jobs`` are judged; none where nothing is verified.
+    def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Model → digest of how the artifacts of ``jobs`` are verified; none where nothing is verified.
 
         With the keys of a model's jobs it tells whether a verification is still the one that is wanted.
         """
@@ -134,17 +132,19 @@ def plan_release(
     MissingDependency for a runtime that is required.
     """
     require(spec.verify.require, needed_for="verify.require")
+    if spec.verify.report:
+        require_renderers()
     digests = FileDigests(cache.digests if cache else None)
     base = locate(spec.base, asked_by=f"{asked_by}: base", content="checkpoint", quiet=quiet)
     checkpoint = Checkpoint.open(base.path)
-    plain = replace(plan_merge(checkpoint, [], untie=spec.untie), origins=origins(base, []))
+    plain = replace(plan_merge(checkpoint, [], untie=spec.merge.untie), origins=origins(base, []))
     models: dict[str, ModelPlan] = {}
     materials: dict[str, tuple[Located, Material]] = {}
     for name, wanted in spec.models.items():
         where = f"{asked_by}: models.{name}.adapters"
         located = [locate(word, asked_by=where, content="adapter", quiet=quiet) for word in wanted.adapters]
         adapters = [Adapter.open(one.path) for one in located]
-        merge = replace(plan_merge(checkpoint, adapters, untie=spec.untie), origins=origins(base, located))
+        merge = replace(plan_merge(checkpoint, adapters, untie=spec.merge.untie), origins=origins(base, located))
         keys = [_book(materials, one, adapter, digests) for one, adapter in zip(located, adapters, strict=True)]
         words = [f"{one.repo}@{one.revision}" if one.repo else str(one.path) for one in located]
         place = model_folder(spec, name)
@@ -152,7 +152,7 @@ def plan_release(
     jobs = jobs_of(spec)
     targets = _plan_targets(spec, jobs, plain, models)
     facts = _facts(spec, base, plain, models, {key: material for key, (_, material) in materials.items()}, digests)
-    prompts = tuple(read_prompts(Path(spec.verify.prompts))) if spec.verify.prompts else ()
+    prompts = tuple(read_prompts(spec.verify.prompts)) if spec.verify.prompts else ()
     return ReleasePlan(spec, jobs, plain, models, targets, facts, digests, prompts, cache)
 
 
@@ -164,25 +164,16 @@ def _plan_targets(
     found = {}
     for job in jobs:
         model = models[job.model]
-        if model.rows_only and job.format != "hf":
+        if model.rows_only and FORMATS[job.format].patchable:
             key = json.dumps([job.format, job.parameters], sort_keys=True)
-            target = shared.get(key) or plan_target(job.format, wish_of(spec, job), base)
+            target = shared.get(key) or plan_target(job.options, base, spec.merge.budget)
             shared[key] = target
         else:
-            target = plan_target(job.format, wish_of(spec, job), model.merge)
+            target = plan_target(job.options, model.merge, spec.merge.budget)
         if target.refusal:
             raise target.refusal
         found[job.name] = target
     return found
-
-
-def wish_of(spec: ReleaseSpec, job: Job) -> Wish:
-    """The job's options with the files that they name."""
-    wish = job.wish()
-    imatrix = spec.gguf.imatrix if spec.gguf else None
-    if job.format == "gguf" and imatrix and wish.quant in FILE_TYPES and wish.quant != "Q8_0":
-        return replace(wish, imatrix=Path(imatrix))
-    return wish
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -231,7 +222,7 @@ def _facts(
 ) -> Release:
     files = checkpoint_files(plain.checkpoint)
     held = dict(zip(files, digests.of_all(files.values()).values(), strict=True))
-    told = told_spec(spec, base.repo or base.name, {name: model.adapters for name, model in models.items()})
+    recorded = recorded_spec(spec, base.repo or base.name, {name: model.adapters for name, model in models.items()})
     return Release(
         name=spec.name,
         version=spec.version,
@@ -250,20 +241,16 @@ def _facts(
         },
         artifacts=(),
         tools=tools(digests),
-        spec=told,
+        spec=recorded,
     )
 
 
-def told_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """``release.toml`` as it was understood, with names in place of paths. adapters: of each model."""
-    told: dict[str, Any] = msgspec.to_builtins(spec)
-    told["base"] = base
+    recorded = {**spec.to_json(), "base": base}
     for name, keys in adapters.items():
-        told["models"][name]["adapters"] = list(keys)
-    for table, key in (("gguf", "imatrix"), ("verify", "prompts"), ("signing", "key")):
-        if told.get(table) and told[table].get(key):
-            told[table][key] = Path(told[table][key]).name
-    return told
+        recorded["models"][name]["adapters"] = list(keys)
+    return recorded
 
 
 def _parameters(merge: MergePlan) -> int:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from exporter.errors import BadInput, UnreadableFile, UsageError
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
-from exporter.formats.gguf.split import Split
-from exporter.formats.target import DTYPES
+from exporter.errors import BadInput, UnreadableFile
+from exporter.export.spec import MergeOptions
+from exporter.formats.table import FORMATS
+from exporter.formats.target import FormatOptions
 from exporter.io.files import read_file
+from exporter.options import OptionError, Options, as_key
 from exporter.release.documents.manifest import CardEntry, card_texts
-from exporter.verify.runtimes.installed import NAMES
-
-Dtype = Literal["f32", "f16", "bf16"]
+from exporter.release.tables import HubTable, ModelTable, SigningTable, unknown_keys
+from exporter.verify.options import VerifyOptions
 
 #: Becomes part of paths in the release, and of names on hubs.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -37,139 +37,132 @@ _TAKEN: Final = frozenset(
         "sha256sums",
     }
 )
+#: Tables that are option groups, with what differs from the group's defaults: a release is verified in full.
+GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
+    **{name: (row.options, {}) for name, row in FORMATS.items()},
+    VerifyOptions.section: (VerifyOptions, {"level": "full"}),
+}
 
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of the file; keys are written with dashes."""
-
-
-class ModelSpec(_Table, frozen=True):
-    """``[models.NAME]``: adapters that go into the base together. card: texts that go before those of ``[card]``."""
-
-    adapters: list[str] = []
-    card: dict[str, Any] = {}
-
-
-class HfSpec(_Table, frozen=True):
-    """``[hf]``: a Hugging Face checkpoint. dtype: of unquantised tensors, default as stored."""
-
-    dtype: Dtype | None = None
-
-
-class GgufSpec(_Table, frozen=True):
-    """``[gguf]``: a file for each of ``types``: f32, f16, bf16, or a quantisation of llama.cpp (Q8_0, Q4_K_M, …)."""
-
-    types: list[str]
-    imatrix: str | None = None
-    token_embedding_type: str | None = None
-    output_tensor_type: str | None = None
-    split_max_size: str | None = None
-    split_max_tensors: int | None = None
-    pre_tokenizer: str | None = None
-
-
-class OnnxSpec(_Table, frozen=True):
-    """``[onnx]``: one folder with all ``precisions``: fp32, fp16, int8, int4, int4-sym, q4f16, q4f16-sym.
-
-    ops: as ``--onnx-ops``.
-    """
-
-    precisions: list[str] = msgspec.field(default_factory=lambda: ["fp32"])
-    ops: Literal["standard", "ort"] = "standard"
-
-
-class VerifySpec(_Table, frozen=True):
-    """``[verify]``: as ``--verify``, ``--prompts`` and ``--require``."""
-
-    level: Literal["full", "rows", "off"] = "full"
-    prompts: str | None = None
-    require: list[str] = []
-
-
-class SigningSpec(_Table, frozen=True):
-    """``[signing]``: by a private key in a file, or through Sigstore. password_env: the variable with its password."""
-
-    key: str | None = None
-    password_env: str | None = None
-    sigstore: bool = False
-
-
-class HubSpec(_Table, frozen=True):
-    """``[hub]``: how ``--push-to-hub`` sends the release, unless its own options say otherwise."""
-
-    revision: str | None = None
-    message: str | None = None
-    private: bool = False
-
-
-class ReleaseSpec(_Table, frozen=True):
+class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. base: a path, or a hub id (org/name, org/name@revision); adapters likewise."""
 
     name: str
     version: str
     base: str
-    models: dict[str, ModelSpec]
-    untie: bool = False
-    hf: HfSpec | None = None
-    gguf: GgufSpec | None = None
-    onnx: OnnxSpec | None = None
-    verify: VerifySpec = VerifySpec()
+    models: dict[str, ModelTable]
+    formats: tuple[FormatOptions, ...]
+    merge: MergeOptions
+    verify: VerifyOptions
     card: dict[str, Any] = {}
-    signing: SigningSpec | None = None
-    hub: HubSpec | None = None
+    signing: SigningTable | None = None
+    hub: HubTable | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The file as it was understood: every key with its value; files by their names alone."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "base": self.base,
+            **self.merge.to_json(),
+            "models": msgspec.to_builtins(self.models),
+            **{options.section: options.to_json() for options in self.formats},
+            self.verify.section: self.verify.to_json(),
+            "card": dict(self.card),
+            "signing": self.signing and self.signing.to_json(),
+            "hub": msgspec.to_builtins(self.hub),
+        }
+
+
+class _Plain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys and tables that are no option groups."""
+
+    name: str
+    version: str
+    base: str
+    models: dict[str, ModelTable]
+    card: dict[str, Any] = {}
+    signing: SigningTable | None = None
+    hub: HubTable | None = None
+
+
+_PLAIN_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"signing": SigningTable, "hub": HubTable, "card": CardEntry}
 
 
 def read_spec(path: Path) -> ReleaseSpec:
     """Read ``release.toml``; its relative paths come out below its folder.
 
-    Raises UnreadableFile for a file that is no TOML, BadInput for a key that no release has or a value of another kind.
+    Raises UnreadableFile for a file that is no TOML, BadInput for an unknown key or a value that its key does not take.
     """
     try:
-        found = tomllib.loads(read_file(path).decode())
+        document = tomllib.loads(read_file(path).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise UnreadableFile(path, f"expected TOML: {exc}") from exc
-    for where, key, known in _unknown(ReleaseSpec, found, ""):
-        near = difflib.get_close_matches(key, known, 1, 0.0)
-        raise BadInput(f"{path}: {where}{key}: unknown key; the nearest known one is {near[0]}")
+    for fault in _unknown(document):
+        raise BadInput(f"{path}: {fault}")
     try:
-        spec = msgspec.convert(found, ReleaseSpec)
+        spec = _read(document)
     except msgspec.ValidationError as exc:
         raise BadInput(f"{path}: {exc}") from exc
+    except OptionError as exc:
+        raise BadInput(f"{path}: {exc.worded(as_key)}") from exc
     card_texts(spec.card, f"{path}: card")
     for name, model in spec.models.items():
         card_texts(model.card, f"{path}: models.{name}.card")
-    for reason in (*_faults(spec), *_astray(spec, path.parent)):
-        raise BadInput(f"{path}: {reason}")
+    for fault in (*_faults(spec), *_astray(spec, path.parent)):
+        raise BadInput(f"{path}: {fault}")
     return _placed(spec, path.parent)
 
 
-def _unknown(kind: type[msgspec.Struct], table: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(table, key, the keys that it may have) for every key that the table does not know."""
-    fields = {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
-    for key, value in table.items():
-        if key not in fields:
-            yield where, key, list(fields)
-        elif isinstance(value, dict) and key == "models":
-            for name, model in value.items():
-                if isinstance(model, dict):
-                    yield from _unknown(ModelSpec, model, f"models.{name}.")
-        elif isinstance(value, dict) and key in _TABLES:
-            yield from _unknown(_TABLES[key], value, f"{where}{key}.")
+def _read(document: Mapping[str, Any]) -> ReleaseSpec:
+    merge_keys = {entry.key for entry in MergeOptions.options().values()}
+    plain = {key: value for key, value in document.items() if key not in GROUPS and key not in merge_keys}
+    groups = {name: _group(name, document[name]) for name in GROUPS if name in document}
+    verify = groups.pop(VerifyOptions.section, None) or _group(VerifyOptions.section, {})
+    return ReleaseSpec(
+        **msgspec.structs.asdict(msgspec.convert(plain, _Plain)),
+        formats=tuple(options for options in groups.values() if isinstance(options, FormatOptions)),
+        merge=_parse(MergeOptions, {key: document[key] for key in merge_keys & document.keys()}),
+        verify=verify,
+    )
 
 
-_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {
-    "hf": HfSpec,
-    "gguf": GgufSpec,
-    "onnx": OnnxSpec,
-    "verify": VerifySpec,
-    "signing": SigningSpec,
-    "hub": HubSpec,
-    "card": CardEntry,
-}
+def _group(name: str, table: Any) -> Any:
+    group, defaults = GROUPS[name]
+    if not isinstance(table, dict):
+        raise msgspec.ValidationError(f"{name}: expected a table, found {table!r:.80}")
+    return _parse(group, table, defaults)
+
+
+def _parse(group: type[Options], table: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Any:
+    names = {entry.key: name for name, entry in group.options().items()}
+    return group.parse({**(defaults or {}), **{names[key]: value for key, value in table.items()}})
+
+
+def _unknown(document: Mapping[str, Any]) -> Iterator[str]:
+    """A line for every key that its table does not have, with the nearest known one."""
+    tops = [*msgspec.structs.fields(_Plain)]
+    known = [field.encode_name for field in tops] + [entry.key for entry in MergeOptions.options().values()] + [*GROUPS]
+    yield from unknown_keys(document, known, "")
+    for name, model in _tables(document.get("models")):
+        yield from unknown_keys(model, ModelTable, f"models.{name}.")
+        if isinstance(card := model.get("card"), dict):
+            yield from unknown_keys(card, CardEntry, f"models.{name}.card.")
+    for name, table in _tables(document):
+        if name in GROUPS:
+            keys = [entry.key for entry in GROUPS[name][0].options().values()]
+            yield from unknown_keys(table, keys, f"{name}.")
+        elif name in _PLAIN_TABLES:
+            yield from unknown_keys(table, _PLAIN_TABLES[name], f"{name}.")
+
+
+def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(document, dict):
+        yield from ((name, value) for name, value in document.items() if isinstance(value, dict))
 
 
 def _faults(spec: ReleaseSpec) -> Iterator[str]:
-    """What the kinds of the values do not say."""
+    """Rules that the types of the values do not express."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -180,72 +173,43 @@ def _faults(spec: ReleaseSpec) -> Iterator[str]:
     for name in spec.models if len(spec.models) > 1 else ():
         if name.lower() in _TAKEN:
             yield f"models.{name}: expected a name for a folder, found that of a document of the release"
-    if not (spec.hf or spec.gguf or spec.onnx):
-        yield "expected a table hf, gguf or onnx, found none: there is nothing to make"
-    lists = {"gguf.types": spec.gguf.types} if spec.gguf else {}
-    lists |= {"onnx.precisions": spec.onnx.precisions} if spec.onnx else {}
-    for key, values in lists.items():
-        if not values or len({*map(str.lower, values)}) != len(values):
-            yield f"{key}: expected one or more, each once, found {', '.join(values) or 'none'}"
-    if spec.gguf:
-        yield from _gguf_faults(spec.gguf)
-    for name in spec.verify.require:
-        if name not in NAMES:
-            yield f"verify.require: expected {', '.join(NAMES)}, found {name!r:.80}"
+    if not spec.formats:
+        yield f"expected a table {', '.join(FORMATS)}, found none: there is nothing to make"
     if spec.signing and bool(spec.signing.key) == spec.signing.sigstore:
         yield "signing: expected either a key or sigstore = true"
 
 
-def _gguf_faults(table: GgufSpec) -> Iterator[str]:
-    """What would stop llama.cpp's quantiser, or be of no use to it, hours later."""
-    try:
-        Split.parse(table.split_max_size, table.split_max_tensors)
-    except UsageError as exc:
-        yield f"gguf.{str(exc).removeprefix('--')}"
-    made = {kind.upper() for kind in table.types} & FILE_TYPES.keys()
-    for key in ("token_embedding_type", "output_tensor_type"):
-        value, name = getattr(table, key), key.replace("_", "-")
-        if value is not None and not made:
-            yield f"gguf.{name}: needs a quantisation among gguf.types, such as Q4_K_M"
-        elif value is not None and value.upper() not in SELECTABLE_TENSOR_TYPES:
-            yield f"gguf.{name}: expected a type of ggml, such as Q6_K or F16, found {value!r:.80}"
-    if table.imatrix is not None and not made - {"Q8_0"}:
-        yield "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types"
-
-
-def gguf_types(table: GgufSpec) -> list[str]:
-    """Its types, the unquantised ones in lower case as ``--dtype`` has them, the others in upper case as llama.cpp."""
-    return [kind.lower() if kind.lower() in DTYPES else kind.upper() for kind in table.types]
-
-
 def _astray(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
-    """Words that name nothing below ``folder``, but something where the command runs: elsewhere they would not."""
-    words = [("base", spec.base)]
-    words += [(f"models.{name}.adapters", word) for name, model in spec.models.items() for word in model.adapters]
-    for key, word in words:
-        if not os.path.lexists(folder / word) and os.path.lexists(word):
-            yield f"{key}: expected a path from the folder of this file, or a hub id, found {word!r:.80} elsewhere"
+    """Inputs that name nothing below ``folder``, but something where the command runs: elsewhere they would not."""
+    inputs = [("base", spec.base)]
+    inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]
+    for key, source in inputs:
+        if not os.path.lexists(folder / source) and os.path.lexists(source):
+            yield f"{key}: expected a path from the folder of this file, or a hub id, found {source!r:.80} elsewhere"
 
 
 def _placed(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
-    """With paths below ``folder``; what is not there may be a hub id and stays."""
+    """With paths below ``folder``; an input that is not there may be a hub id and stays."""
 
-    def place(word: str) -> str:
-        path = folder / word
-        return str(path) if os.path.lexists(path) else word
+    def place(source: str) -> str:
+        path = folder / source
+        return str(path) if os.path.lexists(path) else source
 
-    def file(word: str | None) -> str | None:
-        return None if word is None else str(folder / word)
-
-    replace = msgspec.structs.replace
-    models = {
-        name: replace(model, adapters=[place(word) for word in model.adapters]) for name, model in spec.models.items()
-    }
-    return replace(
+    change = msgspec.structs.replace
+    key = spec.signing and spec.signing.key
+    return change(
         spec,
         base=place(spec.base),
-        models=models,
-        gguf=spec.gguf and replace(spec.gguf, imatrix=file(spec.gguf.imatrix)),
-        verify=replace(spec.verify, prompts=file(spec.verify.prompts)),
-        signing=spec.signing and replace(spec.signing, key=file(spec.signing.key)),
+        models={
+            name: change(model, adapters=[place(source) for source in model.adapters])
+            for name, model in spec.models.items()
+        },
+        formats=tuple(_below(options, folder) for options in spec.formats),
+        verify=_below(spec.verify, folder),
+        signing=spec.signing and change(spec.signing, key=str(folder / key) if key else None),
     )
+
+
+def _below(options: Any, folder: Path) -> Any:
+    names = {entry.key: name for name, entry in options.options().items()}
+    return replace(options, **{names[key]: folder / path for key, path in options.files().items()})

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
@@ -31,8 +30,6 @@ from exporter.verify.runtimes.installed import require
 from exporter.verify.stored.artifact import Artifact, open_artifacts
 from exporter.verify.values.row_errors import check_drowned, row_errors
 from exporter.verify.values.rows import check_rows
-
-LEVELS: Final = ("rows", "weights", "full")
 
 
 def verify(

@@ -4,40 +4,16 @@ import hashlib
 import json
 from pathlib import Path
 
-import click
 import pytest
 
 from exporter.cli.main import run
-from exporter.cli.sizes import parse_size
 
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [
-        ("512MB", 512_000_000),
-        ("2GiB", 2 << 30),
-        ("1.5GB", 1_500_000_000),
-        ("3 kB", 3000),
-        ("4KiB", 4096),
-        ("1tb", 10**12),
-        ("7B", 7),
-    ],
-)
-def test_sizes_are_read_as_people_write_them(text: str, nbytes: int) -> None:
-    assert parse_size(text) == nbytes
-
-
-@pytest.mark.parametrize("text", ["", "512", "MB", "-1MB", "0MB", "0.1B", "1e3MB", "5 XB", "1,5GB", "9999999999GB"])
-def test_anything_else_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="expected a size such as 512MB or 2GiB, found"):
-        parse_size(text)
-
-
 def test_a_bad_size_is_a_usage_error_that_names_the_option(capsys: Capture) -> None:
     assert run(["merge", "--memory", "lots"]) == 2
-    assert "--memory': expected a size such as 512MB or 2GiB, found 'lots'" in capsys.readouterr().err
+    assert "--memory': expected a size such as 500M, 2GB or 1.5GiB, found 'lots'" in capsys.readouterr().err
 
 
 def test_shards_are_for_checkpoints_only(tiny_adapter: Path, capsys: Capture) -> None:

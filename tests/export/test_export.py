@@ -8,6 +8,7 @@ import pytest
 from exporter.errors import TTExportError, UsageError
 from exporter.export.run import plan_export, run_export
 from exporter.export.spec import ExportSpec
+from exporter.formats.table import FORMATS
 from exporter.progress import Hooks
 from fixtures.hostile.cases import copies
 
@@ -17,7 +18,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def export(adapter: Path, base: Path, out: Path, fmt: str = "hf") -> None:
-    spec = ExportSpec(adapters=(adapter,), base=str(base), formats=(fmt,), out=out, force=True)
+    spec = ExportSpec(adapters=(adapter,), base=str(base), formats=(FORMATS[fmt].options(),), out=out, force=True)
     run_export(plan_export(spec), Hooks())
 
 

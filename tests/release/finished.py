@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from exporter.export.run import plan_export, run_export
 from exporter.export.spec import ExportSpec
+from exporter.formats.gguf.options import GgufOptions
+from exporter.formats.hf.options import HfOptions
+from exporter.formats.onnx.options import OnnxOptions
 from exporter.progress import Hooks
 from exporter.release.facts import Artifact, Material, Model, Release, Run
 
@@ -25,9 +28,8 @@ def write_artifacts(draft: Path, base: Path, adapter: Path, *, folder: str = "")
     """HF, GGUF in BF16 and Q8_0, and ONNX of ``adapter`` on ``base``, verified by rows, below ``draft / folder``."""
     place = draft / folder
     place.parent.mkdir(parents=True, exist_ok=True)
-    spec = ExportSpec(
-        adapters=(adapter,), base=str(base), formats=("hf", "gguf", "onnx"), out=place, quants=("BF16", "Q8_0")
-    )
+    formats = (HfOptions(), GgufOptions(types=("BF16", "Q8_0")), OnnxOptions())
+    spec = ExportSpec(adapters=(adapter,), base=str(base), formats=formats, out=place)
     plan = plan_export(spec)
     reports = run_export(plan, Hooks())
     (place / "report.json").unlink()

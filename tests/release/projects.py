@@ -61,8 +61,8 @@ def contents(folder: Path) -> dict[str, str]:
 def jobs_of(out: Path) -> dict[str, Mapping[str, Any]]:
     """Job → what run.json says of it, verifications left out."""
     jobs: dict[str, Mapping[str, Any]] = json.loads((out / RUN).read_text())["jobs"]
-    return {name: facts for name, facts in jobs.items() if "way" in facts}
+    return {name: facts for name, facts in jobs.items() if "method" in facts}
 
 
 def ways(out: Path) -> dict[str, str]:
-    return {name: facts["way"] for name, facts in jobs_of(out).items()}
+    return {name: facts["method"] for name, facts in jobs_of(out).items()}

@@ -8,19 +8,14 @@ import msgspec
 import pytest
 
 from exporter.errors import BadInput, UsageError
+from exporter.export.spec import MergeOptions
+from exporter.formats.gguf.options import GgufOptions
+from exporter.formats.hf.options import HfOptions
+from exporter.options import Options
 from exporter.release.documents.manifest import CardEntry
 from exporter.release.jobs import find_job, jobs_of, matrix
-from exporter.release.spec import (
-    GgufSpec,
-    HfSpec,
-    HubSpec,
-    ModelSpec,
-    OnnxSpec,
-    ReleaseSpec,
-    SigningSpec,
-    VerifySpec,
-    read_spec,
-)
+from exporter.release.spec import GROUPS, read_spec
+from exporter.release.tables import HubTable, ModelTable, SigningTable
 from tests.release.projects import Project
 
 Capture = pytest.CaptureFixture[str]
@@ -53,11 +48,16 @@ def refused(path: Path, content: str) -> str:
             text(models='[models.one.card]\nlicence = "mit"\n'),
             "models.one.card.licence: unknown key; the nearest known one is license",
         ),
-        (text(rest='[hf]\n[verify]\nlevel = "some"\n'), "Invalid enum value 'some' - at `$.verify.level`"),
-        (text(rest='[gguf]\ntypes = "f32"\n'), "Expected `array`, got `str` - at `$.gguf.types`"),
-        (text(rest=""), "expected a table hf, gguf or onnx, found none: there is nothing to make"),
-        (text(rest="[gguf]\ntypes = []\n"), "gguf.types: expected one or more, each once, found none"),
-        (text(rest='[gguf]\ntypes = ["f32", "F32"]\n'), "gguf.types: expected one or more, each once, found f32, F32"),
+        (
+            text(rest='[hf]\n[verify]\nlevel = "some"\n'),
+            "verify.level: expected off, rows, weights, full, found 'some'",
+        ),
+        (text(rest='[gguf]\ntypes = "f32"\n'), "gguf.types: expected a list, found 'f32'"),
+        (text(rest=""), "expected a table hf, gguf, gguf-lora, onnx, found none: there is nothing to make"),
+        (text(rest="gguf = 3\n", models="models = {}\n"), "gguf: expected a table, found 3"),
+        (text(rest="[hf]\n", top="untie = 1\n"), "untie: expected true or false, found 1"),
+        (text(rest='[hf]\nmax-shard-size = "5"\n'), "hf.max-shard-size: expected a size such as 500M"),
+        (text(rest='[gguf]\ntypes = ["f32", "F32"]\n'), "gguf.types: expected each value once, found f32, F32"),
         (text(models="[models]\n"), "models: expected one or more, found none"),
         (
             text(models="[models.one]\n[models.One]\n"),
@@ -71,12 +71,12 @@ def refused(path: Path, content: str) -> str:
         (text(rest='[hf]\n[verify]\nrequire = ["x"]\n'), "verify.require: expected llama.cpp, onnxruntime, "),
         ("name = \n", "expected TOML: "),
         (
-            text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-size = "2 GB"\n'),
-            "gguf.split-max-size: expected a number with K, M or G, such as 2G, found 2 GB",
+            text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-size = "two"\n'),
+            "gguf.split-max-size: expected a size such as 500M, 2GB or 1.5GiB, found 'two'",
         ),
         (
             text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-tensors = 0\n'),
-            "gguf.split-max-tensors: expected 1 or more, found 0",
+            "gguf.split-max-tensors: expected a number of 1 or more, found 0",
         ),
         (
             text(rest='[gguf]\ntypes = ["Q8_0"]\noutput-tensor-type = "Q9"\n'),
@@ -84,11 +84,11 @@ def refused(path: Path, content: str) -> str:
         ),
         (
             text(rest='[gguf]\ntypes = ["bf16"]\ntoken-embedding-type = "Q8_0"\n'),
-            "gguf.token-embedding-type: needs a quantisation among gguf.types, such as Q4_K_M",
+            "gguf.token-embedding-type: needs a quantisation in gguf.types, such as Q4_K_M",
         ),
         (
             text(rest='[gguf]\ntypes = ["bf16", "Q8_0"]\nimatrix = "imatrix.gguf"\n'),
-            "gguf.imatrix: needs a quantisation below Q8_0 among gguf.types",
+            "gguf.imatrix: needs a quantisation below Q8_0 in gguf.types",
         ),
     ],
 )
@@ -99,9 +99,11 @@ def test_what_no_release_has_is_one_line_with_file_and_key(content: str, says: s
 def test_the_readme_names_every_key() -> None:
     page = (Path(__file__).parents[2] / "README.md").read_text()
     [section] = re.findall(r"(?ms)^## Releases$.*?(?=^## )", page)
-    kinds = (ReleaseSpec, ModelSpec, HfSpec, GgufSpec, OnnxSpec, VerifySpec, SigningSpec, HubSpec, CardEntry)
-    told = set(re.findall(r"`\[?([\w-]+)", section))
-    assert {field.encode_name for kind in kinds for field in msgspec.structs.fields(kind)} - told == set()
+    structs = (ModelTable, SigningTable, HubTable, CardEntry)
+    groups: list[type[Options]] = [MergeOptions, *(group for group, _ in GROUPS.values())]
+    keys = {field.encode_name for struct in structs for field in msgspec.structs.fields(struct)}
+    keys |= {entry.key for group in groups for entry in group.options().values()}
+    assert keys - set(re.findall(r"`\[?([\w-]+)", section)) == set()
 
 
 def test_a_model_cannot_take_the_place_of_a_document(undisturbed: Path, tmp_path: Path) -> None:
@@ -154,10 +156,9 @@ def test_every_model_gets_every_format(tmp_path: Path) -> None:
         "two/gguf-Q4_K_M",
         "two/onnx",
     ]
-    wish = find_job(jobs, "one/gguf-Q4_K_M").wish()
-    assert (wish.quants, wish.dtype, wish.token_embedding_type) == (("Q4_K_M",), None, "Q8_0")
-    assert find_job(jobs, "one/gguf-bf16").wish().token_embedding_type is None
-    assert find_job(jobs, "one/hf").wish().dtype == "F16"
+    assert find_job(jobs, "one/gguf-Q4_K_M").options == GgufOptions(types=("Q4_K_M",), token_embedding_type="Q8_0")
+    assert find_job(jobs, "one/gguf-bf16").options == GgufOptions(types=("bf16",))
+    assert find_job(jobs, "one/hf").options == HfOptions(dtype="f16")
     with pytest.raises(UsageError, match=r"--only: expected one of one/hf, .*, found 'hf'"):
         find_job(jobs, "hf")
 

@@ -7,14 +7,12 @@ from typing import Any
 import click
 
 from exporter.cli import exporting
-from exporter.cli.options import base_option, export_options, to_option
+from exporter.cli.exporting import export_options
 from exporter.sources.hub.locate import is_adapter, locate
 
 
 @click.command()
 @click.argument("source", default=".")
-@base_option
-@to_option
 @export_options
 def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
     """Write SOURCE, a checkpoint or an adapter, in another format.

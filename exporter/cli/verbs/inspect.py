@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from exporter.cli.text import printable, size
+from exporter.cli.text import printable
 from exporter.inspection import inspect_path
+from exporter.sizes import format_size
 from exporter.sources.hub.locate import locate
 
 
@@ -44,14 +45,14 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
     if models := found.get("models"):
         listed = Table("model", "precision", "size", box=None, pad_edge=False)
         for model in models:
-            listed.add_row(escape(printable(model["file"])), model["precision"], size(model["nbytes"]))
+            listed.add_row(escape(printable(model["file"])), model["precision"], format_size(model["nbytes"]))
         console.print()
         console.print(listed)
     shown = found["tensors"] if every else found["tensors"][:12]
     table = Table("tensor", "type", "shape", "size", box=None, pad_edge=False)
     for tensor in shown:
         shape = " x ".join(map(str, tensor["shape"])) or "scalar"
-        table.add_row(escape(printable(tensor["name"])), tensor["type"], shape, size(tensor["nbytes"]))
+        table.add_row(escape(printable(tensor["name"])), tensor["type"], shape, format_size(tensor["nbytes"]))
     console.print()
     console.print(table)
     if len(shown) < len(found["tensors"]):

@@ -7,13 +7,11 @@ from typing import Any
 import click
 
 from exporter.cli import exporting
-from exporter.cli.options import base_option, export_options, to_option
+from exporter.cli.exporting import export_options
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
-@base_option
-@to_option
 @export_options
 def merge(adapters: tuple[str, ...], **options: Any) -> None:
     """Merge adapters into their base and write the result.

@@ -12,9 +12,9 @@ import click
 
 from exporter.cli.options import PATH, patch_place_options, talk_options
 from exporter.cli.talk import progress
-from exporter.cli.text import size
 from exporter.formats.target import DTYPES
 from exporter.patch import PatchSpec, patch_json, plan_patch, restore, run_patch
+from exporter.sizes import format_size
 
 
 @click.command()
@@ -76,7 +76,7 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **o
         nbytes = sum(one["nbytes"] for one in plan.targets)
         print(
             f"{plan.format} {', '.join(dict.fromkeys(one['storage'] for one in plan.targets))}: {rows} rows of "
-            f"{size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {verdict}",
+            f"{format_size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {verdict}",
             file=sys.stderr,
         )
     for target in plan.targets:

@@ -11,21 +11,35 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from exporter.cli.options import base_option, export_options, export_spec, patch_place_options, to_option
-from exporter.cli.text import size
+from exporter.cli.options import (
+    base_option,
+    export_spec,
+    format_groups,
+    group_options,
+    out_option,
+    patch_place_options,
+    talk_options,
+    to_option,
+)
 from exporter.cli.verbs.export import as_merge
 from exporter.cli.verbs.patch import patch
-from exporter.export.run import plan_export, plan_json
-from exporter.export.spec import ExportPlan
+from exporter.export.run import plan_export
+from exporter.export.spec import ExportPlan, MergeOptions
 from exporter.patch import PatchSpec, is_patchable, patch_json, plan_patch
+from exporter.sizes import format_size
+from exporter.verify.options import VerifyOptions
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @base_option
 @to_option
+@out_option
+@group_options(*format_groups())
+@group_options(MergeOptions)
+@group_options(VerifyOptions, only=("--require",))
 @patch_place_options
-@export_options
+@talk_options
 def plan(
     sources: tuple[str, ...],
     base: str | None,
@@ -33,6 +47,7 @@ def plan(
     in_place: bool,
     as_json: bool,
     quiet: bool,
+    verbose: bool,
     **options: Any,
 ) -> None:
     """Show what merge or export would write from SOURCE with the same options; write nothing.
@@ -51,7 +66,7 @@ def plan(
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
-        click.echo(json.dumps(plan_json(made), indent=2))
+        click.echo(json.dumps(made.to_json(), indent=2))
     elif not quiet:
         _print(made)
     refusals = [target.refusal for target in made.targets if target.refusal]
@@ -100,7 +115,7 @@ def _patch(
         click.echo(json.dumps(document, indent=2))
     elif not quiet:
         for entry in document["targets"]:
-            click.echo(f"{entry['format']} {entry['storage']}  {entry['path']}  {size(entry['nbytes'])}")
+            click.echo(f"{entry['format']} {entry['storage']}  {entry['path']}  {format_size(entry['nbytes'])}")
         for entry in document["rows"]:
             rounded = f", rounded to {entry['dtype']}" if entry["dtype"] else ""
             click.echo(f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows{rounded}")
@@ -115,14 +130,16 @@ def _print(made: ExportPlan) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     targets = Table("target", "storage", "path", "size", "memory", "expressible", box=None, pad_edge=False)
-    for entry in plan_json(made)["targets"]:
+    for entry in made.to_json()["targets"]:
         answer = "yes" if entry["expressible"] else f"no: {entry['reason']}"
-        sizes = (size(entry["nbytes"]), f"{size(entry['peak_nbytes'])} at peak") if entry["expressible"] else ("", "")
+        sizes = ("", "")
+        if entry["expressible"]:
+            sizes = (format_size(entry["nbytes"]), f"{format_size(entry['peak_nbytes'])} at peak")
         targets.add_row(entry["format"], entry["storage"], entry["path"], *sizes, answer)
     console.print(targets)
     for target in made.targets:
-        if target.way:
-            console.print(f"{target.format}: {target.way}", markup=False)
+        if target.maker:
+            console.print(f"{target.format}: {target.maker}", markup=False)
         for note in target.notes:
             console.print(f"{target.format}: {note}", markup=False)
     for key, value in made.merge.origins.items():
@@ -137,5 +154,6 @@ def _print(made: ExportPlan) -> None:
     while not folder.exists():
         folder = folder.parent
     console.print(
-        f"\nwrites {size(made.nbytes)}, free {size(shutil.disk_usage(folder).free)}, vocabulary {made.merge.vocab}"
+        f"\nwrites {format_size(made.nbytes)}, free {format_size(shutil.disk_usage(folder).free)}, "
+        f"vocabulary {made.merge.vocab}"
     )

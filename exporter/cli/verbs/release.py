@@ -23,7 +23,8 @@ from exporter.release.making.run import run_release
 from exporter.release.making.store import Cache
 from exporter.release.plan import plan_release
 from exporter.release.push import Pushed
-from exporter.release.spec import HubSpec, read_spec
+from exporter.release.spec import read_spec
+from exporter.release.tables import HubTable
 
 
 @click.command()
@@ -90,17 +91,17 @@ def release(
     spec = read_spec(toml.absolute() if address else toml)
     jobs = jobs_of(spec)
     if sum((only is not None, as_matrix, bool(pieces), bool(address))) > 1:
-        raise click.UsageError("--only, --matrix, --assemble, --ray: expected one of them")
+        raise click.UsageError("--only, --matrix, --assemble, --ray are mutually exclusive")
     if as_matrix:
         click.echo(json.dumps(matrix(jobs)))
         return
     if options["cache"] and options["no_cache"]:
-        raise click.UsageError("--cache, --no-cache: expected one of them")
+        raise click.UsageError("--cache, --no-cache are mutually exclusive")
     if only is not None and options["repo"]:
         raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
     job = find_job(jobs, only) if only is not None else None
     cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
-    push = _push_settings(spec.hub or HubSpec(), options)
+    push = _push_settings(spec.hub or HubTable(), options)
     place = out or Path(f"{spec.name}-{spec.version}{f'-{job.slug}' if job else ''}")
     flags = {"resume": options["resume"], "force": options["force"]}
     with progress(quiet=quiet) as hooks:
@@ -132,7 +133,7 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
     return cache
 
 
-def _push_settings(hub: HubSpec, options: dict[str, Any]) -> dict[str, Any]:
+def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
     """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
     asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
     check_push_options(**asked)

@@ -39,7 +39,7 @@ def read_trust(public_key: Path | None, identity: str | None, issuer: str | None
     if (identity is None) != (issuer is None):
         raise UsageError("--identity, --issuer: belong together")
     if public_key and identity:
-        raise UsageError("--public-key, --identity: expected one of them")
+        raise UsageError("--public-key, --identity are mutually exclusive")
     return Trust(public_key=public_key, identity=identity, issuer=issuer) if public_key or identity else None
 
 

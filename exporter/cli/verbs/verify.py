@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PATH, require_option, talk_options
+from exporter.cli.options import PATH, group_options, talk_options
 from exporter.cli.talk import print_reports, progress
 from exporter.cli.verbs.release_check import read_trust, trust_options, verify_release
 from exporter.errors import UsageError
 from exporter.release.check import is_release
 from exporter.sources.hub.locate import locate
 from exporter.verify.expect.reference import Reference
+from exporter.verify.options import LEVELS, VerifyOptions
 from exporter.verify.report import document, require_passed, to_bytes
 from exporter.verify.reports.setting import setting
 from exporter.verify.reports.write import require_renderers, write_report
-from exporter.verify.run import LEVELS
 from exporter.verify.run import verify as run_verify
 from exporter.verify.running.prompts import read_prompts
 from exporter.verify.runtimes.installed import require as require_runtimes
@@ -35,9 +35,7 @@ from exporter.verify.stored.artifact import find_artifacts
     help="rows: the trained rows and what lies beside the weights. weights: every weight, too. full, the default: the "
     "models are run as well.",
 )
-@click.option("--prompts", type=PATH, help="Text file with a prompt a line, beside the built-in ones.")
-@click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
-@require_option
+@group_options(VerifyOptions, only=("--prompts", "--report", "--require"))
 @trust_options
 @talk_options
 def verify(

@@ -6,12 +6,10 @@ copied as raw ranges.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -26,32 +24,15 @@ from exporter.sources.gguf.header import GgufTensor
 from exporter.sources.gguf.split_files import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, split_file_name
 from exporter.tensors import ByteRange
 
-_SIZE: Final = re.compile(r"([1-9]\d*)([KMG])")
-_UNITS: Final = {"K": 10**3, "M": 10**6, "G": 10**9}
 _U16, _I32 = 2, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where to cut: before a part's tensors would exceed so many bytes, or so many tensors. None: no such limit."""
+    """Limits of a part: bytes of its tensors, and their number. None: no such limit."""
 
     max_nbytes: int | None = None
     max_tensors: int | None = None
-
-    @classmethod
-    def parse(cls, size: str | None, tensors: int | None) -> Split | None:
-        """From ``--split-max-size`` (500M, 2G; units of 1000) and ``--split-max-tensors``; None without either.
-
-        Raises UsageError.
-        """
-        if size is None and tensors is None:
-            return None
-        match = _SIZE.fullmatch(size) if size is not None else None
-        if size is not None and match is None:
-            raise UsageError(f"--split-max-size: expected a number with K, M or G, such as 2G, found {size}")
-        if tensors is not None and tensors < 1:
-            raise UsageError(f"--split-max-tensors: expected 1 or more, found {tensors}")
-        return cls(int(match[1]) * _UNITS[match[2]] if match else None, tensors)
 
     def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
         """The tensors of each part, in order; a tensor is never cut."""

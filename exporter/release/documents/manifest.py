@@ -21,7 +21,7 @@ from exporter.release.facts import Artifact, Material, Model, Release
 
 NAME: Final = "manifest.json"
 #: Raised when a key changes its meaning or goes.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 #: 60,000 tensors, as the largest mixtures of experts have them, come to 7 MB a format.
 _MAX_BYTES: Final = 48 << 20
 
@@ -118,7 +118,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole document. ``tools``: package → version; the quantiser's build is among them."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     kind: Literal["ttexport release"]
     name: str
     version: str

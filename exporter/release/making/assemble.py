@@ -37,14 +37,14 @@ def assemble_release(
     hooks, started = hooks or Hooks(), now()
     parts = Parts.open(spec, folders)
     keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
-    if resume and not has_leftover(out) and (found := finished_release(out, parts.release, keys, parts.judged)):
+    if resume and not has_leftover(out) and (found := finished_release(out, parts.release, keys, parts.verifications)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)
     require_space(out, parts.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, finished_release(out, parts.release, keys, parts.judged))
+            return require_same(out, finished_release(out, parts.release, keys, parts.verifications))
         return parts.join(stage, hooks, started)
 
 
@@ -84,9 +84,9 @@ class Parts:
         return replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
 
     @property
-    def judged(self) -> dict[str, str]:
+    def verifications(self) -> dict[str, str]:
         """Model → digest of how its artifacts were verified."""
-        return {model: digest for piece in self.pieces.values() for model, digest in piece.judgements.items()}
+        return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
         """Fill the draft of ``stage`` with copies and their documents. started: of the run, RFC 3339."""
@@ -103,7 +103,7 @@ class Parts:
                 model = piece.artifact.model
                 seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
         made = {piece.made.job: piece.made for piece in self.pieces.values()}
-        run = run_of(started, made, seconds, self.judged)
+        run = run_of(started, made, seconds, self.verifications)
         finish(stage.draft, self.release, run, self.spec.signing)
         return self.release
 

@@ -16,13 +16,13 @@ from exporter.release.documents.signature import Signing, require_signer
 from exporter.release.documents.write import write_documents
 from exporter.release.facts import Release, Run
 from exporter.release.making.journal import Made
-from exporter.release.spec import SigningSpec
+from exporter.release.tables import SigningTable
 from exporter.verify.report import SCHEMA, to_bytes
 
 REPORT: Final = "report.json"
 
 
-def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None) -> None:
+def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
     """Write what describes the artifacts in ``draft``. Only run.json differs between two runs, and a signature.
 
     Raises OutputError, and what ``write_documents`` raises.
@@ -34,13 +34,13 @@ def finish(draft: Path, release: Release, run: Run, signing: SigningSpec | None)
     write_documents(draft, release, run, signing=_signing(signing) if signing else None)
 
 
-def require_finish(signing: SigningSpec | None) -> None:
+def require_finish(signing: SigningTable | None) -> None:
     """Raises for what ``finish`` could not do at the end: MissingDependency, BadInput."""
     if signing:
         require_signer(_signing(signing))
 
 
-def _signing(table: SigningSpec) -> Signing:
+def _signing(table: SigningTable) -> Signing:
     password = os.environ.get(table.password_env) if table.password_env else None
     if table.password_env and password is None:
         raise BadInput(f"signing.password-env: expected the variable {table.password_env} to be set, found it is not")
@@ -48,21 +48,23 @@ def _signing(table: SigningSpec) -> Signing:
 
 
 def run_of(
-    started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], judged: Mapping[str, str]
+    started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
     """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
-    jobs = {**job_facts(made), **verify_facts(verify_seconds, judged)}
+    jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
     """What a run tells of the jobs that made artifacts."""
-    return {job: {"key": line.key, "seconds": line.seconds, "way": line.way} for job, line in made.items()}
+    return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
-def verify_facts(seconds: Mapping[str, float], judged: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What a run tells of verifications. seconds, judged (digest of how): by model."""
-    return {f"verify {model}": {"judged": judged[model], "seconds": took} for model, took in seconds.items()}
+def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What a run tells of verifications. seconds, verifications (digest of how): by model."""
+    return {
+        f"verify {model}": {"verification": verifications[model], "seconds": took} for model, took in seconds.items()
+    }
 
 
 def now() -> str:

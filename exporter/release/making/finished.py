@@ -25,10 +25,13 @@ from exporter.release.making.piece import Piece, read_piece
 _MAX_REPORT_BYTES = 256 << 20
 
 
-def finished_release(out: Path, facts: Release, keys: Mapping[str, str], judged: Mapping[str, str]) -> Release | None:
+def finished_release(
+    out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
+) -> Release | None:
     """``facts`` with the artifacts of the release at ``out``; None if that is another one, or none.
 
-    keys: job → what its artifact is made of, of all jobs in their order. judged: model → digest of how it is verified.
+    keys: job → what its artifact is made of, of all jobs in their order. verifications: model → digest of its
+    verification's settings.
     """
     try:
         built, _ = manifest.read(out / manifest.NAME)
@@ -37,22 +40,24 @@ def finished_release(out: Path, facts: Release, keys: Mapping[str, str], judged:
     except (TTExportError, msgspec.MsgspecError):
         return None
     made = {job: told["key"] for job, told in run.jobs.items() if "key" in told}
-    verified = {name: told["judged"] for name, told in run.jobs.items() if "judged" in told}
-    wanted = {f"verify {model}": digest for model, digest in judged.items()}
+    verified = {name: told["verification"] for name, told in run.jobs.items() if "verification" in told}
+    wanted = {f"verify {model}": digest for model, digest in verifications.items()}
     entries = {one.job: one for one in built.artifacts}
     if (built.spec, made, verified) != (facts.spec, dict(keys), wanted) or entries.keys() != keys.keys():
         return None
     return replace(facts, artifacts=tuple(_artifact(entries[job], reports) for job in keys))
 
 
-def finished_piece(out: Path, facts: Release, keys: Mapping[str, str], judged: Mapping[str, str]) -> Release | None:
+def finished_piece(
+    out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
+) -> Release | None:
     """As ``finished_release``, for the piece of the one job that ``keys`` is of."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
         return None
     made = {piece.made.job: piece.made.key}
-    if (piece.release.spec, made, piece.judgements) != (facts.spec, dict(keys), dict(judged)):
+    if (piece.release.spec, made, piece.verifications) != (facts.spec, dict(keys), dict(verifications)):
         return None
     return replace(facts, artifacts=(piece.artifact,))
 
@@ -73,7 +78,7 @@ def told_jobs(out: Path) -> dict[str, dict[str, Any]]:
         return record.read(out / record.NAME)[0].jobs
     piece: Piece = read_piece(out / PIECE)
     seconds = {} if piece.verify_seconds is None else {piece.artifact.model: piece.verify_seconds}
-    return {**job_facts({piece.made.job: piece.made}), **verify_facts(seconds, piece.judgements)}
+    return {**job_facts({piece.made.job: piece.made}), **verify_facts(seconds, piece.verifications)}
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:

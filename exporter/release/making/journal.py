@@ -18,7 +18,7 @@ from exporter.io.digests import FileDigests, files_below
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
-    """A finished job. key: of the inputs. files: name below the release → sha256. way: how it was made.
+    """A finished job. key: of the inputs. files: name below the release → sha256. method: how it was made.
 
     seconds: for making it; hashing and verification come on top.
     """
@@ -27,17 +27,17 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     key: str
     files: dict[str, str]
     seconds: float
-    way: str
+    method: str
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
     """Artifacts that passed together: job → key, and job → its report as report.json has it.
 
-    judged: digest of how; what they were made of is in the keys.
+    verification: digest of its settings; what the artifacts were made of is in the keys.
     """
 
     model: str
-    judged: str
+    verification: str
     keys: dict[str, str]
     reports: dict[str, dict[str, Any]]
     seconds: float
@@ -56,11 +56,12 @@ class Journal:
 
     @classmethod
     def open(
-        cls, path: Path, draft: Path, keys: Mapping[str, str], judged: Mapping[str, str], digests: FileDigests
+        cls, path: Path, draft: Path, keys: Mapping[str, str], verifications: Mapping[str, str], digests: FileDigests
     ) -> Journal:
         """Read the journal, if there is one; keep what is of the jobs ``keys`` (job → key) and true of ``draft``.
 
-        judged: model → digest of how it is to be verified; verifications of another kind, or of none, are dropped.
+        verifications: model → digest of its settings; recorded verifications with other settings, or of
+        other models, are dropped.
         What lies in ``draft`` beside is removed. Raises UnreadableFile, OutputError.
         """
         journal = cls(path)
@@ -79,7 +80,7 @@ class Journal:
         journal.verified = {
             model: line
             for model, line in journal.verified.items()
-            if judged.get(model) == line.judged
+            if verifications.get(model) == line.verification
             and all(job in journal.made and keys.get(job) == key for job, key in line.keys.items())
         }
         return journal

@@ -16,31 +16,31 @@ from exporter.io.staging import write_file
 from exporter.release.facts import Artifact, Release
 from exporter.release.jobs import Job, jobs_of
 from exporter.release.making.journal import Made, Verified
-from exporter.release.plan import told_spec
+from exporter.release.plan import recorded_spec
 from exporter.release.spec import ReleaseSpec
 
 NAME: Final = "piece.json"
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``piece.json``. release: the facts without artifacts, which all pieces share.
 
-    judged: digest of how the artifact was verified, None if it was not; verify_seconds likewise.
+    verification: digest of its settings, None if the artifact was not verified; verify_seconds likewise.
     """
 
     schema: int
     release: Release
     artifact: Artifact
     made: Made
-    judged: str | None
+    verification: str | None
     verify_seconds: float | None
 
     @property
-    def judgements(self) -> dict[str, str]:
+    def verifications(self) -> dict[str, str]:
         """Model → digest of how it was verified; none if it was not."""
-        return {} if self.judged is None else {self.artifact.model: self.judged}
+        return {} if self.verification is None else {self.artifact.model: self.verification}
 
 
 def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
@@ -51,7 +51,7 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
         release=replace(release, artifacts=()),
         artifact=artifact,
         made=made,
-        judged=verified.judged if verified else None,
+        verification=verified.verification if verified else None,
         verify_seconds=verified.seconds if verified else None,
     )
     write_file(folder / NAME, msgspec.json.format(msgspec.json.encode(piece), indent=2) + b"\n")
@@ -81,7 +81,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
     first, shared = next(iter(pieces.items()))
     made_from = shared.release.spec
     adapters = {name: model.adapters for name, model in shared.release.models.items() if name in spec.models}
-    if fault := _difference(told_spec(spec, str(made_from["base"]), adapters), made_from, "release"):
+    if fault := _difference(recorded_spec(spec, str(made_from["base"]), adapters), made_from, "release"):
         raise BadInput(f"{first / NAME}: made from another release.toml: {fault}")
     for folder, piece in pieces.items():
         name = piece.made.job
@@ -91,7 +91,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
             raise BadInput(f"{folder / NAME}: expected one piece a job, found {name} in {by_job[name]}, too")
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
             raise BadInput(f"{folder / NAME}: {fault} (the former is in {first / NAME})")
-        if piece.judged != shared.judged:  # the level is the release's: what differs has the same name
+        if piece.verification != shared.verification:  # the level is the release's: what differs has the same name
             digests = f"expected those of {first / NAME} ({_short(shared)}), found others ({_short(piece)})"
             raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
         by_job[name] = folder
@@ -123,7 +123,7 @@ def read_piece(path: Path) -> Piece:
 
 
 def _short(piece: Piece) -> str:
-    return f"digest {piece.judged[:12]}…" if piece.judged else "not verified"
+    return f"digest {piece.verification[:12]}…" if piece.verification else "not verified"
 
 
 def _is_of(job: Job, piece: Piece) -> bool:

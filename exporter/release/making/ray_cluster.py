@@ -62,14 +62,14 @@ def release_on_ray(
     ray, hooks, started = require(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(out, plan.inputs)
-    keys, judged = {job.name: plan.key(job) for job in plan.jobs}, plan.judged(plan.jobs)
-    if resume and not has_leftover(out) and (found := finished_release(out, plan.facts, keys, judged)):
+    keys, verifications = {job.name: plan.key(job) for job in plan.jobs}, plan.verifications(plan.jobs)
+    if resume and not has_leftover(out) and (found := finished_release(out, plan.facts, keys, verifications)):
         hooks.say(f"{out}: finished before")
         return found
     require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, finished_release(out, plan.facts, keys, judged))
+            return require_same(out, finished_release(out, plan.facts, keys, verifications))
         # The pieces, of which some may be there, and their copies in the release.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES

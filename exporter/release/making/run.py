@@ -28,6 +28,7 @@ from exporter.release.making.store import Store
 from exporter.release.plan import ReleasePlan
 from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Report, document, to_bytes
+from exporter.verify.reports.write import write_report
 from exporter.verify.run import verify
 
 _JOURNAL: Final = "journal.jsonl"
@@ -67,7 +68,7 @@ class Session:
         place = work / self.plan.place(job)
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-        way = self.workshop.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
+        method = self.workshop.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
         seconds = time.perf_counter() - started
         made = [path.relative_to(work) for path in files_below(work)]
         digests = self.digests.of_all(work / name for name in made)
@@ -78,19 +79,19 @@ class Session:
             for folder in {self.stage.draft / name.parent for name in made}:
                 sync_folder(folder)
         files = {name.as_posix(): digests[work / name] for name in made}
-        line = Made(job=job.name, key=self.plan.key(job), files=files, seconds=round(seconds, 4), way=way)
+        line = Made(job=job.name, key=self.plan.key(job), files=files, seconds=round(seconds, 4), method=method)
         self.journal.add(line)
         self.stage.keep = True
 
     def _verify(self, model: str, jobs: Sequence[Job]) -> None:
         keys = {job.name: self.journal.made[job.name].key for job in jobs}
-        held, judged = self.journal.verified.get(model), self.plan.judged(jobs).get(model)
-        if judged is None or (held and held.keys == keys):
+        held, verification = self.journal.verified.get(model), self.plan.verifications(jobs).get(model)
+        if verification is None or (held and held.keys == keys):
             return
         started = time.perf_counter()
         merge = self.plan.models[model].merge
         adapters = [adapter.path for adapter in merge.adapters]
-        reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.untie)
+        reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.merge.untie)
         paths = [self.stage.draft / self.main_file(job) for job in jobs]
         found = verify(
             paths,
@@ -102,10 +103,21 @@ class Session:
         )
         places = [path.relative_to(self.stage.draft) for path in paths]
         reports = [replace(report, artifact=place) for report, place in zip(found, places, strict=True)]
+        self._write_report(model, reports, reference, paths)
         self._require_passed(jobs, reports)
         told = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
         seconds = round(time.perf_counter() - started, 4)
-        self.journal.add(Verified(model=model, judged=judged, keys=keys, reports=told, seconds=seconds))
+        self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=told, seconds=seconds))
+
+    def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
+        """To ``[verify] report``, passed or not; where there are several models, into a folder each."""
+        folder = self.plan.spec.verify.report
+        if folder is None:
+            return
+        from exporter.verify.reports.setting import setting  # reads what is installed: only a report waits for it
+
+        place = folder / model if len(self.plan.models) > 1 else folder
+        write_report(place, reports, setting(reference, paths))
 
     def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
         """Raises NotEquivalent for the first job that failed; the reports stay beside the draft."""
@@ -158,19 +170,19 @@ def run_release(
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
-    keys, judged = {job.name: plan.key(job) for job in jobs}, plan.judged(jobs)
+    keys, verifications = {job.name: plan.key(job) for job in jobs}, plan.verifications(jobs)
     find = finished_piece if only else finished_release
-    if resume and not has_leftover(out) and (found := find(out, plan.facts, keys, judged)):
+    if resume and not has_leftover(out) and (found := find(out, plan.facts, keys, verifications)):
         hooks.say(f"{out}: finished before")
         return found
     if not only:
         require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, find(out, plan.facts, keys, judged))
+            return require_same(out, find(out, plan.facts, keys, verifications))
         _clear(stage.folder / _WORK)
         digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
-        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, judged, digests)
+        journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, verifications, digests)
         own = Store(stage.folder / _STORE, digests)
         workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
         session = Session(plan, jobs, stage, hooks, journal, workshop, digests)
@@ -181,7 +193,7 @@ def run_release(
             write_piece(stage.draft, release, journal.made[only.name], journal.verified.get(only.model))
         else:
             seconds = {model: line.seconds for model, line in journal.verified.items()}
-            run = run_of(session.started, journal.made, seconds, judged)
+            run = run_of(session.started, journal.made, seconds, verifications)
             finish(stage.draft, release, run, plan.spec.signing)
     return release
 

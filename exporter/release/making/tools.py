@@ -14,7 +14,7 @@ import exporter
 from exporter.io.digests import FileDigests, digest_of, files_below
 from exporter.version import __version__
 
-#: Whoever writes tensors, graphs or headers, and whoever judges them.
+#: Packages that write tensors, graphs or headers, and that verify them.
 _PACKAGES: Final = (
     "gguf",
     "llama-cpp-python",

@@ -144,4 +144,4 @@ def test_paths_reach_a_cluster_whole(project: Project, tmp_path: Path, monkeypat
 )
 def test_ray_does_a_whole_release(other: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture) -> None:
     assert project.write("one").release(tmp_path / "out", "--ray", "local", *other) == 2
-    assert "--only, --matrix, --assemble, --ray: expected one of them" in capsys.readouterr().err
+    assert "--only, --matrix, --assemble, --ray are mutually exclusive" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
 
 AcceleratorState.__init__ = init
 
-import tuner.trainer
+import tuner.training.trainer
 from torch.distributed.tensor import DTensor
 
 trained_state = tuner.training.trainer.RowsTrainer.trained_state

@@ -21,7 +21,7 @@ KILLED_AT = 5
 
 DRIVER = """
 import os, signal, sys
-import tuner.trainer
+import tuner.training.trainer
 from tuner.cli import main
 
 step = tuner.training.trainer.RowsTrainer.training_step

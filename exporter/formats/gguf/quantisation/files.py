@@ -1,4 +1,4 @@
-"""Whole files in llama.cpp's quantisations: an unquantised file is written beside, and llama.cpp makes ours from it."""
+"""Whole files in llama.cpp's quantisations, made by llama.cpp from an unquantised file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from exporter.errors import MissingDependency, NotExpressible, OutputError, TTEx
 from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, SELECTABLE_TENSOR_TYPES, FileType
 from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
-from exporter.formats.gguf.stream import write_gguf
 from exporter.formats.gguf.writer import fits, row_nbytes
 from exporter.progress import Progress, silent
 
@@ -31,37 +30,14 @@ class QuantiserFailed(TTExportError):
     """llama.cpp's quantiser ended in a way that it does not explain."""
 
 
-@dataclass
-class Intermediate:
-    """The unquantised file that several quantisations are made from; written for the first, removed after the last."""
-
-    layout: GgufLayout
-    users: int = 0
-    path: Path | None = None
-
-    def take(self, folder: Path, progress: Progress) -> Path:
-        """The file, written into ``folder`` if it is not there yet."""
-        if self.path is None:
-            path = folder / f".unquantised-{self.layout.ftype}.gguf"
-            write_gguf(self.layout, path, progress)
-            self.path = path
-        else:
-            progress(self.layout.nbytes)
-        return self.path
-
-    def release(self) -> None:
-        """Say that one quantisation is done with it."""
-        self.users -= 1
-        if self.path is not None and self.users == 0:
-            self.path.unlink()
-            self.path = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
-    """A file of ``file_type``, made from ``intermediate``. Tensor types: ggml's names; None: the file type decides."""
+    """A file of ``file_type``, made from the unquantised file ``source``.
 
-    intermediate: Intermediate
+    Tensor types: ggml's names; None: the file type decides.
+    """
+
+    source: GgufLayout
     file_type: FileType
     imatrix: Path | None = None
     token_embedding_type: str | None = None
@@ -71,18 +47,19 @@ class QuantisedLayout:
     @property
     def nbytes(self) -> int:
         """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
-        layout = self.intermediate.layout
-        sizes = [_estimate(tensor.entry.name, tensor.entry.shape, self.file_type.type) for tensor in layout.tensors]
-        return len(layout.draft_header()) + sum(sizes)
+        sizes = [
+            _estimate(tensor.entry.name, tensor.entry.shape, self.file_type.type) for tensor in self.source.tensors
+        ]
+        return len(self.source.draft_header()) + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:
-        """What is written in all, for the meter: the unquantised file, then this one."""
-        return self.intermediate.layout.nbytes + self.nbytes
+        """Bytes written in all: the unquantised file, then this one."""
+        return self.source.nbytes + self.nbytes
 
 
 def plan_quantised(
-    intermediate: Intermediate,
+    source: GgufLayout,
     file_type: FileType,
     *,
     imatrix: Path | None = None,
@@ -106,10 +83,9 @@ def plan_quantised(
     for tensor, kind in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
         if kind is not None:
             _check_type(tensor, kind, importances)
-    intermediate.users += 1
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
-        intermediate=intermediate,
+        source=source,
         file_type=file_type,
         imatrix=imatrix,
         token_embedding_type=token_embedding_type,
@@ -127,12 +103,13 @@ def _check_type(tensor: str, kind: str, importances: Imatrix | None) -> None:
         raise NotExpressible(f"gguf: {tensor}", reason)
 
 
-def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to ``path``, a new file. Memory: a few row blocks here, some rows in llama.cpp's process.
+def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress: Progress = silent) -> None:
+    """Write ``layout`` to ``path``, a new file, from ``source``, the unquantised one.
+
+    Memory: some rows in llama.cpp's process.
 
     Raises NotExpressible with llama.cpp's reason if it refuses, QuantiserFailed if it dies, OutputError.
     """
-    source = layout.intermediate.take(path.parent, progress)
     job = {
         "source": str(source),
         "target": str(path),
@@ -151,7 +128,6 @@ def write_quantised(layout: QuantisedLayout, path: Path, progress: Progress = si
         raise
     finally:
         file.unlink()
-    layout.intermediate.release()
 
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:

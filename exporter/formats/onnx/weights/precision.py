@@ -92,6 +92,11 @@ _FOURS: Final = {None: "q4", "F32": "q4", "F16": "q4f16"}
 _INT4: Final = {"int4": "", f"int4{_SYMMETRIC}": _SYMMETRIC}
 
 
+def is_precision(name: str) -> bool:
+    """Whether ``choose`` takes ``name``, in any case."""
+    return name.lower() in PRECISIONS or name.lower() in _INT4
+
+
 def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
     """The precisions of ``--dtype`` (safetensors spelling) and ``--quant``, in the order of the table.
 

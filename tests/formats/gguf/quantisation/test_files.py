@@ -13,15 +13,20 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.errors import UnreadableFile
-from exporter.formats.gguf import GgufLayout, plan_gguf, write_gguf
-from exporter.formats.gguf.quantisation import files as quantised
+from exporter.formats.gguf import GgufLayout, write_gguf
+from exporter.formats.gguf import target as target_module
+from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES
 from exporter.formats.gguf.quantisation.imatrix import read_imatrix
+from exporter.formats.gguf.target import plan_target
+from exporter.formats.target import FolderScratch
+from exporter.io.parallel import Budget
+from exporter.merge.plan import plan_merge
 from exporter.progress import Progress
 from exporter.sources.gguf.file import GgufFile
+from exporter.sources.hf.checkpoint import Checkpoint
 from fixtures.models import gguf_files
 from tests.formats.gguf import runtime
-from tests.formats.gguf.conftest import merged
 
 Capture = pytest.CaptureFixture[str]
 
@@ -61,7 +66,7 @@ def test_several_quantisations_share_one_intermediate_that_does_not_stay(
         written.append(path)
         write_gguf(layout, path, progress)
 
-    monkeypatch.setattr(quantised, "write_gguf", counting)
+    monkeypatch.setattr(target_module, "write_gguf", counting)
     export(wide_tied, tmp_path / "out", "--quant", "Q4_K_M", "--quant", "Q8_0", "--quant", "Q6_K")
     assert len(written) == 1
     assert sorted(path.name for path in (tmp_path / "out" / "gguf").iterdir()) == [
@@ -87,12 +92,14 @@ def test_rows_that_do_not_fill_blocks_fall_back_as_llama_cpp_does(tiny_tied: Pat
 
 
 def test_progress_adds_up_to_what_was_promised(wide_tied: Path, tmp_path: Path) -> None:
-    intermediate = quantised.Intermediate(plan_gguf(merged(wide_tied)))
-    layout = quantised.plan_quantised(intermediate, FILE_TYPES["Q6_K"])
-    told: list[int] = []
-    quantised.write_quantised(layout, tmp_path / "m.gguf", told.append)
-    assert sum(told) == layout.work_nbytes
-    assert abs((tmp_path / "m.gguf").stat().st_size / layout.nbytes - 1) < 0.02  # the types differ from layer to layer
+    plan = plan_merge(Checkpoint.open(wide_tied), [])
+    target = plan_target(GgufOptions(types=("Q6_K",)), plan, Budget())
+    for name in ("first", "second"):  # the second finds the unquantised file
+        reported: list[int] = []
+        target.make(tmp_path / f"{name}.gguf", reported.append, FolderScratch(tmp_path))
+        assert sum(reported) == target.work_nbytes
+    size = (tmp_path / "first.gguf").stat().st_size
+    assert abs(size / target.nbytes - 1) < 0.02  # the types differ from layer to layer
 
 
 @pytest.mark.parametrize("form", ["gguf", "legacy"])
@@ -169,7 +176,7 @@ def test_an_abort_of_the_library_ends_its_own_process_only(
 ) -> None:
     dying = tmp_path / "dying.py"
     dying.write_text("import os, sys\nprint('GGML_ASSERT(false) failed', file=sys.stderr, flush=True)\nos.abort()\n")
-    monkeypatch.setattr(quantised, "_WORKER", "dying")
+    monkeypatch.setattr("exporter.formats.gguf.quantisation.files._WORKER", "dying")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "-o", str(tmp_path / "m.gguf"), "-q"]
     assert run(argv) == 1

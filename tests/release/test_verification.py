@@ -16,27 +16,29 @@ from tests.documents import read_report
 from tests.release.projects import RUN, Project, contents, jobs_of
 
 FORMATS = '[hf]\n[gguf]\ntypes = ["bf16"]\n'
-PROMPTS = '[verify]\nlevel = "rows"\nprompts = "prompts.txt"\n'
+PROMPTS = 'prompts = "prompts.txt"\n'
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Level and prompts of every verification that was begun."""
-    found: list[tuple[str, ...]] = []
+    """Level and prompts of every verification that was begun; each is done by rows, as no model needs to run here."""
+    requests: list[tuple[str, ...]] = []
 
-    def told(*words: Any, **options: Any) -> list[Report]:
-        found.append((options["level"], *options["prompts"]))
-        return verify(*words, **options)
+    def by_rows(*arguments: Any, **options: Any) -> list[Report]:
+        requests.append((options["level"], *options["prompts"]))
+        return verify(*arguments, **options | {"level": "rows"})
 
-    monkeypatch.setattr("exporter.release.making.run.verify", told)
-    return found
+    monkeypatch.setattr("exporter.release.making.run.verify", by_rows)
+    return requests
 
 
 def describe(project: Project, level: str, prompt: str) -> None:
+    """A release.toml with ``level``; prompts go with full alone."""
     (project.folder / "prompts.txt").write_text(f"{prompt}\n")
-    project.write("one", formats=FORMATS, verify=PROMPTS.replace("rows", level))
+    prompts = PROMPTS if level == "full" else ""
+    project.write("one", formats=FORMATS, verify=f'[verify]\nlevel = "{level}"\n{prompts}')
 
 
 def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
@@ -56,10 +58,10 @@ def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> d
 @pytest.mark.parametrize(
     ("before", "after", "again"),
     [
-        pytest.param(("rows", "Hello."), ("rows", "Hello."), [], id="nothing"),
-        pytest.param(("rows", "Hello."), ("rows", "Good night."), [("rows", "Good night.")], id="prompts"),
-        pytest.param(("rows", "Hello."), ("off", "Hello."), [], id="rows to off"),
-        pytest.param(("off", "Hello."), ("rows", "Hello."), [("rows", "Hello.")], id="off to rows"),
+        pytest.param(("full", "Hello."), ("full", "Hello."), [], id="nothing"),
+        pytest.param(("full", "Hello."), ("full", "Good night."), [("full", "Good night.")], id="prompts"),
+        pytest.param(("full", "Hello."), ("off", "Hello."), [], id="full to off"),
+        pytest.param(("off", "Hello."), ("full", "Hello."), [("full", "Hello.")], id="off to full"),
     ],
 )
 def test_what_is_verified_otherwise_is_not_made_again(
@@ -86,7 +88,7 @@ def test_what_is_verified_otherwise_is_not_made_again(
     assert project.release(want) == 0
     assert contents(out) == contents(want), "an undisturbed run is verified no otherwise"
     found, undisturbed = (json.loads((folder / RUN).read_text())["jobs"].get("verify one") for folder in (out, want))
-    assert (found and found["judged"]) == (undisturbed and undisturbed["judged"])
+    assert (found and found["verification"]) == (undisturbed and undisturbed["verification"])
     assert (out / "report.json").exists() == (after[0] != "off")
 
 
@@ -104,25 +106,27 @@ def test_at_another_level_the_report_is_of_that_level(
 
 
 @pytest.mark.parametrize("only", [(), ("--only", "hf")], ids=["release", "piece"])
+@pytest.mark.usefixtures("asked")
 def test_what_is_finished_with_other_prompts_of_one_name_is_not_what_is_asked_for(
     only: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
-    describe(project, "rows", "Hello.")
+    describe(project, "full", "Hello.")
     assert project.release(out, *only) == 0
     assert project.release(out, *only, "--resume") == 0
-    describe(project, "rows", "Good night.")
+    describe(project, "full", "Good night.")
     capsys.readouterr()
     assert project.release(out, *only, "--resume") == 7
     assert capsys.readouterr().err == f"ttexport: {out}: exists already; --force replaces it\n"
 
 
+@pytest.mark.usefixtures("asked")
 def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
     project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     pieces = tmp_path / "pieces"
     for job, prompt in (("gguf-bf16", "Hello."), ("hf", "Good night.")):
-        describe(project, "rows", prompt)
+        describe(project, "full", prompt)
         assert project.release(pieces / job, "--only", job) == 0
     capsys.readouterr()
     assert project.release(tmp_path / "out", "--assemble", pieces) == 4
@@ -131,7 +135,7 @@ def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
     assert said.startswith(f"ttexport: {place}: release.verify.prompts: expected those of {first} (digest ")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    describe(project, "rows", "Hello.")
+    describe(project, "full", "Hello.")
     assert project.release(pieces / "hf", "--only", "hf", "--force") == 0
     assert project.release(tmp_path / "out", "--assemble", pieces) == 0
     made = tmp_path / "made"
@@ -139,11 +143,12 @@ def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
     assert contents(tmp_path / "out") == contents(made)
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_finished_release_that_was_not_cleaned_up_is_only_taken_for_what_it_is(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    describe(project, "rows", "Hello.")
+    describe(project, "full", "Hello.")
     with monkeypatch.context() as patch:
         patch.setattr("exporter.io.staging._discard", lambda folder: None)
         assert project.release(out) == 0
@@ -151,5 +156,5 @@ def test_a_finished_release_that_was_not_cleaned_up_is_only_taken_for_what_it_is
     describe(project, "off", "Hello.")
     assert project.release(out, "--resume") == 7
     assert contents(out) == finished
-    describe(project, "rows", "Hello.")
+    describe(project, "full", "Hello.")
     assert project.release(out, "--resume") == 0

@@ -15,8 +15,8 @@ FAMILY, TRACED, SEQ2SEQ = "family graph", "traced", "traced encoder-decoder"
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One checkpoint a way; what is planned is read from config and headers alone."""
-    folder = tmp_path_factory.mktemp("ways")
+    """One checkpoint for each maker; the plan reads config and headers alone."""
+    folder = tmp_path_factory.mktemp("makers")
     made = {
         FAMILY: tie_layouts.build(folder / "llama", "llama", "tied"),
         TRACED: tie_layouts.build(folder / "other", "llama", "tied"),
@@ -31,16 +31,16 @@ def rename(base: Path, model_type: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
 
 
-@pytest.mark.parametrize("way", [FAMILY, TRACED, SEQ2SEQ])
-def test_the_way_is_told_in_text_and_json(
-    way: str, bases: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("maker", [FAMILY, TRACED, SEQ2SEQ])
+def test_the_maker_is_named_in_text_and_json(
+    maker: str, bases: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(["plan", "--to", "onnx", str(bases[way])]) == 0
-    assert f"onnx: {way}\n" in capsys.readouterr().out
-    assert run(["plan", "--to", "onnx", "--to", "hf", str(bases[way]), "--json"]) == 0
+    assert run(["plan", "--to", "onnx", str(bases[maker])]) == 0
+    assert f"onnx: {maker}\n" in capsys.readouterr().out
+    assert run(["plan", "--to", "onnx", "--to", "hf", str(bases[maker]), "--json"]) == 0
     onnx, hf = json.loads(capsys.readouterr().out)["targets"]
-    assert (onnx["format"], onnx["way"]) == ("onnx", way)
-    assert (hf["format"], hf["way"]) == ("hf", None)
+    assert (onnx["format"], onnx["maker"]) == ("onnx", maker)
+    assert (hf["format"], hf["maker"]) == ("hf", None)
 
 
 def test_both_files_of_an_encoder_decoder_are_counted(
@@ -59,7 +59,7 @@ def test_what_a_traced_model_cannot_have_is_said(
     option: list[str], bases: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["plan", "--to", "onnx", str(bases[SEQ2SEQ]), *option]) == 5
-    assert "what is traced is written in fp32 with standard operators" in capsys.readouterr().err
+    assert "traced models are written in fp32 with standard operators" in capsys.readouterr().err
 
 
 def test_other_encoder_decoders_are_refused_before_anything_is_traced(

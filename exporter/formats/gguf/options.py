@@ -1,0 +1,140 @@
+"""Options of GGUF files, and of adapters as GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
+from exporter.formats.target import DTYPES, FormatOptions, dtype_option
+from exporter.options import Kind, option
+
+if TYPE_CHECKING:
+    from exporter.formats.gguf.split import Split
+
+
+def is_file_type(name: str) -> bool:
+    """Whether ``name``, in any case, is a dtype or one of llama.cpp's quantisations."""
+    return name.lower() in DTYPES or name.upper() in FILE_TYPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufOptions(FormatOptions):
+    """A GGUF file for each of ``types``, or one as the base is stored. split_max_size: bytes."""
+
+    section: ClassVar[str] = "gguf"
+
+    dtype: str | None = dtype_option()
+    types: tuple[str, ...] = option(
+        (),
+        "Type of a GGUF file: f32, f16, bf16, or a quantisation of llama.cpp, such as Q8_0 or Q4_K_M; each gives a "
+        "file. Default: as the base is stored.",
+        flag="--quant",
+        metavar="TYPE",
+        accepts=is_file_type,
+    )
+    imatrix: Path | None = option(
+        None, "Importance matrix for llama.cpp's quantisations.", kind=Kind.PATH, metavar="FILE"
+    )
+    token_embedding_type: str | None = option(
+        None, "Type of token_embd.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
+    )
+    output_tensor_type: str | None = option(
+        None, "Type of output.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
+    )
+    split_max_size: int | None = option(
+        None, "Split the file into parts of at most this size, such as 2G.", kind=Kind.SIZE, metavar="SIZE"
+    )
+    split_max_tensors: int | None = option(
+        None, "Split the file into parts of at most N tensors.", kind=Kind.COUNT, metavar="N"
+    )
+    pre_tokenizer: str | None = option(
+        None, "llama.cpp's name for the pre-tokenizer, where it is not recognised from tokenizer.json.", metavar="NAME"
+    )
+    converter: Path | None = option(
+        None,
+        "llama.cpp's convert_hf_to_gguf.py, for models that ttexport has no description of. It runs on the merged "
+        "checkpoint, without network, and its output is verified.",
+        kind=Kind.PATH,
+        metavar="FILE",
+    )
+
+    def check(self) -> None:
+        """Options of llama.cpp's quantiser need a quantisation, and the converter replaces what it decides itself."""
+        object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
+        if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
+            raise self.fault("types", f"expected quantisations beside {{dtype}}, found {plain[0]}")
+        quantised = [name for name in self.types if name in FILE_TYPES]
+        for name in ("token_embedding_type", "output_tensor_type"):
+            if (chosen := getattr(self, name)) is None:
+                continue
+            if self.converter:
+                raise self.fault(name, "is for llama.cpp's quantiser, which does not run beside {converter}")
+            if not quantised:
+                raise self.fault(name, "needs a quantisation in {types}, such as Q4_K_M")
+            if chosen.upper() not in SELECTABLE_TENSOR_TYPES:
+                raise self.fault(name, f"expected a type of ggml, such as Q6_K or F16, found {chosen!r:.80}")
+            object.__setattr__(self, name, chosen.upper())
+        if self.imatrix is not None and not set(quantised) - {"Q8_0"}:
+            raise self.fault("imatrix", "needs a quantisation below Q8_0 in {types} (Q8_0 ignores the matrix)")
+        if self.converter and self.pre_tokenizer:
+            raise self.fault("pre_tokenizer", "has no use beside {converter}, which chooses the pre-tokenizer itself")
+
+    def artifacts(self) -> Sequence[Self]:
+        """One group a file, without the options that its type does not use."""
+        return [self._of(name) for name in self.types] or (self,)
+
+    def whole(self) -> Self:
+        """The options of the file before it is split."""
+        return replace(self, split_max_size=None, split_max_tensors=None)
+
+    @property
+    def label(self) -> str:
+        """The types asked for."""
+        return ", ".join(self.types) or self.dtype or "as stored"
+
+    @property
+    def storage(self) -> str | None:
+        """Of one file: the dtype of unquantised tensors in safetensors spelling; None: as stored."""
+        plain = next((name for name in self.types if name in DTYPES), self.dtype)
+        return DTYPES[plain] if plain else None
+
+    @property
+    def quantisation(self) -> str | None:
+        """Of one file: its quantisation, or another word that no file type is; None: not quantised."""
+        return next((name for name in self.types if name not in DTYPES), None)
+
+    @property
+    def split(self) -> Split | None:
+        """The limits of the parts of a file."""
+        if self.split_max_size is None and self.split_max_tensors is None:
+            return None
+        from exporter.formats.gguf.split import Split  # reads GGUF files, which no option needs
+
+        return Split(self.split_max_size, self.split_max_tensors)
+
+    def _of(self, name: str) -> Self:
+        if name in DTYPES:
+            return replace(self, types=(name,), imatrix=None, token_embedding_type=None, output_tensor_type=None)
+        return replace(self, types=(name,), imatrix=None if name == "Q8_0" else self.imatrix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufLoraOptions(FormatOptions):
+    """The adapter alone, as a LoRA in GGUF for ``llama-cli --lora``."""
+
+    section: ClassVar[str] = "gguf-lora"
+
+    dtype: str | None = dtype_option()
+
+    @property
+    def label(self) -> str:
+        """The dtype asked for."""
+        return self.dtype or "f32"
+
+
+def _spelled(name: str) -> str:
+    """Dtypes in lower case, quantisations in upper case, as llama.cpp spells them."""
+    return name.lower() if name.lower() in DTYPES else name.upper()

@@ -1,0 +1,26 @@
+"""Options of Hugging Face checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from exporter.formats.target import FormatOptions, dtype_option
+from exporter.options import Kind, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfOptions(FormatOptions):
+    """A folder as transformers writes it. max_shard_size: bytes."""
+
+    section: ClassVar[str] = "hf"
+
+    dtype: str | None = dtype_option()
+    max_shard_size: int | None = option(
+        None, "Split the weights anew, at this size; default: as the base is split.", kind=Kind.SIZE, metavar="SIZE"
+    )
+
+    @property
+    def label(self) -> str:
+        """The dtype asked for."""
+        return self.dtype or "as stored"

@@ -1,0 +1,68 @@
+"""From options to a folder of ONNX models that can be written: by our own graphs, or traced by torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from exporter.errors import NotExpressible
+from exporter.families import describe
+from exporter.formats.footprint import peak_nbytes, tracing_nbytes
+from exporter.formats.onnx.options import OnnxOptions
+from exporter.formats.onnx.plan import plan_onnx
+from exporter.formats.onnx.trace.plan import plan_traced, write_traced
+from exporter.formats.onnx.write import write_onnx
+from exporter.formats.target import Scratch, Target
+from exporter.io.parallel import Budget
+from exporter.merge.model import MergedModel
+from exporter.merge.plan import MergePlan
+from exporter.progress import Progress
+
+#: What ``plan`` calls the maker of a described family.
+_OWN: Final = "family graph"
+#: onnx and onnx_ir, imported. Measured with CPython 3.11.
+_LIBRARY_BYTES: Final = 42 << 20
+
+
+def plan_target(options: OnnxOptions, merge: MergePlan, budget: Budget) -> Target:
+    """Lay out the folder; reads shapes. Raises NotExpressible."""
+    precisions = options.chosen()
+    model = merge.model("F32", budget)
+    storage = ", ".join(precision.name for precision in precisions)
+    try:
+        describe(model.config, "onnx")
+    except NotExpressible as refusal:
+        return _traced(options, model, storage, refusal)
+    layout = plan_onnx(model, precisions, ops=options.ops)
+
+    def write(path: Path, progress: Progress, scratch: Scratch) -> None:
+        write_onnx(layout, path, progress)
+
+    return Target(
+        format=options.section,
+        storage=storage,
+        nbytes=layout.nbytes,
+        peak_nbytes=peak_nbytes(merge, budget, casts=True, whole_matrices=True, library_nbytes=_LIBRARY_BYTES),
+        write=write,
+        maker=_OWN,
+    )
+
+
+def _traced(options: OnnxOptions, model: MergedModel, storage: str, refusal: NotExpressible) -> Target:
+    if storage != "fp32" or options.ops != "standard":
+        reason = f"{refusal.reason}, and traced models are written in fp32 with standard operators"
+        raise NotExpressible("onnx", reason, instead="leave --dtype, --quant and --onnx-ops out") from refusal
+    traced = plan_traced(model, refusal)
+
+    def write(path: Path, progress: Progress, scratch: Scratch) -> None:
+        write_traced(traced, path, progress)
+
+    return Target(
+        format=options.section,
+        storage=storage,
+        nbytes=traced.nbytes,
+        peak_nbytes=tracing_nbytes(traced.nbytes),
+        write=write,
+        notes=traced.notes,
+        maker=traced.way,
+    )

@@ -1,0 +1,99 @@
+"""The formats, in the order in which they are written: one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exporter.errors import NotExpressible
+from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
+from exporter.formats.hf.options import HfOptions
+from exporter.formats.onnx.options import OnnxOptions
+from exporter.formats.target import FormatOptions, Target
+from exporter.io.parallel import Budget
+
+if TYPE_CHECKING:
+    from exporter.merge.plan import MergePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """What the verbs need to know of a format.
+
+    options: its options, whose section is the format's name. planner: module and function that turn one group of
+    options and a merge into a ``Target``; imported when it is needed. file: the name of an artifact written alone, with
+    ``{name}`` of the model and ``{storage}``. place: the same below a folder of several artifacts. patchable: whether
+    ``ttexport patch`` takes its artifacts. runtimes: what runs its artifacts in a verification.
+    """
+
+    options: type[FormatOptions]
+    planner: str
+    file: str
+    place: str
+    patchable: bool = False
+    runtimes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The word after ``--to``."""
+        return self.options.section
+
+    @property
+    def is_file(self) -> bool:
+        """Whether an artifact is a file, not a folder."""
+        return bool(Path(self.file).suffix)
+
+
+def _by_name(*rows: Format) -> Mapping[str, Format]:
+    table = {row.name: row for row in rows}
+    assert len(table) == len(rows), "a format is listed twice"
+    return table
+
+
+FORMATS: Final = _by_name(
+    Format(
+        options=HfOptions,
+        planner="exporter.formats.hf.target:plan_target",
+        file="{name}-hf",
+        place="hf",
+        runtimes=("transformers",),
+    ),
+    Format(
+        options=GgufOptions,
+        planner="exporter.formats.gguf.target:plan_target",
+        file="{name}-{storage}.gguf",
+        place="gguf/{name}-{storage}.gguf",
+        patchable=True,
+        runtimes=("llama.cpp", "transformers-gguf"),
+    ),
+    Format(
+        options=GgufLoraOptions,
+        planner="exporter.formats.gguf.target:plan_lora_target",
+        file="{name}-lora.gguf",
+        place="gguf-lora/{name}.gguf",
+    ),
+    Format(
+        options=OnnxOptions,
+        planner="exporter.formats.onnx.target:plan_target",
+        file="{name}-onnx",
+        place="onnx",
+        patchable=True,
+        runtimes=("onnxruntime",),
+    ),
+)
+
+
+def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Target:
+    """Lay out the artifact of ``options``, one of ``FormatOptions.artifacts()``; shapes only.
+
+    What the format cannot represent is the target's refusal. Raises BadInput for inputs that no format could take.
+    """
+    module, _, function = FORMATS[options.section].planner.partition(":")
+    try:
+        target: Target = getattr(import_module(module), function)(options, merge, budget)
+    except NotExpressible as refusal:
+        return Target(format=options.section, storage=options.label, refusal=refusal)
+    return target

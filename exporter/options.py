@@ -1,0 +1,192 @@
+"""Options as data: a field gives the flag, the key of release.toml, the Python argument, the help and the rule.
+
+A group of options is a frozen dataclass whose fields are made by ``option``. It validates itself. Its errors name
+fields; the command line shows them as flags (``--imatrix``), release.toml as keys (``gguf.imatrix``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+from exporter.errors import UsageError
+from exporter.sizes import parse_size
+
+_META: Final = "option"
+_REFERENCE: Final = re.compile(r"\{(\w+)\}")
+
+
+class Kind(Enum):
+    """What a value is; the text completes "expected …"."""
+
+    TEXT = "a string"
+    SIZE = "a size such as 500M, 2GB or 1.5GiB"
+    COUNT = "a number of 1 or more"
+    PATH = "a path"
+    SWITCH = "true or false"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What a field is to people.
+
+    flag: on the command line. choices: the values that it takes, all if empty. repeatable: the field is a tuple, the
+    flag may be given several times, and the key holds a list. accepts: where several formats share a flag, whether a
+    value is meant for this one.
+    """
+
+    name: str
+    help: str
+    flag: str
+    kind: Kind
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    repeatable: bool = False
+    accepts: Callable[[str], bool] | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in a table of release.toml."""
+        return self.name.replace("_", "-")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    kind: Kind = Kind.TEXT,
+    metavar: str | None = None,
+    choices: Sequence[str] = (),
+    accepts: Callable[[str], bool] | None = None,
+) -> Any:
+    """A field of an ``Options`` class. flag: by default the field's name with dashes. A tuple is repeatable."""
+    settings = {"help": help, "flag": flag, "kind": kind, "metavar": metavar, "choices": tuple(choices)}
+    return field(default=default, metadata={_META: {**settings, "accepts": accepts}})
+
+
+class OptionError(UsageError):
+    """An option has a value that it does not take, or does not go with another one."""
+
+    def __init__(self, group: type[Options], name: str, reason: str) -> None:
+        """reason: completes the sentence after the colon; ``{name}`` stands for another option of the group."""
+        self.group, self.name, self.reason = group, name, reason
+        super().__init__(self.worded(lambda group, option: option.name))
+
+    def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
+        """The line, with every option spelled by ``spell``."""
+        known = self.group.options()
+        reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
+        return f"{spell(self.group, known[self.name])}: {reason}"
+
+
+def as_flag(group: type[Options], option: Option) -> str:
+    """How the command line spells an option."""
+    return option.flag
+
+
+def as_key(group: type[Options], option: Option) -> str:
+    """How release.toml spells an option."""
+    return f"{group.section}.{option.key}" if group.section else option.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A group of options. section: its table in release.toml; empty for keys outside of tables.
+
+    Sizes may be given as text (``2G``), paths as strings. Raises OptionError, a UsageError.
+    """
+
+    section: ClassVar[str] = ""
+
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """Field name → option, in order."""
+        return {field.name: _option(field) for field in fields(cls)}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """The group with ``values`` (field name → value as TOML or a command line has it); None: the default."""
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    def __post_init__(self) -> None:
+        """Bring every value into its form, then check the rules of the group."""
+        for name, entry in self.options().items():
+            value = getattr(self, name)
+            if entry.repeatable:
+                object.__setattr__(self, name, self._read_all(entry, value))
+            elif value is not None:
+                object.__setattr__(self, name, self._read(entry, value))
+        self.check()
+
+    def check(self) -> None:
+        """Rules between options. Raises OptionError."""
+
+    def fault(self, name: str, reason: str) -> OptionError:
+        """The error for the option ``name``."""
+        return OptionError(type(self), name, reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """Key → value as release.toml has it, of every option; files by their names alone."""
+        return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
+
+    def changed(self) -> dict[str, Any]:
+        """As ``to_json``, of the options that differ from their defaults."""
+        return {
+            _option(field).key: _json(getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    def files(self) -> dict[str, Path]:
+        """Key → path, of the options that name files or folders."""
+        chosen = {entry.key: getattr(self, name) for name, entry in self.options().items() if entry.kind is Kind.PATH}
+        return {key: path for key, path in chosen.items() if path is not None}
+
+    def _read_all(self, entry: Option, values: Any) -> tuple[Any, ...]:
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise self.fault(entry.name, f"expected a list, found {values!r:.80}")
+        read = tuple(self._read(entry, value) for value in values)
+        if len({str(value).lower() for value in read}) != len(read):
+            raise self.fault(entry.name, f"expected each value once, found {', '.join(map(str, read))}")
+        return read
+
+    def _read(self, entry: Option, value: Any) -> Any:
+        expected: str = entry.kind.value
+        match entry.kind, value:
+            case Kind.SIZE, str():
+                try:
+                    return parse_size(value)
+                except ValueError as exc:
+                    raise self.fault(entry.name, str(exc)) from exc
+            case Kind.PATH, str() | Path():
+                return Path(value)
+            case Kind.SWITCH, bool():
+                return value
+            case ((Kind.SIZE | Kind.COUNT), int()) if value >= 1 and not isinstance(value, bool):
+                return value
+            case Kind.TEXT, str():
+                if not entry.choices or value in entry.choices:
+                    return value
+                expected = ", ".join(entry.choices)
+        raise self.fault(entry.name, f"expected {expected}, found {value!r:.80}")
+
+
+def _option(field: Field[Any]) -> Option:
+    settings = dict(field.metadata[_META])
+    flag = settings.pop("flag") or f"--{field.name.replace('_', '-')}"
+    assert field.default is not MISSING, f"{field.name}: an option has a default"
+    return Option(name=field.name, flag=flag, repeatable=isinstance(field.default, tuple), **settings)
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case Path():
+            return value.name
+        case tuple():
+            return [_json(member) for member in value]
+    return value

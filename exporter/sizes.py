@@ -1,0 +1,37 @@
+"""Numbers of bytes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: Powers of 1000 as disks count them; powers of 1024 where the unit has an ``i``.
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE: Final = re.compile(
+    r"(?P<number>\d{1,9}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgt])(?P<binary>i?)b?|b)", re.IGNORECASE
+)
+
+
+def parse_size(text: str) -> int:
+    """Bytes, at least 1, from ``500M``, ``2GB`` or ``1.5GiB``; ``2G`` is ``2GB``.
+
+    Raises ValueError, whose message says what was expected.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    nbytes = 0
+    if match:
+        base = 1024 if match["binary"] else 1000
+        nbytes = int(float(match["number"]) * base ** _POWERS[(match["prefix"] or "").lower()])
+    if nbytes < 1:
+        raise ValueError(f"expected a size such as 500M, 2GB or 1.5GiB, found {text!r:.80}")
+    return nbytes
+
+
+def format_size(nbytes: int) -> str:
+    """A number of bytes for people: ``269.1 MB``."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
