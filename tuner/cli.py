@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.errors import MissingDependency, TTExportError, UsageError
+from exporter.errors import TTExportError, UsageError
+from tuner.extra import require_extra
 from tuner.inputs.data import read_examples
 from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, SCHEDULES, TuneSpec
 from tuner.training.work import is_first_process
@@ -95,7 +95,7 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
     examples = read_examples(spec.data)  # before the imports that take seconds
-    _require_extra(tensorboard=spec.tensorboard is not None)
+    require_extra(tensorboard=spec.tensorboard is not None)
     from tuner.training.train import tune as run
 
     with _progress(quiet or not is_first_process()) as (on_step, on_note):
@@ -118,13 +118,6 @@ def _leave_group() -> None:
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
-
-
-def _require_extra(*, tensorboard: bool) -> None:
-    """Raise MissingDependency unless the packages of the extra ``tune`` are there; imports none of them."""
-    for package in ("trl", "datasets", "accelerate", "matplotlib", *(("tensorboardX",) if tensorboard else ())):
-        if find_spec(package) is None:
-            raise MissingDependency(package, needed_for="ttexport tune", install="ttexport[tune]")
 
 
 def _descriptions(pairs: Sequence[str]) -> dict[str, str]:

@@ -7,21 +7,14 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PATH, group_options, talk_options
+from exporter.cli.options import PATH, group_options, spelled_as_flags, talk_options
 from exporter.cli.talk import print_reports, progress
 from exporter.cli.verbs.release_check import read_trust, trust_options, verify_release
 from exporter.errors import UsageError
 from exporter.release.check import is_release
-from exporter.sources.hub.locate import locate
-from exporter.verify.expect.reference import Reference
 from exporter.verify.options import LEVELS, VerifyOptions
 from exporter.verify.report import document, require_passed, to_bytes
-from exporter.verify.reports.setting import setting
-from exporter.verify.reports.write import require_renderers, write_report
-from exporter.verify.run import verify as run_verify
-from exporter.verify.running.prompts import read_prompts
-from exporter.verify.runtimes.installed import require as require_runtimes
-from exporter.verify.stored.artifact import find_artifacts
+from exporter.verify.request import VerifyRequest, verify_request
 
 
 @click.command()
@@ -74,18 +67,13 @@ def verify(
         raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
     if level == "rows" and not adapters:
         raise UsageError("--level rows: needs --adapter, whose rows it reads; --level weights compares every weight")
-    require_runtimes(require, needed_for="--require")
-    if report:
-        require_renderers()
-    texts = read_prompts(prompts) if prompts else []
-    checkpoint = locate(reference, asked_by="--reference", content="checkpoint", quiet=quiet)
-    tuned = [locate(word, asked_by="--adapter", content="adapter", quiet=quiet).path for word in adapters]
-    base = Reference.open(checkpoint.path, tuned, untie=untie)
+    with spelled_as_flags():
+        options = VerifyOptions(level=level or "full", prompts=prompts, report=report, require=require)
+    request = VerifyRequest(
+        artifact=artifact, reference=reference, adapters=adapters, untie=untie, options=options, quiet=quiet
+    )
     with progress(quiet=quiet) as hooks:
-        found = find_artifacts(artifact)
-        reports = run_verify(found, base, level=level or "full", prompts=texts, required=require, say=hooks.say)
-    if report:
-        write_report(report, reports, setting(base, found))
+        reports = verify_request(request, hooks)
     if as_json and all(one.passed for one in reports):
         click.echo(to_bytes(document(reports)).decode(), nl=False)
     elif not quiet:

@@ -1,0 +1,57 @@
+"""One verification as it is asked for: locate, open, verify, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.progress import Hooks
+from exporter.sources.hub.locate import locate
+from exporter.verify.expect.reference import Reference
+from exporter.verify.options import VerifyOptions
+from exporter.verify.report import Report
+from exporter.verify.reports.setting import setting
+from exporter.verify.reports.write import require_renderers, write_report
+from exporter.verify.run import verify
+from exporter.verify.running.prompts import read_prompts
+from exporter.verify.runtimes.installed import require
+from exporter.verify.stored.artifact import find_artifacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    """``artifact`` against ``reference`` with ``adapters`` unmerged: paths or hub ids.
+
+    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats. untie: it was merged with
+    --untie. quiet: no bars during downloads.
+    """
+
+    artifact: Path
+    reference: str
+    adapters: tuple[str, ...] = ()
+    untie: bool = False
+    options: VerifyOptions
+    quiet: bool = False
+
+
+def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
+    """A report for each artifact, also written to ``options.report``; a failed check is in its report, not raised.
+
+    Raises BadInput, NotExpressible, MissingDependency, OutputError.
+    """
+    options = request.options
+    require(options.require, needed_for="--require")
+    if options.report:
+        require_renderers()
+    prompts = read_prompts(options.prompts) if options.prompts else []
+    quiet = request.quiet
+    checkpoint = locate(request.reference, asked_by="--reference", content="checkpoint", quiet=quiet)
+    adapters = [
+        locate(adapter, asked_by="--adapter", content="adapter", quiet=quiet).path for adapter in request.adapters
+    ]
+    reference = Reference.open(checkpoint.path, adapters, untie=request.untie)
+    paths = find_artifacts(request.artifact)
+    reports = verify(paths, reference, level=options.level, prompts=prompts, required=options.require, say=hooks.say)
+    if options.report:
+        write_report(options.report, reports, setting(reference, paths))
+    return reports
