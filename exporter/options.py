@@ -20,7 +20,7 @@ _META: Final = "option"
 _REFERENCE: Final = re.compile(r"\{(\w+)\}")
 
 
-class Kind(Enum):
+class ValueType(Enum):
     """What a value is; the text completes "expected …"."""
 
     TEXT = "a string"
@@ -42,7 +42,7 @@ class Option:
     name: str
     help: str
     flag: str
-    kind: Kind
+    type: ValueType
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     repeatable: bool = False
@@ -59,13 +59,13 @@ def option(
     help: str,
     *,
     flag: str | None = None,
-    kind: Kind = Kind.TEXT,
+    type: ValueType = ValueType.TEXT,
     metavar: str | None = None,
     choices: Sequence[str] = (),
     accepts: Callable[[str], bool] | None = None,
 ) -> Any:
     """A field of an ``Options`` class. flag: by default the field's name with dashes. A tuple is repeatable."""
-    settings = {"help": help, "flag": flag, "kind": kind, "metavar": metavar, "choices": tuple(choices)}
+    settings = {"help": help, "flag": flag, "type": type, "metavar": metavar, "choices": tuple(choices)}
     return field(default=default, metadata={_META: {**settings, "accepts": accepts}})
 
 
@@ -144,8 +144,8 @@ class Options:
 
     def files(self) -> dict[str, Path]:
         """Key → path, of the options that name files or folders."""
-        chosen = {entry.key: getattr(self, name) for name, entry in self.options().items() if entry.kind is Kind.PATH}
-        return {key: path for key, path in chosen.items() if path is not None}
+        paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
+        return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 
     def _read_all(self, entry: Option, values: Any) -> tuple[Any, ...]:
         if isinstance(values, str) or not isinstance(values, Iterable):
@@ -156,20 +156,20 @@ class Options:
         return read
 
     def _read(self, entry: Option, value: Any) -> Any:
-        expected: str = entry.kind.value
-        match entry.kind, value:
-            case Kind.SIZE, str():
+        expected: str = entry.type.value
+        match entry.type, value:
+            case ValueType.SIZE, str():
                 try:
                     return parse_size(value)
                 except ValueError as exc:
                     raise self.fault(entry.name, str(exc)) from exc
-            case Kind.PATH, str() | Path():
+            case ValueType.PATH, str() | Path():
                 return Path(value)
-            case Kind.SWITCH, bool():
+            case ValueType.SWITCH, bool():
                 return value
-            case ((Kind.SIZE | Kind.COUNT), int()) if value >= 1 and not isinstance(value, bool):
+            case ((ValueType.SIZE | ValueType.COUNT), int()) if value >= 1 and not isinstance(value, bool):
                 return value
-            case Kind.TEXT, str():
+            case ValueType.TEXT, str():
                 if not entry.choices or value in entry.choices:
                     return value
                 expected = ", ".join(entry.choices)

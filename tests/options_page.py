@@ -29,7 +29,7 @@ def _section(group: type[Options]) -> Iterator[str]:
     title = f"`[{group.section}]`" if group.section else "keys outside of tables"
     yield f"\n## {group.__name__}: {title}\n\n| argument | flag | key | values | |\n|---|---|---|---|---|\n"
     for name, entry in group.options().items():
-        values = ", ".join(f"`{choice}`" for choice in entry.choices) or entry.kind.value
+        values = ", ".join(f"`{choice}`" for choice in entry.choices) or entry.type.value
         values = f"list: {values}" if entry.repeatable and entry.choices else values
         values = "list of strings" if entry.repeatable and not entry.choices else values
         yield f"| `{name}` | `{entry.flag}` | `{as_key(group, entry)}` | {values} | {entry.help} |\n"

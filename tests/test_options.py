@@ -18,7 +18,7 @@ from exporter.export.spec import MergeOptions
 from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.hf.options import HfOptions
 from exporter.formats.onnx.options import OnnxOptions
-from exporter.options import Kind, Option, OptionError, Options, as_flag, as_key
+from exporter.options import Option, OptionError, Options, ValueType, as_flag, as_key
 from exporter.release.spec import read_spec
 from exporter.verify.options import VerifyOptions
 from tests.options_page import PAGE, render
@@ -38,8 +38,9 @@ BESIDE: dict[str, dict[str, Any]] = {
 def value_of(entry: Option) -> Any:
     """A value that ``entry`` takes, as TOML has it, and that is not its default."""
     text = {"types": "Q8_0", "token-embedding-type": "Q6_K", "output-tensor-type": "F16"}.get(entry.key, "int8")
-    values: dict[Kind, Any] = {Kind.SIZE: "2G", Kind.COUNT: 3, Kind.PATH: "some.file", Kind.SWITCH: True}
-    value = values.get(entry.kind, entry.choices[-1] if entry.choices else text)
+    values: dict[ValueType, Any] = {ValueType.SIZE: "2G", ValueType.COUNT: 3, ValueType.SWITCH: True}
+    values[ValueType.PATH] = "some.file"
+    value = values.get(entry.type, entry.choices[-1] if entry.choices else text)
     return [value] if entry.repeatable else value
 
 
@@ -94,7 +95,7 @@ def names(group: type[Options]) -> dict[str, str]:
 
 def placed(group: type[Options], key: str, value: Any, folder: Path) -> Any:
     """Paths of a file start at its folder."""
-    return folder / value if group.options()[names(group)[key]].kind is Kind.PATH else value
+    return folder / value if group.options()[names(group)[key]].type is ValueType.PATH else value
 
 
 def entry_default(group: type[Options], entry: Option) -> Any:

@@ -13,7 +13,7 @@ import click
 from exporter.errors import UsageError
 from exporter.formats.table import FORMATS
 from exporter.formats.target import DTYPES, FormatOptions
-from exporter.options import Kind, Option, OptionError, Options, as_flag
+from exporter.options import Option, OptionError, Options, ValueType, as_flag
 from exporter.sizes import parse_size
 from exporter.verify.options import VerifyOptions
 
@@ -174,7 +174,7 @@ def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator
     entry = replace(entries[0][1], help=" ".join(texts))
     default = getattr(entries[0][0](), entry.name)
     settings: dict[str, Any] = {"help": entry.help + (" Repeatable." if entry.repeatable else "")}
-    if entry.kind is Kind.SWITCH:
+    if entry.type is ValueType.SWITCH:
         settings |= {"is_flag": True}
     else:
         settings |= {"multiple": entry.repeatable, "metavar": entry.metavar, "type": _click_type(entry)}
@@ -184,12 +184,12 @@ def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator
 
 
 def _click_type(entry: Option) -> click.ParamType[Any] | None:
-    match entry.kind:
-        case Kind.PATH:
+    match entry.type:
+        case ValueType.PATH:
             return PATH
-        case Kind.COUNT:
+        case ValueType.COUNT:
             return click.IntRange(min=1)
-        case Kind.SIZE:
+        case ValueType.SIZE:
             return _Size()
     return click.Choice(entry.choices) if entry.choices else None
 

@@ -12,7 +12,7 @@ from exporter.formats.hf.options import HfOptions
 from exporter.formats.target import FormatOptions, Target
 from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
-from exporter.options import Kind, Options, option
+from exporter.options import Options, ValueType, option
 from exporter.verify.options import VerifyOptions
 
 
@@ -20,9 +20,9 @@ from exporter.verify.options import VerifyOptions
 class MergeOptions(Options):
     """Options of the merge itself, which all formats share. memory: bytes."""
 
-    untie: bool = option(False, "Give a tied head a tensor of its own.", kind=Kind.SWITCH)
+    untie: bool = option(False, "Give a tied head a tensor of its own.", type=ValueType.SWITCH)
     memory: int | None = option(
-        None, "Merged rows held at once while they are computed, such as 64MB; default: 256MiB.", kind=Kind.SIZE,
+        None, "Merged rows held at once while they are computed, such as 64MB; default: 256MiB.", type=ValueType.SIZE,
         metavar="SIZE",
     )  # fmt: skip
 

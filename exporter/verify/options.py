@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from exporter.options import Kind, Options, option
+from exporter.options import Options, ValueType, option
 from exporter.verify.runtimes.installed import NAMES
 
 #: From the cheapest to the strongest; each holds those before it.
@@ -29,12 +29,12 @@ class VerifyOptions(Options):
     prompts: Path | None = option(
         None,
         "Text file with a prompt a line, beside the built-in texts of a full verification.",
-        kind=Kind.PATH,
+        type=ValueType.PATH,
         metavar="FILE",
     )
     require: tuple[str, ...] = option((), "Fail with exit 6 unless this runtime is installed.", choices=NAMES)
     report: Path | None = option(
-        None, "Folder for report.json, report.xml (JUnit) and report.html.", kind=Kind.PATH, metavar="DIR"
+        None, "Folder for report.json, report.xml (JUnit) and report.html.", type=ValueType.PATH, metavar="DIR"
     )
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, SELECTABLE_TENSOR_TYPES
 from exporter.formats.target import DTYPES, FormatOptions, dtype_option
-from exporter.options import Kind, option
+from exporter.options import ValueType, option
 
 if TYPE_CHECKING:
     from exporter.formats.gguf.split import Split
@@ -36,7 +36,7 @@ class GgufOptions(FormatOptions):
         accepts=is_file_type,
     )
     imatrix: Path | None = option(
-        None, "Importance matrix for llama.cpp's quantisations.", kind=Kind.PATH, metavar="FILE"
+        None, "Importance matrix for llama.cpp's quantisations.", type=ValueType.PATH, metavar="FILE"
     )
     token_embedding_type: str | None = option(
         None, "Type of token_embd.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
@@ -45,10 +45,10 @@ class GgufOptions(FormatOptions):
         None, "Type of output.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
     )
     split_max_size: int | None = option(
-        None, "Split the file into parts of at most this size, such as 2G.", kind=Kind.SIZE, metavar="SIZE"
+        None, "Split the file into parts of at most this size, such as 2G.", type=ValueType.SIZE, metavar="SIZE"
     )
     split_max_tensors: int | None = option(
-        None, "Split the file into parts of at most N tensors.", kind=Kind.COUNT, metavar="N"
+        None, "Split the file into parts of at most N tensors.", type=ValueType.COUNT, metavar="N"
     )
     pre_tokenizer: str | None = option(
         None, "llama.cpp's name for the pre-tokenizer, where it is not recognised from tokenizer.json.", metavar="NAME"
@@ -57,7 +57,7 @@ class GgufOptions(FormatOptions):
         None,
         "llama.cpp's convert_hf_to_gguf.py, for models that ttexport has no description of. It runs on the merged "
         "checkpoint, without network, and its output is verified.",
-        kind=Kind.PATH,
+        type=ValueType.PATH,
         metavar="FILE",
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from exporter.formats.target import FormatOptions, dtype_option
-from exporter.options import Kind, option
+from exporter.options import ValueType, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,10 @@ class HfOptions(FormatOptions):
 
     dtype: str | None = dtype_option()
     max_shard_size: int | None = option(
-        None, "Split the weights anew, at this size; default: as the base is split.", kind=Kind.SIZE, metavar="SIZE"
+        None,
+        "Split the weights again, at this size; default: as in the base.",
+        type=ValueType.SIZE,
+        metavar="SIZE",
     )
 
     @property
