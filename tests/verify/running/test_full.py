@@ -36,6 +36,7 @@ def together(out: Path, **artifacts: Path) -> Path:
 
 
 @needs_llama_cpp
+@pytest.mark.usefixtures("fresh_runtimes")
 def test_clean_artifacts_of_every_format_and_storage_pass(tuned: Tuned, tmp_path: Path) -> None:
     out = together(tmp_path / "out", hf=tuned.hf, onnx=tuned.onnx, bf16=tuned.gguf, f32=tuned.gguf_f32, q8_0=tuned.q8_0)
     assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 0
@@ -79,6 +80,7 @@ def test_no_text_is_longer_than_the_model_has_positions(tuned: Tuned, tmp_path: 
     assert checks["greedy tokens"]["detail"] == "16 of 16 identical"
 
 
+@pytest.mark.usefixtures("fresh_runtimes")
 def test_an_artifact_that_its_runtime_refuses_is_exit_3(tuned: Tuned, tmp_path: Path) -> None:
     import onnx
 

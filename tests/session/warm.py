@@ -1,0 +1,142 @@
+"""Runtimes whose imports are paid once a session.
+
+The process of a runtime imports torch and transformers for seconds, and computes a tiny model in a fraction of one.
+``warm_runtimes`` replaces only the start of that process: it is forked from one that has imported the same packages
+(``tests/session/fork_server.py``). Module, arguments, environment, files, exit code and stderr stay the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+import pytest
+
+from exporter.io import processes
+
+Ended = subprocess.CompletedProcess[str]
+
+ROOT: Final = Path(__file__).parents[2]
+#: Differs from test to test, and is read by pytest only.
+_UNREAD: Final = "PYTEST_CURRENT_TEST"
+launch_fresh: Final = processes.launch
+
+
+@dataclass
+class ForkServer:
+    """The process that forks the runtimes ``modules``, started by the first of them.
+
+    imports: what they import only when they load a model.  served: how many it has run.
+    """
+
+    modules: Sequence[str]
+    imports: Sequence[str] = ()
+    served: int = 0
+    _process: subprocess.Popen[str] | None = None
+    _environment: Mapping[str, str] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def launch(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+        """As ``processes.launch``. In an environment other than that of the imports, the interpreter is a fresh one."""
+        with self._lock:
+            read = {name: value for name, value in environment.items() if name != _UNREAD}
+            if self._process is None:
+                self._start(read)
+            if read != self._environment:
+                return launch_fresh(module, arguments, environment)
+            try:
+                return self._fork(module, arguments, environment)
+            except BaseException:
+                self.close()  # subprocess.run, too, ends the child that it can no longer wait for
+                raise
+
+    def close(self) -> None:
+        """End the process and its child."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.communicate()
+            self._process = None
+
+    def _start(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.session.fork_server", ",".join(self.modules), *self.imports],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self._environment = environment
+        threads = self._answer()
+        assert threads == 1, f"{self.modules}: expected one thread after the imports, found {threads}: unsafe to fork"
+
+    def _fork(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with tempfile.TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+            stdout.touch()
+            stderr.touch()
+            job = {"module": module, "arguments": list(arguments), "environment": dict(environment)}
+            places = {"folder": os.getcwd(), "stdout": str(stdout), "stderr": str(stderr)}
+            print(json.dumps(job | places), file=self._process.stdin, flush=True)
+            code = self._answer()
+            self.served += 1
+            said = (path.read_text(encoding="utf-8", errors="replace") for path in (stdout, stderr))
+            return Ended([module, *arguments], code, *said)
+
+    def _answer(self) -> int:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"{self.modules}: the process that forks them ended; python -m tests.session.fork_server shows why"
+        return int(line)
+
+
+def servers() -> list[ForkServer]:
+    """One process for what computes with torch, one for the runtime that hides torch from transformers.
+
+    ONNX Runtime and llama.cpp are imported in a tenth of a second, and the former starts a thread: both start afresh.
+    """
+    computing = [f"exporter.verify.runtimes.{name}" for name in ("reference", "merged", "gguf_in_transformers")]
+    models = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+    on_demand = (*models, "peft.utils.transformers_weight_conversion", "torch._dynamo")
+    tokenizers = ("transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers")
+    return [
+        ForkServer([*computing, "exporter.formats.onnx.trace.decoder"], on_demand),
+        ForkServer(["exporter.verify.runtimes.texts"], tokenizers),
+    ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_runtimes() -> Iterator[Mapping[str, ForkServer]]:
+    """Module → the process that forks it. ``fresh_runtimes`` is for tests of the start itself."""
+    started = servers()
+    warm = {module: server for server in started for module in server.modules}
+
+    def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+        start = warm[module].launch if module in warm else launch_fresh
+        return start(module, arguments, environment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "launch", launch)
+        yield warm
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def fresh_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every runtime in a fresh interpreter, as users run it."""
+    monkeypatch.setattr(processes, "launch", launch_fresh)
