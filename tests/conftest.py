@@ -17,7 +17,14 @@ from collections import Counter
 
 import pytest
 
-pytest_plugins = ("tests.session.encoder_decoders", "tests.session.smollm2", "tests.session.tiny", "tests.session.wide")
+pytest_plugins = (
+    "tests.session.encoder_decoders",
+    "tests.session.smollm2",
+    "tests.session.tiny",
+    "tests.session.warm",
+    "tests.session.wide",
+    "tests.tiers.quick",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -24,9 +24,6 @@ from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
-from fixtures.adapters import stock_rows
-from fixtures.models.families import FAMILIES, build_seeing
-from fixtures.models.families import build as build_family
 from tests.formats.gguf.models import CASES
 from tests.formats.gguf.vocab.vocabularies import VOCABULARIES
 
@@ -187,6 +184,9 @@ def _vocabularies(root: Path, folder: Path) -> dict[str, Any]:
 
 def _families(root: Path, folder: Path) -> dict[str, Any]:
     """The base in full, as it is stored and with Q8_0; the merged model as the digest of its digests."""
+    from fixtures.models.families import FAMILIES, build_seeing
+    from fixtures.models.families import build as build_family
+
     golden: dict[str, Any] = {}
     for name in FAMILIES:
         source = build_family(name, folder / name)
@@ -219,6 +219,8 @@ def merge_rows(base: Path, out: Path) -> Path:
 
 def row_adapter(base: Path, path: Path) -> Path:
     """Rows of stock PEFT with the base's own tokenizer: the classes of some families save another splitting."""
+    from fixtures.adapters import stock_rows
+
     stock_rows(base, path, TRAINED_IDS)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(base / name, path / name)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from exporter.sources.hf.checkpoint import Checkpoint
 
 Merge = Callable[..., Path]
@@ -28,6 +26,8 @@ def raw(folder: Path) -> dict[str, bytes]:
 
 def loaded(folder: Path, **options: object) -> Any:
     """The model by plain transformers; every stored tensor must be used, and none may be missing."""
+    from transformers import AutoModelForCausalLM
+
     found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     model, report = found
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

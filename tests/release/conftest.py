@@ -8,7 +8,6 @@ import pytest
 
 from exporter.release.documents.write import write_documents
 from exporter.release.facts import Artifact
-from fixtures.adapters import stock_rows
 from tests.release.finished import RUN, release, write_artifacts
 from tests.release.projects import Project
 
@@ -52,6 +51,8 @@ def several(
 
 @pytest.fixture(scope="session")
 def _inputs(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from fixtures.adapters import stock_rows
+
     home = tmp_path_factory.mktemp("project") / "inputs"
     shutil.copytree(tiny_tied, home / "base")
     shutil.copytree(tiny_adapter, home / "one")

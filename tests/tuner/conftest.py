@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.tiny import build_llama
-
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tied llama checkpoint with a tokenizer of 320 tokens and no padding rows."""
+    from fixtures.tiny import build_llama
+
     return build_llama(tmp_path_factory.mktemp("tuner") / "base", tied=True, vocab=320, hidden=32, layers=1)
 
 
 @pytest.fixture(scope="session")
 def untied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untied llama checkpoint in float32 with 2 padding rows."""
+    from fixtures.tiny import build_llama
+
     folder = tmp_path_factory.mktemp("tuner") / "untied"
     return build_llama(folder, tied=False, dtype="float32", vocab=320, hidden=32, layers=1, padding_rows=2)
 

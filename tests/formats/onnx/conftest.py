@@ -4,17 +4,19 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from exporter.formats.onnx import choose, plan_onnx, write_onnx
 from exporter.merge.model import MergedModel
 from exporter.merge.plan import plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
+
+if TYPE_CHECKING:
+    import torch
 
 Write = Callable[..., Path]
 Change = Callable[..., Path]
@@ -55,6 +57,8 @@ def change(tmp_path: Path) -> Change:
         settings = json.loads((copy / "config.json").read_text()) | config
         (copy / "config.json").write_text(json.dumps(settings))
         if tensors or drop:
+            from safetensors.torch import load_file, save_file
+
             weights = load_file(copy / "model.safetensors") | dict(tensors or {})
             kept = {name: value for name, value in weights.items() if name not in drop}
             save_file(kept, copy / "model.safetensors", {"format": "pt"})

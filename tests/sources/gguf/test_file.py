@@ -225,6 +225,7 @@ def test_every_cut_is_noticed(tmp_path: Path, length: int) -> None:
         GgufFile.open(write(tmp_path, VALID[:length]))
 
 
+@pytest.mark.slow
 @given(
     changes=st.lists(
         st.tuples(st.integers(0, len(VALID) - 300), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4

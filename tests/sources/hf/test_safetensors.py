@@ -200,6 +200,7 @@ def honest_length(content: bytearray) -> None:
     content[:8] = struct.pack("<Q", max(0, len(content) - 8 - 20))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=10_000,
     deadline=None,

@@ -27,6 +27,7 @@ def rows() -> Array:
     return values
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 def test_codes_scales_and_zero_points_are_those_of_onnx_runtime(form: Blocks, dtype: str) -> None:

@@ -1,0 +1,60 @@
+"""The quick tier: tests that import no package that runs models, found by what their files and fixtures import.
+
+A test is quick if importing its file leads to no heavy package, if neither it nor a fixture of it imports one when
+called, and if it has no marker ``models``, ``slow``, ``smollm2``, ``node`` or ``browser``. ``--quick`` collects these
+tests alone, and does not even import the files of others; ``-m quick`` and ``-m "not quick"`` choose among all.
+In a run with --quick a heavy import is an error, in processes that tests start, too: the tier is what it says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.tiers.guard import sitecustomize
+from tests.tiers.imports import heavy_file, heavy_function
+
+#: Markers of tests that are never quick.
+_COSTLY: Final = ("models", "slow", "smollm2", "node", "browser")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="tests that import no package that runs models, and no other")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        loaded = [name for name in sitecustomize.HEAVY if name in sys.modules]
+        assert not loaded, f"--quick: {loaded} imported before the first test"
+        sitecustomize.install()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files whose import is heavy: collecting one would import it."""
+    if config.getoption("--quick") and collection_path.suffix == ".py" and heavy_file(collection_path):
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the quick tests where someone asks for them, before ``-m`` is applied."""
+    only = config.getoption("--quick")
+    if not only and "quick" not in str(config.getoption("markexpr")):
+        return
+    quick = {item for item in items if is_quick(item)}
+    for item in quick:
+        item.add_marker("quick")
+    if only:
+        config.hook.pytest_deselected(items=[item for item in items if item not in quick])
+        items[:] = [item for item in items if item in quick]
+
+
+def is_quick(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or any(item.get_closest_marker(name) for name in _COSTLY):
+        return False
+    fixtures = [fixture.func for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
+    return not heavy_file(item.path) and not any(map(heavy_function, [item.function, *fixtures]))
