@@ -88,6 +88,7 @@ LAYERS = (
     "exporter.patch.journal",
     "exporter.patch.rows",
     "exporter.patch.spec",
+    "exporter.patch.plan",
     "exporter.patch.gguf",
     "exporter.patch.onnx",
     "exporter.patch",

@@ -10,23 +10,27 @@ from pathlib import Path
 
 from exporter.errors import NotExpressible, UsageError
 from exporter.patch.journal import recover
-from exporter.patch.spec import PatchPlan, PatchSpec, patch_json
+from exporter.patch.plan import PatchPlan, patch_json
+from exporter.patch.spec import LEVELS, PatchSpec
 from exporter.progress import Hooks
 from exporter.sources.detect import detect
 from exporter.sources.onnx.folder import has_model
 from exporter.verify.report import Report
 from exporter.verify.reports.write import require_renderers
+from exporter.verify.runtimes.installed import require
 
-__all__ = ["PatchPlan", "PatchSpec", "is_patchable", "patch_json", "plan_patch", "restore", "run_patch"]
+__all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "plan_patch", "restore", "run_patch"]
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
+    """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError, MissingDependency."""
     if spec.report:
         require_renderers()
         if spec.out and spec.out.resolve() in (folder := spec.report.resolve(), *folder.parents):
             raise UsageError(f"--report {spec.report}: expected a folder outside of OUT")
     kind = detect(spec.base)
+    if spec.level == "full":
+        require(["transformers", *(["onnxruntime"] if kind == "onnx" else [])], needed_for="--verify full")
     if kind == "gguf":
         from exporter.patch.gguf.run import plan_gguf_patch  # neither format waits for the other's modules
 

@@ -115,7 +115,7 @@ def test_a_gguf_is_patched_to_what_merging_anew_gives(
     options = ["--to", "gguf", "--quant", kind]
     succeed("export", bases[BASES[name]], *options, "-o", tmp_path / "base.gguf")
     succeed("merge", saved[name], *options, "-o", tmp_path / "want.gguf")
-    succeed("patch", tmp_path / "base.gguf", saved[name], "--verify", "full", "-o", tmp_path / "got.gguf")
+    succeed("patch", tmp_path / "base.gguf", saved[name], "--verify", "weights", "-o", tmp_path / "got.gguf")
     assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")
 
 
@@ -126,7 +126,7 @@ def test_onnx_models_are_patched_to_what_merging_anew_gives(
     options = ["--to", "onnx", "--quant", "fp32", "--quant", "int4", "--verify", "off"]
     succeed("export", bases[BASES[name]], *options, "-o", tmp_path / "base")
     succeed("merge", saved[name], *options, "-o", tmp_path / "want")
-    succeed("patch", tmp_path / "base", saved[name], "--verify", "full", "-o", tmp_path / "got")
+    succeed("patch", tmp_path / "base", saved[name], "--verify", "weights", "-o", tmp_path / "got")
     assert_same(tmp_path / "got", tmp_path / "want")
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from exporter.cli.options import PATH, patch_place_options, talk_options
-from exporter.cli.talk import progress
+from exporter.cli.talk import print_reports, progress
 from exporter.formats.target import DTYPES
-from exporter.patch import PatchSpec, patch_json, plan_patch, restore, run_patch
+from exporter.patch import LEVELS, PatchSpec, patch_json, plan_patch, restore, run_patch
 from exporter.sizes import format_size
+from exporter.verify.report import Report
 
 
 @click.command()
@@ -26,18 +27,19 @@ from exporter.sizes import format_size
 )
 @click.option(
     "--verify",
-    "level",
-    type=click.Choice(["auto", "full", "rows", "off"]),
-    default="auto",
+    "verify",
+    type=click.Choice(LEVELS),
+    default="rows",
     show_default=True,
-    help="rows: re-read new rows, header or graph, and some rows of every tensor. full: every byte. auto: rows.",
+    help="off: nothing. rows: read the new rows, the header or graph, and some rows of every tensor again. weights: "
+    "every byte that may not differ. full: also run the result against transformers with PEFT, unmerged; needs --base.",
 )
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE was made from: folder or hub id.")
 @patch_place_options
 @talk_options
-def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **options: Any) -> None:
+def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
     """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; all else is copied as it is.
 
     BASE may be of any architecture and type, and of any tool. In a folder every model is patched, and tokenizer and
@@ -56,7 +58,7 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **o
       ttexport patch onnx-folder my-adapter -o tuned-onnx
     """
     started = time.perf_counter()
-    spec = _spec(base=base, level=level, quiet=quiet, **options)
+    spec = PatchSpec(base=base, level=verify, quiet=quiet, **options)
     if not spec.in_place and spec.out is None:
         raise click.UsageError("patch: expected -o OUT, or --in-place")
     if spec.in_place and restore(base) and not quiet:
@@ -71,17 +73,20 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, level: str, **o
         click.echo(json.dumps({**document, "artifacts": artifacts, "seconds": seconds}, indent=2))
         return
     if not quiet:
-        verdict = f"verified on disk ({len(report.checks)} checks)" if report else "not verified"
+        if report and report.level == "full":
+            print_reports([report])
         rows = sum(len(one["token_ids"]) for one in plan.row_table)
         nbytes = sum(one["nbytes"] for one in plan.targets)
         print(
             f"{plan.format} {', '.join(dict.fromkeys(one['storage'] for one in plan.targets))}: {rows} rows of "
-            f"{format_size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {verdict}",
+            f"{format_size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {_verdict(report)}",
             file=sys.stderr,
         )
     for target in plan.targets:
         click.echo(target["path"])
 
 
-def _spec(*, level: str, checkpoint: str | None, adapters: tuple[str, ...], **options: Any) -> PatchSpec:
-    return PatchSpec(adapters=adapters, checkpoint=checkpoint, level="rows" if level == "auto" else level, **options)
+def _verdict(report: Report | None) -> str:
+    if report is None:
+        return "not verified"
+    return f"{'equivalent' if report.level == 'full' else 'verified on disk'} ({len(report.checks)} checks)"

@@ -37,7 +37,7 @@ from exporter.verify.options import VerifyOptions
 @out_option
 @group_options(*format_groups())
 @group_options(MergeOptions)
-@group_options(VerifyOptions, only=("--require",))
+@group_options(VerifyOptions, only=("--verify", "--require"))
 @patch_place_options
 @talk_options
 def plan(
@@ -107,6 +107,7 @@ def _patch(
             in_place=in_place,
             out=options["out"],
             dtype=options["dtype"],
+            level=options["verify"] or PatchSpec.level,
             quiet=quiet,
         )
     )

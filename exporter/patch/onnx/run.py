@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.errors import BadInput, UsageError
 from exporter.io.apart import require_apart
-from exporter.io.staging import require_space, staged
-from exporter.patch.journal import patch_in_place
+from exporter.patch.journal import Changes
 from exporter.patch.onnx.evidence import prove_base, recorded_provenance
 from exporter.patch.onnx.plan import OnnxPatch, open_models, plan_rows, walk
 from exporter.patch.onnx.write import changes_in_place, write_patched
-from exporter.patch.spec import OVER_BASE, Inputs, PatchPlan, PatchSpec
-from exporter.progress import Hooks
+from exporter.patch.plan import Checker, PatchPlan
+from exporter.patch.spec import OVER_BASE, Inputs, PatchSpec
+from exporter.progress import Progress
 from exporter.verify.patched.onnx import Before, check_patched
-from exporter.verify.report import Report
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,19 @@ class OnnxPatchPlan(PatchPlan):
         return self.spec.out or Path(f"{self.spec.base.resolve().name}-patched")
 
     @property
+    def paths(self) -> Sequence[Path]:
+        """The folder."""
+        return [self.out]
+
+    @property
+    def storage(self) -> str:
+        """The storage of each model's embedding."""
+        return "; ".join(dict.fromkeys(model.embedding.kind for model in self.patch.models))
+
+    @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
         """The folder."""
-        kinds = dict.fromkeys(model.embedding.kind for model in self.patch.models)
-        return [{"storage": "; ".join(kinds), "path": str(self.out), "nbytes": self.patch.nbytes}]
+        return [{"storage": self.storage, "path": str(self.out), "nbytes": self.patch.nbytes}]
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
@@ -69,37 +78,20 @@ class OnnxPatchPlan(PatchPlan):
         """Whether the vocabulary grows: then weights behind it move."""
         return self.patch.moves_bytes
 
-    def run(self, hooks: Hooks) -> Report | None:
-        """Write a copy, or overwrite rows under a journal; then verify."""
-        before = self._before()
-        if self.in_place:
-            changes = changes_in_place(self.patch)
-            nbytes = sum(len(data) for pieces in changes.pieces.values() for _, data in pieces)
-            reports: list[Report | None] = []
-            patch_in_place(
-                self.out,
-                changes,
-                lambda: reports.append(self._verified(self.out, before, every=False)),
-                hooks.start("patching onnx", nbytes),
-            )
-            return reports[0]
-        require_space(self.out, self.patch.nbytes)
-        with staged(self.out, force=self.spec.force or self.rewrites) as draft:
-            write_patched(self.patch, draft, hooks.start("onnx", self.patch.nbytes))
-            return self._verified(draft, before, every=self.spec.level == "full")
+    @property
+    def nbytes(self) -> int:
+        """Of the patched folder."""
+        return self.patch.nbytes
 
-    def _before(self) -> Before | None:
-        if self.spec.level == "off":
-            return None
-        return Before.read(self.patch.folder, [model.file.path for model in self.patch.models], self.adapters)
+    def _checker(self, *, every: bool) -> Checker:
+        paths = [model.file.path for model in self.patch.models]
+        return partial(check_patched, before=Before.read(self.patch.folder, paths, self.adapters, every=every))
 
-    def _verified(self, folder: Path, before: Before | None, *, every: bool) -> Report | None:
-        if before is None:
-            return None
-        facts: dict[str, float | str] = {"storage": self.targets[0]["storage"], "base": self.proof}
-        checks = list(check_patched(folder, before, every=every))
-        report = Report(artifact=self.out, format="onnx", level=self.spec.level, checks=checks, facts=facts)
-        return self.conclude(report, folder)
+    def _write(self, draft: Path, progress: Progress) -> None:
+        write_patched(self.patch, draft, progress)
+
+    def _changes(self) -> Changes:
+        return changes_in_place(self.patch)
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
@@ -113,7 +105,7 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
     notes = [inputs.standing(one.file.path, recorded_provenance(one.file)) for one in models]
     patch = plan_rows(spec.base, models, inputs.adapters, inputs.provenance)
     proofs = dict.fromkeys(
-        (prove_base(one.file, one.embedding, one.head, inputs.base) if inputs.base else "trusted") + note
+        (prove_base(one.file, one.embedding, one.head, inputs.proving) if inputs.proving else "trusted") + note
         for one, note in zip(models, notes, strict=True)
     )
     plan = OnnxPatchPlan(spec, inputs, ", ".join(proofs), patch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,17 @@ from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.hf.safetensors import read_into
 from exporter.sources.peft.adapter import Adapter
-from exporter.tensors import BLOCK_BYTES, Array, cast
+from exporter.tensors import Array, cast
+from exporter.verify.patched.untouched import (
+    Digests,
+    all_rows,
+    check_untouched,
+    differing,
+    digests,
+    place,
+    sampled_rows,
+    spread,
+)
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import encode
 
@@ -28,42 +39,36 @@ _HEAD: Final = "output.weight"
 #: Keys that tell which adapters went in, and where the base is from.
 _ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
 _TOKENS: Final = "tokenizer.ggml.tokens"
-#: Rows of every tensor that are compared when not all bytes are.
-_SAMPLED: Final = 6
 
 
 @dataclass(frozen=True)
 class Before:
     """A base before it is patched.
 
-    rows: tensor → token id → the row it must hold, as trained. dtype: what rows are rounded to before they are
-    encoded. samples: tensor → row → its bytes, of rows that must stay.
+    rows: tensor → token id → the row that it must hold, as trained. dtype: rows are rounded to it before they are
+    encoded. untouched: tensor → digests of rows that must stay.
     """
 
     parts: GgufModel
     rows: Mapping[str, Mapping[int, Array]]
     dtype: str
-    samples: Mapping[str, Mapping[int, bytes]]
+    untouched: Mapping[str, Digests]
+    every: bool
 
     @classmethod
-    def read(cls, parts: GgufModel, adapters: Sequence[Adapter], dtype: str) -> Before:
-        """Read what the checks need. Memory: some rows of every tensor."""
+    def read(cls, parts: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
+        """Read what the checks need. every: all rows of every tensor, else some. Memory: 8 MiB, and the digests."""
         rows = _rows(parts, adapters)
-        samples = {}
+        untouched = {}
         for name, tensor in parts.tensors.items():
-            file = parts.holder(name)
-            trained = rows.get(name, {})
-            # Neighbours of trained rows first: an offset that is off by a row or a block hits them.
-            near = {token_id + step for token_id in sorted(trained)[:_SAMPLED] for step in (-1, 1)}
-            ids = (near | set(_spread(tensor.n_rows))) - trained.keys()
-            samples[name] = {
-                row: file.rows(name, row, row + 1).tobytes() for row in sorted(ids) if 0 <= row < tensor.n_rows
-            }
-        return cls(parts, rows, dtype, samples)
+            trained, n_rows = rows.get(name, {}).keys(), tensor.n_rows
+            ranges = all_rows(n_rows, tensor.row_nbytes) if every else sampled_rows(n_rows, trained)
+            untouched[name] = digests(partial(parts.holder(name).rows, name), ranges, trained)
+        return cls(parts, rows, dtype, untouched, every)
 
 
-def check_patched(path: Path, before: Before, *, base: GgufModel | None) -> Iterator[Check]:
-    """Judge the patched model at ``path``, its first file. ``base``: compare every byte that may not differ with it."""
+def check_patched(path: Path, before: Before) -> Iterator[Check]:
+    """Compare the patched model at ``path``, its first file, with what the base and the adapters give."""
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
     yield _check_keys(files[0], before)
     yield (tensors := _check_tensors(files, before))
@@ -71,10 +76,7 @@ def check_patched(path: Path, before: Before, *, base: GgufModel | None) -> Iter
         return  # rows cannot be paired
     for name, rows in before.rows.items():
         yield _check_rows(_holding(files, name), name, rows, before.dtype)
-    if base is None:
-        yield _check_samples(files, before)
-    else:
-        yield _check_bytes(files, before, base)
+    yield _check_untouched(files, before)
 
 
 def _rows(parts: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
@@ -100,12 +102,8 @@ def _twins(parts: GgufModel) -> bool:
         return False
     pairs = [(parts.holder(name), name) for name in (_EMBEDDING, _HEAD)]
     return all(
-        len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in _spread(one.n_rows)
+        len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in spread(one.n_rows)
     )
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({round(step * (count - 1) / (_SAMPLED - 1)) for step in range(_SAMPLED)})
 
 
 def _names(path: Path, count: int) -> list[str]:
@@ -184,32 +182,11 @@ def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _check_samples(files: Sequence[GgufFile], before: Before) -> Check:
-    wrong, count = [], 0
-    for name, samples in before.samples.items():
-        file = _holding(files, name)
-        for row, data in samples.items():
-            count += 1
-            if file.rows(name, row, row + 1).tobytes() != data:
-                wrong.append(f"{name}: row {row}")
-    return _untouched(wrong, f"{count} other rows, of every tensor some")
-
-
-def _check_bytes(files: Sequence[GgufFile], before: Before, base: GgufModel) -> Check:
+def _check_untouched(files: Sequence[GgufFile], before: Before) -> Check:
     wrong = []
-    for name, tensor in base.tensors.items():
-        old, new = base.holder(name), _holding(files, name)
-        trained = before.rows.get(name, {})
-        step = max(1, BLOCK_BYTES // max(1, tensor.row_nbytes))
-        for start in range(0, tensor.n_rows, step):
-            stop = min(start + step, tensor.n_rows)
-            differs = (old.rows(name, start, stop) != new.rows(name, start, stop)).any(axis=1)
-            wrong += [
-                f"{name}: row {start + row}" for row in np.flatnonzero(differs) if start + int(row) not in trained
-            ]
-    return _untouched(wrong, "every other row")
-
-
-def _untouched(wrong: Sequence[str], what: str) -> Check:
-    detail = f"{what} as in the base" if not wrong else f"{wrong[0]} is not the base's, and {len(wrong) - 1} more"
-    return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+    for name, kept in before.untouched.items():
+        read = partial(_holding(files, name).rows, name)
+        changed = before.rows.get(name, {}).keys()
+        wrong += [f"{name}: {place('row', *rows)}" for rows in differing(read, kept, changed)]
+    count = sum(map(len, before.untouched.values()))
+    return check_untouched(wrong, "every other row" if before.every else f"{count} other rows, some of every tensor")

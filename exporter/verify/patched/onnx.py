@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,15 +18,24 @@ from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.onnx.file import OnnxFile
 from exporter.sources.peft.adapter import Adapter
-from exporter.tensors import BLOCK_BYTES, DTYPES, Array
+from exporter.tensors import DTYPES, Array
 from exporter.verify.patched.files import FilesBefore, check_files
 from exporter.verify.patched.graph import GraphPair
+from exporter.verify.patched.untouched import (
+    Digests,
+    all_rows,
+    check_untouched,
+    differing,
+    digests,
+    place,
+    sampled_rows,
+    spread,
+)
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import decode, encode
 from exporter.verify.stored.onnx_blocks import BlockKind
 
-#: Tokens of the vocabulary, and spans of every other tensor, that are compared when not all bytes are.
-_SAMPLED: Final = 6
+#: Length of the spans of every tensor beside the vocabulary that are compared when not all bytes are.
 _SPAN_BYTES: Final = 4096
 #: An integer is right if no other is nearer, but for what float32 arithmetic rounds.
 _HALF: Final = 0.5 + 1e-4
@@ -37,14 +47,14 @@ _SAME_WITHIN_NORMS: Final = 0.5
 class ModelBefore:
     """One model before it is patched.
 
-    rows: matrix → token id → the row it must hold, as trained. samples: initialiser → where → bytes that must stay;
-    where is a token of a matrix, a byte of any other tensor.
+    rows: matrix → token id → the row that it must hold, as trained. untouched: initialiser → digests of what must
+    stay, by tokens of a matrix, by bytes of any other tensor.
     """
 
     file: OnnxFile
     graph: ModelProto
     rows: Mapping[str, Mapping[int, Array]]
-    samples: Mapping[str, Mapping[int, bytes]]
+    untouched: Mapping[str, Digests]
 
     @property
     def matrices(self) -> list[str]:
@@ -64,20 +74,21 @@ class ModelBefore:
 
 @dataclass(frozen=True)
 class Before:
-    """A folder before it is patched. Memory: graphs, weights inside them, and some of every other tensor."""
+    """A folder before it is patched. Memory: graphs, and weights inside them."""
 
     folder: Path
     models: Sequence[ModelBefore]
     files: FilesBefore
     adapters: Sequence[Adapter]
+    every: bool
 
     @classmethod
-    def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter]) -> Before:
-        """Read what the checks need of the models ``paths``, and of all else."""
+    def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter], *, every: bool) -> Before:
+        """Read what the checks need of the models ``paths``, and of the other files. every: all bytes, else some."""
         config = folder / "config.json"
         tied = read_object(config).get("tie_word_embeddings") if config.is_file() else None
-        models = [_read_model(OnnxFile.open(path), adapters, tied) for path in paths]
-        return cls(folder, models, FilesBefore.read(folder, _files(model.file for model in models)), adapters)
+        models = [_read_model(OnnxFile.open(path), adapters, tied, every=every) for path in paths]
+        return cls(folder, models, FilesBefore.read(folder, _files(model.file for model in models)), adapters, every)
 
     @property
     def vocab(self) -> int:
@@ -86,14 +97,14 @@ class Before:
         return max([*trained, *(model.tokens for model in self.models)])
 
 
-def check_patched(folder: Path, before: Before, *, every: bool) -> Iterator[Check]:
-    """Judge the patched folder. ``every``: compare every byte that may not differ; the base must still be there."""
+def check_patched(folder: Path, before: Before) -> Iterator[Check]:
+    """Compare the patched folder with what the base and the adapters give."""
     files = []
     for model in before.models:
         path = folder / model.file.path.relative_to(before.folder)
         whose = f"{path.stem}: " if len(before.models) > 1 else ""
         files.append(OnnxFile.open(path))
-        for check in _check_model(files[-1], model, before.vocab, every=every):
+        for check in _check_model(files[-1], model, before.vocab, every=before.every):
             yield replace(check, name=whose + check.name)
     grown = before.vocab if before.vocab != before.models[0].tokens else None
     yield from check_files(folder, before.files, before.adapters, _files(files), vocab=grown)
@@ -108,33 +119,31 @@ def _files(models: Iterable[OnnxFile]) -> set[Path]:
     }
 
 
-def _read_model(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> ModelBefore:
-    found = ModelBefore(file, file.parse(), _rows(file, adapters, tied), {})
-    samples: dict[str, dict[int, bytes]] = {}
+def _read_model(file: OnnxFile, adapters: Sequence[Adapter], tied: object, *, every: bool) -> ModelBefore:
+    model = ModelBefore(file, file.parse(), _rows(file, adapters, tied), {})
+    untouched = {}
     for name, tensor in file.initialisers.items():
-        if name in found.matrices:
-            trained = found.rows.get(name, {})
-            # Neighbours of trained rows first: an offset that is off by a row or a block hits them.
-            near = {token_id + step for token_id in sorted(trained)[:_SAMPLED] for step in (-1, 1)}
-            ids = (near | set(_spread(found.tokens))) - trained.keys()
-            samples[name] = {row: _token(file, name, row) for row in sorted(ids) if 0 <= row < found.tokens}
-        elif name not in found.parts and _is_raw(file, name):
-            starts = {start // _SPAN_BYTES * _SPAN_BYTES for start in _spread(max(1, tensor.nbytes))}
-            samples[name] = {at: file.raw(name, at, min(at + _SPAN_BYTES, tensor.nbytes)).tobytes() for at in starts}
-    return replace(found, samples=samples)
+        if name in model.matrices:
+            trained, width = (
+                model.rows.get(name, {}).keys(),
+                sum(part.nbytes for part in file.stored_tensors(name)) // model.tokens,
+            )
+            ranges = all_rows(model.tokens, width) if every else sampled_rows(model.tokens, trained)
+            untouched[name] = digests(partial(file.token_bytes, name), ranges, trained)
+        elif name not in model.parts and _is_raw(file, name):
+            spans = all_rows(tensor.nbytes, 1) if every else _sampled_spans(tensor.nbytes)
+            untouched[name] = digests(partial(file.raw, name), spans)
+    return replace(model, untouched=untouched)
+
+
+def _sampled_spans(nbytes: int) -> list[tuple[int, int]]:
+    starts = {start // _SPAN_BYTES * _SPAN_BYTES for start in spread(max(1, nbytes))}
+    return [(start, min(start + _SPAN_BYTES, nbytes)) for start in sorted(starts)]
 
 
 def _is_raw(file: OnnxFile, name: str) -> bool:
     """Outside the model file; what is inside is compared with the graph."""
     return file.initialisers[name].place is not None
-
-
-def _token(file: OnnxFile, name: str, row: int) -> bytes:
-    return file.token_bytes(name, row, row + 1).tobytes()
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({round(step * (count - 1) / (_SAMPLED - 1)) for step in range(_SAMPLED)})
 
 
 def _kind(file: OnnxFile, name: str) -> str:
@@ -179,7 +188,7 @@ def _twins(file: OnnxFile) -> bool:
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
-    for row in _spread(file.tokens(names[0])):
+    for row in spread(file.tokens(names[0])):
         one, other = (_values(file, name, row) for name in names)
         norms = np.linalg.norm(one), np.linalg.norm(other)
         if one.shape != other.shape or np.linalg.norm(one - other) > _SAME_WITHIN_NORMS * max(norms):
@@ -199,7 +208,7 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
         return  # rows cannot be paired
     for name, rows in before.rows.items():
         yield _check_rows(file, name, rows)
-    yield _check_bytes(file, before) if every else _check_samples(file, before)
+    yield _check_untouched(file, before, every=every)
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
@@ -222,40 +231,13 @@ def _holds(file: OnnxFile, name: str, kind: str, token_id: int, row: Array) -> b
     return np.array_equal(raw, encode(row[None], kind))
 
 
-def _check_samples(file: OnnxFile, before: ModelBefore) -> Check:
-    wrong, count = [], 0
-    for name, samples in before.samples.items():
-        for at, data in samples.items():
-            count += 1
-            token = name in before.matrices
-            found = _token(file, name, at) if token else file.raw(name, at, at + len(data)).tobytes()
-            if found != data:
-                wrong.append(f"{name}: {'token' if token else 'byte'} {at}")
-    return _untouched(wrong, f"{count} other pieces, of every tensor some")
-
-
-def _check_bytes(file: OnnxFile, before: ModelBefore) -> Check:
+def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Check:
     wrong = []
-    for name in before.matrices:
-        trained = before.rows.get(name, {})
-        width = sum(part.nbytes for part in before.file.stored_tensors(name)) // before.tokens
-        step = max(1, BLOCK_BYTES // max(1, width))
-        for start in range(0, before.tokens, step):
-            stop = min(start + step, before.tokens)
-            old, new = (one.token_bytes(name, start, stop) for one in (before.file, file))
-            differs = np.flatnonzero((old != new).any(axis=1))
-            wrong += [f"{name}: token {start + row}" for row in differs if start + int(row) not in trained]
-    for name in before.file.initialisers.keys() - before.parts:
-        if not _is_raw(before.file, name):
-            continue
-        nbytes = before.file.initialisers[name].nbytes
-        for at in range(0, nbytes, BLOCK_BYTES):
-            stop = min(at + BLOCK_BYTES, nbytes)
-            if not np.array_equal(before.file.raw(name, at, stop), file.raw(name, at, stop)):
-                wrong.append(f"{name}: from byte {at}")
-    return _untouched(wrong, "every other byte")
-
-
-def _untouched(wrong: Sequence[str], what: str) -> Check:
-    detail = f"{what} as in the base" if not wrong else f"{wrong[0]} is not the base's, and {len(wrong) - 1} more"
-    return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+    for name, kept in before.untouched.items():
+        if name in before.matrices:
+            changed = differing(partial(file.token_bytes, name), kept, before.rows.get(name, {}).keys())
+            wrong += [f"{name}: {place('token', *tokens)}" for tokens in changed]
+        else:
+            wrong += [f"{name}: {place('byte', *span)}" for span in differing(partial(file.raw, name), kept)]
+    count = sum(map(len, before.untouched.values()))
+    return check_untouched(wrong, "every other byte" if every else f"{count} other pieces, some of every tensor")

@@ -143,8 +143,8 @@ def test_every_check_of_a_patch_can_close(
     out = tmp_path / "x.gguf"
     assert run(["patch", str(tied), str(tiny_adapter), "-o", str(out), "-q"]) == 0
     parts, opened = GgufModel.open(tied), [Adapter.open(tiny_adapter)]
-    before = Before.read(parts, opened, "BF16")
-    assert all(one.passed for one in check_patched(out, before, base=parts))
+    befores = [Before.read(parts, opened, "BF16", every=every) for every in (False, True)]
+    assert all(one.passed for before in befores for one in check_patched(out, before))
     file = GgufFile.open(out)
     data, embedding = bytearray(out.read_bytes()), file.tensors["token_embd.weight"]
     if what == "trained row":
@@ -161,8 +161,8 @@ def test_every_check_of_a_patch_can_close(
         data[at : at + 16] = data[at : at + 16][:4] + bytes(4) + data[at + 8 : at + 16]
         data[at], data[at + 8] = 32, 128  # 64 x 64 read as 128 x 32
     out.write_bytes(data)
-    for base in (None, parts):
-        assert [one.name for one in check_patched(out, before, base=base) if not one.passed][:1] == [check]
+    for before in befores:
+        assert [one.name for one in check_patched(out, before) if not one.passed][:1] == [check]
 
 
 def rewritten(source: Path, out: Path, name: str, key: Key) -> Path:

@@ -55,7 +55,7 @@ def test_patch_equals_merging_and_quantising_anew(
     adapter, base = wide_adapters[f"{tie}-{tokens}"], base_gguf(tie, kind)
     before = base.read_bytes()
     succeed("merge", adapter, "--to", "gguf", "--quant", kind, "-o", tmp_path / "want.gguf")
-    succeed("patch", base, adapter, "-o", tmp_path / "got.gguf", "--verify", "full")
+    succeed("patch", base, adapter, "-o", tmp_path / "got.gguf", "--verify", "weights")
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
     assert base.read_bytes() == before
 
@@ -161,7 +161,7 @@ def test_any_architecture_alignment_and_version_keep_what_they_are(
         return [*out, writer.u32("general.alignment", 64), Key("tokenizer.ggml.scores", scores)]
 
     base = rewrite(base_gguf("untied", "Q6_K"), tmp_path / "base.gguf", strange, alignment=64, version=2)
-    succeed("patch", base, wide_adapters["untied-new"], "-o", tmp_path / "got.gguf", "--verify", "full")
+    succeed("patch", base, wide_adapters["untied-new"], "-o", tmp_path / "got.gguf", "--verify", "weights")
     old, new = GgufFile.open(base), GgufFile.open(tmp_path / "got.gguf")
     assert (new.version, new.alignment) == (2, 64)
     assert new.metadata["strange.vocab_size"] == 515

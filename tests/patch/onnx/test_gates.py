@@ -111,11 +111,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 def test_a_damage_is_found(pair: tuple[Path, Path, Path], tmp_path: Path, what: str, every: bool) -> None:
     base, patched, adapter = pair
     damage, check = DAMAGES[what]
-    before = Before.read(base, model_files(base), [Adapter.open(adapter)])
+    before = Before.read(base, model_files(base), [Adapter.open(adapter)], every=every)
     copy = Path(shutil.copytree(patched, tmp_path / "copy"))
-    assert all(one.passed for one in check_patched(copy, before, every=every))
+    assert all(one.passed for one in check_patched(copy, before))
     damage(copy)
-    assert [one.name for one in check_patched(copy, before, every=every) if not one.passed] == [check]
+    assert [one.name for one in check_patched(copy, before) if not one.passed] == [check]
 
 
 @pytest.mark.parametrize("scales", ["F32", "F16"])

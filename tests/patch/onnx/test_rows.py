@@ -88,7 +88,7 @@ def test_patch_equals_merging_and_exporting_anew(
     adapter, base = row_adapters[f"{tie}-{tokens}"], base_onnx(tie, ops)
     before = tree(base)
     succeed("merge", adapter, *options(*PRECISIONS, ops=ops), "--verify", "off", "-o", tmp_path / "want")
-    succeed("patch", base, adapter, "-o", tmp_path / "got", "--verify", "full")
+    succeed("patch", base, adapter, "-o", tmp_path / "got", "--verify", "weights")
     assert_same(tmp_path / "got", tmp_path / "want")
     assert tree(base) == before
 
@@ -107,7 +107,7 @@ def test_two_names_of_one_data_file_stay_so(base_onnx: Bases, row_adapters: dict
 def test_new_tokens_take_padding_rows_first(tiny_padded: Path, tiny_padded_adapter: Path, tmp_path: Path) -> None:
     succeed("export", tiny_padded, *options("fp32", "int8"), "-o", tmp_path / "base")
     succeed("merge", tiny_padded_adapter, *options("fp32", "int8"), "-o", tmp_path / "want")
-    succeed("patch", tmp_path / "base", tiny_padded_adapter, "-o", tmp_path / "got", "--verify", "full")
+    succeed("patch", tmp_path / "base", tiny_padded_adapter, "-o", tmp_path / "got", "--verify", "weights")
     assert_same(tmp_path / "got", tmp_path / "want")
     models = [onnx.load(tmp_path / folder / "onnx/model.onnx", load_external_data=False) for folder in ("base", "got")]
     assert models[0].graph == models[1].graph
@@ -150,7 +150,7 @@ def test_what_else_lies_in_the_folder_is_copied(
     (tmp_path / "base" / "onnx" / "notes.json").write_text("{}")
     (tmp_path / "base" / ".cache").mkdir()
     (tmp_path / "base" / ".cache" / "of another tool").write_text("")
-    succeed("patch", tmp_path / "base", row_adapters["tied-known"], "-o", tmp_path / "got", "--verify", "full")
+    succeed("patch", tmp_path / "base", row_adapters["tied-known"], "-o", tmp_path / "got", "--verify", "weights")
     names = tree(tmp_path / "got").keys()
     assert {"README.md", "onnx/notes.json"} <= names
     assert not any(name.startswith(".cache") for name in names)
