@@ -12,7 +12,7 @@ from typing import Final
 from exporter.errors import BadInput, UsageError
 from exporter.merge.vocabulary.whole_embedding import as_rows
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.hub.locate import PREFIX, ADAPTERS_DIGEST, Located, locate, origins_after
+from exporter.sources.hub.locate import ADAPTERS_DIGEST, PREFIX, Located, locate, origins_after
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 
 #: Ends the refusal of an OUT that is an input.
@@ -117,8 +117,8 @@ class Inputs:
             return ", patched with the same before"
         if not self.trusted:
             raise BadInput(
-                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact of the base alone, or with these adapters in it, found "
-                f"{before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
+                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact of the base alone, or with these adapters in "
+                f"it, found {before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
                 "(--trust-base puts the rows beside theirs)"
             )
         return ", beside the rows of other adapters"
