@@ -14,6 +14,7 @@ from exporter.merge.vocabulary.whole_embedding import as_rows
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import ADAPTERS_DIGEST, PREFIX, Located, locate, origins_after
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
+from exporter.verify import options
 
 #: Ends the refusal of an OUT that is an input.
 OVER_BASE: Final = "--in-place changes the base itself"
