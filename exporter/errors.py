@@ -61,15 +61,22 @@ class BadInput(TTExportError):
     """An input cannot be used as it is."""
 
     exit_code = 4
+    path: Path | None
+
+    def __init__(self, message: str, *, path: Path | str | None = None) -> None:
+        """``path`` is the file that ``message`` begins with; None for a fault in values whose file the caller knows."""
+        super().__init__(message)
+        self.path = None if path is None else Path(path)
 
 
 class UnreadableFile(BadInput):
     """A file is missing, cut short, or not what its name says."""
 
+    path: Path
+
     def __init__(self, path: Path | str, reason: str) -> None:
         """``path`` is the file; ``reason`` completes the sentence after the colon."""
-        super().__init__(f"{path}: {reason}")
-        self.path = Path(path)
+        super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
 
 
@@ -79,8 +86,7 @@ class TensorMismatch(BadInput):
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object, hint: str = "") -> None:
         """``expected`` and ``found`` are printed as they are; ``hint`` says what to do about it."""
         tail = f" ({hint})" if hint else ""
-        super().__init__(f"{path}: {tensor}: expected {expected}, found {found}{tail}")
-        self.path = Path(path)
+        super().__init__(f"{path}: {tensor}: expected {expected}, found {found}{tail}", path=path)
         self.tensor = tensor
         self.expected = expected
         self.found = found
@@ -91,8 +97,7 @@ class LedgerError(BadInput):
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object) -> None:
         """``expected`` and ``found`` name the rules."""
-        super().__init__(f"{path}: {tensor}: expected {expected}, found {found}")
-        self.path = Path(path)
+        super().__init__(f"{path}: {tensor}: expected {expected}, found {found}", path=path)
         self.tensor = tensor
 
 
@@ -141,6 +146,17 @@ def reading(path: Path) -> Iterator[None]:
         raise UnreadableFile(path, "no such file") from exc
     except OSError as exc:
         raise UnreadableFile(path, exc.strerror or str(exc)) from exc
+
+
+@contextmanager
+def in_tensor(path: Path, tensor: str) -> Iterator[None]:
+    """Put file and tensor in front of a ``BadInput`` that names no file, such as that of a value out of range."""
+    try:
+        yield
+    except BadInput as exc:
+        if exc.path is not None:
+            raise
+        raise BadInput(f"{path}: {tensor}: {exc}", path=path) from exc
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from exporter.errors import (
     TTExportError,
     UnreadableFile,
     UsageError,
+    in_tensor,
     reading,
     writing,
 )
@@ -80,6 +81,7 @@ def test_what_cannot_be_said_names_what_can() -> None:
     "error",
     [
         UsageError("a line"),
+        BadInput("a line", path="a/b"),
         NotEquivalent("hf: not equivalent", {"passed": False}),
         UnreadableFile("a/b", "cut short"),
         TensorMismatch("a/b", "embed", expected=64, found=56, hint="another base"),
@@ -103,6 +105,14 @@ def test_trouble_with_an_input_names_the_file(number: int, says: str) -> None:
         raise OSError(number, __import__("os").strerror(number))
     assert str(caught.value).startswith("in.json: ")
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_fault_in_values_gets_file_and_tensor_once() -> None:
+    with pytest.raises(BadInput) as caught, in_tensor(Path("out"), "outer"), in_tensor(Path("in"), "embed"):
+        raise BadInput("rows 0 to 1: found NaN")
+    assert (str(caught.value), caught.value.path) == ("in: embed: rows 0 to 1: found NaN", Path("in"))
+    with pytest.raises(UnreadableFile, match=r"^a/b: cut short$"), in_tensor(Path("in"), "embed"):
+        raise UnreadableFile("a/b", "cut short")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -95,7 +95,7 @@ def _entries(checkpoint: Checkpoint, adapter: Adapter) -> Iterable[_Entry]:
         twin = first_of.get((type(edit), slot)) if slot in (EMBEDDING, HEAD) else None
         if twin is not None:
             _require_same(twin, edit)
-            yield from ((None, key, f"copy of {twin.key}", slot) for key in edit.keys)
+            yield from ((None, key, f"copy of {twin.key}", None) for key in edit.keys)
             continue
         first_of[type(edit), slot] = edit
         rule = _rule(edit)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.errors import BadInput
+from exporter.errors import in_tensor
 from exporter.io.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
@@ -55,10 +55,8 @@ class MergedTensor:
             value = np.concatenate([value, np.zeros((missing, *spec.shape[1:]), value.dtype)])
         for one in self.passes:
             promised = one.out_spec(spec)
-            try:
+            with in_tensor(self.source.place.path, self.source.spec.name):
                 value = one.apply(start, value)
-            except BadInput as exc:
-                raise BadInput(f"{self.source.place.path}: {self.source.spec.name}: {exc}") from exc
             if value.nbytes != (stop - start) * promised.row_nbytes:
                 raise AssertionError(f"{one!r:.80} promised {promised}, made {value.dtype} {value.shape}")
             spec = promised

@@ -161,7 +161,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
     }
     entries = []
     for path, key, rule, slot in gathered.entries:
-        names = () if slot is None or rule.startswith("copy of") else into.get(slot, (slot,))
+        names = () if slot is None else into.get(slot, (slot,))
         if names and tie.tied and slot == HEAD and EMBEDDING in gathered.changes:
             rule, names = f"{rule} of the tied head, the same as the embedding's", ()
         elif names and tie.tied and slot in (EMBEDDING, HEAD):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput
+from exporter.errors import in_tensor
 from exporter.formats.gguf.plan import GgufLayout, PlannedTensor
 from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.formats.gguf.writer import ALIGNMENT
@@ -51,10 +51,6 @@ def _write_tensor(model: MergedModel, planned: PlannedTensor, tensor: LazyTensor
         out.write_segments(tensor.segments(), planned.entry.nbytes)
         return
     blocks = (encode(rows, planned.entry.type) for rows in row_blocks(tensor, _CONVERT_BYTES))
-    try:
+    first, *others = planned.sources
+    with in_tensor(model.where(first), planned.entry.name if others else first):
         out.write_segments(blocks, planned.entry.nbytes)
-    except BadInput as exc:
-        where, name = model.where(planned.sources[0]), planned.sources[0]
-        if str(exc).startswith(str(where)):
-            raise
-        raise BadInput(f"{where}: {name if len(planned.sources) == 1 else planned.entry.name}: {exc}") from exc

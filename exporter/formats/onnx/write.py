@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from exporter.errors import BadInput, OutputError, writing
+from exporter.errors import BadInput, OutputError, in_tensor, writing
 from exporter.formats.onnx.graph.builder import initialiser
 from exporter.formats.onnx.graph.decoder import IR_VERSION, build
 from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
@@ -97,10 +97,11 @@ def _write_item(model: MergedModel, item: Item, file: OutputFile) -> None:
     try:
         file.write_segments(item.value.segments(), item.nbytes)
     except BadInput as exc:
-        name = _culprit(model, item)
-        if name is None or str(exc).startswith(str(model.where(name))):
+        name = _culprit(model, item) if exc.path is None else None
+        if name is None:
             raise
-        raise BadInput(f"{model.where(name)}: {name}: {exc}") from exc
+        with in_tensor(model.where(name), name):
+            raise
 
 
 def _culprit(model: MergedModel, item: Item) -> str | None:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput
+from exporter.errors import in_tensor
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.quantisation.tensors import encode_rows
 from exporter.formats.gguf.raw_keys import raw_keys
@@ -114,10 +114,8 @@ def plan_rows(parts: GgufModel, adapters: Sequence[Adapter], dtype: str, provena
 def _tensor_patch(parts: GgufModel, name: str, wanted: Wanted, dtype: str, size: int) -> TensorPatch:
     tensor, part = parts.tensors[name], wanted.where[name]
     ids, values = rounded(wanted, name, dtype)
-    try:
+    with in_tensor(part.path, part.key):
         encoded = encode_rows(values, tensor.type)
-    except BadInput as exc:
-        raise BadInput(f"{part.path}: {part.key}: {exc}") from exc
     assert encoded.shape == (len(ids), tensor.row_nbytes), (encoded.shape, tensor)
     return TensorPatch(tensor, ids, np.ascontiguousarray(encoded), max(size, tensor.n_rows))
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.errors import BadInput, NotExpressible, UnreadableFile, in_tensor
 from exporter.io.json_objects import read_object
 from exporter.patch.onnx.data import DataPatch, plan_data
 from exporter.patch.onnx.evidence import recorded_provenance, repeats
@@ -174,10 +174,8 @@ def _part_patches(model: Model, wanted: Wanted, vocab: int) -> dict[str, PartPat
     for name in wanted.rows:
         matrix, part = model.matrices[name], wanted.where[name]
         ids, rows = rounded(wanted, name, "F32" if matrix.form or matrix.scaled else matrix.parts[0].dtype)
-        try:
+        with in_tensor(part.path, part.key):
             encoded = matrix.encode(rows)
-        except BadInput as exc:
-            raise BadInput(f"{part.path}: {part.key}: {exc}") from exc
         for tensor, data in zip(matrix.parts, encoded, strict=True):
             patches[tensor.name] = PartPatch(tensor, matrix.axis, ids, data, matrix.n_tokens, vocab)
     return patches
