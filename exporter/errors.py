@@ -1,18 +1,17 @@
-"""Every error that ttexport raises on purpose; each branch has its exit code.
+"""Every error that ttexport raises deliberately; each branch has its exit code.
 
     TTExportError            1  unexpected
     ├── UsageError           2  the command line contradicts itself
-    ├── NotEquivalent        3  an artifact failed its proof; nothing was promoted
-    ├── BadInput             4  a file the user gave is broken, or two do not fit together
-    │   ├── UnreadableFile       cannot be opened, parsed or is cut short
-    │   ├── TensorMismatch       a tensor is not what its partner needs
+    ├── NotEquivalent        3  an artifact failed verification; nothing was promoted
+    ├── BadInput             4  an input file is broken, or two do not fit together
+    │   ├── UnreadableFile       cannot be opened or parsed, or is cut short
+    │   ├── TensorMismatch       a tensor does not fit the tensor that it belongs to
     │   └── LedgerError          a tensor would be dropped or applied twice
-    ├── NotExpressible       5  the target format, or this version, has no way to say it
+    ├── NotExpressible       5  cannot be represented in the target format, or in this version
     ├── MissingDependency    6  an optional package is absent
     └── OutputError          7  no space, no permission, or the output exists
 
-Messages are one line: file, tensor, what was expected, what was found. Callers that need the parts read the
-attributes; nobody parses the text.
+Messages are one line: file, tensor, expected, found. Callers read the attributes and never parse the text.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ class TTExportError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with what it carries: constructors that take more than the message are not called again."""
+        """Pickle the attributes, too: unpickling skips constructors, some of which take more than the message."""
         return _revive, (type(self), self.args, self.__dict__)
 
 
-def _revive(kind: type[TTExportError], args: tuple[object, ...], carried: Mapping[str, object]) -> TTExportError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(carried)
+def _revive(cls: type[TTExportError], args: tuple[object, ...], attributes: Mapping[str, object]) -> TTExportError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
     return error
 
 
 class UsageError(TTExportError):
-    """The options contradict each other or name something that is not there to choose."""
+    """The options contradict each other or name something that does not exist."""
 
     exit_code = 2
 
 
 class NotEquivalent(TTExportError):
-    """An artifact differs from its reference by more than the tolerance of its gate."""
+    """An artifact differs from its reference by more than the tolerance of a check."""
 
     exit_code = 3
 
@@ -64,27 +63,27 @@ class BadInput(TTExportError):
     path: Path | None
 
     def __init__(self, message: str, *, path: Path | str | None = None) -> None:
-        """``path`` is the file that ``message`` begins with; None for a fault in values whose file the caller knows."""
+        """``path``: the file that ``message`` names; None for bad values whose file only the caller knows."""
         super().__init__(message)
         self.path = None if path is None else Path(path)
 
 
 class UnreadableFile(BadInput):
-    """A file is missing, cut short, or not what its name says."""
+    """A file is missing, cut short, or of another format than expected."""
 
     path: Path
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``path`` is the file; ``reason`` completes the sentence after the colon."""
+        """``reason`` follows the path and a colon."""
         super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
 
 
 class TensorMismatch(BadInput):
-    """A tensor's shape, dtype, ids or values do not fit what they are to be used with."""
+    """A tensor's shape, dtype, ids or values do not fit their use."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object, hint: str = "") -> None:
-        """``expected`` and ``found`` are printed as they are; ``hint`` says what to do about it."""
+        """``expected`` and ``found`` are printed unchanged; ``hint`` is the likely cause or the remedy."""
         tail = f" ({hint})" if hint else ""
         super().__init__(f"{path}: {tensor}: expected {expected}, found {found}{tail}", path=path)
         self.tensor = tensor
@@ -93,7 +92,7 @@ class TensorMismatch(BadInput):
 
 
 class LedgerError(BadInput):
-    """A tensor has no rule that takes it, or more than one."""
+    """No rule takes a tensor, or more than one does."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object) -> None:
         """``expected`` and ``found`` name the rules."""
@@ -102,12 +101,12 @@ class LedgerError(BadInput):
 
 
 class NotExpressible(TTExportError):
-    """The request is sound, but the target has no way to say it."""
+    """The request is valid, but cannot be represented in the target format."""
 
     exit_code = 5
 
     def __init__(self, target: str, reason: str, *, instead: str = "") -> None:
-        """``target`` is the format or verb; ``instead`` names what does work."""
+        """``target`` is the format or verb; ``instead`` names an alternative that works."""
         super().__init__(f"{target}: {reason}" + (f"; {instead}" if instead else ""))
         self.target = target
         self.reason = reason
@@ -131,7 +130,7 @@ class OutputError(TTExportError):
     exit_code = 7
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``reason`` completes the sentence after the colon."""
+        """``reason`` follows the path and a colon."""
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
@@ -139,7 +138,7 @@ class OutputError(TTExportError):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Translate the operating system's complaints about an input file to ``UnreadableFile``."""
+    """Translate OSError from reading ``path`` to ``UnreadableFile``."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -150,7 +149,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_tensor(path: Path, tensor: str) -> Iterator[None]:
-    """Put file and tensor in front of a ``BadInput`` that names no file, such as that of a value out of range."""
+    """Put file and tensor in front of a ``BadInput`` that names no file, such as the error of a value out of range."""
     try:
         yield
     except BadInput as exc:
@@ -161,7 +160,7 @@ def in_tensor(path: Path, tensor: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Translate the operating system's complaints about an output to ``OutputError``."""
+    """Translate OSError from writing ``path`` to ``OutputError``."""
     try:
         yield
     except OSError as exc:

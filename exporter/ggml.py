@@ -1,6 +1,6 @@
-"""ggml's own row quantisers, from the library that llama-cpp-python brings; loaded when a type needs them.
+"""ggml's own row quantisers, from the library inside llama-cpp-python; loaded on first use.
 
-The bytes of most quantised types cannot be had in another way: they hang on the order of operations in C.
+Only this library gives the exact bytes of most quantised types: they depend on the order of operations in C.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from exporter.errors import BadInput, MissingDependency, NotExpressible
 from exporter.sources.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from exporter.tensors import Array
 
-#: The types that ggml_quantize_chunk makes; it ends the process for any other.
-_MADE: Final = frozenset({
+#: The types that ggml_quantize_chunk supports; it ends the process for any other.
+_SUPPORTED: Final = frozenset({
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
     "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
     "Q1_0", "Q2_0",
@@ -27,45 +27,50 @@ _MADE: Final = frozenset({
 _SUFFIX: Final = ".dylib" if sys.platform == "darwin" else ".so"
 
 
-def quantize_rows(rows: Array, kind: str) -> Array:
-    """``rows`` (n, width) float32 in the ggml type ``kind``: (n, bytes a row) uint8, as llama-quantize writes them.
+def quantize_rows(rows: Array, ggml_type: str) -> Array:
+    """``rows`` (n, width) float32 in ``ggml_type``: (n, bytes a row) uint8, as llama-quantize writes them.
 
-    No importance matrix takes part, as for token_embd.weight and output.weight in llama.cpp.
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a type that is never quantised to, that needs
-    an importance matrix, or whose blocks the width does not fill, BadInput for values that the type cannot hold.
+    Uses no importance matrix, like llama.cpp for token_embd.weight and output.weight.
+    Raises MissingDependency without llama-cpp-python, NotExpressible for a type that ggml does not quantise to, that
+    needs an importance matrix, or whose blocks do not divide the width, BadInput for values that the type cannot hold.
     """
-    if kind not in _MADE:
-        raise NotExpressible(f"type {kind}", "llama.cpp does not quantise to it")
-    number = TYPE_NUMBERS[kind]
+    if ggml_type not in _SUPPORTED:
+        raise NotExpressible(f"type {ggml_type}", "llama.cpp does not quantise to it")
+    number = TYPE_NUMBERS[ggml_type]
     _, block, block_nbytes = TENSOR_TYPES[number]
     n, width = rows.shape
     if width % block:
-        raise NotExpressible(f"type {kind}", f"rows of {width} elements do not fill its blocks of {block}")
-    library = _library(kind)
+        raise NotExpressible(f"type {ggml_type}", f"rows of {width} elements do not fill its blocks of {block}")
+    library = _library(ggml_type)
     if library.ggml_quantize_requires_imatrix(number):
-        raise NotExpressible(f"type {kind}", "it needs an importance matrix, and embeddings have none in llama.cpp")
+        raise NotExpressible(
+            f"type {ggml_type}", "it needs an importance matrix, and embeddings have none in llama.cpp"
+        )
     source = np.ascontiguousarray(rows, np.float32)
     if not np.isfinite(source).all():
-        raise BadInput(f"expected finite values for type {kind}, found NaN or Inf")
+        raise BadInput(f"expected finite values for type {ggml_type}, found NaN or Inf")
     out = np.empty((n, width // block * block_nbytes), np.uint8)
     if n:
         done = library.ggml_quantize_chunk(number, source.ctypes.data, out.ctypes.data, 0, n, width, None)
         if done != out.nbytes or not library.ggml_validate_row_data(number, out.ctypes.data, out.nbytes):
-            raise BadInput(f"expected values in the range of type {kind}, found others")
+            raise BadInput(f"expected values in the range of type {ggml_type}, found others")
     return out
 
 
 @cache
-def _library(kind: str) -> ctypes.CDLL:
-    found = importlib.util.find_spec("llama_cpp")
-    if found is None or found.origin is None:
-        raise MissingDependency("llama-cpp-python", needed_for=f"type {kind}", install="ttexport[llamacpp]")
-    # The library alone: the Python package beside it would set up every backend first.
-    path = Path(found.origin).parent / "lib" / f"libggml-base{_SUFFIX}"
+def _library(ggml_type: str) -> ctypes.CDLL:
+    missing = MissingDependency("llama-cpp-python", needed_for=f"type {ggml_type}", install="ttexport[llamacpp]")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise missing
+    # Only the library: importing the Python package would initialise every backend first.
+    path = Path(spec.origin).parent / "lib" / f"libggml-base{_SUFFIX}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as exc:
-        raise MissingDependency("llama-cpp-python", needed_for=f"type {kind}", install="ttexport[llamacpp]") from exc
+        raise MissingDependency(
+            "llama-cpp-python", needed_for=f"type {ggml_type}", install="ttexport[llamacpp]"
+        ) from exc
     size, number = ctypes.c_size_t, ctypes.c_int
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = size

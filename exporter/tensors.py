@@ -1,7 +1,7 @@
-"""What a tensor is before anybody reads it: name, dtype, shape, and a way to its bytes.
+"""Tensors before they are read: name, dtype, shape, and access to their bytes.
 
-Shapes are free and bytes are asked for: planning touches ``TensorSpec`` only; writers pull row blocks through
-``LazyTensor``. No torch here: numpy holds every dtype, with ml_dtypes for the ones numpy lacks.
+Shapes are known without reading: planning uses ``TensorSpec`` only, and writers pull row blocks through
+``LazyTensor``. No torch: numpy holds every dtype, with ml_dtypes for those that numpy lacks.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
 }
 
-#: The dtypes that merging and storage casts accept: everything else is copied or refused.
+#: The dtypes that merging and storage casts accept; all others are copied or refused.
 FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
-#: Rows are read and written in blocks of about this size: large enough that the per-call cost vanishes,
-#: small enough that several live at once inside the smallest memory bar (120 MB a process).
+#: Rows are read and written in blocks of about this size: large enough that the cost of a call vanishes, small enough
+#: that several fit into the smallest memory limit (120 MB a process).
 BLOCK_BYTES: Final = 8 << 20
+
+#: Bytes hashed at a time: memory of this size is reused from block to block, a larger block is allocated anew.
+_HASHED_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Where a tensor's bytes already lie on disk: ``offset_bytes`` counts from the start of the file."""
+    """Bytes of a tensor on disk: ``offset_bytes`` counts from the start of the file."""
 
     path: Path
     offset_bytes: int
@@ -85,17 +88,17 @@ class ByteRange:
 
 
 class LazyTensor(Protocol):
-    """A tensor that is read when asked, whole or by rows."""
+    """A tensor that is read on demand, by rows."""
 
     @property
     def spec(self) -> TensorSpec:
-        """What reading will give."""
+        """Name, dtype and shape of the values that reading gives."""
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop) along the first axis, dtype and trailing shape as in ``spec``."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The tensor's bytes in order: ranges that already lie on disk as they are, and arrays for the rest."""
+        """The tensor's bytes in order: ranges of files that hold them unchanged, and arrays for the rest."""
 
 
 def read(tensor: LazyTensor) -> Array:
@@ -111,23 +114,67 @@ def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tupl
         yield start, tensor.rows(start, min(start + step, spec.n_rows))
 
 
-def same_values(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two tensors have one shape and equal values, whatever their dtypes. Memory: a block of each."""
-    if one.spec.shape != other.spec.shape:
+def byte_blocks(tensor: LazyTensor) -> Iterator[memoryview]:
+    """The tensor's bytes in order, for hashing, in blocks of ``_HASHED_BYTES``."""
+    for _, rows in blocks(tensor, _HASHED_BYTES):
+        yield as_bytes(rows)
+
+
+def as_bytes(value: Array) -> memoryview:
+    """The bytes of ``value`` in C order; a view of it if it is contiguous."""
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+
+
+def same_values(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether two tensors have the same shape and equal values, whatever their dtypes. NaN equals nothing.
+
+    Memory: a block of each.
+    """
+    if first.spec.shape != second.spec.shape:
         return False
-    step = max(1, BLOCK_BYTES // max(1, one.spec.row_nbytes, other.spec.row_nbytes))
-    spans = ((start, min(start + step, one.spec.n_rows)) for start in range(0, one.spec.n_rows, step))
-    return all(np.array_equal(one.rows(*span), other.rows(*span)) for span in spans)
+    return all(np.array_equal(left, right) for _, left, right in _block_pairs(first, second, first.spec.n_rows))
+
+
+def same_bits(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes. Memory: a block of each."""
+    if (first.spec.dtype, first.spec.shape) != (second.spec.dtype, second.spec.shape):
+        return False
+    return first_difference(first, second, first.spec.n_rows) is None
+
+
+def first_difference(first: LazyTensor, second: LazyTensor, n_rows: int) -> int | None:
+    """Index of the first of ``n_rows`` rows that differs in a bit of a value, in the wider dtype of the two; or None.
+
+    The tensors have rows of the same shape. Memory: a block of each.
+    """
+    for start, left, right in _block_pairs(first, second, n_rows):
+        dtype = np.promote_types(left.dtype, right.dtype)
+        bits, other_bits = (_bits(rows.astype(dtype, copy=False)) for rows in (left, right))
+        if not np.array_equal(bits, other_bits):
+            return start + int(np.flatnonzero((bits != other_bits).reshape(len(left), -1).any(axis=1))[0])
+    return None
+
+
+def _bits(value: Array) -> Array:
+    return np.ascontiguousarray(value).view(np.uint8)
+
+
+def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator[tuple[int, Array, Array]]:
+    """(first row, rows of ``first``, the same rows of ``second``), for rows [0, n_rows)."""
+    step = max(1, BLOCK_BYTES // max(1, first.spec.row_nbytes, second.spec.row_nbytes))
+    for start in range(0, n_rows, step):
+        stop = min(start + step, n_rows)
+        yield start, first.rows(start, stop), second.rows(start, stop)
 
 
 def cast(value: Array, dtype: str) -> Array:
     """``value`` in ``dtype``, rounded once to nearest even; the input itself if it has that dtype already.
 
-    Between float32 and bfloat16 the bits are moved by hand, which is several times faster than ml_dtypes' cast;
-    NaNs keep their sign and stay NaN. Source: bfloat16 is the upper half of an IEEE binary32.
+    Between float32 and bfloat16 the bits are shifted, which is several times faster than ml_dtypes' cast; NaNs keep
+    their sign and stay NaN. Source: bfloat16 is the upper half of an IEEE binary32.
     """
-    want = DTYPES[dtype]
-    if value.dtype == want:
+    target = DTYPES[dtype]
+    if value.dtype == target:
         return value
     if value.dtype == DTYPES["BF16"] and dtype == "F32":
         wide = np.left_shift(value.view(np.uint16), np.uint32(16), dtype=np.uint32)
@@ -136,13 +183,13 @@ def cast(value: Array, dtype: str) -> Array:
         value = _to_odd_f32(value)
     if value.dtype == DTYPES["F32"] and dtype == "BF16":
         return _round_to_bf16(value)
-    # A float16 target saturates to inf, and a signalling NaN is quieted; finiteness checks report both by name.
+    # A float16 target overflows to inf, and a signalling NaN becomes quiet; finiteness checks report both.
     with np.errstate(over="ignore", invalid="ignore"):
-        return value.astype(want)
+        return value.astype(target)
 
 
 def _to_odd_f32(value: Array) -> Array:
-    """float64 to float32, inexact values to the odd neighbour: rounding that once more equals rounding once.
+    """float64 to float32, inexact values to the odd neighbour: rounding the result again equals rounding once.
 
     Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """
@@ -150,7 +197,7 @@ def _to_odd_f32(value: Array) -> Array:
         near = value.astype(np.float32)
     bits = near.view(np.uint32)
     wide = near.astype(np.float64)
-    bits -= np.abs(wide) > np.abs(value)  # back to truncation, infinity to the largest float
+    bits -= np.abs(wide) > np.abs(value)  # truncate: one step towards zero, infinity to the largest float
     bits |= (wide != value) & ~np.isnan(value)
     return near
 
@@ -161,6 +208,6 @@ def _round_to_bf16(value: Array) -> Array:
     out = (rounded >> np.uint32(16)).astype(np.uint16)
     nan = np.isnan(value)
     if nan.any():
-        # Adding the rounding bias may carry a NaN's payload into infinity: set the quiet bit instead.
+        # The rounding bias may carry a NaN's payload into infinity: set the quiet bit instead.
         out[nan] = ((bits[nan] >> np.uint32(16)) | np.uint32(0x40)).astype(np.uint16)
     return out.view(DTYPES["BF16"])

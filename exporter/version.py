@@ -1,4 +1,4 @@
-"""The version of this package, for ``--version`` and for what the artifacts record."""
+"""The version of this package, for ``--version`` and the provenance of artifacts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files: opened safely, written whole, named atomically."""
+"""Reading and writing files: safe opening, streamed output, atomic names."""

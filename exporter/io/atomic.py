@@ -1,16 +1,16 @@
-"""Small files that are replaced whole, by whoever comes last."""
+"""Small files that are replaced atomically; the last writer wins."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from exporter.errors import writing
+from exporter.io.files import write_synced
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, and its folder there before; readers see the old file or the new one.
+    """Write ``content`` to ``path``, creating its folder; readers see the old file or the new one, never a part.
 
     Raises OutputError.
     """
@@ -18,10 +18,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(draft, content)
             draft.rename(path)
         except BaseException:
             draft.unlink(missing_ok=True)

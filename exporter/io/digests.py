@@ -1,7 +1,7 @@
-"""sha256 of files, each read once: what was hashed before is known again by inode, size and times.
+"""sha256 of files, cached by inode, size and times, so that a file is read only once.
 
-A base of many gigabytes is hashed by the first release that uses it. Whoever rewrites a file in place changes its
-times; a file that was changed a moment ago is not remembered, for a second change might leave no trace.
+Only the first release that uses a base of many gigabytes hashes it. Rewriting a file in place changes its times; a file
+that changed a moment ago is not cached, because a second change might leave the same times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SETTLED_SECONDS: Final = 3
 
 @dataclass
 class FileDigests:
-    """Digests by what ``stat`` says. folder: where they are kept from run to run; None: for this process only."""
+    """Digests by inode, size and times. folder: keeps them between runs; None: they are kept in this process only."""
 
     folder: Path | None = None
     known: dict[str, str] = field(default_factory=dict)
@@ -35,38 +35,38 @@ class FileDigests:
         with opened(path) as (file, _):
             status = os.fstat(file.fileno())
             key = _key(status)
-            held = self.known.get(key) or self._kept(key)
-            if held is None:
-                digest = hashlib.sha256()
+            digest = self.known.get(key) or self._cached(key)
+            if digest is None:
+                hasher = hashlib.sha256()
                 while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-                held = digest.hexdigest()
+                    hasher.update(block)
+                digest = hasher.hexdigest()
                 if _key(os.fstat(file.fileno())) != key:
-                    return held  # it is being written: only these bytes have this digest
-                self._keep(key, held, status)
-        self.known[key] = held
-        return held
+                    return digest  # another process writes the file: the digest is of these bytes only
+                self._cache(key, digest, status)
+        self.known[key] = digest
+        return digest
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """The digests of several files, read at the same time."""
+        """The digests of several files, read in parallel."""
         listed = list(paths)
         with ThreadPoolExecutor(min(4, len(listed) or 1)) as pool:
             return dict(zip(listed, pool.map(self.of, listed), strict=True))
 
     def below(self, folder: Path) -> dict[str, str]:
-        """Name below ``folder``, with slashes → digest, of every file there, in the order of names."""
+        """Name below ``folder``, with slashes → digest of every file below it, in the order of names."""
         return {
             path.relative_to(folder).as_posix(): digest for path, digest in self.of_all(files_below(folder)).items()
         }
 
-    def _kept(self, key: str) -> str | None:
+    def _cached(self, key: str) -> str | None:
         try:
-            held = (self.folder / key[:2] / key).read_text() if self.folder else ""
+            digest = (self.folder / key[:2] / key).read_text() if self.folder else ""
         except (OSError, UnicodeDecodeError):
             return None
-        return held if len(held) == hashlib.sha256().digest_size * 2 else None
+        return digest if len(digest) == hashlib.sha256().digest_size * 2 else None
 
-    def _keep(self, key: str, digest: str, status: os.stat_result) -> None:
+    def _cache(self, key: str, digest: str, status: os.stat_result) -> None:
         if self.folder is None or time.time() - max(status.st_mtime, status.st_ctime) < _SETTLED_SECONDS:
             return
         write_atomically(self.folder / key[:2] / key, digest.encode())
@@ -83,10 +83,10 @@ def digest_of(value: bytes) -> str:
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether the files below ``folder`` are these, by name and size."""
+    """Whether ``folder`` holds exactly ``files``: name below it → size in bytes."""
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_below(folder)} == dict(files)
 
 
 def _key(status: os.stat_result) -> str:
-    parts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return digest_of(" ".join(map(str, parts)).encode())
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return digest_of(" ".join(map(str, identity)).encode())

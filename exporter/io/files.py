@@ -1,4 +1,4 @@
-"""Opening a file that somebody else made: a regular one, never a pipe that would wait for its writer."""
+"""Opening input files: regular files only, never a pipe, which would block until it has a writer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Final
 
 from exporter.errors import UnreadableFile, reading
 
-#: What is read whole, such as a tokenizer: the largest of the field has 34 MB.
+#: Limit for files that are read whole, such as tokenizers: the largest known has 34 MB.
 MAX_WHOLE_BYTES: Final = 64 << 20
-_KINDS: Final = {
+_FILE_TYPES: Final = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -23,20 +23,20 @@ _KINDS: Final = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
-    """(file, its size in bytes). Links are followed: the cache of the hub is made of them.
+    """(file, its size in bytes). Follows links: the hub's cache consists of them.
 
-    Raises UnreadableFile for what is no regular file, and for an OSError of the body.
+    Raises UnreadableFile for anything but a regular file, and for an OSError of the body.
     """
     with reading(path), FileIO(path, opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise UnreadableFile(path, f"expected a regular file, found {kind}")
+            found = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "something else")
+            raise UnreadableFile(path, f"expected a regular file, found {found}")
         yield file, status.st_size
 
 
 def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
-    """The content of ``path``. Raises UnreadableFile, before it is read, for more than ``max_nbytes``."""
+    """The content of ``path``. Raises UnreadableFile for more than ``max_nbytes``, before it reads the file."""
     with opened(path) as (file, size):
         if size > max_nbytes:
             raise UnreadableFile(path, f"expected at most {max_nbytes} bytes, found {size}")
@@ -44,13 +44,29 @@ def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
 
 
 def read_exactly(file: FileIO, nbytes: int) -> bytes:
-    """The next ``nbytes`` of ``file``, fewer only where it ends."""
+    """The next ``nbytes`` of ``file``, fewer only at its end."""
     content = bytearray()
     while len(content) < nbytes and (part := file.read(nbytes - len(content))):
         if len(part) == nbytes:
-            return part  # the rule, and no second copy
+            return part  # the usual case, without a second copy
         content += part
     return bytes(content)
+
+
+def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
+    """Fill ``view`` from ``offset_bytes`` on; the number of bytes read, fewer only at the end of the file."""
+    done = 0
+    while done < len(view) and (nbytes := os.preadv(fd, [view[done:]], offset_bytes + done)):
+        done += nbytes
+    return done
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file whole and sync it; its mode follows the umask. Raises OSError."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""JSON objects of unknown origin: bounded in memory and depth before and after parsing, and without a key twice."""
+"""Untrusted JSON objects: memory and depth are bounded, duplicate keys are refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final
 from exporter.errors import UnreadableFile
 from exporter.io.files import read_file
 
-#: Configs of the field have some kilobytes.
+#: Published configs have a few kilobytes.
 MAX_CONFIG_BYTES: Final = 16 << 20
-#: Bytes of JSON may become forty times as many bytes of objects; what may come to more than this is not parsed.
+#: JSON may become forty times as many bytes of objects; text that may need more than this is not parsed.
 _MAX_MEMORY_BYTES: Final = 128 << 20
-#: A value, or a key with its place in a table: measured with CPython 3.11, keys are the dearest at 72.
+#: Upper bound of a value, or of a key and its table entry: measured with CPython 3.11, a key takes the most, 72.
 _VALUE_BYTES: Final = 80
-#: Below Python's own limit of recursion with room for whoever copies or writes the object.
+#: Well below Python's recursion limit, so that the object can also be copied and written.
 _MAX_DEPTH: Final = 64
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -29,7 +29,8 @@ def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, 
 def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """The JSON object in ``text``.
 
-    Raises UnreadableFile for anything else, for a key that stands twice, and for text that would need too much memory.
+    Raises UnreadableFile for anything else, for duplicate keys, and for text that would need too much memory.
+    what: the text's name in messages.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
         if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a character could be read, but not be written again
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could be read, but not written again
     except (ValueError, RecursionError) as exc:
         raise UnreadableFile(path, f"{what} is not valid JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -57,16 +58,16 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
 
 
 def _memory_bytes(text: bytes) -> int:
-    """An upper bound of what parsing takes: ``text``, the same decoded, its strings, and its values.
+    """An upper bound of the memory of parsing: ``text``, the decoded text, its strings, and its values.
 
-    A string takes one byte a character, or up to four if a character of it is not Latin.
+    A string takes one byte a character, or up to four if it has a character beyond Latin-1.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     return len(text) * (1 + 2 * width) + _VALUE_BYTES * sum(map(text.count, (b",", b":", b"[", b"{")))
 
 
 def _is_shallow(value: object) -> bool:
-    """Level by level, for a recursive walk would fail where this is to warn."""
+    """Walks level by level: recursion would itself fail on an object that is too deep."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         tables = [item for item in level if isinstance(item, dict)]

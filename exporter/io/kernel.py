@@ -1,4 +1,4 @@
-"""What Linux does with files that Python has no call for: room reserved ahead, ranges shared instead of copied."""
+"""File operations of Linux that Python does not offer: reserving space, sharing ranges between files."""
 
 from __future__ import annotations
 
@@ -10,45 +10,54 @@ import struct
 from pathlib import Path
 from typing import Final
 
-#: Both ends of a shared range lie on block borders, in memory and on disk. Source: ioctl_ficlonerange(2), open(2).
+#: Both ends of a shared range must be multiples of this, in memory and on disk. Source: ioctl_ficlonerange(2), open(2).
 ALIGNMENT: Final = 4096
 #: _IOW(0x94, 13, struct file_clone_range). Source: linux/fs.h.
 _FICLONERANGE: Final = 0x4020940D
 _CLONE_RANGE: Final = struct.Struct("=qQQQ")
 
-_NOT_HERE: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.EXDEV, errno.EPERM, errno.EBADF)
+#: The file system or the pair of files does not support the operation.
+_UNSUPPORTED: Final = (
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.ENOTTY,
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EBADF,
+)
 
 
 def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
-    """Set room aside for bytes that will be written, so that a full disk shows before the work is done.
+    """Reserve space for bytes to be written, so that a full disk is detected before the work is done.
 
-    Nothing happens on a file system that cannot. Raises OSError where there is no room. Unlike posix_fallocate, this
-    never writes the range in order to reserve it.
+    Does nothing on a file system without the operation. Raises OSError if there is not enough space. Unlike
+    posix_fallocate, this never writes the range in order to reserve it.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:
         return
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if call(fd, 0, offset_bytes, nbytes) and (code := ctypes.get_errno()) not in _NOT_HERE:
+    if call(fd, 0, offset_bytes, nbytes) and (code := ctypes.get_errno()) not in _UNSUPPORTED:
         raise OSError(code, os.strerror(code))
 
 
 def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, nbytes: int) -> bool:
-    """Let ``fd`` share a range of another file; False where that cannot be. All three numbers are aligned."""
+    """Share a range of another file with ``fd``; False if the file system cannot. All three numbers are aligned."""
     try:
         fcntl.ioctl(fd, _FICLONERANGE, _CLONE_RANGE.pack(source_fd, source_offset_bytes, nbytes, offset_bytes))
     except OSError as exc:
-        if exc.errno in _NOT_HERE:
+        if exc.errno in _UNSUPPORTED:
             return False
         raise
     return True
 
 
 def open_direct(path: Path) -> int | None:
-    """``path`` opened for writing past the page cache; None where the file system has no such way."""
+    """``path`` opened for writing past the page cache; None if the file system cannot."""
     try:
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
     except OSError as exc:
-        if exc.errno in _NOT_HERE:
+        if exc.errno in _UNSUPPORTED:
             return None
         raise

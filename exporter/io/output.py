@@ -1,4 +1,4 @@
-"""Writing one artifact file: bytes in order, tensors by range or block, every byte accounted for."""
+"""Writes one artifact file front to back: bytes, tensors by range or by block, with every byte counted."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import numpy as np
-
 from exporter.errors import writing
 from exporter.io import kernel
-from exporter.io.chunks import Chunk, Chunks, InputFiles
+from exporter.io.chunks import Chunk, ChunkWriter, InputFiles
 from exporter.progress import Progress, silent
-from exporter.tensors import Array, ByteRange
+from exporter.tensors import Array, ByteRange, as_bytes
 
-#: Sharing a range costs a call and two entries in the file's map: not worth it for less.
+#: Smaller ranges are copied: sharing a range costs a call and two entries in the file's extent map.
 _CLONE_FROM_BYTES: Final = 1 << 20
 
 
 class OutputFile:
-    """A new file that is written front to back, synced on success and removed on failure.
+    """A new file, written front to back, synced on success and removed on failure.
 
-    Ranges of other files are shared with them where the file system can, else copied; neighbouring ranges move as one.
-    The mode follows the umask. Memory: a few chunks. Raises OutputError if the path exists already, or when the device
-    refuses a write, UnreadableFile for a range that its file does not have.
+    Ranges of other files are shared where the file system supports it, else copied; adjacent ranges are combined. The
+    mode follows the umask. Memory: a few chunks. Raises OutputError if the path exists or a write fails, UnreadableFile
+    for a range beyond the end of its file.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
-        """nbytes: the size it will have, if known: room is reserved. Nothing is opened before the ``with`` block."""
+        """nbytes: the final size, if known: space is reserved. Nothing is opened before the ``with`` block."""
         self.path = path
         self.nbytes = 0
-        self._promised = nbytes
+        self._expected_nbytes = nbytes
         self._progress = progress
         self._fd = -1
         self._sources = InputFiles()
-        self._range: ByteRange | None = None  # the last one, not on its way yet: the next may continue it
+        self._range: ByteRange | None = None  # the last range, not copied yet: the next one may continue it
         self._chunk: Chunk | None = None
         self._shares = True
         self._beginning = b""
@@ -45,15 +43,15 @@ class OutputFile:
     def __enter__(self) -> Self:
         with writing(self.path):
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        self._chunks = Chunks(self.path, self._fd, self._sources)
+        self._chunks = ChunkWriter(self.path, self._fd, self._sources)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         done = False
         try:
-            if kind is None:
+            if exc_type is None:
                 self._finish()
                 done = True
         finally:
@@ -64,19 +62,19 @@ class OutputFile:
                 self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview | Array) -> None:
-        """Append ``data``; an array is written as its C-order bytes. It is copied: the caller may reuse it."""
+        """Append ``data``, an array as its bytes in C order. Copies ``data``: the caller may reuse it."""
         self._flush_range()
-        view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else _as_bytes(data)
+        view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else as_bytes(data)
         self.nbytes += len(view)
         while view:
             chunk = self._open_chunk(self.nbytes - len(view))
-            part = view[: chunk.room]
-            chunk.buffer[chunk.nbytes : chunk.nbytes + len(part)] = part
-            self._grow(chunk, len(part))
-            view = view[len(part) :]
+            head = view[: chunk.free_nbytes]
+            chunk.buffer[chunk.nbytes : chunk.nbytes + len(head)] = head
+            self._grow(chunk, len(head))
+            view = view[len(head) :]
 
     def begin_with(self, data: bytes) -> None:
-        """Put ``data`` in place of the first bytes, once all others are written: what it says may be known late."""
+        """Replace the first bytes by ``data`` at the end, for content that is computed while the file is written."""
         self._beginning = data
 
     def pad_to(self, alignment: int) -> None:
@@ -84,7 +82,7 @@ class OutputFile:
         self.write(b"\0" * (-self.nbytes % alignment))
 
     def write_segments(self, segments: Iterable[ByteRange | Array], nbytes: int) -> None:
-        """Append a tensor. Raises AssertionError if it does not come to ``nbytes``: a layout was promised before."""
+        """Append a tensor. Raises AssertionError if it does not have the ``nbytes`` of the planned layout."""
         before = self.nbytes
         for segment in segments:
             if isinstance(segment, ByteRange):
@@ -92,7 +90,7 @@ class OutputFile:
             else:
                 self.write(segment)
         if self.nbytes - before != nbytes:
-            raise AssertionError(f"{self.path}: {nbytes} bytes were promised, {self.nbytes - before} came")
+            raise AssertionError(f"{self.path}: expected {nbytes} bytes, wrote {self.nbytes - before}")
 
     def copy(self, source: ByteRange) -> None:
         """Append a range of another file."""
@@ -112,7 +110,7 @@ class OutputFile:
         head = -start % kernel.ALIGNMENT
         middle = (source.nbytes - head) // kernel.ALIGNMENT * kernel.ALIGNMENT
         if middle >= _CLONE_FROM_BYTES and not (source.offset_bytes + head) % kernel.ALIGNMENT and self._shares:
-            self._append(start, _part(source, 0, head))
+            self._append(start, _subrange(source, 0, head))
             self._submit()
             self._shares = kernel.clone(
                 self._fd, start + head, self._sources.fd(source.path), source.offset_bytes + head, middle
@@ -120,7 +118,7 @@ class OutputFile:
             if self._shares:
                 self._progress(middle)
                 head += middle
-            self._append(start + head, _part(source, head, source.nbytes))
+            self._append(start + head, _subrange(source, head, source.nbytes))
         else:
             self._append(start, source)
 
@@ -128,10 +126,10 @@ class OutputFile:
         at = 0
         while at < source.nbytes:
             chunk = self._open_chunk(offset_bytes + at)
-            part = _part(source, at, min(at + chunk.room, source.nbytes))
-            chunk.ranges.append((chunk.nbytes, part))
-            self._grow(chunk, part.nbytes)
-            at += part.nbytes
+            piece = _subrange(source, at, min(at + chunk.free_nbytes, source.nbytes))
+            chunk.ranges.append((chunk.nbytes, piece))
+            self._grow(chunk, piece.nbytes)
+            at += piece.nbytes
 
     def _open_chunk(self, offset_bytes: int) -> Chunk:
         if self._chunk is None:
@@ -140,10 +138,10 @@ class OutputFile:
 
     def _grow(self, chunk: Chunk, nbytes: int) -> None:
         chunk.nbytes += nbytes
-        if not chunk.room:
-            if chunk.offset_bytes == 0 and self._promised:
+        if not chunk.free_nbytes:
+            if chunk.offset_bytes == 0 and self._expected_nbytes:
                 with writing(self.path):
-                    kernel.reserve(self._fd, 0, self._promised)
+                    kernel.reserve(self._fd, 0, self._expected_nbytes)
             self._submit()
         self._progress(nbytes)
 
@@ -161,15 +159,11 @@ class OutputFile:
         with writing(self.path):
             while rest:
                 rest = rest[os.pwrite(self._fd, rest, len(self._beginning) - len(rest)) :]
-        if self._promised not in (None, self.nbytes):
-            raise AssertionError(f"{self.path}: {self._promised} bytes were promised, {self.nbytes} came")
+        if self._expected_nbytes not in (None, self.nbytes):
+            raise AssertionError(f"{self.path}: expected {self._expected_nbytes} bytes, wrote {self.nbytes}")
         with writing(self.path):
             os.fsync(self._fd)
 
 
-def _part(source: ByteRange, start: int, stop: int) -> ByteRange:
+def _subrange(source: ByteRange, start: int, stop: int) -> ByteRange:
     return ByteRange(source.path, source.offset_bytes + start, stop - start)
-
-
-def _as_bytes(value: Array) -> memoryview:
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Row blocks computed side by side and handed out in order: the same bytes whatever the number of threads."""
+"""Computes row blocks in parallel and returns them in order: the bytes do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Final
 
 from exporter.tensors import Array
 
-#: Converted and merged rows go in blocks of about this many stored bytes: what a block needs on the way (float32
-#: copies, a product) then stays in the processor's cache, which is several times faster than memory.
+#: Rows are converted and merged in blocks of about this many stored bytes: the temporaries of a block (float32 copies,
+#: a product) then stay in the processor's cache, which is several times faster than memory.
 TOUCHED_BYTES: Final = 512 << 10
-#: What one block may hold at once while it is computed, in multiples of its stored size.
+#: Peak memory of computing one block, in multiples of its stored size.
 _COPIES: Final = 8
 _DEFAULT_MEMORY_BYTES: Final = 256 << 20
 
@@ -29,17 +29,17 @@ class Budget:
 
     @property
     def ahead(self) -> int:
-        """Blocks that may be computed or waiting at one time; at least one."""
+        """Blocks that may be in progress or waiting at a time; at least one."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
     @property
     def block_nbytes(self) -> int:
-        """What these blocks may come to."""
+        """Peak memory of these blocks."""
         return self.ahead * _COPIES * TOUCHED_BYTES
 
 
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
-    """Results of ``jobs`` in their order; at most ``budget.ahead`` are under way. A job's exception ends it."""
+    """Results of ``jobs`` in order, with at most ``budget.ahead`` jobs pending. Raises the first exception of a job."""
     waiting: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(min(budget.workers, budget.ahead)) as pool, _one_blas_thread():
         try:
@@ -56,7 +56,7 @@ def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Ar
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Products of thin factors are bound by memory: threads of BLAS below ours only get in each other's way."""
+    """Limit BLAS to one thread: products of thin factors are memory-bound, and its threads would compete with ours."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):

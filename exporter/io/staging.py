@@ -1,7 +1,7 @@
-"""Nothing gets its final name until it is complete and verified: a staging folder beside the target, then one rename.
+"""Output gets its final name only when it is complete and verified: a staging folder beside it, then one rename.
 
-The staging folder ``.NAME.partial`` is held by an advisory lock while its process lives. The folder
-of a killed process is not locked: the next run clears it or resumes from it. A second concurrent run is refused.
+An advisory lock protects the staging folder ``.NAME.partial`` while its process lives. The folder of a killed process
+is not locked: the next run clears it or resumes from it. A second concurrent run is refused.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import OutputError, writing
+from exporter.io.files import write_synced
 
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
-#: In a staging folder that can be gone on with: which folder is about to get its final name.
+#: File of a resumable staging folder: device and inode of the folder that is about to get its final name.
 _PROMOTING: Final = "promoting"
 
 
 @contextmanager
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a path to build ``final`` at (a file or a folder); it moves to ``final`` when the body ends well.
+    """Yield a path to build ``final`` at (a file or a folder); it moves to ``final`` when the body succeeds.
 
-    A body that leaves nothing at that path but parts of it beside (a split file) has these moved beside ``final``, in
-    the reverse order of their names: the first part, without which nobody reads the others, comes last.
-    On an error the staging folder is removed and ``final`` is as it was. Raises OutputError if ``final`` exists and
+    If the body leaves nothing at that path but several files beside it (a split file), these move beside ``final`` in
+    the reverse order of their names: the first file comes last, because readers open the others through it.
+    On an error the staging folder is removed and ``final`` is unchanged. Raises OutputError if ``final`` exists and
     ``force`` is not set, or if another run is writing it.
     """
     if final.name in ("", ".."):
@@ -46,15 +47,15 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
         _clear(folder)
         draft = folder / final.name
         yield draft
-        parts = [draft]
+        drafts = [draft]
         if not os.path.lexists(draft):
-            parts = sorted(folder.iterdir(), reverse=True) or [draft]
-            for part in parts:
-                _refuse_existing(final.with_name(part.name), force=force)
+            drafts = sorted(folder.iterdir(), reverse=True) or [draft]
+            for file in drafts:
+                _refuse_existing(final.with_name(file.name), force=force)
         with writing(final):
-            for part in parts:
-                _sync_tree(part)
-                _promote(part, final.with_name(part.name), force=force)
+            for entry in drafts:
+                _sync_tree(entry)
+                _promote(entry, final.with_name(entry.name), force=force)
             sync_folder(final.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,10 +64,10 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
 
 @dataclass
 class Stage:
-    """A staging folder that outlives its process. draft: the folder that will be ``final``, which exists.
+    """A staging folder that outlives its process. draft: the existing folder that will become ``final``.
 
-    keep: whether an error leaves it behind, for another run to go on with. promoted: the run before got as far as
-    giving ``final`` its name, and only this folder is left of it.
+    keep: whether the folder stays after an error, for another run to resume. promoted: the previous run renamed its
+    draft to ``final``, and only this staging folder is left to remove.
     """
 
     folder: Path
@@ -76,13 +77,13 @@ class Stage:
 
 
 def staging_folder(final: Path) -> Path:
-    """The staging folder of ``final``; it is there while a run writes, and after one that was interrupted."""
+    """The staging folder of ``final``; it exists while a run writes, and after an interrupted run."""
     return final.with_name(f".{final.name}.partial")
 
 
 @contextmanager
 def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
-    """As ``staged`` for a folder, but what was done is kept for a run with ``resume``; ``force`` alone starts over.
+    """As ``staged`` for a folder, but an error keeps the draft for a run with ``resume``; ``force`` alone starts over.
 
     Raises OutputError if ``final`` exists and ``force`` is not set, if another run is writing it, or for a leftover
     staging folder without ``resume`` or ``force``.
@@ -121,9 +122,9 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
 
 
 def has_leftover(final: Path) -> bool:
-    """Whether an interrupted run left something to go on with, or is still at it.
+    """Whether an interrupted run left a draft to resume, or is still writing.
 
-    A run may have been killed when all but the empty folder was removed: that is removed here.
+    Removes an empty staging folder: a run may be killed during its clean-up.
     """
     folder = staging_folder(final)
     try:
@@ -135,7 +136,7 @@ def has_leftover(final: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.rmdir()
-    except OSError:  # it is held, or not empty
+    except OSError:  # locked, or not empty
         return True
     finally:
         os.close(lock)
@@ -149,7 +150,7 @@ def _discard(folder: Path) -> None:
 
 
 def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
-    """Give the draft its name, after noting which folder it is: only so a later run can tell that it happened."""
+    """Rename the draft, after recording its inode, by which a later run detects that the rename happened."""
     status = stage.draft.stat()
     write_file(stage.folder / _PROMOTING, f"{status.st_dev} {status.st_ino}".encode())
     with writing(final):
@@ -161,14 +162,14 @@ def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
 
 def _is_promoted(folder: Path, final: Path) -> bool:
     try:
-        noted, status = (folder / _PROMOTING).read_text().split(), final.stat()
+        recorded, status = (folder / _PROMOTING).read_text().split(), final.stat()
     except OSError:
         return False
-    return noted == [str(status.st_dev), str(status.st_ino)]
+    return recorded == [str(status.st_dev), str(status.st_ino)]
 
 
 def require_space(out: Path, nbytes: int) -> None:
-    """Say so before writing for minutes: the weights alone must fit. Raises OutputError."""
+    """Check before a long write that ``nbytes`` are free at ``out`` and its folder is writable. Raises OutputError."""
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -180,13 +181,10 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole, synced, its folder made if need be; its mode follows the umask. Raises OutputError."""
+    """Write and sync a small new file, creating its folder; the mode follows the umask. Raises OutputError."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        write_synced(path, content)
 
 
 def _refuse_existing(final: Path, *, force: bool) -> None:
@@ -195,7 +193,7 @@ def _refuse_existing(final: Path, *, force: bool) -> None:
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` if it is missing and lock it; the lock goes with the process."""
+    """Create ``folder`` if necessary and lock it; the lock ends with the process."""
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -205,14 +203,14 @@ def _claim(folder: Path, final: Path) -> int:
         except BlockingIOError as exc:
             os.close(lock)
             raise OutputError(final, "another run is writing it") from exc
-        # Between mkdir and flock the folder's last owner may have finished and removed it: then start over.
+        # Between mkdir and flock the previous owner may have finished and removed the folder: then try again.
         if folder.is_dir() and os.stat(folder).st_ino == os.fstat(lock).st_ino:
             return lock
         os.close(lock)
 
 
 def _clear(folder: Path) -> None:
-    """The note of what was promoted goes last: without it nobody knows why the final folder exists."""
+    """Empty ``folder``; the record of a promotion goes last: without it a later run cannot explain the final folder."""
     with writing(folder):
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == _PROMOTING):
             if entry.is_dir() and not entry.is_symlink():
@@ -222,7 +220,7 @@ def _clear(folder: Path) -> None:
 
 
 def _promote(draft: Path, final: Path, *, force: bool) -> None:
-    """One rename. With ``force`` the old artifact and the new one change places, so no moment is without either."""
+    """One rename. With ``force`` the old and the new artifact are exchanged, so that one of them always exists."""
     try:
         if force and os.path.lexists(final):
             _renameat2(draft, final, _RENAME_EXCHANGE)
@@ -233,7 +231,7 @@ def _promote(draft: Path, final: Path, *, force: bool) -> None:
     except OSError as exc:
         if exc.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-        # A file system without these flags: rename alone refuses a folder that exists, and replaces a file.
+        # A file system without these flags: a plain rename refuses an existing folder, and replaces a file.
         if force and final.is_dir():
             final.rename(draft.with_name("replaced"))
         draft.rename(final)
@@ -243,22 +241,21 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, "renameat2 is missing")
-    paths = (ctypes.c_char_p(os.fsencode(path)) for path in (source, target))
-    before, after = paths
+    before, after = (ctypes.c_char_p(os.fsencode(path)) for path in (source, target))
     if libc.renameat2(_AT_FDCWD, before, _AT_FDCWD, after, ctypes.c_uint(flags)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(target))
 
 
 def _sync_tree(draft: Path) -> None:
-    """Folders only: files are synced by who wrote them."""
+    """Sync folders only: files are synced when they are written."""
     if draft.is_dir():
         for folder, _, _ in os.walk(draft):
             sync_folder(Path(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync the entries of ``folder``: a rename is only safe then."""
+    """Sync the entries of ``folder``, which makes a rename durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

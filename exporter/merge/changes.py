@@ -1,13 +1,13 @@
-"""What adapters do to each tensor, gathered: every edit goes to one slot, or the merge stops.
+"""Collects what the adapters do to each tensor: every edit gets one destination, or the merge stops.
 
-A slot is the name of a stored tensor, or one of the two uses of the vocabulary, ``EMBEDDING`` and ``HEAD``, whose
-tensors depend on how the base ties them.
+A destination is the name of a stored tensor, or ``EMBEDDING`` or ``HEAD``: the tensors of these two uses of the
+vocabulary depend on how the base ties them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -17,22 +17,18 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.merge.experts import by_expert
 from exporter.merge.ledger import Ledger
-from exporter.merge.names import stored_name, use_of
+from exporter.merge.names import EMBEDDING, HEAD, stored_name, use_of
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.tensors import same_values
-
-EMBEDDING: Final = "embedding"
-HEAD: Final = "head"
 
 #: The number of an expert in a stored name.
-_EACH: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
+_EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One line of the ledger: a tensor of an adapter, the rule that took it, the base tensors it goes into."""
+    """One line of the ledger: a tensor of an adapter, the rule that consumes it, the base tensors it changes."""
 
     path: Path
     key: str
@@ -42,7 +38,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one tensor, in this order: it is replaced, rows are set, updates are added.
+    """Changes of one tensor, applied in this order: replace it, set rows, add updates.
 
     biases: updates whose ``bias`` is added to the tensor, which is a bias itself.
     """
@@ -54,59 +50,72 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Consumed:
+    """A tensor of an adapter file and the rule that consumes it.
+
+    destination: None for a tensor that changes nothing in the base. edit: set once for each edit, on one of its
+    tensors; None on the others and on copies.
+    """
+
+    path: Path
+    key: str
+    rule: str
+    destination: str | None
+    edit: Edit | None = None
+
+
+@dataclass(frozen=True)
 class Gathered:
-    """Changes by slot, and where every adapter tensor went: (adapter's file, key, rule, slot or None)."""
+    """Changes by destination, and every consumed tensor of the adapters."""
 
     changes: dict[str, Change]
-    entries: Sequence[tuple[Path, str, str, str | None]]
+    consumed: Sequence[Consumed]
 
 
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
-    """Sort the edits of all adapters into slots.
+    """Sort the edits of all adapters by destination.
 
-    Raises TensorMismatch for a module that the base lacks, BadInput where two adapters set the same, LedgerError for
-    a tensor that no rule takes or two take, NotExpressible for what stored weights cannot say.
+    Raises TensorMismatch for a module that the base lacks, BadInput where two adapters set the same values,
+    LedgerError for a tensor that no rule or more than one rule takes, NotExpressible for edits that stored weights
+    cannot represent.
     """
     changes: dict[str, Change] = {}
-    taken: list[tuple[Path, str, str, str | None]] = []
+    consumed: list[Consumed] = []
     for adapter in adapters:
         ledger = Ledger(adapter.weights, adapter.keys, what="rule")
-        entries = list(_entries(checkpoint, adapter))
-        for edit, key, rule, slot in entries:
-            ledger.take(key, rule)
-            taken.append((adapter.weights, key, rule, slot))
-            if edit is not None and slot is not None:
-                for name, piece in _pieces(checkpoint, edit, slot).items():
-                    changes[name] = _add(changes.get(name, Change()), name, piece)
-        for slot, rows in _following(checkpoint, adapter, entries):
-            changes[slot] = _add(changes.get(slot, Change()), slot, rows)
+        entries = list(_consumed(checkpoint, adapter))
+        for entry in entries:
+            ledger.take(entry.key, entry.rule)
+            if entry.edit is not None and entry.destination is not None:
+                for name, edit in _by_stored_name(checkpoint, entry.edit, entry.destination).items():
+                    changes[name] = _add(changes.get(name, Change()), name, edit)
+        for use, rows in _tied_rows(checkpoint, adapter, entries):
+            changes[use] = _add(changes.get(use, Change()), use, rows)
         ledger.close()
-    return Gathered(changes, taken)
+        consumed += entries
+    return Gathered(changes, consumed)
 
 
-_Entry = tuple[Edit | None, str, str, str | None]
-
-
-def _entries(checkpoint: Checkpoint, adapter: Adapter) -> Iterable[_Entry]:
-    """(edit, key, rule, slot) for every tensor; the edit stands with its first key, and not at all with a copy."""
-    first_of: dict[tuple[type, str], Edit] = {}
+def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
+    path = adapter.weights
+    first_for: dict[tuple[type, str], Edit] = {}
     for edit in adapter.edits:
-        slot = _slot(checkpoint, edit)
-        twin = first_of.get((type(edit), slot)) if slot in (EMBEDDING, HEAD) else None
-        if twin is not None:
-            _require_same(twin, edit)
-            yield from ((None, key, f"copy of {twin.key}", None) for key in edit.keys)
+        destination = _destination(checkpoint, edit)
+        first = first_for.get((type(edit), destination)) if destination in (EMBEDDING, HEAD) else None
+        if first is not None:
+            _require_same(first, edit)
+            yield from (Consumed(path, key, f"copy of {first.key}", None) for key in edit.keys)
             continue
-        first_of[type(edit), slot] = edit
+        first_for[type(edit), destination] = edit
         rule = _rule(edit)
         bias = edit.bias.spec.name if isinstance(edit, LowRank) and edit.bias else None
         for number, key in enumerate(edit.keys):
             if key != bias:
-                yield edit if number == 0 else None, key, rule, slot
+                yield Consumed(path, key, rule, destination, edit if number == 0 else None)
         if bias is not None:
             assert isinstance(edit, LowRank)
-            yield edit, bias, "bias beside an update", _bias_slot(checkpoint, edit)
-    yield from ((None, key, reason, None) for key, reason in adapter.unused.items())
+            yield Consumed(path, bias, "bias beside an update", _bias_destination(checkpoint, edit), edit)
+    yield from (Consumed(path, key, reason, None) for key, reason in adapter.unused.items())
 
 
 def _rule(edit: Edit) -> str:
@@ -117,8 +126,8 @@ def _rule(edit: Edit) -> str:
     return "whole tensor"
 
 
-def _slot(checkpoint: Checkpoint, edit: Edit) -> str:
-    """The slot of an edit's main tensor. Raises TensorMismatch for a module that is not in the base."""
+def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
+    """Where the main tensor of an edit goes. Raises TensorMismatch for a module that is not in the base."""
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
     use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:
@@ -128,16 +137,18 @@ def _slot(checkpoint: Checkpoint, edit: Edit) -> str:
         return use
     name = stored_name(checkpoint, edit.module, parameter)
     if name is None and isinstance(edit, LowRank) and (experts := by_expert(checkpoint, edit)):
-        return ", ".join(dict.fromkeys(_EACH.sub(".*.", name) for name in experts))
+        return ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in experts))
     if name is None:
         expected = f"a module of the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
         raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
     return name
 
 
-def _pieces(checkpoint: Checkpoint, edit: Edit, slot: str) -> dict[str, Edit]:
-    """Slot → what goes into it: the edit itself, or an expert's share of it."""
-    return {**by_expert(checkpoint, edit)} if isinstance(edit, LowRank) and "*" in slot else {slot: edit}
+def _by_stored_name(checkpoint: Checkpoint, edit: Edit, destination: str) -> dict[str, Edit]:
+    """Destination → the edit, or the part of the edit that belongs to one expert."""
+    if isinstance(edit, LowRank) and "*" in destination:
+        return {**by_expert(checkpoint, edit)}
+    return {destination: edit}
 
 
 def _refuse_one_side(edit: Edit) -> None:
@@ -148,7 +159,7 @@ def _refuse_one_side(edit: Edit) -> None:
     )
 
 
-def _bias_slot(checkpoint: Checkpoint, edit: LowRank) -> str:
+def _bias_destination(checkpoint: Checkpoint, edit: LowRank) -> str:
     name = stored_name(checkpoint, edit.module, "bias")
     if name is None:
         raise NotExpressible(
@@ -159,76 +170,84 @@ def _bias_slot(checkpoint: Checkpoint, edit: LowRank) -> str:
     return name
 
 
-def _following(checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[_Entry]) -> Iterable[tuple[str, TokenRows]]:
-    """Rows that a tied use gets from the other one, although the file has them once.
+def _tied_rows(
+    checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
+) -> Iterable[tuple[str, TokenRows]]:
+    """Rows of one tied use that the file stores for the other use only: (use without rows of its own, rows).
 
-    PEFT goes by the config: where it says tied, rows of the embedding also serve as rows of the head, unless that has
-    rows or a copy of its own. Files of old PEFT may hold tied rows under the head alone.
+    PEFT follows the config: where it ties the two, rows of the embedding also become rows of the head, unless the
+    head has rows or a copy of its own. Files of old PEFT may store tied rows under the head alone.
     """
-    found = {slot: edit for edit, _, _, slot in entries if isinstance(edit, TokenRows) and slot in (EMBEDDING, HEAD)}
-    own_head = any(isinstance(edit, FullModule) and not edit.in_place and slot == HEAD for edit, _, _, slot in entries)
-    differ = found.keys() == {EMBEDDING, HEAD} and found[EMBEDDING].token_ids != found[HEAD].token_ids
-    if checkpoint.is_encoder_decoder and EMBEDDING in found and (differ or own_head):  # PEFT then ties no module
-        _refuse_one_side(found[EMBEDDING])
-    if EMBEDDING in found and HEAD not in found and checkpoint.tie.tied_in_config and not own_head:
-        yield HEAD, found[EMBEDDING]
-    if HEAD in found and EMBEDDING not in found and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):
-        yield EMBEDDING, found[HEAD]
+    rows = {
+        entry.destination: entry.edit
+        for entry in entries
+        if isinstance(entry.edit, TokenRows) and entry.destination in (EMBEDDING, HEAD)
+    }
+    own_head = any(
+        isinstance(entry.edit, FullModule) and not entry.edit.in_place and entry.destination == HEAD
+        for entry in entries
+    )
+    differ = rows.keys() == {EMBEDDING, HEAD} and rows[EMBEDDING].token_ids != rows[HEAD].token_ids
+    if checkpoint.is_encoder_decoder and EMBEDDING in rows and (differ or own_head):  # PEFT then ties no module
+        _refuse_one_side(rows[EMBEDDING])
+    if EMBEDDING in rows and HEAD not in rows and checkpoint.tie.tied_in_config and not own_head:
+        yield HEAD, rows[EMBEDDING]
+    if HEAD in rows and EMBEDDING not in rows and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):
+        yield EMBEDDING, rows[HEAD]
 
 
 def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
-    """Whether the adapter was told to train rows of the head, and not of the embedding."""
-    named = adapter.config.get("trainable_token_indices") or adapter.config.get("target_modules") or ()
-    modules = [named] if isinstance(named, str) else [name for name in named if isinstance(name, str)]
+    """Whether the adapter's config targets the head and not the embedding."""
+    targets = adapter.config.get("trainable_token_indices") or adapter.config.get("target_modules") or ()
+    modules = [targets] if isinstance(targets, str) else [name for name in targets if isinstance(name, str)]
     uses = {use_of(checkpoint, module) for module in modules}
     return HEAD in uses and EMBEDDING not in uses
 
 
-def _require_same(one: Edit, other: Edit) -> None:
-    """Two edits of one adapter for one use must be one value, as where a model has several names for a matrix."""
-    if isinstance(one, TokenRows) and isinstance(other, TokenRows):
-        same = one.token_ids == other.token_ids and np.array_equal(one.rows, other.rows)
-    elif isinstance(one, FullModule) and isinstance(other, FullModule):
-        # A trained copy and the base's tensor below it: the copy is what the model computes with.
-        same = same_values(one.tensor, other.tensor)
+def _require_same(first: Edit, edit: Edit) -> None:
+    """Two edits of one adapter for one use must agree: a model may have several names for one matrix."""
+    if isinstance(first, TokenRows) and isinstance(edit, TokenRows):
+        same = first.token_ids == edit.token_ids and np.array_equal(first.rows, edit.rows)
+    elif isinstance(first, FullModule) and isinstance(edit, FullModule):
+        # A trained copy and the base's tensor below it: the model computes with the copy.
+        same = first.equals(edit)
     else:
         same = False
     if not same:
         raise NotExpressible(
-            f"{other.path}: {other.key}", f"it differs from {one.key}, and the model has one tensor for both"
+            f"{edit.path}: {edit.key}", f"it differs from {first.key}, and the model has one tensor for both"
         )
 
 
-def _add(change: Change, slot: str, edit: Edit) -> Change:
+def _add(change: Change, destination: str, edit: Edit) -> Change:
     if isinstance(edit, TokenRows):
-        _require_disjoint(change.rows, edit, slot)
-        change = replace(change, rows=(*change.rows, edit))
-    elif isinstance(edit, FullModule):
-        if change.replaced is not None and not _equal(change.replaced, edit):
-            raise BadInput(f"{edit.path}: {edit.key}: expected {slot} to be set once, found {change.replaced.path} too")
-        change = replace(change, replaced=change.replaced or edit)
-    elif edit.bias is not None and slot.endswith("bias"):
-        change = replace(change, biases=(*change.biases, edit))
-    else:
-        if any(one.magnitude or edit.magnitude for one in change.updates):
-            raise BadInput(
-                f"{edit.path}: {edit.key}: expected a DoRA update to be alone on {slot}, "
-                f"found {change.updates[0].path} too"
-            )
-        change = replace(change, updates=(*change.updates, edit))
-    return change
+        _require_disjoint(change.rows, edit, destination)
+        return replace(change, rows=(*change.rows, edit))
+    if isinstance(edit, FullModule):
+        if change.replaced is not None and not _is_same_grown_matrix(change.replaced, edit):
+            found = f"{change.replaced.path} too"
+            raise BadInput(f"{edit.path}: {edit.key}: expected {destination} to be set once, found {found}")
+        return replace(change, replaced=change.replaced or edit)
+    if edit.bias is not None and destination.endswith("bias"):
+        return replace(change, biases=(*change.biases, edit))
+    if any(update.magnitude or edit.magnitude for update in change.updates):
+        raise BadInput(
+            f"{edit.path}: {edit.key}: expected a DoRA update to be alone on {destination}, "
+            f"found {change.updates[0].path} too"
+        )
+    return replace(change, updates=(*change.updates, edit))
 
 
-def _equal(one: FullModule, other: FullModule) -> bool:
+def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:
     """Several row adapters of one grown base may each carry the grown matrix."""
-    return one.in_place and other.in_place and same_values(one.tensor, other.tensor)
+    return first.in_place and edit.in_place and first.equals(edit)
 
 
-def _require_disjoint(edits: Sequence[TokenRows], edit: TokenRows, slot: str) -> None:
-    owner = {token_id: one.path for one in edits for token_id in one.token_ids}
+def _require_disjoint(earlier: Sequence[TokenRows], edit: TokenRows, destination: str) -> None:
+    owner = {token_id: rows.path for rows in earlier for token_id in rows.token_ids}
     for token_id in edit.token_ids:
         if token_id in owner:
             raise BadInput(
-                f"{edit.path}: {edit.key}: expected each row of the {slot} to be set once, "
+                f"{edit.path}: {edit.key}: expected each row of the {destination} to be set once, "
                 f"found token {token_id} set by {owner[token_id]} too"
             )

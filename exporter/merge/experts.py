@@ -1,4 +1,4 @@
-"""Updates of stacked experts: PEFT targets the stack of all experts, and most checkpoints store them one by one.
+"""Updates of stacked experts: PEFT targets the stack of all experts, most checkpoints store every expert on its own.
 
 Source of the layout: PEFT's ParamWrapper, whose factors hold all experts: lora_A (r * experts, in) with the rank
 inside the expert, lora_B (out, r * experts) with the expert inside the rank.
@@ -18,39 +18,39 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, cast, read
 
-#: A parameter of the stack → the projections that it joins along its outputs, as checkpoints name them.
+#: A parameter of the stack → the projections that it joins along its outputs, in the spellings of checkpoints.
 _SHARES: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
 }
-#: How transformers 5 calls the block → how older checkpoints do. Source: transformers' conversion_mapping.
+#: Name of the block in transformers 5 → its name in older checkpoints. Source: transformers' conversion_mapping.
 _BLOCKS: Final = ((".mlp.", ".mlp."), (".mlp.", ".block_sparse_moe."))
 
-#: Every expert's tensor needs its part of the same two factors.
-_HELD: Final = 4
+#: Factors kept in memory: the tensors of all experts read slices of the same two.
+_CACHED_FACTORS: Final = 4
 
 
 def by_expert(checkpoint: Checkpoint, update: LowRank) -> dict[str, LowRank]:
-    """Stored name → the part of the update that goes into it, for a stack that is stored expert by expert, else {}."""
+    """Stored name → the part of ``update`` for that tensor; {} unless the checkpoint stores every expert on its own."""
     for new, old in _BLOCKS:
         module = update.module.replace(new, old)
-        for words in _SHARES.get(update.parameter, ()):
-            found: dict[str, LowRank] = {}
+        for projections in _SHARES.get(update.parameter, ()):
+            parts: dict[str, LowRank] = {}
             number = 0
-            while names := [stored_name(checkpoint, f"{module}.{number}.{word}", "weight") for word in words]:
+            while names := [stored_name(checkpoint, f"{module}.{number}.{name}", "weight") for name in projections]:
                 if None in names:
                     break
                 for share, name in enumerate(names):
-                    found[str(name)] = replace(update, expert=Expert(number, share, len(words)))
+                    parts[str(name)] = replace(update, expert=Expert(number, share, len(projections)))
                 number += 1
-            if found:
-                return {name: _counted(piece, number) for name, piece in found.items()}
+            if parts:
+                return {name: _counted(part, number) for name, part in parts.items()}
     return {}
 
 
-def _counted(piece: LowRank, experts: int) -> LowRank:
-    assert piece.expert is not None
-    return replace(piece, expert=replace(piece.expert, experts=experts))
+def _counted(part: LowRank, experts: int) -> LowRank:
+    assert part.expert is not None
+    return replace(part, expert=replace(part.expert, experts=experts))
 
 
 def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,8 +65,8 @@ def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def factors(update: LowRank) -> tuple[Array, Array]:
-    """(down (r, in), up (out, r)) float32: of the whole update, or of the expert and share that ``update`` names."""
-    down, up = _wide(update.down), _wide(update.up)
+    """(down (r, in), up (out, r)) float32 of ``update``, or of its expert and share if these are set."""
+    down, up = _as_f32(update.down), _as_f32(update.up)
     if (expert := update.expert) is None:
         return down, up
     down = down.reshape(expert.experts, -1, down.shape[1])[expert.number]
@@ -77,13 +77,13 @@ def factors(update: LowRank) -> tuple[Array, Array]:
 
 def stacked_factors(update: LowRank, experts: int) -> tuple[Array, Array]:
     """(down (experts, r, in), up (experts, out, r)) float32."""
-    down, up = _wide(update.down), _wide(update.up)
+    down, up = _as_f32(update.down), _as_f32(update.up)
     down = down.reshape(experts, -1, down.shape[1])
     return down, np.moveaxis(up.reshape(len(up), -1, experts), 2, 0)
 
 
-@lru_cache(maxsize=_HELD)
-def _wide(tensor: FileTensor) -> Array:
+@lru_cache(maxsize=_CACHED_FACTORS)
+def _as_f32(tensor: FileTensor) -> Array:
     value = cast(read(tensor), "F32")
     value.flags.writeable = False
     return value

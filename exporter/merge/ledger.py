@@ -1,4 +1,4 @@
-"""The coverage ledger: every tensor is taken exactly once, by a named rule, or the merge stops."""
+"""The coverage ledger: a named rule takes every tensor exactly once, or the merge stops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ledger:
         self._taken: dict[str, str | None] = dict.fromkeys(names)
 
     def take(self, name: str, rule: str) -> None:
-        """Record that ``rule`` takes ``name``. Raises LedgerError if it is unknown or taken already."""
+        """Record that ``rule`` takes ``name``. Raises LedgerError for an unknown tensor or one taken before."""
         if name not in self._taken:
             raise LedgerError(self.path, name, expected="a tensor of this file", found=f"none by that name ({rule})")
         if (first := self._taken[name]) is not None:
@@ -29,7 +29,7 @@ class Ledger:
         self._taken[name] = rule
 
     def close(self) -> dict[str, str]:
-        """Name → rule, complete. Raises LedgerError naming the first tensor that nothing took."""
+        """Name → rule for every tensor. Raises LedgerError naming the first tensor that no rule took."""
         for name, rule in self._taken.items():
             if rule is None:
                 raise LedgerError(self.path, name, expected=f"one {self._what}", found="none: it would be lost")

@@ -1,6 +1,6 @@
-"""A checkpoint seen through passes: specs without reading, any tensor or row range already merged.
+"""The merged model: a checkpoint seen through passes. Specs need no reading; tensors and row ranges come merged.
 
-Writers consume this and know nothing of adapters.
+Writers use only this and know nothing of adapters.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor on disk behind one or more passes. Rows that no pass touches keep their place on disk.
+    """A tensor on disk with passes applied. Rows that no pass touches remain ranges of the file.
 
-    source: the base's tensor, or an adapter's that takes its place. name: what the merged tensor is called.
+    source: the base's tensor, or an adapter's that replaces it. name: of the merged tensor.
     """
 
     name: str
@@ -38,32 +38,32 @@ class MergedTensor:
 
     @property
     def spec(self) -> TensorSpec:
-        """What the last pass promises."""
+        """The spec after the last pass."""
         spec = replace(self.source.spec, name=self.name)
-        for one in self.passes:
-            spec = one.out_spec(spec)
+        for step in self.passes:
+            spec = step.out_spec(spec)
         return spec
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), merged. Memory: some copies of these rows.
+        """Rows [start, stop), merged. Memory: some copies of these rows. Raises BadInput, naming the tensor.
 
-        Rows beyond the stored ones enter the passes as zeros; a pass must set every one of them (the plan sees to it).
+        Rows beyond the stored ones enter the passes as zeros; the plan guarantees that a pass sets each of them.
         """
         spec = self.source.spec
         value = self.source.rows(min(start, spec.n_rows), min(stop, spec.n_rows))
         if missing := (stop - start) - len(value):
             value = np.concatenate([value, np.zeros((missing, *spec.shape[1:]), value.dtype)])
-        for one in self.passes:
-            promised = one.out_spec(spec)
+        for step in self.passes:
+            promised = step.out_spec(spec)
             with in_tensor(self.source.place.path, self.source.spec.name):
-                value = one.apply(start, value)
+                value = step.apply(start, value)
             if value.nbytes != (stop - start) * promised.row_nbytes:
-                raise AssertionError(f"{one!r:.80} promised {promised}, made {value.dtype} {value.shape}")
+                raise AssertionError(f"{step!r:.80} promised {promised}, made {value.dtype} {value.shape}")
             spec = promised
         return value
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Byte ranges of untouched runs and arrays of touched ones, in order, each array at most a block."""
+        """Byte ranges of untouched rows and arrays of touched rows, in order, each array at most a block."""
         spec, stored = self.spec, self.source.spec
         at = 0
         for start, stop in self._touched(spec.n_rows):
@@ -88,9 +88,9 @@ class MergedTensor:
         return ByteRange(place.path, place.offset_bytes + start * width, (stop - start) * width)
 
     def _touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """The union of what the passes touch, ascending and disjoint."""
+        """The union of the passes' touched rows, ascending and disjoint."""
         runs: list[tuple[int, int]] = []
-        for start, stop in sorted(run for one in self.passes for run in one.touched(n_rows)):
+        for start, stop in sorted(run for step in self.passes for run in step.touched(n_rows)):
             if runs and start <= runs[-1][1]:
                 runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
             else:
@@ -100,14 +100,13 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergedModel:
-    """What every writer sees.
+    """The model that writers write.
 
-    path: the base checkpoint, for messages. config: the merged config.json. tie: which tensors are embedding and head
-    after merging. tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of
-    the shard that it lies in, or would. files: tokenizer and side files by name, to be copied as they are.
-    generation_config: its content after merging, {} if there is none; not among ``files`` where an adapter changed it.
-    origins: where the inputs come from. digest: gives the sha256 of the base's embedding, which it has to read;
-    tuned: that of the adapters.
+    path: the base checkpoint, for messages. config: the merged config.json. tie: embedding and head after merging.
+    tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of its shard.
+    files: auxiliary files to copy unchanged, by name. generation_config: its content after merging, {} if there is
+    none; not among ``files`` where an adapter changed it. origins: hub repositories and commits of the inputs.
+    embedding_digest, adapters_digest: compute the sha256 of the base's embedding and of the adapters, which they read.
     """
 
     path: Path
@@ -118,22 +117,22 @@ class MergedModel:
     files: Mapping[str, Path]
     generation_config: Mapping[str, Any]
     origins: Mapping[str, str]
-    digest: Callable[[], str]
-    tuned: Callable[[], str]
+    embedding_digest: Callable[[], str]
+    adapters_digest: Callable[[], str]
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """What went in. Reads the base's embedding, and the adapters, when it is first asked for."""
-        return self._provenance(self.digest(), self.tuned())
+        """Origins and digests of the inputs. The first use reads the base's embedding and the adapters."""
+        return self._provenance(self.embedding_digest(), self.adapters_digest())
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """As ``provenance``, without its digests: values of the same length stand there, and nothing is read."""
+        """As ``provenance``, with zeros of the same length instead of the digests; reads nothing."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 
-    def _provenance(self, digest: str, tuned: str) -> Mapping[str, str]:
-        return {ADAPTERS_DIGEST: tuned, "base.embedding_sha256": digest, **self.origins}
+    def _provenance(self, embedding: str, adapters: str) -> Mapping[str, str]:
+        return {ADAPTERS_DIGEST: adapters, "base.embedding_sha256": embedding, **self.origins}
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -141,18 +140,18 @@ class MergedModel:
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
-        """The merged tensor ``name``: the stored one itself if no pass concerns it."""
+        """The merged tensor ``name``: the stored tensor itself if no pass changes it."""
         return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """The file that holds tensor ``name`` or what it is made from: for messages, and for reading in order."""
+        """The file that holds tensor ``name`` before merging: for messages, and for reading in order."""
         return self.place(name).path
 
     def place(self, name: str) -> ByteRange:
-        """Where tensor ``name``, or what it is made from, is stored."""
+        """The bytes of tensor ``name`` before merging."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 
     def ledger(self) -> Ledger:
-        """A fresh account of the tensors that a writer has to write."""
+        """A new ledger of the tensors that a writer has to write."""
         return Ledger(self.path, self.tensors, what="writer")

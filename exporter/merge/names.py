@@ -1,7 +1,7 @@
-"""Which stored tensor a PEFT module is: modules are named as they are in memory, tensors as they lie on disk.
+"""Maps PEFT modules, named as in the loaded model, to the stored tensors of a checkpoint.
 
-Most checkpoints use the module's own path. Old ones leave out the prefix of the base model, and some wrappers were
-regrouped after their checkpoints had been published: transformers renames those when it loads them, and so do we.
+Most checkpoints use the module's own path. Old ones omit the prefix of the base model, and some wrappers were
+restructured after their checkpoints had been published: transformers renames those on loading, and so does this module.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Final, Literal
 from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
 
 Use = Literal["embedding", "head"]
+EMBEDDING: Final = "embedding"
+HEAD: Final = "head"
 
 #: Start of the module's path → start of the stored name. Source: transformers' conversion_mapping.
 _RENAMED: Final = (
@@ -41,12 +43,12 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
-    """Whether ``module`` is a use of the input embedding or the output head, stored under its own name or not."""
+    """Whether ``module`` is the input embedding or the output head, with a stored tensor of its own or without."""
     tie, last = checkpoint.tie, module.rpartition(".")[2]
     name = stored_name(checkpoint, module, "weight")
     if name is not None:
-        return "embedding" if name in (tie.embedding, *tie.copies) else "head" if name == tie.head else None
-    # Not stored: the sides of an encoder-decoder share one embedding, and a tied head has no tensor.
+        return EMBEDDING if name in (tie.embedding, *tie.copies) else HEAD if name == tie.head else None
+    # Not stored: both sides of an encoder-decoder share one embedding, and a tied head has no tensor.
     if last in (EMBEDDINGS if checkpoint.is_encoder_decoder else (tie.embedding.split(".")[-2],)):
-        return "embedding"
-    return "head" if tie.head is None and last in HEADS else None
+        return EMBEDDING
+    return HEAD if tie.head is None and last in HEADS else None

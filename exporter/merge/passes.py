@@ -1,4 +1,4 @@
-"""Passes: pure maps from spec to spec and from row block to row block. No state, no knowledge of adapters or files."""
+"""Passes: pure functions from spec to spec and from row block to row block, without state, adapters or files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Pass(Protocol):
     """One step between a stored tensor and its merged value."""
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """What ``apply`` makes of a tensor of ``spec``."""
+        """The spec of the result of ``apply`` for a tensor of ``spec``."""
 
     def apply(self, start: int, block: Array) -> Array:
-        """The value of rows [start, start + len(block)), given the rows before this pass."""
+        """The result for rows [start, start + len(block)); ``block``: these rows before this pass."""
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
         """Row ranges [start, stop) that may differ from the input, ascending and disjoint."""
@@ -38,9 +38,9 @@ class _Everywhere:
 
 @dataclass(frozen=True, slots=True)
 class Cast(_Everywhere):
-    """Floating-point tensors to ``dtype``, rounded once to nearest even; other tensors are left alone.
+    """Floating-point tensors to ``dtype``, rounded once to nearest even; other tensors stay as they are.
 
-    finite: NaN and Inf are refused even if they came in with the input, as what an adapter brings must be.
+    finite: also refuse NaN and Inf of the input, as for values of an adapter.
     """
 
     dtype: str
@@ -51,7 +51,7 @@ class Cast(_Everywhere):
         return replace(spec, dtype=self.dtype) if spec.dtype in FLOATS else spec
 
     def apply(self, start: int, block: Array) -> Array:
-        """Raises BadInput for a finite value that does not fit (float16 ends at 65504), or with ``finite`` for any."""
+        """Raises BadInput for a value beyond float16's 65504, with ``finite`` for any NaN or Inf."""
         out = cast(block, self.dtype)
         if self.finite and not np.isfinite(cast(block, "F32")).all():
             raise BadInput(f"{_rows(start, out)}: expected finite values, found NaN or Inf")
@@ -64,7 +64,7 @@ class Cast(_Everywhere):
 class ReplaceRows:
     """Rows ``token_ids`` become ``rows``; the matrix gets ``n_rows`` rows.
 
-    token_ids: ascending and distinct. rows: (k, hidden) final values in the dtype of the tensor they go into.
+    token_ids: ascending and distinct. rows: (k, hidden) final values in the dtype of the target tensor.
     Source: PEFT's TrainableTokensLayer writes its rows with index_copy.
     """
 
@@ -73,11 +73,11 @@ class ReplaceRows:
     n_rows: int
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same but for the number of rows."""
+        """The same spec with ``n_rows`` rows."""
         return replace(spec, shape=(self.n_rows, *spec.shape[1:]))
 
     def apply(self, start: int, block: Array) -> Array:
-        """A copy of the block with the rows in place; the block itself if none falls into it."""
+        """A copy of the block with the new rows; the block itself if it contains none of them."""
         first = bisect_left(self.token_ids, start)
         last = bisect_left(self.token_ids, start + len(block))
         if first == last:
@@ -103,8 +103,8 @@ class Term:
 
     Of a stack: left (experts, rows, r), right (experts, r, columns).
 
-    gain: DoRA's magnitude (rows,) or (columns,), by ``by_row``. norm: the norms of W + left @ right over the other
-    axis, where one block does not hold them (by column); None where each row has its own.
+    gain: DoRA's magnitude, (rows,) if ``by_row``, else (columns,). norm: the norms of the columns of W + left @ right,
+    which one block of rows does not determine; None if ``by_row``.
     """
 
     left: Array
@@ -118,8 +118,8 @@ class Term:
 class AddLowRank(_Everywhere):
     """W + sum of updates, in float32 (float64 for a float64 tensor), then rounded once to ``dtype``.
 
-    terms: gives the updates when they are first needed, so that a plan holds none. A DoRA update, which rescales W
-    itself, stands alone. Sources: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) equation 5, as PEFT computes both.
+    terms: reads the updates on first use, so that a plan keeps none in memory. A DoRA update rescales W itself and is
+    therefore the only term. Sources: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) equation 5, as PEFT computes both.
     """
 
     terms: Callable[[], Sequence[Term]]
@@ -149,7 +149,7 @@ class AddLowRank(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class AddVector(_Everywhere):
-    """A bias plus what an adapter trained beside it. added: (n,) float32, scaled."""
+    """A bias plus the adapter's bias. added: (n,) float32, scaled."""
 
     added: Array
     dtype: str
@@ -164,7 +164,7 @@ class AddVector(_Everywhere):
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:
-    """The factors of a block of W + left @ right: (n, 1) by row, (columns,) by column."""
+    """DoRA's factors for a block of W + left @ right: (n, 1) by row, (columns,) by column."""
     assert term.gain is not None
     if term.by_row:
         gain = term.gain[start : start + len(value)]

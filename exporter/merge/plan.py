@@ -1,4 +1,4 @@
-"""From adapters and a checkpoint to passes: what changes where, and by which rule. Reads no tensor of the base."""
+"""Plans a merge: which tensors change, by which rule and passes. Reads no tensor of the base."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.io.parallel import Budget
-from exporter.merge.changes import EMBEDDING, HEAD, Change, Gathered, LedgerEntry, gather
+from exporter.merge.changes import Change, Gathered, LedgerEntry, gather
 from exporter.merge.model import MergedModel, MergedTensor
+from exporter.merge.names import EMBEDDING, HEAD
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
@@ -25,7 +26,7 @@ from exporter.sources.hf.checkpoint import Checkpoint, Tie
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
-from exporter.sources.peft.edits import TokenRows, require_finite
+from exporter.sources.peft.edits import LowRank, TokenRows, require_finite
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -35,10 +36,10 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 class MergePlan:
     """The decisions of a merge, before any byte of the base is read.
 
-    sources: every tensor to write → (stored tensor that it begins as, what happens to it). tie: after merging.
-    files: to be copied as they are. moved_ids: special tokens whose ids differ from the base's → (before, after).
-    origins: which repositories and commits of the hub the inputs are, for provenance.
-    tokenizer: held for all who read it while there is this plan.
+    sources: every tensor to write → (stored tensor to start from, its changes). tie: after merging. vocab: rows of
+    the merged embedding. files: auxiliary files to copy unchanged. moved_ids: special tokens with another id than in
+    the base → (before, after). origins: repositories and commits of inputs from the hub, for provenance. tokenizer:
+    kept open for the lifetime of the plan, so that its readers share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -58,8 +59,8 @@ class MergePlan:
         tensors = {}
         for name, (stored, change) in self.sources.items():
             source, passes = self._passes(name, stored, change, dtype)
-            plain = not passes and name == stored
-            tensors[name] = source if plain else MergedTensor(name, source, passes, budget or Budget())
+            unchanged = not passes and name == stored
+            tensors[name] = source if unchanged else MergedTensor(name, source, passes, budget or Budget())
         shards = {name: self.checkpoint.tensors[stored].place.path.name for name, (stored, _) in self.sources.items()}
         return MergedModel(
             self.checkpoint.path,
@@ -76,14 +77,9 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Bytes of the largest tensor's LoRA factors in float32: they are held while it is written."""
-        return max(
-            (
-                sum(4 * len(edit.keys) * max(edit.down.spec.nbytes, edit.up.spec.nbytes) for edit in change.updates)
-                for _, change in self.sources.values()
-            ),
-            default=0,
-        )
+        """Bytes of the largest tensor's LoRA factors in float32, which stay in memory while it is written."""
+        updates = [change.updates for _, change in self.sources.values()]
+        return max((sum(map(_factor_nbytes, of_tensor)) for of_tensor in updates), default=0)
 
     def _passes(self, name: str, stored: str, change: Change, dtype: str | None) -> tuple[FileTensor, list[Pass]]:
         base = self.checkpoint.tensors[stored]
@@ -100,7 +96,7 @@ class MergePlan:
                 steps += [] if steps else [Cast("F32")]
                 steps.append(_replace_rows(change.rows, "F32", n_rows))
             oriented = tuple(
-                (edit, is_transposed(self.checkpoint, edit, source.spec.shape, name)) for edit in change.updates
+                (update, is_transposed(self.checkpoint, update, source.spec.shape, name)) for update in change.updates
             )
             steps.append(AddLowRank(partial(terms, oriented, source), out))
         elif change.rows:
@@ -129,11 +125,11 @@ class MergePlan:
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
-    """Decide what goes where. ``untie`` gives a tied head a tensor of its own.
+    """Plan the merge. ``untie`` gives a tied head a tensor of its own.
 
     Raises TensorMismatch for edits that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
-    that no rule takes or that two take, BadInput for adapters that set the same, NotExpressible for uses of a tied
-    tensor that differ.
+    that no rule or more than one rule takes, BadInput for adapters that set the same values, NotExpressible for two
+    values of one tied tensor.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
@@ -152,7 +148,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
-    """The ledger for people: uses of the vocabulary by the names of their tensors."""
+    """The ledger for display: uses of the vocabulary are replaced by the names of their tensors."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
@@ -160,18 +156,19 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
         HEAD: embeddings if tie.tied else (str(tie.head),),
     }
     entries = []
-    for path, key, rule, slot in gathered.entries:
-        names = () if slot is None else into.get(slot, (slot,))
-        if names and tie.tied and slot == HEAD and EMBEDDING in gathered.changes:
+    for tensor in gathered.consumed:
+        rule, destination = tensor.rule, tensor.destination
+        names = () if destination is None else into.get(destination, (destination,))
+        if tie.tied and destination == HEAD and EMBEDDING in gathered.changes:
             rule, names = f"{rule} of the tied head, the same as the embedding's", ()
-        elif names and tie.tied and slot in (EMBEDDING, HEAD):
+        elif tie.tied and destination in (EMBEDDING, HEAD):
             rule += " of the embedding and the tied head"
-        entries.append(LedgerEntry(path, key, rule, names))
+        entries.append(LedgerEntry(tensor.path, tensor.key, rule, names))
     return entries
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
-    """Every edit must fit the tensor it goes into. Raises TensorMismatch."""
+    """Raises TensorMismatch for an edit that does not fit its tensor."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
@@ -184,14 +181,14 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
     if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
         whole = change.replaced
         raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
-    for edit in change.rows:
-        if edit.rows.shape[1] != spec.shape[1]:
+    for token_rows in change.rows:
+        if token_rows.rows.shape[1] != spec.shape[1]:
             hint = "the adapter was trained on another base"
-            expected = f"rows of width {spec.shape[1]}"
-            raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.rows.shape[1], hint=hint)
-        if not grows and edit.token_ids[-1] >= spec.n_rows:
+            expected, found = f"rows of width {spec.shape[1]}", token_rows.rows.shape[1]
+            raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=found, hint=hint)
+        if not grows and token_rows.token_ids[-1] >= spec.n_rows:
             expected = f"token ids below {spec.n_rows} (rows of {name})"
-            raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1])
+            raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=token_rows.token_ids[-1])
     for update in change.updates:
         check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
@@ -201,8 +198,12 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
         require_finite(biased.path, biased.bias)
 
 
+def _factor_nbytes(update: LowRank) -> int:
+    return 4 * len(update.keys) * max(update.down.spec.nbytes, update.up.spec.nbytes)
+
+
 def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
-    """One pass for all adapters' rows of one tensor, in the tensor's dtype after casting."""
+    """One pass for all adapters' rows of one tensor, in the tensor's dtype after casting. Raises TensorMismatch."""
     rounded = []
     for edit in edits:
         rows = cast(edit.rows, dtype)

@@ -1,4 +1,4 @@
-"""Which tensors the two uses of the vocabulary get, and whether one tensor can still serve both."""
+"""Assigns stored tensors to the two uses of the vocabulary, and decides whether one tensor can still serve both."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible
-from exporter.merge.changes import EMBEDDING, HEAD, Change
+from exporter.merge.changes import Change
+from exporter.merge.names import EMBEDDING, HEAD
 from exporter.sources.hf.checkpoint import Checkpoint, Tie
-from exporter.sources.peft.edits import FullModule, LowRank
-from exporter.tensors import Array, read, same_values
+from exporter.sources.peft.edits import LowRank
+from exporter.tensors import Array, read
 
-#: Embedding's module → the head's, for the tensor that an untied head gets; any other embedding has lm_head.
+#: Module of the embedding → module of the head, for the tensor of an untied head; lm_head for any other embedding.
 _HEAD_OF: Final = {"embed_in": "embed_out"}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """tie: after merging. sources: tensor to write → (stored tensor that it begins as, what happens to it)."""
+    """tie: after merging. sources: tensor to write → (stored tensor to start from, its changes)."""
 
     tie: Tie
     sources: Mapping[str, tuple[str, Change]]
 
 
 def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
-    """Give embedding and head their tensors. A tied base stays tied where both uses come to the same values.
+    """Assign tensors to embedding and head. A tied base stays tied where both uses get the same values.
 
-    Raises NotExpressible where they do not and ``untie`` is not set: one tensor cannot hold two values.
+    Raises NotExpressible where they differ and ``untie`` is not set: one tensor cannot hold two values.
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
@@ -37,7 +38,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
         sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
         return Resolved(tie, sources | ({tie.head: (tie.head, head)} if tie.head else {}))
     embedding, head = _share_base(embedding, head)
-    if _alike(embedding, head) and not untie:
+    if _same_result(embedding, head) and not untie:
         names = (tie.embedding, *tie.copies, *([tie.head] if tie.head else []))
         return Resolved(tie, dict.fromkeys(names, (tie.embedding, embedding)))
     if not untie:
@@ -52,7 +53,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Say in ``config`` that the head has a tensor of its own.
+    """Record in ``config`` that the head has a tensor of its own.
 
     T5 reads the flag as "scale the head's input" and ties by the tensors alone: there the scale is pinned instead.
     """
@@ -71,9 +72,9 @@ def _head_name(embedding: str) -> str:
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
-    """A changed base tensor (a resized embedding) is the head's too; a trained copy is not."""
-    changed = [one.replaced for one in (embedding, head) if one.replaced and one.replaced.in_place]
-    if len(changed) == 2 and not _equal(changed[0], changed[1]):
+    """A changed base tensor (a resized embedding) also replaces the head's; a trained copy does not."""
+    changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
+    if len(changed) == 2 and not changed[0].equals(changed[1]):
         raise BadInput(
             f"{changed[1].path}: {changed[1].key}: expected the values of {changed[0].key}, to which it is tied"
         )
@@ -81,37 +82,33 @@ def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
     return replace(embedding, replaced=embedding.replaced or base), replace(head, replaced=head.replaced or base)
 
 
-def _alike(embedding: Change, head: Change) -> bool:
-    """Whether both uses come to the same values."""
-    one, other = embedding.replaced, head.replaced
-    if (one is None) != (other is None) or (one and other and not _equal(one, other)):
+def _same_result(embedding: Change, head: Change) -> bool:
+    """Whether both uses get the same values."""
+    whole, other_whole = embedding.replaced, head.replaced
+    if (whole is None) != (other_whole is None) or (whole and other_whole and not whole.equals(other_whole)):
         return False
     if _rows(embedding).keys() != _rows(head).keys():
         return False
     if not all(np.array_equal(row, _rows(head)[token_id]) for token_id, row in _rows(embedding).items()):
         return False
     pairs = zip(embedding.updates, head.updates, strict=False)
-    return len(embedding.updates) == len(head.updates) and all(_same_update(one, other) for one, other in pairs)
-
-
-def _equal(one: FullModule, other: FullModule) -> bool:
-    return one is other or same_values(one.tensor, other.tensor)
+    return len(embedding.updates) == len(head.updates) and all(_same_update(*pair) for pair in pairs)
 
 
 def _rows(change: Change) -> dict[int, Array]:
     return {token_id: row for edit in change.rows for token_id, row in zip(edit.token_ids, edit.rows, strict=True)}
 
 
-def _same_update(one: LowRank, other: LowRank) -> bool:
+def _same_update(update: LowRank, other: LowRank) -> bool:
     """PEFT stores a tied pair twice, the head's as the transposed factors of the embedding's; DoRA's norms differ."""
-    if one.magnitude or other.magnitude or one.scaling != other.scaling or one.path != other.path:
+    if update.magnitude or other.magnitude or update.scaling != other.scaling or update.path != other.path:
         return False
     down, up = read(other.down), read(other.up)
-    if one.target_type == "embedding" and other.target_type != "embedding":
+    if update.target_type == "embedding" and other.target_type != "embedding":
         down, up = up.T, down.T
-    return np.array_equal(read(one.down), down) and np.array_equal(read(one.up), up)
+    return np.array_equal(read(update.down), down) and np.array_equal(read(update.up), up)
 
 
 def _difference(embedding: Change, head: Change) -> str:
-    changed = [name for name, one in (("the embedding", embedding), ("the head", head)) if one != Change()]
+    changed = [name for name, change in (("the embedding", embedding), ("the head", head)) if change != Change()]
     return f"{changed[0]} alone" if len(changed) == 1 else "the two in different ways"

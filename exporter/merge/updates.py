@@ -1,7 +1,7 @@
-"""Low-rank updates in the orientation of the tensors they go into.
+"""Low-rank updates in the orientation of their stored tensors.
 
-PEFT's linear update is (out, in) as torch stores a linear layer; GPT-2's Conv1D stores (in, out), and so does an
-embedding, whose input is the token. Which it is follows from the shapes, and where a matrix is square from the model.
+PEFT's linear update is (out, in), as torch stores a linear layer; GPT-2's Conv1D stores (in, out), and so does an
+embedding, whose input is the token. The shapes decide; for a square matrix, the model type decides.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from exporter.tensors import Array, blocks, cast, read
 #: Model types whose linear layers but the head are Conv1D. Source: transformers' pytorch_utils.Conv1D and its users.
 _CONV1D: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
-#: A plan of a large model names hundreds of updates; the factors of a few are held at a time.
-_HELD: Final = 4
+#: Tensors whose terms are kept in memory: a plan of a large model has hundreds of updates.
+_CACHED_TENSORS: Final = 4
 
 
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
@@ -36,11 +36,11 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
     NotExpressible for a stack of square matrices.
     """
     (_, inner), (outer, _) = factor_shapes(update)
-    straight, turned = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
+    straight, transposed = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
     stacked = len(shape) == 3 and update.target_type == "parameter"
     if len(shape) != 2 and not (stacked and update.down.spec.shape[0] % shape[0] == 0):
-        straight = turned = False
-    if stacked and straight and turned:
+        straight = transposed = False
+    if stacked and straight and transposed:
         raise NotExpressible(
             f"{update.path}: {update.key}",
             f"{name} is a stack of square matrices, and nothing says which of their sides is the input",
@@ -49,22 +49,22 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
     if update.target_type == "embedding":
         straight = False
     elif update.target_type == "parameter":
-        turned = turned and stacked
-    elif straight and turned:
-        turned = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
-        straight = not turned
-    if straight == turned:
+        transposed = transposed and stacked
+    elif straight and transposed:
+        transposed = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
+        straight = not transposed
+    if straight == transposed:
         expected = f"factors for {name} of shape {tuple(shape)}"
         found = f"{update.down.spec.shape} and {update.up.spec.shape}"
         hint = "the adapter was trained on another base"
         raise TensorMismatch(update.path, update.key, expected=expected, found=found, hint=hint)
-    return turned
+    return transposed
 
 
 def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> None:
-    """Factors must fit the tensor and hold finite values, judged in this order: what fits is no larger than the base.
+    """Check that the factors fit the tensor, then that their values are finite.
 
-    Raises TensorMismatch, NotExpressible.
+    In this order, because factors that fit are no larger than the base. Raises TensorMismatch, NotExpressible.
     """
     is_transposed(checkpoint, update, shape, name)
     factors = [update.down, update.up]
@@ -78,12 +78,12 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
         require_finite(update.path, factor)
 
 
-@lru_cache(maxsize=_HELD)
+@lru_cache(maxsize=_CACHED_TENSORS)
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
-    """The updates of one tensor, ready to be added. updates: each with whether its tensor is (in, out).
+    """The updates of one tensor, ready to be added. updates: (update, whether its tensor is (in, out)).
 
     source: the tensor before the updates; DoRA's norms over columns need one pass over it. Memory: the factors in
-    float32.
+    float32. Raises TensorMismatch for a magnitude of the wrong length.
     """
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
@@ -116,7 +116,7 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
 
 
 def bias_of(updates: Sequence[LowRank]) -> Array:
-    """What LoRA biases add to a bias: their scaled sum, float32."""
+    """The scaled sum of LoRA biases, float32: the amount that a bias of the base grows by."""
     total: Any = 0
     for update in updates:
         assert update.bias is not None

@@ -243,7 +243,7 @@ def test_a_tensor_that_is_not_as_long_as_promised_is_caught(promised: int, sourc
         with OutputFile(tmp_path / "out") as file:
             file.write_segments([ByteRange(source, 0, 8), matrix(1, 2)], promised)
 
-    with pytest.raises(AssertionError, match=f"{promised} bytes were promised, 16 came"):
+    with pytest.raises(AssertionError, match=f"expected {promised} bytes, wrote 16"):
         write()
     assert not (tmp_path / "out").exists()
 
@@ -253,7 +253,7 @@ def test_a_file_that_is_not_as_long_as_promised_is_caught(tmp_path: Path) -> Non
         with OutputFile(tmp_path / "out", nbytes=4) as file:
             file.write(b"abc")
 
-    with pytest.raises(AssertionError, match="4 bytes were promised, 3 came"):
+    with pytest.raises(AssertionError, match="expected 4 bytes, wrote 3"):
         write()
     assert not (tmp_path / "out").exists()
 

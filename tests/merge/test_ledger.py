@@ -44,13 +44,13 @@ def test_what_is_not_there_cannot_be_taken() -> None:
 
 def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     """Break the pairing of adapter tensors with base tensors, as an edit of its rules might."""
-    sound = changes._entries
+    sound = changes._consumed
 
     def broken(checkpoint: Checkpoint, adapter: Adapter) -> object:
         entries = list(sound(checkpoint, adapter))
         return entries[1:] if change == "drop" else [*entries, entries[0]]
 
-    monkeypatch.setattr(changes, "_entries", broken)
+    monkeypatch.setattr(changes, "_consumed", broken)
 
 
 @pytest.mark.parametrize(("change", "says"), [("drop", "none: it would be lost"), ("double", "found two: ")])

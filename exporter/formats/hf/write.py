@@ -19,14 +19,12 @@ from exporter.io.output import OutputFile
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
+from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
 from exporter.tensors import ByteRange, TensorSpec
 
 #: transformers refuses a file whose metadata does not name the framework.
 _METADATA: Final = {"format": "pt"}
-INDEX: Final = "model.safetensors.index.json"
-GENERATION: Final = "generation_config.json"
-SINGLE: Final = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
         shards[-1].append(spec)
         filled += spec.nbytes
     if len(shards) == 1:
-        return {SINGLE: shards[0]}
+        return {WEIGHTS: shards[0]}
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": specs for number, specs in enumerate(shards, 1)}
 
 
@@ -123,11 +121,11 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
                     file.copy(shard.whole)
             else:
                 _write_shard(model, shard, out / name, progress, provenance)
-    if list(layout.shards) != [SINGLE]:
+    if list(layout.shards) != [WEIGHTS]:
         write_file(out / INDEX, as_json(layout.index()))
-    write_file(out / "config.json", as_json(model.config))
-    if model.generation_config and GENERATION not in model.files:
-        write_file(out / GENERATION, as_json(model.generation_config))
+    write_file(out / CONFIG, as_json(model.config))
+    if model.generation_config and GENERATION_CONFIG not in model.files:
+        write_file(out / GENERATION_CONFIG, as_json(model.generation_config))
     for name, path in sorted(model.files.items()):
         write_file(out / name, read_file(path))
 

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from exporter.errors import UnreadableFile
 from exporter.families.spec import DecoderSpec
-from exporter.formats.hf.write import GENERATION, as_json
+from exporter.formats.hf.write import as_json
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.merge.model import MergedModel
+from exporter.sources.hf.checkpoint import GENERATION_CONFIG
 
 _TEMPLATE: Final = "chat_template.jinja"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -36,7 +37,7 @@ def client_files(
     files = side_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
     if model.generation_config:
-        files.setdefault(GENERATION, as_json(model.generation_config))
+        files.setdefault(GENERATION_CONFIG, as_json(model.generation_config))
     if spec is not None:
         ids = {**model.config, **model.generation_config}
         files["genai_config.json"] = as_json(_genai(spec, precisions[0].stems[0], ids, shared_cache=shared_cache))

@@ -10,15 +10,12 @@ from typing import Any, Final
 from exporter.errors import BadInput
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
+from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES, GENERATION_CONFIG, VOCABULARIES
 from exporter.sources.peft.adapter import Adapter
 
 #: These belong to the model or to the dialogue, not to the tokenizer: the base's stay if the adapter has none.
 _TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
-_GENERATION: Final = "generation_config.json"
 _SETTINGS: Final = "tokenizer_config.json"
-#: Any of these makes a tokenizer.
-_VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
@@ -30,8 +27,8 @@ def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter])
     if any(map(_is_template, brought)) or "chat_template" in _settings(brought):
         # Templates are one set: a file of the base's would hide the adapter's, or offer dialogues it was not made for.
         base = {name: path for name, path in base.items() if not _is_template(name)}
-    if brought.keys() & set(_VOCABULARIES):
-        base = {name: path for name, path in base.items() if name == _GENERATION or _is_template(name)}
+    if brought.keys() & set(VOCABULARIES):
+        base = {name: path for name, path in base.items() if name == GENERATION_CONFIG or _is_template(name)}
     return {**base, **brought}
 
 

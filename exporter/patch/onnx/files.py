@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.formats.hf.write import GENERATION, as_json
+from exporter.formats.hf.write import as_json
 from exporter.formats.onnx.client_files import genai_ids, side_contents
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import brought_files, merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
-from exporter.sources.hf.checkpoint import auxiliary_files
+from exporter.sources.hf.checkpoint import GENERATION_CONFIG, auxiliary_files
 from exporter.sources.peft.adapter import Adapter
 
 _CONFIG: Final = "config.json"
@@ -35,10 +35,10 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
     generation, moved = generation_config(base, merged)
     if brought_files(adapters):
         wanted |= dict.fromkeys(base) | side_contents(merged)
-    if generation and GENERATION not in merged:
-        wanted[GENERATION] = as_json(generation)
+    if generation and GENERATION_CONFIG not in merged:
+        wanted[GENERATION_CONFIG] = as_json(generation)
     config = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
-    ids = genai_ids({**config, **(read_object(base[GENERATION]) if GENERATION in base else {})})
+    ids = genai_ids({**config, **(read_object(base[GENERATION_CONFIG]) if GENERATION_CONFIG in base else {})})
     if _follow_config(config, vocab, moved):
         wanted[_CONFIG] = as_json(config)
     if (folder / _GENAI).is_file():

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: config, shards, tokenizer files, and which tensors are tied, by evidence."""
+"""A Hugging Face checkpoint folder: config, shards, auxiliary files, and the tie between embedding and head."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.safetensors import FileTensor, read_tensors
-from exporter.tensors import BLOCK_BYTES, blocks
+from exporter.tensors import byte_blocks, same_bits
 
-#: Files that travel with the weights when they are there; everything else in the folder stays behind.
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+#: One of these files is the vocabulary of a tokenizer.
+VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+#: Auxiliary files, copied with the weights if they exist; no other file of the folder is copied.
 AUXILIARY_FILES: Final = (
-    "generation_config.json",
+    GENERATION_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,19 +35,17 @@ AUXILIARY_FILES: Final = (
     "chat_template.jinja",
     "chat_template.json",
 )
-#: Chat templates besides the default one lie in a folder of their own, a NAME.jinja each (transformers' layout).
+#: Chat templates besides the default one: a folder with one NAME.jinja each (transformers' layout).
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 
-#: Module names that hold the input embedding and the output head in the checkpoints of the field.
+#: Module names of the input embedding and the output head in published checkpoints.
 EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
 HEADS: Final = ("lm_head", "embed_out")
 
-#: transformers ties these whatever the flag says; there, it tells how the head's input is scaled.
+#: transformers ties these whatever the flag's value; there, the flag controls how the head's input is scaled.
 _ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
 
-#: Hashed at once: memory of this size is reused from block to block, where a larger one is fetched anew.
-_HASHED_BYTES: Final = 1 << 20
-#: An index has a line a tensor: a hundred bytes each, and models with many experts have 100,000 and more.
+#: An index has a line of about a hundred bytes a tensor, and models with many experts have 100,000 and more.
 MAX_INDEX_BYTES: Final = 64 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
 
@@ -51,10 +54,10 @@ _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.p
 class Tie:
     """How the head gets its weight.
 
-    ``embedding`` and ``head`` are stored tensor names (``head`` None if none is stored); ``tied`` says that both
-    uses must see the same values. ``copies``: further tensors that hold the embedding once more, as old
-    encoder-decoder checkpoints store it for each side. ``tied_in_config``: the config ties them; PEFT then sets the
-    embedding's rows in the head, too, even if a different head is stored.
+    ``embedding`` and ``head``: stored tensor names (``head`` None if none is stored). ``tied``: both uses have the
+    same values. ``copies``: further tensors that repeat the embedding, as old encoder-decoder checkpoints store it for
+    each side. ``tied_in_config``: the config ties them; PEFT then sets the embedding's rows in the head, too, even if
+    a different head is stored.
     """
 
     embedding: str
@@ -74,32 +77,32 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read config and headers. Raises BadInput for a folder that is no usable checkpoint."""
+        """Read config and headers. Raises BadInput for a folder that is not a usable checkpoint."""
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {found}")
-        config = read_object(path / "config.json")
+        config = read_object(path / CONFIG)
         return cls(path, config, _read_shards(path))
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """The config of the text model: multimodal wrappers nest it."""
+        """The config of the text model, which multimodal wrappers nest."""
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the input embedding serves an encoder and a decoder."""
+        """Whether encoder and decoder share the input embedding."""
         return self.config.get("is_encoder_decoder") is True
 
     @property
     def stored_embedding(self) -> str:
-        """Name of the input embedding. Raises BadInput if there is none, or more than one that is no copy."""
+        """Name of the input embedding. Raises BadInput for none, or for several with different values."""
         return self._embeddings[0]
 
     @property
     def stored_head(self) -> str | None:
-        """Name of the output head's own tensor, or None if none is stored."""
+        """Name of the output head's own tensor, or None if none is stored. Raises BadInput for several."""
         names = self._named(HEADS)
         if len(names) > 1:
             raise BadInput(f"{self.path}: expected one output head, found {', '.join(names)}")
@@ -107,46 +110,46 @@ class Checkpoint:
 
     @cached_property
     def tie(self) -> Tie:
-        """Decided by evidence, as transformers does.
+        """Derived from config and tensors, as in transformers. Raises BadInput where they contradict each other.
 
-        A head that is stored and differs is not tied, whatever the config says; an equal one is, unless the config
-        says otherwise.
+        A stored head with other values is never tied; a stored head with equal values is tied unless the config
+        unties it.
         """
         (embedding, *copies), head = self._embeddings, self.stored_head
         flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
-        stated = {flag for flag in flags if isinstance(flag, bool)}
-        # transformers before 5 left the flag out where it equalled the class default, and a wrapper may contradict
-        # its text model: then the tensors alone decide.
-        flag = stated.pop() if len(stated) == 1 else None
+        values = {flag for flag in flags if isinstance(flag, bool)}
+        # transformers before 5 omitted a flag that equalled the class default, and a wrapper may contradict its text
+        # model: then the tensors alone decide.
+        flag = values.pop() if len(values) == 1 else None
         if self.config.get("model_type") in _ALWAYS_TIED:
             flag = True
         if head is None:
             if flag is False:
                 raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(HEADS)}, found neither")
             return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
-        tied = flag is not False and self._same_bytes(embedding, head)
+        tied = flag is not False and same_bits(self.tensors[embedding], self.tensors[head])
         return Tie(embedding, head, tied, tuple(copies), tied_in_config=tied if flag is None else flag)
 
     @cached_property
     def embedding_digest(self) -> str:
-        """sha256 of the stored bytes of the input embedding: tells bases apart at the cost of one tensor."""
+        """sha256 of the stored bytes of the input embedding: identifies a base at the cost of reading one tensor."""
         return self.digest(self.tie.embedding)
 
     def digest(self, name: str) -> str:
         """sha256 of the stored bytes of the tensor ``name``, in hexadecimal. Memory: one block of rows."""
         digest = hashlib.sha256()
-        for _, rows in blocks(self.tensors[name], _HASHED_BYTES):
-            digest.update(rows.reshape(-1).view(np.uint8).data)
+        for content in byte_blocks(self.tensors[name]):
+            digest.update(content)
         return digest.hexdigest()
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Tokenizer, chat template and generation config: name → path, for those that exist."""
+        """Tokenizer, chat templates and generation config, as far as they exist: name → path."""
         return auxiliary_files(self.path)
 
     @cached_property
     def _embeddings(self) -> list[str]:
-        """The input embedding, then its copies: encoder-decoder checkpoints may store it for both sides as well."""
+        """The input embedding, then its copies: encoder-decoder checkpoints may also store it for both sides."""
         names = self._named(EMBEDDINGS)
         if not names:
             raise BadInput(f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found none")
@@ -155,48 +158,37 @@ class Checkpoint:
         if copies and not self.is_encoder_decoder:
             raise BadInput(f"{self.path}: expected one input embedding, found {', '.join(sorted(names))}")
         for name in copies:
-            if not self._same_bytes(first, name):
+            if not same_bits(self.tensors[first], self.tensors[name]):
                 raise BadInput(f"{self.path}: {name}: expected the same values as {first}, found others")
         return [first, *copies]
 
     def _named(self, modules: tuple[str, ...]) -> list[str]:
-        wanted = [[module, "weight"] for module in modules]
-        return sorted(name for name in self.tensors if name.split(".")[-2:] in wanted)
-
-    def _same_bytes(self, one: str, other: str) -> bool:
-        left, right = self.tensors[one], self.tensors[other]
-        if (left.spec.dtype, left.spec.shape) != (right.spec.dtype, right.spec.shape):
-            return False
-        step = max(1, BLOCK_BYTES // max(1, left.spec.row_nbytes))
-        for start in range(0, left.spec.n_rows, step):
-            stop = min(start + step, left.spec.n_rows)
-            if left.rows(start, stop).tobytes() != right.rows(start, stop).tobytes():
-                return False
-        return True
+        endings = [[module, "weight"] for module in modules]
+        return sorted(name for name in self.tensors if name.split(".")[-2:] in endings)
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:
-    """What ``folder`` holds of ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES``: name, with slashes → path.
+    """The ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder``: name, with slashes → path.
 
-    Broken ones count: reading them says so.
+    Includes broken links and unreadable files: their readers raise.
     """
-    more = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
-    return {name: folder / name for name in (*AUXILIARY_FILES, *more) if os.path.lexists(folder / name)}
+    templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
+    return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}
 
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if os.path.lexists(single):  # transformers, too, prefers it to an index: the reference must be the same weights
+    index, single = path / INDEX, path / WEIGHTS
+    if os.path.lexists(single):  # transformers prefers it to an index, too: verification must read the same weights
         return read_tensors(single)
     if os.path.lexists(index):
         return _read_indexed(path, index)
     for name in _PICKLES:
         if (path / name).exists():
             raise BadInput(
-                f"{path / name}: expected model.safetensors, found pickled weights, which are not read; convert them "
+                f"{path / name}: expected {WEIGHTS}, found pickled weights, which are not read; convert them "
                 "with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
-    raise UnreadableFile(path, "expected model.safetensors or model.safetensors.index.json, found neither")
+    raise UnreadableFile(path, f"expected {WEIGHTS} or {INDEX}, found neither")
 
 
 def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
@@ -207,8 +199,7 @@ def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard in ("", ".", "..") or "\0" in shard:
             raise UnreadableFile(index, f"expected shards inside the folder, found {shard!r}")
-        held = read_tensors(path / shard)
-        for name, tensor in held.items():
+        for name, tensor in read_tensors(path / shard).items():
             if weight_map.get(name) != shard:
                 raise UnreadableFile(index, f"{name}: expected in {weight_map.get(name)}, found in {shard}")
             tensors[name] = tensor

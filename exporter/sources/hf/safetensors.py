@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import UnreadableFile
-from exporter.io.files import opened, read_exactly
+from exporter.io.files import opened, read_at, read_exactly
 from exporter.io.json_objects import parse_object
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 
@@ -59,11 +58,9 @@ def read_into(path: Path, offset_bytes: int, out: Array) -> None:
     """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on; nothing but these bytes is touched."""
     view = out.reshape(-1).view(np.uint8).data
     with opened(path) as (file, _):
-        while view:
-            got = os.preadv(file.fileno(), [view], offset_bytes)
-            if got == 0:
-                raise UnreadableFile(path, f"file ends {len(view)} bytes before the tensor that its header promises")
-            view, offset_bytes = view[got:], offset_bytes + got
+        missing = len(view) - read_at(file.fileno(), view, offset_bytes)
+    if missing:
+        raise UnreadableFile(path, f"file ends {missing} bytes before the tensor that its header promises")
 
 
 def read_tensors(path: Path) -> dict[str, FileTensor]:

@@ -10,13 +10,14 @@ Not read with the sentencepiece package: these few fields are all that a GGUF ne
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from exporter.errors import UnreadableFile
 from exporter.io.files import read_file
+from exporter.sources.varint import read_varint
 
 #: Types of pieces. Source: SentencePiece.Type in sentencepiece_model.proto; llama.h has the same numbers.
 NORMAL: Final = 1
@@ -121,14 +122,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value): an integer for a varint, else the bytes. Source: protobuf's encoding guide."""
     at, size = 0, len(data)
     while at < size:
-        key, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        key, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at, size)
         kind = key & 7
         if kind == 0:
-            value, at = _varint(data, at)
+            value, at = read_varint(data, at, size)
             yield key >> 3, value
             continue
         if kind == 2:
-            length, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+            length, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at, size)
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
@@ -137,19 +138,6 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError(f"{length} bytes promised, {size - at} left")
         yield key >> 3, data[at : at + length]
         at += length
-
-
-def _varint(data: Sequence[int], at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 10 bytes")
 
 
 def _bytes(value: int | bytes) -> bytes:

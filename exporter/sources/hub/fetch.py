@@ -19,18 +19,22 @@ from typing import Any, Final, Literal
 
 from exporter.errors import BadInput, OutputError
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES, AUXILIARY_FILES, MAX_INDEX_BYTES
+from exporter.sources.hf.checkpoint import (
+    ADDITIONAL_TEMPLATES,
+    AUXILIARY_FILES,
+    CONFIG,
+    INDEX,
+    MAX_INDEX_BYTES,
+    VOCABULARIES,
+    WEIGHTS,
+)
 from exporter.sources.peft.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 
 RepoContent = Literal["adapter", "checkpoint"]
 
-_WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
 #: Read before it is known which weights are needed; all of it is small.
-_SMALL: Final = ("config.json", _INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
-#: One of these is the vocabulary.
-_VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_SMALL: Final = (CONFIG, INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -102,11 +106,11 @@ def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
 
 def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
     """Names of the files without which the folder must not be used."""
-    config = ADAPTER_CONFIG if content == "adapter" else "config.json"
+    config = ADAPTER_CONFIG if content == "adapter" else CONFIG
     if sizes is not None:
         side = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
-    elif content == "checkpoint" and not any((folder / name).is_file() for name in _VOCABULARIES):
-        side = [_VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
+    elif content == "checkpoint" and not any((folder / name).is_file() for name in VOCABULARIES):
+        side = [VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
     else:
         side = []
     return [config, *side, *_weights(folder, sizes, content)]
@@ -116,10 +120,10 @@ def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent
     """Names of the weight files that will be read: as the readers choose them, one file before an index."""
     if content == "adapter":
         return [ADAPTER_WEIGHTS]
-    single = _WEIGHTS in sizes if sizes is not None else (folder / _WEIGHTS).is_file()
-    index = folder / _INDEX
+    single = WEIGHTS in sizes if sizes is not None else (folder / WEIGHTS).is_file()
+    index = folder / INDEX
     if single or not index.is_file():
-        return [_WEIGHTS]
+        return [WEIGHTS]
     weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
     # whether the index makes sense is judged by the reader of the checkpoint
     return sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []

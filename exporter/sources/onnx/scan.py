@@ -1,6 +1,6 @@
-"""What an ONNX file would cost to parse, counted on its bytes: two of them may become a message of hundreds.
+"""Bounds the cost of parsing an ONNX file before it is parsed: two bytes may become a message of hundreds.
 
-Walks the fields of the messages that can hold many others, and skips the values. Sources: the protobuf encoding guide,
+Walks the fields of messages that can contain many others, and skips values. Sources: the protobuf encoding guide,
 field numbers of onnx.proto3.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import UnreadableFile
+from exporter.sources.varint import read_varint
 
 #: A graph of a large model, unrolled by an exporter, has some 100,000 fields and 10 MB of names and traces.
 _MAX_FIELDS: Final = 1 << 19
@@ -18,7 +19,7 @@ _MAX_LOOSE_BYTES: Final = 64 << 20
 #: In these messages a byte may be a number, which takes eight.
 _NUMBER_BYTES: Final = 8
 
-#: Message → field number → message below it. Raw bytes of a tensor are the only thing that may be large.
+#: Message → field number → nested message. Only the raw bytes of a tensor may be large.
 _RAW: Final[dict[int, Any]] = {}
 _TENSOR: Final[dict[int, Any]] = {9: _RAW, 13: {}}
 _GRAPH: Final[dict[int, Any]] = {}
@@ -32,7 +33,7 @@ _MODEL: Final[dict[int, Any]] = {7: _GRAPH, 8: {}, 14: {}, 20: _TRAINING, 25: _F
 
 
 def check_cost(path: Path, view: mmap.mmap) -> None:
-    """Raises UnreadableFile for bytes that are no protobuf, or too many messages and names. Touches no weights."""
+    """Raises UnreadableFile for bytes that are not protobuf, or for too many messages and names. Skips weights."""
     waiting: list[tuple[int, int, dict[int, Any]]] = [(0, len(view), _MODEL)]
     n_fields = loose = 0
     while waiting:
@@ -62,13 +63,7 @@ def check_cost(path: Path, view: mmap.mmap) -> None:
 
 
 def _varint(path: Path, view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """(value, where it ends)."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise UnreadableFile(path, f"expected an ONNX model, found bytes that are no protobuf at {at}")
+    try:
+        return read_varint(view, at, end)
+    except ValueError as exc:
+        raise UnreadableFile(path, f"expected an ONNX model, found bytes that are no protobuf at {at}") from exc

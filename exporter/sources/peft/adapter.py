@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
@@ -20,7 +18,7 @@ from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.peft.edits import Edit, TokenRows
 from exporter.sources.peft.keys import read_edits
 from exporter.sources.peft.lora_config import PEFT_MERGE, LoraSettings
-from exporter.tensors import blocks
+from exporter.tensors import byte_blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -38,8 +36,6 @@ _DECIDES: Final = (
     "use_dora",
     "fan_in_fan_out",
 )
-#: Hashed at once.
-_HASHED_BYTES: Final = 1 << 20
 #: The digest of a model that no adapter went into: as long as any, so that a patch moves no byte.
 NO_ADAPTERS_DIGEST: Final = "0" * 64
 
@@ -108,8 +104,8 @@ class Adapter:
         digest.update(json.dumps(told, sort_keys=True).encode())
         for name, tensor in sorted(read_tensors(self.weights).items()):
             digest.update(f"\n{name} {tensor.spec.dtype} {tensor.spec.shape}\n".encode())
-            for _, rows in blocks(tensor, _HASHED_BYTES):
-                digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+            for content in byte_blocks(tensor):
+                digest.update(content)
         return digest.hexdigest()
 
     @property

@@ -1,6 +1,6 @@
-"""What an adapter holds, typed: rows of tokens, low-rank updates, whole tensors.
+"""Typed contents of an adapter: token rows, low-rank updates, whole tensors.
 
-Modules are named as PEFT names them, without its prefix; which stored tensor of a base that is, the merge decides.
+Modules keep PEFT's names, without its prefix; the merge maps them to the stored tensors of a base.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.tensors import FLOATS, Array, blocks, cast
+from exporter.tensors import FLOATS, Array, blocks, cast, same_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class TokenRows:
     """Final values of some rows of ``module``'s weight.
 
     ``token_ids`` are distinct and ascending; ``rows`` has one row an id, shape (k, hidden), dtype as stored.
-    ``untrained``: those of them whose rows resizing made. They may be padding, which no token has.
+    ``untrained``: ids of rows that resizing created and nobody trained. They may be padding, which has no token.
     """
 
     path: Path
@@ -33,13 +33,16 @@ class TokenRows:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The tensors of the file that it is made of."""
+        """Names of its tensors in the file."""
         return (self.key,)
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert of a stack, and which of ``shares`` equal parts of its outputs (gate and up are joined there)."""
+    """One expert of a stack of ``experts``, and one of ``shares`` equal slices of its outputs.
+
+    A stack that joins gate and up has two shares.
+    """
 
     number: int
     share: int
@@ -53,9 +56,9 @@ class LowRank:
 
     down: (r, in), up: (out, r), as PEFT's lora_A and lora_B (lora_embedding_A is (r, vocabulary), lora_embedding_B
     (hidden, r)). target_type: "linear"; "embedding", whose weight is stored as (in, out); "parameter", for a tensor
-    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's word for a linear layer whose
+    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's term for a linear layer whose
     weight is stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
-    expert: set where the factors hold a whole stack, and one matrix of it is meant.
+    expert: set if the factors hold a whole stack and the update concerns one matrix of it.
     """
 
     path: Path
@@ -72,13 +75,14 @@ class LowRank:
 
     @property
     def key(self) -> str:
-        """The tensor that names the update in messages."""
+        """The tensor that messages name."""
         return self.down.spec.name
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The tensors of the file that it is made of."""
-        return tuple(one.spec.name for one in (self.down, self.up, self.magnitude, self.bias) if one is not None)
+        """Names of its tensors in the file."""
+        tensors = (self.down, self.up, self.magnitude, self.bias)
+        return tuple(tensor.spec.name for tensor in tensors if tensor is not None)
 
     @property
     def rank(self) -> int:
@@ -88,10 +92,11 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class FullModule:
-    """A whole tensor in place of ``module``'s ``parameter``.
+    """A whole tensor that replaces ``module``'s ``parameter``.
 
-    in_place: the base's own tensor was changed (a resized embedding, a trained bias), so whatever shares it follows.
-    Else it is a trained copy, as ``modules_to_save`` makes it, and a module that was tied to the original is not.
+    in_place: True if the base's own tensor was changed (a resized embedding, a trained bias), so that tied modules
+    change with it. False for a trained copy, as ``modules_to_save`` makes it: modules tied to the original do not
+    change.
     """
 
     path: Path
@@ -103,10 +108,15 @@ class FullModule:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The tensors of the file that it is made of."""
+        """Names of its tensors in the file."""
         return (self.key,)
 
+    def equals(self, other: FullModule) -> bool:
+        """Whether both hold the same values, whatever their dtypes. Memory: a block of each."""
+        return self is other or same_values(self.tensor, other.tensor)
 
+
+#: What an adapter does to one module of its base.
 Edit = TokenRows | LowRank | FullModule
 
 
@@ -118,16 +128,16 @@ def require_floats(path: Path, tensor: FileTensor) -> None:
 
 
 def require_finite(path: Path, tensor: FileTensor) -> None:
-    """Raises TensorMismatch for NaN or Inf anywhere. Reads the tensor, a block at a time."""
+    """Raises TensorMismatch for NaN or Inf anywhere. Reads the tensor block by block."""
     for start, block in blocks(tensor):
-        wrong = first_not_finite(block)
-        if wrong is not None:
-            found = f"NaN or Inf in row {start + wrong}"
+        row = first_not_finite(block)
+        if row is not None:
+            found = f"NaN or Inf in row {start + row}"
             raise TensorMismatch(path, tensor.spec.name, expected="finite values", found=found)
 
 
 def first_not_finite(rows: Array) -> int | None:
-    """Index of the first row that holds NaN or Inf, or None."""
+    """Index of the first row with NaN or Inf, or None."""
     values = rows if rows.dtype == np.float64 else cast(rows, "F32")
     if np.isfinite(values).all():
         return None

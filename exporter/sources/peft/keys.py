@@ -20,7 +20,7 @@ from exporter.errors import LedgerError, TensorMismatch, UnreadableFile
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows, first_not_finite, require_floats
 from exporter.sources.peft.lora_config import LoraSettings
-from exporter.tensors import read, same_values
+from exporter.tensors import read
 
 _PREFIX: Final = "base_model.model."
 _ROWS: Final = ".trainable_tokens_delta"
@@ -84,7 +84,7 @@ def _drop_twins(edits: list[Edit], unused: dict[str, str]) -> None:
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
         if first is not edit:
-            if not same_values(first.tensor, edit.tensor):
+            if not first.equals(edit):
                 raise LedgerError(edit.path, edit.key, expected="one value", found=f"another under {first.key}")
             edits.remove(edit)
             unused[edit.key] = f"the same as {first.key}"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.formats.hf.write import INDEX, plan_hf, write_hf
+from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import INDEX, Checkpoint
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.peft.adapter import Adapter
 from fixtures import adapters as stock

@@ -15,9 +15,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from exporter.errors import LedgerError, UnreadableFile
-from exporter.formats.hf.write import INDEX, plan_hf, write_hf
+from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
-from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.checkpoint import INDEX, Checkpoint
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from fixtures import adapters as stock
 from fixtures.corpus import PROMPTS

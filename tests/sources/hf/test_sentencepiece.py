@@ -52,7 +52,7 @@ def test_fields_in_another_order_and_left_out_mean_the_same(tmp_path: Path) -> N
         (b"\x0a\x03\x0a\x01\xff", "piece 0"),
         (b"\x0a\x02\x18\x09", "type 9"),
         (b"\x08\x01", "a number instead of bytes"),
-        (b"\x0a" + b"\xff" * 11, "more than 10 bytes"),
+        (b"\x0a" + b"\xff" * 11, "longer than 10 bytes"),
         (b"\x0b", "wire type 3"),
     ],
 )
