@@ -68,9 +68,7 @@ def _library(ggml_type: str) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as exc:
-        raise MissingDependency(
-            "llama-cpp-python", needed_for=f"type {ggml_type}", install="ttexport[llamacpp]"
-        ) from exc
+        raise missing from exc
     size, number = ctypes.c_size_t, ctypes.c_int
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = size

@@ -102,7 +102,7 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
         if not stage.promoted:
             _refuse_existing(final, force=force)
             if any(folder.iterdir()) and not (resume or force):
-                raise OutputError(folder, "left by an interrupted run; --resume goes on with it, --force starts over")
+                raise OutputError(folder, "left by an interrupted run; --resume continues it, --force starts over")
             if not resume:
                 _clear(folder)
             stage.keep = any(folder.iterdir())

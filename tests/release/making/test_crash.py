@@ -90,7 +90,7 @@ def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
     assert finished_jobs(out)
     assert project.release(out) == 7
     assert capsys.readouterr().err.endswith(
-        "left by an interrupted run; --resume goes on with it, --force starts over\n"
+        "left by an interrupted run; --resume continues it, --force starts over\n"
     )
     assert finished_jobs(out)
     assert project.release(out, "--force") == 0
