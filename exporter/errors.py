@@ -63,7 +63,7 @@ class BadInput(TTExportError):
     path: Path | None
 
     def __init__(self, message: str, *, path: Path | str | None = None) -> None:
-        """``path``: the file that ``message`` names; None for bad values whose file only the caller knows."""
+        """``path``: the file that ``message`` names; None if only the caller knows the file."""
         super().__init__(message)
         self.path = None if path is None else Path(path)
 

@@ -32,7 +32,7 @@ def quantize_rows(rows: Array, ggml_type: str) -> Array:
 
     Uses no importance matrix, like llama.cpp for token_embd.weight and output.weight.
     Raises MissingDependency without llama-cpp-python, NotExpressible for a type that ggml does not quantise to, that
-    needs an importance matrix, or whose blocks do not divide the width, BadInput for values that the type cannot hold.
+    needs an importance matrix, or with blocks that do not divide the width, BadInput for values that do not fit.
     """
     if ggml_type not in _SUPPORTED:
         raise NotExpressible(f"type {ggml_type}", "llama.cpp does not quantise to it")

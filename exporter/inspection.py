@@ -1,4 +1,4 @@
-"""What a path holds, as plain data: facts and tensors. Headers only, no weights but an adapter's own rows."""
+"""Facts and tensors of a path, as plain data. Reads headers only, and the token rows of adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.sources.hub.locate import Located, is_adapter
 from exporter.sources.onnx.folder import encoder_of, model_files
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import LowRank
-from exporter.tensors import FLOATS
+from exporter.tensors import FLOATS, TensorSpec
 
 if TYPE_CHECKING:
     from exporter.sources.onnx.file import OnnxFile
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 def inspect_path(located: Located) -> dict[str, Any]:
     """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput.
 
-    Of ONNX also "models", every model file in the order of ``model_files``; facts and tensors are those of the first.
+    For ONNX also "models", every model file in the order of ``model_files``; facts and tensors are those of the first.
     """
     path = located.path
     if is_adapter(path):
         return _document("adapter", located, *_adapter(path))
-    reader = {"hf": _checkpoint, "gguf": _gguf}
-    kind = detect(path)
-    if kind == "onnx":
-        return _document(kind, located, *_onnx(path)) | {"models": _onnx_models(path)}
-    return _document({"hf": "checkpoint"}.get(kind, kind), located, *reader[kind](path))
+    path_format = detect(path)
+    if path_format == "hf":
+        return _document("checkpoint", located, *_checkpoint(path))
+    if path_format == "gguf":
+        return _document("gguf", located, *_gguf(path))
+    return _document("onnx", located, *_onnx(path)) | {"models": _onnx_models(path)}
 
 
 def _document(
@@ -54,13 +55,12 @@ def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         facts |= {"tokens": len(ids), "token ids": ids}
     if updates:
         facts["updates"] = len(updates)
-        facts["ranks"] = sorted({edit.rank for edit in updates})
-        facts["DoRA"] = any(edit.magnitude for edit in updates)
+        facts["ranks"] = sorted({update.rank for update in updates})
+        facts["DoRA"] = any(update.magnitude for update in updates)
     facts["modules"] = sorted({edit.module for edit in adapter.edits})
     facts["tokenizer files"] = sorted(adapter.auxiliary_files)
     stored = read_tensors(adapter.weights)
-    tensors = [_tensor(one.spec.name, one.spec.dtype, one.spec.shape, one.spec.nbytes) for one in stored.values()]
-    return facts, tensors
+    return facts, [_from_spec(tensor.spec) for tensor in stored.values()]
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -80,22 +80,21 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "embedding sha256": checkpoint.embedding_digest,
         "side files": sorted(checkpoint.auxiliary_files),
     }
-    return facts, [_tensor(spec.name, spec.dtype, spec.shape, spec.nbytes) for spec in specs]
+    return facts, [_from_spec(spec) for spec in specs]
 
 
 def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    file = GgufModel.open(path)
-    facts: dict[str, Any] = {"version": file.files[0].version, "files": len(file.files)}
-    for key, value in file.metadata.items():
+    model = GgufModel.open(path)
+    facts: dict[str, Any] = {"version": model.files[0].version, "files": len(model.files)}
+    for key, value in model.metadata.items():
         facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
-    if "token_embd.weight" in file.tensors:  # a LoRA or a projector has none
-        facts["head"] = "output.weight" if "output.weight" in file.tensors else "tied to token_embd.weight"
-    tensors = [_tensor(one.name, one.type, one.shape, one.nbytes) for one in file.tensors.values()]
-    return facts, tensors
+    if "token_embd.weight" in model.tensors:  # a LoRA or a projector has none
+        facts["head"] = "output.weight" if "output.weight" in model.tensors else "tied to token_embd.weight"
+    return facts, [_tensor(tensor.name, tensor.type, tensor.shape, tensor.nbytes) for tensor in model.tensors.values()]
 
 
 def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
+    from exporter.sources.onnx.file import OnnxFile  # a slow import, which only ONNX needs
 
     file = OnnxFile.open(path)
     facts = {
@@ -105,30 +104,30 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "embedding": file.embedding,
         "head": "tied to the embedding" if file.head == file.embedding else file.head,
     }
-    tensors = [_tensor(name, one.dtype, one.shape, one.nbytes) for name, one in file.initialisers.items()]
-    return facts, tensors
+    tensors = file.initialisers.items()
+    return facts, [_tensor(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
 
 
 def _onnx_models(path: Path) -> list[dict[str, Any]]:
-    """``{"file", "precision", "nbytes"}`` of each model file; nbytes: with its external data."""
+    """``{"file", "precision", "nbytes"}`` of each model file; nbytes includes its external data."""
     from exporter.sources.onnx.file import OnnxFile
 
     models = []
-    for part in (one for model in model_files(path) for one in (encoder_of(model), model) if one):
-        file = OnnxFile.open(part)
-        held = {part, *(one.place.path for one in file.initialisers.values() if one.place)}
-        with reading(part):
-            nbytes = sum(one.stat().st_size for one in held)
-        models.append({"file": _below(path, part), "precision": _precision(file), "nbytes": nbytes})
+    for model_path in (file for model in model_files(path) for file in (encoder_of(model), model) if file):
+        file = OnnxFile.open(model_path)
+        data = {tensor.place.path for tensor in file.initialisers.values() if tensor.place}
+        with reading(model_path):
+            nbytes = sum(stored.stat().st_size for stored in {model_path, *data})
+        models.append({"file": _below(path, model_path), "precision": _precision(file), "nbytes": nbytes})
     return models
 
 
 def _precision(file: OnnxFile) -> str:
-    """How matrices are stored, told by the graph: "int4 x 32, int8 x 32, F16"; dtypes with the most bytes first."""
+    """Block formats of the matrices, then their dtypes, the most bytes first: "int4 x 32, int8 x 32, F16"."""
     sizes = Counter[str]()
-    for one in file.initialisers.values():
-        if len(one.shape) > 1 and (not file.block_formats or one.dtype in FLOATS):  # codes are told as blocks
-            sizes[one.dtype] += one.nbytes
+    for tensor in file.initialisers.values():
+        if len(tensor.shape) > 1 and (not file.block_formats or tensor.dtype in FLOATS):  # codes are in block_formats
+            sizes[tensor.dtype] += tensor.nbytes
     return ", ".join([*file.block_formats, *(dtype for dtype, _ in sizes.most_common())])
 
 
@@ -136,5 +135,9 @@ def _below(path: Path, file: Path) -> str:
     return file.name if file == path else file.relative_to(path).as_posix()
 
 
-def _tensor(name: str, kind: str, shape: tuple[int, ...], nbytes: int) -> dict[str, Any]:
-    return {"name": name, "type": kind, "shape": list(shape), "nbytes": nbytes}
+def _from_spec(spec: TensorSpec) -> dict[str, Any]:
+    return _tensor(spec.name, spec.dtype, spec.shape, spec.nbytes)
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> dict[str, Any]:
+    return {"name": name, "type": dtype, "shape": list(shape), "nbytes": nbytes}

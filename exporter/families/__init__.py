@@ -1,4 +1,4 @@
-"""The table of families. A family is one file, one row here, one fixture."""
+"""The table of families. A family is one file, one row of this table, one fixture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.families.spec import DecoderSpec, Family
 
 def _by_type(*families: Family) -> dict[str, Family]:
     table = {family.model_type: family for family in families}
-    assert len(table) == len(families), "a model_type stands twice in the table"
+    assert len(table) == len(families), "a model_type is in the table twice"
     return table
 
 
@@ -27,7 +27,7 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
     Family("gemma", gemma.describe_gemma),
     Family("gemma2", gemma.describe_gemma2),
     Family("gemma3_text", gemma.describe_gemma3),
-    # An ONNX folder carries the whole model's config, which clients would follow to the vision tower.
+    # An ONNX folder has the whole model's config, by which clients would look for the vision tower.
     Family("gemma3", gemma.describe_gemma3_multimodal, targets=("gguf",)),
     Family("phi3", phi3.describe),
     Family("gpt2", gpt2.describe),
@@ -41,7 +41,7 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 )
 
 
-#: The ways out of a model without a family, by target.
+#: Alternatives for a model without a family, by target.
 _INSTEAD: Final = {
     "gguf": "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
     "and `ttexport patch` puts token rows into a GGUF that exists already",
@@ -49,7 +49,7 @@ _INSTEAD: Final = {
 
 
 def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
-    """The decoder that ``config`` (a parsed config.json) describes, for ``target`` ("gguf", "onnx").
+    """The spec of the decoder of ``config`` (a parsed config.json) for ``target`` ("gguf", "onnx").
 
     Raises NotExpressible for a model_type without a family, BadInput for a broken config.
     """

@@ -1,4 +1,4 @@
-"""What several families read from a config in the same way: heads, rotary embedding, windows, tensor names."""
+"""Building blocks of several families: attention heads, rotary embedding, sliding windows, tensor names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.families.spec import Role, Rope, Slot
 ATTENTION_BIASES: Final = frozenset({Role.Q, Role.K, Role.V, Role.ATTN_OUT})
 MLP_BIASES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN})
 
-#: Names of a llama and all who follow it, outside the layers and inside one.
+#: Names of a llama and of the models that follow it, outside the layers and inside a layer.
 OUTSIDE: Final = {"model.embed_tokens": Role.EMBED, "model.norm": Role.FINAL_NORM, "lm_head": Role.HEAD}
 ATTENTION: Final = {
     "self_attn.q_proj": Role.Q,
@@ -28,9 +28,9 @@ LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
 
 
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
-    """(query heads, key heads, width of a head); the last from the config, else ``head_dim``, else hidden / heads.
+    """(query heads, key heads, width of a head); the width from the config, else ``head_dim``, else hidden / heads.
 
-    Raises BadInput for numbers that do not go together.
+    Raises BadInput for numbers that do not fit together.
     """
     count = settings.integer("num_attention_heads")
     width = settings.integer("head_dim", head_dim or settings.integer("hidden_size") // count)
@@ -41,9 +41,9 @@ def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int,
 
 
 def rope_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Transformers 5 writes ``rope_parameters``; before, ``rope_theta`` and ``rope_scaling`` stood side by side.
+    """The rope parameters of a config: ``rope_parameters`` of transformers 5, or the older ``rope_scaling``.
 
-    The table has ``rope_type``, whatever the spelling was.
+    The result always has ``rope_type``. Raises BadInput for a value that is not a table.
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):
@@ -63,12 +63,12 @@ def rope(
     """The rotary embedding of a config, ``theta`` and ``partial`` being the family's defaults.
 
     rope_types: the rope types of the family beside "default". partial None: the family rotates whole heads.
-    Raises NotExpressible for another rope type, BadInput for numbers that make no sense.
+    Raises NotExpressible for another rope type, BadInput for invalid numbers.
     """
     table = rope_table(config)
-    kind = table["rope_type"]
-    if kind not in ("default", *rope_types):
-        raise NotExpressible(family, f"rope type {kind!r:.80} is not described by this family")
+    rope_type = table["rope_type"]
+    if rope_type not in ("default", *rope_types):
+        raise NotExpressible(family, f"rope type {rope_type!r:.80} is not described by this family")
     values = Settings(
         {"rope_theta": theta, "partial_rotary_factor": 1.0 if partial is None else partial, **config, **table}
     )
@@ -78,35 +78,35 @@ def rope(
         raise NotExpressible(family, "partial_rotary_factor is not described by this family")
     if dims % 2 or not 0 < dims <= head_dim:
         raise BadInput(f"config.json: rotary dimensions: expected an even number up to {head_dim}, found {dims}")
-    if kind == "default":
+    if rope_type == "default":
         return Rope(dims=dims, theta=base)
-    known = original_positions(config, table) if kind in ("yarn", "longrope") else None
-    return Rope(dims=dims, theta=base, scaling=table, original_positions=known)
+    original = original_positions(config, table) if rope_type in ("yarn", "longrope") else None
+    return Rope(dims=dims, theta=base, scaling=table, original_positions=original)
 
 
 def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> int | None:
-    """The context before scaling: in the table, else beside it, else the whole context; None if none is there."""
+    """The context before scaling: from the table, else from the config, else the whole context; None without any."""
     key = "original_max_position_embeddings"
-    known = table.get(key) or config.get(key) or config.get("max_position_embeddings")
-    return None if known is None else Settings({key: known}).integer(key)
+    value = table.get(key) or config.get(key) or config.get("max_position_embeddings")
+    return None if value is None else Settings({key: value}).integer(key)
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """The layers with a window: ``layer_types`` says which, else ``default``. Raises NotExpressible for other types."""
+    """The layers with a window: those of ``layer_types``, else ``default``. Raises NotExpressible for other types."""
     types = config.get("layer_types")
     if types is None:
         return frozenset(default)
     if not isinstance(types, list) or len(types) != layers:
         raise BadInput(f"config.json: layer_types: expected a list of {layers}, found {types!r:.80}")
-    if odd := {str(kind) for kind in types} - {"full_attention", "sliding_attention"}:
-        raise NotExpressible(family, f"layer type {min(odd)!r:.80} is not described by this family")
-    return frozenset(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
+    if unknown := {str(layer_type) for layer_type in types} - {"full_attention", "sliding_attention"}:
+        raise NotExpressible(family, f"layer type {min(unknown)!r:.80} is not described by this family")
+    return frozenset(layer for layer, layer_type in enumerate(types) if layer_type == "sliding_attention")
 
 
 def window(
     family: str, settings: Settings, layers: int, *, default: int | None = None, only: Collection[int] | None = None
 ) -> tuple[int | None, frozenset[int]]:
-    """(``sliding_window``, the layers that have it): those of ``layer_types``, else ``only``, else all of them."""
+    """(``sliding_window``, the layers with it): the layers of ``layer_types``, else ``only``, else all layers."""
     size = settings.table.get("sliding_window", default)
     if size is None:
         return None, frozenset()
@@ -124,10 +124,10 @@ def naming_scheme(
     optional: Collection[Role] = (),
     members: Mapping[Role, int] | None = None,
 ) -> dict[str, Slot]:
-    """Tensor name → slot from module name → role.
+    """Tensor name → slot, expanded from module name → role.
 
-    layer: names inside a layer; ``{}`` stands for the number of the expert or head, of which ``members`` has the
-    count. biases: roles with a bias; optional: roles with one where the checkpoint has it.
+    layer: names inside a layer; ``{}`` stands for the number of the expert or head, and ``members`` has their count by
+    role. biases: roles with a bias; optional: roles with a bias in some checkpoints.
     """
     out: dict[str, Slot] = {}
 

@@ -1,4 +1,4 @@
-"""Typed access to config.json: a missing or odd value is named, never guessed."""
+"""Typed access to config.json: a missing or invalid value is an error that names it, never a guess."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exporter.errors import BadInput, NotExpressible
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
-#: Hugging Face's names of the activations that are described. Source: transformers.activations.ACT2FN.
+#: Hugging Face's names of the supported activations. Source: transformers.activations.ACT2FN.
 _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "silu": "silu",
     "swish": "silu",
@@ -18,20 +18,20 @@ _ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-#: Far above any model: a broken config must not fill the memory with names.
+#: Limits far above any model: a broken config must not fill the memory with tensor names.
 _MAX_LAYERS: Final = 10_000
 _MAX_MEMBERS: Final = 4096
 
 
 class Settings:
-    """A config table whose values are checked when asked for."""
+    """A config table that validates its values on access."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """``table`` is a parsed config.json, or the part of it that describes the text model."""
+        """``table`` is a parsed config.json, or its table of the text model."""
         self.table = table
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive 31-bit integer; absent or null gives ``default`` if there is one. Raises BadInput otherwise."""
+        """A positive 31-bit integer; absent or null gives ``default`` if not None. Raises BadInput otherwise."""
         value = self.table.get(key)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value < 1 << 31:
@@ -39,7 +39,7 @@ class Settings:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0; absent gives ``default`` if there is one. Raises BadInput otherwise."""
+        """A finite number above 0; absent gives ``default`` if not None. Raises BadInput otherwise."""
         value = self.table.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
@@ -54,11 +54,11 @@ class Settings:
         return value
 
     def layers(self, key: str = "num_hidden_layers") -> int:
-        """The number of layers. Raises BadInput for none, or more than any model has."""
+        """The number of layers. Raises BadInput for none, or more than ``_MAX_LAYERS``."""
         return self.at_most(key, _MAX_LAYERS)
 
     def experts(self, *keys: str) -> int:
-        """The number of experts, under the first of ``keys`` that is there. Raises BadInput like ``layers``."""
+        """The number of experts, under the first of ``keys`` that exists. Raises BadInput like ``layers``."""
         return self.at_most(next((key for key in keys if self.table.get(key) is not None), keys[0]), _MAX_MEMBERS)
 
     def at_most(self, key: str, limit: int) -> int:
@@ -69,9 +69,9 @@ class Settings:
         return value
 
     def activation(self, family: str, key: str, default: str, allowed: Collection[Activation]) -> Activation:
-        """The activation under ``key``. Raises NotExpressible for one that is not described or not ``allowed``."""
+        """The activation under ``key``. Raises NotExpressible for an unknown one or one that is not ``allowed``."""
         name = self.table.get(key, default)
-        kind = _ACTIVATIONS.get(name) if isinstance(name, str) else None
-        if kind is None or kind not in allowed:
+        activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None
+        if activation is None or activation not in allowed:
             raise NotExpressible(family, f"{key} {name!r:.80} is not described by this family")
-        return kind
+        return activation

@@ -1,8 +1,8 @@
-"""One description of a decoder, read from a Hugging Face config, used by the GGUF and the ONNX writer alike.
+"""The description of a decoder, read from a Hugging Face config and used by both the GGUF and the ONNX writer.
 
-A family file states how a config becomes a ``DecoderSpec``, and which checkpoint tensor plays which role. Writers work
-from roles and numbers; they never look at ``model_type``. A writer must use every field or refuse a value that it
-does not: what it ignores would be a file that computes something else.
+A family file turns a config into a ``DecoderSpec``, with the role of every checkpoint tensor. Writers use roles and
+numbers, never ``model_type``. A writer must use every field or refuse its value: a file that ignores a field computes
+something else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 
 class Role(Enum):
-    """What a tensor does in a decoder. The value is the role's dotted path inside a graph."""
+    """The role of a tensor in a decoder. The value is its dotted path inside a graph."""
 
     EMBED = "embed_tokens"
     POSITIONS = "embed_positions"
@@ -44,10 +44,10 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a tensor goes: role, layer (None outside the stack), weight or bias, and which of several.
+    """The place of a tensor: role, layer (None outside the stack), weight or bias, and its number among several.
 
-    member: the expert of an expert's matrix, the head of a norm that is stored head by head; else None.
-    optional: the tensor may be missing. Only biases are: one that is there is used.
+    member: the expert of an expert's matrix, or the head of a norm that is stored per head; else None.
+    optional: the tensor may be missing. Only biases may; a bias that exists is used.
     """
 
     role: Role
@@ -59,9 +59,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """Every norm of the decoder: ``offset`` is added to the stored weight; "layer" also subtracts the mean.
+    """All norms of the decoder: ``offset`` is added to the stored weight; "layer" also subtracts the mean.
 
-    Which norms there are (before or after a block, on queries and keys) follows from the roles of the tensors.
+    The roles of the tensors determine which norms exist (before or after a block, on queries and keys).
     """
 
     type: Literal["rms", "layer"]
@@ -74,8 +74,8 @@ class Rope:
     """Rotary embedding on the first ``dims`` of each head, pairing i with i + dims/2 (the Hugging Face order).
 
     scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"),
-    or None. original_positions: the context before it was scaled. local_theta: for layers with a window, which are
-    never scaled; None: as the others. interleaved: pairs 2i with 2i + 1 instead. skipped: layers without any position.
+    or None. original_positions: the context before scaling. local_theta: for layers with a window, which are never
+    scaled; None: as the others. interleaved: pairs 2i with 2i + 1 instead. skipped: layers without positions.
     """
 
     dims: int
@@ -91,11 +91,11 @@ class Rope:
 class Attention:
     """Grouped-query attention; ``scale`` multiplies q·k before the softmax.
 
-    qk_norm: "head" normalises each head with one shared weight (head_dim,), "each" with a weight a head
+    qk_norm: "head" normalises each head with one shared weight (head_dim,), "each" with a weight per head
     (heads, head_dim), "all" the whole projection with one weight (heads * head_dim,); before the rotary embedding.
-    qkv: one matrix each, or one matrix for all: queries, then keys, then values ("blocks"), or these three for each
-    head in turn ("heads"). windowed: the layers in which a query sees only its last ``window`` positions, itself
-    counted. softcap c: scores become c * tanh(score / c).
+    qkv: a matrix each ("split"), or one matrix with all queries, then keys, then values ("blocks"), or with these three
+    for every head in turn ("heads"). windowed: the layers in which a query sees only the last ``window`` positions,
+    including its own. softcap c: scores become c * tanh(score / c).
     """
 
     heads: int
@@ -113,7 +113,7 @@ class Attention:
 class Mlp:
     """down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
 
-    With the role GATE_UP both are one matrix, gate first. "gelu" is the exact form with the error function.
+    The role GATE_UP joins both in one matrix, gate first. "gelu" is the exact form with the error function.
     """
 
     inner: int
@@ -123,7 +123,7 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """A router's softmax picks ``top_k`` of ``experts`` gated MLPs of width ``inner``, in every layer.
+    """A router's softmax selects ``top_k`` of ``experts`` gated MLPs of width ``inner``, in every layer.
 
     normalised: the chosen probabilities are divided by their sum.
     """
@@ -138,9 +138,9 @@ class Moe:
 class DecoderSpec:
     """A decoder: x += attn(norm(x)); x += mlp(norm(x)); logits = head(norm(x)).
 
-    A norm whose role has no tensor is left out: without ATTN_NORM attention reads x itself. ATTN_POST_NORM and
-    MLP_POST_NORM normalise what a block gives back, before it is added. parallel: both blocks read the same x, and
-    without MLP_NORM the same normalised x. residual_scale multiplies what each block adds; embed_scale the
+    A norm without a tensor of its role is omitted: without ATTN_NORM attention reads x itself. ATTN_POST_NORM and
+    MLP_POST_NORM normalise the output of a block before it is added. parallel: both blocks read the same x, and
+    without MLP_NORM the same normalised x. residual_scale multiplies the output of each block; embed_scale the
     embedding; logit_scale the logits, then logit_softcap c makes them c * tanh(logit / c).
     naming_schemes: the names that checkpoints use, each scheme a complete mapping of tensor name to slot.
     transposed: roles stored as (in, out) instead of (out, in). foreign_prefixes: prefixes of tensors outside the
@@ -168,13 +168,13 @@ class DecoderSpec:
 
     @cached_property
     def roles(self) -> frozenset[Role]:
-        """Every role that a tensor of this decoder plays."""
+        """The roles of this decoder's tensors."""
         return frozenset(slot.role for slot in self.naming_schemes[0].values())
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A row of the family table; ``targets``: the formats that can hold the model by its decoder alone."""
+    """A row of the family table. targets: the formats that can represent the model by its decoder alone."""
 
     model_type: str
     describe: Callable[[Mapping[str, Any]], DecoderSpec]

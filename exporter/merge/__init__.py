@@ -1,1 +1,1 @@
-"""Adapters and a checkpoint in, a ``MergedModel`` out: passes, the plan, the coverage ledger."""
+"""Merges adapters and a checkpoint into a ``MergedModel``: passes, the plan, the coverage ledger."""

@@ -40,7 +40,7 @@ class LedgerEntry:
 class Change:
     """Changes of one tensor, applied in this order: replace it, set rows, add updates.
 
-    biases: updates whose ``bias`` is added to the tensor, which is a bias itself.
+    biases: updates that add their ``bias`` to the tensor, which is a bias itself.
     """
 
     replaced: FullModule | None = None

@@ -1,6 +1,6 @@
 """Updates of stacked experts: PEFT targets the stack of all experts, most checkpoints store every expert on its own.
 
-Source of the layout: PEFT's ParamWrapper, whose factors hold all experts: lora_A (r * experts, in) with the rank
+Source of the layout: PEFT's ParamWrapper, with factors for all experts: lora_A (r * experts, in) with the rank
 inside the expert, lora_B (out, r * experts) with the expert inside the rank.
 """
 

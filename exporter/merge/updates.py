@@ -1,7 +1,7 @@
 """Low-rank updates in the orientation of their stored tensors.
 
 PEFT's linear update is (out, in), as torch stores a linear layer; GPT-2's Conv1D stores (in, out), and so does an
-embedding, whose input is the token. The shapes decide; for a square matrix, the model type decides.
+embedding, with the token as input. The shapes decide; for a square matrix, the model type decides.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from exporter.sources.peft.edits import LowRank, require_finite
 from exporter.sources.peft.lora_config import PEFT_MERGE
 from exporter.tensors import Array, blocks, cast, read
 
-#: Model types whose linear layers but the head are Conv1D. Source: transformers' pytorch_utils.Conv1D and its users.
+#: Model types with Conv1D for all linear layers but the head. Source: transformers' pytorch_utils.Conv1D and its users.
 _CONV1D: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
-#: Tensors whose terms are kept in memory: a plan of a large model has hundreds of updates.
+#: Number of tensors with cached terms: a plan of a large model has hundreds of updates.
 _CACHED_TENSORS: Final = 4
 
 

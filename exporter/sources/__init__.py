@@ -1,1 +1,1 @@
-"""Reading: containers, checkpoints, adapters. Headers first, bytes when asked."""
+"""Reading containers, checkpoints and adapters: headers on opening, bytes on demand."""

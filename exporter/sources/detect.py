@@ -1,4 +1,4 @@
-"""Which format a path holds."""
+"""Detects the format of a path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.sources.onnx.folder import has_model
 
 
 def detect(path: Path) -> str:
-    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else, or where a patch was interrupted."""
+    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else, and after an interrupted patch."""
     if path.is_file():
         with reading(path), path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
@@ -28,8 +28,8 @@ def detect(path: Path) -> str:
 
 
 def _onnx(path: Path) -> str:
-    """The journal of an interrupted patch lies beside the folder that was patched, which may be one above."""
-    whole = path.absolute()
-    for folder in (whole, whole.parent, whole.parent.parent):
+    """Raises UnreadableFile after an interrupted patch; its journal may be beside a folder up to two levels above."""
+    absolute = path.absolute()
+    for folder in (absolute, absolute.parent, absolute.parent.parent):
         refuse_interrupted(folder)
     return "onnx"

@@ -138,7 +138,11 @@ def test_variants_that_are_not_described_are_not_expressible(
         ("gpt_neox", {"rotary_pct": 0.5, "num_attention_heads": 16}, "rotary dimensions: expected an even number"),
         ("stablelm", {"partial_rotary_factor": 2.0}, "rotary dimensions: expected an even number up to 8, found 16"),
         ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor"),
-        ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "rope_parameters: expected a table a layer type"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": 3}},
+            "rope_parameters: expected a table for each layer type",
+        ),
         ("gemma3", {"text_config": None}, "text_config: expected a table, found None"),
         ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number above 0"),
     ],

@@ -136,7 +136,7 @@ def test_a_matrix_with_another_row_than_the_base_is_no_resized_one(
 ) -> None:
     succeed("export", bases["untied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
     other = edited(saved["untied"], tmp_path / "other", "embed_tokens.base_layer.weight", row)
-    assert_refused(capsys, 5, f"a whole matrix whose row {row} is not that of {bases['untied']}", tmp_path, other)
+    assert_refused(capsys, 5, f"a whole matrix, and its row {row} is not that of {bases['untied']}", tmp_path, other)
     succeed("patch", tmp_path / "base.gguf", saved["untied"], "-o", tmp_path / "ok.gguf")
 
 

@@ -1,1 +1,1 @@
-"""Decoders that normalise by mean and variance, as GPT-2 does."""
+"""Decoders with layer norms (mean and variance), like GPT-2."""

@@ -1,4 +1,4 @@
-"""Cohere's Command R: both blocks read one norm without bias, neighbouring dimensions rotate, logits are scaled.
+"""Cohere's Command R: both blocks read one norm without bias, adjacent dimensions rotate, logits are scaled.
 
 Source: transformers' CohereConfig and CohereForCausalLM.
 """
@@ -18,7 +18,7 @@ _LAYER: Final = {"input_layernorm": Role.ATTN_NORM} | ATTENTION | GATED_MLP
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a cohere config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a cohere config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     normed = settings.flag("use_qk_norm", False)
     spec = like_llama(
@@ -30,7 +30,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     )
     return replace(
         spec,
-        # Command R was trained on far more positions than max_position_embeddings says.
+        # Command R was trained on far more positions than max_position_embeddings.
         max_positions=settings.integer("model_max_length", spec.max_positions),
         norm=Norm(type="layer", eps=settings.number("layer_norm_eps", 1e-5)),
         rope=replace(rope("cohere", config, spec.attention.head_dim, theta=500000.0), interleaved=True),

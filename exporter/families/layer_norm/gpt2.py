@@ -27,7 +27,7 @@ _BIASES: Final = _LINEARS | {Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM}
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a gpt2 config. Raises BadInput for a missing value, NotExpressible for a variant that is not described."""
+    """Describe a gpt2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     hidden, heads, layers = settings.integer("n_embd", 768), settings.integer("n_head", 12), settings.layers("n_layer")
     if hidden % heads:
@@ -50,7 +50,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             activation=settings.activation("gpt2", "activation_function", "gelu_new", ("gelu", "gelu_tanh")),
             gated=False,
         ),
-        # Checkpoints from before transformers had heads leave the prefix out.
+        # Checkpoints from before transformers had heads omit the prefix.
         naming_schemes=tuple(
             naming_scheme(
                 layers,

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: both blocks read the same input, queries, keys and values lie head by head in one matrix.
+"""GPT-NeoX and Pythia: both blocks read the same input; one matrix has queries, keys and values head by head.
 
 Source: transformers' GPTNeoXConfig and GPTNeoXForCausalLM.
 """
@@ -29,7 +29,7 @@ _BIASES: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a gpt_neox config. Raises BadInput for a missing value, NotExpressible for a variant not described."""
+    """Describe a gpt_neox config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     count, _, head_dim = heads(Settings({**config, "num_key_value_heads": None}))
     layers = settings.layers()

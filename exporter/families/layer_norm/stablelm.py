@@ -1,4 +1,4 @@
-"""StableLM 2: layer norms, a part of each head rotates, in the 12B model both blocks read one norm.
+"""StableLM 2: layer norms, partial rotary embedding; in the 12B model both blocks read one norm.
 
 Source: transformers' StableLmConfig and StableLmForCausalLM.
 """
@@ -22,7 +22,7 @@ _NORMS: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM})
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a stablelm config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a stablelm config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     spec = like_llama("stablelm", {**config, "partial_rotary_factor": 1, "rope_parameters": None}, max_positions=4096)
     attention = spec.attention

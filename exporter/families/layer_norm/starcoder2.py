@@ -1,4 +1,4 @@
-"""StarCoder 2: layer norms, an MLP without gate, biases on every linear.
+"""StarCoder 2: layer norms, an MLP without gate, biases on every linear layer.
 
 Source: transformers' Starcoder2Config and Starcoder2ForCausalLM.
 """
@@ -18,7 +18,7 @@ _LINEARS: Final = ATTENTION_BIASES | {Role.UP, Role.DOWN}
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a starcoder2 config. Raises BadInput for a missing value, NotExpressible for a variant not described."""
+    """Describe a starcoder2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

@@ -1,1 +1,1 @@
-"""Decoders that normalise by the root mean square, as Llama does."""
+"""Decoders with RMS norms, like Llama."""

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text): norms with an offset of 1, a scaled embedding, GELU gates, windows in turn with full layers.
+"""Gemma 1, 2, 3 (text): norms with an offset of 1, scaled embedding, GELU gates, alternating window and full layers.
 
 Source: transformers' GemmaConfig, Gemma2Config, Gemma3TextConfig and their ForCausalLM classes.
 """
@@ -31,19 +31,19 @@ _FOUR_NORMS: Final = {
     "post_feedforward_layernorm": Role.MLP_POST_NORM,
 }
 
-#: How names of what sees, and leads to the text model, begin: as stored, and as the classes of today call it.
+#: Prefixes of vision tower and projector: as stored, and in current classes.
 _VISION: Final = tuple(
-    f"{outer}{part}." for outer in ("", "model.") for part in ("vision_tower", "multi_modal_projector")
+    f"{outer}{module}." for outer in ("", "model.") for module in ("vision_tower", "multi_modal_projector")
 )
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a gemma config. Raises BadInput for a missing value, NotExpressible for a variant that is not described."""
+    """Describe a gemma config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     return _gemma("gemma", config, layer=LAYER, activation="hidden_act", scalar=None)
 
 
 def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a gemma2 config. Raises BadInput and NotExpressible as gemma's does."""
+    """Describe a gemma2 config. Raises BadInput and NotExpressible like gemma's."""
     settings = Settings(config)
     spec = _gemma("gemma2", config, layer=_FOUR_NORMS | ATTENTION | GATED_MLP)
     size, which = window("gemma2", settings, spec.layers, default=4096, only=range(0, spec.layers, 2))
@@ -56,7 +56,7 @@ def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read the config of a gemma3 text model. Raises BadInput and NotExpressible as gemma's does."""
+    """Describe the config of a gemma3 text model. Raises BadInput and NotExpressible like gemma's."""
     settings = Settings(config)
     if config.get("use_bidirectional_attention"):
         raise NotExpressible("gemma3_text", "use_bidirectional_attention is not described by this family")
@@ -82,14 +82,14 @@ def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read the text decoder of a gemma3 model that also sees. Raises BadInput and NotExpressible as gemma's does."""
+    """Describe the text decoder of a multimodal gemma3 config. Raises BadInput and NotExpressible like gemma's."""
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise BadInput(f"config.json: text_config: expected a table, found {text!r:.80}")
     spec = describe_gemma3({"vocab_size": 262208} | dict(text))
 
     def named(inner: str, head: str) -> dict[str, Slot]:
-        """The names of the text model, below where the whole model keeps it."""
+        """The names of the text model below its prefixes in the whole model."""
         return {
             (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
             for name, slot in spec.naming_schemes[0].items()
@@ -100,12 +100,12 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """(the config with the table of its full layers alone, theta of the layers with a window)."""
+    """(the config with the rope table of its full layers only, theta of the layers with a window)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
-        isinstance(table.get(kind, {}), Mapping) for kind in ("full_attention", "sliding_attention")
+        isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
     ):
-        raise BadInput(f"config.json: rope_parameters: expected a table a layer type, found {table!r:.80}")
+        raise BadInput(f"config.json: rope_parameters: expected a table for each layer type, found {table!r:.80}")
     local = table.get("sliding_attention", {})
     if local.get("rope_type", "default") != "default":
         raise NotExpressible(
@@ -131,7 +131,7 @@ def _gemma(
     scalar: int | None = 256,
     theta: float = 10000.0,
 ) -> DecoderSpec:
-    """What the three share. scalar: default of ``query_pre_attn_scalar``; None: the head's width takes its place."""
+    """The common base of the three. scalar: default of ``query_pre_attn_scalar``; None: the head's width instead."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings, head_dim=256)
     layers, hidden = settings.layers(), settings.integer("hidden_size")

@@ -16,7 +16,7 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a granite config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a granite config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()

@@ -1,4 +1,4 @@
-"""The llama family: Llama 2 and 3.x, SmolLM2, and the many models that share their shape.
+"""The llama family: Llama 2 and 3.x, SmolLM2, and the many models of the same architecture.
 
 Source: transformers' LlamaConfig and LlamaForCausalLM.
 """
@@ -14,7 +14,7 @@ from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a llama config. Raises BadInput for a missing value, NotExpressible for a variant that is not described."""
+    """Describe a llama config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     return like_llama("llama", config, optional=ATTENTION_BIASES | MLP_BIASES)
 
 
@@ -28,7 +28,7 @@ def like_llama(
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
-    """A llama, from which other families differ in a field or two. max_positions, theta: defaults of their configs."""
+    """A llama; other families differ in a few fields. max_positions, theta: defaults of the family's config."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

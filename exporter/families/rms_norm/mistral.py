@@ -1,4 +1,4 @@
-"""Mistral: a llama whose queries see a window, and Mixtral, with experts in place of the MLP.
+"""Mistral: a llama with a sliding window; and Mixtral, with experts instead of the MLP.
 
 Source: transformers' MistralConfig, MixtralConfig and their ForCausalLM classes.
 """
@@ -23,12 +23,12 @@ _EXPERTS: Final = {
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a mistral config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a mistral config. Raises BadInput and NotExpressible like llama's."""
     return _windowed(like_llama("mistral", config, max_positions=131072), config, default=4096)
 
 
 def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a mixtral config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a mixtral config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     spec = _windowed(like_llama("mixtral", config, max_positions=131072, theta=1e6), config, default=None)
     experts = settings.experts("num_local_experts", "num_experts")

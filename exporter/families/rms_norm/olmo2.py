@@ -1,4 +1,4 @@
-"""OLMo 2: norms behind each block and on whole queries and keys, none in front.
+"""OLMo 2: norms after each block and on whole queries and keys, none before the blocks.
 
 Source: transformers' Olmo2Config and Olmo2ForCausalLM.
 """
@@ -21,7 +21,7 @@ _POST_NORMS: Final = {
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read an olmo2 config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe an olmo2 config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     biases = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     spec = like_llama("olmo2", config, layer=_POST_NORMS | ATTENTION | QK_NORMS | GATED_MLP, biases=biases)

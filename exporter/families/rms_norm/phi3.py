@@ -21,12 +21,12 @@ _LAYER: Final = PRE_NORMS | {
     "mlp.gate_up_proj": Role.GATE_UP,
     "mlp.down_proj": Role.DOWN,
 }
-#: Names that older configs use for what is now longrope. Source: Phi3Config.convert_rope_params_to_dict.
+#: Names of longrope in older configs. Source: Phi3Config.convert_rope_params_to_dict.
 _LONG: Final = ("su", "yarn", "longrope")
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a phi3 config. Raises BadInput for factors that do not fit the heads, and as llama's does."""
+    """Describe a phi3 config. Raises BadInput for factors that do not fit the heads, and errors like llama's."""
     settings = Settings(config)
     table = dict(rope_table(config))
     if table["rope_type"] in _LONG:

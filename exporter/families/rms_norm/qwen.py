@@ -33,18 +33,18 @@ _EXPERTS: Final = {
 
 
 def describe_qwen2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a qwen2 config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a qwen2 config. Raises BadInput and NotExpressible like llama's."""
     biases = (Role.Q, Role.K, Role.V)
     return _windowed(like_llama("qwen2", config, max_positions=_POSITIONS, biases=biases), config)
 
 
 def describe_qwen3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a qwen3 config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a qwen3 config. Raises BadInput and NotExpressible like llama's."""
     return _windowed(_qwen3("qwen3", {"head_dim": 128, **config}), config)
 
 
 def describe_qwen3_moe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a qwen3_moe config. Raises NotExpressible where some layers have no experts, BadInput as llama's does."""
+    """Describe a qwen3_moe config. Raises NotExpressible if some layers have no experts, BadInput like llama's."""
     settings = Settings(config)
     if config.get("mlp_only_layers") or settings.integer("decoder_sparse_step", 1) != 1:
         raise NotExpressible(
@@ -87,7 +87,7 @@ def _attention_biases(settings: Settings) -> frozenset[Role]:
 
 
 def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
-    """Layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` asks for one at all."""
+    """Layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` is set."""
     settings = Settings(config)
     if not settings.flag("use_sliding_window", False):
         return spec

@@ -1,4 +1,4 @@
-"""SmolLM3: a llama in which some layers, every fourth as published, have no position.
+"""SmolLM3: a llama in which some layers, every fourth in the published models, have no positions.
 
 Source: transformers' SmolLM3Config and SmolLM3ForCausalLM.
 """
@@ -17,7 +17,7 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Read a smollm3 config. Raises BadInput and NotExpressible as llama's does."""
+    """Describe a smollm3 config. Raises BadInput and NotExpressible like llama's."""
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()
@@ -27,7 +27,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     rotated = default if config.get("no_rope_layers") is None else config["no_rope_layers"]
     if not isinstance(rotated, list) or len(rotated) != spec.layers or not set(rotated) <= {0, 1}:
         raise BadInput(f"config.json: no_rope_layers: expected {spec.layers} of 0 and 1, found {rotated!r:.80}")
-    skipped = frozenset(layer for layer, turns in enumerate(rotated) if not turns)
+    skipped = frozenset(layer for layer, rotates in enumerate(rotated) if not rotates)
     size, which = None, frozenset[int]()
     if settings.flag("use_sliding_window", False):
         size, which = window("smollm3", settings, spec.layers, only=skipped)

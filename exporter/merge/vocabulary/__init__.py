@@ -1,1 +1,1 @@
-"""What follows from new tokens: files, ids, rows of the whole matrix."""
+"""Consequences of new tokens: auxiliary files, special ids, rows of the whole matrix."""

@@ -1,52 +1,51 @@
-"""Special-token ids in the configs follow the adapter's tokenizer: a model that learnt another end must stop at it."""
+"""Updates special-token ids in the configs to the adapter's tokenizer: a model with a new eos must stop at it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from exporter.io.json_objects import read_object
+from exporter.sources.hf.checkpoint import GENERATION_CONFIG
 from exporter.sources.hf.special_tokens import special_ids
-
-_NAME: Final = "generation_config.json"
 
 
 def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str, tuple[int | None, int]]:
-    """Kind → (id by the base's tokenizer, id by the merged one), for those that an adapter's tokenizer changes.
+    """bos, eos, pad → (id in the base's tokenizer, id in the merged tokenizer), for those that differ.
 
-    base, merged: side files by name. Raises UnreadableFile.
+    base, merged: auxiliary files by name. Raises UnreadableFile.
     """
     if merged.get("tokenizer.json") == base.get("tokenizer.json"):
         return {}
     before, after = special_ids(base), special_ids(merged)
-    return {kind: (before.get(kind), found) for kind, found in after.items() if before.get(kind) != found}
+    return {name: (before.get(name), token_id) for name, token_id in after.items() if before.get(name) != token_id}
 
 
 def generation_config(
     base: Mapping[str, Path], files: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
-    """(content after merging, moved ids). base, files: side files of base and merged model by name.
+    """(content after merging, moved ids). base, files: auxiliary files of base and merged model by name.
 
-    A file that has to change is taken out of ``files``: it is not copied. A generation config that an adapter brings
-    is taken as it is.
+    A file that has to change is removed from ``files``, because it is not copied. A generation config of an adapter
+    stays unchanged.
     """
     moved = moved_ids(base, files)
-    path = files.get(_NAME)
+    path = files.get(GENERATION_CONFIG)
     content = read_object(path) if path else {}
-    if path == base.get(_NAME) and follow(content, moved):
-        del files[_NAME]
+    if path == base.get(GENERATION_CONFIG) and follow(content, moved):
+        del files[GENERATION_CONFIG]
     return content, moved
 
 
 def follow(config: dict[str, Any], moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Set the moved ids in ``config``, where it has such an entry; whether anything changed.
+    """Set the moved ids in ``config`` where it has an entry for them. Returns whether anything changed.
 
-    A list of ends keeps its other members: a chat model may stop at several tokens.
+    A list of eos ids keeps its other members: a chat model may stop at several tokens.
     """
     changed = False
-    for kind, (before, after) in moved.items():
-        key = f"{kind}_token_id"
+    for name, (before, after) in moved.items():
+        key = f"{name}_token_id"
         if key not in config:
             continue
         value = config[key]

@@ -1,4 +1,4 @@
-"""How many rows embedding and head have after merging; tokenizer, rows and matrices must agree on it."""
+"""The number of rows of embedding and head after merging, on which tokenizer, rows and matrices must agree."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from exporter.sources.hf.tokenizer import Tokenizer
 def vocabulary(
     checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
 ) -> int:
-    """Rows of the merged embedding. ``sources``: of embedding and head, by the name that is written.
+    """The number of rows of the merged embedding. sources: embedding and head, by the name that is written.
 
-    Raises TensorMismatch for an id that neither matrix nor tokenizer knows, BadInput for new rows that nobody sets or
-    a tokenizer that names more than there is, NotExpressible for a head bias that would have to grow.
+    Raises TensorMismatch for an id beyond matrix and tokenizer, BadInput for new rows that no adapter sets and for
+    tokens without a row, NotExpressible for a head bias that would have to grow.
     """
-    known = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
-    begins = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
-    largest = max(begins.values())
+    n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
+    n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
+    largest = max(n_rows.values())
     vocab = largest
     for name, (_, change) in sources.items():
         for edit in change.rows:
-            if edit.token_ids[-1] >= max(largest, known):
-                expected = f"token ids below {max(largest, known)} (rows of {name})"
+            if edit.token_ids[-1] >= max(largest, n_tokens):
+                expected = f"token ids below {max(largest, n_tokens)} (rows of {name})"
                 hint = "new tokens need the tokenizer that names them beside the adapter"
                 raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1], hint=hint)
             vocab = max(vocab, edit.token_ids[-1] + 1)
-    if tokenizer and known > vocab:
+    if tokenizer and n_tokens > vocab:
         raise BadInput(
-            f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {known - 1}"
+            f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {n_tokens - 1}"
         )
     for name in sorted(sources):
         covered = {token_id for edit in sources[name][1].rows for token_id in edit.token_ids}
-        missing = next((token_id for token_id in range(begins[name], vocab) if token_id not in covered), None)
+        missing = next((token_id for token_id in range(n_rows[name], vocab) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
-                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {begins[name]} to "
+                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {n_rows[name]} to "
                 f"{vocab - 1}, found none for token {missing}"
             )
     _require_no_bias(checkpoint, vocab)
@@ -52,7 +52,7 @@ def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
 
 
 def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
-    """A bias of the logits has an entry a token, which no adapter brings."""
+    """A bias of the logits has one entry per token, and no adapter contains new entries."""
     stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for name, tensor in checkpoint.tensors.items():
         if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
@@ -64,7 +64,7 @@ def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
-    """A head that differs although the config ties it: transformers ties it when the vocabulary is resized."""
+    """Refuse a head that differs although the config ties it: transformers ties it when it resizes the vocabulary."""
     tie = checkpoint.tie
     head = sources[tie.head][1] if tie.head is not None and tie.head in sources else Change()
     grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows

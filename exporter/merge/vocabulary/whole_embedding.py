@@ -27,8 +27,8 @@ _UNUSED: Final = "the base's own matrix, resized"
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
     """``adapters`` with token rows instead of every whole matrix that resizing the base's vocabulary created.
 
-    Merging the result equals merging the matrices. Other whole tensors stay. Raises NotExpressible for a matrix whose
-    first rows differ from the base's, TensorMismatch for a matrix of another width, with fewer rows than the base, or
+    Merging the result equals merging the matrices. Other whole tensors stay. Raises NotExpressible for a matrix
+    with other first rows than the base, TensorMismatch for a matrix of another width, with fewer rows than the base, or
     with a row that is not finite, BadInput where two adapters store different matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
@@ -74,7 +74,7 @@ def _base(checkpoint: Checkpoint, use: str) -> FileTensor:
 
 
 def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> set[int]:
-    """Ids of the tokens whose rows an adapter sets."""
+    """Ids of the tokens that get rows from an adapter."""
     edits = (edit for adapter in adapters for edit in adapter.rows if _use(checkpoint, edit.module) == use)
     return {token_id for edit in edits for token_id in edit.token_ids}
 
@@ -88,7 +88,7 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
     if (row := first_difference(edit.tensor, base, n_base)) is not None:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"patch replaces rows of the vocabulary, and this is a whole matrix whose row {row} is not that of "
+            f"patch replaces rows of the vocabulary, and this is a whole matrix, and its row {row} is not that of "
             f"{base.place.path}: it was trained as a whole, or on another base",
             instead="ttexport merge merges every kind of adapter",
         )

@@ -18,7 +18,7 @@ from exporter.formats.gguf.vocab.templates import template_keys
 from exporter.formats.gguf.vocab.tokens import ADDED_SCORE, PADDING_SCORE, added_tokens
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
-from exporter.merge.vocabulary.files import brought_files
+from exporter.merge.vocabulary.files import adapter_files
 from exporter.patch.gguf.header import numbers, same_kind
 from exporter.patch.gguf.rows import EMBEDDING, HEAD
 from exporter.patch.rows import Wanted
@@ -56,7 +56,7 @@ def patch_vocabulary(
     Raises TensorMismatch for rows of tokens that neither file nor tokenizer has, BadInput for a tokenizer that
     contradicts the file or new rows that nobody sets.
     """
-    files = brought_files(adapters)
+    files = adapter_files(adapters)
     rows = parts.tensors[EMBEDDING].shape[0]
     content = read_tokenizer(files["tokenizer.json"]) if "tokenizer.json" in files else {}
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}

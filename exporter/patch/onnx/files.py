@@ -10,7 +10,7 @@ from exporter.formats.hf.write import as_json
 from exporter.formats.onnx.client_files import genai_ids, side_contents
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
-from exporter.merge.vocabulary.files import brought_files, merge_auxiliary_files
+from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
 from exporter.sources.hf.checkpoint import GENERATION_CONFIG, auxiliary_files
 from exporter.sources.peft.adapter import Adapter
@@ -33,7 +33,7 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
     base, merged = auxiliary_files(folder), merged_files(folder, adapters)
     wanted: dict[str, bytes | None] = {}
     generation, moved = generation_config(base, merged)
-    if brought_files(adapters):
+    if adapter_files(adapters):
         wanted |= dict.fromkeys(base) | side_contents(merged)
     if generation and GENERATION_CONFIG not in merged:
         wanted[GENERATION_CONFIG] = as_json(generation)

@@ -1,7 +1,7 @@
 """The GGUF container: a checked header and tensors that are byte ranges of the file.
 
 Format (llama.cpp's docs/gguf.md, version 3, little-endian): magic, version, number of tensors, number of keys; the
-keys with typed values; per tensor a name, its lengths with the fastest-running first, a type and an offset; padding;
+keys with typed values; per tensor a name, its dimensions with the fastest-running first, a type and an offset; padding;
 then the data section, where every tensor starts at a multiple of ``general.alignment``.
 
 Not read with the gguf package, which parses a vocabulary string by string.
@@ -28,7 +28,7 @@ from exporter.tensors import DTYPES, Array, cast
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An opened GGUF: version, metadata in file order, tensors in data order, and where the data section begins."""
+    """An opened GGUF: version, metadata in file order, tensors in data order, offset of the data section in bytes."""
 
     path: Path
     version: int
@@ -39,11 +39,11 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read and check the header; no tensor is read.
+        """Read and check the header; reads no tensor.
 
         Raises UnreadableFile, naming the key or tensor, for: another magic, version or byte order; counts and lengths
-        that the file cannot hold; unknown types; names twice; an odd alignment; tensors that overlap, leave holes or
-        reach beyond the file.
+        that the file cannot hold; unknown types; duplicate names; an alignment that is no power of two; tensors that
+        overlap, leave holes or exceed the file.
         """
         with _scanner(path) as scanner:
             header = scanner.scan()
@@ -59,7 +59,7 @@ class GgufFile:
     def dequantize_rows(self, name: str, start: int, stop: int) -> Array:
         """Rows [start, stop) as float32, shape (stop - start, last axis).
 
-        Raises NotExpressible for a type that the gguf package cannot decode either.
+        Raises NotExpressible for a type that the gguf package cannot decode.
         """
         tensor, raw = self._tensor(name, start, stop), self.rows(name, start, stop)
         if tensor.type in ("F32", "F16", "BF16", "F64"):
@@ -72,7 +72,7 @@ class GgufFile:
         try:
             return np.asarray(quants.dequantize(raw, GGMLQuantizationType[tensor.type]), np.float32)
         except (KeyError, NotImplementedError) as exc:
-            raise NotExpressible(f"{self.path}: {name}", f"type {tensor.type} cannot be turned into numbers") from exc
+            raise NotExpressible(f"{self.path}: {name}", f"type {tensor.type} cannot be dequantised") from exc
 
     def _tensor(self, name: str, start: int, stop: int) -> GgufTensor:
         if name not in self.tensors:
@@ -85,7 +85,7 @@ class GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a GGUF holds an adapter, not a model; reads no further than to the key that says so."""
+    """Whether a GGUF holds an adapter instead of a model; reads only up to the key ``general.type``."""
     with _scanner(path) as scanner:
         return bool(scanner.value_of("general.type") == "adapter")
 

@@ -1,6 +1,6 @@
-"""One pass over the header of a GGUF file, checked at every step and bounded in what it makes of the bytes.
+"""Parses the header of a GGUF file in one pass, with every read checked and the resulting objects bounded.
 
-Arrays are skipped and decoded when asked for, so a vocabulary of 150,000 costs hardly more than one of 50 tokens.
+Arrays are skipped and decoded on demand, so a vocabulary of 150,000 costs hardly more than one of 50 tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from exporter.errors import UnreadableFile
 from exporter.sources.gguf.types import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, SCALARS, STRING, TENSOR_TYPES, VERSION
 from exporter.sources.hf.safetensors import read_into
 
-#: A header longer than this is refused: the largest vocabularies of the field come to about 20 MB.
+#: Longer headers are refused: the largest known vocabularies have about 20 MB.
 MAX_HEADER_BYTES: Final = 64 << 20
-#: Bounds of what becomes objects, each many times that of any model known: keys, tensors, text outside of arrays.
+#: Limits of what becomes Python objects, each far above any known model: keys, tensors, text outside of arrays.
 _MAX_KEYS: Final = 1 << 12
 _MAX_TENSORS: Final = 1 << 16
 _MAX_TEXT_BYTES: Final = 16 << 20
@@ -43,7 +43,7 @@ class GgufArray:
     nbytes: int
 
     def values(self) -> list[Any]:
-        """Decode the array. Strings come as str; bytes that are no UTF-8 survive as surrogates."""
+        """Decode the array. Strings become str; bytes that are not UTF-8 become surrogates. Raises UnreadableFile."""
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
         if self.item_type != STRING:
@@ -60,7 +60,7 @@ class GgufArray:
 class GgufTensor:
     """A tensor in the file: ggml's name of its type, shape in numpy's order, offset from the start of the file.
 
-    A row is one run of the last axis: rows quantise independently of each other.
+    A row is one run of the last axis: rows are quantised independently of each other.
     """
 
     name: str
@@ -82,7 +82,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything before the data; the fields are those of ``GgufFile``."""
+    """The parsed header; its fields are those of ``GgufFile``."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -92,10 +92,10 @@ class Header:
 
 
 class Scanner:
-    """One pass over a header; every read is checked against what is left of it."""
+    """One pass over a header; every read is checked against the bytes left."""
 
     def __init__(self, path: Path, view: mmap.mmap, limit: int, size: int) -> None:
-        """``view``: the file, of which the header may take ``limit`` of ``size`` bytes."""
+        """``view``: the file of ``size`` bytes, of which the header may take ``limit``."""
         self.path, self.view, self.limit, self.size = path, view, limit, size
         self.at = 0
         self.text_nbytes = 0
@@ -128,7 +128,7 @@ class Scanner:
         return Header(version, metadata, tensors, alignment, start)
 
     def value_of(self, wanted: str) -> Any:
-        """The value of one key, read no further than that; None without the key. Raises UnreadableFile."""
+        """The value of the key ``wanted``, reading no further; None without the key. Raises UnreadableFile."""
         for index in range(self._preamble()[2]):
             self.what = f"key {index}"
             key = self._name(_MAX_KEY_BYTES)
@@ -142,7 +142,7 @@ class Scanner:
         return UnreadableFile(self.path, f"{self.what}: {reason}")
 
     def _take(self, nbytes: int) -> int:
-        """Move past ``nbytes``; the offset they start at."""
+        """Skip ``nbytes``; returns the offset of the first."""
         start = self.at
         if nbytes > self.limit - start:
             raise self._bad(
@@ -162,7 +162,7 @@ class Scanner:
             order = " (big-endian?)" if version and not version & 0xFFFF else ""
             raise UnreadableFile(self.path, f"expected GGUF version 2 or {VERSION}, found {version}{order}")
         n_tensors, n_keys = self._number("<Q"), self._number("<Q")
-        # The shortest key takes 13 bytes and the shortest tensor entry 24: larger counts are lies, known at once.
+        # The shortest key takes 13 bytes and the shortest tensor entry 24: larger counts cannot be true.
         if n_keys * 13 + n_tensors * 24 > self.limit - self.at:
             raise self._bad(f"{n_tensors} tensors and {n_keys} keys do not fit into {self.limit} bytes")
         if n_keys > _MAX_KEYS or n_tensors > _MAX_TENSORS:
@@ -190,36 +190,36 @@ class Scanner:
             raise self._bad("expected a name in UTF-8, found other bytes") from exc
 
     def _value(self) -> Any:
-        kind = self._number("<I")
-        if kind in SCALARS:
-            dtype = SCALARS[kind]
+        value_type = self._number("<I")
+        if value_type in SCALARS:
+            dtype = SCALARS[value_type]
             start = self._take(dtype.itemsize)
-            if kind == BOOL and self.view[start] > 1:
+            if value_type == BOOL and self.view[start] > 1:
                 raise self._bad(f"expected a truth value, found byte {self.view[start]}")
             return np.frombuffer(self.view[start : self.at], dtype)[0].item()
-        if kind == STRING:
+        if value_type == STRING:
             return self._text(self._number("<Q"))
-        if kind == ARRAY:
+        if value_type == ARRAY:
             return self._array()
-        raise self._bad(f"expected a value type below 13, found {kind}")
+        raise self._bad(f"expected a value type below 13, found {value_type}")
 
     def _array(self) -> GgufArray:
-        kind, count = self._number("<I"), self._number("<Q")
+        item_type, count = self._number("<I"), self._number("<Q")
         start = self.at
-        if kind in SCALARS:
-            self._take(count * SCALARS[kind].itemsize)
-        elif kind == STRING:
+        if item_type in SCALARS:
+            self._take(count * SCALARS[item_type].itemsize)
+        elif item_type == STRING:
             if count * 8 > self.limit - start:
                 raise self._bad(f"{count} strings do not fit into {self.limit - start} bytes")
             if count > _MAX_STRINGS:
                 raise self._bad(f"expected at most {_MAX_STRINGS} strings, found {count}")
             self._skip_strings(count)
         else:
-            raise self._bad(f"expected an array of numbers or strings, found type {kind}")
-        return GgufArray(self.path, kind, count, start, self.at - start)
+            raise self._bad(f"expected an array of numbers or strings, found type {item_type}")
+        return GgufArray(self.path, item_type, count, start, self.at - start)
 
     def _skip_strings(self, count: int) -> None:
-        """The hot loop of a large vocabulary: nothing but lengths is looked at."""
+        """The hot loop of a large vocabulary: reads only the lengths."""
         at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at > limit:
@@ -232,7 +232,7 @@ class Scanner:
         raise self._bad(f"strings reach beyond the {self.limit} bytes of header (truncated?)")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """(type, shape, bytes, offset in the data section)."""
+        """(type, shape, size in bytes, offset in the data section)."""
         n_dims = self._number("<I")
         if not 1 <= n_dims <= _MAX_DIMS:
             raise self._bad(f"expected 1 to {_MAX_DIMS} axes, found {n_dims}")
@@ -250,15 +250,15 @@ class Scanner:
     def _place(
         self, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], start: int, alignment: int
     ) -> dict[str, GgufTensor]:
-        """Tensors in the order of their data, which must be gapless but for the padding, as llama.cpp demands."""
+        """Tensors in the order of their data, which must be gapless except for the padding, as llama.cpp requires."""
         tensors: dict[str, GgufTensor] = {}
         expected = 0
-        for name, (kind, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):
+        for name, (ggml_type, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):
             self.what = name
             if offset != expected:
                 raise self._bad(f"expected data at offset {expected}, found {offset}")
             if start + offset + nbytes > self.size:
                 raise self._bad(f"expected data up to byte {start + offset + nbytes}, found {self.size} (truncated?)")
-            tensors[name] = GgufTensor(name, kind, shape, start + offset, nbytes)
+            tensors[name] = GgufTensor(name, ggml_type, shape, start + offset, nbytes)
             expected = -(-(offset + nbytes) // alignment) * alignment
         return tensors

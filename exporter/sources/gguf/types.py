@@ -1,4 +1,4 @@
-"""The numbers of the GGUF format: value types of metadata, tensor types with their blocks, and the common block."""
+"""Constants of the GGUF format: value types of metadata, tensor types with their blocks; decoding of Q8_0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_ALIGNMENT: Final = 32
 
 #: Value type number → numpy dtype of the fixed-size ones. Source: enum gguf_type in ggml's gguf.h.
 SCALARS: Final[dict[int, np.dtype[Any]]] = {
-    kind: np.dtype(name) for kind, name in enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))
+    number: np.dtype(name) for number, name in enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))
 } | {10: np.dtype("<u8"), 11: np.dtype("<i8"), 12: np.dtype("<f8")}
 BOOL: Final = 7
 STRING: Final = 8

@@ -5,7 +5,7 @@ Format (from the safetensors README): 8 bytes little-endian header length N, N b
 Offsets count from the start of the data section, which has no holes and no overlaps.
 
 The safetensors package is not used to read: it maps the file, so pages that were only copied would count as memory,
-and it does not tell where in the file a tensor lies.
+and it does not give a tensor's offset in the file.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from exporter.io.files import opened, read_at, read_exactly
 from exporter.io.json_objects import parse_object
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 
-#: The limit of the safetensors library itself: a longer header is refused before it is read.
+#: The safetensors library's own limit: a longer header is refused before it is read.
 _MAX_HEADER_BYTES: Final = 100_000_000
 _LENGTH: Final = struct.Struct("<Q")
-#: numpy's limit, and a size that no tensor has: lengths may be absurd even where a 0 among them leaves no data.
+#: numpy's limit, and a size above any tensor: dimensions may be absurd even where a 0 among them leaves no data.
 _MAX_AXES: Final = 64
 _MAX_TENSOR_BYTES: Final = 1 << 40
-#: Files share their bytes in units of this size.
+#: Unit in which file systems share ranges between files.
 _PAGE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """A tensor whose value is a byte range of a file."""
+    """A tensor stored as a byte range of a file."""
 
     spec: TensorSpec
     place: ByteRange
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) read from the file. Memory: these rows. Raises UnreadableFile if the file got shorter."""
+        """Rows [start, stop), read from the file. Memory: these rows. Raises UnreadableFile if the file was cut."""
         spec, place = self.spec, self.place
         out = np.empty((stop - start, *spec.shape[1:]), DTYPES[spec.dtype])
         read_into(place.path, place.offset_bytes + start * spec.row_nbytes, out)
         return out
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The one range that it is."""
+        """The tensor's one range."""
         yield self.place
 
 
 def read_into(path: Path, offset_bytes: int, out: Array) -> None:
-    """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on; nothing but these bytes is touched."""
+    """Fill ``out`` with bytes of ``path`` from ``offset_bytes`` on. Raises UnreadableFile if the file is too short."""
     view = out.reshape(-1).view(np.uint8).data
     with opened(path) as (file, _):
         missing = len(view) - read_at(file.fileno(), view, offset_bytes)
@@ -66,7 +66,7 @@ def read_into(path: Path, offset_bytes: int, out: Array) -> None:
 def read_tensors(path: Path) -> dict[str, FileTensor]:
     """Every tensor of ``path`` by name, in the order of their bytes; reads the header only.
 
-    Raises UnreadableFile naming the tensor for: a header that is cut, oversized or no JSON object; an unknown dtype;
+    Raises UnreadableFile naming the tensor for: a header that is cut, oversized or not a JSON object; an unknown dtype;
     a shape that disagrees with its offsets; holes, overlaps, or a data section that ends early or late.
     """
     header, data_start, data_nbytes = _read_header(path)
@@ -93,8 +93,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         if len(prefix) < _LENGTH.size:
             raise UnreadableFile(path, f"expected a safetensors header, found a file of {size} bytes")
         (length,) = _LENGTH.unpack(prefix)
-        if length > (most := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
-            raise UnreadableFile(path, f"header length expected at most {most}, found {length}")
+        if length > (limit := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
+            raise UnreadableFile(path, f"header length expected at most {limit}, found {length}")
         text = read_exactly(file, length)
     header = parse_object(path, text, what="safetensors header")
     header.pop("__metadata__", None)
@@ -116,9 +116,9 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
         raise UnreadableFile(path, f"{name}: expected a shape of {limits}, found {shape!r:.80}")
     begin, end = offsets
     spec = TensorSpec(name, dtype, tuple(shape))
-    want = math.prod(shape) * DTYPES[dtype].itemsize
-    if end - begin != want:
-        raise UnreadableFile(path, f"{name}: expected {want} bytes for {dtype} {shape}, found {end - begin}")
+    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != nbytes:
+        raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {shape}, found {end - begin}")
     return spec, begin, end
 
 
@@ -129,11 +129,11 @@ def _is_lengths(value: object) -> bool:
 def prepare(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, like_offset_bytes: int = 0
 ) -> tuple[bytes, list[tuple[TensorSpec, int]]]:
-    """(header bytes, [(spec, offset in the file)]) of a file that holds ``specs``, before a byte of data exists.
+    """(header bytes, [(spec, offset in the file)]) of a new file with ``specs``; needs no data.
 
-    Order: that of ``specs`` within a dtype size, larger sizes first, which keeps every tensor aligned to its item size.
-    like_offset_bytes: the data section begins where this offset lies within a page, so that a file system can share
-    pages with a file that has the same data there. The header is padded with spaces for it, in steps of 8 bytes.
+    Order: larger dtypes first, else as in ``specs``, which keeps every tensor aligned to its item size.
+    like_offset_bytes: the data section gets the same offset within a page, so that a file system can share pages with
+    a file that has the same data there. The header is padded with spaces for this, in steps of 8 bytes.
     """
     order = sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -1,10 +1,10 @@
 """tokenizer.model: a SentencePiece model, which is a protobuf message.
 
 Format (sentencepiece_model.proto): field 1 is a piece (1 text, 2 float score, 3 type), repeated in the order of the
-ids; field 2 the trainer's settings (3 is the algorithm, 24 says that spaces end words); field 3 the normalizer (2 the
-compiled character map, 3 add a space in front, 4 drop extra spaces). Fields that stand at their default are left out.
+ids; field 2 the trainer's settings (3 the algorithm, 24 whitespace as suffix); field 3 the normalizer (2 the compiled
+character map, 3 add a dummy prefix, 4 remove extra whitespace). Fields with their default value are omitted.
 
-Not read with the sentencepiece package: these few fields are all that a GGUF needs of it.
+Not read with the sentencepiece package: a GGUF needs only these few fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FLOAT: Final = struct.Struct("<f")
 
 @dataclass
 class SentencePieceModel:
-    """Pieces by id, and the settings that decide how a text is cut.
+    """Pieces by id, and the settings that affect tokenisation.
 
     texts, scores, types: one entry a piece. charsmap: the normalizer's compiled map, b"" if there is none.
     """
@@ -53,17 +53,17 @@ class SentencePieceModel:
 
 
 def read_model(path: Path) -> SentencePieceModel:
-    """Parse ``path``. Raises UnreadableFile, naming the field, for a file that is cut or no SentencePiece model."""
+    """Parse ``path``. Raises UnreadableFile, naming the field, for a file that is cut or not a SentencePiece model."""
     data = read_file(path, max_nbytes=_MAX_BYTES)
     model, what = SentencePieceModel(), "message"
     try:
         for number, value in _fields(data):
             if number == 1:
                 what = f"piece {len(model.texts)}"
-                text, score, kind = _piece(_bytes(value))
+                text, score, piece_type = _piece(_bytes(value))
                 model.texts.append(text)
                 model.scores.append(score)
-                model.types.append(kind)
+                model.types.append(piece_type)
             elif number == 2:
                 what = "trainer_spec"
                 _trainer(model, _bytes(value))
@@ -79,7 +79,7 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
-    """(text, score, type). The usual layout, text then score then type, is read without a loop over fields."""
+    """(text, score, type). Fast path without a loop over fields for the usual layout: text, score, type."""
     if data and data[0] == 0x0A and data[1] < 0x80:
         end = 2 + data[1]
         tail = data[end:]
@@ -87,17 +87,17 @@ def _piece(data: bytes) -> tuple[str, float, int]:
             return data[2:end].decode(), _FLOAT.unpack_from(tail, 1)[0], NORMAL
         if len(tail) == 7 and tail[0] == 0x15 and tail[5] == 0x18 and tail[6] <= BYTE:
             return data[2:end].decode(), _FLOAT.unpack_from(tail, 1)[0], tail[6]
-    text, score, kind = "", 0.0, NORMAL
+    text, score, piece_type = "", 0.0, NORMAL
     for number, value in _fields(data):
         if number == 1:
             text = _bytes(value).decode()
         elif number == 2:
             score = _FLOAT.unpack(_bytes(value))[0]
         elif number == 3:
-            kind = _number(value)
-            if not NORMAL <= kind <= BYTE:
-                raise ValueError(f"type {kind}")
-    return text, score, kind
+            piece_type = _number(value)
+            if not NORMAL <= piece_type <= BYTE:
+                raise ValueError(f"type {piece_type}")
+    return text, score, piece_type
 
 
 def _trainer(model: SentencePieceModel, data: bytes) -> None:
@@ -123,19 +123,19 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     at, size = 0, len(data)
     while at < size:
         key, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at, size)
-        kind = key & 7
-        if kind == 0:
+        wire_type = key & 7
+        if wire_type == 0:
             value, at = read_varint(data, at, size)
             yield key >> 3, value
             continue
-        if kind == 2:
+        if wire_type == 2:
             length, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at, size)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
+        elif wire_type in (1, 5):
+            length = 8 if wire_type == 1 else 4
         else:
-            raise ValueError(f"wire type {kind}")
+            raise ValueError(f"wire type {wire_type}")
         if length > size - at:
-            raise ValueError(f"{length} bytes promised, {size - at} left")
+            raise ValueError(f"expected {length} more bytes, found {size - at}")
         yield key >> 3, data[at : at + length]
         at += length
 

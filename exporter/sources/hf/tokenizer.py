@@ -1,7 +1,7 @@
-"""tokenizer.json in three depths: which ids have a token, what the added tokens are, and how it cuts text.
+"""Reads tokenizer.json in three depths: the ids with a token, the added tokens, the settings that affect tokenisation.
 
-Decoded by schemas that name what is wanted: the rest is passed over without becoming objects, which keeps a vocabulary
-of 262,144 below the memory of the merge that it is for. What becomes objects is counted first.
+Schemas name the fields to decode, and the decoder skips all others without creating objects: a vocabulary of 262,144
+then needs less memory than the merge itself. Objects are counted before they are created.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from exporter.errors import UnreadableFile, reading
 from exporter.io.files import read_file
 from exporter.io.json_objects import parse_object
 
-#: Twice the largest vocabulary known, and four times its text, which may take four bytes a character: a hostile file
-#: must not turn its bytes into more objects than that.
+#: Limits for hostile files, because their bytes could become many more objects: twice the largest vocabulary known, and
+#: four times its text, which may take four bytes a character.
 _MAX_TOKENS: Final = 1 << 19
 _MAX_VOCAB_BYTES: Final = 32 << 20
-#: A merge is a pair, with a comma in it and one behind it; the longest list known has 580,000.
+#: A merge is a pair, with a comma inside and one behind it; the longest list known has 580,000.
 _MAX_MERGE_COMMAS: Final = 3 << 19
-#: Commas are counted in pieces of this size: a view of bytes cannot count, and a copy of all would double the file.
+#: Commas are counted in copies of this size: a memoryview cannot count, and a copy of the whole doubles the memory.
 _COUNTED_BYTES: Final = 1 << 18
 _Id = Annotated[int, msgspec.Meta(ge=0)]
 _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Piece(msgspec.Struct, array_like=True, gc=False):
-    """One [piece, score] of a unigram vocabulary: that it is there is all that counts."""
+    """One [piece, score] of a unigram vocabulary; only its existence matters."""
 
 
 class _Numbered(msgspec.Struct, gc=False):
@@ -43,7 +43,7 @@ class _Token(msgspec.Struct, gc=False):
 
 
 class _Model(msgspec.Struct):
-    """The settings that tell kinds of models apart, and the two long lists."""
+    """The settings that distinguish types of models, and the two long lists."""
 
     type: msgspec.Raw = _ABSENT
     byte_fallback: msgspec.Raw = _ABSENT
@@ -66,13 +66,13 @@ class _File(msgspec.Struct):
 
 
 class Tokenizer:
-    """One tokenizer.json, in as much depth as is asked for; what was decoded is kept for as long as this object lives.
+    """One tokenizer.json, decoded on demand; results are cached as long as the object lives.
 
-    Its readers share one object while somebody holds it, and do not decode a vocabulary each.
+    ``open`` returns the existing object of a file, if there is one: readers share one decoded vocabulary.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UnreadableFile for what is no tokenizer of the tokenizers library."""
+        """Raises UnreadableFile for a file that is not a tokenizer of the tokenizers library."""
         self.path = path
         text = read_file(path)
         try:
@@ -82,13 +82,13 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """The object that somebody holds of this very file, else a new one. Raises UnreadableFile."""
+        """The living object of the same, unchanged file, else a new one. Raises UnreadableFile."""
         with reading(path):
             status = path.stat()
         state = (path, status.st_ino, status.st_size, status.st_mtime_ns)
-        if (held := _held.get(state)) is None:
-            held = _held[state] = cls(path)
-        return held
+        if (tokenizer := _opened.get(state)) is None:
+            tokenizer = _opened[state] = cls(path)
+        return tokenizer
 
     @cached_property
     def ids(self) -> set[int]:
@@ -106,10 +106,10 @@ class Tokenizer:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The fields of the file that tell how it cuts text; those that are null or absent are left out.
+        """The fields that affect tokenisation, without those that are null or absent.
 
-        ``model.vocab`` is a table of token to id, of a unigram model a list of [piece, score]; ``model.merges`` a list
-        of pairs or of strings.
+        ``model.vocab`` is a table of token to id, for a unigram model a list of [piece, score]; ``model.merges`` is a
+        list of pairs or of strings. Raises UnreadableFile.
         """
         path, model = self.path, self._model
         content = _small(path, self._file, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
@@ -134,7 +134,7 @@ class Tokenizer:
         return vocab
 
 
-_held: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueDictionary()
+_opened: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueDictionary()
 
 
 def token_ids(path: Path) -> set[int]:
@@ -153,13 +153,13 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Values of any kind, within the bounds of ordinary JSON."""
+    """Values of any type, within the limits of ``parse_object``."""
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 
 
 def _merges(path: Path, raw: msgspec.Raw) -> Any:
-    """Older files have a string a merge, newer ones a pair."""
+    """The merges: strings in older files, pairs in newer ones."""
     try:
         return _decode_counted(path, raw, "model.merges", list[tuple[str, str]], _MAX_MERGE_COMMAS)
     except _WrongType:
@@ -167,11 +167,11 @@ def _merges(path: Path, raw: msgspec.Raw) -> Any:
 
 
 class _WrongType(UnreadableFile):
-    """The JSON is sound, but of another type than the schema."""
+    """The JSON is valid, but of another type than the schema."""
 
 
 def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
-    """``raw`` by ``schema``; its items are counted by their commas before one of them is made."""
+    """``raw`` decoded by ``schema``; its items are counted by their commas before any of them is created."""
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:
         raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: its cache, downloads, and what a user names by path or id."""
+"""The Hugging Face hub: its cache, downloads, and inputs given by path or id."""

@@ -1,9 +1,9 @@
-"""A repository of the Hugging Face hub as a folder: from the local cache if it is whole there, else downloaded.
+"""A repository of the Hugging Face hub as a folder: from the local cache if complete there, else downloaded.
 
 Only data is fetched (configs, tokenizer files, chat templates, the safetensors that will be read): never a pickle,
-never code. The cache is huggingface_hub's own, so a download is shared with every other tool; a folder in it is named
-by the commit that it holds. huggingface_hub keeps the listing of each commit that it downloaded, with sizes: that is
-how a cache that somebody filled in part is told from a whole one.
+never code. The cache is huggingface_hub's own, so other tools share the download; the name of a folder in it is its
+commit. huggingface_hub keeps the listing of each downloaded commit, with sizes: this distinguishes a partial cache from
+a complete one.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 
 RepoContent = Literal["adapter", "checkpoint"]
 
-#: Read before it is known which weights are needed; all of it is small.
+#: Small files, fetched before the needed weights are known.
 _SMALL: Final = (CONFIG, INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool) -> Path:
-    """The folder of ``repo`` at ``revision`` (branch, tag or commit), whole; its name is the commit.
+    """The complete folder of ``repo`` at ``revision`` (branch, tag or commit); its name is the commit.
 
-    What is whole in the cache is used without asking the hub. ``content`` says which weights to fetch; None: an
-    adapter's if the repository is one, else a checkpoint's.
-    Raises BadInput with what is missing and what to do, OutputError if the cache cannot be written.
+    A complete folder of the cache is used without contacting the hub. content: the weights to fetch; None: an
+    adapter's if the repository is an adapter, else a checkpoint's.
+    Raises BadInput naming the missing file and a remedy, OutputError if the cache cannot be written.
     """
     from huggingface_hub import constants
 
-    held = _in_cache(repo, revision)
-    gap = _gap(repo, held, content) if held else None
-    if held and not gap and _listing(repo, held) is not None:
-        return held
+    cached = _in_cache(repo, revision)
+    gap = _gap(repo, cached, content) if cached else None
+    if cached and not gap and _listing(repo, cached) is not None:
+        return cached
     quiet = quiet or constants.HF_HUB_OFFLINE  # nothing will be downloaded
     try:
         with _no_warnings():
             folder = _download(repo, revision, content, bars=_bars(f"downloading {repo}@{revision}", quiet=quiet))
     except Exception as exc:  # the errors of hub, network and cache share no base class
-        if held and not gap:
-            return held  # nobody says that anything is missing
+        if cached and not gap:
+            return cached  # without a listing, no file is known to be missing
         if isinstance(exc, OSError) and exc.errno:
             raise OutputError(exc.filename or _cache(), f"the hub's cache: {exc.strerror}") from exc
         state = f"{gap} in" if gap else "neither a folder nor in"
@@ -68,12 +68,12 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
 
 
 def _in_cache(repo: str, revision: str) -> Path | None:
-    """The folder of the commit that the cache holds for ``revision``, whole or not."""
+    """The cached folder of the commit of ``revision``, complete or not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # no pattern, so nothing to be missing: completeness is judged here, where it is known what is needed
+        # No pattern, so that no file counts as missing: ``_gap`` checks completeness, which depends on the content.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[], local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
@@ -82,10 +82,10 @@ def _in_cache(repo: str, revision: str) -> Path | None:
 def _download(repo: str, revision: str, content: RepoContent | None, *, bars: Any) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    # snapshot_download would hide a refusal behind a folder that is there in part; this one speaks up.
+    # snapshot_download would return a partial folder instead of raising a refusal of the hub; model_info raises.
     HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_SMALL), tqdm_class=bars))
-    weights = _weights(folder, _listing(repo, folder), content or _kind_of(folder))
+    weights = _weights(folder, _listing(repo, folder), content or _content_of(folder))
     # The commit, not the branch: it must not move between config and weights.
     exact = [glob.escape(name) for name in weights]
     snapshot_download(repo, revision=folder.name, allow_patterns=exact, tqdm_class=bars)
@@ -93,11 +93,11 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """The first needed file that is not whole, as a sentence; None if all are."""
+    """The first needed file that is incomplete, as a sentence; None if all are complete."""
     sizes = _listing(repo, folder)
-    for name in _needed(folder, sizes, content or _kind_of(folder)):
+    for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
-        if not file.is_file():  # a link without its blob, too
+        if not file.is_file():  # also a link without its blob
             return f"{name} is missing"
         if size is not None and file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes (delete {file.resolve()})"
@@ -105,19 +105,19 @@ def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
 
 
 def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the files without which the folder must not be used."""
+    """Names of the files that the folder must have."""
     config = ADAPTER_CONFIG if content == "adapter" else CONFIG
     if sizes is not None:
-        side = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
+        auxiliary = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
     elif content == "checkpoint" and not any((folder / name).is_file() for name in VOCABULARIES):
-        side = [VOCABULARIES[0]]  # without a listing, weights alone look like a model that was fetched without it
+        auxiliary = [VOCABULARIES[0]]  # without a listing, a folder without vocabulary looks like a partial download
     else:
-        side = []
-    return [config, *side, *_weights(folder, sizes, content)]
+        auxiliary = []
+    return [config, *auxiliary, *_weights(folder, sizes, content)]
 
 
 def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the weight files that will be read: as the readers choose them, one file before an index."""
+    """Names of the weight files that the readers will choose: a single file before an index."""
     if content == "adapter":
         return [ADAPTER_WEIGHTS]
     single = WEIGHTS in sizes if sizes is not None else (folder / WEIGHTS).is_file()
@@ -125,16 +125,16 @@ def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent
     if single or not index.is_file():
         return [WEIGHTS]
     weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
-    # whether the index makes sense is judged by the reader of the checkpoint
+    # The reader of the checkpoint validates the index.
     return sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
 
 
-def _kind_of(folder: Path) -> RepoContent:
+def _content_of(folder: Path) -> RepoContent:
     return "adapter" if (folder / ADAPTER_CONFIG).is_file() else "checkpoint"
 
 
 def _listing(repo: str, folder: Path) -> dict[str, int] | None:
-    """Name → size in bytes of every file of the commit, if huggingface_hub has kept its listing."""
+    """Name → size in bytes of every file of the commit; None without a cached listing of huggingface_hub."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -155,10 +155,10 @@ def _found_instead(repo: str, folder: Path) -> str:
 
 
 def _reason(repo: str, revision: str, exc: Exception) -> str:
-    """Why the hub did not help, and what does; one line."""
+    """Why the hub failed, and a remedy; one line."""
     from huggingface_hub import constants, errors
 
-    # "not in the cache" is what snapshot_download makes of a failure; the failure itself is its cause
+    # snapshot_download turns every failure into "not in the cache"; the failure itself is the cause.
     cause = exc.__cause__ if isinstance(exc, errors.LocalEntryNotFoundError) and exc.__cause__ else exc
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(cause, errors.HFValidationError):
@@ -175,8 +175,8 @@ def _reason(repo: str, revision: str, exc: Exception) -> str:
         status = cause.response.status_code
         advice = login if status in (401, 403) else "try again later"
         return f"the hub answers with HTTP {status}: {advice}"
-    said = str(cause).strip().splitlines()
-    detail = f"{type(cause).__name__}: {said[0]}" if said else type(cause).__name__
+    lines = str(cause).strip().splitlines()
+    detail = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
     return f"{constants.ENDPOINT} did not deliver it: check the network and try again ({detail})"
 
 
@@ -187,9 +187,9 @@ def _cache() -> Path:
 
 
 def _bars(line: str, *, quiet: bool) -> Any:
-    """The class of huggingface_hub's progress bars: its own on a terminal, else one that shows nothing.
+    """The class of huggingface_hub's progress bars: None (its own) on a terminal, else a class that shows nothing.
 
-    With ``quiet`` there is not even ``line``. (Its global switch obeys an environment variable first.)
+    Prints ``line`` instead of bars, unless ``quiet``. (An environment variable overrides the hub's global switch.)
     """
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -208,7 +208,7 @@ def _bars(line: str, *, quiet: bool) -> Any:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Hide what huggingface_hub logs on the way: what matters of it is in the error."""
+    """Hide huggingface_hub's log: the error contains what matters."""
     from huggingface_hub.utils import logging as hub_logging
 
     before = hub_logging.get_verbosity()

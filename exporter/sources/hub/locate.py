@@ -1,4 +1,4 @@
-"""From what the user typed to a folder on disk: a path, else ``org/name`` or ``org/name@revision`` on the hub."""
+"""Resolves an input to a folder on disk: a path, or ``org/name`` or ``org/name@revision`` on the hub."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from exporter.errors import BadInput
 from exporter.sources.hub.fetch import RepoContent, fetch
 from exporter.sources.peft.adapter import CONFIG, Adapter
 
-#: The hub's names have at most 96 letters.
+#: The hub's names have at most 96 characters.
 _ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]{,95}/)?\w[\w.-]{,95})(?:@(?P<revision>.+))?", re.ASCII)
-#: What git allows in names and people use; ``..`` is refused besides, for the cache makes a path of it.
+#: Common names of git; ``..`` is also refused, because the cache makes a path of the revision.
 _REVISION: Final = re.compile(r"\w[\w./+-]{,254}", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
-#: Artifacts keep their provenance in metadata, under names that begin so.
+#: Prefix of an artifact's metadata keys for provenance.
 PREFIX: Final = "ttexport."
-#: Which adapters went in: ``combined_digest`` of them all.
+#: Key of the merged adapters: their ``combined_digest``.
 ADAPTERS_DIGEST: Final = "adapters.sha256"
 _RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
 
@@ -35,19 +35,19 @@ class Located:
 
     @property
     def name(self) -> str:
-        """What people call it: the repository without its owner, or the folder."""
+        """Display name: the repository without its owner, or the folder."""
         return self.repo.split("/")[-1] if self.repo else self.path.resolve().name
 
 
 def is_adapter(path: Path) -> bool:
-    """A folder that PEFT would load as an adapter."""
+    """Whether PEFT would load the folder as an adapter."""
     return os.path.lexists(path / CONFIG)
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
-    """The base checkpoint: ``named`` if given, else the one base, and revision, that the adapters agree on.
+    """The base checkpoint: ``named`` if given, else the base and revision that all adapters name.
 
-    Raises BadInput if nothing names a base, if the adapters name different ones, or if it cannot be had.
+    Raises BadInput if no base is named, if the adapters name different bases, or if it cannot be found or downloaded.
     """
     if named is not None:
         return locate(named, asked_by="--base", content="checkpoint", quiet=quiet)
@@ -64,7 +64,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
 
 
 def _base_revision(adapter: Adapter) -> str | None:
-    """PEFT's ``revision``: the one of the base that the adapter was trained on."""
+    """PEFT's ``revision``: that of the base on which the adapter was trained; None for the default."""
     revision = adapter.config.get("revision")
     if revision is not None and not isinstance(revision, str):
         raise BadInput(f"{adapter.path / CONFIG}: revision: expected a branch, tag or commit, found {revision!r:.80}")
@@ -74,7 +74,7 @@ def _base_revision(adapter: Adapter) -> str | None:
 def locate(
     word: str, *, asked_by: str, content: RepoContent | None = None, revision: str | None = None, quiet: bool = False
 ) -> Located:
-    """The folder that ``word`` names: a path that exists, else a hub id, from the cache or downloaded.
+    """The file or folder that ``word`` names: an existing path, else a hub id, from the cache or downloaded.
 
     ``content`` is the required content (None: either). ``revision`` applies if ``word`` carries none. Raises BadInput,
     which names ``asked_by``: the option or file that ``word`` comes from.
@@ -83,10 +83,10 @@ def locate(
     try:
         if path.exists():
             return Located(path)
-    except OSError as exc:  # too long a name, or a folder that may not be entered
+    except OSError as exc:  # a name that is too long, or a folder without permission
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
     match = _ID.fullmatch(word)
-    # Only old checkpoints have no owner (gpt2); for the rest a single word is a folder that is not there.
+    # Only old checkpoints have no owner (gpt2); otherwise a single word is a folder that does not exist.
     if match is None or ("/" not in match["repo"] and content != "checkpoint"):
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}, which does not exist")
     wanted = match["revision"] or revision or _DEFAULT_REVISION
@@ -100,15 +100,16 @@ def locate(
 
 
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
-    """Provenance of an artifact after a patch. recorded: that of the artifact before it, which keeps what it says.
+    """Provenance of an artifact after a patch. recorded: the provenance before the patch, which stays.
 
-    Adapters are numbered behind those that are recorded, in the order in which they came; one that is recorded at the
-    same commit is not counted again.
+    New adapters are numbered after the recorded ones, in their order; an adapter that is recorded with the same commit
+    is not added again.
     """
     known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
-    held = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
+    present = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
     first = 1 + max(map(int, known), default=-1)
-    new = origins(base or Located(Path()), [one for one in adapters if (one.repo, one.revision) not in held])
+    added = [adapter for adapter in adapters if (adapter.repo, adapter.revision) not in present]
+    new = origins(base or Located(Path()), added)
     return {**recorded, **{_renumbered(key, first): value for key, value in new.items()}}
 
 
@@ -118,9 +119,9 @@ def _renumbered(key: str, first: int) -> str:
 
 
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
-    """Provenance of what came from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
+    """Provenance of inputs from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
 
-    Local paths stay out: they say nothing elsewhere, and artifacts must not depend on where they were made.
+    Without local paths: they mean nothing on another machine, and artifacts must not depend on where they are made.
     """
     named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
     return {

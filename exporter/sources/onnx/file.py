@@ -1,6 +1,6 @@
-"""ONNX models as files: initialisers as byte ranges, and which of them is the embedding and which the head.
+"""ONNX model files: initialisers as byte ranges, with the embedding and the head among them.
 
-Reads the graph (small, where the weights lie in files of their own) and no weight. Works on models of any tool.
+Reads the graph (small if the weights are external data) and no weights. Works on models of any tool.
 Source: onnx.proto3.
 """
 
@@ -27,7 +27,7 @@ from exporter.sources.onnx.scan import check_cost
 from exporter.sources.onnx.tensors import TensorRange, tensor_ranges, text
 from exporter.tensors import DTYPES, Array, ByteRange
 
-#: protobuf itself stops here; more is no ONNX file.
+#: protobuf's own limit.
 _MAX_MODEL_BYTES: Final = 2 << 30
 
 
@@ -36,11 +36,11 @@ class OnnxFile:
     """A model file and its external data.
 
     path: the model file. inputs, outputs: names, in the graph's order, inputs without initialisers. metadata: the
-    model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the one in the matrix
-    product that gives the logits. None where the graph has no such thing. token_axis: of these two, the axis that
-    counts tokens: 0 for (V, H), 1 for (H, V). blocks: of these two, how codes are to be read, for those that hold
-    codes. scaled: the same, for codes with one scale and zero point. quantised: some product in the graph is one of
-    integers. block_formats: in which blocks codes are read, of any matrix, such as "int4 x 32 with zero points".
+    model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the initialiser in the
+    matrix product that gives the logits. Both None if the graph has none. token_axis: name of embedding or head → its
+    axis of the tokens: 0 for (V, H), 1 for (H, V). blocks, scaled: name of embedding or head → format of its codes, in
+    blocks or with one scale and zero point. quantised: whether a product in the graph is one of integers.
+    block_formats: the block formats of all matrices, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -59,42 +59,43 @@ class OnnxFile:
 
     @classmethod
     def open(cls, path: Path) -> OnnxFile:
-        """Open a model file, or the first that ``model_files`` finds in a folder.
+        """Open a model file, or the first of ``model_files`` of a folder.
 
-        Raises UnreadableFile, naming the initialiser, for: anything that is no ONNX model; an element type that is
-        not known; external data outside the folder, missing, not a plain file, or shorter than promised; a length
-        that disagrees with the shape.
+        Raises UnreadableFile, naming the initialiser, for: a file that is not an ONNX model; an unknown element type;
+        external data outside the folder, missing, not a regular file, or too short; a length that disagrees with the
+        shape.
         """
         path = model_files(path)[0]
         model = _parse(path)
         graph = model.graph
         initialisers = tensor_ranges(path, graph.initializer)
-        uses = find_vocabulary(graph, {name: len(one.shape) for name, one in initialisers.items()})
-        found = [use for use in (uses.head, uses.embedding) if use]
+        vocabulary = find_vocabulary(graph, {name: len(tensor.shape) for name, tensor in initialisers.items()})
+        embedding, head = vocabulary.embedding, vocabulary.head
+        matrices = [matrix for matrix in (head, embedding) if matrix]
         return cls(
             path=path,
             initialisers=initialisers,
             inputs=tuple(text(path, value.name) for value in graph.input if value.name not in initialisers),
             outputs=tuple(text(path, value.name) for value in graph.output),
             metadata={text(path, prop.key): text(path, prop.value) for prop in model.metadata_props},
-            embedding=uses.embedding.name if uses.embedding else None,
-            head=uses.head.name if uses.head else None,
-            token_axis={use.name: use.token_axis for use in found},
-            blocks={use.name: use.blocks for use in found if use.blocks},
-            scaled={use.name: use.scaled for use in found if use.scaled},
-            quantised=uses.quantised,
-            block_formats=uses.block_formats,
-            _inline={one.name: one for one in graph.initializer if initialisers[one.name].place is None},
+            embedding=embedding.name if embedding else None,
+            head=head.name if head else None,
+            token_axis={matrix.name: matrix.token_axis for matrix in matrices},
+            blocks={matrix.name: matrix.blocks for matrix in matrices if matrix.blocks},
+            scaled={matrix.name: matrix.scaled for matrix in matrices if matrix.scaled},
+            quantised=vocabulary.quantised,
+            block_formats=vocabulary.block_formats,
+            _inline={tensor.name: tensor for tensor in graph.initializer if initialisers[tensor.name].place is None},
         )
 
     def parse(self) -> onnx.ModelProto:
-        """The whole model, read again; the caller may change it. Memory: the model file, and as much again."""
+        """The whole model, read again; the caller may change it. Memory: twice the model file."""
         return _parse(self.path)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
         """Rows [start, stop) of an initialiser along its first axis; a scalar is one row. Memory: these rows.
 
-        Raises NotExpressible for an element type that numpy cannot hold, UnreadableFile for data that is not there.
+        Raises NotExpressible for an element type that numpy cannot hold, UnreadableFile for missing data.
         """
         tensor = self.initialisers[name]
         if tensor.place is None:
@@ -106,9 +107,9 @@ class OnnxFile:
         return out
 
     def token_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows of tokens [start, stop) of the embedding or the head, (n, H), whichever way the matrix lies.
+        """Rows of tokens [start, stop) of the embedding or the head, (n, H), for both orientations of the matrix.
 
-        Memory: these rows; for a matrix (H, V) the pages of the file that they touch. Raises as ``rows`` does.
+        Memory: these rows; for a matrix (H, V) also the touched pages of the file. Raises as ``rows`` does.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:
@@ -119,53 +120,54 @@ class OnnxFile:
         try:
             with reading(place.path):
                 mapped = np.memmap(place.path, self._dtype(tensor), "r", place.offset_bytes, tensor.shape)
-        except ValueError as exc:  # an empty matrix, or a file that got shorter
+        except ValueError as exc:  # an empty matrix, or a file that was cut
             raise UnreadableFile(place.path, f"{name}: {exc}") from exc
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
     def stored_tensors(self, name: str) -> list[TensorRange]:
-        """What makes the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
+        """The initialisers of the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
         form = self.blocks.get(name)
         names = [name, form.scales, form.zero_points] if form else [name]
-        return [self.initialisers[one] for one in names if one is not None]
+        return [self.initialisers[stored] for stored in names if stored is not None]
 
     def tokens(self, name: str) -> int:
-        """How many tokens the embedding or the head has."""
+        """The number of tokens of the embedding or the head."""
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Rows of tokens [start, stop) as they are stored, the ``stored_tensors`` side by side: (n, bytes) uint8."""
+        """Rows of tokens [start, stop) as stored, the ``stored_tensors`` side by side: (n, bytes) uint8."""
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)
         stored = []
-        for part in self.stored_tensors(name):
-            width = part.nbytes // self.tokens(name)
-            if part.place is None:
-                whole = np.frombuffer(self._inline[part.name].raw_data, np.uint8).reshape(-1, width)
+        for tensor in self.stored_tensors(name):
+            width = tensor.nbytes // self.tokens(name)
+            if tensor.place is None:
+                whole = np.frombuffer(self._inline[tensor.name].raw_data, np.uint8).reshape(-1, width)
                 stored.append(whole[start:stop])
             else:
                 stored.append(np.empty((stop - start, width), np.uint8))
-                read_into(part.place.path, part.place.offset_bytes + start * width, stored[-1])
+                read_into(tensor.place.path, tensor.place.offset_bytes + start * width, stored[-1])
         return np.concatenate(stored, axis=1)
 
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
-        """Where ``token_bytes`` of one token lie. Raises NotExpressible for rows that are no such ranges."""
+        """The byte ranges of one token's ``token_bytes``. Raises NotExpressible for rows that are not byte ranges."""
         places = []
-        for part in self.stored_tensors(name):
-            if part.place is None or self.token_axis[name]:
-                raise NotExpressible(f"{self.path}: {part.name}", "its rows are no ranges of an external data file")
-            width = part.nbytes // self.tokens(name)
-            places.append(ByteRange(part.place.path, part.place.offset_bytes + token_id * width, width))
+        for tensor in self.stored_tensors(name):
+            place = tensor.place
+            if place is None or self.token_axis[name]:
+                raise NotExpressible(f"{self.path}: {tensor.name}", "its rows are no ranges of an external data file")
+            width = tensor.nbytes // self.tokens(name)
+            places.append(ByteRange(place.path, place.offset_bytes + token_id * width, width))
         return places
 
     def inline_bytes(self, name: str) -> bytes:
-        """The bytes of an initialiser that lies inside the model file."""
+        """The bytes of an initialiser stored inside the model file."""
         tensor = self._inline[name]
         return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
 
     def raw(self, name: str, start: int, stop: int) -> Array:
-        """Bytes [start, stop) of an initialiser, uint8. Raises NotExpressible where its numbers stand one by one."""
+        """Bytes [start, stop) of an initialiser, uint8. Raises NotExpressible for an inline one without raw bytes."""
         tensor = self.initialisers[name]
         if tensor.place is not None:
             out = np.empty(stop - start, np.uint8)
@@ -173,7 +175,7 @@ class OnnxFile:
             return out
         inline = self._inline[name]
         if not inline.HasField("raw_data") and tensor.nbytes:
-            raise NotExpressible(f"{self.path}: {name}", "its numbers stand one by one, not as raw bytes")
+            raise NotExpressible(f"{self.path}: {name}", "its numbers are stored one by one, not as raw bytes")
         return np.frombuffer(inline.raw_data, np.uint8)[start:stop]
 
     def _inline_value(self, tensor: TensorRange) -> Array:

@@ -1,6 +1,6 @@
-"""Where a graph uses its vocabulary: the matrix behind the token ids, and the one in front of the logits.
+"""Finds the embedding and the head of a graph: the matrix behind the token ids, and the matrix before the logits.
 
-Found from the structure, not from names of weights, which differ from tool to tool.
+Found by the structure of the graph: names of weights differ from tool to tool.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ LOGITS: Final = frozenset(
     {"Add", "Cast", "Clip", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Tanh"}
     | {"Transpose", "Unsqueeze"}
 )
-#: Matrix products whose second input is the weight, and the axis of the weight that gives the columns of the result.
+#: Matrix products with the weight as second input, and the axis of the weight that gives the columns of the result.
 PRODUCTS: Final[Mapping[str, int]] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulNBits": 0, "MatMulInteger": 1}
-#: Operators by which a graph shows that it is quantised, beside those of blocks.
+#: Operators that identify a quantised graph.
 _QUANTISED: Final = frozenset(
     {"MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul"}
     | {"MatMulIntegerToFloat", "QGemm", "DequantizeLinear"}
 )
-#: Look-ups: the first input is the matrix, the second the ids.
+#: Look-ups: the first input is the matrix, the second the token ids.
 _LOOKUPS: Final = frozenset({"Gather", "GatherBlockQuantized"})
-#: The axis attribute of a look-up, for matrices.
+#: Axis attribute of a look-up in a matrix → axis of the tokens.
 _AXES: Final[Mapping[int | None, int]] = {None: 0, 0: 0, 1: 1, -1: 1, -2: 0}
-#: Nodes on the way from a use to its weight; a bound, for a hostile graph may be a circle.
+#: Limit of nodes between a use and its weight: a hostile graph may have cycles.
 _MAX_STEPS: Final = 16
 
 
-#: Products and look-ups of codes in blocks: the places of codes, scales and zero points among the inputs, and the
-#: block size that an absent attribute means.
+#: Products and look-ups of codes in blocks: the positions of codes, scales and zero points among the inputs, and the
+#: default block size.
 _BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
     "MatMulNBits": (1, 2, 3, 0),
     "GatherBlockQuantized": (0, 2, 3, 128),
@@ -47,7 +47,7 @@ _BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class BlockForm:
-    """How codes are to be read: integers of ``bits``, ``size`` of them to a scale; initialisers by name."""
+    """Format of codes in blocks: integers of ``bits``, ``size`` of them per scale; names of the initialisers."""
 
     bits: int
     size: int
@@ -57,7 +57,7 @@ class BlockForm:
 
 @dataclass(frozen=True, slots=True)
 class ScaledForm:
-    """How integers are to be read: (integer - zero point) * scale; both are initialisers, the second may be absent."""
+    """Format of scaled integers: (integer - zero point) * scale; names of the initialisers, no zero point: None."""
 
     scale: str
     zero_point: str | None
@@ -65,7 +65,7 @@ class ScaledForm:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMatrix:
-    """An initialiser, and its axis that counts tokens. ``blocks``, ``scaled``: it holds codes, not values."""
+    """An initialiser, and its axis of the tokens. ``blocks``, ``scaled``: format of its codes, if it holds codes."""
 
     name: str
     token_axis: int
@@ -75,24 +75,27 @@ class VocabularyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class GraphVocabulary:
-    """The two uses of a vocabulary; None where the graph has no such thing."""
+    """Embedding and head of a graph, None if it has none, and how the graph is quantised.
+
+    quantised: whether a product in the graph is one of integers. block_formats: those of all matrices, sorted.
+    """
 
     embedding: VocabularyMatrix | None
     head: VocabularyMatrix | None
-    quantised: bool  # some product in the graph is one of integers
-    block_formats: tuple[str, ...]  # in which blocks codes are read, of any matrix
+    quantised: bool
+    block_formats: tuple[str, ...]
 
 
 def find_vocabulary(graph: GraphProto, ranks: Mapping[str, int]) -> GraphVocabulary:
-    """Find both uses. ``ranks``: number of axes of every initialiser, by name."""
+    """Find embedding and head. ``ranks``: name of every initialiser → its number of axes."""
     walk = _Walk(graph, ranks)
     quantised = any(node.op_type in _QUANTISED for node in graph.node)
     return GraphVocabulary(walk.embedding(), walk.head(), quantised, _block_formats(graph))
 
 
 def _block_formats(graph: GraphProto) -> tuple[str, ...]:
-    """Such as "int4 x 32 with zero points", sorted; of graphs inside the graph as well, as loops over experts are."""
-    waiting, found = [graph], set[str]()
+    """Such as "int4 x 32 with zero points", sorted; includes subgraphs, such as loops over experts."""
+    waiting, formats = [graph], set[str]()
     while waiting:
         for node in waiting.pop().node:
             waiting += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
@@ -100,8 +103,8 @@ def _block_formats(graph: GraphProto) -> tuple[str, ...]:
                 _, _, zeros_at, default = _BLOCKED[node.op_type]
                 zeros = " with zero points" if any(node.input[zeros_at:][:1]) else ""
                 bits, size = _number(node, "bits") or 4, _number(node, "block_size") or default
-                found.add(f"int{bits} x {size}{zeros}")
-    return tuple(sorted(found))
+                formats.add(f"int{bits} x {size}{zeros}")
+    return tuple(sorted(formats))
 
 
 class _Walk:
@@ -118,7 +121,7 @@ class _Walk:
         return None
 
     def _looked_up(self, node: NodeProto, axis: int) -> VocabularyMatrix | None:
-        """The matrix that ``node`` reads; codes shared with a product may get another shape on the way."""
+        """The matrix that ``node`` reads; codes that a product shares may be reshaped in between."""
         name = self._stored(node.input[0]) if node.op_type in _BLOCKED else None
         return self._weight(name or node.input[0], axis)
 
@@ -138,7 +141,7 @@ class _Walk:
         return name == "input_ids"
 
     def _behind(self, name: str) -> Iterator[NodeProto]:
-        """The nearest products that ``name`` comes from, through nodes that only shape or scale."""
+        """The nearest products before ``name``, through nodes that only reshape or scale."""
         waiting, seen = [name], set[str]()
         while waiting:
             name = waiting.pop()
@@ -152,7 +155,7 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """The initialiser in a product: as a rule the second factor, (H, V); else the first, (V, H)."""
+        """The initialiser in a product: usually the second factor, (H, V); else the first, (V, H)."""
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -165,7 +168,7 @@ class _Walk:
         return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
-        """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose on the way swaps the axis."""
+        """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose in between swaps the axis."""
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
                 return VocabularyMatrix(name, axis) if self.ranks[name] >= 2 else None
@@ -177,7 +180,7 @@ class _Walk:
         return None
 
     def _blocks(self, node: NodeProto) -> BlockForm | None:
-        """The form of the codes that ``node`` reads; None for other operators, and for scales that are computed."""
+        """The format of the codes that ``node`` reads; None for other operators, and for computed scales."""
         if node.op_type not in _BLOCKED:
             return None
         _, scales_at, zeros_at, default = _BLOCKED[node.op_type]
@@ -189,7 +192,7 @@ class _Walk:
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
 
     def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
-        """What the DequantizeLinear says that reads one of ``names``: the codes, or what was looked up in them."""
+        """The format given by the DequantizeLinear that reads one of ``names``: the codes, or the rows looked up."""
         for node in self.graph.node:
             if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
                 zeros = node.input[2] if len(node.input) > 2 else ""
@@ -198,15 +201,16 @@ class _Walk:
         return None
 
     def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
-        """A product of integers is scaled when it is done: by the scales of both factors, multiplied."""
+        """The format of the codes in a product of integers; its result is scaled by the product of both scales."""
         users = {name: node for node in self.graph.node for name in node.input}
         node = users.get(product.output[0])
         while node is not None and node.op_type == "Cast":
             node = users.get(node.output[0])
         if node is None or node.op_type != "Mul":
             return None
-        makers = [self.producers.get(name) for name in node.input]
-        factors = [name for maker in makers if maker is not None and maker.op_type == "Mul" for name in maker.input]
+        producers = [self.producers.get(name) for name in node.input]
+        products = [node for node in producers if node is not None and node.op_type == "Mul"]
+        factors = [name for node in products for name in node.input]
         scale = next((name for name in factors if name in self.ranks), None)
         zeros = product.input[3] if len(product.input) > 3 else ""
         if scale is None or (zeros and zeros not in self.ranks):
@@ -214,7 +218,7 @@ class _Walk:
         return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
-        """The initialiser behind ``name``, which may get another shape on the way."""
+        """The initialiser behind ``name``, which may be reshaped in between."""
         for _ in self.graph.node:
             if name in self.ranks:
                 return name

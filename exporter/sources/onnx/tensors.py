@@ -1,4 +1,4 @@
-"""Initialisers of an ONNX graph as byte ranges, each checked before it is believed.
+"""Initialisers of an ONNX graph as validated byte ranges.
 
 Sources: onnx.proto3 (TensorProto), the ONNX page on external data.
 """
@@ -20,7 +20,7 @@ from exporter.tensors import ByteRange
 #: numpy's limit.
 _MAX_AXES: Final = 64
 
-#: ONNX element type → (safetensors' spelling, bits). Spellings that ``DTYPES`` lacks can be listed, not read.
+#: ONNX element type → (safetensors' spelling, bits). Types that ``DTYPES`` lacks can be listed, but not read.
 _TYPES: Final[Mapping[int, tuple[str, int]]] = {
     TensorProto.FLOAT: ("F32", 32),
     TensorProto.DOUBLE: ("F64", 64),
@@ -47,7 +47,7 @@ _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """An initialiser: dtype in safetensors' spelling, and where its bytes lie (None: inside the model file)."""
+    """An initialiser: dtype in safetensors' spelling, and its byte range (None: inside the model file)."""
 
     name: str
     dtype: str
@@ -57,7 +57,7 @@ class TensorRange:
 
 
 def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
-    """Name → range. Raises UnreadableFile, as ``OnnxFile.open`` says."""
+    """Name → range. Raises UnreadableFile as ``OnnxFile.open`` does."""
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
@@ -80,7 +80,7 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
     if tensor.data_location == TensorProto.EXTERNAL:
         return TensorRange(name, dtype, shape, nbytes, _place(path, tensor, nbytes))
     given = sum(len(getattr(tensor, field)) for field in _FIELDS)
-    count = nbytes if bits < 8 else math.prod(shape)  # numbers below a byte come in packed pairs
+    count = nbytes if bits < 8 else math.prod(shape)  # numbers smaller than a byte are packed in pairs
     if len(tensor.raw_data) != nbytes if tensor.HasField("raw_data") else given != count:
         found = f"{len(tensor.raw_data)} bytes" if tensor.HasField("raw_data") else f"{given} numbers"
         raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {list(shape)}, found {found}")
@@ -88,19 +88,19 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
 
 
 def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
-    told = {text(path, entry.key): text(path, entry.value) for entry in tensor.external_data}
-    location = told.get("location", "")
+    entries = {text(path, entry.key): text(path, entry.value) for entry in tensor.external_data}
+    location = entries.get("location", "")
     if not _stays_inside(location):
         raise UnreadableFile(path, f"{tensor.name}: expected external data inside the folder, found {location!r:.80}")
-    offset = _count(path, tensor.name, "offset", told.get("offset", "0"))
-    length = _count(path, tensor.name, "length", told.get("length", str(nbytes)))
+    offset = _count(path, tensor.name, "offset", entries.get("offset", "0"))
+    length = _count(path, tensor.name, "length", entries.get("length", str(nbytes)))
     if length != nbytes:
         raise UnreadableFile(path, f"{tensor.name}: expected {nbytes} bytes for its shape, found length {length}")
     data = path.parent / location
     with reading(data):
         status = data.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableFile(data, f"{tensor.name}: expected a plain file of external data, found another kind")
+        raise UnreadableFile(data, f"{tensor.name}: expected external data in a regular file, found another type")
     if offset + length > status.st_size:
         expected = f"{tensor.name}: expected data up to byte {offset + length}"
         raise UnreadableFile(data, f"{expected}, found only {status.st_size} (truncated?)")
@@ -108,7 +108,7 @@ def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
 
 
 def _stays_inside(location: str) -> bool:
-    """Judged by the text: a data file may itself be a link, which is how hub caches store it."""
+    """Checks the text only: a data file may itself be a link, as in hub caches."""
     parts = PurePosixPath(location).parts
     return bool(parts) and not location.startswith("/") and ".." not in parts and not set(location) & {"\0", "\\"}
 
@@ -120,7 +120,7 @@ def _count(path: Path, name: str, key: str, text: str) -> int:
 
 
 def text(path: Path, value: str | bytes) -> str:
-    """Protobuf hands out bytes where a string is not UTF-8."""
+    """A string of a protobuf message, which comes as bytes if it is not UTF-8. Raises UnreadableFile for these."""
     if isinstance(value, bytes):
         raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
     return value

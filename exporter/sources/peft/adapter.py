@@ -1,4 +1,4 @@
-"""A PEFT adapter folder, read into typed edits: what it sets, where, and from which tensors of which file."""
+"""A PEFT adapter folder, read into typed edits of the base's modules."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from exporter.tensors import byte_blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-_KINDS: Final = ("TRAINABLE_TOKENS", "LORA")
-#: What of the config decides on what the tensors do to a base.
-_DECIDES: Final = (
+_PEFT_TYPES: Final = ("TRAINABLE_TOKENS", "LORA")
+#: Keys of the config that determine the effect of the tensors on a base.
+_EFFECTIVE_KEYS: Final = (
     "peft_type",
     "token_indices",
     "trainable_token_indices",
@@ -36,15 +36,15 @@ _DECIDES: Final = (
     "use_dora",
     "fan_in_fan_out",
 )
-#: The digest of a model that no adapter went into: as long as any, so that a patch moves no byte.
+#: ``combined_digest`` of a model without adapters: as long as any digest, so that a patch moves no byte.
 NO_ADAPTERS_DIGEST: Final = "0" * 64
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. Opening reads the config and its small tensors.
+    """An adapter folder. Opening reads the config and the token rows.
 
-    unused: tensors of the file that are copies of what the base holds → why they are not applied.
+    unused: tensor that is not applied, such as a copy of a base tensor → the reason.
     """
 
     path: Path
@@ -56,19 +56,19 @@ class Adapter:
     def open(cls, path: Path) -> Adapter:
         """Read and check the folder.
 
-        Raises BadInput for a folder that is no adapter or holds broken tensors, LedgerError for a tensor that no rule
-        takes, NotExpressible for an adapter kind that is not merged here.
+        Raises BadInput for a folder that is not an adapter or holds broken tensors, LedgerError for a tensor that no
+        rule takes, NotExpressible for an adapter type that is not supported.
         """
         if not os.path.lexists(path / CONFIG):
             raise UnreadableFile(path / CONFIG, "expected a PEFT adapter, found no such file")
         config = read_object(path / CONFIG)
-        kind = _kind(path, config)
+        peft_type = _peft_type(path, config)
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
             raise BadInput(
                 f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
                 "load the adapter with PEFT and save it again with save_pretrained"
             )
-        lora = LoraSettings.read(path / CONFIG, config) if kind == "LORA" else None
+        lora = LoraSettings.read(path / CONFIG, config) if peft_type == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)
         edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, tensors)
         if not edits:
@@ -82,7 +82,7 @@ class Adapter:
 
     @property
     def rows(self) -> list[TokenRows]:
-        """The edits that are rows of tokens."""
+        """The edits that set token rows."""
         return [edit for edit in self.edits if isinstance(edit, TokenRows)]
 
     @property
@@ -92,16 +92,16 @@ class Adapter:
 
     @property
     def base_name(self) -> str | None:
-        """What the adapter says it was trained on: a path or a hub id."""
+        """The base named in the adapter's config: a path or a hub id, or None."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of every tensor, and of what the config says of them: tells adapters apart, wherever they lie."""
+        """sha256 of every tensor and of the effective config: identifies an adapter, independently of its path."""
         digest = hashlib.sha256()
-        told = {key: self.config.get(key) for key in _DECIDES}
-        digest.update(json.dumps(told, sort_keys=True).encode())
+        effective = {key: self.config.get(key) for key in _EFFECTIVE_KEYS}
+        digest.update(json.dumps(effective, sort_keys=True).encode())
         for name, tensor in sorted(read_tensors(self.weights).items()):
             digest.update(f"\n{name} {tensor.spec.dtype} {tensor.spec.shape}\n".encode())
             for content in byte_blocks(tensor):
@@ -124,14 +124,14 @@ def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
     return f"{total % (1 << 256):064x}"
 
 
-def _kind(path: Path, config: Mapping[str, Any]) -> str:
-    kind = config.get("peft_type")
-    if not isinstance(kind, str):
-        raise UnreadableFile(path / CONFIG, f"expected peft_type to name an adapter kind, found {kind!r:.80}")
-    if kind not in _KINDS:
+def _peft_type(path: Path, config: Mapping[str, Any]) -> str:
+    peft_type = config.get("peft_type")
+    if not isinstance(peft_type, str):
+        raise UnreadableFile(path / CONFIG, f"expected peft_type to name an adapter type, found {peft_type!r:.80}")
+    if peft_type not in _PEFT_TYPES:
         raise NotExpressible(
-            f"{path / CONFIG}: peft_type {kind}",
-            f"only {' and '.join(_KINDS)} adapters are merged",
+            f"{path / CONFIG}: peft_type {peft_type}",
+            f"only {' and '.join(_PEFT_TYPES)} adapters are merged",
             instead=PEFT_MERGE,
         )
-    return kind
+    return peft_type

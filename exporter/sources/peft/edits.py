@@ -21,7 +21,7 @@ class TokenRows:
     """Final values of some rows of ``module``'s weight.
 
     ``token_ids`` are distinct and ascending; ``rows`` has one row an id, shape (k, hidden), dtype as stored.
-    ``untrained``: ids of rows that resizing created and nobody trained. They may be padding, which has no token.
+    ``untrained``: ids of rows that were created by resizing and not trained. They may be padding, which has no token.
     """
 
     path: Path
@@ -55,9 +55,9 @@ class LowRank:
     """An update of rank r to ``module``'s ``parameter``: W becomes W + scaling * up @ down.
 
     down: (r, in), up: (out, r), as PEFT's lora_A and lora_B (lora_embedding_A is (r, vocabulary), lora_embedding_B
-    (hidden, r)). target_type: "linear"; "embedding", whose weight is stored as (in, out); "parameter", for a tensor
-    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's term for a linear layer whose
-    weight is stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
+    (hidden, r)). target_type: "linear"; "embedding", with a weight stored as (in, out); "parameter", for a tensor
+    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's term for a linear layer with
+    a weight stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
     expert: set if the factors hold a whole stack and the update concerns one matrix of it.
     """
 

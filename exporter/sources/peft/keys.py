@@ -1,9 +1,9 @@
-"""From the tensor keys of an adapter file to its edits.
+"""Parses the tensor keys of an adapter file into edits.
 
-Grammar (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21): ``base_model.model.<module>.<what>``, where what is
+Grammar (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21): ``base_model.model.<module>.<suffix>`` with the suffixes
 ``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``,
 ``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, or a parameter's own name: a module of
-``modules_to_save``, a trained bias, or with ``base_layer`` the base's tensor as it was changed (a resized embedding).
+``modules_to_save``, a trained bias, or below ``base_layer`` a changed tensor of the base (a resized embedding).
 PEFT calls token rows a delta, but writes them with ``index_copy``: they are **final rows**.
 """
 
@@ -34,10 +34,10 @@ _FACTORS: Final = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-#: PEFT wraps modules; these path segments are its own, not the base's.
+#: Path segments of PEFT's wrappers, which the base's module paths do not have.
 _WRAPPERS: Final = ("base_layer", "token_adapter", "modules_to_save")
 _ORIGINAL: Final = "original_module"
-#: Four times the widest model known. Rows are read before the base tells how wide they are.
+#: Four times the widest model known. Rows are read before the base and its width are known.
 _MAX_WIDTH: Final = 1 << 16
 
 Tensors = Mapping[str, FileTensor]
@@ -46,10 +46,10 @@ Tensors = Mapping[str, FileTensor]
 def read_edits(
     path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
 ) -> tuple[list[Edit], dict[str, str]]:
-    """(edits, tensors that are not applied → why). lora: the settings of a LORA adapter, None for TRAINABLE_TOKENS.
+    """(edits, tensor that is not applied → the reason). lora: settings of a LORA adapter, None for TRAINABLE_TOKENS.
 
-    Raises LedgerError for a tensor that no rule takes, TensorMismatch for one that is broken, UnreadableFile for
-    token ids that are.
+    Raises LedgerError for a tensor that no rule takes, TensorMismatch for a broken tensor, UnreadableFile for broken
+    token ids.
     """
     edits: list[Edit] = []
     unused: dict[str, str] = {}
@@ -59,7 +59,7 @@ def read_edits(
             expected = f"{_PREFIX}<module>{_ROWS}, LoRA factors or a saved module"
             raise LedgerError(path, key, expected=expected, found="a tensor that no rule takes")
         name = key.removeprefix(_PREFIX)
-        suffix = next((end for end in _FACTORS if name.endswith(end)), None)
+        suffix = next((factor for factor in _FACTORS if name.endswith(factor)), None)
         if name.endswith(_ROWS):
             module = _unwrapped(name.removesuffix(_ROWS))
             edits.append(_token_rows(path, tensor, module, _token_ids(config_path, config, module)))
@@ -69,17 +69,17 @@ def read_edits(
             unused[key] = "the base's own tensor, kept beside its trained copy"
         else:
             edits.append(_full_module(path, tensor, name, config, lora))
-    edits += [_low_rank(path, module, found, lora) for module, found in factors.items() if lora]
-    _drop_twins(edits, unused)
+    edits += [_low_rank(path, module, tensors_of, lora) for module, tensors_of in factors.items() if lora]
+    _drop_duplicates(edits, unused)
     return edits, unused
 
 
 def _unwrapped(module: str) -> str:
-    return ".".join(part for part in module.split(".") if part not in _WRAPPERS)
+    return ".".join(segment for segment in module.split(".") if segment not in _WRAPPERS)
 
 
-def _drop_twins(edits: list[Edit], unused: dict[str, str]) -> None:
-    """A saved module may be listed twice, as itself and inside its wrapper: one tensor under two keys."""
+def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
+    """A saved module may be stored twice, as itself and inside its wrapper: one tensor under two keys."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
@@ -95,7 +95,7 @@ def _full_module(
 ) -> FullModule:
     wrapped, _, parameter = name.rpartition(".")
     module, key = _unwrapped(wrapped), tensor.spec.name
-    foreign = any(part.startswith(("lora_", "trainable_")) for part in name.split("."))
+    foreign = any(segment.startswith(("lora_", "trainable_")) for segment in name.split("."))
     if not module or foreign or (lora is None and parameter != "weight"):
         raise LedgerError(path, key, expected="rows, factors or a saved module", found="a tensor that no rule takes")
     require_floats(path, tensor)
@@ -109,17 +109,19 @@ def _full_module(
     return FullModule(path, key, module, parameter, tensor, in_place=not copied)
 
 
-def _ends_with(module: str, end: str) -> bool:
-    return f".{module}".endswith(f".{end}") or f".{end}." in f".{module}."
+def _ends_with(module: str, suffix: str) -> bool:
+    """Whether ``suffix``, a path of whole segments, occurs in ``module``."""
+    return f".{module}".endswith(f".{suffix}") or f".{suffix}." in f".{module}."
 
 
-def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: LoraSettings) -> LowRank:
+def _low_rank(path: Path, wrapped: str, factors: Tensors, lora: LoraSettings) -> LowRank:
+    """The update of a module. factors: key suffix → tensor."""
     module = _unwrapped(wrapped)
-    fields = {_FACTORS[suffix]: tensor for suffix, tensor in found.items()}
-    first = next(iter(found.values()))
-    if len(fields) != len(found) or not {"down", "up"} <= fields.keys():
+    fields = {_FACTORS[suffix]: tensor for suffix, tensor in factors.items()}
+    first = next(iter(factors.values()))
+    if len(fields) != len(factors) or not {"down", "up"} <= fields.keys():
         names = "lora_embedding_A and lora_embedding_B" if "embedding" in first.spec.name else "lora_A and lora_B"
-        listed = ", ".join(suffix.lstrip(".") for suffix in found)
+        listed = ", ".join(suffix.lstrip(".") for suffix in factors)
         raise LedgerError(path, first.spec.name, expected=f"{names} of {module}", found=listed)
     for tensor in fields.values():
         require_floats(path, tensor)
@@ -128,23 +130,23 @@ def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: L
         if len(tensor.spec.shape) != 2 or 0 in tensor.spec.shape:
             hint = "factors that were sharded in training must be gathered before they are saved"
             raise TensorMismatch(path, tensor.spec.name, expected="a matrix", found=tensor.spec.shape, hint=hint)
-    embedding = any(".lora_embedding_" in suffix for suffix in found)
-    parameter, named = _parameter(wrapped, module, lora)
-    trained = f"{module}.{parameter}" if named else module
+    embedding = any(".lora_embedding_" in suffix for suffix in factors)
+    parameter, by_name = _parameter(wrapped, module, lora)
+    target = f"{module}.{parameter}" if by_name else module
     rank = down.spec.shape[0]
     if rank > _MAX_WIDTH:
         raise TensorMismatch(path, down.spec.name, expected=f"a rank of at most {_MAX_WIDTH}", found=rank)
-    if (not named and rank != lora.rank_of(module)) or up.spec.shape[1] != rank:
+    if (not by_name and rank != lora.rank_of(module)) or up.spec.shape[1] != rank:
         expected = f"rank {lora.rank_of(module)} by the config in both factors"
         raise TensorMismatch(path, down.spec.name, expected=expected, found=f"{down.spec.shape} and {up.spec.shape}")
     return LowRank(
         path,
         module,
         parameter,
-        "embedding" if embedding else "parameter" if named else "linear",
+        "embedding" if embedding else "parameter" if by_name else "linear",
         down,
         up,
-        lora.scaling_of(trained),
+        lora.scaling_of(target),
         lora.fan_in_fan_out,
         fields.get("magnitude"),
         fields.get("bias"),
@@ -152,10 +154,10 @@ def _low_rank(path: Path, wrapped: str, found: Mapping[str, FileTensor], lora: L
 
 
 def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool]:
-    """(the parameter that is updated, whether target_parameters names it).
+    """(the updated parameter, whether target_parameters names it).
 
-    Several of one module are wrapped into each other in the order in which the module defines them, the first one
-    innermost: the modules of stacked experts, which alone have several, define their last projection last.
+    PEFT nests the wrappers of several parameters of a module in the order of their definition, the first innermost.
+    Only stacked experts have several, and they define the down projection last.
     """
     named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
     if not named:
@@ -165,11 +167,11 @@ def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool
 
 
 def _token_ids(path: Path, config: Mapping[str, Any], module: str) -> list[int]:
-    """The ids of the rows of ``module``: one list for all, or a table of lists by the end of the module's name."""
+    """Token ids of the rows of ``module``. The config has one list, or a table of lists by suffixes of module names."""
     name = "token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices"
     ids = config.get(name)
     if isinstance(ids, dict):
-        ids = next((listed for end, listed in ids.items() if _ends_with(module, end)), None)
+        ids = next((listed for suffix, listed in ids.items() if _ends_with(module, suffix)), None)
     if not isinstance(ids, list) or not all(type(item) is int for item in ids):
         raise UnreadableFile(path, f"{name}: expected a list of integers, found {ids!r:.80}")
     if not ids:

@@ -1,4 +1,4 @@
-"""The settings of a LoRA adapter that decide what its factors mean, and those under which merging would be wrong.
+"""The settings of a LoRA adapter that determine its update, and those under which merging would be wrong.
 
 Source: PEFT's LoraConfig and the ``scaling`` of its LoraLayer.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from exporter.errors import NotExpressible, UnreadableFile
 
-#: Settings that change the model in ways that no update of stored weights equals: setting → what it does.
+#: Settings that no update of stored weights can represent: setting → effect.
 _NOT_WEIGHTS: Final = {
     "alora_invocation_tokens": "switches the update on at certain tokens only",
     "arrow_config": "routes every token through updates of its own",
@@ -24,16 +24,16 @@ _NOT_WEIGHTS: Final = {
     "monteclora_config": "draws its factors at random",
     "megatron_config": "is made for Megatron's layers",
 }
-#: Ways of initialising that change the base's weights when the adapter is loaded: the factors belong to those.
+#: Initialisations that change the base's weights when the adapter is loaded; the factors belong to the changed weights.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PATTERN_SECONDS: Final = 0.5
-#: The way out of what is not merged here.
+#: The alternative for adapters that are not merged here.
 PEFT_MERGE: Final = "merge it with PEFT's merge_and_unload() and export the checkpoint that comes out"
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
-    """Checked settings. ``alphas`` and ``ranks`` are PEFT's patterns: a module's name or the end of it → value."""
+    """Validated settings. ranks, alphas: PEFT's patterns, a module's name or its end → value."""
 
     path: Path
     rank: int
@@ -46,7 +46,7 @@ class LoraSettings:
 
     @classmethod
     def read(cls, path: Path, config: Mapping[str, Any]) -> LoraSettings:
-        """Check ``config`` (a parsed adapter_config.json at ``path``). Raises UnreadableFile, NotExpressible."""
+        """Validate ``config``, the parsed adapter_config.json at ``path``. Raises UnreadableFile, NotExpressible."""
         _refuse(path, config)
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
         if not all(value.is_integer() for value in ranks.values()):
@@ -66,7 +66,7 @@ class LoraSettings:
         )
 
     def rank_of(self, module: str) -> int:
-        """The rank that the config gives ``module``."""
+        """The rank of ``module`` by the config."""
         return self.ranks.get(_pattern(self.path, self.ranks, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
@@ -79,20 +79,20 @@ def _refuse(path: Path, config: Mapping[str, Any]) -> None:
     for key, effect in _NOT_WEIGHTS.items():
         if config.get(key):
             raise NotExpressible(f"{path}: {key}", f"it {effect}, which is not merged here", instead=PEFT_MERGE)
-    way = config.get("init_lora_weights", True)
-    if isinstance(way, str) and way.lower().startswith(_CHANGES_BASE):
+    method = config.get("init_lora_weights", True)
+    if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE):
         raise NotExpressible(
-            f"{path}: init_lora_weights {way}",
-            "the factors belong to a base whose weights this way of initialising has changed",
+            f"{path}: init_lora_weights {method}",
+            "the factors belong to a base with weights that this initialisation has changed",
             instead="save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
 
 def _pattern(path: Path, patterns: Mapping[str, object], module: str) -> str:
-    """The first pattern that matches the end of ``module``; patterns are regular expressions, as in PEFT."""
+    """The first pattern (a regular expression, as in PEFT) that matches the end of ``module``, else ``module``."""
     if not patterns:
         return module
-    import regex  # unlike re it can be stopped: a hostile pattern must not hang a release
+    import regex  # unlike re it has a timeout: a hostile pattern must not hang a release
 
     for pattern in patterns:
         try:

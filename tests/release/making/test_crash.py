@@ -89,9 +89,7 @@ def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
         process.run("release", project.toml, "-q", "-o", out, "--no-cache", kill_at=events // 2)
     assert finished_jobs(out)
     assert project.release(out) == 7
-    assert capsys.readouterr().err.endswith(
-        "left by an interrupted run; --resume continues it, --force starts over\n"
-    )
+    assert capsys.readouterr().err.endswith("left by an interrupted run; --resume continues it, --force starts over\n")
     assert finished_jobs(out)
     assert project.release(out, "--force") == 0
     assert not staging(out).exists()

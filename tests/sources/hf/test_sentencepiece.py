@@ -48,7 +48,7 @@ def test_fields_in_another_order_and_left_out_mean_the_same(tmp_path: Path) -> N
     [
         (b"", "pieces: expected one or more"),
         (b"{}", "expected a SentencePiece model"),
-        (b"\x0a\x05\x0a\x03ab", "5 bytes promised, 4 left"),
+        (b"\x0a\x05\x0a\x03ab", "expected 5 more bytes, found 4"),
         (b"\x0a\x03\x0a\x01\xff", "piece 0"),
         (b"\x0a\x02\x18\x09", "type 9"),
         (b"\x08\x01", "a number instead of bytes"),

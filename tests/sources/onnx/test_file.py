@@ -106,7 +106,7 @@ def test_packed_types_are_listed_and_not_read(tmp_path: Path) -> None:
 )
 def test_external_data_outside_the_folder_is_refused(model: Callable[..., Path], location: str) -> None:
     path = model(location=location)
-    with pytest.raises(UnreadableFile, match=r"external data inside the folder|plain file"):
+    with pytest.raises(UnreadableFile, match=r"external data inside the folder|regular file"):
         OnnxFile.open(path)
 
 
@@ -134,7 +134,7 @@ def test_external_data_that_is_not_there_is_refused(
 def test_pipe_in_place_of_data_is_refused_and_not_waited_for(model: Callable[..., Path]) -> None:
     path = model(location="pipe")
     os.mkfifo(path.parent / "pipe")
-    with pytest.raises(UnreadableFile, match="plain file"):
+    with pytest.raises(UnreadableFile, match="regular file"):
         OnnxFile.open(path)
 
 

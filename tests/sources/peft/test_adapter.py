@@ -134,7 +134,7 @@ def test_other_kinds_are_not_expressible_and_name_the_way(kind: str, tmp_path: P
 
 @pytest.mark.parametrize("kind", [None, 5, ["LORA"]])
 def test_a_config_without_a_kind_is_refused(kind: object, tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFile, match="expected peft_type to name an adapter kind"):
+    with pytest.raises(UnreadableFile, match="expected peft_type to name an adapter type"):
         Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=kind))
 
 
