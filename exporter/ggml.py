@@ -6,15 +6,14 @@ Only this library gives the exact bytes of most quantised types: they depend on 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput, MissingDependency, NotExpressible
+from exporter.errors import BadInput, NotExpressible
+from exporter.packages import LLAMA_CPP
 from exporter.sources.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from exporter.tensors import Array
 
@@ -59,16 +58,15 @@ def quantize_rows(rows: Array, ggml_type: str) -> Array:
 
 @cache
 def _library(ggml_type: str) -> ctypes.CDLL:
-    missing = MissingDependency("llama-cpp-python", needed_for=f"type {ggml_type}", install="ttexport[llamacpp]")
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise missing
+    folder = LLAMA_CPP.folder()
+    if folder is None:
+        raise LLAMA_CPP.missing(f"type {ggml_type}")
     # Only the library: importing the Python package would initialise every backend first.
-    path = Path(spec.origin).parent / "lib" / f"libggml-base{_SUFFIX}"
+    path = folder / "lib" / f"libggml-base{_SUFFIX}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as exc:
-        raise missing from exc
+        raise LLAMA_CPP.missing(f"type {ggml_type}") from exc
     size, number = ctypes.c_size_t, ctypes.c_int
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = size

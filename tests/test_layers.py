@@ -21,6 +21,7 @@ LAYERS = (
     "exporter.errors",
     "exporter.sizes",
     "exporter.options",
+    "exporter.packages",
     "exporter.progress",
     "exporter.tensors",
     "exporter.io",
@@ -123,7 +124,7 @@ CLOSED = {
         row
         for row in LAYERS
         if row.startswith("exporter.")
-        and row.split(".")[1] not in ("version", "lazy", "errors", "progress", "io")
+        and row.split(".")[1] not in ("version", "lazy", "errors", "packages", "progress", "io")
         and row not in ("exporter.sources.hf", "exporter.sources.hub")
     },
 }

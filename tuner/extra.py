@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from exporter.errors import MissingDependency
+from exporter.packages import TENSORBOARD, TUNE
 
 
 def require_extra(*, tensorboard: bool) -> None:
-    """Raise MissingDependency unless the packages of the extra ``tune`` are there; imports none of them."""
-    for package in ("trl", "datasets", "accelerate", "matplotlib", *(("tensorboardX",) if tensorboard else ())):
-        if find_spec(package) is None:
-            raise MissingDependency(package, needed_for="ttexport tune", install="ttexport[tune]")
+    """Raise MissingDependency unless the packages of the extra ``tune`` are installed; imports none of them."""
+    for package in (*TUNE, *((TENSORBOARD,) if tensorboard else ())):
+        package.require("ttexport tune")

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
 
 from exporter.errors import BadInput, TTExportError
+from exporter.packages import package_versions
 from tuner.inputs.base import Base, StoredTensor, load_base, open_base, quiet, stored_embedding
 from tuner.inputs.data import Examples, read_examples, split_examples
 from tuner.inputs.encode import Encoded, encode_examples
@@ -149,15 +149,8 @@ def _record(spec: TuneSpec, base: Base, embedding: StoredTensor, data: _Data) ->
     if data.evaluate is not None and data.held_out is not None:
         record |= {"eval_digest": data.evaluate.digest, "eval_examples": len(data.held_out.examples)}
     settings = {name: value for name, value in spec.settings().items() if name not in ("new_tokens", "tokens")}
-    versions = {name: found for name in _PACKAGES if (found := _version(name))}
+    versions = {name: version for name, version in package_versions(_PACKAGES).items() if version}
     return record | {"settings": settings, "seed": spec.seed, "versions": versions}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None  # ttexport itself, when run from its source folder
 
 
 def _trainer(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput, MissingDependency, OutputError, reading, writing
+from exporter.errors import BadInput, OutputError, reading, writing
+from exporter.packages import MODEL_SIGNING
 from exporter.release.documents import run_record as record
 from exporter.release.documents.tensor_digests import FOREIGN
 
@@ -129,7 +130,7 @@ def require() -> Any:
     try:
         import model_signing
     except ImportError as exc:
-        raise MissingDependency("model-signing", needed_for="a signature", install="ttexport[sign]") from exc
+        raise MODEL_SIGNING.missing("a signature") from exc
     return model_signing
 
 

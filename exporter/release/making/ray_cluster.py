@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import MissingDependency, OutputError, TTExportError, UsageError
+from exporter.errors import OutputError, TTExportError, UsageError
 from exporter.io.apart import require_apart
 from exporter.io.staging import has_leftover, require_space, resumable
+from exporter.packages import RAY
 from exporter.progress import Hooks
 from exporter.release.facts import Release
 from exporter.release.jobs import Job
@@ -87,7 +88,7 @@ def require() -> Any:
     try:
         import ray
     except ImportError as exc:
-        raise MissingDependency("ray", needed_for="--ray", install="ttexport[ray]") from exc
+        raise RAY.missing("--ray") from exc
     return ray
 
 

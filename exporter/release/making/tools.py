@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import platform
 from functools import cache
@@ -12,6 +10,7 @@ from typing import Final
 
 import exporter
 from exporter.io.digests import FileDigests, digest_of, files_below
+from exporter.packages import LLAMA_CPP, package_versions
 from exporter.version import __version__
 
 #: Packages that write tensors, graphs or headers, and that verify them.
@@ -36,11 +35,7 @@ _QUANTISER: Final = ("libggml-base*", "libggml-cpu*", "libllama.*")
 def tools(digests: FileDigests) -> dict[str, str]:
     """Name → version of what is installed; ``llama.cpp build`` is a digest of its libraries, ``machine`` their kind."""
     found = {"ttexport": __version__, "machine": platform.machine()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found |= {name: version for name, version in package_versions(_PACKAGES).items() if version}
     if libraries := _libraries():
         held = {path.name: digest for path, digest in digests.of_all(libraries).items()}
         found["llama.cpp build"] = f"sha256:{digest_of(json.dumps(held, sort_keys=True).encode())}"
@@ -56,8 +51,7 @@ def source_digest() -> str:
 
 
 def _libraries() -> list[Path]:
-    found = importlib.util.find_spec("llama_cpp")
-    if found is None or found.origin is None:
+    folder = LLAMA_CPP.folder()
+    if folder is None:
         return []
-    folder = Path(found.origin).parent / "lib"
-    return sorted({path for pattern in _QUANTISER for path in folder.glob(pattern) if path.is_file()})
+    return sorted({path for pattern in _QUANTISER for path in (folder / "lib").glob(pattern) if path.is_file()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,13 @@ from typing import Any, Final
 
 from exporter.errors import reading
 from exporter.sources.gguf.split_files import GgufModel
+from exporter.packages import package_versions
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import BLOCK_BYTES
 from exporter.verify.expect.reference import Reference
 from exporter.version import __version__
 
-#: What has a say in the figures of a report.
+#: Packages whose version can change the figures of a report.
 _PACKAGES: Final = (
     "gguf",
     "llama-cpp-python",
@@ -67,7 +67,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cpus": len(os.sched_getaffinity(0)),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(_PACKAGES),
     }
 
 
@@ -88,13 +88,6 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(artifact.rglob("*")):
         if path.is_file():
             yield path.relative_to(artifact).as_posix(), path
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str:

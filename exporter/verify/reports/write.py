@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import MissingDependency, writing
+from exporter.errors import writing
 from exporter.io.staging import write_file
+from exporter.packages import REPORT
 from exporter.verify.report import Report, document, to_bytes
 
 JSON: Final = "report.json"
 XML: Final = "report.xml"
 HTML: Final = "report.html"
-_NEEDED: Final = {"jinja2": "Jinja2", "junitparser": "junitparser", "matplotlib": "matplotlib"}
 
 
 def require_renderers() -> None:
     """Raise MissingDependency before any work is done; nothing is imported."""
-    for module, package in _NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependency(package, needed_for="--report", install="ttexport[report]")
+    for package in REPORT:
+        package.require("--report")
 
 
 def write_report(folder: Path, reports: Sequence[Report], setting: dict[str, Any]) -> None:

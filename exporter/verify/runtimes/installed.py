@@ -1,34 +1,23 @@
-"""Which runtimes are there: a proof that needs a missing one says so, instead of being a smaller proof."""
+"""Installed runtimes. A check that needs a missing runtime is reported as such, never dropped in silence."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from exporter.errors import MissingDependency
-
-
-@dataclass(frozen=True, slots=True)
-class _Runtime:
-    """``modules`` must be importable; ``package`` is what a person knows, ``install`` what pip takes."""
-
-    modules: tuple[str, ...]
-    package: str
-    install: str
-
+from exporter.packages import LLAMA_CPP, Requirement
 
 _RUNTIMES: Final = {
-    "llama.cpp": _Runtime(("llama_cpp",), "llama-cpp-python", "ttexport[llamacpp]"),
-    "onnxruntime": _Runtime(("onnxruntime",), "onnxruntime", "onnxruntime"),
-    "transformers": _Runtime(("transformers", "peft", "torch"), "transformers, peft and torch", "ttexport"),
-    "transformers-gguf": _Runtime(("transformers", "torch", "gguf"), "transformers, torch and gguf", "ttexport"),
+    "llama.cpp": LLAMA_CPP,
+    "onnxruntime": Requirement(("onnxruntime",), "onnxruntime", "onnxruntime"),
+    "transformers": Requirement(("transformers", "peft", "torch"), "transformers, peft and torch", "ttexport"),
+    "transformers-gguf": Requirement(("transformers", "torch", "gguf"), "transformers, torch and gguf", "ttexport"),
 }
-#: What ``--require`` takes.
+#: The values of ``--require``.
 NAMES: Final = tuple(_RUNTIMES)
 
-#: Module of this package that runs artifacts → what computes in it.
+#: Module of this package that runs artifacts → name of its runtime in messages.
 TITLES: Final = {
     "merged": "transformers",
     "gguf_in_transformers": "transformers",
@@ -39,18 +28,16 @@ TITLES: Final = {
 
 
 def installed(name: str) -> bool:
-    """Whether the runtime is there; nothing is imported."""
-    return all(importlib.util.find_spec(module) is not None for module in _RUNTIMES[name].modules)
+    """Whether the runtime is installed; nothing is imported."""
+    return _RUNTIMES[name].is_installed()
 
 
 def require(names: Iterable[str], *, needed_for: str) -> None:
-    """Raise MissingDependency for the first of ``names`` that is not there."""
+    """Raise MissingDependency for the first of ``names`` that is not installed."""
     for name in names:
-        if not installed(name):
-            raise missing(name, needed_for=needed_for)
+        _RUNTIMES[name].require(needed_for)
 
 
 def missing(name: str, *, needed_for: str) -> MissingDependency:
-    """The error that says what to install."""
-    runtime = _RUNTIMES[name]
-    return MissingDependency(runtime.package, needed_for=needed_for, install=runtime.install)
+    """The error that names the pip command for the runtime."""
+    return _RUNTIMES[name].missing(needed_for)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -14,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import MissingDependency, NotExpressible, OutputError, TTExportError
+from exporter.errors import NotExpressible, OutputError, TTExportError
 from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, SELECTABLE_TENSOR_TYPES, FileType
 from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
 from exporter.formats.gguf.writer import fits, row_nbytes
+from exporter.packages import LLAMA_CPP
 from exporter.progress import Progress, silent
 
 _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
@@ -71,10 +71,7 @@ def plan_quantised(
     Raises MissingDependency without llama-cpp-python, NotExpressible for a file type that needs an importance matrix
     and for a type that cannot be made, UnreadableFile for a broken importance matrix.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingDependency(
-            "llama-cpp-python", needed_for=f"--quant {file_type.name}", install="ttexport[llamacpp]"
-        )
+    LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
         raise NotExpressible(
             f"gguf {file_type.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"

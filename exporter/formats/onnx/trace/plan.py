@@ -6,7 +6,6 @@ those that are built from descriptions. Costs what transformers costs: the whole
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import MissingDependency, NotExpressible, UnreadableFile, writing
+from exporter.errors import NotExpressible, UnreadableFile, writing
 from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
 from exporter.formats.onnx.client_files import client_files
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
@@ -22,13 +21,13 @@ from exporter.formats.onnx.write import DATA_SUFFIX, FOLDER, MODEL_SUFFIX
 from exporter.io.processes import OFFLINE, failure
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
+from exporter.packages import TRACE
 from exporter.progress import Progress, silent
 
 #: How ``plan`` calls the ways to a graph.
 DECODER_WAY: Final = "traced"
 SEQ2SEQ_WAY: Final = "traced encoder-decoder"
 
-_NEEDED: Final = ("torch", "transformers", "onnxscript")
 #: Encoder-decoders whose traced graphs are tested. They read text on both sides, and transformers keeps the caches of
 #: all of them alike.
 _SEQ2SEQ: Final = ("t5", "mt5", "umt5", "bart")
@@ -79,11 +78,8 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
             known = ", ".join(_SEQ2SEQ)
             reason = f"the encoder-decoder {kind!r} is not traced by this version, which knows {known}"
             raise NotExpressible("onnx", reason, instead="--to hf holds it")
-    for package in _NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependency(
-                package, needed_for="a model without a family of its own", install="ttexport[trace]"
-            )
+    for package in TRACE:
+        package.require("a model without a family of its own")
     files = client_files(model, None, (halves,))
     return TracedLayout(plan_hf(model), files, halves.stems, refusal.reason)
 
