@@ -10,14 +10,14 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.verify.running.execution import has_llama_cpp
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.trained import NEW_TOKENS
 
 pytestmark = [
     pytest.mark.smollm2,
     pytest.mark.slow,
-    pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)"),
+    needs_llama_cpp,
 ]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
+from exporter.verify.folder.auxiliary_files import check_auxiliary_files
 from exporter.verify.folder.checkpoint import check_checkpoint
-from exporter.verify.folder.side_files import check_side_files
 from exporter.verify.gguf.lora import check_lora, is_lora
 from exporter.verify.gguf.metadata import check_settings
 from exporter.verify.gguf.special_tokens import check_specials
@@ -25,10 +25,10 @@ from exporter.verify.report import Check, Report, Skip
 from exporter.verify.running import gguf_loader
 from exporter.verify.running.execution import Execution, Run, Say
 from exporter.verify.running.prompts import build_sequences
-from exporter.verify.running.texts import check_token_texts, speak
+from exporter.verify.running.texts import check_token_texts, run_texts
 from exporter.verify.runtimes.installed import require
 from exporter.verify.stored.artifact import Artifact, open_artifacts
-from exporter.verify.values.row_errors import check_drowned, row_errors
+from exporter.verify.values.row_errors import check_row_errors, row_errors
 from exporter.verify.values.rows import check_rows
 
 
@@ -89,7 +89,7 @@ def _verify_models(
             say("encoding, decoding and chatting")
             texts = Path(folder) / "texts"
             formats = {path: one[0].format for path, one in zip(paths, opened, strict=True)}
-            spoken = speak(formats, reference, sequences, texts)
+            spoken = run_texts(formats, reference, sequences, texts)
             for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
                 shared += spoken.judge(path)
                 if formats[path] == "gguf":
@@ -128,7 +128,7 @@ def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level:
     if artifact.format == "hf":
         found += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
-    found += check_drowned(rows)
+    found += check_row_errors(rows)
     checks, skips = _apart(found)
     return _Judged(artifact, checks, {"storage": artifact.kind}, rows, skips)
 
@@ -153,7 +153,7 @@ def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Refere
 
             yield from check_folder(path, artifacts, reference)
         case _:
-            yield from check_side_files(path, reference)
+            yield from check_auxiliary_files(path, reference)
 
 
 def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[Check | Skip]) -> Report:

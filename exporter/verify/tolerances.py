@@ -24,7 +24,7 @@ ONNX_HALF_KL: Final = 1e-4
 #: A quantised ONNX graph against itself, fed in another way: the kernels for one row and for many sum in another order,
 #: which tips some roundings of activations to 8 bits. Measured on SmolLM2, int8 and int4: up to 4.8e-3; queries that
 #: are rotated one position too far behind a cache: 0.26 on a tiny model.
-ONNX_WAYS_KL: Final = 2e-2
+ONNX_MODES_KL: Final = 2e-2
 
 #: llama.cpp computes with float32 weights and a float32 cache: only the order of additions differs. Measured in 20
 #: families: up to 1.4e-7 in F32, 2.2e-6 in F16 and 1.6e-4 in BF16, where SmolLM2 has 1.5e-4.
@@ -83,11 +83,11 @@ LORA_NOISE: Final = {"F32": 2e-6, "F16": 4e-3, "BF16": 3e-2}
 #: the stored row is farther from the trained one than the untouched base row is, and the change has drowned. Measured
 #: on 400 rows of SmolLM2, the largest share: moved by half the matrix's deviation 0.03 in Q8_0, 0.24 in Q5_0, 0.46 in
 #: Q4_0; by a tenth of it 0.14, 1.2 and 2.3.
-DROWNED_SHARE: Final = 1.0
+ROW_ERROR_SHARE: Final = 1.0
 
 #: Rows of a quantised tensor that have the bytes they get here, as a share: above it the same quantiser made all of
 #: them, and a row with others is a fault. Measured on SmolLM2 in Q8_0 and Q4_K_M without an importance matrix: all.
-QUANTISED_ALIKE: Final = 0.5
+QUANTISED_IDENTICAL: Final = 0.5
 #: The error of a row whose quantiser makes other bytes, as a multiple of that of the row quantised here: an importance
 #: matrix trades the error of what does not matter for that of what does. Measured on rows of SmolLM2, of normal and of
 #: t-distributed numbers, 13 types, importances of lognormal spread: with a deviation of e, up to 1.2 a row and 1.05 in

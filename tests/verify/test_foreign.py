@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.running.execution import has_llama_cpp
 from tests.conformance.gguf import convert, converter
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.verify import foreign
 
 Build = Callable[[Path, Path], Path]
 
-needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
 needs_genai = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"
 )

@@ -16,7 +16,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.peft.adapter import Adapter
 from exporter.verify.expect.files import tuned_files
-from exporter.verify.expect.tensors import Expected, alike, expected
+from exporter.verify.expect.tensors import Expected, expected, same_values
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Reference:
     @cached_property
     def tied(self) -> bool:
         """Whether one tensor serves both uses: the base ties them, and they come to the same values."""
-        return self.checkpoint.tie.tied and not self.untie and alike(self.embedding, self.head)
+        return self.checkpoint.tie.tied and not self.untie and same_values(self.embedding, self.head)
 
     @property
     def computes(self) -> bool:

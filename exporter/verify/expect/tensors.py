@@ -170,7 +170,7 @@ def _spread(
             wanted[name].full = grown
 
 
-def alike(one: Expected, other: Expected) -> bool:
+def same_values(one: Expected, other: Expected) -> bool:
     """Whether two uses of one matrix come to the same values."""
     left, right = one.source, other.source
     if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):

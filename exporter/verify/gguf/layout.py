@@ -53,7 +53,7 @@ VOCABULARY: Final = ("token_embd.weight", "output.weight")
 Arrange = Callable[[Array], Array]
 
 
-def placed(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
+def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
     """(GGUF's name → the stored names that make it up, in order; stored names that have no place there).
 
     Raises KeyError for an architecture whose order of elements is not known here.

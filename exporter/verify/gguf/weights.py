@@ -16,12 +16,12 @@ from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
 from exporter.verify.gguf.hyperparameters import hyperparameters
-from exporter.verify.gguf.layout import VOCABULARY, Arrange, arrangement, generated, placed
+from exporter.verify.gguf.layout import VOCABULARY, Arrange, arrangement, generated, map_tensors
 from exporter.verify.report import Check, Skip
 from exporter.verify.stored.artifact import decode, encode
 from exporter.verify.tolerances import MERGED_ULPS
 from exporter.verify.values.computed import ulps
-from exporter.verify.values.quantised_rows import QuantisedRows, judge_sum
+from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 
 
 def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
@@ -29,7 +29,7 @@ def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Sk
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
-        wanted, strangers = placed(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
+        wanted, strangers = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
         yield Skip("other tensors", f"how llama.cpp orders the tensors of architecture {arch!r:.60} is not known here")
         return
@@ -109,7 +109,7 @@ class _Found:
             wrong = ~(ulps(decode(raw, kind), value, kind) <= MERGED_ULPS).all(axis=1)
             verdict = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
         else:
-            judged = judge_sum(raw, value, base.astype(np.float64), kind, stored)
+            judged = sum_fault(raw, value, base.astype(np.float64), kind, stored)
             self.skipped += [name] if judged is None else []
             verdict = judged or ""
         self.wrong += [f"{name}: {verdict}"] if verdict else []

@@ -19,7 +19,7 @@ import numpy as np
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.tensors import Array, cast, read
 from exporter.verify.expect.reference import Reference
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 #: Rows of a matrix, or numbers of a vector, that are found at their places: with fewer it is another one.
@@ -51,13 +51,13 @@ class BaseRows:
         shapes = [tensor.spec.shape for tensor in self.tensors.values()]
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
-    def judge_matrix(self, name: str, value: Array, kind: str) -> str | None:
+    def matrix_fault(self, name: str, value: Array, kind: str) -> str | None:
         """The empty text for a matrix of the base, None for one of another form, else what is wrong with it."""
-        verdicts = [self.judge_rows(name, _bytes(rows), kind) for rows in _orientations(value)]
+        verdicts = [self.rows_fault(name, _bytes(rows), kind) for rows in _orientations(value)]
         known = [verdict for verdict in verdicts if verdict is not None]
         return min(known, key=len) if known else None
 
-    def judge_rows(self, name: str, rows: Array, kind: str) -> str | None:
+    def rows_fault(self, name: str, rows: Array, kind: str) -> str | None:
         """rows: (n, bytes), as stored in ``kind``."""
         layer = self._layer(name)
         index = self._rows(kind, layer)
@@ -71,7 +71,7 @@ class BaseRows:
             return f"row {missing[0]} is not the base's, {len(places) - len(missing)} others are"
         return _misplaced(places, self.sizes)
 
-    def judge_vector(self, name: str, value: Array) -> str | None:
+    def vector_fault(self, name: str, value: Array) -> str | None:
         """Compared with the vectors of the layer of its length, in order, and in any order."""
         if (value == value[0]).all():
             return ""  # a constant of the graph
@@ -116,7 +116,9 @@ class BaseRows:
                     continue
                 value = read(tensor)
                 value = value.reshape(-1, value.shape[-1])
-                rows = BlockKind.read(kind).encode(value) if BlockKind.is_one(kind) else _bytes(cast(value, kind))
+                rows = (
+                    BlockStorage.parse(kind).encode(value) if BlockStorage.is_name(kind) else _bytes(cast(value, kind))
+                )
                 for row, content in enumerate(rows):
                     found.setdefault(content.tobytes(), []).append((number, row))
         return self._index[kind, layer]

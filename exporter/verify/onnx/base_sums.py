@@ -18,7 +18,7 @@ from exporter.verify.onnx.base_rows import TOGETHER, layer_of
 from exporter.verify.stored.artifact import decode
 from exporter.verify.tolerances import MERGED_ULPS, SUM_NEAR
 from exporter.verify.values.computed import ulps
-from exporter.verify.values.quantised_rows import judge_sum
+from exporter.verify.values.quantised_rows import sum_fault
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class BaseSums:
             return None
         stored = self.reference.tensors[found.names[0]].base.spec.dtype
         if kind not in FLOATS:
-            return judge_sum(raw, found.value, found.base, kind, stored)
+            return sum_fault(raw, found.value, found.base, kind, stored)
         for dtype in dict.fromkeys((kind, stored)):  # it may have been merged in the base's dtype
             wrong = ~(ulps(value, found.value, dtype) <= MERGED_ULPS).all(axis=1)
             if not wrong.any():

@@ -15,8 +15,8 @@ import onnx
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.verify.expect.reference import Reference
+from exporter.verify.folder.auxiliary_files import check_auxiliary_files
 from exporter.verify.folder.configs import BROWSER, check_config
-from exporter.verify.folder.side_files import check_side_files
 from exporter.verify.folder.special_ids import check_special_ids
 from exporter.verify.gguf.hyperparameters import hyperparameters
 from exporter.verify.report import Check, Skip
@@ -72,7 +72,7 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
         yield Skip(
             "config", "there is no config.json: the folder is onnxruntime-genai's, which has a config of its own"
         )
-    yield from check_side_files(folder, reference)
+    yield from check_auxiliary_files(folder, reference)
     if (folder / _GENAI).is_file():
         yield _check_genai(folder, read_object(folder / _GENAI), reference)
     else:

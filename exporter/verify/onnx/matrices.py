@@ -12,14 +12,14 @@ import onnx
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import FLOATS, Array, ByteRange
 from exporter.verify.onnx.rotary import is_rotary
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 
 #: Smaller tensors are numbers and shapes of the graph.
 FEWEST: Final = 4
 
 
 @dataclass(frozen=True)
-class StoredMatrix:
+class OnnxMatrix:
     """One matrix; ``parts`` are its initialisers, codes before what is beside them. Blocks are (out, in)."""
 
     name: str
@@ -56,7 +56,7 @@ def beside_vocabulary(file: OnnxFile) -> Iterator[str]:
             yield name
 
 
-def matrices(file: OnnxFile) -> Iterator[StoredMatrix]:
+def matrices(file: OnnxFile) -> Iterator[OnnxMatrix]:
     """Those in blocks, and those of floats, beside the vocabulary."""
     blocked = _blocked(file)
     for name in beside_vocabulary(file):
@@ -64,10 +64,10 @@ def matrices(file: OnnxFile) -> Iterator[StoredMatrix]:
         if name in blocked:
             yield blocked[name]
         elif len(one.shape) == 2:
-            yield StoredMatrix(name, one.dtype, file, (name,))
+            yield OnnxMatrix(name, one.dtype, file, (name,))
 
 
-def _blocked(file: OnnxFile) -> dict[str, StoredMatrix]:
+def _blocked(file: OnnxFile) -> dict[str, OnnxMatrix]:
     found = {}
     for node in onnx.load(str(file.path), load_external_data=False).graph.node:
         if node.op_type != "MatMulNBits":
@@ -76,6 +76,6 @@ def _blocked(file: OnnxFile) -> dict[str, StoredMatrix]:
         names = [name for name in node.input[1:4] if name]
         if all(name in file.initialisers for name in names) and numbers.get("bits") in (4, 8):
             scales = file.initialisers[names[1]].dtype
-            kind = BlockKind(numbers["bits"], numbers["block_size"], len(names) > 2, scales)
-            found[names[0]] = StoredMatrix(names[0], str(kind), file, tuple(names))
+            kind = BlockStorage(numbers["bits"], numbers["block_size"], len(names) > 2, scales)
+            found[names[0]] = OnnxMatrix(names[0], str(kind), file, tuple(names))
     return found

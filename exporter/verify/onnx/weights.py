@@ -26,11 +26,11 @@ def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[
     for name in names:
         one = file.initialisers[name]
         if name in stored and stored[name].kind not in FLOATS:
-            verdict = base.judge_rows(name, stored[name].raw(), stored[name].kind)
+            verdict = base.rows_fault(name, stored[name].raw(), stored[name].kind)
         elif len(one.shape) == 1:
-            verdict = base.judge_vector(name, file.rows(name, 0, one.shape[0]))
+            verdict = base.vector_fault(name, file.rows(name, 0, one.shape[0]))
         else:
-            verdict = base.judge_matrix(name, file.rows(name, 0, one.shape[0]), one.dtype)
+            verdict = base.matrix_fault(name, file.rows(name, 0, one.shape[0]), one.dtype)
         if verdict is None and name in stored:
             verdict = sums.judge(name, stored[name].raw(), stored[name].kind)
         if verdict is None:

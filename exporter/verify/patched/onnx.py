@@ -33,7 +33,7 @@ from exporter.verify.patched.untouched import (
 )
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import decode, encode
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 
 #: Length of the spans of every tensor beside the vocabulary that are compared when not all bytes are.
 _SPAN_BYTES: Final = 4096
@@ -147,7 +147,7 @@ def _is_raw(file: OnnxFile, name: str) -> bool:
 
 
 def _kind(file: OnnxFile, name: str) -> str:
-    return str(BlockKind.of(file, name)) if name in file.blocks else file.initialisers[name].dtype
+    return str(BlockStorage.of(file, name)) if name in file.blocks else file.initialisers[name].dtype
 
 
 def _rows(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> dict[str, dict[int, Array]]:
@@ -226,8 +226,8 @@ def _holds(file: OnnxFile, name: str, kind: str, token_id: int, row: Array) -> b
         step = abs(_scale(file, name)[0])
         return bool((np.abs(_values(file, name, token_id) - row.astype(np.float64)) <= step * _HALF).all())
     raw = file.token_bytes(name, token_id, token_id + 1)
-    if BlockKind.is_one(kind):
-        return bool(BlockKind.read(kind).holds(row[None], raw).all())
+    if BlockStorage.is_name(kind):
+        return bool(BlockStorage.parse(kind).holds(row[None], raw).all())
     return np.array_equal(raw, encode(row[None], kind))
 
 

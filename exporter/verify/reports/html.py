@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from exporter.verify.reports.plots import kl_by_position, logit_scatter, row_bars
-from exporter.verify.tolerances import DROWNED_SHARE
+from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 _TEMPLATE: Final = "report.html.jinja"
 #: The heat line fades over so many powers of ten below its hottest token.
@@ -46,7 +46,7 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
         svg = logit_scatter(ran["logits"], f"{name}-logits")
         yield {"kind": "logits", "title": "Logits against the reference", "svg": Markup(svg)}
     if artifact["rows"]:
-        svg = row_bars(artifact["rows"], DROWNED_SHARE, f"{name}-rows")
+        svg = row_bars(artifact["rows"], ROW_ERROR_SHARE, f"{name}-rows")
         yield {"kind": "rows", "title": "Error of the trained rows, the largest first", "svg": Markup(svg)}
 
 

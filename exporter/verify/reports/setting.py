@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import reading
-from exporter.sources.gguf.split_files import GgufModel
 from exporter.packages import package_versions
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import BLOCK_BYTES
 from exporter.verify.expect.reference import Reference

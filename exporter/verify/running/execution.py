@@ -17,7 +17,13 @@ from exporter.verify.running.metrics import Distance
 from exporter.verify.running.profile import profile
 from exporter.verify.running.prompts import Sequences
 from exporter.verify.running.quantised_base import write_base
-from exporter.verify.running.ways import HALVES, decodes_alike, graph_ways, rounding_of, runtime_of
+from exporter.verify.running.runtime_choice import (
+    HALVES,
+    choose_runtime,
+    graph_modes,
+    greedy_must_match,
+    reference_rounding,
+)
 from exporter.verify.runtimes.installed import TITLES, installed, missing, require
 from exporter.verify.runtimes.job import RuntimeFailed, run
 from exporter.verify.stored.artifact import Artifact
@@ -68,14 +74,14 @@ class Execution:
 
         Raises MissingDependency if nothing is installed that could.
         """
-        runtime = runtime_of(artifact, self.reference)
+        runtime = choose_runtime(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
         place = self.folder / str(len(self.runs))
-        done = self.runs[artifact.path] = Run(artifact, runtime, rounding_of(artifact, self.reference))
+        done = self.runs[artifact.path] = Run(artifact, runtime, reference_rounding(artifact, self.reference))
         if artifact.format == "onnx":
-            done.ways, done.skipped = graph_ways(artifact)
+            done.ways, done.skipped = graph_modes(artifact)
         if runtime == "gguf_in_transformers":
             reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
             done.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
@@ -84,7 +90,7 @@ class Execution:
             "sequences": self.sequences.all,
             "more": self.sequences.more if self._is_mean(done) else [],
             # Who does not have to choose alike is not asked.
-            "greedy_prompts": self._greedy_prompts() if decodes_alike(artifact) else [],
+            "greedy_prompts": self._greedy_prompts() if greedy_must_match(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
             "ways": done.ways,
@@ -172,7 +178,7 @@ class Execution:
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(found, kind)
-        if decodes_alike(artifact):
+        if greedy_must_match(artifact):
             own = self._continuations([done])[done.rounding]
             judged = list(self._continuations(self.runs.values())[done.rounding])
             yield logits.check_greedy(want, got, done.rounding, [judged.index(pair) for pair in own])
@@ -253,13 +259,8 @@ class Execution:
         """Per rounding, the distinct (prompt, chosen tokens) that the reference has to judge, in order."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
         for one in runs:
-            if one.got is not None and decodes_alike(one.artifact):
+            if one.got is not None and greedy_must_match(one.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
                     chosen = tuple(one.got(f"greedy.{number}").tolist())
                     wanted.setdefault(one.rounding, {})[tuple(prompt), chosen] = None
         return wanted
-
-
-def has_llama_cpp() -> bool:
-    """Whether llama-cpp-python is installed; nothing is imported."""
-    return installed("llama.cpp")

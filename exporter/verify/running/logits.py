@@ -17,7 +17,7 @@ from exporter.verify.tolerances import (
     HF_ROUNDING_SHARE,
     ONNX_HALF_KL,
     ONNX_MAX_ABS,
-    ONNX_WAYS_KL,
+    ONNX_MODES_KL,
 )
 
 Reader = Callable[[str], Array]
@@ -72,7 +72,7 @@ def check_alike(got: Reader, ways: Sequence[str], sequences: Sequence[Sequence[i
     for way in others:
         found = distance(got, first, got, way, sequences)
         detail = f"mean KL from one full pass, {found.positions} positions"
-        yield Check.at_most(_ONNX_WAYS[way], found.kl, ONNX_WAYS_KL, detail)
+        yield Check.at_most(_ONNX_WAYS[way], found.kl, ONNX_MODES_KL, detail)
 
 
 def check_gguf(found: Mapping[str, Distance], kind: str) -> Iterator[Check]:

@@ -20,8 +20,8 @@ from exporter.tensors import ByteRange
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
 from exporter.verify.gguf.hyperparameters import hyperparameters
-from exporter.verify.gguf.layout import VOCABULARY, arrangement, placed
-from exporter.verify.stored.artifact import Artifact, Matrix, decode, encode, open_artifacts
+from exporter.verify.gguf.layout import VOCABULARY, arrangement, map_tensors
+from exporter.verify.stored.artifact import Artifact, StoredMatrix, decode, encode, open_artifacts
 
 _ROWS_AT_ONCE: Final = 4096
 
@@ -53,7 +53,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
     return made.path, sorted(changed)
 
 
-def _put_back(matrix: Matrix, want: Expected) -> None:
+def _put_back(matrix: StoredMatrix, want: Expected) -> None:
     """The trained rows, or all of them if the whole matrix is another one."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
@@ -79,7 +79,7 @@ def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
-        wanted, _ = placed(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
+        wanted, _ = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
         return
     for name in sorted(parts.tensors.keys() & wanted.keys() - set(VOCABULARY)):

@@ -33,7 +33,7 @@ CHATS: Final = (
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TextResults:
     """What the tuned model's tokenizer and templates gave, and each artifact's; by the names of the job."""
 
     found: Mapping[str, Mapping[str, Any]]
@@ -61,7 +61,7 @@ class Spoken:
             yield _compare("rendered chats", want["chats"], got["chats"], "chats")
 
 
-def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> Spoken:
+def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> TextResults:
     """One process for all: folders with their own tokenizer, GGUF files with their own template.
 
     formats: artifact → format; an ONNX model alone, in a folder or not, has neither.
@@ -84,13 +84,13 @@ def speak(formats: Mapping[Path, str], reference: Reference, sequences: Sequence
     try:
         result = run("texts", job, folder / "texts")
     except RuntimeFailed as exc:
-        return Spoken({}, ids, names, str(exc))
+        return TextResults({}, ids, names, str(exc))
     found = {name: json.loads(result(name).tobytes()) for name in (*job["folders"], *job["templates"])}
     silent: dict[str, Any] = {"chats": []}
-    return Spoken({**{names[path]: silent for path in template}, **found}, ids, names)
+    return TextResults({**{names[path]: silent for path in template}, **found}, ids, names)
 
 
-def check_token_texts(path: Path, spoken: Spoken, folder: Path) -> Iterator[Check]:
+def check_token_texts(path: Path, spoken: TextResults, folder: Path) -> Iterator[Check]:
     """llama.cpp makes the same text of tokens as the tuned model's tokenizer; a space in front is not counted.
 
     Nothing where one of the two is missing: that has been said.

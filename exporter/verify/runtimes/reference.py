@@ -16,7 +16,7 @@ from exporter.sources.hf.checkpoint import HEADS
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 from exporter.verify.runtimes.rounding import rounded
-from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_judgement, save_logits
+from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_greedy_margins, save_logits
 
 _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -41,7 +41,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         kind, _, whole = dtype.partition(" ")
         with rounded(model, _HALVES[kind], vectors=bool(whole)) if kind in _HALVES else nullcontext():
             save_logits(model, sequences, dtype, save)
-            save_judgement(model, job["continuations"].get(dtype, []), dtype, save)
+            save_greedy_margins(model, job["continuations"].get(dtype, []), dtype, save)
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:

@@ -77,7 +77,7 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def save_judgement(
+def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
     """Judge the tokens that another runtime chose greedily: one pass over prompt and tokens decides all steps.

@@ -18,7 +18,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.onnx.folder import encoder_of, has_model, model_files
 from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 
 if TYPE_CHECKING:
     from exporter.sources.onnx.file import OnnxFile
@@ -28,7 +28,7 @@ _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", 
 
 
 @dataclass(frozen=True)
-class Matrix:
+class StoredMatrix:
     """A stored matrix. ``kind`` is its dtype or quantisation; ``raw(start, stop)`` gives rows as (n, bytes) uint8.
 
     places: where ``raw`` of one row lies on disk, in order.
@@ -54,13 +54,13 @@ class Artifact:
 
     path: Path
     format: str
-    embedding: Matrix
-    head: Matrix | None
+    embedding: StoredMatrix
+    head: StoredMatrix | None
     quantised: bool = False
     files: Sequence[Path] = ()
     types: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
-    encoder_embedding: Matrix | None = None
+    encoder_embedding: StoredMatrix | None = None
     parts: GgufModel | None = None
 
     @property
@@ -95,8 +95,8 @@ def encode(rows: Array, kind: str) -> Array:
     """
     if kind in FLOATS:
         return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
-    if BlockKind.is_one(kind):
-        return BlockKind.read(kind).encode(rows)
+    if BlockStorage.is_name(kind):
+        return BlockStorage.parse(kind).encode(rows)
     wide = cast(rows, "F32")
     try:
         return ggml.quantize_rows(wide, kind)
@@ -113,15 +113,15 @@ def decode(raw: Array, kind: str) -> Array:
     """The numbers that ``raw`` (n, bytes) uint8 stands for in ``kind``: (n, hidden) float64."""
     if kind in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(raw).view(DTYPES[kind]).astype(np.float64)
-    if BlockKind.is_one(kind):
-        return BlockKind.read(kind).decode(raw)
+    if BlockStorage.is_name(kind):
+        return BlockStorage.parse(kind).decode(raw)
     import gguf
 
     values: Array = gguf.quants.dequantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType[kind])
     return values.astype(np.float64)
 
 
-def stored_matrix(tensor: FileTensor) -> Matrix:
+def stored_matrix(tensor: FileTensor) -> StoredMatrix:
     """A tensor of a checkpoint, as it lies in its file."""
 
     def raw(start: int, stop: int) -> Array:
@@ -131,13 +131,13 @@ def stored_matrix(tensor: FileTensor) -> Matrix:
         width = tensor.spec.row_nbytes
         return [ByteRange(tensor.place.path, tensor.place.offset_bytes + row * width, width)]
 
-    return Matrix(tensor.spec.name, tensor.spec.dtype, tensor.spec.n_rows, raw, places)
+    return StoredMatrix(tensor.spec.name, tensor.spec.dtype, tensor.spec.n_rows, raw, places)
 
 
 def _open_hf(path: Path) -> Artifact:
     checkpoint = Checkpoint.open(path)
 
-    def matrix(name: str) -> Matrix:
+    def matrix(name: str) -> StoredMatrix:
         return stored_matrix(checkpoint.tensors[name])
 
     # The tie itself is judged by the checks, so a stale duplicate must not stop the artifact from being opened.
@@ -148,13 +148,13 @@ def _open_hf(path: Path) -> Artifact:
 def _open_gguf(path: Path) -> Artifact:
     parts = GgufModel.open(path)
 
-    def matrix(name: str) -> Matrix:
+    def matrix(name: str) -> StoredMatrix:
         file, tensor = parts.holder(name), parts.tensors[name]
 
         def places(row: int) -> list[ByteRange]:
             return [ByteRange(file.path, tensor.offset_bytes + row * tensor.row_nbytes, tensor.row_nbytes)]
 
-        return Matrix(name, tensor.type, tensor.shape[0], partial(file.rows, name), places)
+        return StoredMatrix(name, tensor.type, tensor.shape[0], partial(file.rows, name), places)
 
     if "token_embd.weight" not in parts.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
@@ -187,17 +187,17 @@ def _open_onnx(path: Path) -> Artifact:
     )
 
 
-def _onnx_embedding(file: OnnxFile) -> Matrix:
+def _onnx_embedding(file: OnnxFile) -> StoredMatrix:
     if file.embedding is None:
         raise BadInput(f"{file.path}: expected a Gather on input_ids, found none")
     return _onnx_matrix(file, file.embedding)
 
 
-def _onnx_matrix(file: OnnxFile, name: str) -> Matrix:
+def _onnx_matrix(file: OnnxFile, name: str) -> StoredMatrix:
     tensor = file.initialisers[name]
-    kind = str(BlockKind.of(file, name)) if name in file.blocks else tensor.dtype
+    kind = str(BlockStorage.of(file, name)) if name in file.blocks else tensor.dtype
     places = partial(file.token_places, name)
-    return Matrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
+    return StoredMatrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
 
 
 def _onnx_files(file: OnnxFile) -> list[Path]:

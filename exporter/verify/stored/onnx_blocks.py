@@ -13,14 +13,14 @@ from exporter.tensors import DTYPES, Array, cast
 if TYPE_CHECKING:
     from exporter.sources.onnx.file import OnnxFile
 
-_KIND: Final = re.compile(r"int(4|8) x (\d+)( with zero points)?, scales (F32|F16)")
+_NAME: Final = re.compile(r"int(4|8) x (\d+)( with zero points)?, scales (F32|F16)")
 
 #: A code is right if no other is nearer; float32 arithmetic may take what lies halfway to either side.
 _HALF: Final = 0.5 + 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class BlockKind:
+class BlockStorage:
     """Integers of ``bits``, ``size`` to a scale of dtype ``scales``; around a zero point each, or around the middle."""
 
     bits: int
@@ -33,16 +33,16 @@ class BlockKind:
         return f"int{self.bits} x {self.size}{zeros}, scales {self.scales}"
 
     @staticmethod
-    def is_one(kind: str) -> bool:
-        """Whether ``kind`` names such a storage."""
-        return _KIND.fullmatch(kind) is not None
+    def is_name(storage: str) -> bool:
+        """Whether ``storage`` names a storage in blocks."""
+        return _NAME.fullmatch(storage) is not None
 
     @classmethod
-    def read(cls, kind: str) -> Self:
-        """The storage that ``str`` wrote."""
-        found = _KIND.fullmatch(kind)
-        assert found, kind
-        return cls(int(found[1]), int(found[2]), bool(found[3]), found[4])
+    def parse(cls, name: str) -> Self:
+        """The storage with the ``str`` ``name``."""
+        match = _NAME.fullmatch(name)
+        assert match, name
+        return cls(int(match[1]), int(match[2]), bool(match[3]), match[4])
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Self:

@@ -9,9 +9,9 @@ import numpy as np
 from exporter.tensors import DTYPES, Array, cast
 from exporter.verify.expect.tensors import Expected
 from exporter.verify.report import Check
-from exporter.verify.stored.artifact import Matrix
+from exporter.verify.stored.artifact import StoredMatrix
 from exporter.verify.tolerances import MERGED_F32_NOISE, MERGED_ULPS
-from exporter.verify.values.quantised_rows import judge_sum
+from exporter.verify.values.quantised_rows import sum_fault
 
 #: Rows of every updated tensor that are looked at when not all are: first, last and some between.
 _SAMPLED: Final = 6
@@ -19,7 +19,7 @@ _ROWS_AT_ONCE: Final = 512
 _MANTISSA_BITS: Final = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
 
 
-def check_computed(use: str, matrix: Matrix, want: Expected, *, every: bool) -> Check:
+def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
     """One check of ``matrix``: a sample of its rows, or every one."""
     if matrix.kind not in _MANTISSA_BITS:
         return _check_quantised(use, matrix, want, every=every)
@@ -31,7 +31,7 @@ def check_computed(use: str, matrix: Matrix, want: Expected, *, every: bool) -> 
     return Check(name=f"{use} updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
 
 
-def _check_quantised(use: str, matrix: Matrix, want: Expected, *, every: bool) -> Check:
+def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
     """Block by block, as each has rows enough to show an update; without ``every`` the first block alone."""
     known = min(want.n_rows, want.base.spec.n_rows)
     starts = range(0, known if every else min(known, _ROWS_AT_ONCE), _ROWS_AT_ONCE)
@@ -39,7 +39,7 @@ def _check_quantised(use: str, matrix: Matrix, want: Expected, *, every: bool) -
     for start in starts:
         ids = range(start, min(start + _ROWS_AT_ONCE, known))
         raw, base = matrix.raw(start, ids.stop), cast(want.base.rows(start, ids.stop), "F64")
-        verdict = judge_sum(raw, want.values(ids), base, matrix.kind, want.base.spec.dtype)
+        verdict = sum_fault(raw, want.values(ids), base, matrix.kind, want.base.spec.dtype)
         if verdict:
             return Check(name=f"{use} updates", passed=False, detail=f"{matrix.name}, from row {start} on: {verdict}")
         unseen += verdict is None
@@ -53,7 +53,7 @@ def sample(count: int) -> list[int]:
     return sorted({round(step * (count - 1) / max(1, _SAMPLED - 1)) for step in range(_SAMPLED)})
 
 
-def compare(matrix: Matrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
+def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
     """(rows that are off, the largest deviation in units of the last place of the storage)."""
     wrong: list[int] = []
     worst = 0.0
@@ -66,7 +66,7 @@ def compare(matrix: Matrix, want: Expected, ids: range | list[int]) -> tuple[lis
     return wrong, worst
 
 
-def _stored(matrix: Matrix, ids: list[int]) -> Array:
+def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
     if ids[-1] - ids[0] == len(ids) - 1:
         raw = matrix.raw(ids[0], ids[-1] + 1)
     else:

@@ -16,12 +16,12 @@ import numpy as np
 from exporter.errors import MissingDependency, NotExpressible
 from exporter.tensors import FLOATS, Array, cast
 from exporter.verify.stored.artifact import decode, encode
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 from exporter.verify.tolerances import (
-    QUANTISED_ALIKE,
     QUANTISED_ERROR,
     QUANTISED_ERROR_MEDIAN,
     QUANTISED_ERROR_PLAIN,
+    QUANTISED_IDENTICAL,
     UPDATE_ERRORS,
     UPDATE_SHARE,
 )
@@ -62,7 +62,7 @@ class QuantisedRows:
 
     def faults(self) -> Iterator[str]:
         """Rows that stand out among rows with the same bytes, or that are too far off."""
-        if self.others and self.alike >= QUANTISED_ALIKE * (self.alike + len(self.others)):
+        if self.others and self.alike >= QUANTISED_IDENTICAL * (self.alike + len(self.others)):
             yield f"row {self.others[0][0]} is not quantised as the {self.alike} others are"
             return
         yield from too_far(self.others, self.kind, "the base's")
@@ -73,7 +73,7 @@ def too_far(rows: list[tuple[int, float]], kind: str, whose: str) -> Iterator[st
 
     rows: (row, its error as a multiple of that of the row quantised here).
     """
-    limit = QUANTISED_ERROR_PLAIN if kind in _PLAIN or BlockKind.is_one(kind) else QUANTISED_ERROR
+    limit = QUANTISED_ERROR_PLAIN if kind in _PLAIN or BlockStorage.is_name(kind) else QUANTISED_ERROR
     for row, share in rows:
         if not share <= limit:
             yield f"row {row} is {share:.3g} times as far from {whose} as it need be in {kind}"
@@ -82,7 +82,7 @@ def too_far(rows: list[tuple[int, float]], kind: str, whose: str) -> Iterator[st
         yield f"half of {len(rows)} rows are {median:.3g} times as far from {whose} as they need be in {kind}"
 
 
-def judge_sum(raw: Array, value: Array, base: Array, kind: str, stored: str) -> str | None:
+def sum_fault(raw: Array, value: Array, base: Array, kind: str, stored: str) -> str | None:
     """The empty text for a sum of base and updates, else what is wrong with it; None if that cannot be known here.
 
     raw: (n, bytes), as stored in ``kind``.  value, base: (n, width) float64; they differ by the update.  stored: the

@@ -11,8 +11,8 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
 from exporter.verify.findings import RowErrors
 from exporter.verify.report import Check
-from exporter.verify.stored.artifact import Artifact, Matrix, decode
-from exporter.verify.tolerances import DROWNED_SHARE
+from exporter.verify.stored.artifact import Artifact, StoredMatrix, decode
+from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
@@ -27,7 +27,7 @@ def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
     ]
 
 
-def check_drowned(found: Sequence[RowErrors]) -> Iterator[Check]:
+def check_row_errors(found: Sequence[RowErrors]) -> Iterator[Check]:
     """Quantised rows must be nearer to what was trained than the base's row is.
 
     Rows that are not quantised were compared bit for bit: their rounding is declared.
@@ -41,10 +41,10 @@ def check_drowned(found: Sequence[RowErrors]) -> Iterator[Check]:
             f"{len(shares)} trained rows in {one.kind}, worst token {one.token_ids[worst]}: "
             f"off by {one.errors[worst]:.3g}, changed by {one.changes[worst]:.3g}"
         )
-        yield Check.at_most(f"{one.use} changes", shares[worst], DROWNED_SHARE, detail)
+        yield Check.at_most(f"{one.use} changes", shares[worst], ROW_ERROR_SHARE, detail)
 
 
-def _measured(use: str, matrix: Matrix, want: Expected) -> RowErrors:
+def _measured(use: str, matrix: StoredMatrix, want: Expected) -> RowErrors:
     token_ids = sorted(want.rows)
     errors, changes = [], []
     for token_id in token_ids:

@@ -10,7 +10,7 @@ from exporter.tensors import BLOCK_BYTES, DTYPES, FLOATS, Array, cast
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
 from exporter.verify.report import Check
-from exporter.verify.stored.artifact import Artifact, Matrix, encode
+from exporter.verify.stored.artifact import Artifact, StoredMatrix, encode
 from exporter.verify.values.computed import check_computed
 
 
@@ -39,7 +39,7 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
             yield _check_untouched(use, matrix, want)
 
 
-def _check_size(use: str, matrix: Matrix, vocab: int) -> Check:
+def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
     passed = matrix.n_rows == vocab
     detail = f"{vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
     return Check(name=f"{use} size", passed=passed, detail=detail)
@@ -56,7 +56,7 @@ def _check_tie(artifact: Artifact, reference: Reference) -> Check:
     return Check(name="tie", passed=passed, detail=found if passed else f"expected {expected}, found {found}")
 
 
-def _check_trained(use: str, matrix: Matrix, want: Expected) -> Check:
+def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
     """Every trained row is exactly the declared rounding of what the adapter holds."""
     rows, stored = want.rows, want.base.spec.dtype
     wrong = [
@@ -70,7 +70,7 @@ def _check_trained(use: str, matrix: Matrix, want: Expected) -> Check:
     return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _encodings(row: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
+def _encodings(row: Array, matrix: StoredMatrix, stored: str) -> Iterator[Array]:
     """A row may be rounded to the base's dtype before it is stored, or straight from the adapter's.
 
     Quantisations may also be made from a 16-bit file, whatever the base's dtype.
@@ -100,7 +100,7 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
     return dtype if through else None
 
 
-def _check_untouched(use: str, matrix: Matrix, want: Expected) -> Check:
+def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
     """Every row that was not trained is the base's row, or that of the matrix an adapter brings, as it is stored."""
     spec, rows = want.source.spec, want.rows
     stored = want.base.spec.dtype
@@ -119,7 +119,7 @@ def _check_untouched(use: str, matrix: Matrix, want: Expected) -> Check:
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _block_encodings(block: Array, matrix: Matrix, stored: str) -> Iterator[Array]:
+def _block_encodings(block: Array, matrix: StoredMatrix, stored: str) -> Iterator[Array]:
     yield encode(block, matrix.kind)
     if block.dtype != DTYPES[stored]:
         yield encode(cast(block, stored), matrix.kind)

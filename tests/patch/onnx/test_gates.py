@@ -17,7 +17,7 @@ from exporter.sources.onnx.folder import model_files
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array
 from exporter.verify.patched.onnx import Before, check_patched
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 from tests.patch.onnx.test_rows import options, succeed
 
 Damage = Callable[[Path], object]
@@ -125,7 +125,7 @@ def test_blocks_are_judged_as_the_runtimes_quantiser_makes_them(bits: int, zeros
     rows[0] = 0
     rows[1, :32] = 0
     rows[2] = np.abs(rows[2])
-    kind = BlockKind(bits, 32, zeros, scales)
+    kind = BlockStorage(bits, 32, zeros, scales)
     raw = kind.encode(rows)
     assert kind.holds(rows, raw).all()
     for byte in range(raw.shape[1]):

@@ -20,7 +20,7 @@ from exporter.verify.tolerances import (
     HF_ROUNDING_SHARE,
     ONNX_HALF_KL,
     ONNX_MAX_ABS,
-    ONNX_WAYS_KL,
+    ONNX_MODES_KL,
 )
 
 REFERENCE = np.random.default_rng(0).normal(0, 3, (12, 64)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_half_precision_gate_closes_beyond_its_limit(way: str) -> None:
 def test_gate_of_a_quantised_graph_fed_in_another_way_closes_beyond_its_limit(way: str) -> None:
     def checks(factor: float) -> list[bool]:
         ways = dict.fromkeys(("full_0", "cached_0", "padded_0"), REFERENCE)
-        got = reader(**ways | {f"{way}_0": distorted(factor * ONNX_WAYS_KL)})
+        got = reader(**ways | {f"{way}_0": distorted(factor * ONNX_MODES_KL)})
         return [one.passed for one in logits.check_alike(got, ("full", "cached", "padded"), [[0] * len(REFERENCE)])]
 
     assert checks(0.9) == [True, True]

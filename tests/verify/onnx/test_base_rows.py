@@ -17,6 +17,6 @@ def test_biases_of_queries_keys_and_values_are_known_in_one_vector(tmp_path: Pat
     base = BaseRows(reference)
     names = [f"model.layers.1.self_attn.{part}_proj.bias" for part in "qkv"]
     packed = np.concatenate([cast(read(reference.tensors[name].source), "F32") for name in names])
-    assert base.judge_vector("layers.1.self_attn.qkv_proj.bias", packed) == ""
+    assert base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed) == ""
     packed[-1] = np.nextafter(packed[-1], np.float32(np.inf))
-    assert base.judge_vector("layers.1.self_attn.qkv_proj.bias", packed) == "it is almost a vector of the base"
+    assert base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed) == "it is almost a vector of the base"

@@ -13,16 +13,16 @@ import torch
 
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
-from exporter.verify.running.execution import has_llama_cpp
 from exporter.verify.stored.artifact import encode
 from exporter.verify.tolerances import UPDATE_SHARE
-from exporter.verify.values.quantised_rows import judge_sum
+from exporter.verify.values.quantised_rows import sum_fault
 from fixtures import tiny
 from fixtures.adapters import load
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.verify.damage import corruptions
 
-pytestmark = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
+pytestmark = needs_llama_cpp
 
 #: File or folder → options of merge. Rows of 256 numbers are what Q4_K_M takes.
 ARTIFACTS: Mapping[str, list[str]] = {
@@ -127,7 +127,7 @@ def test_an_update_far_below_the_error_of_the_type_still_has_to_arrive(kind: str
 
     def verdict(share: float) -> str | None:
         stored = encode((base + share * update).astype(np.float32), kind)
-        return judge_sum(stored, base + update, base, kind, "BF16")
+        return sum_fault(stored, base + update, base, kind, "BF16")
 
     assert verdict(1) == ""
     assert all("arrived" in (verdict(share) or "") for share in (-1, 0, 2.0))
@@ -137,7 +137,7 @@ def test_an_update_that_drowns_altogether_is_not_said_to_be_proven() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 0.02, (32, 64))
     update = rng.normal(0, 1e-6, base.shape)
-    assert judge_sum(encode(base.astype(np.float32), "Q4_0"), base + update, base, "Q4_0", "F32") is None
+    assert sum_fault(encode(base.astype(np.float32), "Q4_0"), base + update, base, "Q4_0", "F32") is None
 
 
 @pytest.mark.parametrize(("off", "passes"), [(0.8, True), (1.2, False)])
@@ -146,7 +146,7 @@ def test_the_gate_of_the_share_closes_just_beyond_its_limit(off: float, passes: 
     rng = np.random.default_rng(0)
     base, update = rng.normal(0, 0.02, (2, 1024, 1024)) * [[[1]], [[0.1]]]
     stored = encode((base + (1 + off * UPDATE_SHARE) * update).astype(np.float32), "Q4_0")
-    assert (judge_sum(stored, base + update, base, "Q4_0", "F32") == "") is passes
+    assert (sum_fault(stored, base + update, base, "Q4_0", "F32") == "") is passes
 
 
 def _decoded(value: np.ndarray, kind: str) -> np.ndarray:

@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.running import execution
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.verify.conftest import Tuned
 from tests.verify.damage import corruptions
-
-needs_llama_cpp = pytest.mark.skipif(
-    not execution.has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)"
-)
 
 
 def failed(folder: Path) -> dict[str, set[str]]:

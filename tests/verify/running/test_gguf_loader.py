@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.running.execution import has_llama_cpp
 from exporter.verify.running.gguf_loader import NAME, check_exact, check_quantised, shown
 from exporter.verify.running.metrics import Distance, compare
 from exporter.verify.tolerances import HF_ROUNDING_SHARE, LOADER_KL, LOADER_MAX_ABS
 from fixtures.adapters import stock_rows
 from fixtures.models.families import build
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.verify.conftest import Tuned
 
-needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
 REFERENCE = np.random.default_rng(0).normal(0, 3, (12, 64)).astype(np.float32)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.running.execution import has_llama_cpp
 from fixtures.adapters import stock_rows
 from fixtures.models.families import build
 from tests.documents import read_report
+from tests.marks import needs_llama_cpp
 from tests.verify.damage import corruptions
 
-pytestmark = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
+pytestmark = needs_llama_cpp
 
 #: Of this seed one token in Q8_0 and in BF16 is routed another way after tuning, so that the mean KL is half more.
 SEED = 0

@@ -9,14 +9,13 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.sources.gguf.file import GgufFile
-from exporter.verify.running.execution import has_llama_cpp
 from exporter.verify.tolerances import QUANTISED_ERROR, QUANTISED_ERROR_MEDIAN, QUANTISED_ERROR_PLAIN
 from exporter.verify.values.quantised_rows import too_far
 from fixtures import tiny
 from fixtures.models import gguf_files
+from tests.marks import needs_llama_cpp
 from tests.verify.damage import corruptions
 
-needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed (extra: llamacpp)")
 WIDTH = 256
 
 

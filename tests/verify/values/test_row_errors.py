@@ -9,8 +9,8 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.verify.findings import RowErrors
-from exporter.verify.tolerances import DROWNED_SHARE
-from exporter.verify.values.row_errors import check_drowned
+from exporter.verify.tolerances import ROW_ERROR_SHARE
+from exporter.verify.values.row_errors import check_row_errors
 from fixtures import adapters
 from tests.documents import read_report
 from tests.trained import TRAINED_IDS
@@ -18,19 +18,19 @@ from tests.trained import TRAINED_IDS
 
 @pytest.mark.parametrize(("share", "passes"), [(0.9, True), (1.1, False), (np.nan, False)])
 def test_the_gate_closes_where_the_error_outgrows_the_change(share: float, passes: bool) -> None:
-    found = RowErrors("embedding", "Q8_0", [3, 4], [0.01, share * DROWNED_SHARE * 2.0], [1.0, 2.0])
-    (check,) = check_drowned([found])
+    found = RowErrors("embedding", "Q8_0", [3, 4], [0.01, share * ROW_ERROR_SHARE * 2.0], [1.0, 2.0])
+    (check,) = check_row_errors([found])
     assert check.passed is passes
     assert "token 4" in check.detail
 
 
 def test_a_row_that_training_left_alone_has_nothing_to_lose() -> None:
-    (check,) = check_drowned([RowErrors("embedding", "Q8_0", [3], [0.01], [0.0])])
+    (check,) = check_row_errors([RowErrors("embedding", "Q8_0", [3], [0.01], [0.0])])
     assert check.passed
 
 
 def test_rows_that_are_not_quantised_are_compared_bit_for_bit_instead() -> None:
-    assert list(check_drowned([RowErrors("embedding", "BF16", [3], [9.0], [1.0])])) == []
+    assert list(check_row_errors([RowErrors("embedding", "BF16", [3], [9.0], [1.0])])) == []
 
 
 @pytest.mark.parametrize(("scale", "code"), [(0.5, 0), (0.004, 3)])

@@ -8,7 +8,7 @@ import pytest
 from exporter.errors import BadInput
 from exporter.formats.onnx.weights.blocks import BLOCK, Blocks
 from exporter.tensors import Array
-from exporter.verify.stored.onnx_blocks import BlockKind
+from exporter.verify.stored.onnx_blocks import BlockStorage
 
 FORMS = [Blocks(bits, symmetric) for bits in (4, 8) for symmetric in (True, False)]
 
@@ -35,7 +35,7 @@ def test_codes_scales_and_zero_points_are_those_of_onnx_runtime(form: Blocks, dt
     ours = [form.codes(values), form.scales(values, dtype)]
     if not form.symmetric:
         ours.append(form.zero_points(values))
-    theirs = BlockKind(form.bits, BLOCK, not form.symmetric, dtype).encode(values)
+    theirs = BlockStorage(form.bits, BLOCK, not form.symmetric, dtype).encode(values)
     assert np.array_equal(np.concatenate([part.view(np.uint8).reshape(len(values), -1) for part in ours], 1), theirs)
 
 

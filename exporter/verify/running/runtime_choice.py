@@ -14,12 +14,12 @@ from exporter.verify.values.rows import rounded_before
 HALVES: Final = ("F16", "BF16")
 
 
-def decodes_alike(artifact: Artifact) -> bool:
+def greedy_must_match(artifact: Artifact) -> bool:
     """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
     return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
-def rounding_of(artifact: Artifact, reference: Reference) -> str:
+def reference_rounding(artifact: Artifact, reference: Reference) -> str:
     """The rounding of the reference that ``artifact`` is held to: a checkpoint rounds norms and biases, too."""
     if artifact.quantised:
         return "F32"
@@ -29,7 +29,7 @@ def rounding_of(artifact: Artifact, reference: Reference) -> str:
     return f"{artifact.kind} whole" if whole else artifact.kind
 
 
-def graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
+def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
     """What a graph can be asked for by its inputs, and what not; it need not be one of ours."""
     if artifact.encoder_embedding:
         return ["full", "cached", "right-padded"], []
@@ -45,7 +45,7 @@ def graph_ways(artifact: Artifact) -> tuple[list[str], list[Skip]]:
     return ways, skipped
 
 
-def runtime_of(artifact: Artifact, reference: Reference) -> str:
+def choose_runtime(artifact: Artifact, reference: Reference) -> str:
     """The module of the runtime. Raises MissingDependency for a GGUF that nothing which is installed can run."""
     if artifact.format == "onnx":
         return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"

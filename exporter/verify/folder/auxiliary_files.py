@@ -25,7 +25,7 @@ _SPEAKING: Final = (
 _COPIED: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
-def check_side_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
+def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of ``folder``, which holds a checkpoint or an ONNX model."""
     found, wanted = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(found, wanted, reference.vocab)
