@@ -1,4 +1,4 @@
-"""Measurements beside the checks of a report: what a person looks at to see where a difference comes from."""
+"""Measurements that a report shows beside its checks, to help people find the cause of a difference."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RowErrors:
-    """Of one use (embedding or head), by token: ``errors`` ‖stored - new‖ and ``changes`` ‖new - base‖, Euclidean.
+    """Storage errors of the trained rows of one matrix, by token. Norms are Euclidean.
 
-    A token that the base does not have changed by all of its row. ``kind``: how the matrix is stored.
+    use: embedding, encoder embedding or head.  storage: dtype or quantisation of the matrix.
+    errors: ‖stored - new‖.  changes: ‖new - base‖; the whole norm of the row for a token that the base lacks.
     """
 
     use: str
-    kind: str
+    storage: str
     token_ids: Sequence[int]
     errors: Sequence[float]
     changes: Sequence[float]
 
     def shares(self) -> list[float]:
-        """Error over change; a row that training left as it was has nothing to lose."""
+        """Error divided by change for each row; 0 for a row that training did not change."""
         return [error / change if change else 0.0 for error, change in zip(self.errors, self.changes, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the document."""
+        """The JSON object of the report."""
         return {
             "use": self.use,
-            "storage": self.kind,
+            "storage": self.storage,
             "token_ids": list(self.token_ids),
             "errors": numbers(self.errors),
             "changes": numbers(self.changes),
@@ -38,7 +39,7 @@ class RowErrors:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One sequence: its tokens as text, and by position the kind, the KL in nats and the largest logit difference."""
+    """One sequence by position: token text, kind of position, KL in nats, largest difference between two logits."""
 
     words: Sequence[str]
     kinds: Sequence[str]
@@ -46,7 +47,7 @@ class Trace:
     max_abs: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the document."""
+        """The JSON object of the report."""
         return {
             "words": list(self.words),
             "kinds": list(self.kinds),
@@ -57,7 +58,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What running an artifact showed beside its gates.
+    """Measurements from running an artifact that have no limit.
 
     figures: kind of position (``all`` for every one) → name → value.  logits: some pairs (reference's, artifact's).
     """
@@ -67,10 +68,10 @@ class Profile:
     logits: Sequence[tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the document."""
+        """The JSON object of the report."""
         return {
             "figures": {
-                kind: dict(zip(found, numbers(found.values()), strict=True)) for kind, found in self.figures.items()
+                kind: dict(zip(values, numbers(values.values()), strict=True)) for kind, values in self.figures.items()
             },
             "traces": [trace.to_json() for trace in self.traces],
             "logits": {
@@ -81,5 +82,5 @@ class Profile:
 
 
 def numbers(values: Any) -> list[float | None]:
-    """Six digits are more than anybody reads; JSON has no NaN or Infinity, so those are null."""
+    """``values`` rounded to six digits; NaN and infinities, which JSON lacks, become None."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

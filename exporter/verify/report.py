@@ -1,4 +1,4 @@
-"""What a verification found: checks with their values and limits, one verdict, as JSON and as text."""
+"""The result of a verification: checks with values and limits, and one verdict, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Final
 from exporter.errors import NotEquivalent
 from exporter.verify.findings import Profile, RowErrors
 
-#: Version of the JSON document; raised when a key changes its meaning or goes.
+#: Version of the JSON document; raised when a key is renamed, removed or changes its meaning.
 SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One gate: it passed or it did not. ``value`` and ``limit`` are None where the check is yes or no."""
+    """The outcome of one check. ``value`` and ``limit`` are None for a check without a number."""
 
     name: str
     passed: bool
@@ -28,11 +28,11 @@ class Check:
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float, detail: str = "") -> Check:
-        """Passes if ``value`` is at most ``limit``; NaN never is."""
+        """A check that passes if ``value`` is at most ``limit``; NaN fails."""
         return cls(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the document."""
+        """The check as an object of the JSON document."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A part of the proof that was not done here, and why."""
+    """A part of the proof that was not done, with the reason."""
 
     name: str
     reason: str
@@ -52,7 +52,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All checks of one artifact. ``facts`` are measurements without a gate, such as the effect of rounding.
+    """All checks of one artifact. ``facts`` are measurements without a limit, such as the effect of rounding.
 
     profile: None where no model was run.
     """
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Every check passed, and there was at least one."""
+        """Whether there is at least one check and every check passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
@@ -77,19 +77,19 @@ class Report:
         return [check for check in self.checks if not check.passed]
 
     def verdict(self) -> str:
-        """One line: what failed first, by how much, and how many more."""
+        """One line: the first failed check with its value and limit, and the number of further failures."""
         if self.passed:
             return f"{self.artifact}: equivalent ({len(self.checks)} checks, {self.level})"
         if not self.checks:
             return f"{self.artifact}: not equivalent: nothing was checked"
         first = self.failures[0]
-        found = "" if first.value is None else f": expected at most {first.limit:.3g}, found {first.value:.3g}"
+        measured = "" if first.value is None else f": expected at most {first.limit:.3g}, found {first.value:.3g}"
         more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
         detail = f": {first.detail}" if first.detail else ""
-        return f"{self.artifact}: not equivalent: {first.name}{found}{detail}{more}"
+        return f"{self.artifact}: not equivalent: {first.name}{measured}{detail}{more}"
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` and report.json hold."""
+        """The artifact's part of the document of ``--json`` and report.json."""
         return {
             "schema": SCHEMA,
             "artifact": str(self.artifact),
@@ -99,13 +99,13 @@ class Report:
             "checks": [check.to_json() for check in self.checks],
             "facts": {name: value if isinstance(value, str) else _finite(value) for name, value in self.facts.items()},
             "skipped": [{"name": skip.name, "reason": skip.reason} for skip in self.skipped],
-            "rows": [one.to_json() for one in self.rows],
+            "rows": [errors.to_json() for errors in self.rows],
             "profile": self.profile.to_json() if self.profile else None,
         }
 
 
 def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What report.json of one run holds. setting: where and on which bytes it was done, if that was asked for."""
+    """The content of report.json. setting: environment, reference and file digests, if they were requested."""
     return {
         "schema": SCHEMA,
         "passed": all(report.passed for report in reports),
@@ -114,9 +114,9 @@ def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None
     }
 
 
-def to_bytes(found: Mapping[str, Any]) -> bytes:
+def to_bytes(content: Mapping[str, Any]) -> bytes:
     """The bytes of report.json."""
-    return (json.dumps(found, indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def require_passed(reports: Sequence[Report]) -> None:
@@ -127,5 +127,5 @@ def require_passed(reports: Sequence[Report]) -> None:
 
 
 def _finite(value: float | None) -> float | str | None:
-    """JSON has no NaN or Infinity: such a value is written as its name."""
+    """JSON has no NaN or Infinity: such a value becomes its name, such as "nan"."""
     return value if value is None or math.isfinite(value) else str(value)

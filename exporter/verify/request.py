@@ -1,4 +1,4 @@
-"""One verification as it is asked for: locate, open, verify, report."""
+"""Run one requested verification: locate, open, verify, report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from exporter.verify.stored.artifact import find_artifacts
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """``artifact`` against ``reference`` with ``adapters`` unmerged: paths or hub ids.
+    """Verify ``artifact`` against ``reference`` with unmerged ``adapters``: paths or hub ids.
 
-    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats. untie: it was merged with
-    --untie. quiet: no bars during downloads.
+    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats.  untie: the artifact was
+    merged with --untie.  quiet: no progress bars during downloads.
     """
 
     artifact: Path
@@ -35,7 +35,7 @@ class VerifyRequest:
 
 
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
-    """A report for each artifact, also written to ``options.report``; a failed check is in its report, not raised.
+    """One report per artifact, also written to ``options.report``. A failed check is reported, not raised.
 
     Raises BadInput, NotExpressible, MissingDependency, OutputError.
     """

@@ -1,7 +1,7 @@
-"""A verification: the weights of every artifact first, then, at level full, every artifact in its runtime.
+"""Run a verification: check the weights of every artifact, then, at level full, run every artifact in its runtime.
 
-Every runtime works in a process of its own on the files as they lie on disk; this process never loads a model. The
-reference runs last and once for all artifacts: it then also judges the tokens that they chose.
+Every runtime reads the files from disk in its own process; this process never loads a model. The reference runs last,
+once for all artifacts, because it also scores the tokens that they chose.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ def verify(
     required: Collection[str] = (),
     say: Say = lambda line: None,
 ) -> list[Report]:
-    """Judge every artifact in ``paths`` against ``reference``; one report each, in order.
+    """Compare every artifact in ``paths`` with ``reference``. Returns one report per artifact, in order.
 
-    level: "rows" reads the trained rows and what lies beside the weights; "weights" every weight, in blocks; "full"
-    also runs the artifact and the reference.  required: names of runtimes that have to run whatever they can.
+    level: "rows" reads the trained rows and the auxiliary files; "weights" also reads every weight, in blocks;
+    "full" also runs the artifact and the reference.  required: names of runtimes that must run all they support.
+    say: called with one line of progress at a time.
     Raises BadInput for an artifact or reference that cannot be read, NotExpressible for a required runtime that does
-    not compute the model; a failed check is in the report, not raised.
+    not support the model. A failed check is reported, not raised.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
     reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, required, say)
@@ -54,10 +55,10 @@ def verify(
 
 
 def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
-    """An adapter alone runs nowhere: its pairs are checked, and whoever has the base's GGUF can run it with that."""
+    """Check the pairs of a GGUF LoRA. It is not run, as that needs the base's GGUF."""
     say(f"reading the pairs of {path.name}")
-    found = list(check_lora(path, reference, every=level == "full"))
-    return Report(artifact=path, format="gguf-lora", level=level, checks=found, facts={})
+    checks = list(check_lora(path, reference, every=level == "full"))
+    return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={})
 
 
 def _verify_models(
@@ -71,38 +72,40 @@ def _verify_models(
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
         require(["transformers"], needed_for="the reference")
-        if gguf_loader.NAME in required and any(one[0].format == "gguf" for one in opened):
-            gguf_loader.require_able(reference)
+        if gguf_loader.NAME in required and any(artifacts[0].format == "gguf" for artifacts in opened):
+            gguf_loader.require_supported(reference)
     base = BaseRows(reference)
-    judged = [_judge_rows(one, reference, base, level, say) for artifacts in opened for one in artifacts]
-    beside = [list(_beside_weights(path, one, reference)) for path, one in zip(paths, opened, strict=True)]
-    if level == "full" and judged:
+    results = [_check_model(artifact, reference, base, level, say) for artifacts in opened for artifact in artifacts]
+    shared = [list(_check_files(path, artifacts, reference)) for path, artifacts in zip(paths, opened, strict=True)]
+    if level == "full" and results:
         with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
             sequences = build_sequences(reference, prompts)
             execution = Execution(reference, sequences, Path(folder), say, required)
-            for one in judged:
-                execution.run(one.artifact)
+            for result in results:
+                execution.run(result.artifact)
             execution.run_reference()
-            for one in judged:
-                one.checks += execution.judge(one.artifact, one.facts)
-                one.run = execution.runs[one.artifact.path]
+            for result in results:
+                result.checks += execution.compare(result.artifact, result.facts)
+                result.run = execution.runs[result.artifact.path]
             say("encoding, decoding and chatting")
             texts = Path(folder) / "texts"
-            formats = {path: one[0].format for path, one in zip(paths, opened, strict=True)}
-            spoken = run_texts(formats, reference, sequences, texts)
-            for number, (path, shared) in enumerate(zip(paths, beside, strict=True)):
-                shared += spoken.judge(path)
+            formats = {path: artifacts[0].format for path, artifacts in zip(paths, opened, strict=True)}
+            text_results = run_texts(formats, reference, sequences, texts)
+            for number, (path, outcomes) in enumerate(zip(paths, shared, strict=True)):
+                outcomes += text_results.check(path)
                 if formats[path] == "gguf":
-                    shared += check_token_texts(path, spoken, texts / f"token_texts.{number}")
-    by_path = {one.artifact.path: one for one in judged}
+                    outcomes += check_token_texts(path, text_results, texts / f"token_texts.{number}")
+    by_path = {result.artifact.path: result for result in results}
     return {
-        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], shared)
-        for path, artifacts, shared in zip(paths, opened, beside, strict=True)
+        path: _report(path, level, [by_path[artifact.path] for artifact in artifacts], outcomes)
+        for path, artifacts, outcomes in zip(paths, opened, shared, strict=True)
     }
 
 
 @dataclass
-class _Judged:
+class _Result:
+    """What the checks of one model recorded."""
+
     artifact: Artifact
     checks: list[Check]
     facts: dict[str, float | str]
@@ -111,36 +114,37 @@ class _Judged:
     run: Run | None = None
 
 
-def _judge_rows(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Judged:
+def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Result:
+    """Check the weights of one model, without running it."""
     say(f"reading the rows of {artifact.path.name}")
     every = level != "rows"
-    found: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
+    outcomes: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
     if artifact.format == "onnx" and reference.checkpoint.is_encoder_decoder:
-        found.append(Skip("graph", "the graphs of an encoder-decoder are judged by their logits"))
+        outcomes.append(Skip("graph", "the graphs of an encoder-decoder are verified by their logits only"))
     elif artifact.format == "onnx":
         from exporter.verify.onnx.folder import check_graph
         from exporter.verify.onnx.weights import check_weights as check_initialisers
 
-        found += check_graph(artifact, reference)
-        found += check_initialisers(artifact.path, reference, base) if every else []
+        outcomes += check_graph(artifact, reference)
+        outcomes += check_initialisers(artifact.path, reference, base) if every else []
     if artifact.parts and every:
-        found += check_weights(artifact.parts, reference)
+        outcomes += check_weights(artifact.parts, reference)
     if artifact.format == "hf":
-        found += check_checkpoint(artifact.path, reference, untouched=every)
+        outcomes += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
-    found += check_row_errors(rows)
-    checks, skips = _apart(found)
-    return _Judged(artifact, checks, {"storage": artifact.kind}, rows, skips)
+    outcomes += check_row_errors(rows)
+    checks, skips = _split(outcomes)
+    return _Result(artifact, checks, {"storage": artifact.storage}, rows, skips)
 
 
-def _apart(found: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
-    """What was checked, and what was not."""
-    both = list(found)
-    return [one for one in both if isinstance(one, Check)], [one for one in both if isinstance(one, Skip)]
+def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
+    """(the checks, the skips) of ``outcomes``."""
+    both = list(outcomes)
+    return [item for item in both if isinstance(item, Check)], [item for item in both if isinstance(item, Skip)]
 
 
-def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """What runtimes are told beside the weights: of a folder once, however many models it holds."""
+def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
+    """Check metadata and auxiliary files: once per path, however many models the folder holds."""
     match artifacts[0].format:
         case "gguf":
             parts = artifacts[0].parts
@@ -149,37 +153,37 @@ def _beside_weights(path: Path, artifacts: Sequence[Artifact], reference: Refere
             yield from check_tokens(parts, reference)
             yield from check_specials(parts, reference)
         case "onnx":
-            from exporter.verify.onnx.folder import check_folder  # parses protobuf: only ONNX waits for it
+            from exporter.verify.onnx.folder import check_folder  # parses protobuf, which only ONNX needs
 
             yield from check_folder(path, artifacts, reference)
         case _:
             yield from check_auxiliary_files(path, reference)
 
 
-def _report(path: Path, level: str, judged: Sequence[_Judged], beside: Sequence[Check | Skip]) -> Report:
-    """One report for what lies at ``path``; where that is several models, each check and fact says whose it is.
+def _report(path: Path, level: str, results: Sequence[_Result], shared: Sequence[Check | Skip]) -> Report:
+    """One report for ``path``. If it holds several models, the name of each check and fact starts with its model.
 
-    The profile is that of the first that was run.
+    The profile is that of the first model that was run.
     """
     checks: list[Check] = []
     skips: list[Skip] = []
     facts: dict[str, float | str] = {}
     rows: list[RowErrors] = []
-    for one in judged:
-        whose = f"{one.artifact.path.stem}: " if len(judged) > 1 else ""
-        checks += [replace(check, name=whose + check.name) for check in one.checks]
-        facts |= {whose + name: value for name, value in one.facts.items()}
-        rows += one.rows  # each says its storage
-        skips += [Skip(whose + skip.name, skip.reason) for skip in one.skipped]
-    more, others = _apart(beside)
-    runs = [one.run for one in judged if one.run]
+    for result in results:
+        prefix = f"{result.artifact.path.stem}: " if len(results) > 1 else ""
+        checks += [replace(check, name=prefix + check.name) for check in result.checks]
+        facts |= {prefix + name: value for name, value in result.facts.items()}
+        rows += result.rows  # each entry names its storage
+        skips += [Skip(prefix + skip.name, skip.reason) for skip in result.skipped]
+    shared_checks, shared_skips = _split(shared)
+    runs = [result.run for result in results if result.run]
     return Report(
         artifact=path,
-        format=judged[0].artifact.format,
+        format=results[0].artifact.format,
         level=level,
-        checks=checks + more,
+        checks=checks + shared_checks,
         facts=facts,
         rows=rows,
         profile=runs[0].profile if runs else None,
-        skipped=skips + others + [skip for run in runs for skip in run.skipped],
+        skipped=skips + shared_skips + [skip for run in runs for skip in run.skipped],
     )

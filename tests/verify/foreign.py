@@ -1,4 +1,4 @@
-"""Artifacts as other tools write them: none of this project's code takes part."""
+"""Artifacts written by other tools, without any of this project's code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def merge(base: Path, adapter: Path | None, out: Path) -> Path:
-    """PEFT's merge, saved by transformers; without an adapter, the base saved anew: the rows are lost."""
+    """PEFT's merge, saved by transformers; without an adapter, the base, which lacks the rows."""
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
@@ -28,14 +28,14 @@ def merge(base: Path, adapter: Path | None, out: Path) -> Path:
 
 
 def genai(merged: Path, out: Path, precision: str) -> Path:
-    """onnxruntime-genai's builder: no position_ids, packed projections, a transposed head that the look-up shares."""
+    """onnxruntime-genai's builder: no position_ids, packed projections, a transposed head shared with the embedding."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", precision, "-e", "cpu"]
     command += ["-i", str(merged), "-o", str(out), "-c", str(out.with_name("cache"))]
     subprocess.run(command, check=True, capture_output=True)
     return out
 
 
-#: In a process of its own: the exporter leaves patches in torch and warns at length.
+#: Run in its own process: torch's exporter leaves patches in torch and prints many warnings.
 _TRACE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -62,7 +62,7 @@ def torch_export(merged: Path, out: Path) -> Path:
 
 
 def gguf_package(merged: Path, out: Path) -> Path:
-    """A Llama as a few lines over the gguf package write it, in float32."""
+    """A Llama in float32, written with a few lines of code and the gguf package."""
     model: Any = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     config = model.config
     writer = GGUFWriter(out, "llama")
@@ -85,11 +85,11 @@ def gguf_package(merged: Path, out: Path) -> Path:
             continue
         data = value.numpy()
         for part, count in heads.items():
-            if f".{part}." in name:  # ggml rotates neighbours, transformers the two halves of a head
+            if f".{part}." in name:  # ggml rotates neighbouring elements, transformers the two halves of a head
                 data = data.reshape(count, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
-        known = names.get_name(name, (".weight",))
-        assert known is not None, name
-        writer.add_tensor(known, np.ascontiguousarray(data))
+        gguf_name = names.get_name(name, (".weight",))
+        assert gguf_name is not None, name
+        writer.add_tensor(gguf_name, np.ascontiguousarray(data))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,13 +100,13 @@ def gguf_package(merged: Path, out: Path) -> Path:
 def _add_tokenizer(writer: GGUFWriter, merged: Path) -> None:
     document = json.loads((merged / "tokenizer.json").read_text())
     added = {token["id"]: token for token in document["added_tokens"]}
-    words = {number: word for word, number in document["model"]["vocab"].items()}
-    words |= {number: token["content"] for number, token in added.items()}
+    texts = {number: text for text, number in document["model"]["vocab"].items()}
+    texts |= {number: token["content"] for number, token in added.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([words[number] for number in sorted(words)])
+    writer.add_token_list([texts[number] for number in sorted(texts)])
     control = {number for number, token in added.items() if token["special"]}
-    writer.add_token_types([TokenType.CONTROL if number in control else TokenType.NORMAL for number in sorted(words)])
+    writer.add_token_types([TokenType.CONTROL if number in control else TokenType.NORMAL for number in sorted(texts)])
     writer.add_token_merges(
         [" ".join(pair) if isinstance(pair, list) else pair for pair in document["model"]["merges"]]
     )

@@ -1,4 +1,4 @@
-"""Clean artifacts of several tiny models, each with the base and the adapter that it must equal."""
+"""Sound artifacts of several tiny models, each with its base and adapter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,33 @@ from exporter.cli.main import run
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact on disk, read-only, and what it is to be."""
+    """A read-only artifact on disk, with its base and adapter."""
 
     path: Path
     base: Path
     adapter: Path
 
     def argv(self, artifact: Path, level: str) -> list[str]:
-        """The command that judges ``artifact`` in the place of ``path``."""
+        """The arguments that verify ``artifact`` instead of ``path``."""
         return [
             *("verify", str(artifact), "--reference", str(self.base), "--adapter", str(self.adapter)),
             *("--level", level, "-q"),
         ]
 
 
-def make(base: Path, adapter: Path, out: Path, *words: str) -> Subject:
-    """Merge, and do not verify: that is what is under test."""
-    argv: Sequence[str] = ["merge", str(adapter), "--base", str(base), "--verify", "off", "-q", "-o", str(out), *words]
+def make(base: Path, adapter: Path, out: Path, *arguments: str) -> Subject:
+    """Merge without verification, which is under test."""
+    argv: Sequence[str] = [
+        "merge",
+        str(adapter),
+        "--base",
+        str(base),
+        "--verify",
+        "off",
+        "-q",
+        "-o",
+        str(out),
+        *arguments,
+    ]
     assert run(argv) == 0
     return Subject(out, base, adapter)

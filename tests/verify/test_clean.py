@@ -1,4 +1,4 @@
-"""No gate closes on a sound artifact: all families, formats and precisions, with weights and rows of three seeds."""
+"""No check fails on a sound artifact: all families, formats and precisions, with weights and rows of three seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.verify.subjects import make
 
 SEEDS = (0, 1, 2)
 ONNX = ("fp32", "fp16", "int8", "q4", "q4-sym")
-#: Folder or file → how it is made. Q4_K_M takes blocks of 256 numbers, which these models have not.
+#: Folder or file → its arguments. Q4_K_M needs rows of 256 numbers, which these models lack.
 ARTIFACTS = {
     "hf": [],
     "hf-f16": ["--dtype", "f16"],
@@ -24,13 +24,13 @@ ARTIFACTS = {
     "f32.gguf": ["--to", "gguf", "--dtype", "f32"],
     "f16.gguf": ["--to", "gguf", "--dtype", "f16"],
     "q8_0.gguf": ["--to", "gguf", "--quant", "Q8_0"],
-    "onnx": ["--to", "onnx", *(word for one in ONNX for word in ("--quant", one))],
+    "onnx": ["--to", "onnx", *(argument for precision in ONNX for argument in ("--quant", precision))],
     "onnx-ort": ["--to", "onnx", "--onnx-ops", "ort", "--quant", "fp32", "--quant", "fp16", "--quant", "int8"],
 }
 
 
 def tuned(family: str, seed: int, out: Path) -> tuple[Path, Path]:
-    """A base and an adapter whose weights depend on ``seed``."""
+    """A base and an adapter with weights that depend on ``seed``."""
     base = families.build(family, out / "base", seed=seed)
     return base, adapters.stock_rows(base, out / "rows", TRAINED_IDS, seed=seed)
 
@@ -39,12 +39,12 @@ def tuned(family: str, seed: int, out: Path) -> tuple[Path, Path]:
 def test_sound_artifacts_pass_without_running_a_model(family: str, tmp_path: Path) -> None:
     for seed in SEEDS:
         base, rows = tuned(family, seed, tmp_path / str(seed))
-        for name, words in ARTIFACTS.items():
-            subject = make(base, rows, tmp_path / str(seed) / name, *(words or ["--to", "hf"]))
+        for name, arguments in ARTIFACTS.items():
+            subject = make(base, rows, tmp_path / str(seed) / name, *(arguments or ["--to", "hf"]))
             assert run(subject.argv(subject.path, "weights")) == 0, f"{name}, seed {seed}"
 
 
-#: Each seed with another family: a full attention, one with windows and caps, one without a rotary embedding.
+#: One family per seed: full attention, sliding windows with soft caps, no rotary embedding.
 IN_RUNTIMES = (("llama", 0), ("gemma2", 1), ("gpt2", 2))
 
 

@@ -1,4 +1,4 @@
-"""Artifacts of other tools: what they wrote rightly passes, what lost the rows is exit 3 and says at which gate."""
+"""Artifacts of other tools: correct ones pass, those without the rows are exit 3 and name the failed check."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_converter = pytest.mark.skipif(converter() is None, reason="no folder of l
 
 
 def save_pretrained(merged: Path, out: Path) -> Path:
-    """What PEFT merged is an artifact as it is."""
+    """PEFT's merged checkpoint is itself the artifact."""
     return merged
 
 
@@ -37,11 +37,11 @@ def llama_cpp_converter(merged: Path, out: Path) -> Path:
 
 
 def package(merged: Path, out: Path) -> Path:
-    """A file of the gguf package."""
+    """A file written with the gguf package."""
     return foreign.gguf_package(merged, out.with_suffix(".gguf"))
 
 
-#: tool → how it makes an artifact of a merged checkpoint
+#: tool → function that makes its artifact from a merged checkpoint
 TOOLS: Mapping[str, Build] = {
     "peft": save_pretrained,
     "gguf": package,
@@ -66,18 +66,18 @@ def saved_without_rows(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def made(merged_by_peft: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """tool → its artifact of the merged checkpoint, made once."""
+    """tool → its artifact of the merged checkpoint, built once."""
     folder = tmp_path_factory.mktemp("made")
     return cache(lambda tool: TOOLS[tool](merged_by_peft, folder / tool))
 
 
 def verify(artifact: Path, base: Path, adapter: Path, report: Path) -> int:
-    words = ["verify", str(artifact), "--reference", str(base), "--adapter", str(adapter), "-q"]
-    return run([*words, "--report", str(report)])
+    argv = ["verify", str(artifact), "--reference", str(base), "--adapter", str(adapter), "-q"]
+    return run([*argv, "--report", str(report)])
 
 
 @pytest.mark.parametrize("tool", CASES)
-def test_what_another_tool_wrote_passes(
+def test_artifacts_of_other_tools_pass(
     tool: str, made: Callable[[str], Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     assert verify(made(tool), tiny_tied, tiny_adapter, tmp_path / "report") == 0
@@ -87,7 +87,7 @@ def test_what_another_tool_wrote_passes(
 
 
 @pytest.mark.parametrize("tool", CASES)
-def test_what_lost_the_rows_is_refused_by_the_rows_and_by_the_logits(
+def test_artifacts_without_the_rows_fail_by_the_rows_and_by_the_logits(
     tool: str,
     saved_without_rows: Path,
     tiny_tied: Path,
@@ -100,7 +100,7 @@ def test_what_lost_the_rows_is_refused_by_the_rows_and_by_the_logits(
     assert "not equivalent: embedding rows: " in capsys.readouterr().err
     checks = read_report(tmp_path / "report")["artifacts"][0]["checks"]
     failed = {check["name"] for check in checks if not check["passed"]}
-    # Three rows drown in what four bits do to all others; their own measure shows them.
+    # In four bits, three rows are below the quantisation noise of the others; the check of their errors finds them.
     assert failed & {"logits", "mean KL", "embedding changes"}
 
 
@@ -113,12 +113,12 @@ def test_a_graph_without_positions_is_padded_on_the_right(
     assert {"logits", "logits with cache", "logits right-padded", "greedy tokens"} <= names
 
 
-def test_what_a_graph_cannot_be_asked_is_said(
+def test_run_modes_that_a_graph_does_not_support_are_reported_as_skipped(
     made: Callable[[str], Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     assert verify(made("torch.onnx.export"), tiny_tied, tiny_adapter, tmp_path / "report") == 0
     [document] = read_report(tmp_path / "report")["artifacts"]
-    reasons = {one["name"]: one["reason"] for one in document["skipped"]}
+    reasons = {skip["name"]: skip["reason"] for skip in document["skipped"]}
     assert reasons["logits with cache"] == "model.onnx takes no past_key_values"
     assert reasons["logits of a padded batch"] == "model.onnx takes no attention_mask"
     assert reasons.keys() - {"logits with cache", "logits of a padded batch"} == {

@@ -1,1 +1,1 @@
-"""What an artifact must hold, computed from base and adapters."""
+"""The expected content of an artifact, computed from base and adapters."""

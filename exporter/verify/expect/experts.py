@@ -1,4 +1,4 @@
-"""The checker's own account of stacked experts, whose LoRA factors PEFT joins over all experts.
+"""LoRA updates of stacked experts, by the checker's own code. PEFT joins the factors of all experts of a stack.
 
 Source: the einsum in PEFT's ParamWrapper, "o r e, e r i -> e o i", and transformers' names of experts on disk.
 """
@@ -17,7 +17,7 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, read
 
-#: Name of a projection on disk → parameter of the stack, which part of it, of how many.
+#: Name of a projection on disk → (parameter of the stack, number of its share, number of shares).
 _PROJECTIONS: Final = {
     "gate_proj": ("gate_up_proj", 0, 2),
     "up_proj": ("gate_up_proj", 1, 2),
@@ -31,12 +31,12 @@ _STACK: Final = re.compile(r"layers\.(\d+)\.mlp\.experts$")
 _HELD: Final = 4
 
 
-#: (layer, parameter of the stack) → (stored name, number of the expert, share, shares).
+#: (layer, parameter of the stack) → (stored name, number of the expert, number of the share, number of shares).
 Index = Mapping[tuple[str, str], list[tuple[str, int, int, int]]]
 
 
 def index_experts(names: Iterable[str]) -> Index:
-    """Which stored tensors belong to which stack."""
+    """The stored tensors of every stack."""
     index: dict[tuple[str, str], list[tuple[str, int, int, int]]] = {}
     for name in sorted(names):
         if (match := _EXPERT.search(name)) and match[3] in _PROJECTIONS:
@@ -46,7 +46,7 @@ def index_experts(names: Iterable[str]) -> Index:
 
 
 def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]]:
-    """(stored name, its share of ``update``) for every expert that is stored by itself."""
+    """(stored name, its share of ``update``) for every expert that is stored separately."""
     stack = _STACK.search(update.module)
     mine = index.get((stack[1], update.parameter), []) if stack else []
     experts = len({number for _, number, _, _ in mine})
@@ -55,7 +55,7 @@ def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]
 
 
 def wide_factors(update: LowRank) -> tuple[Array, Array]:
-    """(down, up) in float64, of the one expert that ``update`` is about if it is about one."""
+    """(down, up) in float64, of a single expert if ``update`` names one."""
     down, up = _wide(update.down), _wide(update.up)
     if update.expert is None:
         return down, up
@@ -66,7 +66,7 @@ def wide_factors(update: LowRank) -> tuple[Array, Array]:
 
 
 def stacked_products(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Up @ down of the experts ``ids``, as a stored stack of ``shape`` has them, unscaled."""
+    """Unscaled up @ down of the experts ``ids``, oriented as in a stored stack of ``shape``: (n, *shape[1:])."""
     experts, outer = shape[0], update.up.spec.shape[0]
     out = []
     for number in ids:

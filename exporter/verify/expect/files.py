@@ -1,4 +1,4 @@
-"""The files beside the weights that the tuned model uses, and what its tokenizer and templates say: the reference."""
+"""The auxiliary files of the tuned model, and the content of its tokenizer and templates: the reference."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SETTINGS: Final = "tokenizer_config.json"
 GENERATION: Final = "generation_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 
-#: Any of these is a tokenizer: it then comes from one folder as a whole.
+#: Any of these files is a tokenizer; all tokenizer files then come from the same folder.
 _VOCABULARIES: Final = (TOKENIZER, "tokenizer.model", "vocab.json")
-#: They belong to the model, not to its tokenizer.
+#: Templates belong to the model, not to its tokenizer.
 _TEMPLATES: Final = (TEMPLATE, "chat_template.json", ADDITIONAL_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
-    """Name → path: an adapter's file where it brings one, else the base's, but never files of two tokenizers."""
+    """Name → path: an adapter's file if it has one, else the base's, but never files of two tokenizers."""
     brought: dict[str, Path] = {}
     for files in adapters:
         brought = dict(files) | brought
@@ -51,26 +51,26 @@ def settings(files: Mapping[str, Path]) -> dict[str, Any]:
 def templates(files: Mapping[str, Path]) -> dict[str, str]:
     """Name → chat template; the unnamed one is ``default``.
 
-    A file of its own goes before the settings, as it does in transformers.
+    A template file takes precedence over tokenizer_config.json, as in transformers.
     """
-    found: dict[str, str] = {}
-    stated = settings(files).get("chat_template")
-    if isinstance(stated, str):
-        found["default"] = stated
-    for entry in stated if isinstance(stated, list) else []:
+    by_name: dict[str, str] = {}
+    setting = settings(files).get("chat_template")
+    if isinstance(setting, str):
+        by_name["default"] = setting
+    for entry in setting if isinstance(setting, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-            found[str(entry.get("name"))] = entry["template"]
+            by_name[str(entry.get("name"))] = entry["template"]
     path = files.get("chat_template.json")
     if path and isinstance(text := read_object(path).get("chat_template"), str):
-        found["default"] = text
+        by_name["default"] = text
     if path := files.get(TEMPLATE):
-        found["default"] = _text(path)
-    return found | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, ADDITIONAL_TEMPLATES)}
+        by_name["default"] = _text(path)
+    return by_name | {files[name].stem: _text(files[name]) for name in files if fnmatchcase(name, ADDITIONAL_TEMPLATES)}
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is looked for in a text before it is cut."""
+    """A token that is matched in a text before the tokenizer splits it."""
 
     id: int
     text: str
@@ -88,7 +88,7 @@ def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 
 def decoder(path: Path) -> Any:
-    """How a tokenizer.json makes text of tokens. Raises UnreadableFile."""
+    """The decoder of a tokenizer.json, None if it has none. Raises UnreadableFile."""
 
     class Only(msgspec.Struct):
         decoder: Any = None
@@ -103,4 +103,4 @@ def _text(path: Path) -> str:
     try:
         return read_file(path).decode()
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(path, "expected text in UTF-8, found other bytes") from exc
+        raise UnreadableFile(path, "expected UTF-8 text, found other bytes") from exc

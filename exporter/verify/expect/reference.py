@@ -1,7 +1,7 @@
-"""What an artifact has to equal, read from the base and the adapters on disk.
+"""The reference that an artifact must equal, read from the base and the adapters on disk.
 
-This is the checker's own account of a merge, written without the maker's code: rows by token id for the embedding
-and for the head, and the rounding that a storage dtype declares.
+The checker works out a merge by itself, without the exporter's merge code: rows by token id for the embedding and for
+the head, and the rounding to a storage dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.verify.expect.tensors import Expected, expected, same_values
 class Reference:
     """A base checkpoint and adapters, unmerged. ``adapters`` may be empty: then the base itself is the reference.
 
-    untie: the head of a tied base is to have a tensor of its own even if it holds the same values.
+    untie: the head of a tied base must have a tensor of its own even if it has the same values.
     """
 
     checkpoint: Checkpoint
@@ -32,12 +32,12 @@ class Reference:
 
     @classmethod
     def open(cls, checkpoint: Path, adapters: Sequence[Path], *, untie: bool = False) -> Reference:
-        """Read both from disk. Raises BadInput for inputs that cannot be used."""
+        """Read base and adapters from disk. Raises BadInput for inputs that cannot be used."""
         return cls(Checkpoint.open(checkpoint), [Adapter.open(path) for path in adapters], untie)
 
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:
-        """Stored name → what it must hold."""
+        """Stored name → expected values."""
         return expected(self.checkpoint, self.adapters)
 
     @property
@@ -47,18 +47,18 @@ class Reference:
 
     @property
     def head(self) -> Expected:
-        """The output head, whether or not it has a tensor of its own."""
+        """The output head, also if it has no tensor of its own."""
         return self.tensors[self.checkpoint.tie.head or "lm_head"]
 
     @cached_property
     def tied(self) -> bool:
-        """Whether one tensor serves both uses: the base ties them, and they come to the same values."""
+        """Whether one tensor serves embedding and head: the base ties them, and their expected values are equal."""
         return self.checkpoint.tie.tied and not self.untie and same_values(self.embedding, self.head)
 
     @property
     def computes(self) -> bool:
-        """Whether any tensor comes from arithmetic, and not from some file as it is."""
-        return any(one.computed for one in self.tensors.values())
+        """Whether any tensor is computed, and not copied from a file."""
+        return any(tensor.computed for tensor in self.tensors.values())
 
     @property
     def trained_ids(self) -> list[int]:
@@ -72,7 +72,7 @@ class Reference:
 
     @property
     def vocab(self) -> int:
-        """Rows of the tuned model's embedding: new tokens lie beyond the base's."""
+        """Rows of the tuned model's embedding, with new tokens after those of the base."""
         return max(self.embedding.n_rows, self.head.n_rows)
 
     @property
@@ -82,28 +82,28 @@ class Reference:
 
     @property
     def cache_shape(self) -> tuple[int, int]:
-        """(heads of keys and values, width of a head), for graphs that do not say."""
+        """(heads of keys and values, width of a head), for graphs that do not state them."""
         config = self.checkpoint.text_config
         heads = config.get("num_attention_heads") or config.get("n_head") or 1
         return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads
 
     @property
     def max_positions(self) -> int | None:
-        """How long a text may be, where the config says so: a table of positions has no more rows."""
+        """Largest number of positions that the config states, or None: a position table has no more rows."""
         config = self.checkpoint.text_config
         stated = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
         return next((count for count in stated if isinstance(count, int) and count > 1), None)
 
     @property
     def routed(self) -> bool:
-        """Whether a router chooses between experts."""
+        """Whether the model is a mixture of experts."""
         config = self.checkpoint.text_config
         stated = [config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
         return any(isinstance(count, int) and count > 1 for count in stated)
 
     @property
     def start_token(self) -> int | None:
-        """The token from which the decoder of an encoder-decoder begins an answer."""
+        """The token from which the decoder of an encoder-decoder starts, or None."""
         token = self.checkpoint.config.get("decoder_start_token_id")
         return token if isinstance(token, int) else None
 

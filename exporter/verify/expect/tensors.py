@@ -1,8 +1,8 @@
-"""What a stored tensor of the tuned model must hold: the checker's own account, in float64, from base and adapters.
+"""The expected values of the tuned model's tensors, computed from base and adapters by the checker's own code.
 
-Nothing of the merge is used. Modules and tensors are paired by their path without the prefixes that checkpoints and
-wrappers add; sums are made per row in float64, so that a value that was merged in float32 and rounded once must lie
-within one unit of its storage.
+Nothing of the exporter's merge is used. Modules and tensors are paired by their path without the prefixes that
+checkpoints and wrappers add. Sums are computed per row in float64: a value that was merged in float32 and rounded once
+must lie within one unit in the last place of its storage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_mode
 
 @dataclass
 class Expected:
-    """One matrix or vector. ``rows`` by token id as stored in the adapters; ``updates`` and ``biases`` add to it."""
+    """The expected values of one tensor.
+
+    full: a module that an adapter stores whole.  rows: token id → row, as stored in the adapters.
+    updates, biases: added to the tensor.
+    """
 
     base: FileTensor
     full: FullModule | None = None
@@ -36,17 +40,17 @@ class Expected:
 
     @property
     def changed(self) -> bool:
-        """Whether any adapter touches it."""
+        """Whether any adapter changes the tensor."""
         return bool(self.full or self.rows or self.updates or self.biases)
 
     @property
     def computed(self) -> bool:
-        """Whether its values come from arithmetic, and not from some file as they are."""
+        """Whether its values are computed, and not copied from a file."""
         return bool(self.updates or self.biases)
 
     @property
     def source(self) -> FileTensor:
-        """What it begins as: the base's tensor, or the one an adapter brings."""
+        """The tensor before rows and updates: the base's, or the one that an adapter stores whole."""
         return self.full.tensor if self.full else self.base
 
     @property
@@ -55,7 +59,7 @@ class Expected:
         return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
 
     def values(self, ids: Sequence[int]) -> Array:
-        """The rows ``ids`` (n, ...) in float64; a row that nothing sets is NaN."""
+        """The rows ``ids`` (n, ...) in float64; NaN for a row without a value."""
         shape = (len(ids), *self.source.spec.shape[1:])
         out = np.full(shape, np.nan)
         for place, row in enumerate(ids):
@@ -74,13 +78,13 @@ class Expected:
         if len(self.source.spec.shape) == 3:
             return value + update.scaling * stacked_products(update, self.source.spec.shape, ids)
         down, up = wide_factors(update)
-        turned = _stored_in_out(update, self.source.spec.shape)
-        left, right = (down.T, up.T) if turned else (up, down)
+        transposed = _stored_in_out(update, self.source.spec.shape)
+        left, right = (down.T, up.T) if transposed else (up, down)
         value = value + update.scaling * (left[list(ids)] @ right)
         if update.magnitude is None:
             return value
         gain = _wide(update.magnitude).reshape(-1)
-        if turned:
+        if transposed:
             factors: Array = gain / self._column_norms(update.scaling * left, right)
         else:
             factors = (gain[list(ids)] / np.linalg.norm(value, axis=1))[:, None]
@@ -98,7 +102,7 @@ class Expected:
 
 
 def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
-    """Stored name → expectation, for every tensor of the base; the head's own under ``lm_head`` if none is stored."""
+    """Stored name → expected values, for every tensor of the base; the head under ``lm_head`` if none is stored."""
     tie = checkpoint.tie
     wanted = {name: Expected(tensor) for name, tensor in checkpoint.tensors.items()}
     head = tie.head or "lm_head"
@@ -107,14 +111,14 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
     by_path = {_path(name): name for name in checkpoint.tensors}
     for adapter in adapters:
         touched = set()
-        for name, part in _placed(checkpoint, adapter, by_path, head):
+        for name, part in _named_parts(checkpoint, adapter, by_path, head):
             touched.add((name, type(part)))
             _apply(wanted[name], part)
-        _spread(checkpoint, adapter, wanted, head, touched)
+        _follow_tie(checkpoint, adapter, wanted, head, touched)
     return wanted
 
 
-def _placed(
+def _named_parts(
     checkpoint: Checkpoint, adapter: Adapter, by_path: Mapping[tuple[str, ...], str], head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
     experts = index_experts(checkpoint.tensors)
@@ -125,8 +129,8 @@ def _placed(
             yield from pieces
             continue
         if name is None:
-            last = part.module.rpartition(".")[2]
-            name = checkpoint.tie.embedding if last in EMBEDDINGS else head if last in HEADS else None
+            leaf = part.module.rpartition(".")[2]
+            name = checkpoint.tie.embedding if leaf in EMBEDDINGS else head if leaf in HEADS else None
         if name is None:
             raise BadInput(f"{part.path}: {part.key}: expected a module of {checkpoint.path}, found {part.module}")
         yield name, part
@@ -148,10 +152,10 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
         want.updates.append(part)
 
 
-def _spread(
+def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """A tied use follows: with rows where the adapter has none of its own for it, and with a changed base tensor."""
+    """Apply rows and replaced tensors to tied tensors, too, unless the adapter has separate rows for them."""
     tie = checkpoint.tie
     names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.tied_in_config else ()))
     copied = wanted[head].full
@@ -164,24 +168,24 @@ def _spread(
         for name in names:
             if (name, TokenRows) not in touched and not (name == head and own_head):
                 wanted[name].rows |= followed
-    grown = next((wanted[name].full for name in names if (one := wanted[name].full) and one.in_place), None)
+    grown = next((wanted[name].full for name in names if (full := wanted[name].full) and full.in_place), None)
     for name in (tie.embedding, *tie.copies, *((head,) if tie.tied else ())):
         if grown is not None and wanted[name].full is None:
             wanted[name].full = grown
 
 
-def same_values(one: Expected, other: Expected) -> bool:
-    """Whether two uses of one matrix come to the same values."""
-    left, right = one.source, other.source
+def same_values(first: Expected, second: Expected) -> bool:
+    """Whether two uses of one matrix have equal expected values."""
+    left, right = first.source, second.source
     if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):
         return False
-    if one.rows.keys() != other.rows.keys():
+    if first.rows.keys() != second.rows.keys():
         return False
-    if not all(np.array_equal(row, other.rows[token_id]) for token_id, row in one.rows.items()):
+    if not all(np.array_equal(row, second.rows[token_id]) for token_id, row in first.rows.items()):
         return False
-    if any(update.magnitude for update in (*one.updates, *other.updates)):
-        return not one.updates and not other.updates
-    factors = [[_factors(update) for update in use.updates] for use in (one, other)]
+    if any(update.magnitude for update in (*first.updates, *second.updates)):
+        return not first.updates and not second.updates
+    factors = [[_factors(update) for update in use.updates] for use in (first, second)]
     return len(factors[0]) == len(factors[1]) and all(
         left[0] == right[0] and np.array_equal(left[1], right[1]) and np.array_equal(left[2], right[2])
         for left, right in zip(*factors, strict=True)
@@ -210,7 +214,7 @@ def _wide(tensor: FileTensor) -> Array:
 
 
 def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether rows of the stored tensor are inputs; a square linear layer goes by what the adapter says of itself."""
+    """Whether rows of the stored tensor are inputs; for a square linear layer, as the adapter's config states."""
     if update.target_type != "linear":
         return update.target_type == "embedding"
     if shape[0] == shape[1]:

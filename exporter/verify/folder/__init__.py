@@ -1,1 +1,1 @@
-"""Files beside the weights."""
+"""Checks of checkpoint folders and auxiliary files."""

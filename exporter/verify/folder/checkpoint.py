@@ -1,4 +1,4 @@
-"""Checks of a merged Hugging Face folder: the same tensors as the base, config and vocabulary agree."""
+"""Checks of a merged Hugging Face folder: tensors as in the base, and a config that agrees with the vocabulary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporter.verify.values.computed import compare, sample
 
 
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks; ``untouched`` compares every tensor but embedding and head with what it must hold."""
+    """Yield the checks. untouched: compare every tensor except embedding and head, and every row of updated ones."""
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
     yield check_config(merged.config, reference)
@@ -51,7 +51,7 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
 
 
 def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Tensors that adapters change beside the vocabulary: sums within their rounding, whole tensors exactly."""
+    """Compare tensors that adapters change, except embedding and head: sums up to rounding, whole tensors exactly."""
     changed = {
         name: want
         for name, want in reference.tensors.items()
@@ -59,13 +59,13 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
     }
     wrong, worst = [], 0.0
     for name, want in changed.items():
-        found = merged.tensors[name]
+        tensor = merged.tensors[name]
         if want.computed:
             ids = range(want.n_rows) if every else sample(want.n_rows)
-            rows, off = compare(stored_matrix(found), want, ids)
-            worst = max(worst, off)
+            rows, deviation = compare(stored_matrix(tensor), want, ids)
+            worst = max(worst, deviation)
             wrong += [name] if rows else []
-        elif not _same_values(found, want.source, want.base.spec.dtype):
+        elif not _same_values(tensor, want.source, want.base.spec.dtype):
             wrong.append(name)
     if changed:
         detail = f"{len(changed)} tensors, {'every row' if every else 'sampled rows'}, computed again in float64"
@@ -85,22 +85,22 @@ def _check_values(merged: Checkpoint, reference: Reference) -> Check:
 
 
 def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = None) -> bool:
-    """Compared as bytes after the cast that the merged dtype declares: NaNs and signed zeros count.
+    """Compare as bytes after the cast to the merged dtype, so that NaNs and signed zeros count.
 
-    through: a dtype in which the source may have been rounded before.
+    through: a dtype to which the source may have been rounded before.
     """
     if tensor.spec.shape != source.spec.shape:
         return False
     if (tensor.spec.dtype in FLOATS) != (source.spec.dtype in FLOATS):
         return False
     for start, want in blocks(source):
-        got = tensor.rows(start, start + len(want))
-        wants = [want]
+        stored = tensor.rows(start, start + len(want))
+        accepted = [want]
         if source.spec.dtype in FLOATS:
-            wants = [cast(want, tensor.spec.dtype)] + (
+            accepted = [cast(want, tensor.spec.dtype)] + (
                 [cast(cast(want, through), tensor.spec.dtype)] if through else []
             )
-        if not any(np.array_equal(_bytes(one), _bytes(got)) for one in wants):
+        if not any(np.array_equal(_bytes(expected), _bytes(stored)) for expected in accepted):
             return False
     return True
 

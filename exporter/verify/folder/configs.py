@@ -1,4 +1,4 @@
-"""Check of a folder's config.json: the base's, apart from what follows the weights."""
+"""Check of a folder's config.json: equal to the base's, except for keys that follow the weights."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check
 
-#: Keys that follow the weights, or say which version of which tool wrote the file.
+#: Keys that follow the weights, or record the version of the tool that wrote the file.
 _FOLLOWING: Final = frozenset({"vocab_size", "dtype", "torch_dtype", "tie_word_embeddings", "transformers_version"})
-#: T5 derives this from the tie flag, so an untied head pins it.
+#: T5 derives this from the tie flag, so untying the head sets it explicitly.
 _SCALES: Final = frozenset({"scale_decoder_outputs"})
-#: What transformers.js is told of the files of a folder; checked with the graphs.
+#: Settings of transformers.js for the files of the folder; checked with the graphs.
 BROWSER: Final = "transformers.js_config"
 
 
 def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
-    """Yield one check of the parsed config.json, its part on the text model included."""
+    """Check the parsed config.json, including its part for the text model."""
     base = reference.checkpoint
     untied = base.tie.tied and not reference.tied
     free = _FOLLOWING | SPECIAL_IDS | {"text_config", BROWSER} | (_SCALES if untied else set())
-    own = _text(config)
+    text = _text(config)
     wrong = [*_differing(config, base.config, free)]
-    if own is not config or base.text_config is not base.config:
-        wrong += [f"text_config.{key}" for key in _differing(own, base.text_config, free)]
-    if own.get("vocab_size") not in (None, reference.vocab):
+    if text is not config or base.text_config is not base.config:
+        wrong += [f"text_config.{key}" for key in _differing(text, base.text_config, free)]
+    if text.get("vocab_size") not in (None, reference.vocab):
         wrong.append("vocab_size")
     flag = False if untied else base.text_config.get("tie_word_embeddings")
-    if own.get("tie_word_embeddings", config.get("tie_word_embeddings")) != flag:
+    if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) != flag:
         wrong.append("tie_word_embeddings")
-    detail = f"config.json: {wrong[0]}: not what base and adapters give" if wrong else "agrees with the base"
+    detail = f"config.json: {wrong[0]} differs from the value by base and adapters" if wrong else "agrees with the base"
     return Check(name="config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -40,5 +40,5 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, Mapping) else config
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any], free: frozenset[str]) -> Iterator[str]:
-    yield from (key for key in sorted((one.keys() | other.keys()) - free) if one.get(key) != other.get(key))
+def _differing(config: Mapping[str, Any], expected: Mapping[str, Any], free: frozenset[str]) -> Iterator[str]:
+    yield from (key for key in sorted((config.keys() | expected.keys()) - free) if config.get(key) != expected.get(key))

@@ -1,4 +1,4 @@
-"""Check that configs name the tokens by which the tuned model's tokenizer begins, ends and pads a text."""
+"""Check that configs have the special token ids of the tuned model's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ SPECIAL_IDS: Final = frozenset(f"{kind}_token_id" for kind in SPECIAL_TOKENS)
 
 
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
-    """An id is the base's, unless the tuned tokenizer has another one, which then must be named.
+    """An id equals the base's, unless the tuned tokenizer has another one, which the config must then state.
 
-    config: the parsed config.json; files: those beside it.
+    config: the parsed config.json.  files: the auxiliary files in its folder.
     """
     base = reference.checkpoint
     before, after = special_ids(base.auxiliary_files), special_ids(reference.auxiliary_files)
     generation = (GENERATION, _generation(files), _generation(reference.auxiliary_files))
-    own = any(GENERATION in adapter.auxiliary_files for adapter in reference.adapters)
-    found = compare_special_ids(before, after, [("config.json", config, base.config), *([] if own else [generation])])
-    # A generation config that an adapter brings is its own word, and nothing in it follows.
-    brought = compare_special_ids({}, {}, [generation] if own else [])
-    return found if brought.passed else brought
+    adapter_has_one = any(GENERATION in adapter.auxiliary_files for adapter in reference.adapters)
+    by_tokenizer = compare_special_ids(
+        before, after, [("config.json", config, base.config), *([] if adapter_has_one else [generation])]
+    )
+    # The generation config of an adapter is used as it is; its ids do not follow the tokenizer.
+    by_adapter = compare_special_ids({}, {}, [generation] if adapter_has_one else [])
+    return by_tokenizer if by_adapter.passed else by_adapter
 
 
 def compare_special_ids(
@@ -36,17 +38,17 @@ def compare_special_ids(
     after: Mapping[str, int],
     pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> Check:
-    """The same for any folder. before, after: ids by the tokenizers. pairs: name of a config, after and before."""
+    """The same for any folder.  before, after: ids of the tokenizers.  pairs: (name of a config, after, before)."""
     wrong = []
-    for kind in SPECIAL_TOKENS:
-        key = f"{kind}_token_id"
-        moved = kind in after and after[kind] != before.get(kind)
-        for name, found, original in pairs:
-            value, want = found.get(key), original.get(key)
-            named = after.get(kind) in (value if isinstance(value, list) else [value])
-            if not (named if moved and key in original else value == want):
-                wrong.append(f"{name}: {key}: expected {after[kind] if moved else want}, found {value}")
-    detail = wrong[0] if wrong else f"as the tokenizer has them: {', '.join(map(str, after.values())) or 'none named'}"
+    for role in SPECIAL_TOKENS:
+        key = f"{role}_token_id"
+        moved = role in after and after[role] != before.get(role)
+        for name, config, base_config in pairs:
+            value, want = config.get(key), base_config.get(key)
+            named = after.get(role) in (value if isinstance(value, list) else [value])
+            if not (named if moved and key in base_config else value == want):
+                wrong.append(f"{name}: {key}: expected {after[role] if moved else want}, found {value}")
+    detail = wrong[0] if wrong else f"as in the tokenizer: {', '.join(map(str, after.values())) or 'none'}"
     return Check(name="special ids", passed=not wrong, detail=detail)
 
 

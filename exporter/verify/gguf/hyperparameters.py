@@ -1,6 +1,6 @@
-"""What a config.json says of a model, by the names that GGUF has for it: the checker's own reading.
+"""The hyperparameters that a config.json states, by their GGUF names, read by the checker's own code.
 
-Only what the config states is known here: where it leaves a value to a class of transformers, there is none.
+A value that the config leaves to a class of transformers is unknown here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-#: GGUF's name → where configs of the field state it; the first that is there counts.
+#: GGUF name → keys of config.json that state it; the first key present counts.
 _SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "block_count": ("num_hidden_layers", "n_layer"),
     "context_length": ("max_position_embeddings", "n_positions", "n_ctx"),
@@ -30,70 +30,70 @@ _SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "logit_scale": ("logits_scaling", "logit_scale"),
     "use_parallel_residual": ("use_parallel_residual",),
 }
-#: They have as many key heads as heads, whatever else their configs say.
+#: Model types with as many key heads as heads, whatever their configs state.
 _UNGROUPED: Final = ("gpt2", "gpt_neox")
-#: The others are tensors in a GGUF: longrope's two lists of factors, llama3's one.
+#: Scalings with keys in a GGUF; the others are tensors: two lists of factors for longrope, one for llama3.
 _NAMED_SCALINGS: Final = ("linear", "yarn")
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF's name below the architecture → value. None: the config says that there is none; absent: it does not say.
+    """GGUF name below the architecture → value. None: the config states that there is none; absent: it states nothing.
 
     config: the part of config.json that describes the text model.
     """
-    found = {name: config[key] for name, keys in _SPELLINGS.items() for key in reversed(keys) if key in config}
-    if found.get("feed_forward_length", 0) is None and "n_embd" in config:
-        found["feed_forward_length"] = 4 * config["n_embd"]  # GPT-2's way to say so
+    numbers = {name: config[key] for name, keys in _SPELLINGS.items() for key in reversed(keys) if key in config}
+    if numbers.get("feed_forward_length", 0) is None and "n_embd" in config:
+        numbers["feed_forward_length"] = 4 * config["n_embd"]  # the default of GPT-2
     if config.get("model_type") in _UNGROUPED:
-        found["attention.head_count_kv"] = found.get("attention.head_count")
-    heads, hidden = found.get("attention.head_count"), found.get("embedding_length")
+        numbers["attention.head_count_kv"] = numbers.get("attention.head_count")
+    heads, hidden = numbers.get("attention.head_count"), numbers.get("embedding_length")
     width = config.get("head_dim")
     if not width and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
         width = hidden // heads
     if width is not None:
-        found |= {"attention.key_length": width, "attention.value_length": width}
+        numbers |= {"attention.key_length": width, "attention.value_length": width}
     if "sliding_window" in config:
-        on = config.get("use_sliding_window") is not False
-        found["attention.sliding_window"] = config["sliding_window"] if on else None
-    return found | _rope(config, width, found.get("context_length"))
+        enabled = config.get("use_sliding_window") is not False
+        numbers["attention.sliding_window"] = config["sliding_window"] if enabled else None
+    return numbers | _rope(config, width, numbers.get("context_length"))
 
 
 def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]:
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):
         return {}
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     local = config.get("rope_local_base_freq")
     if "full_attention" in table:
-        # A table for each kind of layer: those with a window have a base of their own and no scaling.
+        # One table per type of layer: those with a sliding window have their own base and no scaling.
         local = table.get("sliding_attention", {}).get("rope_theta", local)
         table = table["full_attention"]
     if local is not None:
-        found["rope.freq_base_swa"] = local
+        numbers["rope.freq_base_swa"] = local
     theta = table.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base")))
     if theta is not None:
-        found["rope.freq_base"] = theta
+        numbers["rope.freq_base"] = theta
     share = table.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct")))
     if width is not None:
-        found["rope.dimension_count"] = int(width * (1.0 if share is None else share))
-    kind = table.get("rope_type", table.get("type", "default"))
-    found["rope.scaling.type"] = kind if kind in _NAMED_SCALINGS else None
-    if kind in _NAMED_SCALINGS:
-        found["rope.scaling.factor"] = table.get("factor")
+        numbers["rope.dimension_count"] = int(width * (1.0 if share is None else share))
+    rope_type = table.get("rope_type", table.get("type", "default"))
+    numbers["rope.scaling.type"] = rope_type if rope_type in _NAMED_SCALINGS else None
+    if rope_type in _NAMED_SCALINGS:
+        numbers["rope.scaling.factor"] = table.get("factor")
     original = table.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-    if kind in ("yarn", "longrope"):
-        found["rope.scaling.original_context_length"] = original or context
+    if rope_type in ("yarn", "longrope"):
+        numbers["rope.scaling.original_context_length"] = original or context
     elif original is not None:
-        found["rope.scaling.original_context_length"] = original
-    if kind == "yarn":
-        found |= {f"rope.scaling.yarn_{key}": table[key] for key in ("beta_fast", "beta_slow") if table.get(key)}
-    if kind == "longrope" and isinstance(context, int) and context > 1:
-        found["rope.scaling.attn_factor"] = _growth(table, context, original or context)
-    return found
+        numbers["rope.scaling.original_context_length"] = original
+    if rope_type == "yarn":
+        numbers |= {f"rope.scaling.yarn_{key}": table[key] for key in ("beta_fast", "beta_slow") if table.get(key)}
+    if rope_type == "longrope" and isinstance(context, int) and context > 1:
+        numbers["rope.scaling.attn_factor"] = _attention_factor(table, context, original or context)
+    return numbers
 
 
-def _growth(table: Mapping[str, Any], context: int, original: int) -> float:
-    """How much longrope multiplies attention by, beyond the context it was trained for.
+def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
+    """The attention factor of longrope beyond the original context length.
 
     Source: _compute_longrope_parameters in transformers.
     """

@@ -1,7 +1,7 @@
-"""Where a GGUF keeps each tensor of a checkpoint, and in which order of elements: the checker's own account.
+"""The name and the order of elements of each tensor of a checkpoint in a GGUF, by the checker's own code.
 
 Names come from the gguf package's tables. Orders come from llama.cpp's converter: where its rotary embedding pairs
-neighbours, rows of queries and keys are interleaved; Gemma's norms are stored with the one that is added to them.
+neighbours, rows of queries and keys are interleaved; Gemma's norms are stored with 1 added.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ ARCHITECTURES: Final = {
     "stablelm": "stablelm",
     "smollm3": "smollm3",
 }
-#: Architectures whose queries and keys are interleaved.
+#: Architectures with interleaved queries and keys.
 _INTERLEAVED: Final = frozenset({"llama", "granite", "smollm3"})
 _ONE_ADDED: Final = frozenset({"gemma", "gemma2", "gemma3"})
-#: GPT-2 keeps the weights of its linear layers as (in, out).
-_TURNED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
-#: Members of a stack: experts, and norms that are stored head by head.
+#: GPT-2 stores the weights of its linear layers as (in, out).
+_TRANSPOSED: Final = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
+#: Members of a stack: experts, and norms that are stored per head.
 _MEMBER: Final = re.compile(r"\.(experts|norms)\.(\d+)\.")
-#: What a whole model with other senses puts around the text model.
+#: Prefixes of the text model inside a multimodal model.
 _WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(model\.)?|^(?=model\.vision)")
 VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
-#: Turns a whole tensor as a checkpoint has it into (rows, width) as a GGUF has it.
+#: Converts a whole tensor from the order of a checkpoint to that of a GGUF.
 Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """(GGUF's name → the stored names that make it up, in order; stored names that have no place there).
+    """(GGUF name → the stored names that form it, in order; stored names without a tensor in a GGUF).
 
-    Raises KeyError for an architecture whose order of elements is not known here.
+    Raises KeyError for an architecture with an unknown order of elements.
     """
     if arch not in ARCHITECTURES.values():
         raise KeyError(arch)
-    import gguf  # a quarter of a second, for those checks alone that read every weight
+    import gguf  # takes 0.25 s, which only checks of every weight need
 
-    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(known[arch], layers)
-    found: dict[str, list[tuple[int, str]]] = {}
-    strangers = []
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(numbers[arch], layers)
+    by_name: dict[str, list[tuple[int, str]]] = {}
+    unknown = []
     for stored in names:
         plain = _WRAPPER.sub("model.", stored)
         member = _MEMBER.search(plain)
         key = _MEMBER.sub(lambda match: "." if match[1] == "norms" else ".experts.", plain)
         name = table.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
-            strangers.append(stored)
+            unknown.append(stored)
         else:
-            found.setdefault(name, []).append((int(member[2]) if member else 0, stored))
-    return {name: [stored for _, stored in sorted(parts)] for name, parts in found.items()}, strangers
+            by_name.setdefault(name, []).append((int(member[2]) if member else 0, stored))
+    return {name: [stored for _, stored in sorted(parts)] for name, parts in by_name.items()}, unknown
 
 
 def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | None:
-    """How the elements of GGUF's tensor ``name`` are ordered; None: as the checkpoint has them."""
+    """Conversion to the order of elements of GGUF tensor ``name``; None: the order of the checkpoint."""
     part = re.sub(r"^blk\.\d+\.", "", name)
     numbers = hyperparameters(config)
     heads = numbers.get("attention.head_count")
@@ -87,7 +87,7 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
         return _interleave(heads)
     if arch in _INTERLEAVED and part in ("attn_k.weight", "attn_k.bias"):
         return _interleave(numbers.get("attention.head_count_kv") or heads)
-    if arch == "gpt2" and part in _TURNED:
+    if arch == "gpt2" and part in _TRANSPOSED:
         return lambda value: value.T
     if arch == "gptneox" and part.startswith("attn_qkv."):
         return _by_use(heads)
@@ -97,33 +97,33 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
 
 
 def _interleave(heads: Any) -> Arrange:
-    """Row i of a head's first half, then row i of its second half."""
+    """Alternate rows of each head's first half with those of its second half."""
     return lambda value: value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def _by_use(heads: Any) -> Arrange:
-    """Queries of all heads, then keys, then values; the checkpoint has the three head by head."""
+    """Queries of all heads, then keys, then values; the checkpoint stores all three per head."""
     return lambda value: value.reshape(heads, 3, -1, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
 
 
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Tensors that no checkpoint has, from the rotary scaling of the config: name → (dims / 2,) float32."""
+    """Tensors that a GGUF has and a checkpoint lacks, from the config's rope scaling: name → (dims / 2,) float32."""
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None
-    if kind == "longrope":
+    rope_type = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None
+    if rope_type == "longrope":
         names = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
         return {name: np.asarray(table[key], np.float32) for name, key in names.items()}
-    if kind == "llama3":
+    if rope_type == "llama3":
         return {"rope_freqs.weight": _llama3(table, hyperparameters(config))}
     return {}
 
 
 def _llama3(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Array:
-    """By what each frequency is divided. Source: _compute_llama3_parameters in transformers."""
+    """The divisor of each frequency. Source: _compute_llama3_parameters in transformers."""
     dims = numbers["rope.dimension_count"]
     low, high, factor = table["low_freq_factor"], table["high_freq_factor"], table["factor"]
     waves = 2 * math.pi * numbers["rope.freq_base"] ** (np.arange(0, dims, 2) / dims)
-    turns = table["original_max_position_embeddings"] / waves
-    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    found: Array = (1.0 / ((1 - share) / factor + share)).astype(np.float32)
-    return found
+    rotations = table["original_max_position_embeddings"] / waves
+    share = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+    divisors: Array = (1.0 / ((1 - share) / factor + share)).astype(np.float32)
+    return divisors

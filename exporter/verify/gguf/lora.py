@@ -1,7 +1,7 @@
-"""Checks of a GGUF LoRA: base plus pair is what base and adapters come to, by the checker's own account.
+"""Checks of a GGUF LoRA: base plus pair equals the tuned values, by the checker's own code.
 
-Pairs on the matrices of the vocabulary are looked at row by row. llama.cpp orders the rows of some other matrices in a
-way of its own, so of those the size of every update is compared, which no order of rows changes.
+Pairs on the matrices of the vocabulary are compared row by row. llama.cpp orders the rows of some other matrices
+differently, so for these the norm of every update is compared, which does not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.verify.report import Check
 from exporter.verify.tolerances import LORA_NOISE
 from exporter.verify.values.computed import sample
 
-#: So many of the rows that a pair changes are looked at when not all rows are.
+#: Number of rows changed by a pair that are checked when not all rows are.
 _TOUCHED: Final = 1024
 _VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
@@ -39,7 +39,7 @@ def is_lora(path: Path) -> bool:
 
 
 def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Yield the checks. ``every`` looks at all rows of the vocabulary, else at the trained ones and some others."""
+    """Yield the checks. every: check all rows of the vocabulary, else the trained rows and some others."""
     file = GgufFile.open(path)
     pairs = _pairs(file)
     limit = LORA_NOISE[next(iter(file.tensors.values())).type]
@@ -47,34 +47,37 @@ def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Che
     for name, want in uses.items():
         if want.changed or name in pairs:
             yield _check_rows(name, pairs.get(name), want, limit, every=every)
-    yield _check_sizes([pair for name, pair in pairs.items() if name not in _VOCABULARY], reference, limit)
+    yield _check_norms([pair for name, pair in pairs.items() if name not in _VOCABULARY], reference, limit)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """a, b: float64 as stored, and by what llama.cpp multiplies their product. turned: a is looked up by row."""
+    """One pair of factors.
+
+    a, b: as stored, in float64.  scale: llama.cpp's factor of their product.  transposed: ``a`` is indexed by row.
+    """
 
     a: Array
     b: Array
     scale: float
-    turned: bool
+    transposed: bool
 
     @property
     def touched(self) -> list[int]:
-        """Rows to which something is added."""
-        found: list[int] = np.flatnonzero((self.a if self.turned else self.b).any(axis=1)).tolist()
-        return found
+        """Rows that the pair changes."""
+        rows: list[int] = np.flatnonzero((self.a if self.transposed else self.b).any(axis=1)).tolist()
+        return rows
 
     def rows(self, ids: Sequence[int]) -> Array:
-        """What is added to rows ``ids`` of the base."""
-        left, right = (self.a, self.b.T) if self.turned else (self.b, self.a)
+        """The values added to the rows ``ids`` of the base: (n, width) float64."""
+        left, right = (self.a, self.b.T) if self.transposed else (self.b, self.a)
         added: Array = self.scale * (left[list(ids)] @ right)
         return added
 
 
 def _pairs(file: GgufFile) -> dict[str, _Pair]:
     alpha = float(file.metadata.get("adapter.lora.alpha", 0.0))
-    found = {}
+    pairs = {}
     for name in file.tensors:
         stem = name.removesuffix(".lora_a")
         if stem == name:
@@ -83,8 +86,8 @@ def _pairs(file: GgufFile) -> dict[str, _Pair]:
             raise UnreadableFile(file.path, f"{stem}.lora_b: expected beside {name}, found none")
         a, b = (_values(file, f"{stem}.lora_{end}") for end in "ab")
         rank = b.shape[1]
-        found[stem] = _Pair(a, b, alpha / rank if alpha else 1.0, turned=stem == "token_embd.weight")
-    return found
+        pairs[stem] = _Pair(a, b, alpha / rank if alpha else 1.0, transposed=stem == "token_embd.weight")
+    return pairs
 
 
 def _values(file: GgufFile, name: str) -> Array:
@@ -92,15 +95,15 @@ def _values(file: GgufFile, name: str) -> Array:
 
 
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
-    """Base plus pair against the expected rows, the difference as a share of the largest value of the row.
+    """Compare base plus pair with the expected rows; the difference is a share of the largest value of the row.
 
-    A whole matrix that an adapter brings needs no pair where it is the base's own: then it is that to the bit.
+    Without a pair, a whole matrix in an adapter must equal the base's, bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):
         return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected a pair, found none")
     limit = limit if pair else 0.0
-    # The rows of a one-hot pair are few, those of an ordinary update are all there are.
+    # A one-hot pair changes few rows, an ordinary update all rows.
     touched = pair.touched[:_TOUCHED] if pair else []
     ids = list(range(n_rows)) if every else sorted({*want.rows, *sample(n_rows), *touched})
     worst, where = 0.0, 0
@@ -119,25 +122,28 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
     return Check.at_most(f"{name} rows", worst, limit, detail)
 
 
-def _check_sizes(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
-    """As many updates of other matrices as the adapters hold, each of the size of one of theirs."""
+def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
+    """The updates of other matrices have the number and the norms of those in the adapters."""
     uses = (reference.embedding, reference.head)
     wanted = [want for want in reference.tensors.values() if want.updates and want not in uses]
-    found = sorted(_norm(pair.scale * pair.b, pair.a) for pair in pairs)
-    expected = sorted(
-        _norm(
+    norms = sorted(_product_norm(pair.scale * pair.b, pair.a) for pair in pairs)
+    expected_norms = sorted(
+        _product_norm(
             np.concatenate([part.scaling * cast(read(part.up), "F64") for part in want.updates], axis=1),
             np.concatenate([cast(read(part.down), "F64") for part in want.updates]),
         )
         for want in wanted
     )
-    if len(found) != len(expected):
-        detail = f"expected {len(expected)} pairs beside those of the vocabulary, found {len(found)}"
+    if len(norms) != len(expected_norms):
+        detail = f"expected {len(expected_norms)} pairs beside those of the vocabulary, found {len(norms)}"
         return Check(name="updates", passed=False, detail=detail)
-    worst = max((abs(one - other) / max(other, 1e-30) for one, other in zip(found, expected, strict=True)), default=0.0)
-    return Check.at_most("updates", worst, limit, f"{len(found)} updates of other matrices, by their size")
+    worst = max(
+        (abs(norm - expected) / max(expected, 1e-30) for norm, expected in zip(norms, expected_norms, strict=True)),
+        default=0.0,
+    )
+    return Check.at_most("updates", worst, limit, f"{len(norms)} updates of other matrices, by their norms")
 
 
-def _norm(left: Array, right: Array) -> float:
-    """Frobenius norm of left @ right without making the product."""
+def _product_norm(left: Array, right: Array) -> float:
+    """Frobenius norm of left @ right, without computing the product."""
     return float(np.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))))

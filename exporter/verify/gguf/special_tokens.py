@@ -1,4 +1,4 @@
-"""Check of the tokens by which a GGUF begins, ends and pads a text, and of what llama.cpp puts around one."""
+"""Check of a GGUF's special token ids, and of the tokens that llama.cpp adds around a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS: Final = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
-#: Without a flag llama.cpp puts these in front or behind, by tokenizer.ggml.model or .pre. Source: llama_vocab's load.
+#: Values of tokenizer.ggml.model or .pre for which llama.cpp adds BOS or EOS by default. Source: llama_vocab's load.
 _ASSUMED: Final = {
     "bos": {"llama", "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"},
     "eos": {"t5"},
@@ -27,7 +27,7 @@ _ASSUMED: Final = {
 
 
 def check_specials(parts: GgufModel, reference: Reference) -> Iterator[Check]:
-    """Ids as the tokenizer names them, and whether a text begins and ends with them as it does in transformers."""
+    """Ids as in the tokenizer's files, and flags that add the same tokens around a text as transformers."""
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
     if path is None:
@@ -35,22 +35,22 @@ def check_specials(parts: GgufModel, reference: Reference) -> Iterator[Check]:
     content = reference.tokenizer
     wanted = _wanted(reference, path, content)
     wrong = []
-    for kind, key in _KEYS.items():
-        found = parts.metadata.get(key)
-        if found not in wanted[kind]:
-            expected = " or ".join(str(token_id) for token_id in wanted[kind])
-            wrong.append(f"{key}: expected {expected}, found {found}")
-    for kind in ("bos", "eos"):
-        key = f"tokenizer.ggml.add_{kind}_token"
-        want = _adds(path, content, settings(files), kind, wanted[kind])
-        if _flag(parts, kind) != want:
-            wrong.append(f"{key}: expected {want}, as the tokenizer encodes a text, found {parts.metadata.get(key)}")
-    detail = wrong[0] if wrong else "ids and flags as the tokenizer has them"
+    for role, key in _KEYS.items():
+        value = parts.metadata.get(key)
+        if value not in wanted[role]:
+            expected = " or ".join(str(token_id) for token_id in wanted[role])
+            wrong.append(f"{key}: expected {expected}, found {value}")
+    for role in ("bos", "eos"):
+        key = f"tokenizer.ggml.add_{role}_token"
+        want = _adds(path, content, settings(files), role, wanted[role])
+        if _flag(parts, role) != want:
+            wrong.append(f"{key}: expected {want} as the tokenizer encodes a text, found {parts.metadata.get(key)}")
+    detail = wrong[0] if wrong else "ids and flags as in the tokenizer"
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Kind → the ids that may stand there: the tokenizer's own word, else the configs'; [None] if nobody names one."""
+    """Role → accepted ids: the tokenizer's, else those of the configs, else [None]."""
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)
     vocab = content["model"].get("vocab")
@@ -61,17 +61,17 @@ def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dic
     configs += [read_object(files[GENERATION])] if GENERATION in files else []
     last = _last(content.get("post_processor"))
     out: dict[str, list[Any]] = {}
-    for kind in _KEYS:
-        entry = named.get(f"{kind}_token")
+    for role in _KEYS:
+        entry = named.get(f"{role}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
         own = [by_text[text]] if isinstance(text, str) and text in by_text else []
-        if kind == "eos" and last in by_text:
-            own.append(by_text[last])  # a text ends with another token than the named end: that one is the file's
-        stated = [_first(config.get(f"{kind}_token_id")) for config in configs]
+        if role == "eos" and last in by_text:
+            own.append(by_text[last])  # texts end with another token than the named EOS, and the file has that one
+        stated = [_first(config.get(f"{role}_token_id")) for config in configs]
         known = [token_id for token_id in stated if type(token_id) is int and token_id >= 0]
-        out[kind] = own or known or [None]
-        if kind == "unk" and not own:
-            out[kind] += [None, by_text.get(content["model"].get("unk_token"))]
+        out[role] = own or known or [None]
+        if role == "unk" and not own:
+            out[role] += [None, by_text.get(content["model"].get("unk_token"))]
     return out
 
 
@@ -80,7 +80,7 @@ def _first(entry: Any) -> Any:
 
 
 def _last(processor: Any) -> str | None:
-    """The special token that a template puts behind a text."""
+    """The special token that a post-processor adds at the end of a text."""
     if not isinstance(processor, dict):
         return None
     for step in processor.get("processors") or [processor]:
@@ -91,19 +91,19 @@ def _last(processor: Any) -> str | None:
     return None
 
 
-def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], kind: str, ids: list[Any]) -> bool:
-    """Whether transformers puts the token around a text: a text is encoded and looked at."""
+def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
+    """Whether transformers adds the token around a text, found by encoding a text."""
     if content.get("post_processor") is None:
-        return named.get(f"add_{kind}_token") is True
-    from tokenizers import Tokenizer  # a library of its own size: not for nothing
+        return named.get(f"add_{role}_token") is True
+    from tokenizers import Tokenizer  # a large library, imported only if needed
 
     encoded = Tokenizer.from_file(str(path)).encode("a").ids
-    return bool(encoded) and encoded[0 if kind == "bos" else -1] in ids
+    return bool(encoded) and encoded[0 if role == "bos" else -1] in ids
 
 
-def _flag(parts: GgufModel, kind: str) -> bool:
-    found = parts.metadata.get(f"tokenizer.ggml.add_{kind}_token")
-    if found is None:
+def _flag(parts: GgufModel, role: str) -> bool:
+    value = parts.metadata.get(f"tokenizer.ggml.add_{role}_token")
+    if value is None:
         names = {parts.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")}
-        return bool(names & _ASSUMED[kind])
-    return bool(found)
+        return bool(names & _ASSUMED[role])
+    return bool(value)

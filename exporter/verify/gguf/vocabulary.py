@@ -15,22 +15,24 @@ from exporter.verify.report import Check, Skip
 
 _KEYS: Final = "tokenizer.ggml."
 _BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
-#: llama.cpp's converter takes tokens of these looks for control tokens, whatever the tokenizer says of them.
-_LIKE_CONTROL: Final = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL)
+#: Texts that llama.cpp's converter takes for control tokens, whatever the tokenizer's flags.
+_LOOKS_LIKE_CONTROL: Final = re.compile(
+    r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL
+)
 #: SentencePiece writes a space as this.
 _SPACE: Final = "\u2581"
 
 
 def check_tokens(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks; without a tokenizer.json the tokens have nothing to be compared with."""
+    """Yield the checks. Without a tokenizer.json, only the chat template is compared."""
     yield _check_template(parts, reference)
     if not (content := reference.tokenizer):
         yield Skip("tokens", "the tuned model has no tokenizer.json")
         return
     texts, types = (_array(parts, name) for name in ("tokens", "token_type"))
-    own, known = added(content), _vocabulary(content)
-    yield _check_texts(texts, known, own, reference.vocab)
-    yield _check_types(types, texts, content, known, own, reference)
+    added_tokens, known = added(content), _vocabulary(content)
+    yield _check_texts(texts, known, added_tokens, reference.vocab)
+    yield _check_types(types, texts, content, known, added_tokens, reference)
     if parts.metadata.get(f"{_KEYS}model") == "gpt2":
         yield _check_merges(_array(parts, "merges"), content)
 
@@ -41,52 +43,59 @@ def _array(parts: GgufModel, name: str) -> list[Any]:
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
-    """Id → text of the model's own tokens; a unigram model has them in the order of their ids."""
+    """Id → text of the tokens of the tokenizer's model; a unigram model lists them in the order of their ids."""
     vocab = content["model"].get("vocab") or {}
     if isinstance(vocab, dict):
         return {token_id: text for text, token_id in vocab.items()}
     return {token_id: str(piece[0]) for token_id, piece in enumerate(vocab) if isinstance(piece, list) and piece}
 
 
-def _check_texts(found: Sequence[str], known: Mapping[int, str], own: Mapping[int, AddedToken], rows: int) -> Check:
-    """Every row has the text of its token, so that decoding gives the same; no added token is blank."""
-    wanted = {**known, **{token_id: token.text for token_id, token in own.items()}}
-    wrong = [] if len(found) == rows else [f"expected {rows} tokens, one a row, found {len(found)}"]
-    likely = map(wanted.get, range(len(found)))
+def _check_texts(
+    texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int
+) -> Check:
+    """Every row has the text of its token, and no added token is blank."""
+    wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
+    wrong = [] if len(texts) == rows else [f"expected {rows} tokens, one per row, found {len(texts)}"]
+    expected_texts = map(wanted.get, range(len(texts)))
     for token_id in [
-        one for one, (text, want) in enumerate(zip(found, likely, strict=True)) if text != want or not text
+        number
+        for number, (text, want) in enumerate(zip(texts, expected_texts, strict=True))
+        if text != want or not text
     ]:
-        want, text = wanted.get(token_id, f"[PAD{token_id}]"), found[token_id]
+        want, text = wanted.get(token_id, f"[PAD{token_id}]"), texts[token_id]
         if text not in (want, want.replace(_SPACE, " ")) or not text:
             wrong.append(f"token {token_id}: expected {want!r:.60}, found {text!r:.60}")
-    detail = f"{len(found)} texts, {len(own)} of added tokens" if not wrong else wrong[0]
+    detail = f"{len(texts)} texts, {len(added_tokens)} of added tokens" if not wrong else wrong[0]
     return Check(name="tokens", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _check_types(
-    found: Sequence[int],
+    types: Sequence[int],
     texts: Sequence[str],
     content: Mapping[str, Any],
     known: Mapping[int, str],
-    own: Mapping[int, AddedToken],
+    added_tokens: Mapping[int, AddedToken],
     reference: Reference,
 ) -> Check:
-    """A control token is never shown and never made of a text's pieces; a user-defined one is shown."""
+    """Every token has the type that its tokenizer implies.
+
+    Runtimes never print a control token nor assemble one from pieces of a text; they print user-defined tokens.
+    """
     path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []
     model, byte_level = content["model"], _is_byte_level(content)
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
-    wrong = [] if len(found) == len(texts) else [f"expected a type a token, found {len(found)} for {len(texts)}"]
-    looked_at: Iterable[int] = range(min(len(found), len(texts)))
-    if byte_level and not pieces:  # nearly all tokens of such a vocabulary are normal ones, and right
-        odd = {token_id for token_id, kind in enumerate(found) if kind != NORMAL}
-        looked_at = sorted(set(looked_at) & (odd | own.keys()) | set(looked_at) - known.keys())
-    for token_id in looked_at:
-        kind, text = found[token_id], texts[token_id]
-        if token_id in own:
-            token = own[token_id]
-            allowed = {CONTROL if token.special or _LIKE_CONTROL.fullmatch(token.text) else USER_DEFINED}
-            # What is special in tokenizer.json may be more particular in the SentencePiece model.
+    wrong = [] if len(types) == len(texts) else [f"expected one type per token, found {len(types)} for {len(texts)}"]
+    checked: Iterable[int] = range(min(len(types), len(texts)))
+    if byte_level and not pieces:  # nearly all tokens of such a vocabulary are normal, and correct
+        odd = {token_id for token_id, token_type in enumerate(types) if token_type != NORMAL}
+        checked = sorted(set(checked) & (odd | added_tokens.keys()) | set(checked) - known.keys())
+    for token_id in checked:
+        token_type, text = types[token_id], texts[token_id]
+        if token_id in added_tokens:
+            token = added_tokens[token_id]
+            allowed = {CONTROL if token.special or _LOOKS_LIKE_CONTROL.fullmatch(token.text) else USER_DEFINED}
+            # The SentencePiece model may have a more specific type than tokenizer.json.
             allowed |= {pieces[token_id]} - {NORMAL} if token_id < len(pieces) else set()
             allowed |= {UNKNOWN} if token.text == unknown and not byte_level else set()
         elif token_id < len(pieces):
@@ -98,9 +107,9 @@ def _check_types(
         else:
             fallback = model.get("byte_fallback") and _BYTE.fullmatch(text)
             allowed = {BYTE if fallback else UNKNOWN if text == unknown else NORMAL}
-        if kind not in allowed:
-            wrong.append(f"token {token_id}, {text!r:.60}: expected type {min(allowed)}, found {kind}")
-    detail = f"{len(found)} types" if not wrong else wrong[0]
+        if token_type not in allowed:
+            wrong.append(f"token {token_id}, {text!r:.60}: expected type {min(allowed)}, found {token_type}")
+    detail = f"{len(types)} types" if not wrong else wrong[0]
     return Check(name="token types", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -109,42 +118,45 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
     return model.get("type", "BPE") == "BPE" and not model.get("byte_fallback")
 
 
-def _check_merges(found: Sequence[str], content: Mapping[str, Any]) -> Check:
-    """The same pairs in the same order: it decides which tokens a text becomes."""
+def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
+    """The same pairs in the same order, which determines how texts are split."""
     pairs = content["model"].get("merges") or []
     if pairs and isinstance(pairs[0], str):
         pairs = [pair.split(" ", 1) for pair in pairs]
     wanted = [" ".join(pair) for pair in pairs]
-    if wanted != found:
-        # A space inside a token would end it; byte-level vocabularies have a letter of their own for it.
+    if wanted != merges:
+        # A space separates the two tokens of a merge; inside a token, byte-level vocabularies write it as U+0120.
         wanted = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in pairs]
-    place = next((rank for rank, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other), None)
-    if place is not None:
-        detail = f"merge {place}: expected {wanted[place]!r:.60}, found {found[place]!r:.60}"
+    rank = next(
+        (number for number, (expected, merge) in enumerate(zip(wanted, merges, strict=False)) if expected != merge),
+        None,
+    )
+    if rank is not None:
+        detail = f"merge {rank}: expected {wanted[rank]!r:.60}, found {merges[rank]!r:.60}"
     else:
-        detail = f"{len(found)} merges"
-    if len(wanted) != len(found):
-        detail = f"expected {len(wanted)} merges, found {len(found)}"
-    return Check(name="merges", passed=list(found) == wanted, detail=detail)
+        detail = f"{len(merges)} merges"
+    if len(wanted) != len(merges):
+        detail = f"expected {len(wanted)} merges, found {len(merges)}"
+    return Check(name="merges", passed=list(merges) == wanted, detail=detail)
 
 
 def _check_template(parts: GgufModel, reference: Reference) -> Check:
-    """Every template by its name, with the same text: then it renders the same chats."""
+    """The same chat templates by name, with the same texts."""
     prefix = "tokenizer.chat_template"
-    found = {
+    stored = {
         key.removeprefix(prefix).removeprefix(".") or "default": value
         for key, value in parts.metadata.items()
         if key == prefix or key.startswith(f"{prefix}.")
     }
     files = reference.auxiliary_files
     wanted = {re.sub(r"[^A-Za-z0-9]", "_", name): {text} for name, text in templates(files).items() if text}
-    if isinstance(stated := settings(files).get("chat_template"), str) and "default" in wanted:
-        wanted["default"].add(stated)  # llama.cpp's converter reads the settings before the file
+    if isinstance(setting := settings(files).get("chat_template"), str) and "default" in wanted:
+        wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json to the file
     wrong = [
         f"{name}: expected {'a template' if name in wanted else 'none'}, found "
-        f"{'another text' if name in found and name in wanted else 'one' if name in found else 'none'}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) not in wanted.get(name, ())
+        f"{'another text' if name in stored and name in wanted else 'one' if name in stored else 'none'}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) not in wanted.get(name, ())
     ]
-    detail = wrong[0] if wrong else f"{len(found)} as the tuned model has"
+    detail = wrong[0] if wrong else f"{len(stored)} as in the tuned model"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

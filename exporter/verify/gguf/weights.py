@@ -1,7 +1,7 @@
-"""Checks of a GGUF's other tensors, those beside the vocabulary, against base and adapters: every element of them.
+"""Checks of a GGUF's tensors other than embedding and head against base and adapters: every element of them.
 
-What is not quantised, or by rules that give the same bytes here, must have the very bytes; other quantisers may be off
-by what their type explains.
+Floats must match byte for byte, and so must quantised tensors if the same quantiser is available here. Rows of other
+quantisers may have an error that fits their type.
 """
 
 from __future__ import annotations
@@ -25,47 +25,49 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 
 
 def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks. Memory: a block of rows; of a tensor in another order, or with updates, all of it."""
+    """Yield the checks. Memory: a block of rows; the whole tensor if it has another order or updates."""
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
-        wanted, strangers = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
+        wanted, unknown = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
-        yield Skip("other tensors", f"how llama.cpp orders the tensors of architecture {arch!r:.60} is not known here")
+        yield Skip("other tensors", f"llama.cpp's order of elements for architecture {arch!r:.60} is unknown here")
         return
-    made = generated(config)
-    yield _check_names(parts, set(wanted) | set(made))
-    if strangers:
-        yield Skip("other tensors", f"{len(strangers)} have no place in a GGUF, such as {strangers[0]}")
-    found = _Found()
+    generated_tensors = generated(config)
+    yield _check_names(parts, set(wanted) | set(generated_tensors))
+    if unknown:
+        yield Skip("other tensors", f"{len(unknown)} tensors of the base have none in a GGUF, such as {unknown[0]}")
+    comparison = _Comparison()
     for name in parts.tensors:
         if name in VOCABULARY:
             continue
-        if name in made:
-            found.compare(parts, name, made[name][None], "F32")
+        if name in generated_tensors:
+            comparison.compare(parts, name, generated_tensors[name][None], "F32")
         elif name in wanted:
             sources = [reference.tensors[stored] for stored in wanted[name]]
-            _compare(parts, name, sources, arrangement(arch, name, config), found)
-    yield from found.checks()
+            _compare(parts, name, sources, arrangement(arch, name, config), comparison)
+    yield from comparison.checks()
 
 
 def _check_names(parts: GgufModel, wanted: set[str]) -> Check:
-    """The head is the tie check's affair."""
+    """The names match those of the base; the tie check compares embedding and head."""
     wrong = sorted((parts.tensors.keys() ^ wanted) - set(VOCABULARY))
-    detail = f"{len(parts.tensors)} tensors, named as the base's"
+    detail = f"{len(parts.tensors)} tensors, named as in the base"
     if wrong:
-        detail = f"{wrong[0]}: {'not of the base' if wrong[0] in parts.tensors else 'expected, found none'}"
+        detail = f"{wrong[0]}: {'not in the base' if wrong[0] in parts.tensors else 'expected, found none'}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _compare(parts: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, found: _Found) -> None:
-    """``sources``: the tensor, or the members of a stack, one after another."""
+def _compare(
+    parts: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, comparison: _Comparison
+) -> None:
+    """Compare one tensor.  sources: its expected values, or those of the members of a stack, in order."""
     tensor = parts.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
     for number, want in enumerate(sources):
         spec = want.source.spec
         if math.prod(spec.shape) != rows * width:
-            found.wrong.append(f"{name}: expected the elements of {spec.shape}, found {tensor.shape}")
+            comparison.wrong.append(f"{name}: expected the elements of {spec.shape}, found {tensor.shape}")
             return
         whole = arrange is not None or want.computed or len(spec.shape) == 1
         step = spec.n_rows if whole else max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
@@ -77,14 +79,14 @@ def _compare(parts: GgufModel, name: str, sources: Sequence[Expected], arrange: 
             if want.computed:
                 base = want.base.rows(start, stop)
                 base = (arrange(base) if arrange else base).reshape(-1, width)
-                found.compare_sum(parts, name, value, base, want.base.spec.dtype, first)
+                comparison.compare_sum(parts, name, value, base, want.base.spec.dtype, first)
             else:
-                found.compare(parts, name, value, want.base.spec.dtype, first=first)
+                comparison.compare(parts, name, value, want.base.spec.dtype, first=first)
             first += len(value)
 
 
-class _Found:
-    """What the comparisons of all tensors come to."""
+class _Comparison:
+    """The results of comparing all tensors."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
@@ -92,46 +94,48 @@ class _Found:
         self.count = 0
         self.rows: dict[str, QuantisedRows] = {}
 
-    def compare(self, parts: GgufModel, name: str, value: Array, stored: str, *, first: int = 0) -> None:
-        """Compare rows from ``first`` on with ``value`` (n, width), whose base is ``stored`` so."""
-        kind, raw = self._read(parts, name, first, len(value))
-        if kind not in FLOATS:
-            self.rows.setdefault(name, QuantisedRows(kind)).add(raw, value, stored, first)
+    def compare(self, parts: GgufModel, name: str, value: Array, base_dtype: str, *, first: int = 0) -> None:
+        """Compare rows from ``first`` on with ``value`` (n, width).  base_dtype: dtype of the base's tensor."""
+        storage, raw = self._read(parts, name, first, len(value))
+        if storage not in FLOATS:
+            self.rows.setdefault(name, QuantisedRows(storage)).add(raw, value, base_dtype, first)
             return
-        wrong = np.all([(one != raw).any(axis=1) for one in _floats(value, kind, stored)], axis=0)
+        wrong = np.all([(encoding != raw).any(axis=1) for encoding in _floats(value, storage, base_dtype)], axis=0)
         if wrong.any():
             self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
 
-    def compare_sum(self, parts: GgufModel, name: str, value: Array, base: Array, stored: str, first: int) -> None:
-        """The same where ``value`` is ``base`` plus updates."""
-        kind, raw = self._read(parts, name, first, len(value))
-        if kind in FLOATS:
-            wrong = ~(ulps(decode(raw, kind), value, kind) <= MERGED_ULPS).all(axis=1)
-            verdict = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
+    def compare_sum(self, parts: GgufModel, name: str, value: Array, base: Array, base_dtype: str, first: int) -> None:
+        """The same if ``value`` is ``base`` plus updates."""
+        storage, raw = self._read(parts, name, first, len(value))
+        if storage in FLOATS:
+            wrong = ~(ulps(decode(raw, storage), value, storage) <= MERGED_ULPS).all(axis=1)
+            fault = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
         else:
-            judged = sum_fault(raw, value, base.astype(np.float64), kind, stored)
-            self.skipped += [name] if judged is None else []
-            verdict = judged or ""
-        self.wrong += [f"{name}: {verdict}"] if verdict else []
+            known_fault = sum_fault(raw, value, base.astype(np.float64), storage, base_dtype)
+            self.skipped += [name] if known_fault is None else []
+            fault = known_fault or ""
+        self.wrong += [f"{name}: {fault}"] if fault else []
 
     def _read(self, parts: GgufModel, name: str, first: int, count: int) -> tuple[str, Array]:
         self.count += 1
         return parts.tensors[name].type, parts.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
-        """The verdict on all of them."""
+        """The check of all tensors, and a skip for those that could not be compared."""
         for name, rows in self.rows.items():
             self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
-            self.skipped += [name] if rows.unknown else []
+            self.skipped += [name] if rows.not_made else []
         detail = f"{self.count} blocks of rows as base and adapters give them" if not self.wrong else self.wrong[0]
         limit, value = 0.0, float(len(self.wrong))
         yield Check(name="other tensors", passed=not self.wrong, value=value, limit=limit, detail=detail)
         if self.skipped:
-            reason = f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, are judged by their logits"
+            reason = (
+                f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, are verified by their logits only"
+            )
             yield Skip("other tensors", reason)
 
 
-def _floats(value: Array, kind: str, stored: str) -> Iterator[Array]:
-    yield encode(value, kind)
-    if stored in FLOATS:
-        yield encode(cast(value, stored), kind)
+def _floats(value: Array, storage: str, base_dtype: str) -> Iterator[Array]:
+    yield encode(value, storage)
+    if base_dtype in FLOATS:
+        yield encode(cast(value, base_dtype), storage)

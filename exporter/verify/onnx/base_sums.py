@@ -1,7 +1,7 @@
-"""Initialisers of an ONNX model that hold sums of base and updates, found among the tensors of their layer.
+"""Find initialisers of an ONNX model that hold sums of base and updates among the tensors of their layer.
 
-Tools have names and packings of their own, and no row of a sum is a row of the base. But sums are near to the base, so
-that the nearest one is meant: a tensor, several behind each other, or either of them transposed.
+Tools use other names and packing, and no row of a sum is a row of the base. But sums are close to the base, so the
+nearest candidate of the layer is taken: a tensor, several concatenated ones, or either of them transposed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.verify.values.quantised_rows import sum_fault
 
 @dataclass(frozen=True)
 class Sum:
-    """What an initialiser holds, in its shape: (n, width) float64, ``base`` and, with updates, ``value``."""
+    """A sum in the shape of an initialiser, (n, width) float64: ``base``, and ``value`` with updates."""
 
     names: Sequence[str]
     value: Array
@@ -32,40 +32,40 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """The tensors with updates of one reference; those of the layer that was asked for last stay in memory."""
+    """The sums of one reference. Memory: those of the last layer used."""
 
     reference: Reference
     _layer: tuple[str | None, list[Sum]] = (None, [])
     _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Matrices beside the vocabulary."""
+        """Select the matrices other than embedding and head."""
         tie, tensors = self.reference.checkpoint.tie, self.reference.tensors
         inner = (name for name in tensors if name not in (tie.embedding, tie.head, *tie.copies))
         self._names = [name for name in inner if len(tensors[name].base.spec.shape) == 2]
 
     def find(self, name: str, value: Array) -> Sum | None:
-        """What ``value`` (n, width) float64 is meant to be; None if nothing in its layer is near."""
+        """The nearest sum to ``value`` (n, width) float64 in its layer; None if none is near."""
         best, nearest = None, SUM_NEAR
-        for one in self._sums(layer_of(name)):
-            for turned in (one, Sum(one.names, one.value.T, one.base.T)):
-                if turned.base.shape == value.shape:
-                    sides = [float(np.linalg.norm(value - side)) for side in (turned.value, turned.base)]
-                    share = min(sides) / max(float(np.linalg.norm(turned.base)), 1e-30)
-                    best, nearest = (turned, share) if share < nearest else (best, nearest)
+        for candidate in self._sums(layer_of(name)):
+            for oriented in (candidate, Sum(candidate.names, candidate.value.T, candidate.base.T)):
+                if oriented.base.shape == value.shape:
+                    sides = [float(np.linalg.norm(value - side)) for side in (oriented.value, oriented.base)]
+                    share = min(sides) / max(float(np.linalg.norm(oriented.base)), 1e-30)
+                    best, nearest = (oriented, share) if share < nearest else (best, nearest)
         return best
 
-    def judge(self, name: str, raw: Array, kind: str) -> str | None:
-        """The empty text, None for what is not known, else what is wrong. raw: (n, bytes), as stored in ``kind``."""
-        value = decode(raw, kind)
-        found = self.find(name, value)
-        if found is None:
+    def fault(self, name: str, raw: Array, storage: str) -> str | None:
+        """What is wrong with a matrix: "" for a correct sum, None if no sum is near. raw: (n, bytes), as stored."""
+        value = decode(raw, storage)
+        nearest = self.find(name, value)
+        if nearest is None:
             return None
-        stored = self.reference.tensors[found.names[0]].base.spec.dtype
-        if kind not in FLOATS:
-            return sum_fault(raw, found.value, found.base, kind, stored)
-        for dtype in dict.fromkeys((kind, stored)):  # it may have been merged in the base's dtype
-            wrong = ~(ulps(value, found.value, dtype) <= MERGED_ULPS).all(axis=1)
+        base_dtype = self.reference.tensors[nearest.names[0]].base.spec.dtype
+        if storage not in FLOATS:
+            return sum_fault(raw, nearest.value, nearest.base, storage, base_dtype)
+        for dtype in dict.fromkeys((storage, base_dtype)):  # the sum may have been rounded to the base's dtype first
+            wrong = ~(ulps(value, nearest.value, dtype) <= MERGED_ULPS).all(axis=1)
             if not wrong.any():
                 return ""
         return f"row {int(np.flatnonzero(wrong)[0])} is not base plus updates"
@@ -76,7 +76,7 @@ class BaseSums:
         return self._layer[1]
 
     def _made(self, layer: str | None) -> Iterator[Sum]:
-        """Every matrix of the layer with updates, and all orders of neighbours with some among them."""
+        """Every matrix of the layer with updates, and concatenations of neighbours in all orders that contain one."""
         tensors = self.reference.tensors
         modules: dict[str, list[str]] = {}
         for name in self._names:
@@ -85,12 +85,12 @@ class BaseSums:
         for names in modules.values():
             if not any(tensors[name].computed for name in names):
                 continue
-            made = {name: self._one(name) for name in names}
+            sums = {name: self._one(name) for name in names}
             for chain in (chain for count in (1, *TOGETHER) for chain in permutations(names, count)):
-                widths = {made[name].base.shape[1] for name in chain}
+                widths = {sums[name].base.shape[1] for name in chain}
                 if len(widths) == 1 and any(tensors[name].computed for name in chain):
-                    parts = [made[name] for name in chain]
-                    sides = [one.value for one in parts], [one.base for one in parts]
+                    parts = [sums[name] for name in chain]
+                    sides = [part.value for part in parts], [part.base for part in parts]
                     yield Sum(chain, np.concatenate(sides[0]), np.concatenate(sides[1]))
 
     def _one(self, name: str) -> Sum:

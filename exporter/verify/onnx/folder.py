@@ -1,6 +1,6 @@
-"""Checks of what an ONNX folder tells its clients: configs, the table for browsers, genai_config.json, graph inputs.
+"""Checks of what clients read from an ONNX folder: configs, transformers.js_config, genai_config.json, graph inputs.
 
-Logits do not see these: a runtime that is handed the arrays finds its way without them, a client does not.
+Comparing logits does not cover these: the verification feeds arrays by itself, while clients rely on these files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.verify.report import Check, Skip
 from exporter.verify.stored.artifact import Artifact
 
 _GENAI: Final = "genai_config.json"
-#: transformers.js finds the size of an axis by its name.
+#: transformers.js derives the size of an axis from its name.
 _AXES: Final = {
     "input_ids": ("batch_size", "sequence_length"),
     "attention_mask": ("batch_size", "total_sequence_length"),
@@ -52,13 +52,13 @@ _ATTRIBUTES: Final = {
 
 
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """What all models of a folder share; a model file that stands alone has nothing."""
-    paths = [one.path for one in models]
+    """Check the files that all models of a folder share. A single model file has none."""
+    paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
         if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
             yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
             return
-        yield Skip("configs", "the model file stands alone: there is no config.json beside it")
+        yield Skip("configs", "the model file has no config.json beside it")
         return
     if (folder / "config.json").is_file():
         config = read_object(folder / "config.json")
@@ -69,24 +69,24 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
     elif any(path.parent.name == "onnx" for path in paths):
         yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
     else:
-        yield Skip(
-            "config", "there is no config.json: the folder is onnxruntime-genai's, which has a config of its own"
-        )
+        yield Skip("config", "there is no config.json: the folder is for onnxruntime-genai, which has its own config")
     yield from check_auxiliary_files(folder, reference)
     if (folder / _GENAI).is_file():
         yield _check_genai(folder, read_object(folder / _GENAI), reference)
     else:
-        yield Skip("genai config", f"there is no {_GENAI}: onnxruntime-genai does not open the folder")
+        yield Skip("genai config", f"there is no {_GENAI}: onnxruntime-genai cannot open the folder")
 
 
 def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
-    """A browser cannot list a folder: it is told which models have data in a file of their own."""
+    """config.json lists the models with external data, as a browser cannot list a folder."""
     table = config.get(BROWSER)
-    found = table.get("use_external_data_format") if isinstance(table, Mapping) else None
+    listed = table.get("use_external_data_format") if isinstance(table, Mapping) else None
     wanted = {path.name: 1 for path in paths if path.with_name(f"{path.name}_data").exists()}
-    passed = found == wanted
-    detail = f"{BROWSER}: use_external_data_format: expected {wanted}, found {found!r:.80}"
-    return Check(name="browser config", passed=passed, detail="every model file is named" if passed else detail)
+    passed = listed == wanted
+    detail = f"{BROWSER}: use_external_data_format: expected {wanted}, found {listed!r:.80}"
+    return Check(
+        name="browser config", passed=passed, detail="lists every model file with external data" if passed else detail
+    )
 
 
 def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference) -> Check:
@@ -100,9 +100,9 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
     wanted["vocab_size"] = (model.get("vocab_size"), reference.vocab)
     wanted["context_length"] = (model.get("context_length"), reference.max_positions)
     wrong = [
-        f"{key}: expected {want}, found {found!r:.60}"
-        for key, (found, want) in wanted.items()
-        if want is not None and found != want
+        f"{key}: expected {want}, found {value!r:.60}"
+        for key, (value, want) in wanted.items()
+        if want is not None and value != want
     ]
     wrong += _wrong_ids(folder, model)
     name = decoder.get("filename")
@@ -116,19 +116,19 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
 
 
 def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Special ids are those of the other configs, the generation config first; padding falls back to the end."""
+    """Special ids equal those of the other configs, generation_config.json first; padding defaults to EOS."""
     configs = [folder / name for name in ("config.json", "generation_config.json")]
     stated: dict[str, Any] = {}
     for path in configs:
         stated |= read_object(path) if path.is_file() else {}
-    for kind in ("bos", "eos", "pad"):
-        want = stated.get(f"{kind}_token_id")
-        if kind == "pad" and want is None:
+    for role in ("bos", "eos", "pad"):
+        want = stated.get(f"{role}_token_id")
+        if role == "pad" and want is None:
             want = stated.get("eos_token_id")
             want = want[0] if isinstance(want, list) and want else want
-        found = model.get(f"{kind}_token_id")
-        if stated and found != want:
-            yield f"{kind}_token_id: expected {want} as the other configs, found {found!r:.60}"
+        value = model.get(f"{role}_token_id")
+        if stated and value != want:
+            yield f"{role}_token_id: expected {want} as the other configs, found {value!r:.60}"
 
 
 def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterator[str]:
@@ -148,19 +148,19 @@ def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterato
 
 
 def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Skip]:
-    """What the graph of a model file states: its inputs and outputs, and numbers of the config in its attributes."""
+    """Check the graph of a model file: its inputs and outputs, and attributes with values of the config."""
     model = onnx.load(str(artifact.path), load_external_data=False)
     if artifact.path.parent.name == "onnx" or model.producer_name == "ttexport":
         yield _check_interface(artifact, model.graph, reference)
     else:
-        yield Skip("interface", f"{artifact.path.name} does not lie in onnx/, where clients ask for names of theirs")
+        yield Skip("interface", f"{artifact.path.name} is not in onnx/, where clients require certain names")
     yield _check_numbers(model.graph, reference)
 
 
 def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Inputs and outputs as clients look for them: a cache of every layer, and axes by their names."""
+    """Inputs and outputs have the names that clients use: a cache for every layer, and named axes."""
     layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
-    stored = {one.name for one in graph.initializer}
+    stored = {tensor.name for tensor in graph.initializer}
     values = {value.name: value for value in (*graph.input, *graph.output) if value.name not in stored}
     wanted = {"input_ids", "attention_mask", "logits"}
     if type(layers) is int:
@@ -168,7 +168,8 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
         wanted |= {f"past_key_values.{end}" for end in ends} | {f"present.{end}" for end in ends}
     wrong = [f"{name}: expected in the graph, found none" for name in sorted(wanted - values.keys())]
     wrong += [
-        f"{name}: found in the graph, no client feeds it" for name in sorted(values.keys() - wanted - _AXES.keys())
+        f"{name}: found in the graph, but clients do not provide it"
+        for name in sorted(values.keys() - wanted - _AXES.keys())
     ]
     for name, value in values.items() if artifact.path.parent.name == "onnx" else ():
         axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
@@ -180,7 +181,7 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
 
 
 def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
-    """An epsilon moves logits by less than a runtime's noise; it is the same in all norms of a decoder."""
+    """Epsilons and numbers of heads equal the config's: a wrong epsilon may change logits by less than noise."""
     numbers = hyperparameters(reference.checkpoint.text_config)
     epsilons = [numbers[name] for name in _EPSILONS if name in numbers]
     wrong, count = [], 0
@@ -191,8 +192,8 @@ def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
             if not known or (attribute.name in _ATTRIBUTES and node.op_type not in _ATTENTION):
                 continue
             count += 1
-            found = attribute.f if attribute.type == onnx.AttributeProto.FLOAT else attribute.i
-            if not any(np.float32(found) == np.float32(want) for want in known):
-                wrong.append(f"{node.name}: {attribute.name}: expected {known[0]}, found {found:.6g}")
-    detail = wrong[0] if wrong else f"{count} attributes as config.json says"
+            value = attribute.f if attribute.type == onnx.AttributeProto.FLOAT else attribute.i
+            if not any(np.float32(value) == np.float32(want) for want in known):
+                wrong.append(f"{node.name}: {attribute.name}: expected {known[0]}, found {value:.6g}")
+    detail = wrong[0] if wrong else f"{count} attributes as in config.json"
     return Check(name="graph numbers", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -1,4 +1,4 @@
-"""The matrices of an ONNX model beside the vocabulary, by rows: floats, or blocks of integers with their scales."""
+"""The matrices of an ONNX model other than embedding and head, by rows: floats, or integers in blocks."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ from exporter.tensors import FLOATS, Array, ByteRange
 from exporter.verify.onnx.rotary import is_rotary
 from exporter.verify.stored.onnx_blocks import BlockStorage
 
-#: Smaller tensors are numbers and shapes of the graph.
-FEWEST: Final = 4
+#: Smaller tensors are constants and shapes of the graph.
+MIN_ELEMENTS: Final = 4
 
 
 @dataclass(frozen=True)
 class OnnxMatrix:
-    """One matrix; ``parts`` are its initialisers, codes before what is beside them. Blocks are (out, in)."""
+    """One matrix.  parts: its initialisers; for blocks, (out, in), the codes, scales and zero points."""
 
     name: str
-    kind: str
+    storage: str
     file: OnnxFile
     parts: Sequence[str]
 
     def raw(self) -> Array:
-        """(n, bytes), as the parts lie side by side."""
+        """(n, bytes): the rows of all parts side by side."""
         sides = [self.file.rows(name, 0, self.file.initialisers[name].shape[0]) for name in self.parts]
         count = len(sides[0])
-        return np.concatenate([np.ascontiguousarray(one).view(np.uint8).reshape(count, -1) for one in sides], axis=1)
+        return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
 
     def places(self) -> list[ByteRange] | None:
-        """Where each part lies; None if some are inside the model file."""
-        found = [self.file.initialisers[name].place for name in self.parts]
-        outside = [place for place in found if place is not None]
-        return outside if len(outside) == len(found) else None
+        """The byte range of each part; None if any part is inside the model file."""
+        places = [self.file.initialisers[name].place for name in self.parts]
+        outside = [place for place in places if place is not None]
+        return outside if len(outside) == len(places) else None
 
     def split(self, raw: Array) -> list[Array]:
-        """What ``raw`` joins, by part."""
+        """The inverse of ``raw``: one array per part."""
         widths = [self.file.initialisers[name].nbytes // len(raw) for name in self.parts]
         return np.split(raw, np.cumsum(widths)[:-1], axis=1)
 
 
-def beside_vocabulary(file: OnnxFile) -> Iterator[str]:
-    """Initialisers that are neither of embedding or head, nor a table of rotations, nor beside the codes of blocks."""
+def inner_initialisers(file: OnnxFile) -> Iterator[str]:
+    """Weights other than embedding, head and rotary tables; of matrices in blocks, the codes."""
     blocked = _blocked(file)
-    beside = {part for one in blocked.values() for part in one.parts[1:]}
+    scale_parts = {part for tensor in blocked.values() for part in tensor.parts[1:]}
     vocabulary = {part.name for use in (file.embedding, file.head) if use for part in file.stored_tensors(use)}
-    for name, one in file.initialisers.items():
-        numbers = name in blocked or (one.dtype in FLOATS and np.prod(one.shape) >= FEWEST)
-        if numbers and name not in vocabulary | beside and not is_rotary(name):
+    for name, tensor in file.initialisers.items():
+        is_weight = name in blocked or (tensor.dtype in FLOATS and np.prod(tensor.shape) >= MIN_ELEMENTS)
+        if is_weight and name not in vocabulary | scale_parts and not is_rotary(name):
             yield name
 
 
 def matrices(file: OnnxFile) -> Iterator[OnnxMatrix]:
-    """Those in blocks, and those of floats, beside the vocabulary."""
+    """The matrices in blocks and of floats, other than embedding and head."""
     blocked = _blocked(file)
-    for name in beside_vocabulary(file):
-        one = file.initialisers[name]
+    for name in inner_initialisers(file):
+        tensor = file.initialisers[name]
         if name in blocked:
             yield blocked[name]
-        elif len(one.shape) == 2:
-            yield OnnxMatrix(name, one.dtype, file, (name,))
+        elif len(tensor.shape) == 2:
+            yield OnnxMatrix(name, tensor.dtype, file, (name,))
 
 
 def _blocked(file: OnnxFile) -> dict[str, OnnxMatrix]:
-    found = {}
+    matrices_by_name = {}
     for node in onnx.load(str(file.path), load_external_data=False).graph.node:
         if node.op_type != "MatMulNBits":
             continue
@@ -76,6 +76,6 @@ def _blocked(file: OnnxFile) -> dict[str, OnnxMatrix]:
         names = [name for name in node.input[1:4] if name]
         if all(name in file.initialisers for name in names) and numbers.get("bits") in (4, 8):
             scales = file.initialisers[names[1]].dtype
-            kind = BlockStorage(numbers["bits"], numbers["block_size"], len(names) > 2, scales)
-            found[names[0]] = OnnxMatrix(names[0], str(kind), file, tuple(names))
-    return found
+            storage = BlockStorage(numbers["bits"], numbers["block_size"], len(names) > 2, scales)
+            matrices_by_name[names[0]] = OnnxMatrix(names[0], str(storage), file, tuple(names))
+    return matrices_by_name

@@ -1,4 +1,4 @@
-"""Check of the tables of cosines and sines in a graph: most rows are beyond the texts whose logits are seen."""
+"""Check of a graph's rotary tables of cosines and sines. Most of their rows are beyond the texts that are run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KNOWN: Final = ("default", "linear", "llama3")
 
 
 def is_rotary(name: str) -> bool:
-    """Whether an initialiser is such a table, by its name."""
+    """Whether an initialiser is a rotary table, by its name."""
     return name.rpartition(".")[2] in ("cos_cache", "sin_cache", "cos_cached", "sin_cached")
 
 
@@ -32,40 +32,40 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
     config = reference.checkpoint.text_config
     known = list(_frequencies(config))
     if not known:
-        yield Skip("rotary tables", "their frequencies follow a rope type that is not computed here")
+        yield Skip("rotary tables", "their frequencies follow a rope type that is unknown here")
         return
     wrong, worst = [], 0.0
     for name in names:
         table = file.rows(name, 0, file.initialisers[name].shape[0]).astype(np.float64)
         stored = file.initialisers[name].dtype
-        fitting = [steps for steps in known if len(steps) == table.shape[1]]
-        off = min((_excess(name, table, steps, stored) for steps in fitting), default=np.inf)
-        worst = max(worst, off)
-        wrong += [name] if not off <= 1.0 else []
-    detail = f"{wrong[0]}: not what the config's frequencies give" if wrong else f"{len(names)} tables, every position"
+        matching = [steps for steps in known if len(steps) == table.shape[1]]
+        deviation = min((_deviation(name, table, steps, stored) for steps in matching), default=np.inf)
+        worst = max(worst, deviation)
+        wrong += [name] if not deviation <= 1.0 else []
+    detail = f"{wrong[0]}: does not match the config's frequencies" if wrong else f"{len(names)} tables, every position"
     yield Check(name="rotary tables", passed=not wrong, value=worst, limit=1.0, detail=detail)
 
 
-def _excess(name: str, table: Array, steps: Array, stored: str) -> float:
-    """The largest deviation as a share of what may be off at that angle."""
+def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
+    """The largest deviation as a share of the tolerance at its angle."""
     angles = np.arange(len(table))[:, None] * steps
-    kind = "cos" if "cos" in name.rpartition(".")[2] else "sin"
+    function = "cos" if "cos" in name.rpartition(".")[2] else "sin"
     allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
-    return float((np.abs(table - _TABLES[kind](angles)) / allowed).max())
+    return float((np.abs(table - _TABLES[function](angles)) / allowed).max())
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Radians a position, by pair: of the full layers, and of those with a window if they have a base of their own."""
+    """Radians per position and pair, of layers with full attention and, if they differ, of those with a window."""
     numbers = hyperparameters(config)
     dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     table = table.get("full_attention", table)
-    kind = table.get("rope_type", table.get("type", "default"))
-    if dims is None or theta is None or kind not in _KNOWN:
+    rope_type = table.get("rope_type", table.get("type", "default"))
+    if dims is None or theta is None or rope_type not in _KNOWN:
         return
     plain = np.arange(0, dims, 2) / dims
     factor = numbers.get("rope.scaling.factor") or 1.0
-    divided = next(iter(generated(config).values())).astype(np.float64) if kind == "llama3" else factor
+    divided = next(iter(generated(config).values())).astype(np.float64) if rope_type == "llama3" else factor
     yield theta**-plain / divided
     if local := numbers.get("rope.freq_base_swa"):
         yield local**-plain

@@ -1,1 +1,1 @@
-"""Checks of patched artifacts: only the rows differ."""
+"""Checks of patched artifacts: nothing but the rows differs."""

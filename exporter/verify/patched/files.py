@@ -1,4 +1,4 @@
-"""What lies beside patched models: the adapters' tokenizer, configs that agree with it, and all else as it was."""
+"""Checks of the files beside patched models: the adapters' tokenizer, matching configs, all others unchanged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.verify.folder.special_ids import SPECIAL_IDS, compare_special_ids
 from exporter.verify.report import Check
 
+#: Metadata keys for the adapters and the origin of the base.
+PROVENANCE: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
 _CONFIG: Final = "config.json"
 _GENAI: Final = "genai_config.json"
 _GENERATION: Final = "generation_config.json"
@@ -25,7 +27,7 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FilesBefore:
-    """Everything in a folder but its models. digests: path below it → SHA-256. configs: parsed; {} for none."""
+    """The files of a folder except its models.  digests: path in the folder → SHA-256.  configs: parsed, or {}."""
 
     digests: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
@@ -33,34 +35,34 @@ class FilesBefore:
 
     @classmethod
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
-        """``models``: files that are judged elsewhere. Memory: the configs."""
+        """Read ``folder``.  models: files that other checks compare.  Memory: the configs."""
         return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
 
 def check_files(
     folder: Path, before: FilesBefore, adapters: Sequence[Adapter], models: Set[Path], *, vocab: int | None
 ) -> Iterator[Check]:
-    """Judge ``folder``. vocab: tokens, None where they are as many as before. models: as for ``FilesBefore``."""
-    brought = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
+    """Check ``folder``.  vocab: number of tokens, None if unchanged.  models: as for ``FilesBefore.read``."""
+    adapter_files = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
     after, configs = _digests(folder, models), _configs(folder)
-    # A set of tokenizer files is replaced as a whole, and clients look for the template in two places.
-    free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if brought else set())
+    # Tokenizer files are replaced as a set, and clients look for the template in two places.
+    free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if adapter_files else set())
     wrong = [
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
     ]
     wrong = [name for name in wrong if name not in free and not name.startswith("additional_chat_templates/")]
     yield _check("other files", wrong, f"{len(after)} files beside the models")
-    missing = [name for name, path in sorted(brought.items()) if not _same(folder / name, path)]
-    yield _check("tokenizer files", missing, f"{len(brought)} files of the adapters")
+    missing = [name for name, path in sorted(adapter_files.items()) if not _same(folder / name, path)]
+    yield _check("tokenizer files", missing, f"{len(adapter_files)} files of the adapters")
     yield _check("configs", list(_config_errors(before.configs, configs, vocab)), "agree with the vocabulary")
     pairs = [(_CONFIG, configs[_CONFIG], before.configs[_CONFIG])]
-    if _GENERATION not in brought:
+    if _GENERATION not in adapter_files:
         pairs.append((_GENERATION, configs[_GENERATION], before.configs[_GENERATION]))
     yield compare_special_ids(before.special_ids, special_ids(auxiliary_files(folder)), pairs)
 
 
-def _check(name: str, wrong: Sequence[str], what: str) -> Check:
-    detail = f"{wrong[0]} is not what base and adapters give, and {len(wrong) - 1} more" if wrong else what
+def _check(name: str, wrong: Sequence[str], description: str) -> Check:
+    detail = f"{wrong[0]} differs from base and adapters, and {len(wrong) - 1} more" if wrong else description
     return Check(name=name, passed=not wrong, detail=detail)
 
 
@@ -87,20 +89,20 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Keys that differ and may not: ids of special tokens may, the size must where it grows."""
+    """Keys that differ but must not. Ids of special tokens may differ; vocab_size must if the vocabulary grows."""
     for key in sorted((old.keys() | new.keys()) - free - SPECIAL_IDS):
         want = vocab if key == "vocab_size" and vocab is not None and key in old else old.get(key)
         if new.get(key) != want:
             yield key
 
 
-def _same(found: Path, brought: Path) -> bool:
-    if not found.is_file():
+def _same(path: Path, adapter_file: Path) -> bool:
+    if not path.is_file():
         return False
-    if brought.name != _TOKENIZER_CONFIG:
-        return read_file(found) == read_file(brought)
-    one, other = read_object(found), read_object(brought)
-    return all(one.get(key) == other.get(key) for key in (one.keys() | other.keys()) - {"chat_template"})
+    if adapter_file.name != _TOKENIZER_CONFIG:
+        return read_file(path) == read_file(adapter_file)
+    content, expected = read_object(path), read_object(adapter_file)
+    return all(content.get(key) == expected.get(key) for key in (content.keys() | expected.keys()) - {"chat_template"})
 
 
 def _configs(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -109,13 +111,13 @@ def _configs(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _digests(folder: Path, models: Set[Path]) -> dict[str, str]:
-    found = {}
-    for here, folders, names in os.walk(folder):
+    digests = {}
+    for subfolder, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(here) / name for name in names):
+        for path in (Path(subfolder) / name for name in names):
             if path not in models:
-                found[path.relative_to(folder).as_posix()] = _digest(path)
-    return found
+                digests[path.relative_to(folder).as_posix()] = _digest(path)
+    return digests
 
 
 def _digest(path: Path) -> str:

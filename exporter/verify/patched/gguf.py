@@ -1,6 +1,6 @@
-"""Checks of a patched GGUF against the file that it was made from: the checker's own account of what may differ.
+"""Checks of a patched GGUF against its base, by the checker's own rules for what may differ.
 
-What is to be compared is read from the base before anything is written, because a patch in place leaves no base.
+The data for the comparison are read from the base before anything is written, because a patch in place overwrites it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.hf.safetensors import read_into
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, cast
+from exporter.verify.patched.files import PROVENANCE
 from exporter.verify.patched.untouched import (
     Digests,
     all_rows,
     check_untouched,
+    describe_range,
     differing,
     digests,
-    place,
     sampled_rows,
-    spread,
 )
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import encode
+from exporter.verify.values.computed import sample
 
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
-#: Keys that tell which adapters went in, and where the base is from.
-_ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
 _TOKENS: Final = "tokenizer.ggml.tokens"
 
 
@@ -45,8 +44,8 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 class Before:
     """A base before it is patched.
 
-    rows: tensor → token id → the row that it must hold, as trained. dtype: rows are rounded to it before they are
-    encoded. untouched: tensor → digests of rows that must stay.
+    rows: tensor → token id → expected row, as trained.  dtype: rows are rounded to it before they are encoded.
+    untouched: tensor → digests of rows that must stay.  every: whether these are all rows.
     """
 
     parts: GgufModel
@@ -57,7 +56,7 @@ class Before:
 
     @classmethod
     def read(cls, parts: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
-        """Read what the checks need. every: all rows of every tensor, else some. Memory: 8 MiB, and the digests."""
+        """Read the data for the checks. every: all rows of every tensor, else some. Memory: 8 MiB, and the digests."""
         rows = _rows(parts, adapters)
         untouched = {}
         for name, tensor in parts.tensors.items():
@@ -68,12 +67,12 @@ class Before:
 
 
 def check_patched(path: Path, before: Before) -> Iterator[Check]:
-    """Compare the patched model at ``path``, its first file, with what the base and the adapters give."""
+    """Compare the patched model with the first file ``path`` with base and adapters."""
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
     yield _check_keys(files[0], before)
     yield (tensors := _check_tensors(files, before))
     if not tensors.passed:
-        return  # rows cannot be paired
+        return  # rows have no counterparts
     for name, rows in before.rows.items():
         yield _check_rows(_holding(files, name), name, rows, before.dtype)
     yield _check_untouched(files, before)
@@ -81,28 +80,28 @@ def check_patched(path: Path, before: Before) -> Iterator[Check]:
 
 def _rows(parts: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
     tied = _HEAD not in parts.tensors
-    found: dict[str, dict[int, Array]] = {}
+    by_tensor: dict[str, dict[int, Array]] = {}
     for adapter in adapters:
-        own: dict[str, dict[int, Array]] = {}
+        adapter_rows: dict[str, dict[int, Array]] = {}
         for part in adapter.rows:
             head = part.module.rpartition(".")[2] in HEADS
             name = _HEAD if head and not tied else _EMBEDDING
-            own.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
-        if not tied and _HEAD not in own and _twins(parts):
-            own[_HEAD] = own[_EMBEDDING]
-        for name, rows in own.items():
-            found.setdefault(name, {}).update(rows)
-    return found
+            adapter_rows.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
+        if not tied and _HEAD not in adapter_rows and _has_duplicate_head(parts):
+            adapter_rows[_HEAD] = adapter_rows[_EMBEDDING]
+        for name, rows in adapter_rows.items():
+            by_tensor.setdefault(name, {}).update(rows)
+    return by_tensor
 
 
-def _twins(parts: GgufModel) -> bool:
-    """Whether the head is the embedding stored a second time."""
-    one, other = parts.tensors[_EMBEDDING], parts.tensors[_HEAD]
-    if (one.type, one.shape) != (other.type, other.shape):
+def _has_duplicate_head(parts: GgufModel) -> bool:
+    """Whether the head is a copy of the embedding."""
+    embedding, head = parts.tensors[_EMBEDDING], parts.tensors[_HEAD]
+    if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False
     pairs = [(parts.holder(name), name) for name in (_EMBEDDING, _HEAD)]
     return all(
-        len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in spread(one.n_rows)
+        len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in sample(embedding.n_rows)
     )
 
 
@@ -118,11 +117,13 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Every key as it was, but for those that speak of tokens; the list of tokens fits the matrix."""
+    """Every key is unchanged, except those about tokens; the list of tokens fits the matrix."""
     old, new = _values(before.parts.files[0]), _values(file)
-    rows = max([*(token_id + 1 for found in before.rows.values() for token_id in found), _n_rows(before.parts)])
+    rows = max(
+        [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.parts)]
+    )
     grown = rows != _n_rows(before.parts)
-    free = ("tokenizer.", *_ORIGINS, *(("general.size_label",) if grown else ()))
+    free = ("tokenizer.", *PROVENANCE, *(("general.size_label",) if grown else ()))
     wrong = [
         name
         for name in sorted(old.keys() | new.keys())
@@ -140,7 +141,7 @@ def _n_rows(parts: GgufModel) -> int:
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
-    """Values that can be compared; of arrays, their type, length and bytes."""
+    """Comparable values: for arrays, their type, length and digest."""
     out: dict[str, Any] = {}
     for name, value in file.metadata.items():
         if isinstance(value, GgufArray):
@@ -153,7 +154,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
 
 
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
-    """The same tensors of the same types and shapes in the same files; only the matrices of the vocabulary may grow."""
+    """The same tensors with the same types and shapes in the same files; only embedding and head may grow."""
     wrong = []
     for old, new in zip(before.parts.files, files, strict=True):
         if list(old.tensors) != list(new.tensors):
@@ -162,21 +163,21 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
         for name, tensor in old.tensors.items():
             rows = max([*(token_id + 1 for token_id in before.rows.get(name, {})), tensor.shape[0]])
             want = (tensor.type, (rows, *tensor.shape[1:]))
-            if (found := (new.tensors[name].type, new.tensors[name].shape)) != want:
-                wrong.append(f"{name}: expected {want}, found {found}")
+            if (stored := (new.tensors[name].type, new.tensors[name].shape)) != want:
+                wrong.append(f"{name}: expected {want}, found {stored}")
     count = sum(len(file.tensors) for file in files)
     return Check(name="tensors", passed=not wrong, detail=wrong[0] if wrong else f"{count} tensors")
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
-    """Every trained row lies in the file as its type stores it."""
-    kind = file.tensors[name].type
+    """Every trained row is stored as its type encodes it."""
+    storage = file.tensors[name].type
     wrong = [
         token_id
         for token_id, row in rows.items()
-        if not np.array_equal(file.rows(name, token_id, token_id + 1), encode(cast(row[None], dtype), kind))
+        if not np.array_equal(file.rows(name, token_id, token_id + 1), encode(cast(row[None], dtype), storage))
     ]
-    detail = f"{len(rows)} trained rows in {kind}, by way of {dtype}"
+    detail = f"{len(rows)} trained rows in {storage}, rounded to {dtype} first"
     if wrong:
         detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
@@ -187,6 +188,6 @@ def _check_untouched(files: Sequence[GgufFile], before: Before) -> Check:
     for name, kept in before.untouched.items():
         read = partial(_holding(files, name).rows, name)
         changed = before.rows.get(name, {}).keys()
-        wrong += [f"{name}: {place('row', *rows)}" for rows in differing(read, kept, changed)]
+        wrong += [f"{name}: {describe_range('row', *rows)}" for rows in differing(read, kept, changed)]
     count = sum(map(len, before.untouched.values()))
     return check_untouched(wrong, "every other row" if before.every else f"{count} other rows, some of every tensor")

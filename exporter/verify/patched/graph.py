@@ -1,22 +1,24 @@
-"""Two graphs of one model, before and after a patch: what may differ is the length of the vocabulary, and no more."""
+"""Compare the graphs of a model before and after a patch: only the length of the vocabulary may differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # protobuf ships no stubs
 from onnx import ModelProto, TensorProto, numpy_helper
 
-#: Keys that tell which adapters went in, and where the base is from.
-_ORIGINS: Final = ("ttexport.adapter", "ttexport.base.repo", "ttexport.base.revision")
+from exporter.verify.patched.files import PROVENANCE
 
 
 @dataclass(frozen=True)
 class GraphPair:
-    """vocabulary: initialisers whose bytes, lengths and places are judged elsewhere. sizes: tokens before and after."""
+    """The graphs before and after a patch.
+
+    vocabulary: initialisers with bytes, lengths and places that other checks compare.  sizes: tokens before and after.
+    """
 
     old: ModelProto
     new: ModelProto
@@ -24,13 +26,13 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """Where the two differ in more than they may, by the names of fields; None where they do not."""
+        """The first forbidden difference, as names of fields; None if there is none."""
         for model in (self.old, self.new):
-            kept = [prop for prop in model.metadata_props if not prop.key.startswith(_ORIGINS)]
+            kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]
             model.metadata_props.extend(kept)
         extra = self.new.graph.initializer[len(self.old.graph.initializer) :]
-        if not all(_numbers(one) is not None for one in extra):
+        if not all(_numbers(tensor) is not None for tensor in extra):
             return "graph.initializer"
         del self.new.graph.initializer[len(self.old.graph.initializer) :]
         constants = _constants(self.old), {**_constants(self.new), **_constants_of(extra)}
@@ -47,26 +49,26 @@ class GraphPair:
         for field in old.DESCRIPTOR.fields:
             if field.name in skipped:
                 continue
-            one, other = getattr(old, field.name), getattr(new, field.name)
+            old_values, new_values = getattr(old, field.name), getattr(new, field.name)
             if not field.is_repeated:
-                one, other = [one], [other]
-            if len(one) != len(other) or (_has(old, field) != _has(new, field)):
+                old_values, new_values = [old_values], [new_values]
+            if len(old_values) != len(new_values) or (_has(old, field) != _has(new, field)):
                 return f"{at}.{field.name}"
-            for first, second in zip(one, other, strict=True):
+            for first, second in zip(old_values, new_values, strict=True):
                 if field.message_type is None:
-                    wrong = None if self._scalars(first, second, constants) else f"{at}.{field.name}"
+                    difference = None if self._scalars(first, second, constants) else f"{at}.{field.name}"
                 elif not _has(old, field) and not field.is_repeated:
-                    wrong = None
+                    difference = None
                 else:
-                    wrong = self._message(first, second, f"{at}.{field.name}", constants)
-                if wrong:
-                    return wrong
+                    difference = self._message(first, second, f"{at}.{field.name}", constants)
+                if difference:
+                    return difference
         return None
 
     def _scalars(self, old: Any, new: Any, constants: Sequence[Mapping[str, Any]]) -> bool:
         if old == new or (type(old) is int and (old, new) == self.sizes) or (old != old and new != new):
             return True
-        # A constant may be called by what it says.
+        # A constant may be named after its value.
         before, after = constants[0].get(old), constants[1].get(new)
         return before is not None and after is not None and self._agree(before, after)
 
@@ -86,12 +88,12 @@ def _constants(model: ModelProto) -> dict[str, Any]:
 
 
 def _constants_of(tensors: Any) -> dict[str, Any]:
-    found = ((one.name, _numbers(one)) for one in tensors)
-    return {name: value for name, value in found if value is not None}
+    values = ((tensor.name, _numbers(tensor)) for tensor in tensors)
+    return {name: value for name, value in values if value is not None}
 
 
 def _numbers(tensor: Any) -> Any:
-    """Of an int64 tensor inside the model: shapes and lengths are such."""
+    """The values of an int64 tensor inside the model, else None. Shapes and lengths are such tensors."""
     if tensor.data_type != TensorProto.INT64 or tensor.data_location == TensorProto.EXTERNAL:
         return None
     return np.asarray(numpy_helper.to_array(tensor))

@@ -1,6 +1,6 @@
-"""Checks of a patched folder of ONNX models against what it was before: the checker's own account of what may differ.
+"""Checks of a patched folder of ONNX models against its base, by the checker's own rules for what may differ.
 
-What is to be compared is read from the base before anything is written, because a patch in place leaves no base.
+The data for the comparison are read from the base before anything is written, because a patch in place overwrites it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,18 @@ from exporter.verify.patched.untouched import (
     Digests,
     all_rows,
     check_untouched,
+    describe_range,
     differing,
     digests,
-    place,
     sampled_rows,
-    spread,
 )
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import decode, encode
-from exporter.verify.stored.onnx_blocks import BlockStorage
+from exporter.verify.stored.onnx_blocks import HALF_STEP, BlockStorage
+from exporter.verify.values.computed import sample
 
-#: Length of the spans of every tensor beside the vocabulary that are compared when not all bytes are.
+#: Length of the spans that are compared in tensors other than embedding and head when not all bytes are.
 _SPAN_BYTES: Final = 4096
-#: An integer is right if no other is nearer, but for what float32 arithmetic rounds.
-_HALF: Final = 0.5 + 1e-4
 #: 4 bits move a row by a tenth of its norm; rows of different matrices are 1.4 norms apart.
 _SAME_WITHIN_NORMS: Final = 0.5
 
@@ -47,8 +45,8 @@ _SAME_WITHIN_NORMS: Final = 0.5
 class ModelBefore:
     """One model before it is patched.
 
-    rows: matrix → token id → the row that it must hold, as trained. untouched: initialiser → digests of what must
-    stay, by tokens of a matrix, by bytes of any other tensor.
+    rows: matrix → token id → expected row, as trained.
+    untouched: initialiser → digests of what must stay, by tokens of a matrix, by bytes of any other tensor.
     """
 
     file: OnnxFile
@@ -58,23 +56,23 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """The matrices of the vocabulary, the embedding first."""
+        """The matrices of embedding and head, the embedding first."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
     def parts(self) -> set[str]:
-        """Every initialiser that belongs to them."""
+        """Every initialiser of ``matrices``."""
         return {part.name for name in self.matrices for part in self.file.stored_tensors(name)}
 
     @property
     def tokens(self) -> int:
-        """Tokens before."""
+        """Number of tokens before patching."""
         return self.file.tokens(self.matrices[0])
 
 
 @dataclass(frozen=True)
 class Before:
-    """A folder before it is patched. Memory: graphs, and weights inside them."""
+    """A folder before it is patched. Memory: graphs with the weights inside them."""
 
     folder: Path
     models: Sequence[ModelBefore]
@@ -84,7 +82,7 @@ class Before:
 
     @classmethod
     def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter], *, every: bool) -> Before:
-        """Read what the checks need of the models ``paths``, and of the other files. every: all bytes, else some."""
+        """Read the data for the checks of the models ``paths`` and of all other files. every: all bytes, else some."""
         config = folder / "config.json"
         tied = read_object(config).get("tie_word_embeddings") if config.is_file() else None
         models = [_read_model(OnnxFile.open(path), adapters, tied, every=every) for path in paths]
@@ -92,20 +90,20 @@ class Before:
 
     @property
     def vocab(self) -> int:
-        """Tokens after patching."""
+        """Number of tokens after patching."""
         trained = (token_id + 1 for model in self.models for rows in model.rows.values() for token_id in rows)
         return max([*trained, *(model.tokens for model in self.models)])
 
 
 def check_patched(folder: Path, before: Before) -> Iterator[Check]:
-    """Compare the patched folder with what the base and the adapters give."""
+    """Compare the patched folder with base and adapters."""
     files = []
     for model in before.models:
         path = folder / model.file.path.relative_to(before.folder)
-        whose = f"{path.stem}: " if len(before.models) > 1 else ""
+        prefix = f"{path.stem}: " if len(before.models) > 1 else ""
         files.append(OnnxFile.open(path))
         for check in _check_model(files[-1], model, before.vocab, every=before.every):
-            yield replace(check, name=whose + check.name)
+            yield replace(check, name=prefix + check.name)
     grown = before.vocab if before.vocab != before.models[0].tokens else None
     yield from check_files(folder, before.files, before.adapters, _files(files), vocab=grown)
 
@@ -115,7 +113,7 @@ def _files(models: Iterable[OnnxFile]) -> set[Path]:
     return {
         path
         for model in models
-        for path in (model.path, *(one.place.path for one in model.initialisers.values() if one.place))
+        for path in (model.path, *(tensor.place.path for tensor in model.initialisers.values() if tensor.place))
     }
 
 
@@ -124,10 +122,8 @@ def _read_model(file: OnnxFile, adapters: Sequence[Adapter], tied: object, *, ev
     untouched = {}
     for name, tensor in file.initialisers.items():
         if name in model.matrices:
-            trained, width = (
-                model.rows.get(name, {}).keys(),
-                sum(part.nbytes for part in file.stored_tensors(name)) // model.tokens,
-            )
+            trained = model.rows.get(name, {}).keys()
+            width = sum(part.nbytes for part in file.stored_tensors(name)) // model.tokens
             ranges = all_rows(model.tokens, width) if every else sampled_rows(model.tokens, trained)
             untouched[name] = digests(partial(file.token_bytes, name), ranges, trained)
         elif name not in model.parts and _is_raw(file, name):
@@ -137,39 +133,39 @@ def _read_model(file: OnnxFile, adapters: Sequence[Adapter], tied: object, *, ev
 
 
 def _sampled_spans(nbytes: int) -> list[tuple[int, int]]:
-    starts = {start // _SPAN_BYTES * _SPAN_BYTES for start in spread(max(1, nbytes))}
+    starts = {start // _SPAN_BYTES * _SPAN_BYTES for start in sample(max(1, nbytes))}
     return [(start, min(start + _SPAN_BYTES, nbytes)) for start in sorted(starts)]
 
 
 def _is_raw(file: OnnxFile, name: str) -> bool:
-    """Outside the model file; what is inside is compared with the graph."""
+    """Whether a tensor is outside the model file; those inside are compared with the graph."""
     return file.initialisers[name].place is not None
 
 
-def _kind(file: OnnxFile, name: str) -> str:
+def _storage(file: OnnxFile, name: str) -> str:
     return str(BlockStorage.of(file, name)) if name in file.blocks else file.initialisers[name].dtype
 
 
 def _rows(file: OnnxFile, adapters: Sequence[Adapter], tied: object) -> dict[str, dict[int, Array]]:
     embedding, head = str(file.embedding), str(file.head)
-    twins = embedding == head or (tied is not False and _twins(file))
-    found: dict[str, dict[int, Array]] = {}
+    duplicate = embedding == head or (tied is not False and _has_duplicate_head(file))
+    by_matrix: dict[str, dict[int, Array]] = {}
     for adapter in adapters:
-        own: dict[str, dict[int, Array]] = {}
+        adapter_rows: dict[str, dict[int, Array]] = {}
         for part in adapter.rows:
             name = head if part.module.rpartition(".")[2] in HEADS else embedding
-            own.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
-        if twins and head not in own:
-            own[head] = own[embedding]
-        for name, rows in own.items():
-            found.setdefault(name, {}).update(rows)
-    return found
+            adapter_rows.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
+        if duplicate and head not in adapter_rows:
+            adapter_rows[head] = adapter_rows[embedding]
+        for name, rows in adapter_rows.items():
+            by_matrix.setdefault(name, {}).update(rows)
+    return by_matrix
 
 
 def _values(file: OnnxFile, name: str, row: int) -> Array:
     raw = file.token_bytes(name, row, row + 1)
     if name not in file.scaled:
-        row_values: Array = decode(raw, _kind(file, name))[0]
+        row_values: Array = decode(raw, _storage(file, name))[0]
         return row_values
     scale, zero = _scale(file, name)
     numbers: Array = raw[0].view(DTYPES[file.initialisers[name].dtype]).astype(np.float64)
@@ -178,20 +174,20 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
     """(scale, zero point) of a matrix of integers that has one of each."""
-    form = file.scaled[name]
-    zero = float(file.rows(form.zero_point, 0, 1)[0]) if form.zero_point else 0.0
-    return float(file.rows(form.scale, 0, 1)[0]), zero
+    quantisation = file.scaled[name]
+    zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
+    return float(file.rows(quantisation.scale, 0, 1)[0]), zero
 
 
-def _twins(file: OnnxFile) -> bool:
-    """Whether the head is the embedding stored a second time, in whatever form."""
+def _has_duplicate_head(file: OnnxFile) -> bool:
+    """Whether the head is a copy of the embedding, in any storage."""
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
-    for row in spread(file.tokens(names[0])):
-        one, other = (_values(file, name, row) for name in names)
-        norms = np.linalg.norm(one), np.linalg.norm(other)
-        if one.shape != other.shape or np.linalg.norm(one - other) > _SAME_WITHIN_NORMS * max(norms):
+    for row in sample(file.tokens(names[0])):
+        embedding, head = (_values(file, name, row) for name in names)
+        norms = np.linalg.norm(embedding), np.linalg.norm(head)
+        if embedding.shape != head.shape or np.linalg.norm(embedding - head) > _SAME_WITHIN_NORMS * max(norms):
             return False
     return True
 
@@ -205,30 +201,30 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
         wrong = f"{sizes} tokens where {vocab} were expected"
     yield Check(name="graph", passed=wrong is None, detail=wrong or f"{len(graph.graph.node)} nodes, {vocab} tokens")
     if wrong is not None:
-        return  # rows cannot be paired
+        return  # rows have no counterparts
     for name, rows in before.rows.items():
         yield _check_rows(file, name, rows)
     yield _check_untouched(file, before, every=every)
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
-    """Every trained row lies in the file as the matrix stores it."""
-    kind = _kind(file, name)
-    wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, kind, token_id, row)]
-    detail = f"{len(rows)} trained rows in {kind}"
+    """Every trained row is stored as the matrix encodes it."""
+    storage = _storage(file, name)
+    wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
+    detail = f"{len(rows)} trained rows in {storage}"
     if wrong:
         detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _holds(file: OnnxFile, name: str, kind: str, token_id: int, row: Array) -> bool:
+def _holds(file: OnnxFile, name: str, storage: str, token_id: int, row: Array) -> bool:
     if name in file.scaled:
         step = abs(_scale(file, name)[0])
-        return bool((np.abs(_values(file, name, token_id) - row.astype(np.float64)) <= step * _HALF).all())
+        return bool((np.abs(_values(file, name, token_id) - row.astype(np.float64)) <= step * HALF_STEP).all())
     raw = file.token_bytes(name, token_id, token_id + 1)
-    if BlockStorage.is_name(kind):
-        return bool(BlockStorage.parse(kind).holds(row[None], raw).all())
-    return np.array_equal(raw, encode(row[None], kind))
+    if BlockStorage.is_name(storage):
+        return bool(BlockStorage.parse(storage).holds(row[None], raw).all())
+    return np.array_equal(raw, encode(row[None], storage))
 
 
 def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Check:
@@ -236,8 +232,8 @@ def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Che
     for name, kept in before.untouched.items():
         if name in before.matrices:
             changed = differing(partial(file.token_bytes, name), kept, before.rows.get(name, {}).keys())
-            wrong += [f"{name}: {place('token', *tokens)}" for tokens in changed]
+            wrong += [f"{name}: {describe_range('token', *tokens)}" for tokens in changed]
         else:
-            wrong += [f"{name}: {place('byte', *span)}" for span in differing(partial(file.raw, name), kept)]
+            wrong += [f"{name}: {describe_range('byte', *span)}" for span in differing(partial(file.raw, name), kept)]
     count = sum(map(len, before.untouched.values()))
     return check_untouched(wrong, "every other byte" if every else f"{count} other pieces, some of every tensor")

@@ -1,42 +1,34 @@
-"""Rows and bytes that a patch must leave as they are, as digests taken from the base before it.
+"""Digests of the rows and bytes that a patch must not change, taken from the base before the patch.
 
-Digests serve a patch in place, which leaves no base to compare with, and a copy alike.
+Digests also work for a patch in place, which overwrites the base.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final
 
 import numpy as np
 
 from exporter.tensors import BLOCK_BYTES, Array
 from exporter.verify.report import Check
+from exporter.verify.values.computed import SAMPLED, sample
 
-#: Rows of a matrix, and spans of any other tensor, that are compared when not all bytes are.
-_SAMPLED: Final = 6
-
-#: ``read(start, stop)``: rows [start, stop) of a tensor as they are stored, (n, bytes) uint8.
+#: ``read(start, stop)``: rows [start, stop) of a tensor as stored, (n, bytes) uint8.
 Reader = Callable[[int, int], Array]
 #: (start, stop) of rows → SHA-256 of their bytes, without the rows that change.
 Digests = Mapping[tuple[int, int], bytes]
 
 
-def spread(count: int) -> list[int]:
-    """At most 6 of ``range(count)``, evenly spread, ascending."""
-    return sorted({round(step * (count - 1) / (_SAMPLED - 1)) for step in range(_SAMPLED)})
-
-
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
-    """Some rows that stay, one a range. Neighbours of changed rows come first: a wrong offset hits them."""
-    near = {row + step for row in sorted(changed)[:_SAMPLED] for step in (-1, 1)}
-    rows = (near | set(spread(n_rows))) - set(changed)
+    """Some unchanged rows, one per range, including neighbours of changed rows, which a wrong offset would hit."""
+    near = {row + step for row in sorted(changed)[:SAMPLED] for step in (-1, 1)}
+    rows = (near | set(sample(n_rows))) - set(changed)
     return [(row, row + 1) for row in sorted(rows) if 0 <= row < n_rows]
 
 
 def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
-    """Every row, in ranges of at most 8 MiB, but of at least one row."""
+    """Every row, in ranges of at most 8 MiB and at least one row."""
     step = max(1, BLOCK_BYTES // max(1, row_nbytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
@@ -52,19 +44,19 @@ def digests(
 
 
 def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> list[tuple[int, int]]:
-    """The ranges whose bytes are no longer those of ``before``."""
+    """The ranges with bytes that differ from ``before``."""
     after = digests(read, before, changed)
-    return [place for place, digest in before.items() if after[place] != digest]
+    return [rows for rows, digest in before.items() if after[rows] != digest]
 
 
 def check_untouched(wrong: Sequence[str], compared: str) -> Check:
-    """wrong: places whose bytes are not the base's. compared: what was compared, for a check that passes."""
+    """The check.  wrong: places with bytes that differ.  compared: the compared bytes, for a check that passes."""
     detail = f"{wrong[0]} differs from the base, and {len(wrong) - 1} more" if wrong else f"{compared} as in the base"
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def place(unit: str, start: int, stop: int) -> str:
-    """A range in words: ``row 7``, ``rows 0 to 4095``."""
+def describe_range(unit: str, start: int, stop: int) -> str:
+    """Text for a range: ``row 7``, ``rows 0 to 4095``."""
     return f"{unit} {start}" if stop == start + 1 else f"{unit}s {start} to {stop - 1}"
 
 

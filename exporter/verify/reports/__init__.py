@@ -1,1 +1,1 @@
-"""A verification on paper: report.json for programs, report.xml (JUnit) for pipelines, report.html for people."""
+"""The forms of a report: report.json for programs, report.xml (JUnit) for pipelines, report.html for people."""

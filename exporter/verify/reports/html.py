@@ -1,4 +1,4 @@
-"""report.html: one page with everything in it, drawn from the document that report.json holds."""
+"""report.html: a self-contained page, rendered from the document of report.json."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ from exporter.verify.reports.plots import kl_by_position, logit_scatter, row_bar
 from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 _TEMPLATE: Final = "report.html.jinja"
-#: The heat line fades over so many powers of ten below its hottest token.
+#: Number of powers of ten below the largest KL over which the colour of a token fades.
 _DECADES: Final = 2
 
 
 def to_html(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.html for ``document``; needs no network and no script."""
+    """The bytes of report.html for ``document``; the page needs no network and no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = _figure
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
     artifacts = [
-        {**artifact, "plots": list(_plots(artifact, f"a{number}")), "heat": _heat(artifact), "shown": _shown(artifact)}
+        {
+            **artifact,
+            "plots": list(_plots(artifact, f"a{number}")),
+            "heat": _heat(artifact),
+            "shown": _profiled_model(artifact),
+        }
         for number, artifact in enumerate(document["artifacts"], 1)
     ]
     page = environment.from_string(source).render({**document, "artifacts": artifacts})
     return (page.rstrip() + "\n").encode()
 
 
-def _shown(artifact: Mapping[str, Any]) -> str | None:
-    """Which of several models the profile is of: the first that was run."""
+def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
+    """The model of the profile if the artifact has several: the first that was run."""
     runs = [name for name in artifact["facts"] if name.endswith(": runtime")]
     return runs[0].removesuffix(": runtime") if artifact["profile"] and len(runs) > 1 else None
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Those for which there is data: without a run there are no logits, without trained rows no bars."""
-    ran = artifact["profile"]
-    if ran is not None:
-        svg = kl_by_position(ran["traces"], f"{name}-kl")
+    """The plots that have data: without a run there are no logits, without trained rows no bars."""
+    profile = artifact["profile"]
+    if profile is not None:
+        svg = kl_by_position(profile["traces"], f"{name}-kl")
         yield {"kind": "kl", "title": "KL by position and kind of prompt", "svg": Markup(svg)}
-        svg = logit_scatter(ran["logits"], f"{name}-logits")
+        svg = logit_scatter(profile["logits"], f"{name}-logits")
         yield {"kind": "logits", "title": "Logits against the reference", "svg": Markup(svg)}
     if artifact["rows"]:
         svg = row_bars(artifact["rows"], ROW_ERROR_SHARE, f"{name}-rows")
@@ -51,7 +56,7 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Every token with a heat from 0 to 1, logarithmic in the KL of the position."""
+    """Every token with a heat from 0 to 1, logarithmic in the KL of its position."""
     if artifact["profile"] is None:
         return None
     traces = artifact["profile"]["traces"]
@@ -75,7 +80,7 @@ def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _figure(value: object) -> str:
-    """Three digits of a number, and nothing where there is none."""
+    """Three digits of a number, "" for None."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

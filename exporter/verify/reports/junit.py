@@ -1,4 +1,4 @@
-"""report.xml: a test suite an artifact, a test case a check, for pipelines that read JUnit."""
+"""report.xml: one test suite per artifact and one test case per check, for pipelines that read JUnit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-#: Characters that XML 1.0 cannot hold in any form; a runtime's last words may.
+#: Characters that XML 1.0 cannot represent, but error messages of runtimes may contain.
 _ILLEGAL: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.xml for the ``document`` that report.json holds."""
+    """The bytes of report.xml for ``document``, that of report.json."""
     xml = JUnitXml("ttexport verify")
     for artifact in document["artifacts"]:
         suite = TestSuite(_clean(f"{artifact['format']} {artifact['artifact']}"))

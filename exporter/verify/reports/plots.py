@@ -1,4 +1,4 @@
-"""The plots of a report as SVG that stands inside the page and takes its colours from the page's CSS variables."""
+"""The plots of a report as inline SVG, with colours from the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from exporter.verify.running.prompts import KINDS
 
-#: matplotlib wants colours, the page has variables: each is drawn in a colour that occurs nowhere else.
+#: matplotlib needs colours, the page has CSS variables: each variable is drawn as a unique colour and replaced later.
 _INKS: Final = {f"#0102{number:02x}": name for number, name in enumerate(("ink", "muted", "grid", "limit", "point"), 1)}
 _SERIES: Final = {kind: f"#0103{number:02x}" for number, kind in enumerate(KINDS, 1)}
 _VARIABLES: Final = _INKS | {colour: f"series-{number}" for number, colour in enumerate(_SERIES.values(), 1)}
 _INK, _MUTED, _GRID, _LIMIT, _POINT = _INKS
 _STYLE: Final = {
-    "svg.fonttype": "none",  # text stays text: searchable, small, in the page's font
-    "svg.hashsalt": "ttexport",  # names inside the file do not change from run to run
+    "svg.fonttype": "none",  # text stays text: searchable, small, in the font of the page
+    "svg.hashsalt": "ttexport",  # the same ids in every run
     "font.size": 9,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -39,33 +39,33 @@ _STYLE: Final = {
     "ytick.color": _MUTED,
     "legend.frameon": False,
 }
-#: A KL below this is float64's rounding; a logarithmic axis needs a lowest value.
+#: A KL below this is rounding noise of float64; a logarithmic axis needs a lower bound.
 _FLOOR: Final = 1e-12
 _MOST_BARS: Final = 32
-#: A row that is stored exactly still gets the stump of a bar.
+#: Length of the bar of a row that is stored exactly.
 _STUMP: Final = 1e-4
 _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
-    """For each kind of position: the mean over sequences at every position, and the farthest one as a thin line."""
-    found: dict[str, dict[int, list[float]]] = {kind: {} for kind in KINDS}
+    """For each kind of position: the mean KL over sequences at every position, and a thin line up to the largest."""
+    by_kind: dict[str, dict[int, list[float]]] = {kind: {} for kind in KINDS}
     for trace in traces:
         for position, (kind, kl) in enumerate(zip(trace["kinds"], trace["kl"], strict=True)):
             if kl is not None:
-                found[kind].setdefault(position, []).append(max(kl, _FLOOR))
+                by_kind[kind].setdefault(position, []).append(max(kl, _FLOOR))
 
     def draw(axes: Axes) -> None:
-        for kind, by_position in found.items():
+        for kind, by_position in by_kind.items():
             if by_position:
-                places = sorted(by_position)
-                means = [np.mean(by_position[place]) for place in places]
-                most = [max(by_position[place]) for place in places]
-                axes.vlines(places, means, most, color=_SERIES[kind], linewidth=0.8)
-                axes.plot(places, means, "o", markersize=3.5, color=_SERIES[kind], label=kind)
-        known = [kl for by_position in found.values() for kls in by_position.values() for kl in kls] or [_FLOOR]
+                positions = sorted(by_position)
+                means = [np.mean(by_position[position]) for position in positions]
+                largest = [max(by_position[position]) for position in positions]
+                axes.vlines(positions, means, largest, color=_SERIES[kind], linewidth=0.8)
+                axes.plot(positions, means, "o", markersize=3.5, color=_SERIES[kind], label=kind)
+        values = [kl for by_position in by_kind.values() for kls in by_position.values() for kl in kls] or [_FLOOR]
         axes.set(yscale="log", xlabel="position in the sequence", ylabel="KL (nats): mean, up to the largest")
-        axes.set_ylim(*_decades(min(known), max(known)))
+        axes.set_ylim(*_decades(min(values), max(values)))
         axes.yaxis.set_major_formatter(_POWERS)
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), handletextpad=0.2, columnspacing=1.2)
@@ -74,7 +74,7 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str:
-    """Each dot is one logit; on the diagonal the artifact says what the reference says."""
+    """A dot per logit; on the diagonal artifact and reference agree."""
     both = [pair for pair in zip(pairs["reference"], pairs["artifact"], strict=True) if None not in pair]
     points = np.array(both, np.float64).reshape(-1, 2)
 
@@ -89,11 +89,11 @@ def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str
 
 
 def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
-    """A bar a trained row, the worst first: how far the stored row is off, as a share of what training changed."""
+    """A bar per trained row, the largest first: the error of the stored row as a share of the change by training."""
     bars = [
-        (error / change if change else 0.0, f"{one['use']} {token_id}")
-        for one in rows
-        for token_id, error, change in zip(one["token_ids"], one["errors"], one["changes"], strict=True)
+        (error / change if change else 0.0, f"{matrix['use']} {token_id}")
+        for matrix in rows
+        for token_id, error, change in zip(matrix["token_ids"], matrix["errors"], matrix["changes"], strict=True)
         if error is not None and change is not None
     ]
     shown = sorted(bars, key=lambda bar: (-bar[0], bar[1]))[:_MOST_BARS]

@@ -1,4 +1,4 @@
-"""Where a verification was done and on which bytes: versions, processor, threads; digests of artifacts and base."""
+"""Environment and inputs of a verification: versions, processor, threads; digests of artifacts, base and adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.tensors import BLOCK_BYTES
 from exporter.verify.expect.reference import Reference
 from exporter.version import __version__
 
-#: Packages whose version can change the figures of a report.
+#: Packages that can change the figures of a report.
 _PACKAGES: Final = (
     "gguf",
     "llama-cpp-python",
@@ -32,13 +32,13 @@ _PACKAGES: Final = (
 
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Part of the report's document. Reads every byte of ``artifacts``, one block in memory; holds no clock time."""
+    """Environment, reference and file digests for a report; no clock time. Reads ``artifacts``, one block in memory."""
     base = reference.checkpoint
     return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)
 
 
 def setting_without_base(name: str, adapters: Sequence[Adapter], artifacts: Sequence[Path]) -> dict[str, Any]:
-    """The same where no checkpoint is at hand: ``name`` is what the base is called."""
+    """The same without a checkpoint.  name: that of the base."""
     return _setting(name, None, adapters, artifacts)
 
 
@@ -48,7 +48,7 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
         "reference": {
             "base": base,
             "embedding_sha256": digest,
-            "adapters": [{"name": one.path.name, "sha256": file_digest(one.weights)} for one in adapters],
+            "adapters": [{"name": adapter.path.name, "sha256": file_digest(adapter.weights)} for adapter in adapters],
         },
         "files": [
             {"artifact": number, "file": name, "nbytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -59,7 +59,7 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine; a package that is not installed has the version None."""
+    """Versions and machine; None for a package that is not installed."""
     return {
         "ttexport": __version__,
         "python": platform.python_version(),
@@ -81,7 +81,7 @@ def file_digest(path: Path) -> str:
 
 
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
-    """(path inside the artifact, the file), in the order of names; a GGUF file may have further parts beside it."""
+    """(path in the artifact, the file), in the order of names; for a split GGUF, all its parts."""
     if artifact.is_file():
         yield from ((part.path.name, part.path) for part in GgufModel.open(artifact).files)
         return
@@ -91,7 +91,7 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _cpu() -> str:
-    """The processor's own name, which only /proc tells on Linux."""
+    """The name of the processor, which on Linux only /proc has."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

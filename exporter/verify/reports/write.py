@@ -1,4 +1,4 @@
-"""Writes the three forms of a report; all are made before any is written, and all from one document."""
+"""Write the three forms of a report. All are rendered from one document before any is written."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ HTML: Final = "report.html"
 
 
 def require_renderers() -> None:
-    """Raise MissingDependency before any work is done; nothing is imported."""
+    """Raise MissingDependency unless all packages for a report are installed; imports none."""
     for package in REPORT:
         package.require("--report")
 
 
 def write_report(folder: Path, reports: Sequence[Report], setting: dict[str, Any]) -> None:
-    """Put report.json, report.xml and report.html into ``folder``, in place of older ones. Raises OutputError."""
+    """Write report.json, report.xml and report.html into ``folder``, replacing older ones. Raises OutputError."""
     from exporter.verify.reports.html import to_html
     from exporter.verify.reports.junit import to_junit
 
-    found = document(reports, setting)
-    forms = {JSON: to_bytes(found), XML: to_junit(found), HTML: to_html(found)}
+    content = document(reports, setting)
+    forms = {JSON: to_bytes(content), XML: to_junit(content), HTML: to_html(content)}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in forms:
             (folder / name).unlink(missing_ok=True)
-    for name, content in forms.items():
-        write_file(folder / name, content)
+    for name, data in forms.items():
+        write_file(folder / name, data)

@@ -1,1 +1,1 @@
-"""Running artifact and reference, and comparing what they say."""
+"""Run artifacts and the reference, and compare their outputs."""

@@ -1,10 +1,10 @@
-"""Texts on which logits are compared, of the kinds that tokenizers and models treat differently."""
+"""Texts for comparing logits, of kinds that tokenizers and models treat differently."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Run by every artifact in every way: prose, code, digits, other scripts, dialogue.
+#: Run by every artifact in every run mode: prose, code, digits, other scripts, dialogue.
 CONTROL_TEXTS: Final = (
     "The quick brown fox jumps over the lazy dog, and then it rests under the old oak tree.",
     "def add(a, b):\n    return a + b\n\nprint(add(1999, 42))",
@@ -13,7 +13,7 @@ CONTROL_TEXTS: Final = (
     "User: What is the capital of France?\nAssistant: The capital of France is Paris.",
 )
 
-#: Run once besides, where a mean over positions is judged and has to be one over many.
+#: Run once in addition, for checks of a mean over positions, which needs many positions.
 MORE_TEXTS: Final = (
     "The harbour was still dark when the first boats came in. Nobody spoke on the quay; the crates were passed from "
     "hand to hand, and the gulls, who knew the hour as well as the fishermen did, waited on the roof of the ice house.",

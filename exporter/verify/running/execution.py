@@ -1,4 +1,4 @@
-"""Runs artifacts and the reference, and hands their arrays to the checks."""
+"""Run artifacts and the reference, and compare their arrays."""
 
 from __future__ import annotations
 
@@ -29,36 +29,38 @@ from exporter.verify.runtimes.job import RuntimeFailed, run
 from exporter.verify.stored.artifact import Artifact
 from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
 
-#: Called with a line that says what is being done.
+#: Called with one line of progress at a time.
 Say = Callable[[str], None]
 
 
 @dataclass
 class Run:
-    """What one artifact's processes left behind. ``failure`` is what its runtime said instead.
+    """The results of one artifact's processes.
 
-    rounding: that of the reference which it is held to.  ways: those in which it computed the sequences.
-    kept: tuned tensors that the base so stored has, too, so that it is not the base.
+    rounding: the rounding of the reference that the artifact is compared with.  modes: its run modes.
+    arrays, base_arrays, loader_arrays: results of the artifact, of the base in the same quantisation, and of
+    transformers' own GGUF loader.  failure: the runtime's error message, or "".
+    not_restored: tuned tensors that could not be replaced by the base's, so that ``base_arrays`` are not the base's.
     """
 
     artifact: Artifact
     runtime: str
     rounding: str
-    ways: Sequence[str] = ("full",)
-    got: logits.Reader | None = None
-    base: logits.Reader | None = None
-    loader: logits.Reader | None = None
+    modes: Sequence[str] = ("full",)
+    arrays: logits.Reader | None = None
+    base_arrays: logits.Reader | None = None
+    loader_arrays: logits.Reader | None = None
     failure: str = ""
-    kept: Sequence[str] = ()
+    not_restored: Sequence[str] = ()
     profile: Profile | None = None
     skipped: list[Skip] = field(default_factory=list)
 
 
 @dataclass
 class Execution:
-    """The processes of one verification; their results stay in ``folder``, read as they are needed.
+    """The processes of one verification. Their results stay in ``folder`` and are read when needed.
 
-    required: names of runtimes that have to run whatever they can.
+    required: names of runtimes that must run all they support.
     """
 
     reference: Reference
@@ -67,200 +69,210 @@ class Execution:
     say: Say
     required: Collection[str] = ()
     runs: dict[Path, Run] = field(default_factory=dict)
-    want: logits.Reader | None = None
+    reference_arrays: logits.Reader | None = None
 
     def run(self, artifact: Artifact) -> None:
-        """Run ``artifact`` in its runtime; a quantised one also with the base's rows put back.
+        """Run ``artifact`` in its runtime; if it is quantised, also a copy with the base's values.
 
-        Raises MissingDependency if nothing is installed that could.
+        Raises MissingDependency if no installed runtime can run it.
         """
         runtime = choose_runtime(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
-        place = self.folder / str(len(self.runs))
-        done = self.runs[artifact.path] = Run(artifact, runtime, reference_rounding(artifact, self.reference))
+        folder = self.folder / str(len(self.runs))
+        state = self.runs[artifact.path] = Run(artifact, runtime, reference_rounding(artifact, self.reference))
         if artifact.format == "onnx":
-            done.ways, done.skipped = graph_modes(artifact)
+            state.modes, state.skipped = graph_modes(artifact)
         if runtime == "gguf_in_transformers":
             reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
-            done.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
+            state.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
-            "more": self.sequences.more if self._is_mean(done) else [],
-            # Who does not have to choose alike is not asked.
+            "more": self.sequences.more if self._uses_mean(state) else [],
+            # Greedy decoding runs only where it must match exactly.
             "greedy_prompts": self._greedy_prompts() if greedy_must_match(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
-            "ways": done.ways,
+            "modes": state.modes,
             "cache_shape": self.reference.cache_shape,
             "start_token": self.reference.start_token,
         }
         started = time.perf_counter()
         try:
             self.say(f"running {artifact.path.name} in {TITLES[runtime]}")
-            done.got = run(runtime, job, place)
-            if self._is_mean(done):
-                copy, done.kept = write_base(artifact, self.reference, place / "copy")
-                ids = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
-                quiet = ids | {"texts": [], "ways": ["full"]}
+            state.arrays = run(runtime, job, folder)
+            if self._uses_mean(state):
+                copy, state.not_restored = write_base(artifact, self.reference, folder / "copy")
+                base_sequences = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
+                base_job = base_sequences | {"texts": [], "modes": ["full"]}
                 self.say(f"running the base as stored in {artifact.path.name}")
-                done.base = run(runtime, job | {"artifact": str(copy)} | quiet, place / "base")
-                shutil.rmtree(place / "copy")
+                state.base_arrays = run(runtime, job | {"artifact": str(copy)} | base_job, folder / "base")
+                shutil.rmtree(folder / "copy")
             if runtime == "llamacpp":
-                self._run_loader(done, job | {"more": [], "greedy_prompts": []}, place)
+                self._run_loader(state, job | {"more": [], "greedy_prompts": []}, folder)
         except RuntimeFailed as exc:
-            done.failure = str(exc)
+            state.failure = str(exc)
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
-    def _run_loader(self, done: Run, job: dict[str, Any], place: Path) -> None:
-        """Run a GGUF in transformers, too, or say why not."""
-        reason = gguf_loader.unable(self.reference)
+    def _run_loader(self, state: Run, job: dict[str, Any], folder: Path) -> None:
+        """Run a GGUF in transformers' own loader, too, or record the reason why not."""
+        reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
             reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file as transformers does"))
-        elif len(done.artifact.files) > 1:
-            reason = "transformers' own loader reads no file that is split"
-        elif gguf_loader.NAME not in self.required and any(one.loader for one in self.runs.values()):
+        elif len(state.artifact.files) > 1:
+            reason = "transformers' own loader reads no split files"
+        elif gguf_loader.NAME not in self.required and any(earlier.loader_arrays for earlier in self.runs.values()):
             reason = f"it ran another GGUF of the same model; --require {gguf_loader.NAME} runs all"
         if reason:
-            done.skipped.append(Skip(gguf_loader.NAME, reason))
+            state.skipped.append(Skip(gguf_loader.NAME, reason))
             return
-        self.say(f"running {done.artifact.path.name} in transformers' own loader")
-        sequences = [self.sequences.all[number] for number in self._shown()]
-        done.loader = run("gguf_in_transformers", job | {"sequences": sequences}, place / "loader")
+        self.say(f"running {state.artifact.path.name} in transformers' own loader")
+        sequences = [self.sequences.all[number] for number in self._loader_sequences()]
+        state.loader_arrays = run("gguf_in_transformers", job | {"sequences": sequences}, folder / "loader")
 
-    def _shown(self) -> list[int]:
-        return gguf_loader.shown(self.sequences.all, self.sequences.trained)
+    def _loader_sequences(self) -> list[int]:
+        return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """One process for every rounding that the artifacts declare, and for every token that they chose."""
-        alive = [one for one in self.runs.values() if one.got is not None]
-        if not alive:
+        """Run the reference in one process: in every rounding of the artifacts, and over the tokens that they chose."""
+        ran = [state for state in self.runs.values() if state.arrays is not None]
+        if not ran:
             return
-        wanted = {one.rounding: self.sequences.all for one in alive}
-        wanted |= {one.rounding: self.sequences.many for one in alive if one.base}
+        wanted = {state.rounding: self.sequences.all for state in ran}
+        wanted |= {state.rounding: self.sequences.many for state in ran if state.base_arrays}
         job: dict[str, Any] = {
             "checkpoint": str(self.reference.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.reference.adapters],
             "vocab": self.reference.vocab,
             "sequences": {"F32": self.sequences.all} | dict(sorted(wanted.items())),
-            "base_sequences": self._base_sequences() if any(one.base for one in alive) else [],
-            "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(alive).items()},
+            "base_sequences": self._base_sequences() if any(state.base_arrays for state in ran) else [],
+            "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(ran).items()},
         }
         self.say("computing the reference: transformers with PEFT, unmerged")
-        self.want = run("reference", job, self.folder / "reference")
+        self.reference_arrays = run("reference", job, self.folder / "reference")
 
-    def judge(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
-        """Compare what ``artifact`` computed with the reference. A runtime that failed on it is a failed check."""
-        done = self.runs[artifact.path]
-        facts["runtime"] = TITLES[done.runtime]
-        yield Check(name="runs", passed=not done.failure, detail=done.failure or TITLES[done.runtime])
-        if done.got is None or done.failure:
+    def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
+        """Compare the results of ``artifact`` with the reference. A failure of its runtime is a failed check."""
+        state = self.runs[artifact.path]
+        facts["runtime"] = TITLES[state.runtime]
+        yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
+        if state.arrays is None or state.failure:
             return
-        assert self.want is not None, "the reference ran if any artifact did"
-        want, got, sequences, kind = self.want, done.got, self.sequences.all, artifact.kind
-        if done.rounding != "F32":
-            rounding = logits.distance(want, "F32", want, done.rounding, sequences)
+        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        reference, arrays, sequences, storage = (
+            self.reference_arrays,
+            state.arrays,
+            self.sequences.all,
+            artifact.storage,
+        )
+        if state.rounding != "F32":
+            rounding = logits.distance(reference, "F32", reference, state.rounding, sequences)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
-        found = {way: logits.distance(want, done.rounding, got, way, sequences) for way in done.ways[1:]}
-        many = self.sequences.many if done.base else sequences
-        whole = logits.distance(want, done.rounding, got, "full", many)
-        found["full"] = whole.at(slice(sum(map(len, sequences))))
-        if done.rounding != "F32" and self.reference.computes:
-            found["rounding"] = rounding
-        facts |= {"max abs": found["full"].max_abs, "mean KL": found["full"].kl}
+        distances = {
+            mode: logits.distance(reference, state.rounding, arrays, mode, sequences) for mode in state.modes[1:]
+        }
+        compared = self.sequences.many if state.base_arrays else sequences
+        all_positions = logits.distance(reference, state.rounding, arrays, "full", compared)
+        distances["full"] = all_positions.at(slice(sum(map(len, sequences))))
+        if state.rounding != "F32" and self.reference.computes:
+            distances["rounding"] = rounding
+        facts |= {"max abs": distances["full"].max_abs, "mean KL": distances["full"].kl}
         facts["trained tokens run"] = f"{len(self.sequences.covered)} of {len(self.reference.trained_ids)}"
-        done.profile = profile(found["full"], self.sequences, want, done.rounding, got)
-        if done.base is not None:
-            yield from self._check_excess(done, whole)
-            yield from logits.check_alike(got, done.ways, sequences)
+        state.profile = profile(distances["full"], self.sequences, reference, state.rounding, arrays)
+        if state.base_arrays is not None:
+            yield from self._check_excess(state, all_positions)
+            yield from logits.check_modes(arrays, state.modes, sequences)
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
-            yield from check(found, kind)
+            yield from check(distances, storage)
         if greedy_must_match(artifact):
-            own = self._continuations([done])[done.rounding]
-            judged = list(self._continuations(self.runs.values())[done.rounding])
-            yield logits.check_greedy(want, got, done.rounding, [judged.index(pair) for pair in own])
-        if done.loader is not None:
-            yield self._check_loader(done, found)
-        if done.runtime == "llamacpp":
-            yield logits.check_tokens(self.sequences.text_ids, got, self.sequences.texts)
+            own = self._continuations([state])[state.rounding]
+            scored = list(self._continuations(self.runs.values())[state.rounding])
+            yield logits.check_greedy(reference, arrays, state.rounding, [scored.index(pair) for pair in own])
+        if state.loader_arrays is not None:
+            yield self._check_loader(state, distances)
+        if state.runtime == "llamacpp":
+            yield logits.check_tokens(self.sequences.text_ids, arrays, self.sequences.texts)
 
-    def _check_loader(self, done: Run, found: Mapping[str, Distance]) -> Check:
-        assert self.want is not None, "the reference ran if any artifact did"
-        assert done.got is not None
-        assert done.loader is not None
-        if done.artifact.quantised:
-            return gguf_loader.check_quantised(gguf_loader.distance(done.got, "full", done.loader, self._shown()))
-        rounding = found["rounding"].max_abs if "rounding" in found else 0.0
-        return gguf_loader.check_exact(
-            gguf_loader.distance(self.want, done.rounding, done.loader, self._shown()), rounding
-        )
+    def _check_loader(self, state: Run, distances: Mapping[str, Distance]) -> Check:
+        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        assert state.arrays is not None
+        assert state.loader_arrays is not None
+        numbers = self._loader_sequences()
+        if state.artifact.quantised:
+            return gguf_loader.check_quantised(gguf_loader.distance(state.arrays, "full", state.loader_arrays, numbers))
+        rounding = distances["rounding"].max_abs if "rounding" in distances else 0.0
+        distance = gguf_loader.distance(self.reference_arrays, state.rounding, state.loader_arrays, numbers)
+        return gguf_loader.check_exact(distance, rounding)
 
-    def _check_excess(self, done: Run, tuned: Distance) -> Iterator[Check]:
-        assert self.want is not None, "the reference ran if any artifact did"
-        assert done.got is not None
-        assert done.base is not None
+    def _check_excess(self, state: Run, tuned: Distance) -> Iterator[Check]:
+        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        assert state.arrays is not None
+        assert state.base_arrays is not None
         # New tokens have no column in the base: both sides are compared over the base's vocabulary.
         columns = self.reference.base_vocab
-        base = logits.distance(self.want, "base", done.base, "full", self._base_sequences(), columns)
+        base = logits.distance(
+            self.reference_arrays, "base", state.base_arrays, "full", self._base_sequences(), columns
+        )
         if self.reference.vocab != columns:
-            tuned = logits.distance(self.want, done.rounding, done.got, "full", self.sequences.many, columns)
-        if done.kept:
-            yield excess.check_alone(tuned, done.artifact.types)
-            reason = (
-                f"{len(done.kept)} tuned tensors, such as {done.kept[0]}, cannot be made the base's in this storage"
+            tuned = logits.distance(
+                self.reference_arrays, state.rounding, state.arrays, "full", self.sequences.many, columns
             )
-            done.skipped.append(Skip("excess KL", f"{reason}: there is no base so stored to compare with"))
+        if state.not_restored:
+            yield excess.check_alone(tuned, state.artifact.types)
+            count, first = len(state.not_restored), state.not_restored[0]
+            reason = f"{count} tuned tensors, such as {first}, cannot be replaced by the base's in this storage"
+            state.skipped.append(Skip("excess KL", f"{reason}: there is no base in the same quantisation to compare"))
             return
-        quantised = done.artifact.quantised
+        quantised = state.artifact.quantised
         if quantised:
-            yield excess.check_base(base, done.artifact.types)
+            yield excess.check_base(base, state.artifact.types)
         lengths = [len(ids) for ids in self.sequences.many]
         if not self.reference.routed:
-            yield excess.check_excess(tuned, base, lengths, self._varied())
+            yield excess.check_excess(tuned, base, lengths, self._tuned_positions())
             return
-        most = None if quantised else GGUF_KL[done.artifact.kind]
-        yield from excess.check_routed(tuned, base, lengths, self._varied(), most)
+        most = None if quantised else GGUF_KL[state.artifact.storage]
+        yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
-    def _varied(self) -> int:
-        """Positions of sequences that the base computes in another way: it has other inner weights or other inputs."""
+    def _tuned_positions(self) -> int:
+        """Number of positions that tuning affects, through inner weights or through trained tokens in the input."""
         trained = set(self.reference.trained_ids)
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
-    def _is_mean(self, done: Run) -> bool:
-        """Whether what is judged is a mean over positions, beside that of the base so stored."""
-        return done.artifact.quantised or self._jumps(done)
+    def _uses_mean(self, state: Run) -> bool:
+        """Whether the artifact is compared by its mean KL, relative to the base in the same quantisation."""
+        return state.artifact.quantised or self._router_is_noisy(state)
 
-    def _jumps(self, done: Run) -> bool:
-        """llama.cpp rounds activations to a 16-bit file's type, which may send a token to another expert."""
-        return self.reference.routed and done.artifact.kind in HALVES and done.runtime == "llamacpp"
+    def _router_is_noisy(self, state: Run) -> bool:
+        """Whether rounding may send tokens to other experts: llama.cpp rounds activations to a 16-bit file's type."""
+        return self.reference.routed and state.artifact.storage in HALVES and state.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
-        """One control text, and one with trained tokens if there are any, equally long: a batch without padding."""
+        """A control text and, if any, a text with trained tokens, of equal length: a batch without padding."""
         prompts = [self.sequences.control[0], *self.sequences.trained[:1]]
         length = min(map(len, prompts))
         return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """As many as the model has positions for after a prompt."""
+        """Number of tokens to decode: at most as many as the model has positions after a prompt."""
         length = len(self._greedy_prompts()[0])
-        room = (self.reference.max_positions or length + GREEDY_TOKENS) - length
-        return max(1, min(GREEDY_TOKENS, room))
+        left = (self.reference.max_positions or length + GREEDY_TOKENS) - length
+        return max(1, min(GREEDY_TOKENS, left))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The same sequences, position by position: a known token stands for the new ones, which the base has not."""
+        """The sequences with a known token in place of each new token, which the base lacks; all positions stay."""
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 
     def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
-        """Per rounding, the distinct (prompt, chosen tokens) that the reference has to judge, in order."""
+        """By rounding, the distinct (prompt, chosen tokens) for the reference to score, in order."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
-        for one in runs:
-            if one.got is not None and greedy_must_match(one.artifact):
+        for state in runs:
+            if state.arrays is not None and greedy_must_match(state.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
-                    chosen = tuple(one.got(f"greedy.{number}").tolist())
-                    wanted.setdefault(one.rounding, {})[tuple(prompt), chosen] = None
+                    chosen = tuple(state.arrays(f"greedy.{number}").tolist())
+                    wanted.setdefault(state.rounding, {})[tuple(prompt), chosen] = None
         return wanted

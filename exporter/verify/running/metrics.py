@@ -15,11 +15,11 @@ _FEW: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Figures by position, each (positions,) float64, and what they come to over all positions.
+    """Figures by position, each (positions,) float64, and their summaries over all positions.
 
-    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest difference of two logits.  top1_at: 1 where the best token of
-    got is one of want's best.  top5_at: share of got's five best that are among want's.  surprise_at: (positions, 2),
-    -log p of the token that follows, under want and under got; NaN where none follows.
+    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest difference between two logits.  top1_at: 1 where the best token
+    of got is one of want's best.  top5_at: share of got's five best that are among want's.  surprise_at: (positions,
+    2), -log p of the next token, under want and under got; NaN where there is none.
     """
 
     kl_at: Array
@@ -30,51 +30,51 @@ class Distance:
 
     @property
     def positions(self) -> int:
-        """How many there are."""
+        """Number of positions."""
         return len(self.kl_at)
 
     @property
     def kl(self) -> float:
-        """Mean over positions."""
+        """Mean KL over positions."""
         return float(self.kl_at.mean())
 
     @property
     def kl_median(self) -> float:
-        """Half of the positions are nearer."""
+        """Median KL."""
         return float(np.median(self.kl_at))
 
     @property
     def kl_p99(self) -> float:
-        """99 of 100 positions are nearer."""
+        """99th percentile of the KL."""
         return float(np.quantile(self.kl_at, 0.99))
 
     @property
     def kl_max(self) -> float:
-        """The farthest position."""
+        """Largest KL."""
         return float(self.kl_at.max())
 
     @property
     def misses(self) -> int:
-        """Positions whose best token is another one."""
+        """Number of positions with another top-1 token."""
         return int((self.top1_at == 0).sum())
 
     @property
     def max_abs(self) -> float:
-        """Over all positions and tokens."""
+        """Largest difference between two logits, over all positions and tokens."""
         return float(self.max_abs_at.max())
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Of want and of got, on the tokens that follow; NaN if none does."""
+        """Perplexity of the next tokens under want and under got; NaN if there are none."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
-        with np.errstate(over="ignore"):  # a broken model's may be beyond any number
+        with np.errstate(over="ignore"):  # that of a broken model may overflow
             want, got = np.exp(known.mean(axis=0))
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """Everything that is reported, by its name."""
+        """The figures of a report, by name."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),
@@ -94,9 +94,9 @@ class Distance:
 
 
 def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
-    """Distance of ``got`` from ``want``; any NaN makes every figure NaN, which no gate lets pass.
+    """Distance of ``got`` from ``want``; any NaN makes every figure NaN, which fails every check.
 
-    ids: the sequence itself, if perplexities are wanted; a token without a column is not counted.
+    want, got: (positions, vocabulary).  ids: the sequence, for perplexities; a token without a column is not counted.
     """
     if want.shape != got.shape:
         raise ValueError(f"logits of shape {want.shape} against {got.shape}")
@@ -106,12 +106,12 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
     if not np.isfinite(got).all():
         return Distance(kl, worst, np.zeros(count), np.zeros(count), surprise)
     follows = [*ids[1:], vocab][:count] if ids else [vocab] * count
-    for position, (one, other) in enumerate(zip(want, got, strict=True)):
-        p, q = _log_softmax(one), _log_softmax(other)
+    for position, (want_row, got_row) in enumerate(zip(want, got, strict=True)):
+        p, q = _log_softmax(want_row), _log_softmax(got_row)
         kl[position] = np.sum(np.exp(p) * (p - q))
-        worst[position] = np.abs(one.astype(np.float64) - other).max()
-        top1[position] = one[int(other.argmax())] == one.max()
-        top5[position] = _shared_best(one, other)
+        worst[position] = np.abs(want_row.astype(np.float64) - got_row).max()
+        top1[position] = want_row[int(got_row.argmax())] == want_row.max()
+        top5[position] = _shared_best(want_row, got_row)
         if (token := follows[position]) < vocab:
             surprise[position] = -p[token], -q[token]
     return Distance(kl, worst, top1, top5, surprise)
@@ -119,7 +119,7 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
 def pool(distances: Sequence[Distance]) -> Distance:
     """The distance over all positions of several texts."""
-    parts = ([getattr(one, field.name) for one in distances] for field in fields(Distance))
+    parts = ([getattr(distance, field.name) for distance in distances] for field in fields(Distance))
     return Distance(*(np.concatenate(part) for part in parts))
 
 
@@ -130,7 +130,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _shared_best(want: Array, got: Array) -> float:
-    """Equal logits have no order between them: a favourite counts if it is as good as want's fifth."""
+    """Share of got's five best tokens that are among want's; with ties, those as good as want's fifth."""
     few = min(_FEW, len(want))
     threshold = np.partition(want, -few)[-few]
     return float((want[np.argpartition(got, -few)[-few:]] >= threshold).mean())

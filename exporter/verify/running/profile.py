@@ -1,4 +1,4 @@
-"""From logits to what a report shows of them: figures by kind of position, traces by token, some pairs of logits."""
+"""The profile of a run for the report: figures by kind of position, traces by token, some pairs of logits."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _POSITIONS: Final = 80
 _COLUMNS: Final = 5
 
 
-def profile(found: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
-    """``found`` is the distance of ``got``'s full pass from ``want``, over all sequences in order."""
+def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
+    """The profile of one artifact.  distance: of ``got``'s full pass from ``want``, over all sequences in order."""
     kinds = list(sequences.kinds())
-    flat = np.array([kind for row in kinds for kind in row])
-    figures = {"all": found.figures()}
-    figures |= {kind: found.at(flat == kind).figures() for kind in KINDS if (flat == kind).any()}
+    flat_kinds = np.array([kind for row in kinds for kind in row])
+    figures = {"all": distance.figures()}
+    figures |= {kind: distance.at(flat_kinds == kind).figures() for kind in KINDS if (flat_kinds == kind).any()}
     traces, start = [], 0
     for ids, row in zip(sequences.all, kinds, strict=True):
-        part = found.at(slice(start, start := start + len(ids)))
+        part = distance.at(slice(start, start := start + len(ids)))
         words = [sequences.words[token] for token in ids]
         traces.append(Trace(words, row, part.kl_at.tolist(), part.max_abs_at.tolist()))
     return Profile(figures, traces, _pairs(sequences, want, want_name, got))
 
 
 def _pairs(sequences: Sequences, want: Reader, want_name: str, got: Reader) -> list[tuple[float, float]]:
-    """At positions spread over all sequences: the reference's best logit, and some spread over the vocabulary."""
+    """Pairs of logits at positions spread over all sequences: the reference's top-1 and some across the vocabulary."""
     places = [(number, position) for number, ids in enumerate(sequences.all) for position in range(len(ids))]
     pairs = []
     for number, position in places[:: -(-len(places) // _POSITIONS)]:
-        one, other = want(f"{want_name}.{number}")[position], got(f"full.{number}")[position]
-        columns = {int(one.argmax()), *np.linspace(0, len(one) - 1, _COLUMNS - 1).astype(int).tolist()}
-        pairs += [(float(one[column]), float(other[column])) for column in sorted(columns)]
+        want_row, got_row = want(f"{want_name}.{number}")[position], got(f"full.{number}")[position]
+        columns = {int(want_row.argmax()), *np.linspace(0, len(want_row) - 1, _COLUMNS - 1).astype(int).tolist()}
+        pairs += [(float(want_row[column]), float(got_row[column])) for column in sorted(columns)]
     return pairs

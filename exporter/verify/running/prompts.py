@@ -1,4 +1,4 @@
-"""The token sequences on which logits are compared: control texts, texts of the user's, and every trained token."""
+"""The token sequences for comparing logits: control texts, the user's texts, and texts with every trained token."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.running.control_texts import CONTROL_TEXTS, MORE_TEXTS
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer  # loaded where a model is about to run
+    from tokenizers import Tokenizer  # loaded only before a model runs
 
 #: Kinds of positions. A trained token that follows another one counts as input.
 KINDS: Final = ("control", "user", "trained as input", "trained as target", "beside trained")
 #: Long enough for attention to matter; short enough that full logits of a 150k vocabulary fit a few times over.
 _MAX_TOKENS: Final = 40
-#: Each trained token stands inside a control text: four to a sequence keeps the text a text. When that would take more
-#: than ``_MAX_SEQUENCES``, they stand closer, for what is computed must not grow with their number.
+#: Trained tokens are inserted into control texts. Four per sequence leave most of the text intact. If that takes more
+#: than ``_MAX_SEQUENCES``, sequences get more of them, so that the cost does not grow with their number.
 _TRAINED_PER_SEQUENCE: Final = 4
 _MAX_SEQUENCES: Final = 16
-#: What one set of logits of the further texts may take on disk: 1,365 positions of a vocabulary of 49,152.
+#: Limit on disk for one set of logits of the further texts: 1,365 positions of a vocabulary of 49,152.
 _MORE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids per sequence: ``control`` without trained tokens, ``trained`` with some, ``user`` what the user wrote.
+    """Token ids per sequence.
 
-    texts, text_ids: the texts behind them, as a tokenizer encodes them.  covered: trained ids that stand in
-    ``trained``, each as an input and as a target; all of them, unless there are more than fit.  words: id → its text.
-    more: further texts, without trained tokens and with some in turn, for means over positions.
+    control: without trained tokens.  user: the user's prompts.  trained: control texts with trained tokens inserted.
+    texts, text_ids: the texts and their encodings, with trained tokens.  covered: the ids inserted in ``trained``, each
+    as an input and as a target; all trained ids unless there are more than fit.  words: id → its text.
+    more: further texts, with and without trained tokens, for means over positions.
     """
 
     control: list[list[int]]
@@ -46,16 +47,16 @@ class Sequences:
 
     @property
     def all(self) -> list[list[int]]:
-        """Control sequences first, then the user's."""
+        """The control sequences, the user's, and those with trained tokens."""
         return self.control + self.user + self.trained
 
     @property
     def many(self) -> list[list[int]]:
-        """``all``, and the further ones."""
+        """``all``, and ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
-        """The kind of every position of every sequence of ``all``."""
+        """The kinds of the positions of each sequence of ``all``, one of ``KINDS`` per position."""
         trained = set(self.covered)
         yield from (["control"] * len(ids) for ids in self.control)
         yield from (["user"] * len(ids) for ids in self.user)
@@ -67,9 +68,9 @@ class Sequences:
 
 
 def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
-    """Encode the texts with the tuned model's tokenizer, without special tokens, and weave the trained tokens in.
+    """Encode the texts with the tuned model's tokenizer, without special tokens, and insert the trained tokens.
 
-    Raises BadInput if there is no tokenizer.json, or nothing to compare.
+    Raises BadInput without tokenizer.json, or if no control text has tokens to compare.
     """
     tokenizer = _tokenizer(reference)
     limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
@@ -94,10 +95,10 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
 
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
-    """(sequences of at most ``limit`` tokens, the ids that they cover).
+    """Insert ``token_ids`` into ``carriers``. Returns (sequences, the ids that they cover).
 
-    Every covered id is an input somewhere, and the target of the token before it. At most ``_MAX_SEQUENCES`` sequences
-    of ``limit`` tokens: of more ids than fit, as many as do, evenly spread.
+    Every covered id is the input of a position, and the target of the one before. There are at most ``_MAX_SEQUENCES``
+    sequences of at most ``limit`` tokens; if not all ids fit, evenly spread ones are covered.
     """
     most = _MAX_SEQUENCES * (limit - 1)
     covered = _spread(token_ids, most)
@@ -107,29 +108,29 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
 
 
 def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
-    """Every carrier, and behind it the same with some of the covered tokens, which take turns; as many as fit."""
+    """Every carrier, followed by a copy with the next covered tokens inserted; at most ``positions`` tokens in all."""
     each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
-    found: list[list[int]] = []
+    sequences: list[list[int]] = []
     for number, carrier in enumerate(carriers):
         group = [covered[(number * each + place) % len(covered)] for place in range(each)]
         for ids in (list(carrier), *([_woven(carrier, group, limit)] if group else [])):
             positions -= len(ids)
             if positions < 0:
-                return found
-            found.append(ids)
-    return found
+                return sequences
+            sequences.append(ids)
+    return sequences
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line, empty lines left out. Raises UnreadableFile."""
+    """Read one prompt per line; empty lines are ignored. Raises UnreadableFile."""
     with reading(path):
         content = path.read_bytes()
     try:
         lines = [line for line in content.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(path, f"expected UTF-8 text, found another byte at {exc.start}") from exc
+        raise UnreadableFile(path, f"expected UTF-8 text, found an invalid byte at {exc.start}") from exc
     if not lines:
-        raise UnreadableFile(path, "expected a prompt a line, found none")
+        raise UnreadableFile(path, "expected one prompt per line, found none")
     return lines
 
 
@@ -146,25 +147,25 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """What a person reads for a token; a piece of a character keeps the tokenizer's own spelling."""
+    """The text of a token; for a part of a character, the tokenizer's own spelling."""
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     own: str | None = tokenizer.id_to_token(token)
     return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
 
 
 def _spread(ids: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of ``ids``, evenly spaced, first and last among them."""
+    """At most ``count`` of ``ids``, evenly spaced, with the first and the last."""
     if len(ids) <= count:
         return list(ids)
     return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]
 
 
 def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
-    """Spread trained tokens over a carrier; the first token is the carrier's, so that each of them is a target."""
-    room = min(len(carrier), limit - len(trained))
-    # How many tokens of the carrier stand before each trained one: at least one before the first.
-    before = [max(1, number * room // (len(trained) + 1)) for number in range(1, len(trained) + 1)]
+    """Spread trained tokens over a carrier. The carrier's token comes first, so that each trained token is a target."""
+    carried = min(len(carrier), limit - len(trained))
+    # Number of the carrier's tokens before each trained token: at least one before the first.
+    before = [max(1, number * carried // (len(trained) + 1)) for number in range(1, len(trained) + 1)]
     woven: list[int] = []
     for start, stop, token in zip([0, *before], before, trained, strict=False):
         woven += [*carrier[start:stop], token]
-    return woven + list(carrier[before[-1] : room])
+    return woven + list(carrier[before[-1] : carried])

@@ -1,8 +1,8 @@
-"""Quantised artifacts are judged against the same quantisation of the untuned base, which is made here.
+"""Make the untuned base in the quantisation of an artifact, for comparison with that artifact.
 
-Rows quantise independently of each other, so the artifact with the base's rows put back in place of the trained ones
-*is* the base in the same quantisation, down to the quantiser that made it. Tensors with updates are quantised here, as
-llama.cpp and ONNX Runtime do it without an importance matrix.
+Rows are quantised independently of each other. So the artifact with the base's rows in place of the trained ones *is*
+the base in the same quantisation, made by the same quantiser. Tensors with updates are quantised here, as llama.cpp and
+ONNX Runtime do it without an importance matrix.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ _ROWS_AT_ONCE: Final = 4096
 
 
 def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[Path, list[str]]:
-    """Copy ``artifact`` into ``folder``, a new one, with the base's values.
+    """Copy ``artifact`` into the new folder ``folder``, with the base's values.
 
-    Returns the copy's path, and which of the tensors that tuning changes could not be put back: the copy is then not
-    the base. Rows of new tokens, which no base has, stay as they are.
+    Returns (path of the copy, tuned tensors that could not be replaced by the base's); with any of the latter, the copy
+    is not the base. Rows of new tokens, which the base lacks, stay as they are. Raises OutputError.
     """
     for path in artifact.files:
         copy = folder / path.relative_to(artifact.path.parent)
         with writing(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    [made] = open_artifacts(folder / artifact.path.name)
-    _put_back(made.embedding, reference.embedding)
-    if made.encoder_embedding is not None:
-        _put_back(made.encoder_embedding, reference.embedding)
-    if made.head is not None:
-        _put_back(made.head, reference.head)
+    [copied] = open_artifacts(folder / artifact.path.name)
+    _put_back(copied.embedding, reference.embedding)
+    if copied.encoder_embedding is not None:
+        _put_back(copied.encoder_embedding, reference.embedding)
+    if copied.head is not None:
+        _put_back(copied.head, reference.head)
     tie = reference.checkpoint.tie
     vocabulary = {tie.embedding, tie.head, *tie.copies}
-    # A tied head is named among the tensors, too, though the checkpoint has none.
+    # The reference lists a tied head as a tensor, too, although the checkpoint stores none.
     inner = reference.checkpoint.tensors.keys() - vocabulary
     changed = {name for name in inner if reference.tensors[name].changed}
     if changed:
-        changed -= set(_gguf(made.parts, reference) if made.parts else _onnx(made, reference))
-    return made.path, sorted(changed)
+        changed -= set(_gguf(copied.parts, reference) if copied.parts else _onnx(copied, reference))
+    return copied.path, sorted(changed)
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """The trained rows, or all of them if the whole matrix is another one."""
+    """Write the base's values into ``matrix``: the trained rows, or all rows if tuning changes the whole matrix."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]
     step = _ROWS_AT_ONCE if whole else 1
     for start in range(0, len(ids), step):
         some = ids[start : start + step]
-        rows = encode(want.base.rows(some[0], some[-1] + 1), matrix.kind)
+        rows = encode(want.base.rows(some[0], some[-1] + 1), matrix.storage)
         for token_id, raw in zip(some, rows, strict=True):
             _write(matrix.places(token_id), raw.tobytes())
 
 
-def _write(places: Sequence[ByteRange], content: bytes) -> None:
-    for place in places:
-        with writing(place.path), place.path.open("r+b") as file:
-            file.seek(place.offset_bytes)
-            file.write(content[: place.nbytes])
-        content = content[place.nbytes :]
+def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
+    for byte_range in byte_ranges:
+        with writing(byte_range.path), byte_range.path.open("r+b") as file:
+            file.seek(byte_range.offset_bytes)
+            file.write(content[: byte_range.nbytes])
+        content = content[byte_range.nbytes :]
 
 
 def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
-    """Put back the other tensors of a GGUF; yields the stored names of those that are the base's again."""
+    """Write the base's values into the other tensors of a GGUF. Yields the stored names of the restored tensors."""
     config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
@@ -94,24 +94,24 @@ def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
             try:
                 raw = encode(base, tensor.type)
             except (MissingDependency, NotExpressible):
-                continue  # such as a type that needs an importance matrix
+                continue  # for example, a type that needs an importance matrix
             start = tensor.offset_bytes + number * rows * tensor.row_nbytes
             _write([ByteRange(parts.holder(name).path, start, raw.nbytes)], raw.tobytes())
             yield stored
 
 
-def _onnx(made: Artifact, reference: Reference) -> Iterator[str]:
-    """The same for the matrices of an ONNX model that hold sums."""
-    from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
+def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
+    """The same for the matrices of an ONNX model that hold sums of base and updates."""
+    from exporter.sources.onnx.file import OnnxFile  # parses protobuf, which only ONNX needs
     from exporter.verify.onnx.base_sums import BaseSums
     from exporter.verify.onnx.matrices import matrices
 
     sums = BaseSums(reference)
-    for path in (path for path in made.files if path.suffix == ".onnx"):
-        for one in matrices(OnnxFile.open(path)):
-            found, places = sums.find(one.name, decode(one.raw(), one.kind)), one.places()
-            if found is not None and places is not None:
-                content = encode(np.asarray(found.base, np.float32), one.kind)
-                # A row's codes, scales and zero points stand side by side here, each in a tensor of its own there.
-                _write(places, b"".join(part.tobytes() for part in one.split(content)))
-                yield from found.names
+    for path in (path for path in copied.files if path.suffix == ".onnx"):
+        for matrix in matrices(OnnxFile.open(path)):
+            expected_sum, places = sums.find(matrix.name, decode(matrix.raw(), matrix.storage)), matrix.places()
+            if expected_sum is not None and places is not None:
+                content = encode(np.asarray(expected_sum.base, np.float32), matrix.storage)
+                # ``content`` holds a row's codes, scales and zero points side by side; the file has a tensor for each.
+                _write(places, b"".join(part.tobytes() for part in matrix.split(content)))
+                yield from expected_sum.names

@@ -1,4 +1,4 @@
-"""Which runtime an artifact runs in, in which ways, and what it is held to there."""
+"""The runtime of an artifact, its run modes, and the rounding of the reference that it is compared with."""
 
 from __future__ import annotations
 
@@ -15,47 +15,53 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """llama.cpp rounds activations to a 16-bit file's type, so only fp32 GGUF has to choose the same tokens."""
-    return (artifact.kind == "F32" and not artifact.quantised) or artifact.format == "hf"
+    """Whether greedy decoding must choose the reference's tokens: for checkpoints and float32 files only.
+
+    llama.cpp rounds activations to a 16-bit file's type.
+    """
+    return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
 def reference_rounding(artifact: Artifact, reference: Reference) -> str:
-    """The rounding of the reference that ``artifact`` is held to: a checkpoint rounds norms and biases, too."""
+    """The rounding of the reference for ``artifact``: a dtype, with " whole" if norms and biases are rounded, too.
+
+    A checkpoint rounds norms and biases; a GGUF keeps them in float32.
+    """
     if artifact.quantised:
         return "F32"
     if dtype := rounded_before(artifact, reference):
         return f"{dtype} whole"
-    whole = artifact.format == "hf" and artifact.kind in HALVES
-    return f"{artifact.kind} whole" if whole else artifact.kind
+    whole = artifact.format == "hf" and artifact.storage in HALVES
+    return f"{artifact.storage} whole" if whole else artifact.storage
 
 
 def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
-    """What a graph can be asked for by its inputs, and what not; it need not be one of ours."""
+    """(run modes that the inputs of a graph allow, skips for the others); the graph may be of another tool."""
     if artifact.encoder_embedding:
         return ["full", "cached", "right-padded"], []
-    ways, skipped = ["full"], []
+    modes, skipped = ["full"], []
     if any(name.startswith("past_key_values.") for name in artifact.inputs):
-        ways.append("cached")
+        modes.append("cached")
     else:
         skipped.append(Skip("logits with cache", f"{artifact.path.name} takes no past_key_values"))
     if "attention_mask" in artifact.inputs:
-        ways.append("padded" if "position_ids" in artifact.inputs else "right-padded")
+        modes.append("padded" if "position_ids" in artifact.inputs else "right-padded")
     else:
         skipped.append(Skip("logits of a padded batch", f"{artifact.path.name} takes no attention_mask"))
-    return ways, skipped
+    return modes, skipped
 
 
 def choose_runtime(artifact: Artifact, reference: Reference) -> str:
-    """The module of the runtime. Raises MissingDependency for a GGUF that nothing which is installed can run."""
+    """The module of the runtime. Raises MissingDependency for a GGUF that no installed runtime can run."""
     if artifact.format == "onnx":
         return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
     return "merged" if artifact.format == "hf" else _gguf_runtime(artifact, reference)
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """llama.cpp where it is installed, else transformers' own GGUF loader for models that it computes rightly."""
+    """llama.cpp if it is installed, else transformers' own GGUF loader for models that it supports."""
     if installed("llama.cpp"):
         return "llamacpp"
-    if why := gguf_loader.unable(reference):
-        raise missing("llama.cpp", needed_for=f"running {artifact.path.name}: {why}")
+    if reason := gguf_loader.unsupported_reason(reference):
+        raise missing("llama.cpp", needed_for=f"running {artifact.path.name}: {reason}")
     return "gguf_in_transformers"

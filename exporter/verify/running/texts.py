@@ -1,6 +1,6 @@
-"""Checks of texts, in runtimes: tokens of a text, the text of tokens, and what a chat becomes.
+"""Checks of tokenizers and chat templates in use: encoding texts, decoding tokens, rendering chats.
 
-Files were compared before; here each artifact's tokenizer and template do their work, as their users see it.
+Other checks compare the files; these run each artifact's tokenizer and template, as its users do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.verify.running.prompts import Sequences
 from exporter.verify.runtimes.installed import installed
 from exporter.verify.runtimes.job import RuntimeFailed, run
 
-#: One turn, a system's word before it, and a dialogue with something to escape.
+#: One turn, a turn after a system message, and a dialogue with characters to escape.
 CHATS: Final = (
     [{"role": "user", "content": "How many ships sail tonight?"}],
     [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Fog or <b>rain</b>?"}],
@@ -34,25 +34,29 @@ CHATS: Final = (
 
 @dataclass(frozen=True)
 class TextResults:
-    """What the tuned model's tokenizer and templates gave, and each artifact's; by the names of the job."""
+    """Outputs of the tokenizers and templates of the tuned model and of all artifacts.
 
-    found: Mapping[str, Mapping[str, Any]]
+    outputs: name in the job → its outputs; the tuned model is "tuned".  ids: the decoded sequences.
+    names: artifact → its name in the job.  reason: why the process failed, or "".
+    """
+
+    outputs: Mapping[str, Mapping[str, Any]]
     ids: Sequence[Sequence[int]]
     names: Mapping[Path, str]
     reason: str = ""
 
-    def judge(self, path: Path) -> Iterator[Check | Skip]:
+    def check(self, path: Path) -> Iterator[Check | Skip]:
         """The checks of the artifact at ``path``."""
-        want = self.found.get("tuned", {"failure": self.reason})
+        want = self.outputs.get("tuned", {"failure": self.reason})
         if "failure" in want:
-            yield Skip("texts", f"transformers cannot use the tuned model's tokenizer: {want['failure']}")
+            yield Skip("texts", f"transformers cannot load the tuned model's tokenizer: {want['failure']}")
             return
-        got = self.found.get(self.names[path])
+        got = self.outputs.get(self.names[path])
         if got is None:
-            yield Skip("texts", "the model file stands alone: there is no tokenizer beside it")
+            yield Skip("texts", "the model file has no tokenizer beside it")
             return
         if "failure" in got:
-            yield Check(name="encoding", passed=False, detail=f"transformers cannot use it: {got['failure']}")
+            yield Check(name="encoding", passed=False, detail=f"transformers cannot load it: {got['failure']}")
             return
         if "encoded" in got:
             yield _compare("encoding", want["encoded"], got["encoded"], "texts")
@@ -62,9 +66,9 @@ class TextResults:
 
 
 def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> TextResults:
-    """One process for all: folders with their own tokenizer, GGUF files with their own template.
+    """Run all tokenizers and templates in one process: those of folders, and the templates of GGUF files.
 
-    formats: artifact → format; an ONNX model alone, in a folder or not, has neither.
+    formats: artifact → format.  A single ONNX model file, or a folder with nothing else, has neither.
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
@@ -73,7 +77,7 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
         (staged / name).symlink_to(path.resolve())
     ids = _sequences(reference, sequences)
     names = {path: f"artifact.{number}" for number, path in enumerate(formats)}
-    template = {path: _template(path) for path, kind in formats.items() if kind == "gguf"}
+    template = {path: _template(path) for path, format_name in formats.items() if format_name == "gguf"}
     job: dict[str, Any] = {
         "folders": {"tuned": str(staged)} | {names[path]: str(path) for path in formats if _has_files(path)},
         "templates": {names[path]: text for path, text in template.items() if text},
@@ -85,21 +89,21 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
         result = run("texts", job, folder / "texts")
     except RuntimeFailed as exc:
         return TextResults({}, ids, names, str(exc))
-    found = {name: json.loads(result(name).tobytes()) for name in (*job["folders"], *job["templates"])}
-    silent: dict[str, Any] = {"chats": []}
-    return TextResults({**{names[path]: silent for path in template}, **found}, ids, names)
+    outputs = {name: json.loads(result(name).tobytes()) for name in (*job["folders"], *job["templates"])}
+    no_template: dict[str, Any] = {"chats": []}
+    return TextResults({**{names[path]: no_template for path in template}, **outputs}, ids, names)
 
 
-def check_token_texts(path: Path, spoken: TextResults, folder: Path) -> Iterator[Check]:
-    """llama.cpp makes the same text of tokens as the tuned model's tokenizer; a space in front is not counted.
+def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
+    """llama.cpp decodes tokens to the same texts as the tuned model's tokenizer; a leading space is ignored.
 
-    Nothing where one of the two is missing: that has been said.
+    Yields nothing if either is missing, which other checks report.
     """
-    want = spoken.found.get("tuned", {}).get("plain")
+    want = results.outputs.get("tuned", {}).get("plain")
     if want is None or not installed("llama.cpp"):
         return
     try:
-        result = run("token_texts", {"artifact": str(path), "ids": spoken.ids}, folder)
+        result = run("token_texts", {"artifact": str(path), "ids": results.ids}, folder)
     except RuntimeFailed as exc:
         yield Check(name="decoding", passed=False, detail=str(exc))
         return
@@ -109,14 +113,14 @@ def check_token_texts(path: Path, spoken: TextResults, folder: Path) -> Iterator
 
 
 def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
-    """What is decoded: the texts, and every added or trained token by itself."""
+    """The sequences to decode: the texts, and every added or trained token by itself."""
     path = reference.tokenizer_file()
-    alone = {*(added_tokens(path).values() if path else ()), *sequences.covered}
-    return [*sequences.text_ids, *([token] for token in sorted(alone))]
+    single = {*(added_tokens(path).values() if path else ()), *sequences.covered}
+    return [*sequences.text_ids, *([token] for token in sorted(single))]
 
 
 def _has_files(path: Path) -> bool:
-    """Whether a folder is more than a model: then a tokenizer that is missing is a fault."""
+    """Whether the folder has more than a model: then a missing tokenizer is a fault."""
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 
@@ -125,14 +129,14 @@ def _template(path: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _compare(name: str, want: Sequence[Any], got: Sequence[Any], what: str) -> Check:
-    wrong = [number for number, (one, other) in enumerate(zip(want, got, strict=False)) if one != other]
+def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> Check:
+    wrong = [number for number, (expected, found) in enumerate(zip(want, got, strict=False)) if expected != found]
     if len(want) != len(got):
         wrong.append(min(len(want), len(got)))
-    detail = f"{len(want)} {what}"
+    detail = f"{len(want)} {unit}"
     if wrong:
-        one, other = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
-        at = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
-        start = max(0, at - 10)
-        detail = f"number {wrong[0]}: expected {one[start : start + 40]!r}, found {other[start : start + 40]!r}"
+        expected, found = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
+        start = next((index for index, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), 0)
+        begin = max(0, start - 10)
+        detail = f"number {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {found[begin : begin + 40]!r}"
     return Check(name=name, passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

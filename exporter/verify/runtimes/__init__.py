@@ -1,1 +1,1 @@
-"""One module a runtime, each run in a fresh process: it reads a job, computes logits, writes arrays."""
+"""One module per runtime, each run in a fresh process: it reads a job, computes logits and writes arrays."""

@@ -1,4 +1,4 @@
-"""A GGUF file in transformers' own GGUF loader, dequantised to fp32: for machines without llama.cpp."""
+"""Run a GGUF file in transformers' own GGUF loader, dequantised to fp32."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, more (numbered on), greedy_prompts, greedy_tokens. Saves ``full.N``, ``greedy.N``."""
+    """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
+
+    Job: artifact, sequences, more (sequences, numbered after those), greedy_prompts, greedy_tokens.
+    """
     quiet()
-    # The loader parses the header twice, and makes the table of names once a module; both are the same each time, and
-    # with a large vocabulary most of the time goes there.
+    # The loader parses the header twice, and builds the name table once per module, always with the same result. With a
+    # large vocabulary that is most of its time.
     for name in ("GGUFReader", "get_tensor_name_map"):
         setattr(gguf, name, cache(getattr(gguf, name)))
     path = Path(job["artifact"])

@@ -1,4 +1,4 @@
-"""What goes into a runtime's process and what comes out: a JSON job, and one .npy array a result."""
+"""The interface of a runtime's process: a JSON job as input, one .npy array per result as output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """A runtime refused or crashed on an artifact: the verdict is then not equivalent."""
+    """A runtime refused an artifact or crashed on it; the verdict is then not equivalent."""
 
     exit_code = 3
 
@@ -25,12 +25,12 @@ class RuntimeFailed(TTExportError):
 def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], Array]:
     """Run ``exporter.verify.runtimes.<runtime>`` on ``job`` in ``folder``; return a reader of its arrays by name.
 
-    Raises RuntimeFailed with the last line that the process said.
+    Raises RuntimeFailed with the last line of the process on stderr.
     """
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, **OFFLINE, "TOKENIZERS_PARALLELISM": "false"}
-    # Threads that spin while they wait make a busy machine many times slower and a quiet one no faster.
+    # Threads that spin while they wait slow a busy machine down many times, and do not speed up an idle one.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if reason := failure(f"exporter.verify.runtimes.{runtime}", str(folder), environment=environment):
         raise RuntimeFailed(f"{runtime}: {reason}")
@@ -43,7 +43,7 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
 
 
 def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
-    """The main of a runtime's process: hand ``compute`` the job and a function that saves an array."""
+    """The main function of a runtime's process: call ``compute`` with the job and a function that saves an array."""
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
 

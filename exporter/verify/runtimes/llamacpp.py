@@ -1,6 +1,6 @@
-"""A GGUF file in llama.cpp, through the C API that llama-cpp-python wraps: full logits and greedy tokens.
+"""Run a GGUF file in llama.cpp, through the C API that llama-cpp-python wraps: full logits and greedy tokens.
 
-The cache is float32 and flash attention is off, so that what is compared is the file and not a cache's rounding.
+The cache is float32 and flash attention is off, so that differences come from the file, not from the cache's rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Session:
     """A loaded model and one context; each call starts from an empty cache unless ``past`` is given."""
 
     def __init__(self, path: str, n_ctx: int) -> None:
-        """Load ``path`` with a context of ``n_ctx`` tokens. Raises ValueError if llama.cpp refuses."""
+        """Load ``path`` with a context of ``n_ctx`` tokens. Raises ValueError if llama.cpp cannot."""
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -73,9 +73,9 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, more (sequences, numbered on), greedy_prompts, greedy_tokens, texts.
+    """Save ``full.N`` (logits of sequence N), ``greedy.N`` (tokens after prompt N) and ``tokens.N`` (ids of text N).
 
-    Saves ``full.N``, ``greedy.N`` and ``tokens.N`` (the ids of text N).
+    Job: artifact, sequences, more (sequences, numbered after those), greedy_prompts, greedy_tokens, texts.
     """
     sequences = [*job["sequences"], *job["more"]]
     longest = max(map(len, [*sequences, *job["greedy_prompts"]]))
@@ -96,7 +96,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """llama.cpp talks at length on stderr; only its errors are kept, so that the last line is the reason."""
+    """Keep only llama.cpp's errors on stderr, so that the last line is the reason of a failure."""
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds it at run time
     def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:

@@ -1,4 +1,4 @@
-"""A merged checkpoint in plain transformers, fp32."""
+"""Run a merged checkpoint in plain transformers, fp32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_g
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, sequences, greedy_prompts, greedy_tokens. Saves ``full.N`` and ``greedy.N``."""
+    """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
+
+    Job: artifact, sequences, greedy_prompts, greedy_tokens.
+    """
     quiet()
     model = load_checkpoint(job["artifact"])
     save_logits(model, job["sequences"], "full", save)

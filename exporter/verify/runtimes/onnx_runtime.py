@@ -1,4 +1,4 @@
-"""An ONNX folder in ONNX Runtime on the CPU: one full pass, token by token with the cache, and a padded batch."""
+"""Run an ONNX model in ONNX Runtime on the CPU: in one full pass, token by token with the cache, in a padded batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Session:
     """A loaded model; feeds only the inputs that the graph has."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
-        """Load ``path``; ONNX Runtime's own errors say what is wrong with it.
+        """Load ``path``. Raises ONNX Runtime's own errors.
 
-        cache_shape: heads and width of the cache, for axes to which the graph gives a name and no number.
+        cache_shape: (heads, width) of the cache, for axes without a size in the graph.
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # As for OpenMP's threads: waiting must not cost what others on the machine, or the next runtime, could use.
+        # As for OpenMP: waiting threads must not take CPU time from other processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
@@ -34,7 +34,7 @@ class Session:
         self.cache_inputs = [name for name in self.inputs if name.startswith("past_key_values.")]
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
-        """A cache of no positions: (batch, kv_heads, 0, head_dim), by input name."""
+        """An empty cache: arrays (batch, kv_heads, 0, head_dim) by input name."""
         cache: dict[str, Array] = {}
         for name in self.cache_inputs:
             value = self.inputs[name]
@@ -50,7 +50,7 @@ class Session:
         return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
 
     def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """As ``run``, with everything that the graph may want by name; what it has no input for is left out."""
+        """As ``run``, with all possible inputs by name; those that the graph lacks are ignored."""
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))
         cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in self.cache_inputs}
@@ -58,17 +58,17 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact (a model file), sequences, more, ways, cache_shape, greedy_prompts of one length, greedy_tokens.
+    """Save ``MODE.N`` (logits of sequence N) for each run mode, and ``greedy.N`` (tokens chosen after prompt N).
 
-    more: sequences that are computed in a full pass only, numbered on.
-    Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token), ``padded.N`` and
-    ``right-padded.N`` (all in one batch), and ``greedy.N``.
+    Job: artifact (a model file), sequences, more (sequences for mode full only, numbered after those), modes,
+    cache_shape, greedy_prompts (of one length), greedy_tokens.
+    modes: of full, cached (token by token), padded and right-padded (all sequences in one batch).
     """
     session = Session(Path(job["artifact"]), job["cache_shape"])
-    for way in job["ways"]:
-        more = job["more"] if way == "full" else []
-        for number, logits in enumerate(_WAYS[way](session, [*job["sequences"], *more])):
-            save(f"{way}.{number}", logits)
+    for mode in job["modes"]:
+        more = job["more"] if mode == "full" else []
+        for number, logits in enumerate(_MODES[mode](session, [*job["sequences"], *more])):
+            save(f"{mode}.{number}", logits)
     if job["greedy_prompts"]:
         for number, chosen in enumerate(_greedy(session, job["greedy_prompts"], job["greedy_tokens"])):
             save(f"greedy.{number}", chosen)
@@ -81,9 +81,9 @@ def _full(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[Arra
 
 
 def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Token by token, all sequences side by side: each row of the batch has only real tokens behind it.
+    """Token by token, all sequences in one batch, without padding: each row holds only real tokens.
 
-    A sequence that is through leaves the batch, so the longest ones come first.
+    A finished sequence leaves the batch, so the longest ones come first.
     """
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     rows: list[list[Array]] = [[] for _ in sequences]
@@ -92,13 +92,13 @@ def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
         live = [number for number in order if len(sequences[number]) > past]
         cache = {name: value[: len(live)] for name, value in cache.items()}
         logits, cache = session.run(*_step([[sequences[number][past]] for number in live], past), cache)
-        for number, one in zip(live, logits, strict=True):
-            rows[number].append(one[-1])
+        for number, row_logits in zip(live, logits, strict=True):
+            rows[number].append(row_logits[-1])
     return [np.stack(row) for row in rows]
 
 
 def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Shorter sequences are padded on the left; the padding's own logits are dropped."""
+    """Shorter sequences are padded on the left; the logits of the padding are dropped."""
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -111,7 +111,7 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 
 
 def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """For graphs without positions, which count them from the first column."""
+    """For graphs without position_ids, which count positions from the first column."""
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -121,11 +121,11 @@ def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[
     return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
 
 
-_WAYS: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-padded": _right_padded}
+_MODES: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-padded": _right_padded}
 
 
 def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
-    """(prompts, tokens): what follows each of the prompts, which are equally long, side by side in one batch."""
+    """(prompts, tokens): the tokens chosen after each prompt; all prompts have one length and form one batch."""
     cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):
@@ -133,14 +133,14 @@ def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> 
         best = logits[:, -1].argmax(axis=-1).tolist()
         chosen.append(best)
         if session.cache_inputs:
-            past, ids = past + len(ids[0]), [[one] for one in best]
+            past, ids = past + len(ids[0]), [[token] for token in best]
         else:
-            ids = [[*before, one] for before, one in zip(ids, best, strict=True)]
+            ids = [[*row_ids, token] for row_ids, token in zip(ids, best, strict=True)]
     return np.array(chosen, np.int64).T
 
 
 def _step(ids: Sequence[Sequence[int]], past: int) -> tuple[Array, Array, Array]:
-    """input_ids, attention_mask and position_ids of unpadded sequences (batch, n) after ``past`` cached positions."""
+    """(input_ids, attention_mask, position_ids) of unpadded sequences (batch, n) after ``past`` cached positions."""
     new = np.array(ids, np.int64)
     batch, count = new.shape
     positions = np.arange(past, past + count, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""An encoder and its decoder in ONNX Runtime on the CPU, fed as Optimum and transformers.js feed them.
+"""Run an ONNX encoder and its decoder in ONNX Runtime on the CPU, with the inputs of Optimum and transformers.js.
 
-A sequence stands on both sides: one pass over all of it, token by token with the cache, and a padded batch. Padding is
-on the right, as tokenizers of encoder-decoders have it: the encoder's is masked, the decoder's comes after what counts.
+Encoder and decoder get the same sequence: in one pass, token by token with the cache, and in a padded batch. Padding is
+on the right, as in tokenizers of encoder-decoders: the encoder masks it, and in the decoder it follows the real tokens.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _USES_CACHE = "use_cache_branch"
 
 
 class Pair:
-    """Both models, loaded."""
+    """A loaded encoder and decoder."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
-        """``path``: the decoder. cache_shape: as for ``Session``.
+        """Load both.  path: the decoder.  cache_shape: as for ``Session``.
 
-        Raises BadInput without its encoder; ONNX Runtime's own errors say the rest.
+        Raises BadInput if the encoder is missing, and ONNX Runtime's own errors.
         """
-        beside = encoder_of(path)
-        if beside is None:
-            raise BadInput(f"{path}: expected a decoder with an encoder beside it, found a model of another name")
-        self.encoder, self.decoder = Session(beside, cache_shape), Session(path, cache_shape)
+        encoder_path = encoder_of(path)
+        if encoder_path is None:
+            raise BadInput(f"{path}: expected a decoder with an encoder beside it, found no encoder")
+        self.encoder, self.decoder = Session(encoder_path, cache_shape), Session(path, cache_shape)
 
     def encode(self, ids: Array, mask: Array) -> dict[str, Array]:
-        """What every call of the decoder needs of the encoder. ids, mask: (batch, encoder's tokens)."""
+        """The encoder's outputs as inputs of the decoder. ids, mask: (batch, encoder's tokens)."""
         (states,) = self.encoder.session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
         return {"encoder_hidden_states": np.asarray(states), "encoder_attention_mask": mask}
 
@@ -48,16 +48,16 @@ class Pair:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: as for a whole model, artifact being the decoder, and start_token.
+    """Save ``MODE.N`` and ``greedy.N`` as onnx_runtime does; greedy decoding begins with the start token.
 
-    Saves per sequence what is in ``ways`` of ``full.N``, ``cached.N`` (token by token) and ``right-padded.N`` (all in
-    one batch), and ``greedy.N``, which answers the prompt from the start token.
+    Job: as for onnx_runtime, where artifact is the decoder, and start_token.
+    modes: of full, cached (token by token) and right-padded (all sequences in one batch).
     """
     pair = Pair(Path(job["artifact"]), job["cache_shape"])
-    for way in job["ways"]:
-        more = job["more"] if way == "full" else []
-        for number, logits in enumerate(_WAYS[way](pair, [*job["sequences"], *more])):
-            save(f"{way}.{number}", logits)
+    for mode in job["modes"]:
+        more = job["more"] if mode == "full" else []
+        for number, logits in enumerate(_MODES[mode](pair, [*job["sequences"], *more])):
+            save(f"{mode}.{number}", logits)
     for number, prompt in enumerate(job["greedy_prompts"]):
         save(f"greedy.{number}", _answer(pair, prompt, job["start_token"], job["greedy_tokens"]))
 
@@ -91,7 +91,7 @@ def _right_padded(pair: Pair, sequences: Sequence[Sequence[int]]) -> list[Array]
     return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
 
 
-_WAYS: Final = {"full": _full, "cached": _cached, "right-padded": _right_padded}
+_MODES: Final = {"full": _full, "cached": _cached, "right-padded": _right_padded}
 
 
 def _answer(pair: Pair, prompt: Sequence[int], start: int, tokens: int) -> Array:

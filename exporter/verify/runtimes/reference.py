@@ -22,11 +22,13 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: checkpoint, adapters, vocab, sequences (dtype → sequences), base_sequences, continuations (dtype → pairs).
+    """Save ``base.N`` (logits of the untuned model on base_sequences), and for each rounding the logits and scores.
 
-    Saves ``base.N`` (the untuned model on base_sequences), and per dtype, the model rounded as a file in it holds it:
-    ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``. ``F32`` is the tuned model as trained; ``BF16 whole`` is
-    rounded in its norms and biases, too, as a checkpoint is, where GGUF keeps those in fp32.
+    Job: checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences, continuations (rounding → pairs
+    of prompt and chosen tokens).
+    With the rounding BF16, for example, these are ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``: the model
+    as a GGUF in BF16 stores it, with norms and biases in fp32. ``BF16 whole`` rounds those, too, as a checkpoint does.
+    ``F32`` is the tuned model as trained.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])
@@ -38,28 +40,30 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     model = attach(model, job["adapters"])
     model.eval()
     for dtype, sequences in job["sequences"].items():
-        kind, _, whole = dtype.partition(" ")
-        with rounded(model, _HALVES[kind], vectors=bool(whole)) if kind in _HALVES else nullcontext():
+        name, _, whole = dtype.partition(" ")
+        with rounded(model, _HALVES[name], vectors=bool(whole)) if name in _HALVES else nullcontext():
             save_logits(model, sequences, dtype, save)
             save_greedy_margins(model, job["continuations"].get(dtype, []), dtype, save)
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:
-    """``model`` with the adapters at ``paths`` on it, all of them active and none merged.
+    """``model`` with the adapters at ``paths`` attached, all of them active and unmerged.
 
-    A PeftModel holds adapters of one kind, so that each kind gets its own around the same modules. Raises ValueError
-    for what stock PEFT does not load.
+    A PeftModel holds adapters of one type, so each type gets its own PeftModel around the same modules.
+    Raises ValueError for an adapter that stock PEFT does not load.
     """
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if tied and any(_trains_both_uses(config) for config in configs.values()):
         _untie(model)
-    for _, alike in groupby(sorted(paths, key=lambda path: _turn(configs[path])), lambda path: configs[path].peft_type):
+    for _, same_type in groupby(
+        sorted(paths, key=lambda path: _load_order(configs[path])), lambda path: configs[path].peft_type
+    ):
         if isinstance(model, PeftModel):
             model = model.get_base_model()
             del model.peft_config
         names = []
-        for path in alike:
+        for path in same_type:
             names.append(f"adapter_{paths.index(path)}")
             model = _load(model, names[-1], path)
         if len(names) > 1:
@@ -67,8 +71,8 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
     return model
 
 
-def _turn(config: Any) -> tuple[bool, bool]:
-    """Loading an adapter switches off what others wrapped beside their layers, so those that wrap come last."""
+def _load_order(config: Any) -> tuple[bool, bool]:
+    """Sort key. Loading an adapter disables wrappers of earlier ones (rows, modules_to_save), so those load last."""
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)
 
@@ -77,18 +81,18 @@ def _load(model: Any, name: str, path: str) -> Any:
     try:
         if not isinstance(model, PeftModel):
             return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
-        _load_beside(model, name, path)
+        _load_further(model, name, path)
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
         raise ValueError(f"{path}: stock PEFT cannot load it here: {' '.join(str(exc).split())}") from exc
     return model
 
 
-def _load_beside(model: PeftModel, name: str, path: str) -> None:
+def _load_further(model: PeftModel, name: str, path: str) -> None:
     rows = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
     if model.peft_type != PeftType.TRAINABLE_TOKENS or not any(layer.tied_adapter for layer in rows):
         model.load_adapter(path, adapter_name=name, torch_device="cpu")
         return
-    # Loading would wrap the head twice; a tied layer follows the one that it is tied to by itself.
+    # load_adapter would wrap the head twice; a tied layer follows its partner without it.
     config: Any = PeftConfig.from_pretrained(path)
     model.peft_config[name] = config
     for layer in rows:
@@ -97,7 +101,7 @@ def _load_beside(model: PeftModel, name: str, path: str) -> None:
 
 
 def _trains_both_uses(config: Any) -> bool:
-    """Rows of the embedding beside a head that is saved as a whole: PEFT loads that onto untied models only."""
+    """Whether the adapter has rows of the embedding and a whole head, which PEFT loads onto untied models only."""
     saved = getattr(config, "modules_to_save", None) or []
     rows = getattr(config, "trainable_token_indices", None)
     return bool(rows) and any(name.rpartition(".")[2] in HEADS for name in saved)

@@ -1,4 +1,4 @@
-"""The tuned model as a file in a 16-bit type holds it: what the adapters make of each tensor, rounded once."""
+"""The tuned model as a file in a 16-bit type stores it: each tensor with its adapters applied, rounded once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 
 @contextmanager
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
-    """Round the tuned tensors to ``dtype`` and back to fp32 for a while. vectors: norms and biases, too.
+    """Context in which the tuned tensors are rounded to ``dtype`` and back to fp32. vectors: norms and biases, too.
 
-    A module with an adapter on it is asked for its matrix, without PEFT's merge, which is wrong for some tied models.
-    Memory: such matrices, and what the rounding changes, are held once more.
+    The matrix of a module with an adapter comes from running the module, as PEFT's merge is wrong for some tied models.
+    Memory: a second copy of these matrices and of every tensor that the rounding changes.
     """
     originals = []
     with torch.no_grad(), _stacks_merged(model), _as_computed(model):
@@ -36,18 +36,18 @@ def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Ite
 
 @contextmanager
 def _as_computed(model: torch.nn.Module) -> Iterator[None]:
-    """Plain modules in the place of those with adapters."""
-    found = list(_adapted(model))
-    plain = [_plain(module) for _, _, module in found]
-    for (parent, name, _), module in zip(found, plain, strict=True):
+    """Context in which plain modules replace those with adapters."""
+    adapted = list(_adapted(model))
+    plain = [_plain(module) for _, _, module in adapted]
+    for (parent, name, _), module in zip(adapted, plain, strict=True):
         setattr(parent, name, module)
     yield
-    for parent, name, module in found:
+    for parent, name, module in adapted:
         setattr(parent, name, module)
 
 
 def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """(parent, name, module) of the outermost modules that hold an adapter's part of a matrix."""
+    """(parent, name, module) of the outermost modules with an adapter."""
     for name, child in parent.named_children():
         if isinstance(child, _WRAPPERS) and not _is_stack(child):
             yield parent, name, child
@@ -56,7 +56,7 @@ def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 
 def _plain(module: Any) -> torch.nn.Module:
-    """The innermost module with the weight and the bias that ``module`` computes with: it is fed the unit vectors."""
+    """A copy of the innermost module with the weight and bias of ``module``, found by running it on unit vectors."""
     base = _innermost(module)
     plain: Any = copy.copy(base)
     plain._parameters = dict(base._parameters)
@@ -72,8 +72,8 @@ def _plain(module: Any) -> torch.nn.Module:
             weight = module(torch.eye(n_inputs))
         weight = weight if _stored_in_out(base) else weight.T.contiguous()
     plain.weight = torch.nn.Parameter(weight)
-    found: torch.nn.Module = plain
-    return found
+    result: torch.nn.Module = plain
+    return result
 
 
 def _innermost(module: torch.nn.Module) -> Any:
@@ -83,20 +83,20 @@ def _innermost(module: torch.nn.Module) -> Any:
 
 
 def _stored_in_out(base: torch.nn.Module) -> bool:
-    """GPT-2's Conv1D is no Linear, and keeps its weight as (in, out)."""
+    """Whether the weight is (in, out): in GPT-2's Conv1D, which is no Linear."""
     return not isinstance(base, torch.nn.Linear)
 
 
 @contextmanager
 def _no_biases(module: torch.nn.Module) -> Iterator[None]:
-    """A bias would cost the matrix its last bits."""
-    biases = [one for name, one in module.named_parameters() if name.rpartition(".")[2] == "bias"]
-    kept = [one.clone() for one in biases]
-    for one in biases:
-        one.zero_()
+    """Context in which biases are zero: adding them would cost the matrix its last bits."""
+    biases = [bias for name, bias in module.named_parameters() if name.rpartition(".")[2] == "bias"]
+    originals = [bias.clone() for bias in biases]
+    for bias in biases:
+        bias.zero_()
     yield
-    for one, value in zip(biases, kept, strict=True):
-        one.copy_(value)
+    for bias, value in zip(biases, originals, strict=True):
+        bias.copy_(value)
 
 
 def _is_stack(module: Any) -> bool:
@@ -105,12 +105,15 @@ def _is_stack(module: Any) -> bool:
 
 @contextmanager
 def _stacks_merged(model: torch.nn.Module) -> Iterator[None]:
-    """Stacks of experts cannot be fed unit vectors; nothing is tied to them, so that PEFT's merge is right."""
+    """Context in which the adapters of stacked experts are merged.
+
+    Stacked experts cannot run on unit vectors. No tensor is tied to them, so PEFT's merge is correct.
+    """
     stacks: list[Any] = [module for module in model.modules() if _is_stack(module)]
-    kept = [stack.get_param().clone() for stack in stacks]
+    originals = [stack.get_param().clone() for stack in stacks]
     for stack in stacks:
         stack.merge()
     yield
-    for stack, value in zip(stacks, kept, strict=True):
+    for stack, value in zip(stacks, originals, strict=True):
         stack.merged_adapters.clear()
         stack.get_param().copy_(value)

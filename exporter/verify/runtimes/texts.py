@@ -1,4 +1,4 @@
-"""Tokenizers in transformers: what they make of texts, of tokens and of chats, each from its folder on disk."""
+"""Run tokenizers of folders on disk in transformers: encode texts, decode tokens, render chats."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from jinja2 import TemplateError
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 
-# Tokenizers compute nothing with torch, whose import takes four times as long as all else that is done here: as if it
-# were not installed.
+# Tokenizers do not need torch, and its import would take four times as long as everything else here. So it is hidden.
 sys.modules.setdefault("torch", cast(Any, None))
 
-import transformers  # noqa: E402  # it looks for torch when it is loaded
+import transformers  # noqa: E402  # looks for torch when imported
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of some other file).
+    """Save for each name a JSON object, as bytes, with encoded, decoded, plain and chats, or with failure.
 
-    Saves per name a JSON object as bytes: ``encoded``, ``decoded``, ``plain`` (decoded, spaces as
-    they are), ``chats``, or ``failure``. Templates are rendered
-    with the tokenizer of the folder named ``tuned``.
+    Job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of another file), which are
+    rendered with the tokenizer of the folder named ``tuned``.  plain: decoded without clean-up of spaces.
     """
     transformers.logging.set_verbosity_error()
     for name, folder in job["folders"].items():
@@ -43,7 +41,7 @@ def _use(folder: str, job: Mapping[str, Any]) -> dict[str, Any]:
             "plain": [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in job["ids"]],
             "chats": _render(tokenizer, job["chats"], None) if tokenizer.chat_template else [],
         }
-    except Exception as exc:  # tokenizers raises nothing more particular; the other folders have to be looked at
+    except Exception as exc:  # tokenizers raises no narrower class; the other folders must still run
         return {"failure": " ".join(str(exc).split())}
 
 
@@ -52,7 +50,7 @@ def _load(folder: str) -> Any:
 
 
 def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[str]:
-    """Every chat with and without the beginning of an answer; a template may refuse a role, which is an answer, too."""
+    """Every chat without and with a generation prompt. A template may refuse a role: its error is then the result."""
     out = []
     for chat in chats:
         for begin in (False, True):
@@ -66,8 +64,8 @@ def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[
     return out
 
 
-def _bytes(found: Mapping[str, Any]) -> Array:
-    return np.frombuffer(json.dumps(found).encode(), np.uint8)
+def _bytes(content: Mapping[str, Any]) -> Array:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file in llama.cpp: the text that it makes of tokens. No weight is loaded."""
+"""Decode tokens with the vocabulary of a GGUF file in llama.cpp. No weight is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.verify.runtimes.llamacpp import silence
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Job: artifact, ids (sequences). Saves ``text.N``, the bytes of sequence N with special tokens shown."""
+    """Save ``text.N``, the bytes of sequence N with special tokens shown. Job: artifact, ids (sequences)."""
     with silence():
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()

@@ -1,6 +1,6 @@
-"""What the transformers runtimes share: logits and greedy tokens of a language model in fp32.
+"""Logits and greedy tokens of a language model in fp32, for the runtimes that use transformers.
 
-An encoder-decoder gets a sequence on both sides, and answers a prompt from its start token.
+Encoder and decoder of an encoder-decoder get the same sequence; it answers a prompt from its start token.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from exporter.tensors import Array
 
 
 def quiet() -> None:
-    """Only what a verdict needs goes to stderr: its last line is the reason that the user reads."""
+    """Silence warnings and progress bars: the last line on stderr is the reason that the user reads."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def load_checkpoint(path: str) -> Any:
-    """The language model in ``path``, fp32, in evaluation mode; nothing missing, nothing left over."""
+    """The language model in ``path``, fp32, in evaluation mode.
+
+    Raises ValueError if tensors are missing, unexpected or of another shape.
+    """
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     loaded: Any = auto.from_pretrained(
@@ -49,7 +52,7 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 
 @torch.no_grad()
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
-    """Save ``greedy.N`` (tokens,): what the model chooses after each prompt, decoding with its cache."""
+    """Save ``greedy.N`` (tokens,): the tokens that the model chooses after each prompt, with its cache."""
     for number, prompt in enumerate(prompts):
         chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
         save(f"greedy.{number}", np.array(chosen, np.int64))
@@ -80,10 +83,10 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
-    """Judge the tokens that another runtime chose greedily: one pass over prompt and tokens decides all steps.
+    """Score the tokens that another runtime chose greedily, in one pass over prompt and tokens.
 
-    For each (prompt, chosen) saves ``name.best.N``, the best token at each step, and ``name.behind.N``, how far the
-    chosen one's logit is behind it.
+    For each (prompt, chosen) saves ``name.best.N`` (tokens,), the best token at each step, and ``name.behind.N``
+    (tokens,), the difference between its logit and that of the chosen token.
     """
     for number, (prompt, chosen) in enumerate(pairs):
         steps = _steps(model, prompt, chosen).float()
@@ -94,7 +97,7 @@ def save_greedy_margins(
 
 
 def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
-    """(tokens, vocabulary): the logits from which each token was chosen."""
+    """(tokens, vocabulary): the logits at the step of each chosen token."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([[model.config.decoder_start_token_id, *chosen[:-1]]])
         logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=ids).logits[0]

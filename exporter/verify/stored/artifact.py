@@ -1,4 +1,4 @@
-"""What lies on disk: the format of an artifact, and its embedding and head as matrices that are read by rows."""
+"""An artifact on disk: its format, and its embedding and head as matrices that are read by rows."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from exporter.verify.stored.onnx_blocks import BlockStorage
 if TYPE_CHECKING:
     from exporter.sources.onnx.file import OnnxFile
 
-#: What the gguf package can quantise to.
+#: Types that the gguf package can quantise to.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"))
 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A stored matrix. ``kind`` is its dtype or quantisation; ``raw(start, stop)`` gives rows as (n, bytes) uint8.
+    """A matrix on disk.
 
-    places: where ``raw`` of one row lies on disk, in order.
+    storage: its dtype or quantisation.  raw(start, stop): rows as (n, bytes) uint8.
+    places(row): the byte ranges on disk that hold ``raw`` of that row, in order.
     """
 
     name: str
-    kind: str
+    storage: str
     n_rows: int
     raw: Callable[[int, int], Array]
     places: Callable[[int], Sequence[ByteRange]]
@@ -43,13 +44,14 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact on disk. ``head`` is None where the head has no tensor of its own: it shares the embedding's.
+    """An artifact on disk.
 
-    path: what a runtime loads. quantised: some tensor is stored in blocks, though the embedding may not be. types: of
-    all tensors, where the format names them. inputs: of a graph.
-    files: ``path`` and what it reads besides, for artifacts that can be copied file by file. encoder_embedding: that of
-    an encoder which has a file of its own, beside ``path``, which is then the decoder's. parts: an opened GGUF, for
-    the checks that follow: its header has a text a token.
+    path: the file or folder that a runtime loads.  head: None if the head has no tensor of its own, but shares the
+    embedding's.  quantised: some tensor is stored in blocks; the embedding need not be.
+    files: ``path`` and the files that it refers to, for artifacts that can be copied file by file.
+    types: types of all tensors, for GGUF.  inputs: input names of an ONNX graph.
+    encoder_embedding: the embedding of an encoder with a file of its own; ``path`` is then the decoder.
+    parts: the opened GGUF, kept because parsing its header is slow: it has one text per token.
     """
 
     path: Path
@@ -64,65 +66,65 @@ class Artifact:
     parts: GgufModel | None = None
 
     @property
-    def kind(self) -> str:
-        """The storage of the embedding: it names the tolerance."""
-        return self.embedding.kind
+    def storage(self) -> str:
+        """The storage of the embedding; it selects the tolerance."""
+        return self.embedding.storage
 
 
 def find_artifacts(path: Path) -> list[Path]:
-    """``path`` itself, or what lies in its folders by format if it is the output of several formats."""
-    parts = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
-    if not any(part.is_dir() for part in parts) or has_model(path):
+    """``path`` itself, or the artifacts in its folders by format if it is the output of several formats."""
+    formats = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
+    if not any(folder.is_dir() for folder in formats) or has_model(path):
         return [path]
-    found = [part for part in (path / "hf", path / "onnx") if part.is_dir()]
-    files = [file for part in parts for file in sorted(part.glob("*.gguf"))]
-    return sorted(found) + [file for file in files if not is_later_split_file(file)]
+    folders = [folder for folder in (path / "hf", path / "onnx") if folder.is_dir()]
+    files = [file for folder in formats for file in sorted(folder.glob("*.gguf"))]
+    return sorted(folders) + [file for file in files if not is_later_split_file(file)]
 
 
 def open_artifacts(path: Path) -> list[Artifact]:
-    """Open ``path`` by its format, headers only; an ONNX folder holds one artifact a model file."""
-    kind = detect(path)
-    if kind == "onnx":
-        return [_open_onnx(one) for one in model_files(path)]
-    return [_open_gguf(path) if kind == "gguf" else _open_hf(path)]
+    """Open ``path`` by its format, headers only. An ONNX folder gives one artifact per model file."""
+    format_name = detect(path)
+    if format_name == "onnx":
+        return [_open_onnx(file) for file in model_files(path)]
+    return [_open_gguf(path) if format_name == "gguf" else _open_hf(path)]
 
 
-def encode(rows: Array, kind: str) -> Array:
-    """``rows`` (n, hidden) as they are stored in ``kind``: (n, bytes) uint8.
+def encode(rows: Array, storage: str) -> Array:
+    """``rows`` (n, hidden) as stored in ``storage``: (n, bytes) uint8.
 
-    The quantised forms are ONNX Runtime's and ggml's own; without ggml, the gguf package's, which mirrors some of its
-    quantize_row_*_ref.
+    ONNX Runtime and ggml quantise. Without ggml the gguf package does, which mirrors some of its quantize_row_*_ref.
+    Raises MissingDependency for a type that only ggml makes, NotExpressible and BadInput as ggml.quantize_rows does.
     """
-    if kind in FLOATS:
-        return np.ascontiguousarray(cast(rows, kind)).view(np.uint8).reshape(len(rows), -1)
-    if BlockStorage.is_name(kind):
-        return BlockStorage.parse(kind).encode(rows)
+    if storage in FLOATS:
+        return np.ascontiguousarray(cast(rows, storage)).view(np.uint8).reshape(len(rows), -1)
+    if BlockStorage.is_name(storage):
+        return BlockStorage.parse(storage).encode(rows)
     wide = cast(rows, "F32")
     try:
-        return ggml.quantize_rows(wide, kind)
+        return ggml.quantize_rows(wide, storage)
     except MissingDependency:
-        if kind not in _IN_PYTHON:
+        if storage not in _IN_PYTHON:
             raise
     import gguf
 
-    quantised: Array = gguf.quants.quantize(wide, gguf.GGMLQuantizationType[kind])
+    quantised: Array = gguf.quants.quantize(wide, gguf.GGMLQuantizationType[storage])
     return quantised.view(np.uint8).reshape(len(rows), -1)
 
 
-def decode(raw: Array, kind: str) -> Array:
-    """The numbers that ``raw`` (n, bytes) uint8 stands for in ``kind``: (n, hidden) float64."""
-    if kind in ("F64", "F32", "F16", "BF16"):
-        return np.ascontiguousarray(raw).view(DTYPES[kind]).astype(np.float64)
-    if BlockStorage.is_name(kind):
-        return BlockStorage.parse(kind).decode(raw)
+def decode(raw: Array, storage: str) -> Array:
+    """The numbers that ``raw`` (n, bytes) uint8 encodes in ``storage``: (n, hidden) float64."""
+    if storage in ("F64", "F32", "F16", "BF16"):
+        return np.ascontiguousarray(raw).view(DTYPES[storage]).astype(np.float64)
+    if BlockStorage.is_name(storage):
+        return BlockStorage.parse(storage).decode(raw)
     import gguf
 
-    values: Array = gguf.quants.dequantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType[kind])
+    values: Array = gguf.quants.dequantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType[storage])
     return values.astype(np.float64)
 
 
 def stored_matrix(tensor: FileTensor) -> StoredMatrix:
-    """A tensor of a checkpoint, as it lies in its file."""
+    """A tensor of a checkpoint as it is stored in its file."""
 
     def raw(start: int, stop: int) -> Array:
         return encode(tensor.rows(start, stop), tensor.spec.dtype)
@@ -140,7 +142,7 @@ def _open_hf(path: Path) -> Artifact:
     def matrix(name: str) -> StoredMatrix:
         return stored_matrix(checkpoint.tensors[name])
 
-    # The tie itself is judged by the checks, so a stale duplicate must not stop the artifact from being opened.
+    # A check compares the tie, so a stale duplicate of the head must not stop the artifact from being opened.
     embedding, head = checkpoint.stored_embedding, checkpoint.stored_head
     return Artifact(path, "hf", matrix(embedding), matrix(head) if head else None)
 
@@ -166,22 +168,22 @@ def _open_gguf(path: Path) -> Artifact:
 
 
 def _open_onnx(path: Path) -> Artifact:
-    from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
+    from exporter.sources.onnx.file import OnnxFile  # parses protobuf, which only ONNX needs
 
     file = OnnxFile.open(path)
     embedding, head = _onnx_embedding(file), file.head
     if head is None:
         raise BadInput(f"{path}: expected a matrix product that gives the logits, found none")
-    beside = encoder_of(path)
-    encoder = OnnxFile.open(beside) if beside else None
+    encoder_path = encoder_of(path)
+    encoder = OnnxFile.open(encoder_path) if encoder_path else None
     opened = [file, encoder] if encoder else [file]
     return Artifact(
         path,
         "onnx",
         embedding,
         None if head == file.embedding else _onnx_matrix(file, head),
-        quantised=any(one.quantised for one in opened),
-        files=[part for one in opened for part in _onnx_files(one)],
+        quantised=any(model.quantised for model in opened),
+        files=[part for model in opened for part in _onnx_files(model)],
         inputs=file.inputs,
         encoder_embedding=_onnx_embedding(encoder) if encoder else None,
     )
@@ -195,10 +197,10 @@ def _onnx_embedding(file: OnnxFile) -> StoredMatrix:
 
 def _onnx_matrix(file: OnnxFile, name: str) -> StoredMatrix:
     tensor = file.initialisers[name]
-    kind = str(BlockStorage.of(file, name)) if name in file.blocks else tensor.dtype
+    storage = str(BlockStorage.of(file, name)) if name in file.blocks else tensor.dtype
     places = partial(file.token_places, name)
-    return StoredMatrix(name, kind, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
+    return StoredMatrix(name, storage, tensor.shape[file.token_axis[name]], partial(file.token_bytes, name), places)
 
 
 def _onnx_files(file: OnnxFile) -> list[Path]:
-    return [file.path, *sorted({one.place.path for one in file.initialisers.values() if one.place})]
+    return [file.path, *sorted({tensor.place.path for tensor in file.initialisers.values() if tensor.place})]

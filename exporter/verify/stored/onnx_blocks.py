@@ -1,4 +1,4 @@
-"""Rows in blocks of integers as ONNX Runtime's own quantiser makes them: the checker's account of int8 and int4."""
+"""Rows in blocks of integers as ONNX Runtime's quantiser makes them: the checker's own version of int8 and int4."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"int(4|8) x (\d+)( with zero points)?, scales (F32|F16)")
 
-#: A code is right if no other is nearer; float32 arithmetic may take what lies halfway to either side.
-_HALF: Final = 0.5 + 1e-4
+#: A code is correct if no other is nearer; float32 arithmetic may round a value halfway between two codes to either.
+HALF_STEP: Final = 0.5 + 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class BlockStorage:
-    """Integers of ``bits``, ``size`` to a scale of dtype ``scales``; around a zero point each, or around the middle."""
+    """Blocks of ``size`` integers of ``bits``: a scale of dtype ``scales`` each, and a zero point or the middle."""
 
     bits: int
     size: int
@@ -46,9 +46,9 @@ class BlockStorage:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Self:
-        """How ``file`` stores the matrix ``name``."""
-        form = file.blocks[name]
-        return cls(form.bits, form.size, form.zero_points is not None, file.initialisers[form.scales].dtype)
+        """The storage of the matrix ``name`` in ``file``."""
+        blocks = file.blocks[name]
+        return cls(blocks.bits, blocks.size, blocks.zero_points is not None, file.initialisers[blocks.scales].dtype)
 
     def encode(self, rows: Array) -> Array:
         """``rows`` (n, hidden) as codes, scales and zero points side by side: (n, bytes) uint8."""
@@ -60,16 +60,16 @@ class BlockStorage:
         codes = np.zeros((count, per_row, self.size * self.bits // 8), np.uint8)
         scales = np.zeros(count * per_row, np.float32)
         zeros = np.zeros((count, -(-per_row * self.bits // 8)), np.uint8)
-        # It wants the matrix transposed, (in, out).
+        # The quantiser takes the matrix transposed, (in, out).
         columns = np.ascontiguousarray(cast(rows, "F32").T)
         quantise(codes, columns, scales, zeros.reshape(-1), self.size, count, width, not self.zero_points)
         stored = cast(scales, self.scales).reshape(count, per_row).view(np.uint8)
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Whether each of ``rows`` (n, hidden) is stored in ``raw`` (n, bytes): (n,) bool. Waits for no runtime.
+        """Whether each of ``rows`` (n, hidden) is stored in ``raw`` (n, bytes): (n,) bool. Needs no runtime.
 
-        Scales and zero points must be those of the rows, and every code the nearest that there is.
+        Scales and zero points must be those of the rows, and every code the nearest one.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -81,16 +81,16 @@ class BlockStorage:
             step = (high - low) / np.float32(top)
             steps_below = -low.astype(np.float64) / np.where(step == 0, 1, step)
             middle = self._numbers(zeros)[:, : low.shape[1]].astype(np.float64)
-            right = np.abs(middle - np.clip(steps_below, 0, top)) <= _HALF
+            correct = np.abs(middle - np.clip(steps_below, 0, top)) <= HALF_STEP
         else:
             step = np.where(np.abs(high) > np.abs(low), high, low) / np.float32(-(1 << (self.bits - 1)))
-            right = np.ones(low.shape, np.bool_)
-        right &= cast(step, self.scales) == scales
+            correct = np.ones(low.shape, np.bool_)
+        correct &= cast(step, self.scales) == scales
         exact = values.astype(np.float64) / np.where(step == 0, 1, step)[..., None] + middle[..., None]
         numbers = self._numbers(codes).reshape(values.shape)
-        right &= (np.abs(numbers - np.clip(exact, 0, top)) <= _HALF).all(axis=2)
-        found: Array = right.all(axis=1)
-        return found
+        correct &= (np.abs(numbers - np.clip(exact, 0, top)) <= HALF_STEP).all(axis=2)
+        result: Array = correct.all(axis=1)
+        return result
 
     def decode(self, raw: Array) -> Array:
         """The numbers that ``encode`` stored as ``raw``: (n, hidden) float64.
@@ -107,11 +107,11 @@ class BlockStorage:
         return result
 
     def _split(self, raw: Array) -> tuple[Array, Array, Array]:
-        """Codes (n, bytes), scales (n, blocks) and zero points (n, bytes) of rows that lie side by side."""
+        """Codes (n, bytes), scales (n, blocks) and zero points (n, bytes), which ``raw`` holds side by side."""
         per_block = self.size * self.bits // 8
         scale_bytes = DTYPES[self.scales].itemsize
         zero_bits = self.bits if self.zero_points else 0
-        # A row has so many blocks that codes, scales and zero points, these rounded up to a byte, fill it.
+        # Codes, scales and zero points (rounded up to a byte) of all blocks fill a row.
         blocks = raw.shape[1] * 8 // (8 * (per_block + scale_bytes) + zero_bits)
         codes, rest = np.split(np.ascontiguousarray(raw), [blocks * per_block], axis=1)
         scales, zeros = np.split(rest, [blocks * scale_bytes], axis=1)

@@ -1,1 +1,1 @@
-"""Stored rows against the rows that were trained."""
+"""Comparison of stored rows with the trained rows."""

@@ -13,15 +13,15 @@ from exporter.verify.stored.artifact import StoredMatrix
 from exporter.verify.tolerances import MERGED_F32_NOISE, MERGED_ULPS
 from exporter.verify.values.quantised_rows import sum_fault
 
-#: Rows of every updated tensor that are looked at when not all are: first, last and some between.
-_SAMPLED: Final = 6
+#: Rows checked in every updated tensor when not all rows are: the first, the last and some between.
+SAMPLED: Final = 6
 _ROWS_AT_ONCE: Final = 512
 _MANTISSA_BITS: Final = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
 
 
 def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """One check of ``matrix``: a sample of its rows, or every one."""
-    if matrix.kind not in _MANTISSA_BITS:
+    """Check a sample of the rows of ``matrix``, or every row."""
+    if matrix.storage not in _MANTISSA_BITS:
         return _check_quantised(use, matrix, want, every=every)
     ids = range(want.n_rows) if every else sample(want.n_rows)
     wrong, worst = compare(matrix, want, ids)
@@ -32,35 +32,36 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
 
 
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """Block by block, as each has rows enough to show an update; without ``every`` the first block alone."""
+    """Check block by block, as each has enough rows to show an update; without ``every`` the first block alone."""
     known = min(want.n_rows, want.base.spec.n_rows)
     starts = range(0, known if every else min(known, _ROWS_AT_ONCE), _ROWS_AT_ONCE)
     unseen = 0
     for start in starts:
         ids = range(start, min(start + _ROWS_AT_ONCE, known))
         raw, base = matrix.raw(start, ids.stop), cast(want.base.rows(start, ids.stop), "F64")
-        verdict = sum_fault(raw, want.values(ids), base, matrix.kind, want.base.spec.dtype)
-        if verdict:
-            return Check(name=f"{use} updates", passed=False, detail=f"{matrix.name}, from row {start} on: {verdict}")
-        unseen += verdict is None
-    drowned = f", {unseen} of {len(starts)} blocks are judged by their logits: updates drown in them" if unseen else ""
-    detail = f"{min(known, len(starts) * _ROWS_AT_ONCE)} of {want.n_rows} rows in {matrix.kind}{drowned}"
+        fault = sum_fault(raw, want.values(ids), base, matrix.storage, want.base.spec.dtype)
+        if fault:
+            return Check(name=f"{use} updates", passed=False, detail=f"{matrix.name}, from row {start} on: {fault}")
+        unseen += fault is None
+    detail = f"{min(known, len(starts) * _ROWS_AT_ONCE)} of {want.n_rows} rows in {matrix.storage}"
+    if unseen:
+        detail += f", {unseen} of {len(starts)} blocks by their logits: updates are below the quantisation error"
     return Check(name=f"{use} updates", passed=True, detail=detail)
 
 
 def sample(count: int) -> list[int]:
-    """At most ``_SAMPLED`` of ``range(count)``, evenly spread."""
-    return sorted({round(step * (count - 1) / max(1, _SAMPLED - 1)) for step in range(_SAMPLED)})
+    """At most ``SAMPLED`` of ``range(count)``, evenly spread, with the first and the last."""
+    return sorted({round(step * (count - 1) / max(1, SAMPLED - 1)) for step in range(SAMPLED)})
 
 
 def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
-    """(rows that are off, the largest deviation in units of the last place of the storage)."""
+    """(rows that differ, the largest deviation in units of the last place of the storage)."""
     wrong: list[int] = []
     worst = 0.0
     for start in range(0, len(ids), _ROWS_AT_ONCE):
         some = list(ids[start : start + _ROWS_AT_ONCE])
         wide = want.values(some).reshape(len(some), -1)
-        off = ulps(_stored(matrix, some).reshape(len(some), -1), wide, matrix.kind)
+        off = ulps(_stored(matrix, some).reshape(len(some), -1), wide, matrix.storage)
         worst = max(worst, float(off.max(initial=0.0)))
         wrong += [row for row, rows_off in zip(some, off, strict=True) if not (rows_off <= MERGED_ULPS).all()]
     return wrong, worst
@@ -71,17 +72,17 @@ def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
         raw = matrix.raw(ids[0], ids[-1] + 1)
     else:
         raw = np.concatenate([matrix.raw(row, row + 1) for row in ids])
-    return cast(np.ascontiguousarray(raw).view(DTYPES[matrix.kind]), "F64")
+    return cast(np.ascontiguousarray(raw).view(DTYPES[matrix.storage]), "F64")
 
 
-def ulps(found: Array, want: Array, kind: str) -> Array:
-    """Distance in units of the last place, after the noise of float32 sums: that of the largest value of the row.
+def ulps(stored: Array, want: Array, storage: str) -> Array:
+    """Distance in units of the last place of ``storage``, less the noise of float32 sums: (rows, width) float64.
 
-    found, want: (rows, width).
+    stored, want: (rows, width) float64.  The noise is a share of the largest value of the row.
     """
     noise = MERGED_F32_NOISE * np.abs(want).max(axis=1, keepdims=True)
     exponent = np.floor(np.log2(np.maximum(np.abs(want), np.finfo(np.float32).tiny)))
-    unit = np.exp2(exponent - _MANTISSA_BITS[kind])
-    distance: Array = np.maximum(np.abs(found - want) - noise, 0.0) / unit
-    distance[~np.isfinite(found)] = np.inf
+    unit = np.exp2(exponent - _MANTISSA_BITS[storage])
+    distance: Array = np.maximum(np.abs(stored - want) - noise, 0.0) / unit
+    distance[~np.isfinite(stored)] = np.inf
     return distance

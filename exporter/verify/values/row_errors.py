@@ -1,4 +1,4 @@
-"""How well every trained row survived its storage: its error beside what training changed about it."""
+"""The storage error of every trained row, relative to the change that training made."""
 
 from __future__ import annotations
 
@@ -16,42 +16,40 @@ from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
-    """One entry a stored matrix with trained rows; none where its size is wrong and rows cannot be paired."""
+    """One entry per stored matrix with trained rows; none for a matrix of the wrong size."""
     uses = [("embedding", artifact.embedding, reference.embedding)]
     if artifact.encoder_embedding is not None:
         uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
     if artifact.head is not None:
         uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
-    return [
-        _measured(use, matrix, want) for use, matrix, want in uses if want.rows and matrix.n_rows == reference.vocab
-    ]
+    return [_measure(use, matrix, want) for use, matrix, want in uses if want.rows and matrix.n_rows == reference.vocab]
 
 
-def check_row_errors(found: Sequence[RowErrors]) -> Iterator[Check]:
-    """Quantised rows must be nearer to what was trained than the base's row is.
+def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
+    """A quantised row must be nearer to the trained row than the base's row is.
 
-    Rows that are not quantised were compared bit for bit: their rounding is declared.
+    Rows that are not quantised have no such check: another one compares them bit for bit, up to the declared rounding.
     """
-    for one in found:
-        if one.kind in FLOATS:
+    for errors in measured:
+        if errors.storage in FLOATS:
             continue
-        shares = one.shares()
+        shares = errors.shares()
         worst = int(np.argmax(shares))
         detail = (
-            f"{len(shares)} trained rows in {one.kind}, worst token {one.token_ids[worst]}: "
-            f"off by {one.errors[worst]:.3g}, changed by {one.changes[worst]:.3g}"
+            f"{len(shares)} trained rows in {errors.storage}, worst token {errors.token_ids[worst]}: "
+            f"error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
         )
-        yield Check.at_most(f"{one.use} changes", shares[worst], ROW_ERROR_SHARE, detail)
+        yield Check.at_most(f"{errors.use} changes", shares[worst], ROW_ERROR_SHARE, detail)
 
 
-def _measured(use: str, matrix: StoredMatrix, want: Expected) -> RowErrors:
+def _measure(use: str, matrix: StoredMatrix, want: Expected) -> RowErrors:
     token_ids = sorted(want.rows)
     errors, changes = [], []
     for token_id in token_ids:
         new = want.values([token_id])[0]
         known = token_id < want.base.spec.n_rows
         base = want.base.rows(token_id, token_id + 1)[0].astype(np.float64) if known else np.zeros_like(new)
-        stored = decode(matrix.raw(token_id, token_id + 1), matrix.kind)[0]
+        stored = decode(matrix.raw(token_id, token_id + 1), matrix.storage)[0]
         errors.append(float(np.linalg.norm(stored - new)))
         changes.append(float(np.linalg.norm(new - base)))
-    return RowErrors(use, matrix.kind, token_ids, errors, changes)
+    return RowErrors(use, matrix.storage, token_ids, errors, changes)

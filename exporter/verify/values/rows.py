@@ -1,4 +1,4 @@
-"""Checks that read the artifact's weights and run no model: trained rows, untouched rows, shapes, the tie."""
+"""Checks of embedding and head that run no model: trained rows, untouched rows, shapes, the tie."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from exporter.verify.values.computed import check_computed
 
 
 def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks; ``untouched`` adds the comparison of every row that was not trained.
+    """Yield the checks. ``untouched`` also compares every row that was not trained.
 
-    Memory: one block of rows. Time: O(k) without ``untouched``, else one read of embedding and head.
+    Memory: one block of rows. Time: O(k) for k trained rows; with ``untouched``, one read of embedding and head.
     """
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
@@ -26,11 +26,11 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
         yield _check_size("encoder embedding", artifact.encoder_embedding, reference.vocab)
         uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
     if artifact.head is not None:
-        # Where the base ties, both uses must see the rows, whatever the artifact stores for the head.
+        # If the base is tied, both uses must have the rows, whatever the artifact stores for the head.
         uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
     for use, matrix, want in uses:
         if matrix.n_rows != reference.vocab:
-            continue  # the size check has failed already, and rows cannot be paired
+            continue  # the size check has failed, and rows have no ids
         if want.computed:
             yield check_computed(use, matrix, want, every=untouched)
             continue
@@ -46,49 +46,52 @@ def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
 
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
-    """A tied model keeps one tensor, unless the base itself stores a duplicate head; an untied one keeps two."""
-    found = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
+    """A tied model has one tensor, unless the base itself stores a duplicate head; an untied model has two."""
+    stored = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
     if reference.tied:
         duplicate = artifact.format == "hf" and reference.checkpoint.tie.head is not None
         passed, expected = artifact.head is None or duplicate, "one tensor for embedding and head"
     else:
         passed, expected = artifact.head is not None, "a head of its own"
-    return Check(name="tie", passed=passed, detail=found if passed else f"expected {expected}, found {found}")
+    return Check(name="tie", passed=passed, detail=stored if passed else f"expected {expected}, found {stored}")
 
 
 def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Every trained row is exactly the declared rounding of what the adapter holds."""
-    rows, stored = want.rows, want.base.spec.dtype
+    """Every trained row is exactly the declared rounding of the adapter's row."""
+    rows, base_dtype = want.rows, want.base.spec.dtype
     wrong = [
         token_id
         for token_id, row in rows.items()
-        if not any(np.array_equal(matrix.raw(token_id, token_id + 1), one) for one in _encodings(row, matrix, stored))
+        if not any(
+            np.array_equal(matrix.raw(token_id, token_id + 1), encoding)
+            for encoding in _encodings(row, matrix, base_dtype)
+        )
     ]
-    detail = f"{len(rows)} trained rows in {matrix.kind}"
+    detail = f"{len(rows)} trained rows in {matrix.storage}"
     if wrong:
         detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
     return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _encodings(row: Array, matrix: StoredMatrix, stored: str) -> Iterator[Array]:
-    """A row may be rounded to the base's dtype before it is stored, or straight from the adapter's.
+def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Array]:
+    """The accepted encodings of a row: straight from the adapter's dtype, or rounded to the base's dtype before.
 
-    Quantisations may also be made from a 16-bit file, whatever the base's dtype.
+    A quantisation may also be made from a 16-bit file, whatever the dtype of the base.
     """
-    yield encode(row[None], matrix.kind)
-    for dtype in (stored,) if matrix.kind in FLOATS else (stored, "F16", "BF16"):
+    yield encode(row[None], matrix.storage)
+    for dtype in (base_dtype,) if matrix.storage in FLOATS else (base_dtype, "F16", "BF16"):
         if dtype in FLOATS:
-            yield encode(cast(row[None], dtype), matrix.kind)
+            yield encode(cast(row[None], dtype), matrix.storage)
 
 
 def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
-    """The 16-bit dtype that the trained rows of a float32 artifact went through; None if they are as they were trained.
+    """The 16-bit dtype to which the trained rows of a float32 artifact were rounded before, None if they were not.
 
-    Merging into a 16-bit checkpoint and converting that to float32 is what most tools do.
+    Most tools merge into a 16-bit checkpoint and convert that to float32.
     """
     want, matrix = reference.embedding, artifact.embedding
     dtype = want.base.spec.dtype
-    if matrix.kind != "F32" or dtype not in ("F16", "BF16") or want.computed or matrix.n_rows != reference.vocab:
+    if matrix.storage != "F32" or dtype not in ("F16", "BF16") or want.computed or matrix.n_rows != reference.vocab:
         return None
     through = False
     for token_id, row in want.rows.items():
@@ -101,16 +104,18 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
 
 
 def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Every row that was not trained is the base's row, or that of the matrix an adapter brings, as it is stored."""
+    """Every other row equals the base's row, or that of a whole matrix in an adapter, as encoded in the artifact."""
     spec, rows = want.source.spec, want.rows
-    stored = want.base.spec.dtype
+    base_dtype = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
     wrong: list[int] = []
     for start in range(0, spec.n_rows, step):
         stop = min(start + step, spec.n_rows)
         block = want.source.rows(start, stop)
-        found = matrix.raw(start, stop)
-        differs = np.all([(one != found).any(axis=1) for one in _block_encodings(block, matrix, stored)], axis=0)
+        raw = matrix.raw(start, stop)
+        differs = np.all(
+            [(encoding != raw).any(axis=1) for encoding in _block_encodings(block, matrix, base_dtype)], axis=0
+        )
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
     count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
     detail = f"{count} other rows as in the base"
@@ -119,7 +124,7 @@ def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
-def _block_encodings(block: Array, matrix: StoredMatrix, stored: str) -> Iterator[Array]:
-    yield encode(block, matrix.kind)
-    if block.dtype != DTYPES[stored]:
-        yield encode(cast(block, stored), matrix.kind)
+def _block_encodings(block: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Array]:
+    yield encode(block, matrix.storage)
+    if block.dtype != DTYPES[base_dtype]:
+        yield encode(cast(block, base_dtype), matrix.storage)

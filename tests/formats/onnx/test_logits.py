@@ -38,7 +38,7 @@ def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list
         "greedy_prompts": [],
         "greedy_tokens": 0,
     }
-    compute(job | {"ways": ["full", "cached", "padded"], "cache_shape": (0, 0)}, saved.__setitem__)
+    compute(job | {"modes": ["full", "cached", "padded"], "cache_shape": (0, 0)}, saved.__setitem__)
     count = range(len(sequences))
     out = {mode: [saved[f"{mode}.{number}"] for number in count] for mode in ("full", "cached", "padded")}
     return out | {"right": right_padded(folder, sequences), "pieces": in_pieces(folder, sequences)}

@@ -1,4 +1,4 @@
-"""Small faults put into copies of clean artifacts: each is one thing that has gone wrong in the field."""
+"""Small faults in copies of sound artifacts, each known from practice."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def hf_flip(folder: Path, name: str, at: int) -> None:
 
 
 def hf_stale_head(folder: Path, base: Path) -> None:
-    """A head stored beside the tied embedding, with the base's rows in it."""
+    """Store a head beside the tied embedding, with the base's rows."""
     checkpoint = Checkpoint.open(base)
     spec = checkpoint.tensors["model.embed_tokens.weight"].spec
     value = checkpoint.tensors[spec.name].rows(0, spec.n_rows)
@@ -101,7 +101,7 @@ def onnx_flip(path: Path, name: str, at: int) -> None:
 
 
 def onnx_shift_queries(path: Path) -> None:
-    """Rotate every query by one position more where a single token is computed behind a cache."""
+    """Rotate every query by one more position if a single token is computed with a cache."""
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         if node.op_type == "RotaryEmbedding" and node.name.endswith("q_rotated"):
@@ -120,7 +120,7 @@ def onnx_shift_queries(path: Path) -> None:
 
 
 def onnx_stale_head(folder: Path, base: Path) -> None:
-    """Give the head an initialiser of its own with the base's rows: what an exporter that unties silently writes."""
+    """Give the head its own initialiser with the base's rows, as an exporter that unties silently does."""
     file = OnnxFile.open(folder)
     assert file.embedding
     checkpoint = Checkpoint.open(base)

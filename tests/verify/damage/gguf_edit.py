@@ -1,4 +1,4 @@
-"""Change one value in the header of a GGUF file, whatever the length of the new one."""
+"""Change, add or remove one key in the header of a GGUF file, whatever its length."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from exporter.sources.gguf.types import SCALARS
 
 
 def replace(path: Path, key: Key) -> None:
-    """Give a key that is there another value, type included."""
+    """Give an existing key another value and type."""
     start, end = span(path, key.name)
     _rewrite(path, start, end, key.encoded, 0)
 
 
 def remove(path: Path, name: str) -> None:
-    """Take a key out of the header."""
+    """Remove a key from the header."""
     start, end = span(path, name)
     _rewrite(path, start - len(name.encode()) - 8, end, b"", -1)
 
 
 def add(path: Path, key: Key) -> None:
-    """Put a key in front of the others."""
+    """Add a key before the others."""
     name = key.name.encode()
     _rewrite(path, 24, 24, struct.pack("<Q", len(name)) + name + key.encoded, 1)
 
 
 def values(path: Path, name: str) -> Any:
     """The value of a key; a list for an array."""
-    found = GgufFile.open(path).metadata[name]
-    return found.values() if isinstance(found, GgufArray) else found
+    value = GgufFile.open(path).metadata[name]
+    return value.values() if isinstance(value, GgufArray) else value
 
 
 def header_nbytes(path: Path) -> int:
@@ -51,16 +51,16 @@ def keys_nbytes(path: Path) -> int:
 
 
 def span(path: Path, name: str) -> tuple[int, int]:
-    """Where type and value of a key lie."""
+    """Start and end of the type and value of a key, in bytes."""
     content = path.read_bytes()
     encoded = struct.pack("<Q", len(name.encode())) + name.encode()
     start = content.index(encoded) + len(encoded)
     value = GgufFile.open(path).metadata[name]
-    kind = struct.unpack_from("<I", content, start)[0]
+    type_number = struct.unpack_from("<I", content, start)[0]
     if isinstance(value, GgufArray):
         return start, value.offset_bytes + value.nbytes
-    if kind in SCALARS:
-        return start, start + 4 + SCALARS[kind].itemsize
+    if type_number in SCALARS:
+        return start, start + 4 + SCALARS[type_number].itemsize
     return start, start + 12 + struct.unpack_from("<Q", content, start + 4)[0]
 
 

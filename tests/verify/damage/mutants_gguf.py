@@ -1,4 +1,4 @@
-"""Damage to GGUF files. Each takes a copy of a clean file and a random generator that chooses the place."""
+"""Damage to GGUF files. Each function takes a copy of a sound file and a random generator that chooses the place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def put(path: Path, name: str, rows: Array) -> None:
 
 
 def pick(path: Path, rng: np.random.Generator, *parts: str) -> str:
-    """A tensor whose name ends with one of ``parts``, or any beside the embedding."""
+    """A tensor with a name that ends in one of ``parts``, or any except the embedding."""
     names = [name for name in GgufFile.open(path).tensors if name != EMBEDDING]
     return str(rng.choice([name for name in names if not parts or name.endswith(parts)]))
 
@@ -51,7 +51,7 @@ def flip_trained(path: Path, rng: np.random.Generator) -> None:
 
 
 def flip_header(path: Path, rng: np.random.Generator) -> None:
-    """One bit of what stands before the data, but for free text about the file and the names of keys."""
+    """Flip one bit before the data, except in free text about the file and in names of keys."""
     content = path.read_bytes()
     places = [*range(8, 24), *range(gguf_edit.keys_nbytes(path), gguf_edit.header_nbytes(path))]
     for name in GgufFile.open(path).metadata:
@@ -72,19 +72,19 @@ def next_float(path: Path, rng: np.random.Generator) -> None:
 def swap_rows(path: Path, rng: np.random.Generator, *, trained: bool = False, parts: tuple[str, ...] = ()) -> None:
     name = pick(path, rng, *parts) if parts else EMBEDDING
     rows = raw(path, name)
-    one, other = rng.choice(TRAINED_IDS if trained else len(rows), 2, replace=False)
-    rows[[one, other]] = rows[[other, one]]
+    first, second = rng.choice(TRAINED_IDS if trained else len(rows), 2, replace=False)
+    rows[[first, second]] = rows[[second, first]]
     put(path, name, rows)
 
 
 def halves(path: Path, rng: np.random.Generator) -> None:
-    """Queries or keys in the order of the checkpoint: what a converter without the permutation writes."""
+    """Queries or keys in the order of the checkpoint, as a converter without the permutation writes them."""
     name = pick(path, rng, "attn_q.weight", "attn_k.weight")
     rows = raw(path, name)
     put(path, name, rows.reshape(-1, 8, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape))
 
 
-def turn(path: Path, rng: np.random.Generator) -> None:
+def transpose(path: Path, rng: np.random.Generator) -> None:
     """Transpose a square matrix."""
     name = pick(path, rng, "attn_output.weight", "attn_q.weight")
     rows = raw(path, name).view(np.uint16)
@@ -101,10 +101,10 @@ def scale(path: Path, rng: np.random.Generator) -> None:
 def exchange(path: Path, rng: np.random.Generator) -> None:
     """Two layers get each other's matrix."""
     part = rng.choice(["attn_q", "attn_v", "ffn_up", "ffn_down"])
-    one, other = (f"blk.{layer}.{part}.weight" for layer in (0, 1))
-    first, second = raw(path, one), raw(path, other)
-    put(path, one, second)
-    put(path, other, first)
+    first_name, second_name = (f"blk.{layer}.{part}.weight" for layer in (0, 1))
+    first, second = raw(path, first_name), raw(path, second_name)
+    put(path, first_name, second)
+    put(path, second_name, first)
 
 
 def block_scale(path: Path, rng: np.random.Generator) -> None:
@@ -128,8 +128,8 @@ def drop(path: Path, rng: np.random.Generator, *, name: str) -> None:
 
 
 def special_id(path: Path, rng: np.random.Generator) -> None:
-    kind = rng.choice(["bos", "eos", "padding", "unknown"])
-    gguf_edit.replace(path, writer.u32(f"tokenizer.ggml.{kind}_token_id", int(rng.integers(4, 512))))
+    role = rng.choice(["bos", "eos", "padding", "unknown"])
+    gguf_edit.replace(path, writer.u32(f"tokenizer.ggml.{role}_token_id", int(rng.integers(4, 512))))
 
 
 def add_flag(path: Path, rng: np.random.Generator) -> None:
@@ -138,8 +138,8 @@ def add_flag(path: Path, rng: np.random.Generator) -> None:
 
 def swap_tokens(path: Path, rng: np.random.Generator) -> None:
     texts = gguf_edit.values(path, TOKENS)
-    one, other = rng.choice(len(texts), 2, replace=False)
-    texts[one], texts[other] = texts[other], texts[one]
+    first, second = rng.choice(len(texts), 2, replace=False)
+    texts[first], texts[second] = texts[second], texts[first]
     gguf_edit.replace(path, writer.texts(TOKENS, texts))
 
 
@@ -176,8 +176,8 @@ def swap_merges(path: Path, rng: np.random.Generator) -> None:
     gguf_edit.replace(path, writer.texts(name, merges))
 
 
-def splitting(path: Path, rng: np.random.Generator) -> None:
-    """Another way to cut text before the merges."""
+def pre_tokenizer(path: Path, rng: np.random.Generator) -> None:
+    """Another pre-tokenizer."""
     gguf_edit.replace(path, writer.text("tokenizer.ggml.pre", str(rng.choice(["smolln", "llama-bpe", ""]))))
 
 
@@ -188,13 +188,13 @@ def template(path: Path, rng: np.random.Generator) -> None:
     gguf_edit.replace(path, writer.text(name, text[:at] + text[at + 1 :]))
 
 
-def cut(path: Path, rng: np.random.Generator) -> None:
+def truncate(path: Path, rng: np.random.Generator) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: -int(rng.integers(1, len(content) // 2))])
 
 
 def retype(path: Path, rng: np.random.Generator) -> None:
-    """The header calls bfloat16 half precision: the same bytes are other numbers."""
+    """The header declares bfloat16 as float16: the same bytes are other numbers."""
     name = pick(path, rng, "ffn_up.weight", "attn_v.weight").encode()
     content = path.read_bytes()
     at = content.index(name) + len(name) + 4 + 16
@@ -206,7 +206,7 @@ def architecture(path: Path, rng: np.random.Generator) -> None:
     gguf_edit.replace(path, writer.text("general.architecture", str(rng.choice(["qwen2", "granite"]))))
 
 
-#: name → (artifact of the fixture, level that has to catch it, damage)
+#: name → (artifact of the fixture, level that must catch it, damage)
 GGUF: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "gguf: trained row by one ulp": ("gguf_f32", "rows", next_float),
     "gguf: bit of a trained row": ("gguf", "rows", flip_trained),
@@ -219,7 +219,7 @@ GGUF: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "gguf: bit of the header": ("gguf", "full", flip_header),
     "gguf: rows of a matrix swapped": ("gguf", "weights", partial(swap_rows, parts=("attn_v.weight", "ffn_up.weight"))),
     "gguf: queries or keys not interleaved": ("gguf", "weights", halves),
-    "gguf: square matrix transposed": ("gguf", "weights", turn),
+    "gguf: square matrix transposed": ("gguf", "weights", transpose),
     "gguf: norm scaled": ("gguf_f32", "weights", scale),
     "gguf: layers exchanged": ("gguf", "weights", exchange),
     "gguf: scale of a quantised block": ("q8_0", "weights", block_scale),
@@ -257,9 +257,9 @@ GGUF: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "gguf: token missing": ("gguf", "rows", lose_token),
     "gguf: token type": ("gguf", "rows", token_type),
     "gguf: merges reordered": ("gguf", "rows", swap_merges),
-    "gguf: splitting": ("gguf", "full", splitting),
+    "gguf: pre-tokenizer": ("gguf", "full", pre_tokenizer),
     "gguf: chat template changed": ("gguf", "rows", template),
     "gguf: chat template missing": ("gguf", "rows", partial(drop, name="tokenizer.chat_template")),
-    "gguf: truncated": ("gguf", "rows", cut),
+    "gguf: truncated": ("gguf", "rows", truncate),
     "gguf: dtype of a tensor": ("gguf", "weights", retype),
 }

@@ -1,4 +1,4 @@
-"""Damage to checkpoint folders, and to the files beside the weights that ONNX folders have as well."""
+"""Damage to checkpoint folders, and to auxiliary files that ONNX folders have as well."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def next_value(folder: Path, rng: np.random.Generator) -> None:
 def swap_rows(folder: Path, rng: np.random.Generator, *, trained: bool = False, parts: tuple[str, ...] = ()) -> None:
     name = pick(folder, rng, *parts) if parts else EMBEDDING
     rows = raw(folder, name)
-    one, other = rng.choice(TRAINED_IDS if trained else len(rows), 2, replace=False)
-    rows[[one, other]] = rows[[other, one]]
+    first, second = rng.choice(TRAINED_IDS if trained else len(rows), 2, replace=False)
+    rows[[first, second]] = rows[[second, first]]
     put(folder, name, rows)
 
 
-def turn(folder: Path, rng: np.random.Generator) -> None:
+def transpose(folder: Path, rng: np.random.Generator) -> None:
     name = pick(folder, rng, "o_proj.weight", "q_proj.weight")
     put(folder, name, raw(folder, name).view(np.uint16).T)
 
@@ -77,11 +77,11 @@ def drop_tensor(folder: Path, rng: np.random.Generator) -> None:
 
 
 def exchange(folder: Path, rng: np.random.Generator) -> None:
-    """Two tensors of one shape get each other's name."""
+    """Exchange the names of two tensors of one shape."""
     header, data = rawtensors.read(folder / WEIGHTS)
     part = rng.choice(["q_proj", "up_proj", "down_proj"])
-    one, other = (name for name in rawtensors.tensors(header) if str(part) in name)
-    header[one], header[other] = header[other], header[one]
+    first, second = (name for name in rawtensors.tensors(header) if str(part) in name)
+    header[first], header[second] = header[second], header[first]
     rawtensors.write(folder / WEIGHTS, header, data)
 
 
@@ -91,7 +91,7 @@ def retype(folder: Path, rng: np.random.Generator) -> None:
     rawtensors.write(folder / WEIGHTS, header, data)
 
 
-def cut(folder: Path, rng: np.random.Generator, *, name: str) -> None:
+def truncate(folder: Path, rng: np.random.Generator, *, name: str) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: -int(rng.integers(1, len(content) // 2))])
 
@@ -102,7 +102,7 @@ def lose(folder: Path, rng: np.random.Generator, *, names: tuple[str, ...]) -> N
 
 
 def lose_template(folder: Path, rng: np.random.Generator) -> None:
-    """Wherever it stands."""
+    """Remove the template from both places."""
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     edit(folder / "tokenizer_config.json", lambda content: content.pop("chat_template", None))
 
@@ -137,8 +137,8 @@ def lose_added(folder: Path, rng: np.random.Generator) -> None:
 def swap_tokens(folder: Path, rng: np.random.Generator) -> None:
     def change(content: dict[str, Any]) -> None:
         vocab = content["model"]["vocab"]
-        one, other = rng.choice(list(vocab), 2, replace=False)
-        vocab[str(one)], vocab[str(other)] = vocab[str(other)], vocab[str(one)]
+        first, second = rng.choice(list(vocab), 2, replace=False)
+        vocab[str(first)], vocab[str(second)] = vocab[str(second)], vocab[str(first)]
 
     edit(folder / "tokenizer.json", change)
 
@@ -153,7 +153,7 @@ def swap_merges(folder: Path, rng: np.random.Generator) -> None:
 
 
 def lose_merges(folder: Path, rng: np.random.Generator) -> None:
-    """Every word is cut into its bytes."""
+    """Every word is split into its bytes."""
     edit(folder / "tokenizer.json", lambda content: content["model"].update(merges=[]))
 
 
@@ -171,7 +171,7 @@ def special_token(folder: Path, rng: np.random.Generator) -> None:
 
 
 def template(folder: Path, rng: np.random.Generator) -> None:
-    """A character less where clients look first."""
+    """Remove a character from the file that clients read first."""
     path = folder / "chat_template.jinja"
     text = path.read_text()
     at = int(rng.integers(len(text)))
@@ -192,8 +192,8 @@ def lose_shard(folder: Path, rng: np.random.Generator) -> None:
     rng.choice(sorted(folder.glob("model-*.safetensors"))).unlink()
 
 
-#: Files that ONNX folders have in the same form.
-BESIDE: Final[Mapping[str, Damage]] = {
+#: Damage to files that ONNX folders have, too.
+AUXILIARY: Final[Mapping[str, Damage]] = {
     "epsilon in config.json": partial(config, key="rms_norm_eps", values=(1e-6, 1e-4)),
     "heads in config.json": partial(config, key="num_attention_heads", values=(2, 8)),
     "vocabulary in config.json": partial(config, key="vocab_size", values=(511, 513, 1024)),
@@ -213,7 +213,7 @@ BESIDE: Final[Mapping[str, Damage]] = {
     "chat template missing": lose_template,
     "file missing": partial(lose, names=("tokenizer.json", "tokenizer_config.json", "generation_config.json")),
 }
-#: name → (artifact of the fixture, level that has to catch it, damage)
+#: name → (artifact of the fixture, level that must catch it, damage)
 HF: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "hf: trained row by one ulp": ("hf", "rows", next_value),
     "hf: two trained rows swapped": ("hf", "rows", partial(swap_rows, trained=True)),
@@ -225,14 +225,14 @@ HF: Final[Mapping[str, tuple[str, str, Damage]]] = {
         "weights",
         partial(swap_rows, parts=("q_proj.weight", "k_proj.weight")),
     ),
-    "hf: square matrix transposed": ("hf", "weights", turn),
+    "hf: square matrix transposed": ("hf", "weights", transpose),
     "hf: tensors exchanged": ("hf", "weights", exchange),
     "hf: tensor missing": ("hf", "rows", drop_tensor),
     "hf: dtype of a tensor": ("hf", "weights", retype),
-    "hf: truncated": ("hf", "rows", partial(cut, name=WEIGHTS)),
+    "hf: truncated": ("hf", "rows", partial(truncate, name=WEIGHTS)),
     "hf: shard missing": ("hf_sharded", "rows", lose_shard),
     "hf: index points elsewhere": ("hf_sharded", "rows", point_elsewhere),
-    **{f"hf: {name}": ("hf", "rows", damage) for name, damage in BESIDE.items()},
+    **{f"hf: {name}": ("hf", "rows", damage) for name, damage in AUXILIARY.items()},
 }
 
 

@@ -14,7 +14,7 @@ from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
 from tests.trained import TRAINED_IDS
 from tests.verify.damage.corruptions import onnx_set_attribute, onnx_shift_queries, onnx_stale_head, poke
-from tests.verify.damage.mutants_hf import BESIDE, Damage, edit
+from tests.verify.damage.mutants_hf import AUXILIARY, Damage, edit
 
 DATA: Final = "onnx/model.onnx_data"
 
@@ -31,7 +31,7 @@ def put(folder: Path, name: str, value: Array) -> None:
 
 
 def pick(folder: Path, rng: np.random.Generator, *parts: str) -> str:
-    names = [name for name, one in OnnxFile.open(folder).initialisers.items() if one.place and "layers" in name]
+    names = [name for name, tensor in OnnxFile.open(folder).initialisers.items() if tensor.place and "layers" in name]
     return str(rng.choice([name for name in names if not parts or name.endswith(parts)]))
 
 
@@ -53,8 +53,8 @@ def next_float(folder: Path, rng: np.random.Generator) -> None:
 
 def swap_rows(folder: Path, rng: np.random.Generator, *, trained: bool) -> None:
     value = raw(folder, "embed_tokens.weight")
-    one, other = rng.choice(TRAINED_IDS if trained else len(value), 2, replace=False)
-    value[[one, other]] = value[[other, one]]
+    first, second = rng.choice(TRAINED_IDS if trained else len(value), 2, replace=False)
+    value[[first, second]] = value[[second, first]]
     put(folder, "embed_tokens.weight", value)
 
 
@@ -62,13 +62,13 @@ def swap_columns(folder: Path, rng: np.random.Generator) -> None:
     """Two queries or keys: rows of the checkpoint are columns here."""
     name = pick(folder, rng, "q_proj.weight", "k_proj.weight")
     value = raw(folder, name)
-    one, other = rng.choice(value.shape[1], 2, replace=False)
-    value[:, [one, other]] = value[:, [other, one]]
+    first, second = rng.choice(value.shape[1], 2, replace=False)
+    value[:, [first, second]] = value[:, [second, first]]
     put(folder, name, value)
 
 
-def turn(folder: Path, rng: np.random.Generator) -> None:
-    """A square matrix as the checkpoint has it: the same rows, and another product."""
+def transpose(folder: Path, rng: np.random.Generator) -> None:
+    """A square matrix as in the checkpoint: the same rows, but another product."""
     name = pick(folder, rng, "o_proj.weight", "q_proj.weight")
     put(folder, name, raw(folder, name).T)
 
@@ -80,14 +80,14 @@ def scale(folder: Path, rng: np.random.Generator) -> None:
 
 def exchange(folder: Path, rng: np.random.Generator) -> None:
     part = rng.choice(["self_attn.v_proj", "mlp.up_proj"])
-    one, other = (f"layers.{layer}.{part}.weight" for layer in (0, 1))
-    first, second = raw(folder, one), raw(folder, other)
-    put(folder, one, second)
-    put(folder, other, first)
+    first_name, second_name = (f"layers.{layer}.{part}.weight" for layer in (0, 1))
+    first, second = raw(folder, first_name), raw(folder, second_name)
+    put(folder, first_name, second)
+    put(folder, second_name, first)
 
 
 def rotary(folder: Path, rng: np.random.Generator) -> None:
-    """One entry of a table, at a position that no text of the verification reaches."""
+    """Change one entry of a table, at a position beyond the texts of the verification."""
     name = str(rng.choice(["rotary_emb.cos_cache", "rotary_emb.sin_cache"]))
     value = raw(folder, name)
     value[rng.integers(100, len(value)), rng.integers(value.shape[1])] += np.float32(0.01)
@@ -113,7 +113,7 @@ def graph(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def no_mask(folder: Path, rng: np.random.Generator) -> None:
-    """Every query sees what comes after it."""
+    """Every query attends to later positions."""
 
     def change(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if node.op_type == "LessOrEqual")
@@ -123,7 +123,7 @@ def no_mask(folder: Path, rng: np.random.Generator) -> None:
 
 
 def no_padding(folder: Path, rng: np.random.Generator) -> None:
-    """Padding is seen: found only by a left-padded batch."""
+    """Padding is attended to, which only a left-padded batch shows."""
 
     def change(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if node.op_type == "And")
@@ -138,7 +138,7 @@ def attribute(folder: Path, rng: np.random.Generator, *, op_type: str, name: str
 
 
 def epsilon(folder: Path, rng: np.random.Generator) -> None:
-    """By so little that no logit tells it from a runtime's noise."""
+    """A change so small that its effect on logits is below a runtime's noise."""
     attribute(folder, rng, op_type="RMSNormalization", name="epsilon", values=(9e-6, 1.1e-5))
 
 
@@ -147,7 +147,7 @@ def late_queries(folder: Path, rng: np.random.Generator) -> None:
 
 
 def rename(folder: Path, rng: np.random.Generator) -> None:
-    """A cache input by another name: the graph computes the same, and no client feeds it."""
+    """Rename a cache input: the graph computes the same, but clients do not provide that name."""
     old = f"past_key_values.{rng.integers(2)}.{rng.choice(['key', 'value'])}"
 
     def change(model: onnx.ModelProto) -> None:
@@ -185,7 +185,7 @@ def browser(folder: Path, rng: np.random.Generator) -> None:
 
 
 def two_templates(folder: Path, rng: np.random.Generator) -> None:
-    """transformers.js would render another chat than genai does."""
+    """transformers.js would render other chats than genai."""
     edit(folder / "tokenizer_config.json", lambda content: content.update(chat_template="{{ messages }}"))
 
 
@@ -194,7 +194,7 @@ def stale_head(base: Path) -> Damage:
     return lambda folder, rng: onnx_stale_head(folder, base)
 
 
-#: name → (artifact of the fixture, level that has to catch it, damage)
+#: name → (artifact of the fixture, level that must catch it, damage)
 ONNX: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "onnx: trained row by one ulp": ("onnx", "rows", next_float),
     "onnx: two trained rows swapped": ("onnx", "rows", partial(swap_rows, trained=True)),
@@ -216,7 +216,7 @@ ONNX: Final[Mapping[str, tuple[str, str, Damage]]] = {
     "onnx: genai_config.json names no file": ("onnx", "rows", genai_file),
     "onnx: table for browsers": ("onnx", "rows", browser),
     "onnx: chat templates differ": ("onnx", "rows", two_templates),
-    "onnx: square matrix transposed": ("onnx", "full", turn),
+    "onnx: square matrix transposed": ("onnx", "full", transpose),
     "onnx: attention sees the future": ("onnx", "full", no_mask),
     "onnx: attention sees padding": ("onnx", "full", no_padding),
     "onnx: scale of attention": (
@@ -225,5 +225,5 @@ ONNX: Final[Mapping[str, tuple[str, str, Damage]]] = {
         partial(attribute, op_type="Attention", name="scale", values=(0.2, 0.3)),
     ),
     "onnx: queries one position late": ("onnx", "full", late_queries),
-    **{f"onnx: {name}": ("onnx", "rows", damage) for name, damage in BESIDE.items()},
+    **{f"onnx: {name}": ("onnx", "rows", damage) for name, damage in AUXILIARY.items()},
 }

@@ -1,4 +1,4 @@
-"""The mutation score: every kind of damage, at places that seeds choose, is exit 3 or 4. A survivor is a bug."""
+"""The mutation score: every kind of damage, at places chosen by seeds, is exit 3 or 4. A survivor is a bug."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def subjects(
 ) -> dict[str, Subject]:
     out = tmp_path_factory.mktemp("subjects")
     rows = adapters.stock_rows(tiny_sharded, out / "rows", TRAINED_IDS)
-    found = {
+    by_name = {
         "hf": make(tiny_tied, tiny_adapter, out / "hf"),
         "hf_sharded": make(tiny_sharded, rows, out / "hf-sharded"),
         "gguf": make(tiny_tied, tiny_adapter, out / "bf16.gguf", "--to", "gguf"),
@@ -45,9 +45,9 @@ def subjects(
     }
     for short, name in (("gemma2", "gemma2"), ("gemma3", "gemma3_text")):
         base = families.build(name, out / name)
-        own = adapters.stock_rows(base, out / f"{name}-rows", TRAINED_IDS)
-        found[short] = make(base, own, out / f"{name}.gguf", "--to", "gguf")
-    return found
+        own_rows = adapters.stock_rows(base, out / f"{name}-rows", TRAINED_IDS)
+        by_name[short] = make(base, own_rows, out / f"{name}.gguf", "--to", "gguf")
+    return by_name
 
 
 def digest(artifact: Path) -> str:
@@ -56,7 +56,7 @@ def digest(artifact: Path) -> str:
 
 
 def damaged(subject: Subject, damage: Damage, seed: int, out: Path) -> Path:
-    """A copy of the artifact in which something has changed."""
+    """A copy of the artifact with the damage."""
     rng = np.random.default_rng(seed)
     copy = out / subject.path.name
     for _ in range(20):
@@ -83,13 +83,13 @@ def mutants(table: Table, base: Path) -> dict[str, tuple[str, str, Damage]]:
 def survivors(
     table: Table, subjects: Mapping[str, Subject], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[str]:
-    for number, (name, (kind, level, damage)) in enumerate(table.items()):
+    for number, (name, (artifact, level, damage)) in enumerate(table.items()):
         for seed in SEEDS:
-            copy = damaged(subjects[kind], damage, seed, out / f"{number}-{seed}")
-            code = run(subjects[kind].argv(copy, level))
-            said = capsys.readouterr().err
-            if code not in (3, 4) or said.count("\n") != 1:
-                yield f"{name}, seed {seed}: exit {code}: {said[:300]}"
+            copy = damaged(subjects[artifact], damage, seed, out / f"{number}-{seed}")
+            code = run(subjects[artifact].argv(copy, level))
+            error = capsys.readouterr().err
+            if code not in (3, 4) or error.count("\n") != 1:
+                yield f"{name}, seed {seed}: exit {code}: {error[:300]}"
             shutil.rmtree(out / f"{number}-{seed}")
 
 
@@ -97,27 +97,27 @@ def survivors(
 def test_every_corruption_is_caught_without_running_a_model(
     table: Table, subjects: dict[str, Subject], tiny_tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = {name: mutant for name, mutant in mutants(table, tiny_tied).items() if mutant[1] != "full"}
-    for kind in {mutant[0] for mutant in kinds.values()}:
-        assert run(subjects[kind].argv(subjects[kind].path, "weights")) == 0, "the artifact is sound"
-    found = list(survivors(kinds, subjects, tmp_path, capsys))
-    count = len(kinds) * len(SEEDS)
-    print(f"mutation score: {count - len(found)} of {count} caught, {len(kinds)} kinds of damage")
-    assert found == []
+    cases = {name: mutant for name, mutant in mutants(table, tiny_tied).items() if mutant[1] != "full"}
+    for artifact in {mutant[0] for mutant in cases.values()}:
+        assert run(subjects[artifact].argv(subjects[artifact].path, "weights")) == 0, "the artifact is sound"
+    alive = list(survivors(cases, subjects, tmp_path, capsys))
+    count = len(cases) * len(SEEDS)
+    print(f"mutation score: {count - len(alive)} of {count} caught, {len(cases)} kinds of damage")
+    assert alive == []
 
 
-def test_what_only_running_shows_is_caught_by_it(
+def test_damage_that_only_running_shows_is_caught_by_running(
     subjects: dict[str, Subject], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One reference for all of them; what is refused without running needs no run, and equal mutants need only one."""
+    """The reference runs once. Mutants that fail without running are not run, and equal mutants run once."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (extra: llamacpp)")
-    clean = [subjects[kind].path for kind in ("gguf", "onnx")]
+    clean = [subjects[artifact].path for artifact in ("gguf", "onnx")]
     mutants: dict[str, Path] = {}
     caught = 0
-    for kind, level, damage in {**GGUF, **ONNX}.values():
+    for artifact, level, damage in {**GGUF, **ONNX}.values():
         for seed in SEEDS if level == "full" else ():
-            copy = damaged(subjects[kind], damage, seed, tmp_path / f"{len(mutants)}-{seed}-{caught}")
-            if run(subjects[kind].argv(copy, "weights")) in (3, 4):
+            copy = damaged(subjects[artifact], damage, seed, tmp_path / f"{len(mutants)}-{seed}-{caught}")
+            if run(subjects[artifact].argv(copy, "weights")) in (3, 4):
                 caught += 1
             else:
                 mutants.setdefault(digest(copy), copy)
@@ -133,10 +133,10 @@ def test_what_only_running_shows_is_caught_by_it(
     ("name", "code"),
     [("gguf: token type", 3), ("gguf: truncated", 4), ("hf: shard missing", 4), ("onnx: rotary table", 3)],
 )
-def test_a_whole_process_says_so_in_one_line(
+def test_a_whole_process_reports_in_one_line(
     name: str, code: int, subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
-    kind, level, damage = {**GGUF, **HF, **ONNX}[name]
-    copy = damaged(subjects[kind], damage, 0, tmp_path)
-    ended = ttexport(*subjects[kind].argv(copy, level))
+    artifact, level, damage = {**GGUF, **HF, **ONNX}[name]
+    copy = damaged(subjects[artifact], damage, 0, tmp_path)
+    ended = ttexport(*subjects[artifact].argv(copy, level))
     assert (ended.code, ended.stderr.count("\n")) == (code, 1)

@@ -1,4 +1,4 @@
-"""Every numeric gate lets the sound case pass and closes on a fault just beyond its limit."""
+"""Every numeric check passes for a sound case and fails for a fault just beyond its limit."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def reader(**arrays: Array) -> Callable[[str], Array]:
     return lambda name: arrays[name.replace(".", "_")]
 
 
-def found(logits_by_way: dict[str, Array]) -> dict[str, Distance]:
-    return {way: compare(REFERENCE, got) for way, got in logits_by_way.items()}
+def distances(logits_by_mode: dict[str, Array]) -> dict[str, Distance]:
+    return {mode: compare(REFERENCE, got) for mode, got in logits_by_mode.items()}
 
 
 def shifted(by: float) -> Array:
@@ -42,7 +42,7 @@ def shifted(by: float) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("check", "limit", "way"),
+    ("check", "limit", "mode"),
     [
         (logits.check_hf, HF_MAX_ABS, "full"),
         (logits.check_onnx, ONNX_MAX_ABS, "full"),
@@ -50,20 +50,24 @@ def shifted(by: float) -> Array:
         (logits.check_onnx, ONNX_MAX_ABS, "padded"),
     ],
 )
-def test_max_abs_gate_closes_just_beyond_its_limit(
-    check: Callable[[dict[str, Distance], str], Iterator[Check]], limit: float, way: str
+def test_the_max_abs_check_fails_just_beyond_its_limit(
+    check: Callable[[dict[str, Distance], str], Iterator[Check]], limit: float, mode: str
 ) -> None:
     sound = {name: shifted(0.8 * limit) for name in ("full", "cached", "padded")}
-    assert all(one.passed for one in check(found(sound), "F32"))
-    broken = list(check(found(sound | {way: shifted(1.2 * limit)}), "F32"))
-    assert [one.passed for one in broken].count(False) == 1
+    assert all(outcome.passed for outcome in check(distances(sound), "F32"))
+    broken = list(check(distances(sound | {mode: shifted(1.2 * limit)}), "F32"))
+    assert [outcome.passed for outcome in broken].count(False) == 1
 
 
 def test_a_sum_stored_in_16_bits_may_differ_by_a_share_of_what_rounding_does() -> None:
     rounding = {"rounding": compare(REFERENCE, shifted(1e-2))}
     limit = 1e-2 * HF_ROUNDING_SHARE
-    assert all(one.passed for one in logits.check_hf(found({"full": shifted(0.9 * limit)}) | rounding, "BF16"))
-    assert not any(one.passed for one in logits.check_hf(found({"full": shifted(1.1 * limit)}) | rounding, "BF16"))
+    assert all(
+        outcome.passed for outcome in logits.check_hf(distances({"full": shifted(0.9 * limit)}) | rounding, "BF16")
+    )
+    assert not any(
+        outcome.passed for outcome in logits.check_hf(distances({"full": shifted(1.1 * limit)}) | rounding, "BF16")
+    )
 
 
 def distorted(limit: float) -> Array:
@@ -75,40 +79,42 @@ def distorted(limit: float) -> Array:
     return REFERENCE * (1.0 + low)
 
 
-@pytest.mark.parametrize("kind", GGUF_KL)
-def test_kl_gate_closes_beyond_its_limit(kind: str) -> None:
-    assert next(logits.check_gguf(found({"full": distorted(0.9 * GGUF_KL[kind])}), kind)).passed
-    assert not next(logits.check_gguf(found({"full": distorted(1.1 * GGUF_KL[kind])}), kind)).passed
+@pytest.mark.parametrize("storage", GGUF_KL)
+def test_the_kl_check_fails_beyond_its_limit(storage: str) -> None:
+    assert next(logits.check_gguf(distances({"full": distorted(0.9 * GGUF_KL[storage])}), storage)).passed
+    assert not next(logits.check_gguf(distances({"full": distorted(1.1 * GGUF_KL[storage])}), storage)).passed
 
 
-@pytest.mark.parametrize("way", ["full", "cached", "padded"])
-def test_half_precision_gate_closes_beyond_its_limit(way: str) -> None:
+@pytest.mark.parametrize("mode", ["full", "cached", "padded"])
+def test_the_half_precision_check_fails_beyond_its_limit(mode: str) -> None:
     sound = dict.fromkeys(("full", "cached", "padded"), distorted(0.9 * ONNX_HALF_KL))
-    assert all(one.passed for one in logits.check_onnx(found(sound), "F16"))
-    broken = list(logits.check_onnx(found(sound | {way: distorted(1.1 * ONNX_HALF_KL)}), "F16"))
-    assert [one.passed for one in broken].count(False) == 1
+    assert all(outcome.passed for outcome in logits.check_onnx(distances(sound), "F16"))
+    broken = list(logits.check_onnx(distances(sound | {mode: distorted(1.1 * ONNX_HALF_KL)}), "F16"))
+    assert [outcome.passed for outcome in broken].count(False) == 1
 
 
-@pytest.mark.parametrize("way", ["cached", "padded"])
-def test_gate_of_a_quantised_graph_fed_in_another_way_closes_beyond_its_limit(way: str) -> None:
+@pytest.mark.parametrize("mode", ["cached", "padded"])
+def test_the_check_of_run_modes_of_a_quantised_graph_fails_beyond_its_limit(mode: str) -> None:
     def checks(factor: float) -> list[bool]:
-        ways = dict.fromkeys(("full_0", "cached_0", "padded_0"), REFERENCE)
-        got = reader(**ways | {f"{way}_0": distorted(factor * ONNX_MODES_KL)})
-        return [one.passed for one in logits.check_alike(got, ("full", "cached", "padded"), [[0] * len(REFERENCE)])]
+        modes = dict.fromkeys(("full_0", "cached_0", "padded_0"), REFERENCE)
+        got = reader(**modes | {f"{mode}_0": distorted(factor * ONNX_MODES_KL)})
+        return [
+            outcome.passed for outcome in logits.check_modes(got, ("full", "cached", "padded"), [[0] * len(REFERENCE)])
+        ]
 
     assert checks(0.9) == [True, True]
     assert checks(1.1).count(False) == 1
 
 
-def test_one_other_favourite_closes_the_top_1_gate() -> None:
+def test_another_best_token_fails_the_top_1_check() -> None:
     swapped = REFERENCE.copy()
     best, second = np.argsort(swapped[3])[[-1, -2]]
     swapped[3, [best, second]] = swapped[3, [second, best]]
-    checks = list(logits.check_gguf(found({"full": swapped}), "F32"))
-    assert not next(one for one in checks if one.name == "top-1 misses").passed
+    checks = list(logits.check_gguf(distances({"full": swapped}), "F32"))
+    assert not next(outcome for outcome in checks if outcome.name == "top-1 misses").passed
 
 
-def test_equal_favourites_have_no_order() -> None:
+def test_equal_best_logits_have_no_order() -> None:
     tied = REFERENCE.copy()
     tied[0, 9] = tied[0].max()
     lower = tied.astype(np.float64)
@@ -125,18 +131,18 @@ def test_another_token_passes_only_where_the_reference_is_undecided(behind: floa
     assert logits.check_greedy(want, got, "F32", [0]).passed is passes
 
 
-def test_another_cut_into_tokens_closes_the_tokenizer_gate() -> None:
+def test_other_tokens_fail_the_tokenizer_check() -> None:
     assert logits.check_tokens([[1, 2]], reader(tokens_0=np.array([1, 2])), ["ab"]).passed
     assert not logits.check_tokens([[1, 2]], reader(tokens_0=np.array([3])), ["ab"]).passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_no_number_closes_every_gate(value: float) -> None:
+def test_a_value_that_is_no_number_fails_every_check(value: float) -> None:
     broken = REFERENCE.copy()
     broken[2, 2] = value
-    distances = found({"full": broken, "cached": broken, "padded": broken})
+    broken_distances = distances({"full": broken, "cached": broken, "padded": broken})
     for check in (logits.check_hf, logits.check_onnx, logits.check_gguf):
-        assert not any(one.passed for one in check(distances, "F32"))
+        assert not any(outcome.passed for outcome in check(broken_distances, "F32"))
 
 
 def test_kl_is_the_textbook_value() -> None:

@@ -1,4 +1,4 @@
-"""Quantised artifacts of adapters that change more than rows are judged beside the base, so quantised, too."""
+"""Quantised artifacts of adapters that change more than rows are compared with the base in the same quantisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = [5, 300]
 
 @pytest.fixture(scope="module")
 def updated(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of two matrices beside rows of two tokens, by stock PEFT, that moves the logits far."""
+    """A LoRA of two matrices and rows of two tokens, by stock PEFT, with a large effect on the logits."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["v_proj", "down_proj"], trainable_token_indices=ROWS)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_tied), config)
@@ -41,5 +41,5 @@ def test_a_quantised_update_is_no_farther_from_the_tuned_model_than_its_base_fro
     checks = [check for artifact in read_report(tmp_path / "report")["artifacts"] for check in artifact["checks"]]
     values = [check["value"] for check in checks if check["name"].endswith("excess KL")]
     assert values
-    # Far below zero, the base would differ from its reference by the update, and nothing could exceed that.
+    # An excess far below zero would mean that the base differs from its reference by the update.
     assert max(map(abs, values)) <= QUANTISED_EXCESS

@@ -1,4 +1,4 @@
-"""What a tool packed in its own way is still compared with the base, number by number."""
+"""Tensors that a tool packed are still compared with the base, number by number."""
 
 from __future__ import annotations
 
@@ -19,4 +19,7 @@ def test_biases_of_queries_keys_and_values_are_known_in_one_vector(tmp_path: Pat
     packed = np.concatenate([cast(read(reference.tensors[name].source), "F32") for name in names])
     assert base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed) == ""
     packed[-1] = np.nextafter(packed[-1], np.float32(np.inf))
-    assert base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed) == "it is almost a vector of the base"
+    assert (
+        base.vector_fault("layers.1.self_attn.qkv_proj.bias", packed)
+        == "it is close to a vector of the base, but differs"
+    )

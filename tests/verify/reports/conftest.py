@@ -18,8 +18,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def report(tuned: Tuned, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the reports of three sound artifacts and one whose norm is off: read-only."""
-    out = tmp_path_factory.mktemp("judged")
+    """A read-only folder with the reports of three sound artifacts and one with a wrong norm."""
+    out = tmp_path_factory.mktemp("verified")
     (out / "gguf").mkdir()
     (out / "hf").symlink_to(tuned.hf)
     (out / "onnx").symlink_to(tuned.onnx)

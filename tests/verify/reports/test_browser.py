@@ -1,6 +1,6 @@
 """report.html in a real browser: Debian's chromium, headless.
 
-CI sets TTEXPORT_REQUIRE_BROWSER: then a machine without one fails instead of skipping.
+CI sets TTEXPORT_REQUIRE_BROWSER: without a browser, the tests then fail instead of being skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def chromium() -> str:
 
 
 def shoot(chromium: str, page: Path, *flags: str) -> tuple[Array, list[str]]:
-    """(pixels (height, width, 3) from 0 to 255, what the console said)."""
+    """(pixels (height, width, 3) from 0 to 255, lines of the console)."""
     picture = page.with_suffix(".png")
     command = [
         chromium,
@@ -54,13 +54,13 @@ def shoot(chromium: str, page: Path, *flags: str) -> tuple[Array, list[str]]:
 
 
 def pixels(picture: Array, colour: str) -> int:
-    """How many pixels are of this colour, #rrggbb."""
+    """Number of pixels with this colour, #rrggbb."""
     want = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
     return int((np.abs(picture - want).max(axis=2) <= 3).sum())
 
 
 def painted(page: str, kind: str, colour: str) -> str:
-    """The page with every mark of one kind of plot in a colour that occurs nowhere else."""
+    """The page with every mark of one kind of plot in a unique colour."""
     rule = "; ".join(f"--{name}: {colour}" for name in ("point", *(f"series-{n}" for n in range(1, 6))))
     return page.replace("</style>", f"figure.{kind} {{ {rule}; }}\n</style>", 1)
 

@@ -1,4 +1,4 @@
-"""report.xml and report.html, and what happens where they cannot be made."""
+"""report.xml and report.html, and errors if they cannot be made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.documents import read_report, validate
 from tests.verify.conftest import Tuned
 
 
-def test_junit_has_a_case_a_check_and_a_failure_with_text_for_each_that_failed(report: Path) -> None:
+def test_junit_has_one_case_per_check_and_a_failure_with_text_per_failed_check(report: Path) -> None:
     document = read_report(report)
     suites = list(JUnitXml.fromfile(str(report / "report.xml")))
     assert len(suites) == len(document["artifacts"])
@@ -26,25 +26,25 @@ def test_junit_has_a_case_a_check_and_a_failure_with_text_for_each_that_failed(r
         checks = artifact["checks"] + artifact["skipped"]
         assert [case.name for case in cases] == [check["name"] for check in checks]
         failed = {case.name: case.result[0] for case in cases if not case.is_passed and not case.is_skipped}
-        assert {name: one.text for name, one in failed.items()} == {
+        assert {name: failure.text for name, failure in failed.items()} == {
             check["name"]: check["detail"] for check in artifact["checks"] if not check["passed"]
         }
-        assert all(isinstance(one, Failure) for one in failed.values())
+        assert all(isinstance(failure, Failure) for failure in failed.values())
         if failed:
             assert failed["mean KL"].message.startswith("mean KL: expected at most 1e-06, found ")
     assert sum(suite.failures for suite in suites) > 0
 
 
 def sample(**check: Any) -> dict[str, Any]:
-    """The smallest document, with one failed check in it."""
-    one = {"name": "runs", "passed": False, "value": None, "limit": None, "detail": ""} | check
+    """The smallest document, with one failed check."""
+    failed = {"name": "runs", "passed": False, "value": None, "limit": None, "detail": ""} | check
     artifact = {
         "schema": 2,
         "artifact": "a&b.gguf",
         "format": "gguf",
         "level": "full",
         "passed": False,
-        "checks": [one],
+        "checks": [failed],
         "facts": {"storage": "F32"},
         "skipped": [{"name": "llama.cpp", "reason": "not here"}],
         "rows": [],
@@ -68,28 +68,28 @@ def sample(**check: Any) -> dict[str, Any]:
     return document
 
 
-def test_what_a_runtime_said_last_breaks_neither_form() -> None:
-    said = "\x1b[31m<boom> \x00 & \uffff ]]>"
-    (suite,) = JUnitXml.fromstring(to_junit(sample(detail=said)))
+def test_control_characters_in_a_runtimes_message_break_neither_form() -> None:
+    message = "\x1b[31m<boom> \x00 & \uffff ]]>"
+    (suite,) = JUnitXml.fromstring(to_junit(sample(detail=message)))
     case, skipped = suite
     assert "<boom>" in case.result[0].text
     assert isinstance(skipped.result[0], Skipped)
     assert not isinstance(case.result[0], Error)
-    assert b"&lt;boom&gt;" in to_html(sample(detail=said))
+    assert b"&lt;boom&gt;" in to_html(sample(detail=message))
 
 
-def test_a_check_that_found_no_number_is_told_in_every_form() -> None:
+def test_a_check_with_the_value_nan_is_shown_in_every_form() -> None:
     document = sample(value="nan", limit=1.0)
     assert b"found nan" in to_junit(document)
     assert b">nan<" in to_html(document)
 
 
-def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
+def test_the_page_loads_nothing(report: Path) -> None:
     page = (report / "report.html").read_text("utf-8")
     assert not re.findall(r"<(?:script|iframe|img|object|embed)\b|@import", page)
     references = re.findall(r"(?:href|src)=[\"']([^\"']*)", page) + re.findall(r"url\(([^)]*)\)", page)
     assert references
-    assert all(one.startswith("#") or one == "data:," for one in references)
+    assert all(reference.startswith("#") or reference == "data:," for reference in references)
     assert "<b>a story</b>" not in page, "a prompt is text, not markup"
 
 
@@ -98,16 +98,16 @@ def test_no_two_things_of_the_page_share_an_id(report: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_says_the_verdict_first_and_every_check(report: Path) -> None:
+def test_the_page_shows_the_verdict_first_and_every_check(report: Path) -> None:
     page = (report / "report.html").read_text("utf-8")
     body = page[page.index("<body>") :]
     assert body.index("Not equivalent") < body.index("<table>")
-    checks = [check for one in read_report(report)["artifacts"] for check in one["checks"]]
+    checks = [check for artifact in read_report(report)["artifacts"] for check in artifact["checks"]]
     assert body.count('<td class="pass">pass') == sum(check["passed"] for check in checks)
     assert body.count('<td class="fail">FAIL') == sum(not check["passed"] for check in checks)
 
 
-def test_a_report_of_rows_alone_says_that_nothing_was_run(tuned: Tuned, tmp_path: Path) -> None:
+def test_a_report_of_level_rows_states_that_nothing_was_run(tuned: Tuned, tmp_path: Path) -> None:
     assert run([*tuned.argv(tuned.gguf), "--level", "rows", "--report", str(tmp_path)]) == 0
     assert read_report(tmp_path)["artifacts"][0]["profile"] is None
     page = (tmp_path / "report.html").read_text("utf-8")
@@ -123,9 +123,9 @@ def test_a_missing_package_is_exit_6_before_anything_is_written(
     merge = ["merge", str(tuned.adapter), "--base", str(tuned.base), "-q", "-o", str(tmp_path / "out")]
     for argv in (tuned.argv(tuned.gguf), merge):
         assert run([*argv, "--report", str(tmp_path / "report")]) == 6
-        said = capsys.readouterr().err
-        assert package in said.lower()
-        assert "pip install 'ttexport[report]'" in said
+        error = capsys.readouterr().err
+        assert package in error.lower()
+        assert "pip install 'ttexport[report]'" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_a_report_of_nothing_is_a_usage_error(tuned: Tuned, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("place", ["out", "out/report"])
-def test_a_report_inside_of_what_is_made_is_a_usage_error(place: str, tuned: Tuned, tmp_path: Path) -> None:
+def test_a_report_inside_the_output_is_a_usage_error(place: str, tuned: Tuned, tmp_path: Path) -> None:
     argv = ["merge", str(tuned.adapter), "--base", str(tuned.base), "-q", "-o", str(tmp_path / "out")]
     assert run([*argv, "--report", str(tmp_path / place)]) == 2
     assert list(tmp_path.iterdir()) == []

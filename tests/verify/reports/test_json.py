@@ -1,4 +1,4 @@
-"""report.json: keeps to its schema, says the same whenever it is asked, and holds what the other forms show."""
+"""report.json: follows its schema, is the same in every run, and has the content of the other forms."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_schema_refuses(fault: str, report: Path) -> None:
 
 def test_it_names_the_files_the_base_and_the_adapter_by_digest(report: Path, tuned: Tuned) -> None:
     document = read_report(report)
-    q8_0 = next(n for n, one in enumerate(document["artifacts"]) if one["artifact"].endswith("q8_0.gguf"))
-    (file,) = (one for one in document["files"] if one["artifact"] == q8_0)
+    q8_0 = next(n for n, entry in enumerate(document["artifacts"]) if entry["artifact"].endswith("q8_0.gguf"))
+    (file,) = (entry for entry in document["files"] if entry["artifact"] == q8_0)
     assert file["sha256"] == hashlib.sha256(tuned.q8_0.read_bytes()).hexdigest()
     assert document["reference"]["embedding_sha256"] == Checkpoint.open(tuned.base).embedding_digest
     weights = (tuned.adapter / "adapter_model.safetensors").read_bytes()
@@ -63,7 +63,9 @@ def test_every_kind_of_position_is_measured_and_every_trained_token_run(report: 
         figures = artifact["profile"]["figures"]
         assert set(figures) == {"all", "control", "user", "trained as input", "trained as target", "beside trained"}
         assert figures["trained as input"]["positions"] == len(TRAINED_IDS)
-        assert figures["all"]["positions"] == sum(one["positions"] for kind, one in figures.items() if kind != "all")
+        assert figures["all"]["positions"] == sum(
+            values["positions"] for kind, values in figures.items() if kind != "all"
+        )
         assert artifact["facts"]["trained tokens run"] == f"{len(TRAINED_IDS)} of {len(TRAINED_IDS)}"
 
 
@@ -74,10 +76,12 @@ def test_a_users_text_keeps_its_trained_tokens(report: Path) -> None:
 
 
 def test_the_fault_shows_in_the_figures_of_its_artifact_alone(report: Path) -> None:
-    found = {Path(one["artifact"]).name: one["profile"]["figures"]["all"] for one in read_report(report)["artifacts"]}
-    assert found["broken.gguf"]["mean KL"] > 100 * found["onnx"]["mean KL"]
-    assert found["onnx"]["top-1"] == found["hf"]["top-1"] == 1
-    assert abs(found["broken.gguf"]["perplexity difference"]) > abs(found["onnx"]["perplexity difference"])
+    figures = {
+        Path(entry["artifact"]).name: entry["profile"]["figures"]["all"] for entry in read_report(report)["artifacts"]
+    }
+    assert figures["broken.gguf"]["mean KL"] > 100 * figures["onnx"]["mean KL"]
+    assert figures["onnx"]["top-1"] == figures["hf"]["top-1"] == 1
+    assert abs(figures["broken.gguf"]["perplexity difference"]) > abs(figures["onnx"]["perplexity difference"])
 
 
 def test_rows_are_measured_against_their_change(report: Path) -> None:
@@ -115,7 +119,7 @@ def test_every_part_of_a_split_file_has_its_digest(
     argv += ["--split-max-tensors", "8", "-o", str(tmp_path / "out"), "--report", str(tmp_path / "report")]
     assert run(argv) == 0
     document = read_report(tmp_path / "report")
-    assert [one["format"] for one in document["artifacts"]] == ["gguf", "gguf-lora"]
+    assert [entry["format"] for entry in document["artifacts"]] == ["gguf", "gguf-lora"]
     parts = sorted(path.name for path in (tmp_path / "out" / "gguf").iterdir())
     assert len(parts) > 1
     assert [file["file"] for file in document["files"] if file["artifact"] == 0] == parts
@@ -129,6 +133,6 @@ def test_without_a_report_a_merge_writes_json_alone(tuned: Tuned, tmp_path: Path
     assert not (out / "report.html").exists()
 
 
-def test_json_on_stdout_keeps_to_the_schema(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_on_stdout_follows_the_schema(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*tuned.argv(tuned.gguf), "--level", "rows", "--json"]) == 0
     validate(json.loads(capsys.readouterr().out))

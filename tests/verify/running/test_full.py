@@ -18,13 +18,13 @@ def failed(folder: Path) -> dict[str, set[str]]:
     """artifact name → names of its failed checks."""
     document = read_report(folder)
     return {
-        Path(one["artifact"]).name: {check["name"] for check in one["checks"] if not check["passed"]}
-        for one in document["artifacts"]
+        Path(artifact["artifact"]).name: {check["name"] for check in artifact["checks"] if not check["passed"]}
+        for artifact in document["artifacts"]
     }
 
 
-def together(out: Path, **artifacts: Path) -> Path:
-    """The layout of several formats in one folder, so that one reference serves all."""
+def in_one_folder(out: Path, **artifacts: Path) -> Path:
+    """Several formats in the layout of one folder, so that the reference runs once."""
     (out / "gguf").mkdir(parents=True)
     for name, artifact in artifacts.items():
         (out / name if artifact.is_dir() else out / "gguf" / f"{name}.gguf").symlink_to(artifact)
@@ -34,11 +34,16 @@ def together(out: Path, **artifacts: Path) -> Path:
 @needs_llama_cpp
 @pytest.mark.usefixtures("fresh_runtimes")
 def test_clean_artifacts_of_every_format_and_storage_pass(tuned: Tuned, tmp_path: Path) -> None:
-    out = together(tmp_path / "out", hf=tuned.hf, onnx=tuned.onnx, bf16=tuned.gguf, f32=tuned.gguf_f32, q8_0=tuned.q8_0)
+    out = in_one_folder(
+        tmp_path / "out", hf=tuned.hf, onnx=tuned.onnx, bf16=tuned.gguf, f32=tuned.gguf_f32, q8_0=tuned.q8_0
+    )
     assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 0
     document = read_report(tmp_path / "report")
     assert document["passed"]
-    names = {Path(one["artifact"]).stem: {check["name"] for check in one["checks"]} for one in document["artifacts"]}
+    names = {
+        Path(artifact["artifact"]).stem: {check["name"] for check in artifact["checks"]}
+        for artifact in document["artifacts"]
+    }
     assert {"logits", "greedy tokens", "other tensors"} <= names["hf"]
     assert {"logits", "logits with cache", "logits left-padded", "greedy tokens"} <= names["onnx"]
     assert {"mean KL", "top-1 misses", "greedy tokens", "tokenizer"} <= names["f32"]
@@ -57,13 +62,13 @@ def test_faults_that_only_running_shows_are_exit_3(tuned: Tuned, tmp_path: Path)
     corruptions.gguf_set_number(rope, "llama.rope.freq_base", 20000.0)
     weights = corruptions.copy(tuned.onnx, tmp_path)
     corruptions.onnx_set_attribute(weights, "RMSNormalization", "epsilon", 1e-2)
-    out = together(tmp_path / "out", onnx=weights, norm=norm, epsilon=epsilon, rope=rope, clean=tuned.gguf_f32)
+    out = in_one_folder(tmp_path / "out", onnx=weights, norm=norm, epsilon=epsilon, rope=rope, clean=tuned.gguf_f32)
     assert run([*tuned.argv(out), "--report", str(tmp_path / "report")]) == 3
-    found = failed(tmp_path / "report")
-    assert found.pop("clean.gguf") == set(), "the other artifacts' faults are not this one's"
-    assert "logits with cache" in found.pop("onnx")
-    assert all("mean KL" in checks for checks in found.values())
-    assert len(found) == 3
+    failures = failed(tmp_path / "report")
+    assert failures.pop("clean.gguf") == set(), "faults of other artifacts do not count here"
+    assert "logits with cache" in failures.pop("onnx")
+    assert all("mean KL" in checks for checks in failures.values())
+    assert len(failures) == 3
 
 
 def test_no_text_is_longer_than_the_model_has_positions(tuned: Tuned, tmp_path: Path) -> None:
@@ -98,12 +103,12 @@ def test_without_llama_cpp_transformers_own_loader_refutes_a_broken_gguf(
     assert run(tuned.argv(broken)) == 3
 
 
-def test_every_model_of_an_onnx_folder_is_judged(tuned: Tuned, tmp_path: Path) -> None:
+def test_every_model_of_an_onnx_folder_is_verified(tuned: Tuned, tmp_path: Path) -> None:
     assert run([*tuned.argv(tuned.onnx_variants), "--report", str(tmp_path)]) == 0
     [artifact] = read_report(tmp_path)["artifacts"]
     names = {check["name"] for check in artifact["checks"]}
-    ways = {"logits", "logits with cache", "logits left-padded"}
-    assert {f"model_fp16: {way}, mean KL" for way in ways} <= names
+    modes = {"logits", "logits with cache", "logits left-padded"}
+    assert {f"model_fp16: {mode}, mean KL" for mode in modes} <= names
     assert {"model_q4f16: embedding rows", "model_q4f16: excess KL", "model_q4f16: logits with cache"} <= names
     assert artifact["facts"]["model_q4f16: storage"] == "int8 x 32, scales F16"
     assert {"model_sym_q4f16: embedding rows", "model_sym_q4f16: excess KL"} <= names

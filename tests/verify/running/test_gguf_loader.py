@@ -1,4 +1,4 @@
-"""transformers' own GGUF loader beside llama.cpp: it runs where it computes rightly, and where it does not is told."""
+"""transformers' own GGUF loader beside llama.cpp: it runs models that it supports; others are reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from exporter.cli.main import run
-from exporter.verify.running.gguf_loader import NAME, check_exact, check_quantised, shown
+from exporter.verify.running.gguf_loader import NAME, check_exact, check_quantised, sequences_to_run
 from exporter.verify.running.metrics import Distance, compare
 from exporter.verify.tolerances import HF_ROUNDING_SHARE, LOADER_KL, LOADER_MAX_ABS
 from fixtures.adapters import stock_rows
@@ -22,24 +22,24 @@ REFERENCE = np.random.default_rng(0).normal(0, 3, (12, 64)).astype(np.float32)
 
 
 def off(by: float) -> Distance:
-    found = compare(REFERENCE, REFERENCE)
-    return replace(found, kl_at=np.full(12, by), max_abs_at=np.full(12, by))
+    distance = compare(REFERENCE, REFERENCE)
+    return replace(distance, kl_at=np.full(12, by), max_abs_at=np.full(12, by))
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(0.9, True), (1.1, False), (np.nan, False)])
-def test_the_gates_close_just_beyond_their_limits(factor: float, passes: bool) -> None:
+def test_the_checks_fail_just_beyond_their_limits(factor: float, passes: bool) -> None:
     assert check_exact(off(factor * LOADER_MAX_ABS), 0.0).passed is passes
     assert check_exact(off(factor * HF_ROUNDING_SHARE * 0.5), 0.5).passed is passes
     assert check_quantised(off(factor * LOADER_KL)).passed is passes
 
 
-def test_it_is_shown_one_text_and_one_with_trained_tokens() -> None:
-    assert shown([[1]] * 5 + [[2]] * 3, [[2]] * 3) == [0, 5]
-    assert shown([[1]] * 5, []) == [0]
+def test_the_loader_runs_one_text_and_one_with_trained_tokens() -> None:
+    assert sequences_to_run([[1]] * 5 + [[2]] * 3, [[2]] * 3) == [0, 5]
+    assert sequences_to_run([[1]] * 5, []) == [0]
 
 
 @needs_llama_cpp
-def test_it_runs_one_file_and_every_one_that_is_required(tuned: Tuned, tmp_path: Path) -> None:
+def test_the_loader_runs_one_file_and_every_file_if_required(tuned: Tuned, tmp_path: Path) -> None:
     (tmp_path / "out" / "gguf").mkdir(parents=True)
     for number, artifact in enumerate((tuned.gguf, tuned.q8_0)):
         (tmp_path / "out" / "gguf" / f"{number}.gguf").symlink_to(artifact)
@@ -50,14 +50,14 @@ def test_it_runs_one_file_and_every_one_that_is_required(tuned: Tuned, tmp_path:
     assert NAME not in {check["name"] for check in second["checks"]}
     assert [f"--require {NAME}" in skip["reason"] for skip in second["skipped"] if skip["name"] == NAME] == [True]
     assert run([*argv, "--require", NAME, "--report", str(tmp_path / "all")]) == 0
-    for one in read_report(tmp_path / "all")["artifacts"]:
-        assert NAME in {check["name"] for check in one["checks"]}
-        assert NAME not in {skip["name"] for skip in one["skipped"]}
+    for artifact in read_report(tmp_path / "all")["artifacts"]:
+        assert NAME in {check["name"] for check in artifact["checks"]}
+        assert NAME not in {skip["name"] for skip in artifact["skipped"]}
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize("family", ["qwen3", "stablelm_12b"])
-def test_a_model_that_it_does_not_compute_is_told_and_is_exit_5_where_it_is_required(
+def test_an_unsupported_model_is_reported_and_is_exit_5_if_the_loader_is_required(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = build(family, tmp_path / "base")
@@ -66,13 +66,13 @@ def test_a_model_that_it_does_not_compute_is_told_and_is_exit_5_where_it_is_requ
     merge = ["merge", str(adapter), "--base", str(base), "--to", "gguf", "--verify", "off", "-q", "-o", common[0]]
     assert run([*merge, "--pre-tokenizer", "smollm"]) == 0
     assert run(["verify", *common, "--require", NAME]) == 5
-    said = capsys.readouterr().err
-    assert f"does not do for {family.removesuffix('_12b')}" in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert f"does not support {family.removesuffix('_12b')}" in error
+    assert error.count("\n") == 1
     run(["verify", *common, "--report", str(tmp_path / "report")])
-    (one,) = read_report(tmp_path / "report")["artifacts"]
+    (artifact,) = read_report(tmp_path / "report")["artifacts"]
     assert [
-        f"does not do for {family.removesuffix('_12b')}" in skip["reason"]
-        for skip in one["skipped"]
+        f"does not support {family.removesuffix('_12b')}" in skip["reason"]
+        for skip in artifact["skipped"]
         if skip["name"] == NAME
     ] == [True]

@@ -1,4 +1,4 @@
-"""Trained tokens in the sequences that are run: each stands where it is read and where it is predicted."""
+"""Trained tokens in the sequences that are run: each is an input and a target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from exporter.verify.running.prompts import Sequences, weave
 
 CARRIERS = [[9001, 9002], [9003 + number for number in range(12)], [9100 + number for number in range(60)]]
-#: Sixteen sequences, whatever is to be shown: the cost of a verification does not grow with the adapter.
+#: At most sixteen sequences, so that the cost of a verification does not grow with the adapter.
 MOST = 16
 
 
@@ -37,8 +37,8 @@ def test_few_trained_tokens_stand_apart_in_the_text() -> None:
 
 
 def test_kinds_follow_the_trained_tokens() -> None:
-    found = Sequences([[7, 8]], [[1, 7]], [[7, 1, 2, 8, 9]], [], [], [1, 2])
-    assert list(found.kinds()) == [
+    sequences = Sequences([[7, 8]], [[1, 7]], [[7, 1, 2, 8, 9]], [], [], [1, 2])
+    assert list(sequences.kinds()) == [
         ["control"] * 2,
         ["user"] * 2,
         ["trained as target", "trained as input", "trained as input", "beside trained", "beside trained"],

@@ -1,4 +1,4 @@
-"""Mixtures of experts in llama.cpp, where noise in a router's input sends a token to another expert."""
+"""Mixtures of experts in llama.cpp: noise in a router's input sends a token to another expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.verify.damage import corruptions
 
 pytestmark = needs_llama_cpp
 
-#: Of this seed one token in Q8_0 and in BF16 is routed another way after tuning, so that the mean KL is half more.
+#: With this seed one token in Q8_0 and in BF16 goes to another expert after tuning, which raises the mean KL by half.
 SEED = 0
 
 
@@ -34,31 +34,31 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 
 
 def failed(mixture: tuple[Path, Path, Path], artifact: Path, report: Path) -> tuple[int, dict[str, set[str]]]:
-    """The exit code, and by artifact the checks that did not pass."""
+    """The exit code, and the names of the failed checks by artifact."""
     base, adapter, _ = mixture
     argv = ["verify", str(artifact), "--reference", str(base), "--adapter", str(adapter), "-q"]
     code = run([*argv, "--report", str(report)])
     artifacts = read_report(report)["artifacts"]
     return code, {
-        Path(one["artifact"]).name: {check["name"] for check in one["checks"] if not check["passed"]}
-        for one in artifacts
+        Path(entry["artifact"]).name: {check["name"] for check in entry["checks"] if not check["passed"]}
+        for entry in artifacts
     }
 
 
-def test_a_token_that_is_routed_another_way_is_no_fault(mixture: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    code, found = failed(mixture, mixture[2], tmp_path)
-    assert (code, found) == (0, {"Q8_0.gguf": set(), "bf16.gguf": set()})
-    names = [{check["name"] for check in one["checks"]} for one in read_report(tmp_path)["artifacts"]]
+def test_a_token_at_another_expert_is_no_fault(mixture: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    code, failures = failed(mixture, mixture[2], tmp_path)
+    assert (code, failures) == (0, {"Q8_0.gguf": set(), "bf16.gguf": set()})
+    names = [{check["name"] for check in entry["checks"]} for entry in read_report(tmp_path)["artifacts"]]
     assert {"base as stored", "excess KL", "excess KL, median"} <= names[0]
     assert {"excess KL", "median KL"} <= names[1]
 
 
-def test_a_fault_that_the_base_so_stored_would_share_is_found(mixture: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_fault_that_the_quantised_base_would_share_is_found(mixture: tuple[Path, Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "gguf").mkdir(parents=True)
     for name in ("Q8_0.gguf", "bf16.gguf"):
         copy = corruptions.copy(mixture[2] / "gguf" / name, out / "gguf")
         corruptions.gguf_scale_f32(copy, "blk.1.ffn_norm.weight", 1.5)
-    code, found = failed(mixture, out, tmp_path / "report")
+    code, failures = failed(mixture, out, tmp_path / "report")
     assert code == 3
-    assert found == {"Q8_0.gguf": {"base as stored", "other tensors"}, "bf16.gguf": {"median KL", "other tensors"}}
+    assert failures == {"Q8_0.gguf": {"base as stored", "other tensors"}, "bf16.gguf": {"median KL", "other tensors"}}

@@ -1,4 +1,4 @@
-"""Tokenizers and templates at work: each gate passes a sound artifact and closes on a damaged one."""
+"""Tokenizers and templates in use: each check passes for a sound artifact and fails for a damaged one."""
 
 from __future__ import annotations
 

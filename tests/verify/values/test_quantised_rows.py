@@ -1,4 +1,4 @@
-"""Rows that another quantiser made: what an importance matrix explains passes, what nothing explains does not."""
+"""Rows of other quantisers: the errors of an importance matrix pass, larger ones do not."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ WIDTH = 256
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"),
+    ("storage", "limit"),
     [("Q4_K", QUANTISED_ERROR), ("Q8_0", QUANTISED_ERROR_PLAIN), ("int4 x 32, scales F32", QUANTISED_ERROR_PLAIN)],
 )
 @pytest.mark.parametrize(("factor", "passes"), [(0.99, True), (1.01, False), (np.nan, False)])
-def test_one_row_may_be_off_by_what_its_type_explains(kind: str, limit: float, factor: float, passes: bool) -> None:
+def test_the_error_of_one_row_may_be_that_of_its_type(storage: str, limit: float, factor: float, passes: bool) -> None:
     rows = [(number, 1.0) for number in range(9)] + [(9, factor * limit)]
-    assert (not list(too_far(rows, kind, "the base's"))) is passes
+    assert (not list(too_far(rows, storage, "the base"))) is passes
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(0.99, True), (1.01, False)])
-def test_half_of_the_rows_may_be_off_by_less(factor: float, passes: bool) -> None:
+def test_the_error_of_half_of_the_rows_has_a_lower_limit(factor: float, passes: bool) -> None:
     rows = [(number, factor * QUANTISED_ERROR_MEDIAN) for number in range(9)]
-    assert (not list(too_far(rows, "Q4_K", "the base's"))) is passes
+    assert (not list(too_far(rows, "Q4_K", "the base"))) is passes
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +42,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def important(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Quantised by llama.cpp under importances that are thousands of times apart."""
+    """Quantised by llama.cpp with importances that are thousands of times apart."""
     folder = tmp_path_factory.mktemp("important")
     plain = export(base, folder / "bf16.gguf")
     rng = np.random.default_rng(0)
-    tensors = {name: one for name, one in GgufFile.open(plain).tensors.items() if "blk" in name and len(one.shape) > 1}
-    sums = {name: np.exp(rng.normal(0, 2, one.shape[-1])).astype(np.float32) for name, one in tensors.items()}
+    tensors = {
+        name: tensor for name, tensor in GgufFile.open(plain).tensors.items() if "blk" in name and len(tensor.shape) > 1
+    }
+    sums = {name: np.exp(rng.normal(0, 2, tensor.shape[-1])).astype(np.float32) for name, tensor in tensors.items()}
     gguf_files.write_imatrix(folder / "importance.gguf", sums, calls=1)
     return export(base, folder / "q4.gguf", "--quant", "Q4_K_M", "--imatrix", str(folder / "importance.gguf"))
 
 
-def export(base: Path, out: Path, *words: str) -> Path:
-    assert run(["export", str(base), "--to", "gguf", "--verify", "off", "-q", "-o", str(out), *words]) == 0
+def export(base: Path, out: Path, *arguments: str) -> Path:
+    assert run(["export", str(base), "--to", "gguf", "--verify", "off", "-q", "-o", str(out), *arguments]) == 0
     return out
 
 
@@ -76,7 +78,7 @@ def test_a_fault_under_an_importance_matrix_is_caught(fault: str, important: Pat
     rows = np.array(file.rows(name, 0, tensor.n_rows))
     if fault == "swapped rows":
         rows[[4, 5]] = rows[[5, 4]]
-    elif fault == "another scale":  # the scale of all scales, float16, stands first in a block
+    elif fault == "another scale":  # the scale of all scales, float16, comes first in a block
         rows[:, :2] = (rows[:, :2].copy().view(np.float16) * np.float16(1.2)).view(np.uint8)
     else:
         rows = np.array(file.rows("blk.1.ffn_up.weight", 0, tensor.n_rows))

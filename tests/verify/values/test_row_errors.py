@@ -1,4 +1,4 @@
-"""A change that quantisation is too coarse for is not shipped: the trained row would be no nearer than the base's."""
+"""A change below quantisation noise fails: the stored row would be no nearer to the trained row than the base's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.trained import TRAINED_IDS
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.9, True), (1.1, False), (np.nan, False)])
-def test_the_gate_closes_where_the_error_outgrows_the_change(share: float, passes: bool) -> None:
-    found = RowErrors("embedding", "Q8_0", [3, 4], [0.01, share * ROW_ERROR_SHARE * 2.0], [1.0, 2.0])
-    (check,) = check_row_errors([found])
+def test_the_check_fails_if_the_error_exceeds_the_change(share: float, passes: bool) -> None:
+    errors = RowErrors("embedding", "Q8_0", [3, 4], [0.01, share * ROW_ERROR_SHARE * 2.0], [1.0, 2.0])
+    (check,) = check_row_errors([errors])
     assert check.passed is passes
     assert "token 4" in check.detail
 
 
-def test_a_row_that_training_left_alone_has_nothing_to_lose() -> None:
+def test_a_row_that_training_did_not_change_passes() -> None:
     (check,) = check_row_errors([RowErrors("embedding", "Q8_0", [3], [0.01], [0.0])])
     assert check.passed
 

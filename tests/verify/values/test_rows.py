@@ -1,4 +1,4 @@
-"""Faults in the weights are found on disk, without running a model; exit 3 says so."""
+"""Faults in the weights are found on disk, without running a model, and are exit 3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNTRAINED = 201
 EMBEDDING = "token_embd.weight"
 ROWS = "embedding rows"
 
-#: fault → (artifact, what it does, check that has to catch it)
+#: fault → (artifact, function that makes it, check that must fail)
 FAULTS: dict[str, tuple[str, Fault, str]] = {
     "gguf trained row": ("gguf", lambda p, t: corruptions.gguf_row_to_base(p, t.base, TRAINED_IDS[0]), ROWS),
     "gguf f32 trained row": (
@@ -40,26 +40,26 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
 def test_a_fault_in_the_weights_is_exit_3(
     name: str, tuned: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kind, corrupt, check = FAULTS[name]
-    broken = corruptions.copy(getattr(tuned, kind), tmp_path)
+    artifact, corrupt, check = FAULTS[name]
+    broken = corruptions.copy(getattr(tuned, artifact), tmp_path)
     assert run([*tuned.argv(broken), "--level", "rows"]) == 0, "the copy was sound before"
     corrupt(broken, tuned)
     assert run([*tuned.argv(broken), "--level", "rows"]) == 3
-    said = capsys.readouterr().err
-    assert check in said
-    assert broken.name in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert check in error
+    assert broken.name in error
+    assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", ["hf", "gguf", "gguf_f32", "q8_0", "onnx"])
+@pytest.mark.parametrize("artifact", ["hf", "gguf", "gguf_f32", "q8_0", "onnx"])
 def test_a_flipped_bit_in_an_untrained_row_is_found_when_every_row_is_read(
-    kind: str, tuned: Tuned, tmp_path: Path
+    artifact: str, tuned: Tuned, tmp_path: Path
 ) -> None:
     from exporter.verify.expect.reference import Reference
     from exporter.verify.stored.artifact import open_artifacts
     from exporter.verify.values.rows import check_rows
 
-    broken = corruptions.copy(getattr(tuned, kind), tmp_path)
+    broken = corruptions.copy(getattr(tuned, artifact), tmp_path)
     reference = Reference.open(tuned.base, [tuned.adapter])
 
     def untouched() -> bool:
@@ -67,10 +67,10 @@ def test_a_flipped_bit_in_an_untrained_row_is_found_when_every_row_is_read(
         return next(check for check in checks if check.name == "embedding untouched").passed
 
     assert untouched()
-    if kind == "hf":
+    if artifact == "hf":
         corruptions.hf_flip(broken, "model.embed_tokens.weight", UNTRAINED * 128 + 6)
-    elif kind == "onnx":
-        corruptions.onnx_row_to_base(broken, tuned.base, TRAINED_IDS[0])  # a trained row is not this check's affair
+    elif artifact == "onnx":
+        corruptions.onnx_row_to_base(broken, tuned.base, TRAINED_IDS[0])  # this check ignores trained rows
         assert untouched()
         data = broken / "onnx" / "model.onnx_data"
         from exporter.sources.onnx.file import OnnxFile
@@ -81,7 +81,7 @@ def test_a_flipped_bit_in_an_untrained_row_is_found_when_every_row_is_read(
         at = place.offset_bytes + UNTRAINED * 256 + 6
         corruptions.poke(data, at, bytes([data.read_bytes()[at] ^ 1]))
     else:
-        row = {"gguf": 128, "gguf_f32": 256, "q8_0": 68}[kind]
+        row = {"gguf": 128, "gguf_f32": 256, "q8_0": 68}[artifact]
         corruptions.gguf_flip(broken, "token_embd.weight", UNTRAINED * row + 6)
     assert not untouched()
 
@@ -148,22 +148,24 @@ def test_an_untied_model_must_keep_its_head(tiny_untied: Path, tiny_both_adapter
     assert run(argv) == 3
 
 
-@pytest.mark.parametrize("cut", [1, 5000])
+@pytest.mark.parametrize("removed", [1, 5000])
 def test_a_truncated_artifact_is_bad_input(
-    cut: int, tuned: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    removed: int, tuned: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, name in (("gguf", ""), ("hf", "model.safetensors"), ("onnx", "onnx/model.onnx_data")):
-        broken = corruptions.copy(getattr(tuned, kind), tmp_path / f"{kind}{cut}" if kind != "gguf" else tmp_path)
+    for artifact, name in (("gguf", ""), ("hf", "model.safetensors"), ("onnx", "onnx/model.onnx_data")):
+        broken = corruptions.copy(
+            getattr(tuned, artifact), tmp_path / f"{artifact}{removed}" if artifact != "gguf" else tmp_path
+        )
         file = broken / name if name else broken
-        file.write_bytes(file.read_bytes()[:-cut])
+        file.write_bytes(file.read_bytes()[:-removed])
         assert run([*tuned.argv(broken), "--level", "rows"]) == 4
-        said = capsys.readouterr().err
-        assert file.name in said
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert file.name in error
+        assert error.count("\n") == 1
 
 
 def test_rows_of_no_adapter_prove_nothing(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever forgets --adapter is not told that the artifact equals the base."""
+    """Without --adapter, level rows must not report that the artifact equals the base."""
     assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "rows"]) == 2
     assert "needs --adapter" in capsys.readouterr().err
     assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "weights", "-q"]) == 3

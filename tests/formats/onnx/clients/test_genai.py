@@ -69,7 +69,7 @@ def test_every_variant_generates_what_its_own_logits_say(write: Write, tiny_tied
     path = folder / json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"]
     prompt = [300, 17, 2, 40]
     job = {"artifact": path, "sequences": [prompt], "more": [], "greedy_prompts": [prompt], "greedy_tokens": TOKENS}
-    compute(job | {"ways": [], "cache_shape": (0, 0)}, saved.__setitem__)
+    compute(job | {"modes": [], "cache_shape": (0, 0)}, saved.__setitem__)
     assert generate(og.Model(str(folder)), [prompt]) == [saved["greedy.0"].tolist()]
 
 
