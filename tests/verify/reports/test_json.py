@@ -14,7 +14,9 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.verify.findings import RowErrors
 from exporter.verify.report import SCHEMA as VERSION
+from exporter.verify.report import Check, Report, document
 from tests.documents import SCHEMA, read_report, validate
 from tests.trained import TRAINED_IDS
 from tests.verify.conftest import Tuned
@@ -45,6 +47,14 @@ def test_the_schema_refuses(fault: str, report: Path) -> None:
     FAULTS[fault](document)
     with pytest.raises(jsonschema.ValidationError):
         validate(document)
+
+
+@pytest.mark.parametrize("use", ["embedding", "encoder embedding", "head"])
+def test_rows_of_every_matrix_follow_the_schema(use: str) -> None:
+    errors = RowErrors(use, "Q8_0", [3], [0.01], [1.0])
+    checks = [Check(name="tie", passed=True)]
+    report = Report(artifact=Path("out"), format="onnx", level="rows", checks=checks, facts={}, rows=[errors])
+    validate(document([report]))
 
 
 def test_it_names_the_files_the_base_and_the_adapter_by_digest(report: Path, tuned: Tuned) -> None:
