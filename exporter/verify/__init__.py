@@ -1,1 +1,1 @@
-"""Proof that an artifact on disk equals the tuned model. Imports nothing that made the artifact."""
+"""Verify that an artifact on disk equals the tuned model. Imports no code that writes artifacts."""

@@ -1,1 +1,1 @@
-"""An artifact's matrices as they lie on disk."""
+"""The matrices of an artifact on disk."""

@@ -39,7 +39,7 @@ class BlockStorage:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The storage with the ``str`` ``name``."""
+        """The storage with this name, the inverse of ``str``."""
         match = _NAME.fullmatch(name)
         assert match, name
         return cls(int(match[1]), int(match[2]), bool(match[3]), match[4])
