@@ -17,7 +17,7 @@ from exporter.verify.report import Check, Skip
 
 #: Settings that change how a tokenizer works. Others, such as names of classes, depend on the version of transformers.
 _COMPARED_SETTINGS: Final = (
-    *(f"{kind}_token" for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")),
+    *(f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "model_max_length"),
     *("padding_side", "truncation_side", "split_special_tokens"),
 )

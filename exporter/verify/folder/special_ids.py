@@ -13,7 +13,7 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.report import Check
 
 #: Keys of config.json that follow the tokenizer.
-SPECIAL_IDS: Final = frozenset(f"{kind}_token_id" for kind in SPECIAL_TOKENS)
+SPECIAL_IDS: Final = frozenset(f"{role}_token_id" for role in SPECIAL_TOKENS)
 
 
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:

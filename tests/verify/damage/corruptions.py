@@ -140,6 +140,6 @@ def onnx_set_attribute(folder: Path, op_type: str, name: str, value: float) -> N
     nodes = [node for node in model.graph.node if node.op_type == op_type]
     assert nodes
     for node in nodes:
-        attribute = next(one for one in node.attribute if one.name == name)
+        attribute = next(entry for entry in node.attribute if entry.name == name)
         attribute.CopyFrom(onnx.helper.make_attribute(name, value))
     onnx.save(model, path)

@@ -164,7 +164,7 @@ def token_type(path: Path, rng: np.random.Generator) -> None:
     name = "tokenizer.ggml.token_type"
     types = gguf_edit.values(path, name)
     token_id = int(rng.choice([rng.integers(4), rng.integers(4, 512)]))
-    types[token_id] = int(rng.choice([kind for kind in (1, 3, 4, 5, 6) if kind != types[token_id]]))
+    types[token_id] = int(rng.choice([number for number in (1, 3, 4, 5, 6) if number != types[token_id]]))
     gguf_edit.replace(path, writer.i32s(name, types))
 
 
