@@ -55,6 +55,7 @@ LAYERS = (
     "exporter.formats.gguf.split",
     "exporter.formats.gguf.names",
     "exporter.formats.gguf.quantisation.file_types",
+    "exporter.formats.gguf.quantisation.tensor_types",
     "exporter.formats.gguf.quantisation.imatrix",
     "exporter.formats.gguf.quantisation.tensors",
     "exporter.formats.gguf.vocab",

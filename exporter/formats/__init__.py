@@ -1,1 +1,1 @@
-"""The writers, one room a format; each consumes a ``MergedModel`` and knows nothing of adapters."""
+"""The writers, a package per format; each consumes a ``MergedModel`` and knows nothing of adapters."""

@@ -1,4 +1,4 @@
-"""Which stored tensor goes where in a decoder: the same for every format that is built from a description."""
+"""Assign stored tensors to the roles of a decoder, for every format that is built from a description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from exporter.families.spec import DecoderSpec, Role, Slot
 from exporter.merge.model import MergedModel
 from exporter.tensors import TensorSpec
 
-#: Buffers that old checkpoints carry and every runtime computes for itself.
+NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
+EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
+
+#: Buffers that old checkpoints contain and every runtime computes.
 _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|attn)\.masked_bias|attention\.bias)$")
 
 
@@ -20,16 +23,16 @@ def assign(
 ) -> tuple[dict[str, Slot], dict[str, str]]:
     """(stored tensor → slot, stored tensor → why it is dropped), both in the order of shard, then name.
 
-    specs: ``model.specs``. Tensors in neither are left to the ledger. Raises TensorMismatch for a shape that is not
-    what the config says, or a tensor that is missing.
+    specs: ``model.specs``. The ledger reports tensors in neither. Raises TensorMismatch for a missing tensor or one
+    whose shape contradicts the config.
     """
-    # The form of names that the checkpoint follows: the one that knows most of its tensors.
-    form = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
+    # The checkpoint's naming scheme is the one that contains most of its tensors.
+    scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
     tie = model.tie
     kept: dict[str, Slot] = {}
     dropped: dict[str, str] = {}
     for name in sorted(specs, key=lambda name: (model.where(name).name, name)):
-        if slot := form.get(name):
+        if slot := scheme.get(name):
             if tie.tied and name == tie.head:
                 dropped[name] = "tied: same as the embedding"
                 continue
@@ -42,7 +45,7 @@ def assign(
             dropped[name] = "computed by the runtime"
         elif name.startswith(spec.foreign_prefixes):
             dropped[name] = "no part of the text decoder"
-    for name, slot in form.items():
+    for name, slot in scheme.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
             want = shape(spec, slot)
             raise TensorMismatch(model.path, name, expected=f"shape {want} by config.json", found="no tensor")

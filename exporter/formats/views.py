@@ -1,6 +1,6 @@
-"""Tensors as a format wants them, made of stored ones row block by row block.
+"""Lazy views of stored tensors in the form that a format needs, computed row block by row block.
 
-Each view is a lazy tensor: it reads what a block needs and nothing more, so that memory does not grow with the model.
+A view reads only the rows that a block needs, so that memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSp
 
 
 def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
-    """All rows, in blocks of about ``nbytes`` that end where units do; a block has at least one unit."""
+    """All rows, in blocks of about ``nbytes`` that consist of whole units; a block has at least one unit."""
     spec = tensor.spec
     unit: int = getattr(tensor, "unit", 1)
     step = unit * max(1, nbytes // max(1, unit * spec.row_nbytes))
@@ -29,7 +29,7 @@ class _OneSource(ABC):
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's, where a view does not say otherwise."""
+        """The source's spec, unless a view overrides it."""
         return self.source.spec
 
     @abstractmethod
@@ -43,7 +43,7 @@ class _OneSource(ABC):
 
 @dataclass(frozen=True)
 class Interleaved(_OneSource):
-    """Row i and row i + d/2 of each of ``heads`` heads of d rows, brought side by side.
+    """Rows i and i + d/2 of each of ``heads`` heads of d rows become neighbours.
 
     Source: llama.cpp rotates neighbouring pairs in some architectures, transformers the two halves of a head.
     """
@@ -52,11 +52,11 @@ class Interleaved(_OneSource):
 
     @property
     def unit(self) -> int:
-        """One head."""
+        """Rows of one head."""
         return self.spec.n_rows // self.heads
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: two copies of the heads that they lie in."""
+        """Rows [start, stop). Memory: two copies of the heads that contain them."""
         width = self.unit
         first, last = start // width * width, -(-stop // width) * width
         stored = self.source.rows(first, last)
@@ -67,33 +67,33 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """Queries of all heads, then keys, then values, of a matrix that holds these three for each head in turn."""
+    """Queries of all heads, then keys, then values, of a matrix that stores the three head by head."""
 
     heads: int
 
     @property
     def unit(self) -> int:
-        """One head of one of the three."""
+        """Rows of one head's queries, keys or values."""
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop). Memory: two copies of them."""
         width = self.unit
-        pieces = []
+        parts = []
         at = start
         while at < stop:
             group, offset = divmod(at, width)
-            part, head = divmod(group, self.heads)
+            role, head = divmod(group, self.heads)
             count = min(width - offset, stop - at)
-            first = (3 * head + part) * width + offset
-            pieces.append(self.source.rows(first, first + count))
+            first = (3 * head + role) * width + offset
+            parts.append(self.source.rows(first, first + count))
             at += count
-        return np.concatenate(pieces) if pieces else self.source.rows(0, 0)
+        return np.concatenate(parts) if parts else self.source.rows(0, 0)
 
 
 @dataclass(frozen=True)
 class Transposed(_OneSource):
-    """The columns of a stored matrix as rows. Every block reads the whole source, so blocks are large."""
+    """A stored matrix, transposed. Every block reads the whole source, so blocks are large."""
 
     @property
     def spec(self) -> TensorSpec:
@@ -102,7 +102,7 @@ class Transposed(_OneSource):
 
     @property
     def unit(self) -> int:
-        """As many columns as a block may hold."""
+        """Columns of the source that fill a block."""
         return max(1, BLOCK_BYTES // max(1, self.spec.row_nbytes))
 
     def rows(self, start: int, stop: int) -> Array:
@@ -118,13 +118,13 @@ class Transposed(_OneSource):
 
 @dataclass(frozen=True)
 class Shifted(_OneSource):
-    """The source plus a constant, in float32; a float16 source in float16, as llama.cpp's converter adds."""
+    """The source plus a constant, in float32; a float16 source in float16, as in llama.cpp's converter."""
 
     offset: float
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's, in the dtype of the sum."""
+        """The source's spec, in the dtype of the sum."""
         stored = self.source.spec
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 
@@ -137,27 +137,27 @@ class Shifted(_OneSource):
 
 @dataclass(frozen=True)
 class Stacked:
-    """The rows of several tensors of one dtype and width, one after the other."""
+    """The concatenated rows of several tensors of the same dtype and width."""
 
     sources: Sequence[LazyTensor]
 
     @property
     def spec(self) -> TensorSpec:
-        """The first one's, with the rows of all."""
+        """The first source's spec, with the number of all rows."""
         first = self.sources[0].spec
-        return replace(first, shape=(sum(one.spec.n_rows for one in self.sources), *first.shape[1:]))
+        return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop). Memory: two copies of them."""
-        pieces, at = [], 0
+        parts, at = [], 0
         for source in self.sources:
             count = source.spec.n_rows
             if at < stop and start < at + count:
-                pieces.append(source.rows(max(start - at, 0), min(stop - at, count)))
+                parts.append(source.rows(max(start - at, 0), min(stop - at, count)))
             at += count
-        return np.concatenate(pieces)
+        return np.concatenate(parts)
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """What each source gives, in order."""
+        """The segments of each source, in order."""
         for source in self.sources:
             yield from source.segments()

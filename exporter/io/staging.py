@@ -256,7 +256,16 @@ def _sync_tree(draft: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Sync the entries of ``folder``, which makes a rename durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def sync_file(path: Path) -> None:
+    """Sync the content of a file that another process has written."""
+    _sync(path, 0)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(fd)
     finally:

@@ -255,6 +255,5 @@ def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[
 
 def _parameters(merge: MergePlan) -> int:
     """Of the merged model; what is tied counts once."""
-    model, tie = merge.model(), merge.tie
-    twice = {*tie.copies, *([tie.head] if tie.tied and tie.head else [])}
-    return sum(math.prod(spec.shape) for name, spec in model.specs.items() if name not in twice)
+    duplicates = merge.tie.duplicates
+    return sum(math.prod(spec.shape) for name, spec in merge.model().specs.items() if name not in duplicates)

@@ -1,6 +1,6 @@
-"""How llama.cpp holds each family: its name, the keys that its converter writes, and what its code has fixed.
+"""llama.cpp's architecture for each family: its name, its metadata keys, and the values hard-coded in llama.cpp.
 
-What is fixed in llama.cpp's code has no key: a config that says otherwise cannot be expressed.
+A hard-coded value has no key, so a config with another value cannot be represented in a GGUF.
 Sources: the model classes of llama.cpp's converter, and load_arch_hparams, load_arch_tensors and build_arch_graph of
 each architecture.
 """
@@ -33,11 +33,11 @@ class Architecture:
     """A row of the table.
 
     keys: names below ``{name}.``; "norm" stands for the epsilon, "rope.scaling" for all keys of a scaling.
-    head_length: whether the width of a head is written always, only if config.json states it, or never.
-    interleaved: pairs of the rotary embedding are neighbours in a head. head: whether the file may, must or cannot
-    hold a head of its own. biases: linears that may have one; needed: that must.
-    scalings: rope types that have a form in the file. square: heads must fill the hidden size.
-    check: what else is fixed; gives the reason of a refusal.
+    head_length: whether the width of an attention head is written always, only if config.json states it, or never.
+    interleaved: a rotary pair is two neighbouring rows of a head. head: whether the file may, must or cannot hold an
+    untied LM head. biases: linears that may have a bias; needed: linears that must have one.
+    scalings: supported rope types. square: the attention heads must fill the hidden size.
+    check: verifies other hard-coded values; returns the reason for a refusal.
     """
 
     name: str
@@ -55,21 +55,21 @@ class Architecture:
 def _no_rope_layers(spec: DecoderSpec) -> str | None:
     fixed = frozenset(range(3, spec.layers, 4))
     if spec.rope and spec.rope.skipped != fixed:
-        return f"layers without positions: llama.cpp has {sorted(fixed)} fixed, found {sorted(spec.rope.skipped)}"
+        return f"layers without positions: llama.cpp hard-codes {sorted(fixed)}, found {sorted(spec.rope.skipped)}"
     return None
 
 
 def _gemma(large: int | None, period: int | None) -> Check:
-    """large: the number of layers from which llama.cpp concludes on the 27B model and its other scale."""
+    """large: the number of layers by which llama.cpp recognises the 27B model, which has another attention scale."""
 
     def check(spec: DecoderSpec) -> str | None:
         attention = spec.attention
         base = spec.hidden // attention.heads if spec.layers == large else attention.head_dim
         if abs(attention.scale * base**0.5 - 1) > 1e-6:
-            return f"attention scale: llama.cpp has {base**-0.5:.6g} fixed for this size, found {attention.scale:.6g}"
+            return f"attention scale: llama.cpp hard-codes {base**-0.5:.6g} for this size, found {attention.scale:.6g}"
         fixed = frozenset(layer for layer in range(spec.layers) if (layer + 1) % period) if period else frozenset[int]()
         if attention.windowed != fixed and (attention.window is not None or period == 2):
-            return f"layers with a window: llama.cpp has {sorted(fixed)} fixed, found {sorted(attention.windowed)}"
+            return f"layers with a window: llama.cpp hard-codes {sorted(fixed)}, found {sorted(attention.windowed)}"
         return None
 
     return check
@@ -77,20 +77,20 @@ def _gemma(large: int | None, period: int | None) -> Check:
 
 def _gemma3(spec: DecoderSpec) -> str | None:
     if spec.attention.softcap is not None:
-        return "attn_logit_softcapping has no place in this architecture"
+        return "attn_logit_softcapping is not supported by this architecture"
     return _gemma(62, 6)(spec)
 
 
 def _qwen3_moe(spec: DecoderSpec) -> str | None:
     if spec.moe and not spec.moe.normalised:
-        return "norm_topk_prob: llama.cpp always divides the chosen experts' weights by their sum, the config does not"
+        return "norm_topk_prob: llama.cpp always normalises the weights of the chosen experts, this config does not"
     return None
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """llama.cpp tells Command R+ by its 64 layers, and looks for norms on queries and keys in it alone."""
+    """llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for this model only."""
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
-        return f"use_qk_norm: llama.cpp has it fixed by the number of layers (from 64 on), found {spec.layers} layers"
+        return f"use_qk_norm: llama.cpp decides it by the number of layers (64 or more), found {spec.layers} layers"
     return None
 
 
@@ -199,20 +199,20 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
-    """The row of the table for a decoder. Raises NotExpressible, with the reason, where llama.cpp cannot hold it."""
+    """The table row for a decoder. Raises NotExpressible, with the reason, if llama.cpp cannot represent it."""
     row = ARCHITECTURES[spec.family]
     if reason := _refusal(spec, row):
         raise NotExpressible(f"gguf: {row.name}", reason)
     if row.head == "must" and tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp reads a head of its own here, this model's is tied",
-            instead="--untie gives it one",
+            "llama.cpp requires an untied LM head here, and this model's head is tied",
+            instead="--untie writes one",
         )
     if row.head == "never" and not tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp has no place for a head that differs from the embedding, and this model has one",
+            "llama.cpp ties the LM head to the embedding here, and this model's head differs from its embedding",
             instead="--to hf and --to onnx can hold it",
         )
     return row
@@ -220,23 +220,23 @@ def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
 
 def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     attention, rope = spec.attention, spec.rope
-    kind = (rope.scaling or {}).get("rope_type") if rope else None
-    if kind is not None and kind not in row.scalings:
-        return f"rope type {kind!r} has no form in this architecture"
-    if rope and kind == "yarn" and (odd := _odd_yarn(rope)):
-        return f"{odd} of rope type 'yarn': llama.cpp scales attention in its own way, which is that of the defaults"
+    rope_type = (rope.scaling or {}).get("rope_type") if rope else None
+    if rope_type is not None and rope_type not in row.scalings:
+        return f"rope type {rope_type!r} is not supported by this architecture"
+    if rope and rope_type == "yarn" and (odd := _odd_yarn(rope)):
+        return f"{odd} of rope type 'yarn': llama.cpp always scales attention as transformers does by default"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
         return f"head_dim: llama.cpp computes {width} here, found {attention.head_dim}"
     if row.square and attention.heads * attention.head_dim != spec.hidden:
-        return f"heads of {attention.head_dim} times {attention.heads}: llama.cpp expects {spec.hidden} in all"
+        return f"heads of {attention.head_dim} times {attention.heads}: llama.cpp expects {spec.hidden} in total"
     if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
         return f"partial_rotary_factor: llama.cpp rotates whole heads here, found {rope.dims} of {attention.head_dim}"
     return row.check(spec)
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """A parameter of YaRN with which llama.cpp computes something else than transformers does (KL 0.03 and more)."""
+    """The first YaRN parameter that llama.cpp and transformers compute differently (a KL of 0.03 and more)."""
     table = rope.scaling or {}
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
@@ -249,25 +249,25 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
-    """Raises NotExpressible for a bias of a linear that llama.cpp does not read, or misses."""
-    there = {slot.role for slot in slots if slot.parameter == "bias"} & _MOST
-    if extra := there - row.biases:
+    """Raises NotExpressible for a linear's bias that llama.cpp does not read, or that it needs and the model lacks."""
+    biased = {slot.role for slot in slots if slot.parameter == "bias"} & _MOST
+    if extra := biased - row.biases:
         name = min(role.value for role in extra)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias of {name} here, and this model has one")
-    if missing := row.needed - there:
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias for {name} here, and this model has one")
+    if missing := row.needed - biased:
         name = min(role.value for role in missing)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias of {name} here, and this model has none")
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias for {name} here, and this model has none")
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
-    """What llama.cpp computes otherwise than transformers, though it holds the model."""
+    """Differences between llama.cpp's and transformers' results that do not prevent writing the model."""
     out = []
     attention = spec.attention
-    lost = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
-    if lost and attention.window is not None and attention.window < spec.max_positions:
-        out.append(f"llama.cpp has no window here: texts of more than {attention.window} tokens give other logits")
+    ignored = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
+    if ignored and attention.window is not None and attention.window < spec.max_positions:
+        out.append(f"llama.cpp applies no window here: texts of more than {attention.window} tokens give other logits")
     if spec.foreign_prefixes:
-        out.append("the file holds the text model alone: llama.cpp keeps what sees in a file of its own (mmproj)")
+        out.append("the file holds the text model only: llama.cpp keeps the vision model in a separate file (mmproj)")
     if spec.mlp.activation == "gelu":
-        out.append("llama.cpp computes GELU in its tanh form, the config asks for the exact one")
+        out.append("llama.cpp computes the tanh approximation of GELU, the config asks for the exact GELU")
     return out

@@ -1,4 +1,4 @@
-"""Everything in the header but tokenizer and tensors: architecture, hyperparameters, sampling, provenance."""
+"""Header keys except those of the tokenizer: architecture, hyperparameters, sampling, provenance."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from exporter.formats.gguf import writer
 from exporter.formats.gguf.architectures import Architecture
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.writer import Key, TensorEntry
+from exporter.formats.rope import longrope_magnitude
 
 #: GGML_QNT_VERSION in ggml.h.
 QUANTIZATION_VERSION: Final = 2
 
-#: What llama.cpp takes for the base of the rotary frequencies where a file has none.
+#: llama.cpp's default for the base of the rotary frequencies.
 _DEFAULT_THETA: Final = 10000.0
 
-#: YaRN's parameters in config.json → in the file.
+#: YaRN's parameters in config.json → in the GGUF.
 _YARN: Final = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
@@ -59,19 +60,19 @@ def _sampling_keys(generation: Mapping[str, Any]) -> list[Key]:
     keys: dict[str, Key] = {}
     if isinstance(sequence := generation.get("sequence"), str) and sequence:
         keys["sequence"] = writer.text("general.sampling.sequence", sequence)
-    for source, (target, kind) in _SAMPLING.items():
+    for source, (target, number_type) in _SAMPLING.items():
         value = generation.get(source)
         if value is None or target in keys:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadInput(f"generation_config.json: {source}: expected a number, found {value!r:.80}")
-        make = writer.i32 if kind is int else writer.f32
-        keys[target] = make(f"general.sampling.{target}", kind(value))
+        make = writer.i32 if number_type is int else writer.f32
+        keys[target] = make(f"general.sampling.{target}", number_type(value))
     return list(keys.values())
 
 
 def size_label(parameters: int) -> str:
-    """A parameter count as people say it: 135M, 1.2B. Two digits at least, as in GGUF's naming convention."""
+    """A rounded parameter count such as 135M or 1.2B, with at least two digits, as in GGUF's naming convention."""
     scale, unit = next(((scale, unit) for scale, unit in _UNITS if parameters > scale), _UNITS[-1])
     digits = len(str(round(parameters / scale)).lstrip("0"))
     return f"{parameters / scale:.{max(2 - digits, 0)}f}{unit}"
@@ -80,13 +81,13 @@ def size_label(parameters: int) -> str:
 def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_length: bool) -> list[Key]:
     """``{architecture}.*``, the file type and the quantisation version.
 
-    head_length: whether config.json states the width of a head.
+    head_length: whether config.json states the width of an attention head.
     """
     keys = [
         key for group, members in _candidates(row.name, spec, file_type).items() if group in row.keys for key in members
     ]
     if spec.rope and "rope.freq_base" not in row.keys and spec.rope.theta != _DEFAULT_THETA:
-        # llama.cpp's converter leaves it out here; without it the file would be wrong.
+        # llama.cpp's converter omits this key here, and llama.cpp would then compute with its default.
         keys.append(writer.f32(f"{row.name}.rope.freq_base", spec.rope.theta))
     if row.head_length == "always" or (row.head_length == "stated" and head_length):
         for part in ("key", "value"):
@@ -97,7 +98,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """Every key that some architecture has, by the name that the table of architectures uses."""
+    """The keys of all architectures for this decoder, by their name in the table of architectures."""
     attention, rope, moe = spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -107,7 +108,7 @@ def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[
         "feed_forward_length": spec.mlp.inner,
         "attention.head_count": attention.heads,
         "attention.head_count_kv": attention.kv_heads,
-        # Of all architectures Phi-3 alone says so when there is none.
+        # Only Phi-3 has the key, with 0, if the model has no window.
         "attention.sliding_window": attention.window or (0 if arch == "phi3" else None),
         "expert_count": moe.experts if moe else None,
         "expert_used_count": moe.top_k if moe else None,
@@ -124,7 +125,7 @@ def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[
         "attention.scale": attention.scale,
         "embedding_scale": spec.embed_scale,
         "residual_scale": spec.residual_scale,
-        # Granite's is a divisor.
+        # Granite's logit scale is a divisor.
         "logit_scale": 1 / spec.logit_scale if arch == "granite" else spec.logit_scale,
     }
     out = {name: [writer.u32(f"{arch}.{name}", value)] for name, value in counts.items() if value is not None}
@@ -138,36 +139,31 @@ def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[
 
 
 def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
-    """Linear and YaRN scaling; llama3's is a tensor."""
+    """Keys of linear and YaRN scaling. The factors of llama3 and longrope are tensors."""
     rope = spec.rope
-    table = Settings((rope.scaling if rope else None) or {})
-    kind, prefix = table.table.get("rope_type"), f"{arch}.rope.scaling"
-    if rope is None or kind not in ("linear", "yarn"):
+    scaling = Settings((rope.scaling if rope else None) or {})
+    rope_type, prefix = scaling.table.get("rope_type"), f"{arch}.rope.scaling"
+    if rope is None or rope_type not in ("linear", "yarn"):
         return []
-    keys = [writer.text(f"{prefix}.type", kind), writer.f32(f"{prefix}.factor", table.number("factor"))]
-    if kind == "linear":
+    keys = [writer.text(f"{prefix}.type", rope_type), writer.f32(f"{prefix}.factor", scaling.number("factor"))]
+    if rope_type == "linear":
         return keys
     keys.append(writer.u32(f"{prefix}.original_context_length", rope.original_positions or spec.max_positions))
     for name, target in _YARN.items():
-        if table.table.get(name) is not None:
-            keys.append(writer.f32(f"{prefix}.{target}", table.number(name)))
+        if scaling.table.get(name) is not None:
+            keys.append(writer.f32(f"{prefix}.{target}", scaling.number(name)))
     return keys
 
 
 def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
-    """How much attention grows with a long context. Source: transformers' longrope; a given factor goes first."""
     rope = spec.rope
     if rope is None or rope.scaling is None or rope.scaling.get("rope_type") != "longrope":
         return []
-    original = rope.original_positions or spec.max_positions
-    table = Settings({key: value for key, value in rope.scaling.items() if value is not None})
-    scale = table.number("factor", spec.max_positions / original)
-    computed = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-    return [writer.f32(f"{arch}.rope.scaling.attn_factor", table.number("attention_factor", computed))]
+    return [writer.f32(f"{arch}.rope.scaling.attn_factor", longrope_magnitude(rope, spec.max_positions))]
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:
-    """The size label of a model; of one with experts their number, and its size with one expert a layer (8x7B)."""
+    """The size label of a model; with experts, their number and the size with one expert a layer (8x7B)."""
     shared, expert, counts = 0, 0, []
     for entry in entries:
         size = math.prod(entry.shape)
@@ -180,12 +176,12 @@ def size_class(entries: Sequence[TensorEntry]) -> str:
 
 
 def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:
-    """What the artifact was made from, under our own prefix."""
+    """The provenance of the artifact, under the prefix ``ttexport.``."""
     return [writer.text(f"ttexport.{name}", value) for name, value in sorted(provenance.items())]
 
 
 def model_name(path: Path) -> str:
-    """The folder's name; in the hub's cache, where the folder is named by a commit, the repository's."""
+    """The folder's name; for a snapshot in the hub's cache, which is named by its commit, the repository's name."""
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent.name.split("--")[-1]

@@ -1,4 +1,4 @@
-"""What llama.cpp calls the parts of a decoder.
+"""llama.cpp's tensor names for the roles of a decoder.
 
 Source: gguf-py's tensor names, and docs/gguf.md for the keys.
 """
@@ -29,7 +29,7 @@ _LAYER: Final[Mapping[Role, str]] = {
     Role.MLP_NORM: "ffn_norm",
     Role.GATE: "ffn_gate",
     Role.UP: "ffn_up",
-    Role.GATE_UP: "ffn_up",  # llama.cpp takes the first half of such a matrix for the gate
+    Role.GATE_UP: "ffn_up",  # llama.cpp reads the first half of such a matrix as the gate
     Role.DOWN: "ffn_down",
     Role.MLP_POST_NORM: "post_ffw_norm",
     Role.ROUTER: "ffn_gate_inp",
@@ -40,7 +40,7 @@ _LAYER: Final[Mapping[Role, str]] = {
 
 
 def tensor_name(slot: Slot) -> str:
-    """llama.cpp's name of the tensor in ``slot``; that of the whole stack for one of several."""
+    """llama.cpp's name of the tensor in ``slot``; for an expert, the name of the stack of all experts."""
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.parameter}"
     return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.parameter}"

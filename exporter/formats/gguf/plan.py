@@ -1,4 +1,4 @@
-"""From a merged model to the layout of a GGUF: every byte's place is known before any weight is read."""
+"""Lay out the GGUF of a merged model: the offset of every byte is known before any weight is read."""
 
 from __future__ import annotations
 
@@ -18,28 +18,25 @@ from exporter.formats.gguf import metadata, writer
 from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
+from exporter.formats.gguf.quantisation.tensor_types import native_type
 from exporter.formats.gguf.vocab.tokenizer import vocabulary
 from exporter.formats.gguf.writer import Key, TensorEntry
-from exporter.formats.slots import assign
+from exporter.formats.slots import EXPERTS, NORMS, assign
 from exporter.formats.views import Interleaved, Regrouped, Shifted, Stacked, Transposed
 from exporter.merge.model import MergedModel
 from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
-#: llama.cpp's converter writes this flag for llamas and their kin of this vocabulary (SmolLM, small granites), whatever
-#: the tokenizer says; they do not start texts with a token.
+#: llama.cpp's converter writes add_bos_token = false for models of the llama family with a vocabulary of this size
+#: (SmolLM, small Granites), whatever the tokenizer's files state: these models start no text with a BOS token.
 NO_BOS_VOCAB: Final = 49152
-
-_NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
-#: llama.cpp computes norms, biases, positions and routers in float32 only.
-_ALWAYS_F32: Final = _NORMS | {Role.POSITIONS, Role.ROUTER}
-_EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the file: made of stored tensors (``sources``, one or several) under a rule, or a ``value``.
+    """One tensor of the file, made from stored tensors (``sources``, one or several), or a computed ``value``.
 
-    tensor: what gives the rows, in the dtype in which they are stored; None for a value that no checkpoint holds.
+    rule: how it was made, for the ledger. tensor: its rows in the dtype in which they are stored; None for a computed
+    value.
     """
 
     entry: TensorEntry
@@ -51,10 +48,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The file to be: metadata, tensors in order, its size.
+    """The planned file: metadata, tensors in order, its size.
 
-    keys: all metadata but provenance. dropped: stored tensor → rule, for those that are left out on purpose.
-    notes: what the format cannot say.
+    keys: all metadata but provenance. dropped: stored tensor → rule, for tensors left out on purpose.
+    notes: properties of the model that the format cannot represent.
     """
 
     model: MergedModel
@@ -70,16 +67,16 @@ class GgufLayout:
         return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
 
     def draft_header(self) -> bytes:
-        """As long as the final one, before anything was read for it."""
+        """A header of the final length, with placeholders for values that must be read first."""
         return self._header(self.model.provenance_shape)
 
     def header(self) -> bytes:
-        """All bytes before the data. Reads the base's embedding, unless that has been done."""
+        """All bytes before the data. Reads the base's embedding for its digest, once."""
         return self._header(self.model.provenance)
 
     def _header(self, provenance: Mapping[str, str]) -> bytes:
-        told = {**provenance, "rows.dtype": _rows_dtype(self.model, self.ftype)}
-        keys = [*self.keys, *metadata.provenance_keys(told)]
+        recorded = {**provenance, "rows.dtype": _rows_dtype(self.model, self.ftype)}
+        keys = [*self.keys, *metadata.provenance_keys(recorded)]
         return writer.header(keys, [tensor.entry for tensor in self.tensors])[0]
 
 
@@ -89,8 +86,8 @@ def plan_gguf(
     """Lay out the GGUF of ``model``; reads shapes and the tokenizer, no weights.
 
     ftype: F32, F16, BF16 or Q8_0; None keeps the dtype in which the matrices are stored. pre_tokenizer: llama.cpp's
-    name for the splitting, where it is not recognised from the tokenizer. mixed: the type if the matrices are stored in
-    several; None refuses that.
+    name of the pre-tokenizer, if it is not recognised from the tokenizer. mixed: the type if the matrices are stored
+    in several dtypes; None refuses such a model.
     Raises NotExpressible for an unknown family, tokenizer or type, BadInput for tensors that do not fit the config.
     """
     spec = describe(model.config, "gguf")
@@ -120,25 +117,25 @@ def plan_gguf(
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
-    """(slot, the stored tensors that fill it) in the order of the file; several by their number.
+    """(slot, names of its stored tensors) in the order of the file; several tensors are ordered by their number.
 
-    Experts, and norms stored head by head, become one tensor. llama.cpp's converter writes it when it has seen the
-    last one, and all experts of a layer together, down before gate before up or as their names sort.
+    Experts, and norms stored head by head, become one tensor. llama.cpp's converter writes such a tensor after its last
+    part, and all experts of a layer together, in the order of the names of their first parts.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
-    experts: dict[int | None, int] = {}
+    last_experts: dict[int | None, int] = {}
     for number, (name, slot) in enumerate(kept.items()):
         target = replace(slot, member=None)
         groups.setdefault(target, {})[slot.member or 0] = name
         last[target] = (number, 0)
-        if slot.role in _EXPERTS:
-            experts[slot.layer] = number
+        if slot.role in EXPERTS:
+            last_experts[slot.layer] = number
     for target in last:
-        if target.role in _EXPERTS:
-            family = [one for one in groups if one.layer == target.layer and one.role in _EXPERTS]
-            family.sort(key=lambda one: groups[one][0])
-            last[target] = (experts[target.layer], family.index(target))
+        if target.role in EXPERTS:
+            of_layer = [slot for slot in groups if slot.layer == target.layer and slot.role in EXPERTS]
+            of_layer.sort(key=lambda slot: groups[slot][0])
+            last[target] = (last_experts[target.layer], of_layer.index(target))
     order = sorted(groups, key=lambda target: last[target])
     return [(target, [groups[target][member] for member in sorted(groups[target])]) for target in order]
 
@@ -155,7 +152,7 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
             known = ", ".join(NATIVE_FILE_TYPES)
             raise NotExpressible(
                 "gguf",
-                f"{ftype} is no type of a file: {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
+                f"{ftype} is not a file type: expected {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
             )
         return ftype
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
@@ -164,8 +161,8 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     if len(stored) != 1 or stored[0] not in NATIVE_FILE_TYPES:
         raise NotExpressible(
             f"gguf: {model.path}",
-            f"the matrices are stored as {' and '.join(stored)}, which is not one type of GGUF",
-            instead="--dtype f32|f16|bf16 chooses one",
+            f"the matrices are stored as {' and '.join(stored)}, which is not a single GGUF type",
+            instead="--dtype f32|f16|bf16 selects one",
         )
     return stored[0]
 
@@ -176,20 +173,16 @@ def _planned(
     stored = model.specs[names[0]]
     tensor, change = _view(model, names, slot, spec, row)
     shape = tensor.spec.shape if len(names) == 1 else (len(names), *stored.shape)
-    kind = ftype
-    if len(shape) < 2 or slot.parameter == "bias" or slot.role in _ALWAYS_F32:
-        kind = "F32"
-    elif not writer.fits(kind, shape[-1]):
-        kind = "F16"  # the converter's fallback for rows that do not come in whole blocks
-    rule = "copied" if kind == stored.dtype else f"{stored.dtype} to {kind}"
-    return PlannedTensor(TensorEntry(tensor_name(slot), kind, shape), rule + change, tuple(names), tensor)
+    tensor_type = native_type(ftype, slot, shape)
+    rule = "copied" if tensor_type == stored.dtype else f"{stored.dtype} to {tensor_type}"
+    return PlannedTensor(TensorEntry(tensor_name(slot), tensor_type, shape), rule + change, tuple(names), tensor)
 
 
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """(the rows as llama.cpp wants them, what was done to them in words)."""
-    attention, tensor = spec.attention, model.tensor(names[0])
+    """(the rows in llama.cpp's form, what was changed, for the ledger)."""
+    tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
             first = model.specs[names[0]].dtype
@@ -198,10 +191,16 @@ def _view(
                 model.where(odd), odd, expected=f"{first} like {names[0]}", found=model.specs[odd].dtype
             )
         return Stacked([model.tensor(name) for name in names]), f", one of {len(names)} in a stack"
-    if spec.norm.offset and slot.role in _NORMS:
+    if spec.norm.offset and slot.role in NORMS:
         return Shifted(tensor, spec.norm.offset), f", {spec.norm.offset:g} added"
     if slot.role in spec.transposed and slot.parameter == "weight":
         return Transposed(tensor), ", transposed"
+    return row_order(tensor, slot, spec, row)
+
+
+def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
+    """(``tensor``, stored as (out, in), with its rows in llama.cpp's order; what was changed, for the ledger)."""
+    attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", queries, keys and values apart"
     heads = {Role.Q: attention.heads, Role.K: attention.kv_heads}.get(slot.role)
@@ -211,12 +210,12 @@ def _view(
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """The factors by which a scaling divides each rotary frequency, as tensors."""
+    """Tensors of the factors by which a rope scaling divides each rotary frequency."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
     elif scaling.get("rope_type") == "longrope":
-        values = {f"rope_factors_{kind}": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")}
+        values = {f"rope_factors_{name}": np.array(scaling[f"{name}_factor"], np.float32) for name in ("long", "short")}
     else:
         return []
     return [
@@ -235,7 +234,7 @@ def _llama3(rope: Rope, numbers: Settings) -> Array:
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
-    # In float32 and in the converter's order of operations: the bytes are compared.
+    # In float32 and in the converter's order of operations, so that the bytes equal the converter's.
     steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     freqs = np.float32(1) / np.power(np.float32(rope.theta), steps)
     waves = np.float32(2 * math.pi) / freqs
@@ -267,9 +266,9 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """What rows are rounded to before they are encoded: a patch of this file, or of what is made from it, does it too.
+    """The dtype to which rows are rounded before they are encoded, so that a patch can repeat the rounding.
 
-    A model in float32 is rounded once, by the type of the file, and what is quantised from that sees no more.
+    A float32 model is rounded once, by the file type; a file quantised from it sees only the rounded values.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -1,4 +1,4 @@
-"""The keys of an existing GGUF as the bytes that they are, so that a copy repeats them exactly."""
+"""The keys of an existing GGUF as raw bytes, so that a copy repeats them exactly."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def raw_header(file: GgufFile) -> bytes:
 
 
 def raw_keys(file: GgufFile) -> list[Key]:
-    """Every key in the order of the file, values as the bytes that they are."""
+    """Every key in the order of the file, with its value as raw bytes."""
     raw, at, keys = raw_header(file), _PREAMBLE_BYTES, []
     for name, value in file.metadata.items():
         at += 8 + len(name.encode())
-        (kind,) = struct.unpack_from("<I", raw, at)
-        if kind == ARRAY:
+        (value_type,) = struct.unpack_from("<I", raw, at)
+        if value_type == ARRAY:
             assert isinstance(value, GgufArray)
             end = value.offset_bytes + value.nbytes
-        elif kind == STRING:
+        elif value_type == STRING:
             end = at + 12 + struct.unpack_from("<Q", raw, at + 4)[0]
         else:
-            end = at + 4 + SCALARS[kind].itemsize
+            end = at + 4 + SCALARS[value_type].itemsize
         keys.append(Key(name, raw[at:end]))
         at = end
     return keys

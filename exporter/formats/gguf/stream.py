@@ -1,4 +1,4 @@
-"""Writing the planned file front to back: raw ranges where the bytes exist already, row blocks for the rest."""
+"""Write the planned file front to back: raw byte ranges where the dtype stays, encoded row blocks elsewhere."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
 from exporter.tensors import LazyTensor
 
-#: Rows are converted in blocks of about this many stored bytes. Q8_0 makes several float32 arrays on the way, and
-#: those that fit the processor's cache are twice as fast as large ones.
+#: Rows are converted in blocks of about this many stored bytes. Q8_0 needs several temporary float32 arrays; blocks
+#: that fit the processor's cache are twice as fast as large ones.
 _CONVERT_BYTES: Final = 1 << 20
 
 
 def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> None:
     """Write ``layout`` to ``path``, a new file; the same layout gives the same bytes.
 
-    Memory: a few megabytes beside the header. Raises OutputError if the path exists or the device refuses, BadInput
-    for values that the type cannot hold or a checkpoint that changed; nothing is left at ``path`` then.
+    Memory: the header and a few megabytes. Raises OutputError if the path exists or the device refuses, BadInput for
+    values that the type cannot hold or a checkpoint that changed; an error leaves no file at ``path``.
     """
     ledger = layout.model.ledger()
-    with ThreadPoolExecutor(1) as beside, OutputFile(path, progress, nbytes=layout.nbytes) as out:
-        header = beside.submit(layout.header)  # it tells a digest of the base's embedding, which takes a while
+    with ThreadPoolExecutor(1) as executor, OutputFile(path, progress, nbytes=layout.nbytes) as out:
+        header = executor.submit(layout.header)  # it contains a digest of the base's embedding, which takes a while
         out.write(layout.draft_header())
         for planned in layout.tensors:
             if planned.tensor is None:

@@ -1,7 +1,7 @@
-"""The GGUF container, written: typed keys, tensor entries with their offsets, alignment. Knows nothing of models.
+"""Serialise the GGUF container: typed keys, tensor entries with their offsets, alignment. Knows nothing of models.
 
-Everything before the data section is made in memory first, so that the size of the file is known before a byte of it
-exists. Strings are joined in one go: a key-by-key writer spends seconds on a vocabulary.
+Everything before the data section is built in memory first, so the size of the file is known before a byte is
+written. Strings are joined in one go: a key-by-key writer spends seconds on a vocabulary.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from exporter.sources.gguf.types import (
 
 ALIGNMENT: Final = DEFAULT_ALIGNMENT
 _LENGTH: Final = struct.Struct("<Q")
-_NUMBERS: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
+_VALUE_TYPES: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A metadata key with its value already in the format's bytes, type number included."""
+    """A metadata key with its value in the bytes of the format, type number included."""
 
     name: str
     encoded: bytes
@@ -70,35 +70,35 @@ def texts(name: str, values: Sequence[str]) -> Key:
     try:
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     except UnicodeEncodeError as exc:
-        raise _no_text(str(exc.object)) from exc
-    pieces = chain.from_iterable(zip(map(_LENGTH.pack, map(len, encoded)), encoded, strict=True))
-    return Key(name, struct.pack("<IIQ", ARRAY, STRING, len(values)) + b"".join(pieces))
+        raise _not_unicode(str(exc.object)) from exc
+    parts = chain.from_iterable(zip(map(_LENGTH.pack, map(len, encoded)), encoded, strict=True))
+    return Key(name, struct.pack("<IIQ", ARRAY, STRING, len(values)) + b"".join(parts))
 
 
 def i32s(name: str, values: Sequence[int]) -> Key:
     """An array of signed numbers."""
-    head = struct.pack("<IIQ", ARRAY, _NUMBERS["i32"], len(values))
+    head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["i32"], len(values))
     return Key(name, head + np.asarray(values, "<i4").tobytes())
 
 
 def f32s(name: str, values: Sequence[float]) -> Key:
     """An array of numbers, each rounded to float32."""
-    head = struct.pack("<IIQ", ARRAY, _NUMBERS["f32"], len(values))
+    head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["f32"], len(values))
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 
 
 def bytes8(name: str, value: bytes) -> Key:
     """An array of bytes."""
-    return Key(name, struct.pack("<IIQ", ARRAY, _NUMBERS["u8"], len(value)) + value)
+    return Key(name, struct.pack("<IIQ", ARRAY, _VALUE_TYPES["u8"], len(value)) + value)
 
 
-def _scalar(name: str, kind: str, value: float) -> Key:
-    number = _NUMBERS[kind]
+def _scalar(name: str, value_type: str, value: float) -> Key:
+    number = _VALUE_TYPES[value_type]
     try:
         with np.errstate(over="raise"):
             data = np.asarray(value, SCALARS[number]).tobytes()
     except (OverflowError, FloatingPointError) as exc:
-        raise BadInput(f"{name}: expected a number that {kind} can hold, found {value}") from exc
+        raise BadInput(f"{name}: expected a number that {value_type} can hold, found {value}") from exc
     return Key(name, struct.pack("<I", number) + data)
 
 
@@ -106,17 +106,17 @@ def _string(value: str) -> bytes:
     try:
         data = value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
-        raise _no_text(value) from exc
+        raise _not_unicode(value) from exc
     return _LENGTH.pack(len(data)) + data
 
 
-def _no_text(value: str) -> BadInput:
+def _not_unicode(value: str) -> BadInput:
     return BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Name, ggml type name and shape in numpy's order of a tensor to write."""
+    """A tensor to write: its name, ggml's name of its type, and its shape in numpy's order."""
 
     name: str
     type: str
@@ -125,30 +125,25 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Bytes of the data, without padding."""
-        return row_nbytes(self.type, math.prod(self.shape))
+        return encoded_nbytes(self.type, math.prod(self.shape))
 
 
-def row_nbytes(kind: str, elements: int) -> int:
+def encoded_nbytes(tensor_type: str, elements: int) -> int:
     """Bytes of ``elements`` values of a type; they must fill whole blocks."""
-    _, block, block_nbytes = TENSOR_TYPES[TYPE_NUMBERS[kind]]
-    assert elements % block == 0, (kind, elements)
+    _, block, block_nbytes = TENSOR_TYPES[TYPE_NUMBERS[tensor_type]]
+    assert elements % block == 0, (tensor_type, elements)
     return elements // block * block_nbytes
-
-
-def fits(kind: str, width: int) -> bool:
-    """Whether rows of ``width`` elements come in whole blocks of the type."""
-    return width % TENSOR_TYPES[TYPE_NUMBERS[kind]][1] == 0
 
 
 def header(
     keys: Sequence[Key], entries: Sequence[TensorEntry], *, alignment: int = ALIGNMENT, version: int = VERSION
 ) -> tuple[bytes, int]:
-    """(all bytes before the data section, size of the whole file).
+    """(all bytes before the data section, size of the whole file in bytes).
 
-    Tensors follow in the order of ``entries``, each padded to ``alignment``, the last one too.
+    Tensors follow in the order of ``entries``. Each is padded to ``alignment``, including the last.
     """
     names = [key.name for key in keys]
-    assert len(set(names)) == len(names), "a metadata key stands twice"
+    assert len(set(names)) == len(names), "duplicate metadata key"
     parts = [MAGIC, struct.pack("<IQQ", version, len(entries), len(keys))]
     for key in keys:
         parts += (_string(key.name), key.encoded)

@@ -49,9 +49,8 @@ class HfLayout:
 
     def index(self) -> dict[str, object]:
         """``model.safetensors.index.json`` as transformers writes it; what is tied counts once as a parameter."""
-        tie = self.model.tie
-        twice = {*tie.copies, *([tie.head] if tie.tied and tie.head else [])}
-        parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in twice)
+        duplicates = self.model.tie.duplicates
+        parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
         weight_map = {spec.name: name for name, shard in self.shards.items() for spec in shard.specs}
         return {
             "metadata": {"total_parameters": parameters, "total_size": self.nbytes},

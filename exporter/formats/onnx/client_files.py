@@ -1,4 +1,4 @@
-"""What lies beside ``onnx/``: configs and tokenizer files in the form that each client looks for.
+"""The files beside ``onnx/``: configs and tokenizer files in the form that each client expects.
 
 Sources: transformers.js' ``transformers.js_config`` table, onnxruntime-genai's genai_config.json.
 """
@@ -29,12 +29,12 @@ def client_files(
     *,
     shared_cache: bool = False,
 ) -> dict[str, bytes]:
-    """File name → content. spec None: without genai_config.json, which needs numbers that only a description has.
+    """File name → content. spec None: without genai_config.json, which needs numbers from the description.
 
-    shared_cache: the graph may be given a cache that is longer than what is in it.
-    Raises UnreadableFile for a side file that cannot be read.
+    shared_cache: the graph accepts a preallocated cache, longer than its content.
+    Raises UnreadableFile for an auxiliary file that cannot be read.
     """
-    files = side_contents(model.files)
+    files = auxiliary_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
     if model.generation_config:
         files.setdefault(GENERATION_CONFIG, as_json(model.generation_config))
@@ -44,26 +44,30 @@ def client_files(
     return files
 
 
-def side_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Tokenizer files and the like, name → path, in the forms that clients look for. Raises UnreadableFile."""
+def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """Contents of auxiliary files such as the tokenizer's (name → path), in the forms that clients expect.
+
+    Raises UnreadableFile.
+    """
     return {name: read_file(path) for name, path in files.items()} | _chat_template(files)
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
-    """What a browser, which cannot list a folder, has to be told of the files, and of the cache of each."""
-    told = config.get("transformers.js_config")
-    table = dict(told) if isinstance(told, dict) else {}
-    table["use_external_data_format"] = {f"{stem}.onnx": 1 for one in precisions for stem in one.stems}
-    # transformers.js 3 asks here, 4 asks the graph itself.
-    if halves := {one.js_dtype: "float16" for one in precisions if one.floats == "F16"}:
+    """The config with transformers.js' table: data files, which a browser cannot list, and cache dtypes."""
+    given = config.get("transformers.js_config")
+    table = dict(given) if isinstance(given, dict) else {}
+    stems = [stem for precision in precisions for stem in precision.stems]
+    table["use_external_data_format"] = {f"{stem}.onnx": 1 for stem in stems}
+    # transformers.js 3 reads the cache's dtype here, version 4 from the graph.
+    if halves := {precision.js_dtype: "float16" for precision in precisions if precision.floats == "F16"}:
         table["kv_cache_dtype"] = halves
     return {**config, "transformers.js_config": table}
 
 
 def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """The template in both places: transformers.js reads only the one, onnxruntime-genai only the other.
+    """The chat template in both places: transformers.js reads tokenizer_config.json, onnxruntime-genai the .jinja file.
 
-    Where both exist the .jinja file counts, as it does for transformers.
+    If both exist, the .jinja file has priority, as in transformers.
     """
     config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
     config = read_object(config_path) if config_path else {}
@@ -80,7 +84,7 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _default_template(value: object) -> str | None:
-    """A tokenizer config holds one template, or a list of named ones."""
+    """The default template of a tokenizer config, which has one template or a list of named templates."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -94,14 +98,14 @@ def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
     tokens = {
         "bos_token_id": ids.get("bos_token_id"),
         "eos_token_id": eos,
-        # Batches need some padding token, and the attention mask hides it whatever it is.
+        # A batch needs any padding token: the attention mask hides it.
         "pad_token_id": first_eos if ids.get("pad_token_id") is None else ids["pad_token_id"],
     }
     return {name: value for name, value in tokens.items() if value is not None}
 
 
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
-    """genai_config.json. ``stem``: of the model file to open. ``ids``: where the special token ids stand."""
+    """genai_config.json. ``stem``: of the model file to open. ``ids``: config and generation config together."""
     attention = spec.attention
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -132,6 +136,6 @@ def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache
             **genai_ids(ids),
             "decoder": decoder,
         },
-        # The Attention operator appends to the cache it is given: a shared, preallocated buffer has a wrong length.
+        # The Attention operator appends to its cache input, so a shared, preallocated buffer has a wrong length.
         "search": {"do_sample": False, "max_length": spec.max_positions, "past_present_share_buffer": shared_cache},
     }

@@ -64,5 +64,5 @@ def _traced(options: OnnxOptions, model: MergedModel, storage: str, refusal: Not
         peak_nbytes=tracing_nbytes(traced.nbytes),
         write=write,
         notes=traced.notes,
-        maker=traced.way,
+        maker=traced.maker,
     )

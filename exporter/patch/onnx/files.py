@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.formats.hf.write import as_json
-from exporter.formats.onnx.client_files import genai_ids, side_contents
+from exporter.formats.onnx.client_files import auxiliary_contents, genai_ids
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
@@ -34,7 +34,7 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
     wanted: dict[str, bytes | None] = {}
     generation, moved = generation_config(base, merged)
     if adapter_files(adapters):
-        wanted |= dict.fromkeys(base) | side_contents(merged)
+        wanted |= dict.fromkeys(base) | auxiliary_contents(merged)
     if generation and GENERATION_CONFIG not in merged:
         wanted[GENERATION_CONFIG] = as_json(generation)
     config = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}

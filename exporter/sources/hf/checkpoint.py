@@ -66,6 +66,11 @@ class Tie:
     copies: tuple[str, ...] = ()
     tied_in_config: bool = False
 
+    @property
+    def duplicates(self) -> frozenset[str]:
+        """Stored tensors that repeat the embedding: its copies, and the head if it is tied."""
+        return frozenset((*self.copies, *([self.head] if self.tied and self.head else [])))
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -1,4 +1,4 @@
-"""What llama.cpp has fixed in its code, or has no place for, is refused before a byte is written."""
+"""A config that contradicts values hard-coded in llama.cpp is refused before a byte is written."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def test_every_family_has_an_architecture() -> None:
 @pytest.mark.parametrize(
     ("model_type", "settings", "says"),
     [
-        ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale: llama.cpp has 0.353553 fixed"),
-        ("gemma2", {"layer_types": ["full_attention"] * 4}, r"layers with a window: llama.cpp has \[0, 2\] fixed"),
-        ("gemma3_text", {"sliding_window_pattern": 2}, r"layers with a window: llama.cpp has \[0, 1, 2, 3\] fixed"),
-        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping has no place"),
-        ("gemma", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' has no form"),
-        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers without positions: llama.cpp has \[3\] fixed"),
-        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: llama.cpp always divides"),
-        ("cohere", {"use_qk_norm": True}, "use_qk_norm: llama.cpp has it fixed by the number of layers"),
+        ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale: llama.cpp hard-codes 0.353553"),
+        ("gemma2", {"layer_types": ["full_attention"] * 4}, r"layers with a window: llama.cpp hard-codes \[0, 2\]"),
+        ("gemma3_text", {"sliding_window_pattern": 2}, r"layers with a window: llama.cpp hard-codes \[0, 1, 2, 3\]"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping is not supported"),
+        ("gemma", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' is not supported"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers without positions: llama.cpp hard-codes \[3\]"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: llama.cpp always normalises"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm: llama.cpp decides it by the number of layers"),
         ("granite", {"head_dim": 16}, "head_dim: llama.cpp computes 8 here, found 16"),
-        ("qwen2", {"head_dim": 16}, "heads of 16 times 4: llama.cpp expects 32 in all"),
-        ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "rope type 'llama3' has no form"),
+        ("qwen2", {"head_dim": 16}, "heads of 16 times 4: llama.cpp expects 32 in total"),
+        ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "rope type 'llama3' is not supported"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}}, "attention_factor of"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate of rope type 'yarn'"),
         ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "mscale of rope type 'yarn'"),
@@ -61,34 +61,34 @@ def test_what_llama_cpp_cannot_hold_is_refused(model_type: str, settings: dict[s
 def test_the_27b_models_have_another_scale() -> None:
     large = {"num_hidden_layers": 46, "num_attention_heads": 8, "head_dim": 8, "query_pre_attn_scalar": 4}
     assert architecture(spec_of("gemma2", **large), tied=True).name == "gemma2"
-    with pytest.raises(NotExpressible, match=r"attention scale: llama.cpp has 0.5 fixed"):
+    with pytest.raises(NotExpressible, match=r"attention scale: llama.cpp hard-codes 0.5"):
         architecture(spec_of("gemma2", **large | {"query_pre_attn_scalar": 8}), tied=True)
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "cohere"])
 def test_an_untied_head_without_a_place_is_refused(model_type: str) -> None:
-    with pytest.raises(NotExpressible, match=r"no place for a head that differs .* --to hf and --to onnx can hold it"):
+    with pytest.raises(NotExpressible, match=r"head differs from its embedding.* --to hf and --to onnx can hold it"):
         architecture(spec_of(model_type), tied=False)
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "olmo2", "stablelm"])
 def test_a_tied_head_that_must_be_there_is_refused(model_type: str) -> None:
-    with pytest.raises(NotExpressible, match=r"reads a head of its own here, .* --untie gives it one"):
+    with pytest.raises(NotExpressible, match=r"requires an untied LM head here, .* --untie writes one"):
         architecture(spec_of(model_type), tied=True)
 
 
 def test_an_untied_gemma_stops_the_plan(tmp_path: Path) -> None:
     base = build("gemma", tmp_path / "gemma", tie_word_embeddings=False)
-    with pytest.raises(NotExpressible, match=r"gguf: gemma: llama.cpp has no place for a head"):
+    with pytest.raises(NotExpressible, match=r"gguf: gemma: llama.cpp ties the LM head to the embedding"):
         plan_gguf(merged(base))
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("qwen3", {"attention_bias": True}, "qwen3: llama.cpp reads no bias of self_attn.o_proj here"),
-        ("starcoder2", {"use_bias": False}, "starcoder2: llama.cpp needs a bias of mlp.down_proj here"),
-        ("gpt_neox", {"attention_bias": False}, "gptneox: llama.cpp needs a bias of self_attn.o_proj here"),
+        ("qwen3", {"attention_bias": True}, "qwen3: llama.cpp reads no bias for self_attn.o_proj here"),
+        ("starcoder2", {"use_bias": False}, "starcoder2: llama.cpp needs a bias for mlp.down_proj here"),
+        ("gpt_neox", {"attention_bias": False}, "gptneox: llama.cpp needs a bias for self_attn.o_proj here"),
     ],
 )
 def test_biases_that_do_not_fit_llama_cpp_are_refused(
@@ -107,7 +107,7 @@ def test_a_config_that_promises_a_bias_needs_one(tmp_path: Path) -> None:
 
 
 def test_a_lost_window_is_told() -> None:
-    lost = "llama.cpp has no window here: texts of more than 16 tokens give other logits"
+    lost = "llama.cpp applies no window here: texts of more than 16 tokens give other logits"
     mistral, phi3 = spec_of("mistral", sliding_window=16), spec_of("phi3", sliding_window=16)
     assert notes(mistral, ARCHITECTURES["mistral"]) == notes(phi3, ARCHITECTURES["phi3"]) == [lost]
     wide = replace(mistral, max_positions=16)
@@ -116,5 +116,5 @@ def test_a_lost_window_is_told() -> None:
 
 
 def test_an_exact_gelu_is_told() -> None:
-    assert "tanh form" in notes(spec_of("gpt_neox"), ARCHITECTURES["gpt_neox"])[0]
+    assert "tanh approximation" in notes(spec_of("gpt_neox"), ARCHITECTURES["gpt_neox"])[0]
     assert notes(spec_of("gpt_neox", hidden_act="gelu_new"), ARCHITECTURES["gpt_neox"]) == []

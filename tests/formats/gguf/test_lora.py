@@ -106,7 +106,7 @@ def test_a_saved_matrix_with_another_row_is_refused_and_fails_the_check(
     tensors[name][511] = 7
     save_torch(tensors, adapter / WEIGHTS, {"format": "pt"})
     assert run(["merge", str(adapter), "--to", "gguf-lora", "-o", str(tmp_path / "x.gguf")]) == 5
-    assert "an adapter brings the whole tensor" in capsys.readouterr().err
+    assert "an adapter replaces the whole tensor" in capsys.readouterr().err
     found = check_lora(tmp_path / "l.gguf", Reference.open(tiny_untied, [adapter]), every=True)
     assert [one.name for one in found if not one.passed] == ["output.weight rows"]
 

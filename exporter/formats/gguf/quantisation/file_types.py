@@ -1,4 +1,4 @@
-"""The quantisations of a whole file that llama.cpp makes: which number, and of which type most tensors are."""
+"""llama.cpp's file types: the name, number and main tensor type of each quantisation of a whole file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A row of llama-quantize's table. number: llama_ftype. type: of most matrices; llama.cpp varies it by tensor."""
+    """A row of llama-quantize's table.
+
+    number: llama_ftype. type: ggml type of most matrices; llama.cpp varies it by tensor. needs_imatrix: llama.cpp
+    refuses to quantise a file to it without an importance matrix.
+    """
 
     name: str
     number: int
@@ -65,7 +69,8 @@ FILE_TYPES: Final = _by_name(
 #: File types that are written without llama.cpp → general.file_type. Source: enum llama_ftype in llama.h.
 NATIVE_FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": FILE_TYPES["Q8_0"].number, "BF16": 32}
 
-#: Types that the quantiser can be asked for by tensor. Those that only computing uses (Q8_K, …) and integers cannot be.
+#: ggml types that can be requested for a single tensor. Integers and types that only kernels use (Q8_K, …) cannot.
 SELECTABLE_TENSOR_TYPES: Final = frozenset({"F32", "F16", "BF16", *(row.type for row in FILE_TYPES.values())})
-#: ggml ends the process rather than quantise to these without importances. Source: ggml_quantize_requires_imatrix.
+#: ggml types that need the importances of the tensor that is quantised: without them ggml aborts the process.
+#: Source: ggml_quantize_requires_imatrix.
 NEED_IMPORTANCES: Final = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -17,13 +16,11 @@ from exporter.errors import NotExpressible, OutputError, TTExportError
 from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, SELECTABLE_TENSOR_TYPES, FileType
 from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
-from exporter.formats.gguf.writer import fits, row_nbytes
+from exporter.formats.gguf.quantisation.tensor_types import estimated_nbytes
 from exporter.packages import LLAMA_CPP
 from exporter.progress import Progress, silent
 
 _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
-#: For an estimate of the size: embedding and head get more bits than the rest in most file types.
-_VOCABULARY_TYPE: Final = "Q6_K"
 
 
 class QuantiserFailed(TTExportError):
@@ -47,9 +44,8 @@ class QuantisedLayout:
     @property
     def nbytes(self) -> int:
         """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
-        sizes = [
-            _estimate(tensor.entry.name, tensor.entry.shape, self.file_type.type) for tensor in self.source.tensors
-        ]
+        entries = [tensor.entry for tensor in self.source.tensors]
+        sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
         return len(self.source.draft_header()) + sum(sizes)
 
     @property
@@ -173,10 +169,3 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _estimate(name: str, shape: tuple[int, ...], kind: str) -> int:
-    if len(shape) < 2:
-        return row_nbytes("F32", math.prod(shape))
-    kind = _VOCABULARY_TYPE if name in ("token_embd.weight", "output.weight") else kind
-    return row_nbytes(kind if fits(kind, shape[-1]) else "Q8_0" if fits("Q8_0", shape[-1]) else "F16", math.prod(shape))

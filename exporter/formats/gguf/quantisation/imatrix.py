@@ -1,6 +1,6 @@
-"""Importance matrices as llama-imatrix writes them: a GGUF of sums and counts, or the older binary form.
+"""Read importance matrices as llama-imatrix writes them: a GGUF of sums and counts, or the legacy binary format.
 
-Source of both layouts and of the arithmetic: llama.cpp's loader of llama-quantize.
+Source of both layouts and of the arithmetic: llama.cpp's loader in llama-quantize.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _INT: Final = struct.Struct("<i")
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Tensor name → importance of its columns, float32 (experts * width). chunks: of text that were run."""
+    """values: tensor name → importance of its columns, float32 (experts * width).
+
+    datasets: names of the texts. chunks: number of text chunks that were evaluated.
+    """
 
     values: Mapping[str, Array]
     datasets: tuple[str, ...]
@@ -34,16 +37,16 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read ``path`` in either form. Raises UnreadableFile for anything else, or values that are not finite."""
+    """Read ``path`` in either format. Raises UnreadableFile for another file or values that are not finite."""
     with reading(path), path.open("rb") as file:
         start = file.read(len(MAGIC))
-    found = _read_gguf(path) if start == MAGIC else _read_legacy(path)
-    if not found.values:
+    imatrix = _read_gguf(path) if start == MAGIC else _read_legacy(path)
+    if not imatrix.values:
         raise UnreadableFile(path, "expected an importance matrix, found no entries")
-    for name, values in found.values.items():
+    for name, values in imatrix.values.items():
         if not np.isfinite(values).all():
             raise UnreadableFile(path, f"{name}: expected finite importances, found NaN or Inf")
-    return found
+    return imatrix
 
 
 def _read_gguf(path: Path) -> Imatrix:
@@ -54,7 +57,7 @@ def _read_gguf(path: Path) -> Imatrix:
             continue
         stem = name.removesuffix(_SUMS)
         pair = (file.tensors[name], file.tensors.get(stem + _COUNTS))
-        if any(one is None or one.type != "F32" for one in pair):
+        if any(tensor is None or tensor.type != "F32" for tensor in pair):
             raise UnreadableFile(path, f"{stem}: expected sums and counts in F32, found other tensors")
         sums = file.dequantize_rows(name, 0, file.tensors[name].n_rows).reshape(-1)
         counts = file.dequantize_rows(stem + _COUNTS, 0, file.tensors[stem + _COUNTS].n_rows).reshape(-1)
@@ -62,7 +65,7 @@ def _read_gguf(path: Path) -> Imatrix:
             raise UnreadableFile(path, f"{stem}: expected one count an expert, found {counts.size} for {sums.size}")
         whole = np.round(counts).astype(np.float32)[:, None]
         experts = sums.reshape(counts.size, -1)
-        # An expert that no text reached has no preference.
+        # To an expert that no text reached, all columns are equally important.
         with np.errstate(divide="ignore", invalid="ignore"):
             values[stem] = np.where(whole > 0, experts / whole, np.float32(1)).reshape(-1)
     datasets, chunks = file.metadata.get("imatrix.datasets"), file.metadata.get("imatrix.chunk_count", 0)
@@ -86,7 +89,7 @@ def _read_legacy(path: Path) -> Imatrix:
     def take(nbytes: int) -> bytes:
         nonlocal at
         if not 0 <= nbytes <= len(data) - at:
-            reason = f"expected an importance matrix, found no {nbytes} bytes at {at}: another file, or a part of one"
+            reason = f"expected an importance matrix, found no {nbytes} bytes at {at}: another format, or truncated"
             raise UnreadableFile(path, reason)
         at += nbytes
         return data[at - nbytes : at]
@@ -100,5 +103,5 @@ def _read_legacy(path: Path) -> Imatrix:
         chunks = number() if at < len(data) else 0
         dataset = take(number()).decode() if at < len(data) else ""
     except (struct.error, UnicodeDecodeError) as exc:
-        raise UnreadableFile(path, "expected an importance matrix, found something else or a part of one") from exc
+        raise UnreadableFile(path, "expected an importance matrix, found another format or a truncated file") from exc
     return Imatrix(values, (dataset,) if dataset else (), chunks)

@@ -1,7 +1,7 @@
-"""A process of its own around llama.cpp's ``llama_model_quantize``: ``python -m … JOB.json``.
+"""Run llama.cpp's ``llama_model_quantize`` in a separate process: ``python -m … JOB.json``.
 
-llama.cpp ends the process on a fault; here that ends nothing else. It says on stdout how far it is (``TENSOR COUNT``
-lines), and on stderr its errors alone.
+On a fault llama.cpp aborts its process, which must not be ours. The worker prints its progress on stdout (``TENSOR
+COUNT`` lines) and only errors on stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporter.sources.gguf.types import TYPE_NUMBERS
 
 _ERROR: Final = 4  # GGML_LOG_LEVEL_ERROR
 _STEP: Final = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
-#: Rows of one tensor that are held at once. Rows quantise independently, so the bytes do not hang on it.
+#: Bytes of one tensor that are held at once. Rows quantise independently, so the result does not depend on it.
 _BUFFER_BYTES: Final = 64 << 20
 _STRING, _INT = 3, 0  # LLAMA_KV_OVERRIDE_TYPE_*
 
@@ -36,7 +36,7 @@ def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 
 
 def quantise(job: Mapping[str, Any]) -> int:
-    """Quantise ``job["source"]`` to ``job["target"]``; llama.cpp's code, 0 for success."""
+    """Quantise ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code, 0 for success."""
     llama_cpp.llama_log_set(_log, ctypes.c_void_p())
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = job["number"]
@@ -45,30 +45,30 @@ def quantise(job: Mapping[str, Any]) -> int:
             setattr(params, field, TYPE_NUMBERS[job[field]])
     if hasattr(params, "max_buf_size"):  # not in older builds
         params.max_buf_size = _BUFFER_BYTES
-    held = (
+    kept_alive = (
         _with_imatrix(params, read_imatrix(Path(job["imatrix"])), Path(job["imatrix"]).name) if job["imatrix"] else []
     )
     code: int = llama_cpp.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["target"]), params)
-    del held
+    del kept_alive
     return code
 
 
 def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
-    """Hand the matrix over, and the keys that llama-quantize records of it. Returns what must stay alive meanwhile.
+    """Set the matrix in ``params``, with the keys that llama-quantize records. Returns the buffers to keep alive.
 
-    The file is recorded by its name alone: bytes must not tell where they were made.
+    Only the name of the file is recorded, without its folder: the result must not depend on where it was made.
     """
     entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
     for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):
         entry.name = tensor.encode()
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = values.size
-    facts: list[tuple[str, int | str]] = [("file", name)]
-    facts += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
-    facts.append(("entries_count", len(imatrix.values)))
-    facts += [("chunks_count", imatrix.chunks)] if imatrix.chunks > 0 else []
-    overrides = (llama_cpp.llama_model_kv_override * (len(facts) + 1))()
-    for override, (key, value) in zip(overrides, facts, strict=False):
+    keys: list[tuple[str, int | str]] = [("file", name)]
+    keys += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
+    keys.append(("entries_count", len(imatrix.values)))
+    keys += [("chunks_count", imatrix.chunks)] if imatrix.chunks > 0 else []
+    overrides = (llama_cpp.llama_model_kv_override * (len(keys) + 1))()
+    for override, (key, value) in zip(overrides, keys, strict=False):
         override.key = f"quantize.imatrix.{key}".encode()
         if isinstance(value, str):
             override.tag, override.value.val_str = _STRING, value.encode()[:127]

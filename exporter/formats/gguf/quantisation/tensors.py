@@ -1,4 +1,4 @@
-"""Row blocks in ggml's types: F32, F16, BF16 and Q8_0 natively, a few more by the gguf package, the rest by ggml."""
+"""Encode rows in ggml's types: F32, F16, BF16 and Q8_0 natively, a few more by the gguf package, the rest by ggml."""
 
 from __future__ import annotations
 
@@ -9,58 +9,50 @@ import numpy as np
 from exporter import ggml
 from exporter.errors import BadInput, NotExpressible
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
-from exporter.tensors import DTYPES, FLOATS, Array, cast
+from exporter.formats.gguf.quantisation.tensor_types import fits
+from exporter.formats.rounding import narrowed, round_half_away
+from exporter.tensors import FLOATS, Array, cast
 
-#: Types that the gguf package quantises to the bit as ggml does, so that no compiled library is needed for them.
+#: Types for which the gguf package gives the same bytes as ggml, so that no compiled library is needed.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"))
 
 _BLOCK: Final = 32
 
 
-def encode_rows(rows: Array, kind: str) -> Array:
+def encode_rows(rows: Array, tensor_type: str) -> Array:
     """``rows`` (n, width) in any ggml type: (n, bytes a row) uint8, the bytes that llama-quantize writes.
 
-    Raises BadInput for values that the type cannot hold, NotExpressible for a type that rows are not quantised to,
-    MissingDependency where it takes llama.cpp and llama-cpp-python is not installed.
+    Raises BadInput for values that the type cannot hold, NotExpressible for a type that llama.cpp does not quantise to
+    or whose blocks the rows do not fill, MissingDependency for a type that needs llama-cpp-python if it is missing.
     """
-    if kind in NATIVE_FILE_TYPES or kind in FLOATS:
-        return np.ascontiguousarray(encode(rows, kind)).view(np.uint8).reshape(len(rows), -1)
+    if tensor_type in NATIVE_FILE_TYPES or tensor_type in FLOATS:
+        return np.ascontiguousarray(encode(rows, tensor_type)).view(np.uint8).reshape(len(rows), -1)
     wide = cast(rows, "F32")
-    if kind not in _IN_PYTHON:
-        return ggml.quantize_rows(wide, kind)
+    if tensor_type not in _IN_PYTHON:
+        return ggml.quantize_rows(wide, tensor_type)
+    if not fits(tensor_type, rows.shape[1]):
+        raise NotExpressible(f"type {tensor_type}", f"rows of {rows.shape[1]} elements do not fill its blocks")
     if not np.isfinite(wide).all():
-        raise BadInput(f"expected finite values for type {kind}, found NaN or Inf")
-    from gguf import GGMLQuantizationType, QuantError, quants  # costs more than a patch of the common types
+        raise BadInput(f"expected finite values for type {tensor_type}, found NaN or Inf")
+    from gguf import GGMLQuantizationType, quants  # its import takes longer than a patch of the common types
 
-    try:
-        out = quants.quantize(wide, GGMLQuantizationType[kind])
-    except QuantError as exc:
-        raise NotExpressible(f"type {kind}", f"rows of {rows.shape[1]} elements do not fill its blocks") from exc
-    return out.view(np.uint8).reshape(len(rows), -1)
+    return quants.quantize(wide, GGMLQuantizationType[tensor_type]).view(np.uint8).reshape(len(rows), -1)
 
 
-def encode(rows: Array, kind: str) -> Array:
-    """``rows`` (n, ...) in the type ``kind``: an array of that dtype, or uint8 blocks for Q8_0.
+def encode(rows: Array, tensor_type: str) -> Array:
+    """``rows`` (n, ...) in F32, F16, BF16 or Q8_0: an array of that dtype, or uint8 blocks for Q8_0.
 
-    Values are rounded once, from the stored dtype by way of float32, which holds every stored value exactly but F64's.
+    Values are rounded once, from float32, which holds all stored values exactly except F64's.
     Raises BadInput for values that the type cannot hold.
     """
-    if kind == "Q8_0":
-        return _q8_0(cast(rows, "F32"))
-    if rows.dtype == DTYPES[kind]:
-        return rows
-    with np.errstate(over="ignore"):
-        out = cast(cast(rows, "F32"), kind)
-    if kind == "F16" and not np.isfinite(out).all():
-        raise BadInput("expected finite values that F16 can hold (up to 65504), found another")
-    return out
+    return _q8_0(cast(rows, "F32")) if tensor_type == "Q8_0" else narrowed(rows, tensor_type)
 
 
 def _q8_0(rows: Array) -> Array:
     """(n, width) float32 → (n, width / 32 * 34) uint8.
 
     Source: quantize_row_q8_0_ref in ggml-quants.c: per 32 values d = max|x| / 127, stored as float16, and
-    round(x * (1 / d)), halves away from zero, with d still float32.
+    round(x * (1 / d)), halves rounded away from zero, with d still in float32.
     """
     blocks = np.ascontiguousarray(rows).reshape(-1, _BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True)
@@ -70,13 +62,8 @@ def _q8_0(rows: Array) -> Array:
         stored = scale.astype(np.float16)
     if not np.isfinite(stored).all() or not np.isfinite(inverse).all():
         raise BadInput("expected finite values in the range of Q8_0, found another")
-    exact = blocks * inverse
-    # np.rint would take halves to the even number; the C function takes them away from zero. exact - whole is exact.
-    whole = np.trunc(exact)
-    exact -= whole
-    whole += exact >= 0.5
-    whole -= exact <= -0.5
+    codes = round_half_away(blocks * inverse)
     out = np.empty((len(blocks), 2 + _BLOCK), np.uint8)
     out[:, :2] = stored.view(np.uint8)
-    out[:, 2:] = whole.astype(np.int8).view(np.uint8)
+    out[:, 2:] = codes.astype(np.int8).view(np.uint8)
     return out.reshape(len(rows), -1)

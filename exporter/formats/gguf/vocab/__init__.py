@@ -1,1 +1,1 @@
-"""The tokenizer as GGUF metadata: tokens, splitting, special ids, templates."""
+"""The tokenizer as GGUF metadata: tokens, pre-tokenizer, special ids, templates."""

@@ -1,4 +1,4 @@
-"""A byte-level BPE: tokens, merges and the name of the splitting, from tokenizer.json alone."""
+"""Byte-level BPE: tokens, merges and the name of the pre-tokenizer, from tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.formats.gguf.vocab import pre_tokenizers
 from exporter.formats.gguf.vocab.tokens import NORMAL, AddedToken, TokenTable
 from exporter.formats.gguf.writer import Key
 
-_ODD: Final = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+_UNSUPPORTED: Final = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
 def byte_level_keys(
@@ -24,16 +24,16 @@ def byte_level_keys(
     model_type: object,
     pre_tokenizer: str | None,
 ) -> tuple[list[Key], list[str], str]:
-    """(keys, notes, the splitting's name) of a parsed tokenizer.json with a BPE model.
+    """(keys, notes, the pre-tokenizer's name) of a parsed tokenizer.json with a BPE model.
 
     pre_tokenizer: the name to write instead of the recognised one.
-    Raises NotExpressible for an unknown splitting or normalizer, BadInput for ids that contradict each other.
+    Raises NotExpressible for an unknown pre-tokenizer or normalizer, BadInput for ids that contradict each other.
     """
     model = content["model"]
-    if odd := [key for key in _ODD if model.get(key)]:
+    if unsupported := [key for key in _UNSUPPORTED if model.get(key)]:
         raise NotExpressible(
             f"gguf: {path}",
-            f"a BPE model with {' and '.join(odd)} that does not cut text as SentencePiece does",
+            f"llama.cpp's byte-level BPE does not support {' and '.join(unsupported)}",
             instead="--to hf and --to onnx can hold it",
         )
     vocab = model.get("vocab")
@@ -48,7 +48,7 @@ def byte_level_keys(
             raise BadInput(f"{path}: {token.text!r}: expected one id, found {first} and {token.id}")
         table.add(token)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
-    notes += pre_tokenizers.doubts(pre_tokenizer, content) if pre_tokenizer else []
+    notes += pre_tokenizers.override_notes(pre_tokenizer, content) if pre_tokenizer else []
     keys = [
         writer.text("tokenizer.ggml.model", "gpt2"),
         writer.text("tokenizer.ggml.pre", name),
@@ -61,7 +61,7 @@ def byte_level_keys(
 
 
 def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:
-    """(left, right) each, from either form of tokenizer.json. Raises UnreadableFile for strings that are no pairs."""
+    """Pairs (left, right), from either form of tokenizer.json. Raises UnreadableFile for strings that are no pairs."""
     out: list[tuple[str, str]] = []
     for pair in merges or ():
         if isinstance(pair, str):
@@ -74,20 +74,20 @@ def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) ->
 
 
 def _one_string(left: str, right: str) -> str:
-    """A space inside a part becomes its byte symbol; the one between the parts is llama.cpp's separator."""
+    """A merge as llama.cpp reads it: a space separates the parts, and a space inside a part becomes its byte symbol."""
     if " " in left or " " in right:
         left, right = left.replace(" ", "\u0120"), right.replace(" ", "\u0120")
     return f"{left} {right}"
 
 
 def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
-    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
-    if kind is None:
+    normalizer_type = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+    if normalizer_type is None:
         return []
-    if kind != "NFC":
+    if normalizer_type != "NFC":
         raise NotExpressible(
             f"gguf: {path}",
-            f"normalizer {kind!r:.80}: llama.cpp does not normalise the text of a byte-level BPE",
+            f"normalizer {normalizer_type!r:.80}: llama.cpp does not normalise the text of a byte-level BPE",
             instead="remove the normalizer, or convert with llama.cpp's own converter after --to hf",
         )
-    return ["normalizer NFC: llama.cpp leaves it out, so text that is not composed gives other tokens"]
+    return ["normalizer NFC: llama.cpp does not apply it, so text that is not in NFC gives other tokens"]

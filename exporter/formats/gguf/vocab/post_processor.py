@@ -1,6 +1,6 @@
-"""What a tokenizer.json's post-processor puts around a text: llama.cpp keeps this as flags and special ids.
+"""Special tokens that a tokenizer.json's post-processor adds to a text, as llama.cpp's flags and special ids.
 
-A template says more than three flags can; it is read as llama.cpp's converter reads it.
+A template can express more than three flags; it is read as llama.cpp's converter reads it.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Any
 
 @dataclass
 class Specials:
-    """Text of the special tokens by kind, and which of them are added to a text."""
+    """texts: special tokens by kind (bos, eos, …). added: kind → whether the token is added to a text."""
 
     texts: dict[str, str] = field(default_factory=dict)
     added: dict[str, bool] = field(default_factory=dict)
 
 
 def post_process(node: Any, specials: Specials) -> None:
-    """What the post-processor puts around a single text, and between two."""
+    """Record in ``specials`` the tokens that the post-processor adds around a text and between two texts."""
     if not isinstance(node, Mapping):
         return
     children = node.get("processors")
     for step in children if isinstance(children, list) else [node]:
-        kind = step.get("type") if isinstance(step, Mapping) else None
-        if kind == "ByteLevel":
+        step_type = step.get("type") if isinstance(step, Mapping) else None
+        if step_type == "ByteLevel":
             specials.added.setdefault("bos", False)
             specials.added.setdefault("eos", False)
-        elif kind == "RobertaProcessing":
+        elif step_type == "RobertaProcessing":
             specials.added |= {"bos": True, "eos": True, "sep": True}
             for name in ("cls", "sep"):
                 if isinstance(pair := step.get(name), list) and pair and isinstance(pair[0], str):
                     specials.texts.setdefault(name, pair[0])
-        elif kind == "TemplateProcessing":
+        elif step_type == "TemplateProcessing":
             _template(step, specials)
 
 
@@ -47,7 +47,7 @@ def _template(step: Mapping[str, Any], specials: Specials) -> None:
         specials.added["bos"] = first in (texts["bos"], texts["cls"])
     if last:
         if texts.get("eos") not in (None, last):
-            # A text ends with another token than the named end: that one then ends a turn.
+            # The template ends a text with another token than the configured EOS, which then ends a turn (EOT, EOM).
             texts["eot" if "eot" not in texts else "eom"] = texts["eos"]
         texts["eos"] = last
         specials.added["eos"] = True
@@ -66,10 +66,10 @@ def _template(step: Mapping[str, Any], specials: Specials) -> None:
 
 
 def _pieces(template: Any) -> list[tuple[str, str]]:
-    """[("SpecialToken" or "Sequence", id)] of one template."""
+    """The pieces of a template as ("SpecialToken" or "Sequence", id)."""
     out = []
     for piece in template if isinstance(template, list) else []:
-        for kind in ("SpecialToken", "Sequence"):
-            if isinstance(piece, Mapping) and isinstance(piece.get(kind), Mapping):
-                out.append((kind, str(piece[kind].get("id"))))
+        for piece_type in ("SpecialToken", "Sequence"):
+            if isinstance(piece, Mapping) and isinstance(piece.get(piece_type), Mapping):
+                out.append((piece_type, str(piece[piece_type].get("id"))))
     return out

@@ -1,4 +1,4 @@
-"""The table of splittings: the structure that published tokenizers have, and llama.cpp's name for it.
+"""The table of pre-tokenizers: the structures of published tokenizers, and llama.cpp's names for them.
 
 Source: the tokenizer.json of the named models, and the expressions and flags in llama.cpp's llama-vocab.cpp.
 """
@@ -79,30 +79,35 @@ _JAIS2: Final = (
     + r"|\s{1}"
 )
 
-#: These match every character of any text, so removing what lies between their matches removes nothing.
+#: These expressions match every character of any text, so removing the text between their matches removes nothing.
 COVERING: Final = frozenset({GPT2, _LLAMA3, _QWEN2, _QWEN35, _TEKKEN, _O200K})
 
-BYTES: Final[Step] = ("ByteLevel", False, False)  # no prefix space; the splitting was done before
+BYTES: Final[Step] = ("ByteLevel", False, False)  # no prefix space; an earlier step has split the text
 _DIGITS: Final[Step] = ("Digits", True)
 
 
 def split(expression: str, behaviour: str = "Isolated") -> Step:
-    """The step of a tokenizer.json that cuts at what ``expression`` matches."""
+    """The step of a tokenizer.json that splits text at the matches of ``expression``."""
     return ("Split", "Regex", expression, behaviour, False)
 
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A row of the table: the steps and the flag of the model, and llama.cpp's name for them.
+    """A row of the table: the steps, the model's flag ignore_merges, and llama.cpp's name for them.
 
-    Where several names share one splitting the model type decides; ``name`` is for all others. ignore_merges None:
-    either, as llama.cpp then differs only for a word of the vocabulary that no merge builds.
+    by_model_type: names for some model types; ``name`` is for all others. ignore_merges None: either value, because
+    llama.cpp's result then differs only for a word of the vocabulary that no merges build.
     """
 
     name: str
     steps: tuple[Step, ...]
     ignore_merges: bool | None = False
     by_model_type: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names of the row."""
+        return frozenset((self.name, *self.by_model_type.values()))
 
 
 TABLE: Final = (
@@ -148,7 +153,7 @@ TABLE: Final = (
         (split(GPT2), BYTES),
         by_model_type={
             "mpt": "mpt",
-            "gpt_neox": "mpt",  # MPT took over the tokenizer of GPT-NeoX
+            "gpt_neox": "mpt",  # MPT uses the tokenizer of GPT-NeoX
             "olmo": "olmo",
             "olmoe": "olmo",
             "jais": "jais",

@@ -1,7 +1,7 @@
-"""Which of llama.cpp's named splittings a tokenizer.json describes, told from its structure.
+"""Recognise which of llama.cpp's named pre-tokenizers a tokenizer.json describes, by its structure.
 
-llama.cpp's converter hashes the ids of a test text, so a single added token hides a tokenizer from it. The structure
-does not change with the vocabulary.
+llama.cpp's converter hashes the ids of a test text, so it does not recognise a tokenizer with one added token. The
+structure does not change with the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ from typing import Any, Final
 from exporter.errors import NotExpressible
 from exporter.formats.gguf.vocab.pre_tokenizer_table import BYTES, COVERING, GPT2, TABLE, PreTokenizer, Step, split
 
-#: ByteLevel that splits, too: the same as its expression followed by the bytes.
-_SPLITTING_BYTES: Final[Step] = ("ByteLevel", False, True)
+#: ByteLevel with use_regex: equivalent to a split at its expression, followed by ByteLevel without it.
+_BYTES_WITH_REGEX: Final[Step] = ("ByteLevel", False, True)
 
 
 def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> str:
-    """llama.cpp's name for the splitting in a parsed tokenizer.json; ``where`` is the file, for messages.
+    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; ``where`` is the file, for messages.
 
-    Raises NotExpressible, with the structure printed, for one that is not in the table.
+    Raises NotExpressible, with the structure in the message, for a pre-tokenizer that is not in the table.
     """
     if row := _row(tokenizer):
         return row.by_model_type.get(str(model_type), row.name)
-    shown = json.dumps({"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": _ignores_merges(tokenizer)})
+    fields = {"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": _ignores_merges(tokenizer)}
     raise NotExpressible(
         f"gguf: {where}",
-        f"llama.cpp has no name known here for this pre-tokenizer: {shown}",
-        instead="--pre-tokenizer NAME names it (one of llama.cpp's, such as llama-bpe)",
+        f"this version knows no llama.cpp name for the pre-tokenizer {json.dumps(fields)}",
+        instead="--pre-tokenizer NAME selects one of llama.cpp's, such as llama-bpe",
     )
 
 
-def doubts(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
-    """What speaks against ``name``, which the user chose: notes, for a later llama.cpp may know what this does not."""
-    row, known = _row(tokenizer), {one for row in TABLE for one in (row.name, *row.by_model_type.values())}
-    if row and name not in (row.name, *row.by_model_type.values()):
+def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
+    """Notes if the user's ``name`` contradicts the structure, or is unknown here (llama.cpp may have added it)."""
+    row = _row(tokenizer)
+    if row and name not in row.names:
         return [f"--pre-tokenizer {name}: the structure of tokenizer.json is that of {row.name}"]
-    if name not in known:
-        return [f"--pre-tokenizer {name}: no name known here; a llama.cpp that does not know it opens no such file"]
+    if not any(name in known.names for known in TABLE):
+        return [
+            f"--pre-tokenizer {name}: not known to this version; a llama.cpp that does not know it opens no such file"
+        ]
     return []
 
 
 def _row(tokenizer: Mapping[str, Any]) -> PreTokenizer | None:
-    found, ignore_merges = steps(tokenizer.get("pre_tokenizer")), _ignores_merges(tokenizer)
-    return next((row for row in TABLE if row.steps == found and row.ignore_merges in (None, ignore_merges)), None)
+    structure, ignore_merges = steps(tokenizer.get("pre_tokenizer")), _ignores_merges(tokenizer)
+    return next((row for row in TABLE if row.steps == structure and row.ignore_merges in (None, ignore_merges)), None)
 
 
 def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
@@ -53,24 +55,24 @@ def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def steps(node: Any) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer: sequences flattened, one spelling for each thing that can be said in several.
+    """The steps of a pre-tokenizer in a canonical form: sequences flattened, equivalent spellings unified.
 
-    Fields that do not change the splitting (``trim_offsets``) are left out.
+    Fields without effect on the result (``trim_offsets``) are left out.
     """
     if not isinstance(node, Mapping):
         return ()
-    kind = node.get("type")
-    if kind == "Sequence" and isinstance(node.get("pretokenizers"), list):
+    step_type = node.get("type")
+    if step_type == "Sequence" and isinstance(node.get("pretokenizers"), list):
         return tuple(step for child in node["pretokenizers"] for step in steps(child))
-    if kind == "ByteLevel":
+    if step_type == "ByteLevel":
         step: Step = ("ByteLevel", node.get("add_prefix_space", True), node.get("use_regex", True))
-        return (split(GPT2), BYTES) if step == _SPLITTING_BYTES else (step,)
-    if kind == "Digits":
+        return (split(GPT2), BYTES) if step == _BYTES_WITH_REGEX else (step,)
+    if step_type == "Digits":
         return (("Digits", node.get("individual_digits", False)),)
-    if kind == "Punctuation":
+    if step_type == "Punctuation":
         return (("Punctuation", node.get("behavior", "Isolated")),)
     pattern = node.get("pattern")
-    if kind == "Split" and isinstance(pattern, Mapping) and len(pattern) == 1:
+    if step_type == "Split" and isinstance(pattern, Mapping) and len(pattern) == 1:
         ((form, expression),) = pattern.items()
         return (_split(form, expression, node.get("behavior"), node.get("invert", False)),)
     return ((json.dumps(node, sort_keys=True),),)
@@ -78,7 +80,7 @@ def steps(node: Any) -> tuple[Step, ...]:
 
 def _split(form: object, expression: object, behaviour: object, invert: object) -> Step:
     if form == "Regex" and isinstance(expression, str):
-        # A line break means the same to the expression, written as itself or escaped.
+        # A literal line break and an escaped one are the same to the expression.
         expression = expression.replace("\r", r"\r").replace("\n", r"\n")
         if (behaviour, invert) == ("Removed", True) and expression in COVERING:
             behaviour, invert = "Isolated", False

@@ -1,21 +1,22 @@
-"""A SentencePiece tokenizer, BPE or unigram: pieces, scores and types, from tokenizer.model or tokenizer.json.
+"""SentencePiece tokenizers, BPE or unigram: pieces, scores and types, from tokenizer.model or tokenizer.json.
 
-llama.cpp joins two neighbours whenever the two make a piece, the piece of the highest score first; it has no merges.
-tokenizer.json has merges and no scores, so a piece's score is the rank of the first merge that makes it, which is what
-tokenizer.model holds where its merges came from there.
+llama.cpp has no merges: it joins any two neighbours that form a piece, the piece with the highest score first.
+tokenizer.json has merges and no scores. A piece's score is therefore minus the rank of the first merge that makes it,
+the same as in the tokenizer.model from which such merges are converted.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import NotExpressible, UnreadableFile
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.byte_level import read_merges
-from exporter.formats.gguf.vocab.spaces import Spaces, read_spaces
+from exporter.formats.gguf.vocab.spaces import UNMAPPED, Spaces, read_spaces
 from exporter.formats.gguf.vocab.tokens import AddedToken, TokenTable, normalised_notes
 from exporter.formats.gguf.writer import Key
 from exporter.sources.hf.sentencepiece import (
@@ -31,7 +32,9 @@ from exporter.sources.hf.sentencepiece import (
 )
 
 _BYTE_PIECE: Final = re.compile("<0x([0-9A-F]{2})>")
+#: Algorithm → tokenizer.ggml.model.
 _MODEL: Final = {BPE: "llama", UNIGRAM: "t5"}
+_UNSUPPORTED: Final = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 _INSTEAD: Final = "--to hf and --to onnx can hold it"
 
 
@@ -45,9 +48,9 @@ def sentencepiece_keys(
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
     """(keys, notes, tokenizer.ggml.model, ids of control pieces). content: the parsed tokenizer.json, {} if absent.
 
-    state_prefix: say that a space is put before a text even where llama.cpp takes that for granted.
-
-    Raises NotExpressible for what llama.cpp cannot do, UnreadableFile for a broken file, BadInput for ids beyond rows.
+    state_prefix: write add_space_prefix even if it has llama.cpp's default value.
+    Raises NotExpressible for features that llama.cpp does not support, UnreadableFile for a broken file, BadInput for
+    ids beyond ``rows``.
     """
     stored = read_model(files["tokenizer.model"]) if "tokenizer.model" in files else None
     source = files["tokenizer.model" if stored else "tokenizer.json"]
@@ -57,11 +60,11 @@ def sentencepiece_keys(
         raise NotExpressible(f"gguf: {source}", "a SentencePiece model of words or characters", instead=_INSTEAD)
     table = TokenTable(rows, source)
     table.check_ids([len(model.texts) - 1, *(token.id for token in added)])
-    for token_id, (text, score, kind) in enumerate(zip(model.texts, model.scores, model.types, strict=True)):
-        if kind:
-            table.put(token_id, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score)
+    for token_id, (text, score, type_) in enumerate(zip(model.texts, model.scores, model.types, strict=True)):
+        if type_:
+            table.put(token_id, text.replace("\u2581", " ") if type_ == USER_DEFINED else text, type_, score)
     for token in added:
-        # What only tokenizer.json repeats of tokenizer.model stays as llama.cpp's converter reads it there.
+        # A token that tokenizer.json only repeats from tokenizer.model keeps its type, as in llama.cpp's converter.
         known = stored and not token.stated and token.id < len(model.texts) and model.texts[token.id] == token.text
         if not known or model.types[token.id] == NORMAL:
             table.add(token)
@@ -85,9 +88,9 @@ def sentencepiece_keys(
 def _from_json(
     path: Path, content: Mapping[str, Any], added: Sequence[AddedToken], notes: list[str]
 ) -> SentencePieceModel:
-    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without one.
+    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without a piece.
 
-    What llama.cpp does otherwise is added to ``notes``.
+    Differences from llama.cpp's behaviour are appended to ``notes``.
     """
     model = content["model"]
     if model.get("type") == "Unigram":
@@ -95,8 +98,9 @@ def _from_json(
     vocab, fallback, unknown = model.get("vocab"), bool(model.get("byte_fallback")), model.get("unk_token")
     if not isinstance(vocab, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
         raise UnreadableFile(path, f"model.vocab: expected a table of token to id, found {vocab!r:.80}")
-    if odd := [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges") if model.get(key)]:
-        raise NotExpressible(f"gguf: {path}", f"a SentencePiece BPE with {' and '.join(odd)}", instead=_INSTEAD)
+    if unsupported := [key for key in _UNSUPPORTED if model.get(key)]:
+        reason = f"llama.cpp's SentencePiece BPE does not support {' and '.join(unsupported)}"
+        raise NotExpressible(f"gguf: {path}", reason, instead=_INSTEAD)
     out = SentencePieceModel(algorithm=BPE)
     size = max(vocab.values(), default=-1) + 1
     if size > 2 * len(vocab) + (1 << 16):
@@ -107,10 +111,10 @@ def _from_json(
     notes += _merge_notes(merges, made, vocab.keys() - {token.text for token in added})
     ranks = {text: rank for rank, text in enumerate(made)}
     for text, token_id in sorted(vocab.items(), key=lambda item: item[1]):
-        kind = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
-        out.texts[token_id], out.types[token_id] = text, kind
-        if kind == NORMAL:
-            # Pieces that no merge makes, single characters, come last: nothing compares their scores.
+        type_ = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
+        out.texts[token_id], out.types[token_id] = text, type_
+        if type_ == NORMAL:
+            # Pieces that no merge makes (single characters) get the lowest scores: llama.cpp never compares them.
             out.scores[token_id] = -float(ranks.setdefault(text, len(ranks)))
     return out
 
@@ -135,19 +139,19 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
     out.types[unknown] = UNKNOWN
     if model.get("byte_fallback"):
         out.types = [
-            BYTE if _BYTE_PIECE.fullmatch(text) else kind for text, kind in zip(out.texts, out.types, strict=True)
+            BYTE if _BYTE_PIECE.fullmatch(text) else type_ for text, type_ in zip(out.texts, out.types, strict=True)
         ]
     return out
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """llama.cpp ends the process on a BPE model without a piece for a byte; its unigram models know none."""
-    present = {text for text, kind in zip(table.texts, table.types, strict=True) if kind == BYTE}
+    """llama.cpp aborts on a BPE model that lacks a piece for a byte; its unigram models support no byte pieces."""
+    present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
         if present:
             raise NotExpressible(
                 f"gguf: {table.source}",
-                "a unigram model that falls back to bytes: llama.cpp makes unknown tokens of them",
+                "a unigram model with byte fallback: llama.cpp makes unknown tokens of these bytes",
                 instead=_INSTEAD,
             )
         return
@@ -159,30 +163,27 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
         raise NotExpressible(
             f"gguf: {table.source}",
             f"a SentencePiece BPE without pieces for {len(absent)} of the 256 bytes, the first <0x{absent[0]:02X}>: "
-            "llama.cpp ends the process on text that needs one",
+            "llama.cpp aborts on text that needs one",
             instead=_INSTEAD,
         )
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """tokenizer.json says how text is treated, as transformers runs it; tokenizer.model where it stands alone."""
+    """Treatment of spaces by tokenizer.json, which transformers runs; by tokenizer.model if it stands alone."""
     unigram = model.algorithm == UNIGRAM
     if content:
-        found = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
-        if unigram and not found.charsmap:
-            found = Spaces(found.prefix, found.merged, model.charsmap, found.notes)
-        return found
+        spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
+        return replace(spaces, charsmap=model.charsmap) if unigram and not spaces.charsmap else spaces
     if model.treat_whitespace_as_suffix:
-        raise NotExpressible(
-            f"gguf: {source}", "spaces end words here, llama.cpp only knows the others", instead=_INSTEAD
-        )
+        reason = "treat_whitespace_as_suffix: llama.cpp supports spaces as prefixes of words only"
+        raise NotExpressible(f"gguf: {source}", reason, instead=_INSTEAD)
     if unigram:
         return Spaces(model.add_dummy_prefix, model.remove_extra_whitespaces, model.charsmap)
     notes = []
     if model.charsmap:
-        notes.append("characters: llama.cpp does not normalise the text of a BPE model, this tokenizer does")
+        notes.append(UNMAPPED)
     if model.remove_extra_whitespaces:
-        notes.append("runs of spaces: llama.cpp keeps them, this tokenizer makes one space of them")
+        notes.append("runs of spaces: llama.cpp keeps them, this tokenizer merges them into one space")
     return Spaces(model.add_dummy_prefix, notes=tuple(notes))
 
 
@@ -197,13 +198,13 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
 
 
 def _merge_notes(merges: Collection[tuple[str, str]], made: Iterable[str], vocab: Collection[str]) -> list[str]:
-    """Whether two pieces can meet that make a third one without a merge: llama.cpp then joins them.
+    """A note if two pieces form a third one without a merge: llama.cpp joins them all the same.
 
-    vocab: without added tokens, which are cut out of a text before.
+    vocab: without added tokens, which are matched in a text before it is tokenised.
     """
     for text in made:
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
+        for length in range(1, len(text)):
+            left, right = text[:length], text[length:]
             if (left, right) not in merges and left in vocab and right in vocab:
                 return [f"merges: llama.cpp joins any two tokens that make a third, here also {left!r} and {right!r}"]
     return []

@@ -1,11 +1,11 @@
-"""Special ids, and which of them are put around a text, as GGUF metadata.
+"""Special token ids, and flags for those added to a text, as GGUF metadata.
 
-Which token is which comes from tokenizer_config.json, then from config.json, as llama.cpp's converter has it; what
-these leave open from special_tokens_map.json and generation_config.json. Whether one is put around a text comes from
-the post-processor in tokenizer.json, then from tokenizer_config.json.
+Ids come from tokenizer_config.json, then config.json, as in llama.cpp's converter, then special_tokens_map.json and
+generation_config.json. Whether a token is added to a text comes from the post-processor in tokenizer.json, then from
+tokenizer_config.json.
 
-llama.cpp finds some tokens by their text: those that begin, separate and end parts of a file to be filled in, and most
-of those that end a turn. Only ends that it would miss are written.
+llama.cpp finds some tokens by their text: the fill-in-the-middle tokens, and most tokens that end a turn. Of the
+latter only those that it would miss are written.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ID_KEYS: Final = {
 _ADD_KEYS: Final = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
 _KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
-#: What llama.cpp puts around a text where the file is silent, by tokenizer.ggml.model or, for byte-level ones,
+#: Tokens that llama.cpp adds to a text if the file has no flag, by tokenizer.ggml.model or, for byte-level BPE, by
 #: tokenizer.ggml.pre. Source: llama_vocab::impl::load.
 _ASSUMED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("llama", "llama-bpe", "falcon-h1", "lfm2", "tekken"), "bos"),
     "t5": "eos",
 }
 
-#: Tokens that end a turn for llama.cpp by their text alone. Source: llama_vocab::impl::load, special_eog_ids.
+#: Tokens that llama.cpp recognises by their text as ends of a turn. Source: llama_vocab::impl::load, special_eog_ids.
 _KNOWN_ENDS: Final = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -62,31 +62,31 @@ def special_keys(
     """(keys, notes) for special ids and flags.
 
     configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
-    tokenizer_config.json ({} if absent). ids: added tokens and pieces with a meaning of their own.
+    tokenizer_config.json ({} if absent). ids: added tokens and control pieces, text → id.
     name: tokenizer.ggml.model, or tokenizer.ggml.pre where that is "gpt2".
     Raises BadInput for an id outside the vocabulary.
     """
     config, generation = configs
     specials = Specials(_texts(settings))
-    for kind, twin in (("bos", "cls"), ("eos", "sep")):
-        if kind not in specials.texts and twin in specials.texts:
-            specials.texts[kind] = specials.texts[twin]
+    for kind, substitute in (("bos", "cls"), ("eos", "sep")):
+        if kind not in specials.texts and substitute in specials.texts:
+            specials.texts[kind] = specials.texts[substitute]
     post_process(tokenizer.get("post_processor"), specials)
     for kind in _KINDS:
         if isinstance(flag := settings.get(f"add_{kind}_token"), bool):
             specials.added.setdefault(kind, flag)
-    found = {kind: ids[text] for kind, text in specials.texts.items() if text in ids} if settings else {}
-    _fill(found, config, "config.json", rows)
+    special_ids = {kind: ids[text] for kind, text in specials.texts.items() if text in ids} if settings else {}
+    _fill(special_ids, config, "config.json", rows)
     if path := files.get("special_tokens_map.json"):
         for kind, text in _texts(read_object(path)).items():
             if text in ids:
-                found.setdefault(kind, ids[text])
-    _fill(found, generation, "generation_config.json", rows)
-    notes = _ends(found, configs, ids, rows)
-    _converters_eot(found, config, ids, rows)
+                special_ids.setdefault(kind, ids[text])
+    _fill(special_ids, generation, "generation_config.json", rows)
+    notes = _further_ends(special_ids, configs, ids, rows)
+    _eot_by_number(special_ids, config, ids, rows)
     if tokenizer and (assumed := _ASSUMED.get(name)):
         specials.added.setdefault(assumed, False)
-    keys = [writer.u32(_ID_KEYS[kind], found[kind]) for kind in _ID_KEYS if kind in found]
+    keys = [writer.u32(_ID_KEYS[kind], special_ids[kind]) for kind in _ID_KEYS if kind in special_ids]
     keys += [writer.truth(_ADD_KEYS[kind], specials.added[kind]) for kind in _ADD_KEYS if kind in specials.added]
     return keys, notes
 
@@ -96,37 +96,41 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
     return {kind: text for kind, text in entries.items() if text is not None}
 
 
-def _fill(found: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """Take the ids of a config for kinds that have none yet."""
+def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
+    """Add the ids of a config for kinds without an id so far."""
     for kind in _KINDS:
         token_id = config.get(f"{kind}_token_id")
-        if type(token_id) is int and token_id >= 0:  # older configs say -1 for none
-            if token_id >= rows and kind not in found:
+        if type(token_id) is int and token_id >= 0:  # older configs have -1 for none
+            if token_id >= rows and kind not in special_ids:
                 raise BadInput(f"{name}: {kind}_token_id: expected an id below {rows}, found {token_id}")
-            found.setdefault(kind, token_id)
+            special_ids.setdefault(kind, token_id)
 
 
-def _ends(
-    found: dict[str, int], configs: tuple[Mapping[str, Any], Mapping[str, Any]], ids: Mapping[str, int], rows: int
+def _further_ends(
+    special_ids: dict[str, int],
+    configs: tuple[Mapping[str, Any], Mapping[str, Any]],
+    ids: Mapping[str, int],
+    rows: int,
 ) -> list[str]:
-    """Ends of a text beside the first one, where a config lists several. llama.cpp has two more places for them."""
+    """Add the second and third EOS token that a config lists as EOT and EOM; notes on the rest."""
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
-    for name, token_id in _listed(configs):
+    for name, token_id in _eos_ids(configs):
         if not 0 <= token_id < rows:
             raise BadInput(f"{name}: eos_token_id: expected ids below {rows}, found {token_id}")
-        found.setdefault("eos", token_id)
-        if token_id in (found["eos"], found.get("eot"), found.get("eom")) or texts.get(token_id) in _KNOWN_ENDS:
+        special_ids.setdefault("eos", token_id)
+        known = {special_ids.get(kind) for kind in ("eos", "eot", "eom")}
+        if token_id in known or texts.get(token_id) in _KNOWN_ENDS:
             continue
-        place = next((kind for kind in ("eot", "eom") if kind not in found), None)
-        if place:
-            found[place] = token_id
+        free = next((kind for kind in ("eot", "eom") if kind not in special_ids), None)
+        if free:
+            special_ids[free] = token_id
         else:
             left.append(token_id)
-    return [f"eos_token_id: no place in a GGUF for {', '.join(map(str, left))}, which end a text, too"] if left else []
+    return [f"eos_token_id: a GGUF has no key for the further EOS tokens {', '.join(map(str, left))}"] if left else []
 
 
-def _listed(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
+def _eos_ids(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
     for name, config in zip(("config.json", "generation_config.json"), configs, strict=True):
         entry = config.get("eos_token_id")
         for token_id in entry if isinstance(entry, list) else [entry]:
@@ -134,15 +138,15 @@ def _listed(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tu
                 yield name, token_id
 
 
-def _converters_eot(found: dict[str, int], config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
-    """llama.cpp's converter has these by number; the text makes sure that it is the tokenizer meant."""
+def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
+    """EOT ids hard-coded in llama.cpp's converter; the text confirms that the tokenizer is the intended one."""
     if config.get("model_type") == "gemma" and ids.get("<end_of_turn>") == 107:
-        found["eot"] = 107
+        special_ids["eot"] = 107
     if config.get("model_type") == "llama" and rows == 32016 and ids.get("\u2581<EOT>") == 32010:  # CodeLlama
-        found["eot"] = 32010
+        special_ids["eot"] = 32010
 
 
 def _content(entry: Any) -> str | None:
-    """The text of a token that stands as a string or as a table with flags."""
+    """The text of a token, given as a string or as a table with flags."""
     text = entry.get("content") if isinstance(entry, Mapping) else entry
     return text if isinstance(text, str) and text else None

@@ -17,12 +17,12 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
-    """The chat template, or several by name; llama.cpp's converter reads none without a tokenizer_config.json."""
+    """The chat template, or several by name; none without tokenizer_config.json, as in llama.cpp's converter."""
     template: Any = settings.get("chat_template")
     if template is None and settings:
         if path := files.get("chat_template.jinja"):
             template = _text(path)
-            # transformers keeps the templates with other names in a folder beside the default one.
+            # transformers keeps named templates in a folder beside the default template.
             if others := [files[name] for name in sorted(files) if fnmatchcase(name, ADDITIONAL_TEMPLATES)]:
                 named = [{"name": other.stem, "template": _text(other)} for other in others]
                 template = [{"name": "default", "template": template}, *named]

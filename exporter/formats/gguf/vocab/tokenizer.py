@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata: which kind it is, and the keys that every kind has."""
+"""A tokenizer as GGUF metadata: dispatch by the kind of tokenizer, and the keys common to all kinds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import read_tokenizer
 
-#: llama.cpp's converter copies the setting for its llama models and their kin only.
+#: llama.cpp's converter copies add_prefix_space for models of the llama family only.
 _PREFIX_COPIED: Final = frozenset({"llama", "mistral", "mixtral", "granite", "smollm3"})
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Keys for the header, and what the format cannot say about this tokenizer."""
+    """Keys for the header, and notes on properties of the tokenizer that the format cannot represent."""
 
     keys: Sequence[Key]
     notes: Sequence[str]
@@ -42,25 +42,23 @@ def vocabulary(
     """The tokenizer's metadata for a model of ``vocab`` rows.
 
     files: tokenizer files by name. config, generation: the parsed config.json and generation_config.json.
-    pre_tokenizer: the name of a byte-level BPE's splitting to write instead of the recognised one.
-    Raises NotExpressible for tokenizers that llama.cpp has not, BadInput for broken ones, UsageError for a name that
-    this kind of tokenizer has no use for.
+    pre_tokenizer: name of a byte-level BPE's pre-tokenizer to write instead of the recognised one.
+    Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken ones, UsageError for
+    ``pre_tokenizer`` if the tokenizer is no byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)
     added = added_tokens(files, content, settings)
-    pieces = not content or _is_sentencepiece(files["tokenizer.json"], content)
+    sentencepiece = not content or _is_sentencepiece(files["tokenizer.json"], content)
     ids = {token.text: token.id for token in added}
     copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
-    if pieces:
+    if sentencepiece:
         if pre_tokenizer:
-            raise UsageError(
-                "--pre-tokenizer names the splitting of a byte-level BPE; this tokenizer is SentencePiece's"
-            )
-        keys, notes, kind, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
+            raise UsageError("--pre-tokenizer is for byte-level BPE only; this is a SentencePiece tokenizer")
+        keys, notes, name, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
-        keys, notes, kind = byte_level_keys(
+        keys, notes, name = byte_level_keys(
             files["tokenizer.json"],
             content,
             added,
@@ -70,32 +68,32 @@ def vocabulary(
         )
         if copied:
             keys.append(writer.truth("tokenizer.ggml.add_space_prefix", settings["add_prefix_space"]))
-    special, more = special_keys(files, (config, generation or {}), content, settings, ids, vocab, kind)
-    keys += special
-    notes += more
+    id_keys, id_notes = special_keys(files, (config, generation or {}), content, settings, ids, vocab, name)
+    keys += id_keys
+    notes += id_notes
     keys += template_keys(files, settings)
     return Vocabulary(keys, [*notes, *flag_notes(added)])
 
 
 def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
-    """The parsed tokenizer.json, {} where tokenizer.model stands alone."""
+    """The parsed tokenizer.json, {} if there is only a tokenizer.model."""
     if path := files.get("tokenizer.json"):
         return read_tokenizer(path)
     if "tokenizer.model" in files:
         return {}
-    raise UnreadableFile(where / "tokenizer.json", "a GGUF holds its tokenizer: expected the file, found none")
+    raise UnreadableFile(where / "tokenizer.json", "a GGUF contains the tokenizer: expected this file, found none")
 
 
 def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
-    """Whether text is cut at marks for spaces. Raises NotExpressible for models that are neither this nor BPE."""
+    """Whether the model is SentencePiece's. Raises NotExpressible if it is neither this nor a byte-level BPE."""
     model = content.get("model")
     if not isinstance(model, dict):
         raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")
-    kind = model.get("type", "BPE" if "merges" in model else None)
-    if kind not in ("BPE", "Unigram"):
+    model_type = model.get("type", "BPE" if "merges" in model else None)
+    if model_type not in ("BPE", "Unigram"):
         raise NotExpressible(
             f"gguf: {path}",
-            f"{kind} tokenizers belong to encoders; byte-level BPE and SentencePiece are written",
+            f"{model_type} tokenizers belong to encoders; only byte-level BPE and SentencePiece are written",
             instead="--to hf and --to onnx can hold it",
         )
-    return kind == "Unigram" or bool(model.get("byte_fallback"))
+    return model_type == "Unigram" or bool(model.get("byte_fallback"))

@@ -1,4 +1,4 @@
-"""The table of tokens that a GGUF holds: a text, a type and, for SentencePiece, a score for each row of the matrix."""
+"""The token table of a GGUF: a text, a type and, for SentencePiece, a score for each row of the embedding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
-#: Scores of rows without a token and of added tokens. llama.cpp compares neither; its converter writes these.
+#: Scores of rows without a token and of added tokens, as llama.cpp's converter writes them. llama.cpp compares neither.
 PADDING_SCORE: Final = -10000.0
 ADDED_SCORE: Final = -1000.0
 
@@ -21,7 +21,10 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token beside the model's own. flags: those of ``_FLAGS`` that are set. stated: tokenizer_config.json has it."""
+    """A token added to the model's vocabulary.
+
+    flags: the members of ``_FLAGS`` that are set. stated: tokenizer_config.json or added_tokens.json contains it.
+    """
 
     id: int
     text: str
@@ -32,18 +35,18 @@ class AddedToken:
 
     @property
     def stored(self) -> tuple[str, int]:
-        """Text and type in a GGUF; the type follows from its flag and its looks."""
+        """(text, type) in a GGUF; the type follows from the flag ``special`` and the form of the text."""
         if self.special or _looks_special(self.text):
             return self.text, CONTROL
-        # llama.cpp looks for these in the text as it comes, so SentencePiece's mark must be a space already.
+        # llama.cpp looks for these tokens in the raw text, where SentencePiece's mark is still a space.
         return self.text.replace("\u2581", " "), USER_DEFINED
 
 
 class TokenTable:
-    """Tokens by id, for ``rows`` rows of the matrix. ``source`` is the file to name in messages."""
+    """Tokens by id, for ``rows`` rows of the embedding. ``source`` is the file to name in messages."""
 
     def __init__(self, rows: int, source: Path) -> None:
-        """Every row begins as one that no token names."""
+        """All rows start as unused."""
         self.source = source
         self.texts: list[str | None] = [None] * rows
         self.types = [UNUSED] * rows
@@ -58,42 +61,41 @@ class TokenTable:
                     f"{self.source}: expected token ids below {rows} (rows of the embedding), found {token_id}"
                 )
 
-    def put(self, token_id: int, text: str, kind: int, score: float = 0.0) -> None:
-        """Name a row, whatever it was before."""
-        self.texts[token_id], self.types[token_id], self.scores[token_id] = text, kind, score
+    def put(self, token_id: int, text: str, type_: int, score: float = 0.0) -> None:
+        """Set the token of a row, replacing any earlier one."""
+        self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
-    def put_all(self, vocab: Mapping[str, int], kind: int) -> None:
-        """Name a row each, text → id; no scores. A loop of its own: vocabularies have a quarter of a million tokens."""
+    def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
+        """Set the tokens of ``vocab`` (text → id), without scores: a fast loop for a quarter of a million tokens."""
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
-            types[token_id] = kind
+            types[token_id] = type_
 
     def add(self, token: AddedToken) -> None:
-        """Name a row by an added token."""
+        """Set an added token."""
         self.put(token.id, *token.stored, ADDED_SCORE)
 
     def complete(self) -> list[str]:
-        """All texts; rows that no token names become ``[PAD{id}]``.
+        """All texts; unused rows become ``[PAD{id}]``.
 
-        Raises NotExpressible where two rows have one text or one has none: llama.cpp ends the process on such a file.
+        Raises NotExpressible for duplicate or empty texts: llama.cpp aborts on such a file.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
-            twice, count = Counter(complete).most_common(1)[0]
-            found = f"{twice!r} {count} times" if count > 1 else "an empty token"
-            raise NotExpressible(
-                f"gguf: {self.source}", f"llama.cpp needs every token to have a text of its own, found {found}"
-            )
+            text, count = Counter(complete).most_common(1)[0]
+            found = f"{text!r} {count} times" if count > 1 else "an empty token"
+            raise NotExpressible(f"gguf: {self.source}", f"llama.cpp needs unique, non-empty tokens, found {found}")
         return complete
 
 
 def added_tokens(
     files: Mapping[str, Path], content: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[AddedToken]:
-    """Added tokens, by id: of tokenizer.json (``content``), else tokenizer_config.json, else added_tokens.json.
+    """Added tokens, by id: of tokenizer.json (``content``), tokenizer_config.json and added_tokens.json.
 
-    settings: the parsed tokenizer_config.json. Raises UnreadableFile for entries that are no tokens.
+    If several files have an id, the first in this order counts. settings: the parsed tokenizer_config.json.
+    Raises UnreadableFile for entries that are no tokens.
     """
     decoder = settings.get("added_tokens_decoder") or {}
     stated: dict[int, AddedToken] = {}
@@ -104,12 +106,12 @@ def added_tokens(
     for key, entry in decoder.items():
         token = _token(files["tokenizer_config.json"], entry, key, stated=True)
         stated[token.id] = token
-    found: dict[int, AddedToken] = {}
+    tokens: dict[int, AddedToken] = {}
     if path := files.get("added_tokens.json"):
         for text, token_id in read_object(path).items():
             token = _token(path, {"content": text}, token_id, stated=True)
-            found[token.id] = token
-    found |= stated
+            tokens[token.id] = token
+    tokens |= stated
     if content:
         path = files["tokenizer.json"]
         entries = content.get("added_tokens") or []
@@ -118,8 +120,8 @@ def added_tokens(
         for entry in entries:
             token_id = entry.get("id") if isinstance(entry, dict) else None
             token = _token(path, entry, token_id, stated=token_id in stated)
-            found[token.id] = token
-    return [found[token_id] for token_id in sorted(found)]
+            tokens[token.id] = token
+    return [tokens[token_id] for token_id in sorted(tokens)]
 
 
 def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken:
@@ -134,26 +136,26 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Flags that llama.cpp has no place for. They change how text around such a token is split."""
+    """Notes on flags that a GGUF cannot represent. They change how text around such a token is tokenised."""
     notes, added = [], list(added)
     for flag in _FLAGS:
-        notes += _note([token for token in added if flag in token.flags], f"{flag} has no place in a GGUF")
+        notes += _note([token for token in added if flag in token.flags], f"a GGUF has no key for {flag}")
     return notes
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Tokens that transformers looks for in the normalised text, llama.cpp in the text as it comes."""
-    found = [token for token in added if token.normalized]
-    return _note(found, "transformers looks for it after its normalizer has put marks for spaces, llama.cpp before")
+    """Notes on tokens that transformers looks for in the normalised text, and llama.cpp in the raw text."""
+    normalized = [token for token in added if token.normalized]
+    return _note(normalized, "transformers looks for it in the normalised text, llama.cpp in the raw text")
 
 
-def _note(tokens: list[AddedToken], what: str) -> list[str]:
+def _note(tokens: list[AddedToken], difference: str) -> list[str]:
     more = f" and {len(tokens) - 1} more" if len(tokens) > 1 else ""
-    return [f"added token {tokens[0].text!r}{more}: {what}"] if tokens else []
+    return [f"added token {tokens[0].text!r}{more}: {difference}"] if tokens else []
 
 
 def _looks_special(token: str) -> bool:
-    """Tokens that are control tokens by their looks, whatever their flag says: llama.cpp's converter has this rule."""
+    """Whether a token is a control token by its form, regardless of its flag, as in llama.cpp's converter."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))

@@ -18,21 +18,21 @@ from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
 
 
 class Attention:
-    """Builds the attention of every layer; what the layers share is made once."""
+    """Builds the attention of every layer; values that the layers share are built once."""
 
     def __init__(self, modules: Modules) -> None:
-        """``modules``: the graph to build into."""
+        """``modules``: of the decoder to which attention is added."""
         self.modules, self.make, self.inputs = modules, modules.make, modules.inputs
         self.spec, self.attention = modules.spec, modules.spec.attention
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
-        """(what attention adds, the layer's new cache) from the normalised input."""
+        """(attention's output, the layer's new cache) for the normalised input."""
         at = f"layers.{layer}.self_attn"
         mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
         return self.modules.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
-        """What the queries see, and the layer's new keys and values, under the names ``outputs``."""
+        """(mixed values, new keys, new values) of the layer, under the names ``outputs``."""
         attention = self.attention
         q, k, v = self._rotated(layer, at, *self._projected(layer, x))
         mask = self._window_mask if layer in attention.windowed else self._mask
@@ -49,7 +49,7 @@ class Attention:
         )
 
     def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries, keys and values [B, S, heads * width], before they are rotated."""
+        """Queries, keys and values [B, S, heads * width] before rotation."""
         attention, linear = self.attention, self.modules.linear
         if self.modules.has(Role.QKV, layer):
             q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
@@ -68,17 +68,17 @@ class Attention:
 
     def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
         """Queries or keys [B, S, heads * width], normalised as a whole or head by head."""
-        kind, make, name = self.attention.qk_norm, self.make, path(role, layer)
-        if kind is None:
+        qk_norm, make, name = self.attention.qk_norm, self.make, path(role, layer)
+        if qk_norm is None:
             return x
-        if kind == "all":
+        if qk_norm == "all":
             return self.modules.norm(role, layer, x)
         width = self.attention.head_dim
         heads = self.attention.heads if role is Role.Q_NORM else self.attention.kv_heads
         x = make.op("Reshape", [x, make.constant(0, 0, heads, width)], f"{name}.by_head")
-        if kind == "head":
+        if qk_norm == "head":
             x = self.modules.norm(role, layer, x)
-        else:  # a weight a head: the operator's own scale is one row for all
+        else:  # every head has its own weights, and the operator's scale is shared by all heads
             ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
             x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
             x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
@@ -103,8 +103,8 @@ class Attention:
     def _long_angles(self) -> Sequence[ir.Value]:
         """Cos and sin [B, S, dims / 2] of this call's positions.
 
-        A call that reaches beyond the original context takes the long factors for all its positions, as transformers
-        does; what is in the cache already keeps the rotation it got.
+        A call that reaches beyond the original context uses the long factors for all its positions, as transformers
+        does; cached keys keep their rotation.
         """
         make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
@@ -122,34 +122,34 @@ class Attention:
 
     @cached_property
     def _positions(self) -> tuple[ir.Value, ir.Value]:
-        """(indices of the keys [T], indices of the queries [S, 1]); padding counts."""
+        """(indices of the keys [T], indices of the queries [S, 1]), counting padding."""
         make, at = self.make, "mask"
-        zero, one = make.constant(0, scalar=True), make.constant(1, scalar=True)
+        zero, step = make.constant(0, scalar=True), make.constant(1, scalar=True)
         total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total_length", start=1, end=2)
         total = make.op("Squeeze", [total], f"{at}.total_length.scalar")
         length = make.op("Shape", [self.inputs.input_ids], f"{at}.length", start=1, end=2)
         length = make.op("Squeeze", [length], f"{at}.length.scalar")
         past = make.op("Sub", [total, length], f"{at}.past_length")
-        keys = make.op("Range", [zero, total, one], f"{at}.keys")
-        queries = make.op("Range", [past, total, one], f"{at}.queries")
+        keys = make.op("Range", [zero, total, step], f"{at}.keys")
+        queries = make.op("Range", [past, total, step], f"{at}.queries")
         return keys, make.op("Unsqueeze", [queries, make.constant(1)], f"{at}.queries.column")
 
     @cached_property
     def _mask(self) -> ir.Value:
-        """Bool [B, 1, S, T]: the keys that a query may see. Padding is hidden on either side of the text."""
+        """Bool [B, 1, S, T]: the keys that a query attends to. Padding is masked on both sides of the text."""
         make, at = self.make, "mask"
         keys, queries = self._positions
         causal = make.op("LessOrEqual", [keys, queries], f"{at}.causal")  # [S, T]
         text = make.op("Cast", [self.inputs.attention_mask], f"{at}.text", to=int(ir.DataType.BOOL))
         text = make.op("Unsqueeze", [text, make.constant(1, 2)], f"{at}.text.row")  # [B, 1, 1, T]
         seen = make.op("And", [causal, text], f"{at}.seen")
-        # Padding in front of the text would see nothing at all, and the softmax of nothing is NaN: it may see itself.
+        # Left padding would attend to no key, and the softmax over no key is NaN: it attends to itself.
         itself = make.op("Equal", [keys, queries], f"{at}.itself")
         return make.op("Or", [seen, itself], at)
 
     @cached_property
     def _window_mask(self) -> ir.Value:
-        """Of these keys the last ``window``, the query's own counted."""
+        """As ``_mask``, limited to the last ``window`` keys, including the query's own."""
         make, at = self.make, "window_mask"
         keys, queries = self._positions
         assert self.attention.window is not None

@@ -1,4 +1,4 @@
-"""Attention in ONNX Runtime's fused operator, which rotates, appends to the cache and attends in one step.
+"""Attention by ONNX Runtime's fused operator, which rotates, appends to the cache and attends in one step.
 
 Source: ONNX Runtime's operator page of GroupQueryAttention.
 """
@@ -20,10 +20,10 @@ from exporter.formats.onnx.weights.rope import MAIN
 
 
 class FusedAttention(Attention):
-    """As ``Attention``, with GroupQueryAttention.
+    """``Attention`` by the operator GroupQueryAttention.
 
-    That operator knows no padding in front of a text, and its windows are its own: every sequence counts as T long, and
-    a bias leaves no weight to keys that the masks hide.
+    The operator does not support left padding, and its windows differ. So every sequence is given as T long, and a bias
+    takes all weight from keys that the masks hide.
     """
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
@@ -48,7 +48,7 @@ class FusedAttention(Attention):
         )
 
     def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
-        """The operator's first three inputs: the product of one matrix for all stands for the three."""
+        """The operator's first three inputs; a packed product of queries, keys and values is the first, alone."""
         if reads_packed(self.spec, layer) and self.modules.has(Role.QKV, layer):
             return [self.modules.linear(Role.QKV, layer, x), None, None]
         projected = self._projected(layer, x)
@@ -74,6 +74,6 @@ class FusedAttention(Attention):
         return self._hidden(self._window_mask, "window_bias")
 
     def _hidden(self, mask: ir.Value, name: str) -> ir.Value:
-        """[B, 1, S, T]: 0 for keys that are seen. Half the least number keeps a score that is added to it finite."""
+        """[B, 1, S, T]: 0 for visible keys, else half the lowest number, so that the sum with a score stays finite."""
         least = float(np.finfo(self.make.floats.numpy()).min) / 2
         return self.make.op("Where", [mask, self.make.number(0.0), self.make.number(least)], name)

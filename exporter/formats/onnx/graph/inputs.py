@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from exporter.families.spec import DecoderSpec
 
-#: Clients resolve dimensions by these very names: transformers.js sizes the first, empty cache from them.
+#: Clients resolve dimensions by these names: transformers.js sizes the first, empty cache from them.
 BATCH: Final = "batch_size"
 SEQUENCE: Final = "sequence_length"
 PAST: Final = "past_sequence_length"
@@ -21,7 +21,7 @@ Pair = tuple[ir.Value, ir.Value]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The graph's inputs; ``past`` has a (key, value) pair a layer."""
+    """The inputs of the graph; ``past`` has a (key, value) pair per layer."""
 
     input_ids: ir.Value
     attention_mask: ir.Value
@@ -30,13 +30,13 @@ class Inputs:
 
     @property
     def values(self) -> list[ir.Value]:
-        """In the order in which they are declared."""
+        """All inputs in the order of their declaration."""
         cache = [value for pair in self.past for value in pair]
         return [self.input_ids, self.attention_mask, self.position_ids, *cache]
 
 
 def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
-    """The inputs of a decoder of ``spec``, whose cache is in ``floats``."""
+    """The inputs of a decoder of ``spec`` with a cache in ``floats``."""
 
     def ids(name: str, length: str) -> ir.Value:
         return typed(ir.Value(name=name), ir.DataType.INT64, BATCH, length)
@@ -49,7 +49,7 @@ def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
 
 
 def cache_shape(spec: DecoderSpec, length: str) -> list[int | str]:
-    """[B, key heads, length, head width]."""
+    """The shape of a layer's keys or values: [B, key heads, length, head width]."""
     return [BATCH, spec.attention.kv_heads, length, spec.attention.head_dim]
 
 

@@ -34,7 +34,7 @@ class Modules:
         object.__setattr__(self, "inputs", decoder_inputs(self.spec, self.make.floats))
 
     def has(self, role: Role, layer: int | None) -> bool:
-        """Whether the decoder has tensors of this role."""
+        """Whether the decoder has a weight of this role."""
         return f"{path(role, layer)}.weight" in self.make.weights
 
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
@@ -47,22 +47,22 @@ class Modules:
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """X times the matrix of a role, plus a bias where the checkpoint has one."""
+        """X times the matrix of a role, plus a bias if the checkpoint has one."""
         make, name = self.make, path(role, layer)
         bias = self._bias(name)
         product = linear(make, x, name, f"{name}.product" if bias else name)
         return make.op("Add", [product, *bias], name) if bias else product
 
     def split(self, x: ir.Value, sizes: Mapping[str, int]) -> Sequence[ir.Value]:
-        """X cut along its last axis into pieces of the named sizes."""
+        """X split along its last axis into values of these names and sizes."""
         return self.make.ops("Split", [x, self.make.constant(*sizes.values())], next(iter(sizes)), list(sizes), axis=-1)
 
     def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
-        """X times ``factor``, without a node where that is 1."""
+        """X times ``factor``; x itself if the factor is 1."""
         return x if factor == 1 else self.make.op("Mul", [x, self.make.number(factor)], name)
 
     def capped(self, x: ir.Value, cap: float | None, name: str) -> ir.Value:
-        """Cap * tanh(x / cap)."""
+        """Cap * tanh(x / cap); x itself without a cap."""
         if cap is None:
             return x
         limit = self.make.number(cap)
@@ -71,10 +71,10 @@ class Modules:
 
     def active(self, x: ir.Value, at: str) -> ir.Value:
         """The activation of the MLP."""
-        make, kind = self.make, self.spec.mlp.activation
-        if kind == "silu":
+        make, activation = self.make, self.spec.mlp.activation
+        if activation == "silu":
             return make.op("Mul", [x, make.op("Sigmoid", [x], f"{at}.act_fn.sigmoid")], f"{at}.act_fn")
-        return make.op("Gelu", [x], f"{at}.act_fn", approximate="tanh" if kind == "gelu_tanh" else "none")
+        return make.op("Gelu", [x], f"{at}.act_fn", approximate="tanh" if activation == "gelu_tanh" else "none")
 
     def _bias(self, name: str) -> list[ir.Value]:
         bias = f"{name}.bias"

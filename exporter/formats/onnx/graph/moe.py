@@ -1,9 +1,8 @@
-"""Experts in place of an MLP: a router picks some for every token, a loop over the experts runs each on its tokens.
+"""Experts instead of an MLP: a router selects some for every token, a loop over the experts runs each on its tokens.
 
-Cost: an expert is run once a call, on exactly the tokens that chose it, and not at all if none did; its matrices are
-copied out of their stack first, which reads as many bytes as the products do. Quantised ones are turned into floats for
-each call anew, which takes as long as copying floats does (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token
-in fp32, 19 in int8, 24 in q4).
+Cost: an expert runs at most once per call, only on the tokens routed to it. Its matrices are copied out of their stack
+first, which reads as many bytes as the products. Quantised matrices are dequantised in every call, which takes as long
+as copying floats (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token in fp32, 19 in int8, 24 in q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 
@@ -16,15 +15,15 @@ import onnx_ir as ir
 from exporter.families.spec import Role
 from exporter.formats.onnx.graph.builder import Builder
 from exporter.formats.onnx.graph.inputs import typed
-from exporter.formats.onnx.graph.linear import one_of
+from exporter.formats.onnx.graph.linear import select_linear
 from exporter.formats.onnx.graph.modules import Modules, path
 
-#: What the experts make is added up in float32: ONNX Runtime's ScatterND adds nothing smaller.
+#: The experts' outputs are summed in float32: ONNX Runtime's ScatterND adds no smaller floats.
 _SUM: Final = ir.DataType.FLOAT
 
 
 def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
-    """What the experts of ``layer`` make of x [B, S, H]."""
+    """The output of the experts of ``layer`` for x [B, S, H]."""
     make, moe, at = modules.make, modules.spec.moe, f"layers.{layer}.mlp"
     assert moe is not None
     shape = make.op("Shape", [x], f"{at}.shape")
@@ -50,23 +49,23 @@ def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
 
 
 def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
-    """One turn of the loop: add what one expert makes of its tokens."""
+    """The body of the loop: add one expert's output for its tokens."""
     at = f"layers.{layer}.mlp.expert"
     make = modules.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)
     going = _scalar(f"{at}.going", ir.DataType.BOOL)
-    sofar = typed(ir.Value(name=f"{at}.so_far"), _SUM, None, modules.spec.hidden)
+    subtotal = typed(ir.Value(name=f"{at}.so_far"), _SUM, None, modules.spec.hidden)
     mine = make.op("Gather", [by_expert, number], f"{at}.weights", axis=0)  # [N]
     rows = make.op("NonZero", [mine], f"{at}.rows")  # [1, n]
     rows = make.op("Squeeze", [rows, make.constant(0)], f"{at}.rows.flat")
     size = make.op("Size", [rows], f"{at}.count")
     used = make.op("Greater", [size, make.constant(0, scalar=True)], f"{at}.used")
-    then = _expert(modules, make.inner(), layer, number, tokens, mine, rows, sofar)
+    then = _expert(modules, make.inner(), layer, number, tokens, mine, rows, subtotal)
     skip = make.inner()
-    same = skip.op("Identity", [sofar], f"{at}.skipped")
+    same = skip.op("Identity", [subtotal], f"{at}.skipped")
     total = make.op("If", [used], f"{at}.total", then_branch=then, else_branch=_graph(skip, [], [same], f"{at}.skip"))
     again = make.op("Identity", [going], f"{at}.again")
-    return _graph(make, [number, going, sofar], [again, total], f"{at}.turn")
+    return _graph(make, [number, going, subtotal], [again, total], f"{at}.turn")
 
 
 def _expert(
@@ -77,24 +76,24 @@ def _expert(
     tokens: ir.Value,
     weights: ir.Value,
     rows: ir.Value,
-    sofar: ir.Value,
+    subtotal: ir.Value,
 ) -> ir.Graph:
     at = f"layers.{layer}.mlp.expert"
     inner, moe = Modules(modules.spec, make), modules.spec.moe
     assert moe is not None
 
     def linear(role: Role, x: ir.Value) -> ir.Value:
-        return one_of(make, x, path(role, layer), number, moe.experts, f"{at}.{role.value.rpartition('.')[2]}")
+        return select_linear(make, x, path(role, layer), number, moe.experts, f"{at}.{role.value.rpartition('.')[2]}")
 
     x = make.op("Gather", [tokens, rows], f"{at}.tokens", axis=0)  # [n, H]
     gate = inner.active(linear(Role.EXPERT_GATE, x), at)
     hidden = make.op("Mul", [gate, linear(Role.EXPERT_UP, x)], f"{at}.gated")
-    made = linear(Role.EXPERT_DOWN, hidden)
+    output = linear(Role.EXPERT_DOWN, hidden)
     share = make.op("Gather", [weights, rows], f"{at}.shares", axis=0)
     share = make.op("Unsqueeze", [share, make.constant(1)], f"{at}.shares.column")
-    made = make.cast(make.op("Mul", [made, share], f"{at}.weighted"), make.floats, _SUM, f"{at}.weighted.wide")
+    output = make.cast(make.op("Mul", [output, share], f"{at}.weighted"), make.floats, _SUM, f"{at}.weighted.wide")
     places = make.op("Unsqueeze", [rows, make.constant(1)], f"{at}.places")
-    total = make.op("ScatterND", [sofar, places, made], f"{at}.added", reduction="add")
+    total = make.op("ScatterND", [subtotal, places, output], f"{at}.added", reduction="add")
     return _graph(make, [], [total], f"{at}.run")
 
 

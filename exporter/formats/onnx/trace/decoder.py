@@ -1,7 +1,7 @@
-"""The tracing process: a checkpoint in, model files and their data out.
+"""The tracing process: reads a checkpoint, writes model files and their data.
 
-Attention runs in its eager form, which every model of transformers has: fully hidden rows are finite there, and the
-operators that come out are the plain ones.
+Attention runs in its eager implementation, which every transformers model has: fully masked rows stay finite, and the
+graph has standard operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace import seq2seq as tracing_seq2seq
 from exporter.formats.onnx.trace.graph import Dims, save, traced
 
-#: Positions of the example that is traced; none is 0 or 1, which the exporter would take for constants.
+#: Sizes of the traced example; none is 0 or 1, which the exporter would treat as constants.
 _EXAMPLE_BATCH, _EXAMPLE_TOKENS, _EXAMPLE_PAST = 2, 3, 5
 _MOST: Final = 1 << 20
 
@@ -31,13 +31,13 @@ Cache = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Decoder(torch.nn.Module):
-    """A causal language model whose cache goes in and out as tensors."""
+    """A causal language model that takes and returns its cache as tensors."""
 
     def __init__(self, model: Any) -> None:
         """``model``: as transformers loads it."""
         super().__init__()
         self.model = model
-        self.positioned = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Cache
@@ -46,7 +46,7 @@ class Decoder(torch.nn.Module):
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
-        positions = {"position_ids": position_ids} if self.positioned else {}
+        positions = {"position_ids": position_ids} if self.takes_positions else {}
         out = self.model(
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
         )
@@ -54,7 +54,7 @@ class Decoder(torch.nn.Module):
 
 
 def trace(checkpoint: Path, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model files of ``checkpoint`` into ``folder``, with ``metadata``, and their weights beside them."""
+    """Write the model files of ``checkpoint``, with ``metadata``, and their weights into ``folder``."""
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     seq2seq = bool(config.is_encoder_decoder)
     auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
@@ -92,19 +92,19 @@ def _trace_decoder(model: Any, folder: Path, metadata: Mapping[str, str]) -> Non
         "logits": (BATCH, SEQUENCE, None),
         **{f"present.{name}": (BATCH, None, TOTAL, None) for name in names},
     }
-    made = traced(Decoder(model), (ids, mask, positions, past), shapes, inputs, outputs)
-    save(made, folder / "model.onnx", metadata)
+    graph = traced(Decoder(model), (ids, mask, positions, past), shapes, inputs, outputs)
+    save(graph, folder / "model.onnx", metadata)
 
 
 def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A cache of the shapes that the model itself makes."""
+    """A cache with the shapes of the model's own cache."""
     with torch.no_grad():
-        made = model(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=True).past_key_values
+        cache = model(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=True).past_key_values
 
     def example(value: torch.Tensor) -> torch.Tensor:
         return torch.zeros((_EXAMPLE_BATCH, value.shape[1], _EXAMPLE_PAST, value.shape[3]))
 
-    return [(example(layer.keys), example(layer.values)) for layer in made.layers]
+    return [(example(layer.keys), example(layer.values)) for layer in cache.layers]
 
 
 if __name__ == "__main__":

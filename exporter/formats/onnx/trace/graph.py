@@ -1,6 +1,6 @@
-"""What torch traces, made the graph that is shipped: each weight once, names that a person can follow.
+"""Trace a module with torch and clean up its graph: each weight once, readable names.
 
-Part of the tracing process, as the only modules here that know torch are.
+Runs in the tracing process: of this package only its modules import torch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from exporter.formats.onnx.graph.decoder import OPSET
 #: The attribute by which the traced modules hold the model of transformers.
 HELD: Final = "model"
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_TURNED: Final = (1, 0)
+_TRANSPOSED: Final = (1, 0)
 
-#: Per input or output, its dimensions by name; None: as traced.
+#: Input or output → names of its dimensions; None: as traced.
 Dims = Mapping[str, Sequence[str | None]]
 
 
@@ -48,10 +48,10 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
     assert program is not None
     model: ir.Model = program.model
     weights = set(model.graph.initializers)
-    # A transposed copy of a weight is no constant that is worth a second place in the file.
+    # Folding a transposed weight would store it twice.
     optimize_ir(model, should_fold=partial(_should_fold, weights))
     onnx_fusions.fuse(model)
-    _turn_weights(model.graph, weights)
+    _transpose_weights(model.graph, weights)
     _name(model)
     _name_dims(model.graph, {**inputs, **outputs})
     _strip(model)
@@ -59,13 +59,13 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model file, with ``metadata``, and its weights beside it: one turned weight at a time in memory."""
+    """Write the model file, with ``metadata``, and its weights. Memory: one transposed weight at a time."""
     model.metadata_props.update(metadata)
     ir.save(model, path, external_data=f"{path.name}_data")
 
 
 def constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
-    """An int64 vector inside the model file."""
+    """An int64 vector stored in the model file."""
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -77,42 +77,42 @@ def _should_fold(weights: set[str], node: ir.Node) -> bool | None:
 
 
 def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
-    """The matrix that ``node`` reads first, if it is a weight of the model."""
+    """The first input of ``node``, if it is a matrix among the weights."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.name not in weights or value.shape is None or len(value.shape) != 2:
         return None
     return value
 
 
-def _turn_weights(graph: ir.Graph, weights: set[str]) -> None:
-    """Linears read their matrix as it lies: stored turned, or as it is where a look-up reads it as well.
+def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
+    """Remove the Transpose of linears: store the matrix transposed, or use Gemm if a look-up reads the matrix, too.
 
     A Transpose left in the graph would be folded when a session starts, into a second copy of a tied matrix.
     """
-    turns: dict[str, list[ir.Node]] = {}
+    transposes: dict[str, list[ir.Node]] = {}
     for node in graph:
         if node.op_type == "Transpose" and (value := _weight(node, weights)):
-            turns.setdefault(str(value.name), []).append(node)
-    for name, nodes in turns.items():
+            transposes.setdefault(str(value.name), []).append(node)
+    for name, nodes in transposes.items():
         weight = graph.initializers[name]
         shared = any(user not in nodes for user, _ in weight.uses())
         for node in nodes:
-            assert tuple(node.attributes["perm"].as_ints()) == _TURNED, "the only way to turn a matrix"
-            (turned,) = node.outputs
+            assert tuple(node.attributes["perm"].as_ints()) == _TRANSPOSED, "the only transposition of a matrix"
+            (transposed,) = node.outputs
             if not shared:
-                replace_all_uses_with(turned, weight)
+                replace_all_uses_with(transposed, weight)
                 graph.remove(node, safe=True)
                 continue
-            for user, _ in list(turned.uses()):
+            for user, _ in list(transposed.uses()):
                 if user.op_type == "MatMul":
                     _as_gemm(graph, user, weight)
-            if not turned.uses():
+            if not transposed.uses():
                 graph.remove(node, safe=True)
         if not shared:
-            _store_turned(weight)
+            _store_transposed(weight)
 
 
-def _store_turned(weight: ir.Value) -> None:
+def _store_transposed(weight: ir.Value) -> None:
     stored = weight.const_value
     assert stored is not None
     assert weight.shape is not None
@@ -127,7 +127,7 @@ def _store_turned(weight: ir.Value) -> None:
 
 
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """A product [B, S, H] with the transposed ``weight`` (V, H), as one that takes the matrix as it is."""
+    """Replace a MatMul [B, S, H] with the transposed ``weight`` (V, H) by a Gemm that reads the weight untransposed."""
     x, (result,) = product.inputs[0], product.outputs
     assert x is not None
     assert weight.shape is not None
@@ -138,19 +138,19 @@ def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
     lengths = ir.node("Shape", [x], {"start": 0, "end": 2})
     shape = ir.node("Concat", [lengths.outputs[0], constant(graph, f"{name}.width", vocab)], {"axis": 0})
     joined = ir.node("Reshape", [gemm.outputs[0], shape.outputs[0]])
-    made = [rows, gemm, lengths, shape, joined]
-    for node, part in zip(made, ("rows", "product", "lengths", "shape", "joined"), strict=True):
+    nodes = [rows, gemm, lengths, shape, joined]
+    for node, part in zip(nodes, ("rows", "product", "lengths", "shape", "joined"), strict=True):
         node.name = f"{name}.{part}"
         node.outputs[0].name = node.name
         node.metadata_props.update(product.metadata_props)
     final = joined.outputs[0]
     final.shape, final.type = result.shape, result.type
-    replace_nodes_and_values(graph, product, [product], made, [result], [final])
+    replace_nodes_and_values(graph, product, [product], nodes, [result], [final])
     final.name = name
 
 
 def _name(model: ir.Model) -> None:
-    """Nodes and what they make carry the path of their module, weights the name that the checkpoint gives them."""
+    """Name nodes and their outputs by the path of their module, and weights as in the checkpoint."""
     graph = model.graph
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
     for value in list(graph.initializers.values()):
@@ -168,15 +168,15 @@ def _name(model: ir.Model) -> None:
 
 
 def _name_dims(graph: ir.Graph, dims: Dims) -> None:
-    """The names by which clients resolve dimensions; the tracer makes up its own for sums."""
+    """Set the names by which clients resolve dimensions; the tracer invents names for sums."""
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
-        named = dims[str(value.name)]
-        value.shape = ir.Shape([one or other for one, other in zip(named, value.shape, strict=True)])
+        names = dims[str(value.name)]
+        value.shape = ir.Shape([name or as_traced for name, as_traced in zip(names, value.shape, strict=True)])
 
 
 def _strip(model: ir.Model) -> None:
-    """Where nodes came from is of no use to a reader of the file, and names the machine that traced them."""
+    """Remove the nodes' origins: they are useless to readers of the file, and contain paths of the tracing machine."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -1,8 +1,8 @@
-"""Tracing an encoder and its decoder, as two graphs with the names that Optimum and transformers.js feed.
+"""Trace an encoder and its decoder, as two graphs with the input names of Optimum and transformers.js.
 
-The decoder takes a cache for its own tokens and one for the encoder's. Of the encoder's states it projects exactly
-those that are not in the cache yet: all of them at the first call, none at the others. So one graph without a branch
-serves both, and holds each weight once.
+The decoder takes a cache for its own tokens and one for the encoder's. It projects only those of the encoder's states
+that are not in the cache: all states in the first call, none in later ones. So one graph without a branch serves both
+kinds of calls, and holds each weight once.
 Source: Optimum's ORTModelForSeq2SeqLM and transformers.js' seq2seq sessions, for names and calling order.
 """
 
@@ -22,16 +22,16 @@ from transformers import DynamicCache, EncoderDecoderCache
 from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace.graph import Dims, constant, save, traced
 
-#: Says whether the cache that is given counts. Optimum knows a decoder for both kinds of calls by this input.
+#: Input: whether the given cache is used. By this input Optimum recognises a decoder for both kinds of calls.
 USES_CACHE: Final = "use_cache_branch"
 _STATES: Final = "encoder_hidden_states"
 _ENCODED: Final = "encoder_sequence_length"
 _PAST_ENCODED: Final = "past_encoder_sequence_length"
-#: What counts of a cache may be less than what is given, and what is projected less than the encoder's states: the
-#: runtime plans memory by names, so these lengths have names of their own.
+#: The used part of a cache may be shorter than the given cache, and the projected states fewer than the encoder's. The
+#: runtime plans memory by dimension names, so these lengths have separate names.
 _CACHED, _CACHED_ENCODED, _FRESH = "cached_sequence_length", "cached_encoder_sequence_length", "fresh_sequence_length"
 
-#: Lengths of the example that is traced; none is 0 or 1, which the exporter would take for constants.
+#: Sizes of the traced example; none is 0 or 1, which the exporter would treat as constants.
 _BATCH, _TOKENS, _BEFORE, _STATE_COUNT, _STATES_BEFORE = 2, 3, 5, 7, 11
 _MOST: Final = 1 << 20
 _END: Final = int(np.iinfo(np.int64).max)
@@ -42,7 +42,7 @@ _PARTS: Final = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
 class Encoder(torch.nn.Module):
-    """The encoder alone."""
+    """The encoder without the decoder."""
 
     def __init__(self, model: Any) -> None:
         """``model``: as transformers loads it."""
@@ -50,13 +50,13 @@ class Encoder(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Its last hidden state, [B, encoder's tokens, H]."""
+        """The last hidden state, [B, encoder's tokens, H]."""
         states: torch.Tensor = self.model.get_encoder()(input_ids, attention_mask=attention_mask).last_hidden_state
         return states
 
 
 class Decoder(torch.nn.Module):
-    """The decoder and its head; the caches go in and out as tensors, and both of them grow by what is given."""
+    """The decoder and its head. It takes and returns both caches as tensors; both grow by the tokens of a call."""
 
     def __init__(self, model: Any) -> None:
         """``model``: as transformers loads it."""
@@ -66,7 +66,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, fresh_states: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """(logits, the new caches). fresh_states: of the encoder, those whose keys and values are not in ``past``."""
+        """(logits, the new caches). fresh_states: encoder states whose keys and values are not in ``past``."""
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
         for layer, (keys, values, encoded_keys, encoded_values) in enumerate(past):
@@ -82,7 +82,7 @@ class Decoder(torch.nn.Module):
             use_cache=True,
         )
         pairs = zip(own.layers, encoded.layers, strict=True)
-        return out.logits, [(one.keys, one.values, other.keys, other.values) for one, other in pairs]
+        return out.logits, [(own.keys, own.values, encoded.keys, encoded.values) for own, encoded in pairs]
 
 
 def trace(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
@@ -125,13 +125,13 @@ def _decoder(model: Any) -> ir.Model:
         "logits": (BATCH, SEQUENCE, None),
         **{f"present.{name}": (BATCH, None, _ENCODED if "encoder" in name else TOTAL, None) for name in names},
     }
-    made = traced(Decoder(model), (ids, mask, states, past), shapes, inputs, outputs)
-    _use_what_counts(made.graph)
-    return made
+    decoder = traced(Decoder(model), (ids, mask, states, past), shapes, inputs, outputs)
+    _slice_inputs(decoder.graph)
+    return decoder
 
 
 def _example(model: Any) -> tuple[torch.Tensor, Cache]:
-    """(states of the encoder, caches), of the shapes that the model itself makes."""
+    """(encoder states, caches) with the shapes of the model's own."""
     ids = torch.ones((1, 2), dtype=torch.int64)
     with torch.no_grad():
         out = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
@@ -142,38 +142,38 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
             yield torch.zeros((_BATCH, value.shape[1], length, value.shape[3]))
 
     pairs = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
-    past: Any = [(*tensors(one, _BEFORE), *tensors(other, _STATES_BEFORE)) for one, other in pairs]
+    past: Any = [(*tensors(own, _BEFORE), *tensors(encoded, _STATES_BEFORE)) for own, encoded in pairs]
     return torch.zeros((_BATCH, _STATE_COUNT, out.encoder_last_hidden_state.shape[-1])), past
 
 
-def _use_what_counts(graph: ir.Graph) -> None:
-    """Cut a cache that does not count down to nothing, and the encoder's states to those that are not cached."""
+def _slice_inputs(graph: ir.Graph) -> None:
+    """Slice an unused cache to length 0, and the encoder's states to those that are not cached."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")
-    made = [counting]
+    nodes = [counting]
     inputs = {str(value.name): value for value in graph.inputs}
     for name, value in inputs.items():
         if name.startswith("past_key_values."):
             length = _PAST_ENCODED if "encoder" in name else PAST
-            made.append(_cut(graph, value, 2, start, counting.outputs[0], length))
-    cached = next(node for node in made if node.name == "past_key_values.0.encoder.key.cut")
+            nodes.append(_sliced(graph, value, 2, start, counting.outputs[0], length))
+    cached = next(node for node in nodes if node.name == "past_key_values.0.encoder.key.cut")
     count = ir.node("Shape", [cached.outputs[0]], {"start": 2, "end": 3}, name="encoder_hidden_states.cached")
-    made += [count, _cut(graph, inputs[_STATES], 1, count.outputs[0], end, _ENCODED)]
-    for node in made:
+    nodes += [count, _sliced(graph, inputs[_STATES], 1, count.outputs[0], end, _ENCODED)]
+    for node in nodes:
         node.outputs[0].name = node.name
-    graph.insert_before(graph[0], made)
+    graph.insert_before(graph[0], nodes)
     graph.inputs.append(flag)
 
 
-def _cut(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
-    """A node that gives what was traced as ``value`` from the input of that name, which is ``length`` long."""
+def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
+    """A Slice of the input ``value``, which is ``length`` long, in all places where ``value`` was used."""
     axes = graph.initializers.get(f"axis.{axis}") or constant(graph, f"axis.{axis}", axis)
     node = ir.node("Slice", [value, start, end, axes], name=f"{value.name}.cut")
-    (cut,) = node.outputs
-    replace_all_uses_with(value, cut)
+    (sliced,) = node.outputs
+    replace_all_uses_with(value, sliced)
     node.replace_input_with(0, value)
-    cut.shape, cut.type = value.shape, value.type
+    sliced.shape, sliced.type = value.shape, value.type
     assert value.shape is not None
-    value.shape = ir.Shape([length if place == axis else one for place, one in enumerate(value.shape)])
+    value.shape = ir.Shape([length if number == axis else dim for number, dim in enumerate(value.shape)])
     return node

@@ -1,7 +1,7 @@
-"""What the data file is made of: a tensor becomes one initialiser, or codes, scales and zero points.
+"""The initialisers of the data file: a tensor becomes one of floats, or codes, scales and zero points.
 
-Each comes straight from the stored rows, in blocks, so that nothing larger than a block is held; what two of them need,
-such as the scales, is computed twice.
+Each is computed from the stored rows, block by block, so that memory holds only blocks; values that several
+initialisers need, such as the scales, are computed several times.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput
 from exporter.formats.onnx.weights.blocks import BLOCK, Blocks
 from exporter.formats.onnx.weights.rope import Table, cache
+from exporter.formats.rounding import narrowed
 from exporter.io.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, cast, read
 
-#: Names of the initialisers below the module; the first is also that of every tensor that is not quantised.
+#: Names of the initialisers below the module; a tensor that is not quantised has the first.
 WEIGHT: Final = "weight"
 SCALES: Final = "scales"
 ZERO_POINTS: Final = "zero_points"
 
-#: Columns that are transposed at once: few enough that source rows and target rows stay in the processor's cache.
+#: Columns that are transposed at once, so that source rows and target rows stay in the processor's cache.
 _TRANSPOSE_COLUMNS: Final = 64
 
 Segments = Iterator[ByteRange | Array]
@@ -32,7 +32,7 @@ Segments = Iterator[ByteRange | Array]
 
 @dataclass(frozen=True, slots=True)
 class Initialiser:
-    """A tensor of the data file, not yet placed: ``segments`` gives its bytes; dtype as safetensors spells it."""
+    """A tensor of the data file, without an offset. ``segments`` gives its bytes; dtype in safetensors spelling."""
 
     name: str
     dtype: str
@@ -53,9 +53,9 @@ def rotary_cache(name: str, part: str, table: Table, positions: int, dtype: str)
 def in_floats(
     name: str, tensors: Sequence[LazyTensor], dtype: str, rule: str, *, transposed: bool, stacked: bool
 ) -> Initialiser:
-    """Stored tensors one after the other; each a matrix (out, in) that becomes (in, out) if ``transposed``."""
+    """Stored tensors, concatenated; ``transposed``: each is a matrix (out, in) that becomes (in, out)."""
     shape = tensors[0].spec.shape[:: -1 if transposed else 1]
-    convert = partial(_narrow, dtype=dtype)
+    convert = partial(narrowed, dtype=dtype)
 
     def segments() -> Segments:
         for tensor in tensors:
@@ -79,10 +79,10 @@ def in_blocks(
     transposed: bool,
     stacked: bool,
 ) -> Sequence[Initialiser]:
-    """Matrices (out, in), stored as (in, out) if ``transposed``, in blocks along their rows.
+    """Matrices (out, in), stored as (in, out) if ``transposed``, quantised in blocks along their rows.
 
-    One matrix lies as MatMulNBits wants it, codes as (out, blocks, bytes); ``stacked`` ones lie as GatherBlockQuantized
-    looks rows up, (matrices * out, bytes).
+    A single matrix has codes of shape (out, blocks, bytes), for MatMulNBits; ``stacked`` matrices (matrices * out,
+    bytes), for look-ups by GatherBlockQuantized.
     """
     count, width = tensors[0].spec.shape[:: -1 if transposed else 1]
     per_row, rows = width // BLOCK, len(tensors) * count
@@ -106,7 +106,7 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Rows, converted a block at a time on several threads; a view's rows in the units that it makes together."""
+    """Converted rows, a block at a time on several threads; blocks of a view end where its units end."""
     spec, unit = tensor.spec, getattr(tensor, "unit", 1)
     step = unit * max(1, TOUCHED_BYTES // max(1, unit * spec.row_nbytes)) if len(spec.shape) > 1 else spec.n_rows
 
@@ -117,7 +117,7 @@ def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Arr
 
 
 def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """The columns of a stored matrix as rows, in blocks. Memory: the matrix and one block."""
+    """The columns of a stored matrix as rows, in blocks. Memory: the matrix and a block."""
     value = read(tensor)
     step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
     for start in range(0, value.shape[1], step):
@@ -126,11 +126,3 @@ def _columns(tensor: LazyTensor) -> Iterator[Array]:
             last = min(column + _TRANSPOSE_COLUMNS, len(block))
             block[column:last] = value[:, start + column : start + last].T
         yield block
-
-
-def _narrow(value: Array, *, dtype: str) -> Array:
-    """Rounded once. Raises BadInput for a value beyond the range of ``dtype``."""
-    out = cast(value, dtype)
-    if dtype == "F16" and not np.isfinite(out).all():
-        raise BadInput("expected finite values that F16 can hold (up to 65504), found another")
-    return out

@@ -3,9 +3,9 @@
 int8 keeps activations in floats and lets the runtime round them block by block: a whole-tensor rounding of activations
 (DynamicQuantizeLinear with MatMulInteger) has a mean KL of 0.74 on SmolLM2, this has 6e-3 at the same speed.
 
-int4 is a mixture, as llama.cpp's are: what is most sensitive takes 8 bits. With 4 bits everywhere SmolLM2's mean KL is
-0.5, symmetric or not, with nearest or least-squares scales; a model whose weights were smeared inside their 4-bit steps
-says the same.
+int4 is a mixed precision, as in llama.cpp's file types: the most sensitive matrices take 8 bits. With 4 bits everywhere
+SmolLM2's mean KL is 0.5, symmetric or not, with nearest or least-squares scales, and also for a model whose weights
+were moved at random within their 4-bit steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from exporter.families.spec import Role, Slot
 from exporter.formats.onnx.weights.blocks import BLOCK, Blocks
 
 _EIGHT: Final = Blocks(8, symmetric=True)
-#: Zero points cost 1/8 bit a value and take a tenth off the KL of the same mixture.
+#: Zero points cost 1/8 bit a value and take a tenth off the KL of the same mixed precision.
 _FOUR: Final = Blocks(4, symmetric=False)
 _FOUR_SYMMETRIC: Final = Blocks(4, symmetric=True)
 #: What the names of precisions with symmetric 4-bit codes end in, beside those with zero points.
 _SYMMETRIC: Final = "-sym"
 
-#: What takes 4 bits in a mixture. Alone in 4 bits, SmolLM2's down projections have a mean KL of 0.24, values 0.10, the
-#: vocabulary 0.09, up 0.04, gate 0.03, output 0.02, keys and queries 0.015.
+#: Roles with 4 bits in a mixed precision. Alone in 4 bits, SmolLM2's down projections have a mean KL of 0.24, values
+#: 0.10, the vocabulary 0.09, up 0.04, gate 0.03, output 0.02, keys and queries 0.015.
 _ROBUST: Final = frozenset({Role.Q, Role.ATTN_OUT, Role.GATE, Role.UP, Role.GATE_UP, Role.EXPERT_GATE, Role.EXPERT_UP})
 #: What takes 4 bits without zero points: with attention's matrices too the KL would be 0.093 instead of 0.066, for
 #: 6 % less; and what is 8 bits throughout can be one matrix for queries, keys and values.
@@ -40,7 +40,7 @@ _ENDS: Final = 1 / 8
 class Precision:
     """One variant. name: of ``--quant``. stems: the model files, each with its data file.
 
-    floats: dtype of activations, cache and everything that is not quantised. bits: of matrices; 4: a mixture with 8.
+    floats: dtype of activations, cache and everything that is not quantised. bits: of matrices; 4: mixed with 8.
     symmetric: 4-bit codes stand around the middle of their range, without zero points; those of 8 bits always do.
     """
 

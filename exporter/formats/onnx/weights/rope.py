@@ -1,8 +1,8 @@
-"""The rotary caches: cos and sin of position times frequency, for every position the model knows.
+"""The rotary caches: cos and sin of position times frequency, for every position of the model's context.
 
-Computed step by step in float32, as transformers does: with everything in float64 the angle of position 8191 would
-differ from transformers' by 5e-4, which is more than all other rounding of the export together. Only the cosine
-itself is taken in float64, so that it is rounded once.
+Computed step by step in float32, as in transformers: in float64 the angle of position 8191 would differ from
+transformers' by 5e-4, which is more than all other rounding of the export together. Only cos and sin themselves are
+computed in float64, so that they are rounded once.
 Source: transformers.modeling_rope_utils (default, linear, llama3, yarn, longrope).
 """
 
@@ -18,9 +18,10 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible
 from exporter.families.config import Settings
 from exporter.families.spec import Rope
+from exporter.formats.rope import longrope_magnitude
 from exporter.tensors import BLOCK_BYTES, Array, Float32
 
-#: Module paths of the caches: the plain one, that of layers with a window, that of texts beyond the original context.
+#: Module paths of the caches: for most layers, for layers with a window, for texts beyond the original context.
 MAIN: Final = "rotary_emb"
 LOCAL: Final = "rotary_emb_local"
 LONG: Final = "rotary_emb_long"
@@ -28,7 +29,7 @@ LONG: Final = "rotary_emb_long"
 
 @dataclass(frozen=True)
 class Table:
-    """One pair of caches. freqs: radians a position, (dims / 2,). magnitude multiplies cosines and sines."""
+    """A pair of caches. freqs: radians per position, (dims / 2,). magnitude multiplies cosines and sines."""
 
     name: str
     freqs: Float32
@@ -36,7 +37,7 @@ class Table:
 
 
 def tables(rope: Rope, max_positions: int) -> list[Table]:
-    """The caches that ``rope`` needs. Raises BadInput for a scaling table that makes no sense."""
+    """The caches that ``rope`` needs. Raises BadInput for an inconsistent scaling table."""
     out = [_main(rope, max_positions)]
     if rope.local_theta is not None:
         out.append(Table(LOCAL, _plain(rope.dims, rope.local_theta)))
@@ -50,23 +51,23 @@ def _main(rope: Rope, max_positions: int) -> Table:
     if rope.scaling is None:
         return Table(MAIN, plain)
     settings = Settings(rope.scaling)
-    kind = rope.scaling.get("rope_type")
+    rope_type = rope.scaling.get("rope_type")
     context = rope.original_positions or max_positions
-    if kind == "longrope":
-        return Table(MAIN, _by_factors(rope, "short_factor"), _long_magnitude(settings, context, max_positions))
+    if rope_type == "longrope":
+        return Table(MAIN, _by_factors(rope, "short_factor"), longrope_magnitude(rope, max_positions))
     factor = settings.number("factor")
-    if kind == "linear":
+    if rope_type == "linear":
         return Table(MAIN, plain / np.float32(factor))
-    if kind == "llama3":
+    if rope_type == "llama3":
         context = settings.integer("original_max_position_embeddings", context)
         return Table(MAIN, _llama3(plain, settings, np.float32(factor), context))
-    if kind == "yarn":
+    if rope_type == "yarn":
         return Table(MAIN, _yarn(rope, settings, factor, context), _yarn_magnitude(settings, factor))
-    raise NotExpressible("onnx", f"rope type {kind!r} is not written by this version")
+    raise NotExpressible("onnx", f"this version does not write rope type {rope_type!r}")
 
 
 def _powers(dims: int, theta: float) -> Float32:
-    """Theta to the power of 2i / dims, rounded once: numpy's own float32 power is not always the nearest number."""
+    """Theta to the power of 2i / dims, rounded once: numpy's float32 power is not always the nearest number."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers: Float32 = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return powers
@@ -83,16 +84,8 @@ def _by_factors(rope: Rope, key: str) -> Float32:
     return freqs
 
 
-def _long_magnitude(settings: Settings, context: int, max_positions: int) -> float:
-    if settings.table.get("attention_factor") is not None:
-        return settings.number("attention_factor")
-    known = settings.table.get("factor") is not None
-    factor = settings.number("factor") if known else max_positions / context
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
-
-
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Long waves are slowed down by ``factor``, short ones are kept, those between are blended."""
+    """Long waves are slowed down by ``factor``, short waves stay, waves between are blended."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
@@ -105,7 +98,7 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Dimensions that turn often are kept, those that turn seldom are slowed down, a ramp lies between.
+    """Fast dimensions stay, slow dimensions are slowed down by ``factor``, with a linear ramp between them.
 
     Source: YaRN (Peng et al. 2023), section 3.2.
     """
@@ -143,7 +136,7 @@ def _yarn_magnitude(settings: Settings, factor: float) -> float:
 def cache(function: Callable[..., Array], table: Table, positions: int) -> Iterator[Float32]:
     """``function`` (np.cos or np.sin) of every angle, float32 (positions, dims / 2), in row blocks.
 
-    Memory: four blocks of at most ``BLOCK_BYTES``, float64 counted.
+    Memory: four blocks of at most ``BLOCK_BYTES``, including those in float64.
     """
     step = max(1, BLOCK_BYTES // (8 * len(table.freqs)))
     for start in range(0, positions, step):

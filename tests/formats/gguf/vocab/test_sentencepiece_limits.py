@@ -82,7 +82,7 @@ SPLITTING = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always
         (tokenizer_json(ignore_merges=True), "ignore_merges"),
         (tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]), "for 255 of the 256 bytes, the first <0x01>"),
         (unigram_json(unk_id=None), "without an unknown piece"),
-        (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "falls back to bytes"),
+        (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "with byte fallback"),
         ({**unigram_json(), "normalizer": {"type": "NFKC"}}, '{"type": "NFKC"}'),
         ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),
     ],
@@ -98,8 +98,8 @@ def test_what_llama_cpp_has_no_place_for_is_refused(tmp_path: Path, content: dic
     ("model", "words"),
     [
         (changed(model_type=4), "of words or characters"),
-        (changed(treat_whitespace_as_suffix=True), "spaces end words"),
-        (changed(model_type=1), "falls back to bytes"),
+        (changed(treat_whitespace_as_suffix=True), "treat_whitespace_as_suffix"),
+        (changed(model_type=1), "with byte fallback"),
         (model_file(LLAMA[:-1]), "for 1 of the 256 bytes, the first <0xFF>"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any]
 def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model_file(LLAMA))
-    with pytest.raises(UsageError, match="--pre-tokenizer names the splitting of a byte-level BPE"):
+    with pytest.raises(UsageError, match="--pre-tokenizer is for byte-level BPE only"):
         vocabulary({path.name: path}, {}, 300, where=tmp_path, pre_tokenizer="llama-bpe")
 
 

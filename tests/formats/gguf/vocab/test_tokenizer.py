@@ -170,7 +170,7 @@ def test_flags_without_a_place_are_noted(tmp_path: Path) -> None:
     content = tokenizer_json(SMOLLM)
     content["added_tokens"][3]["lstrip"] = True
     notes = plan_gguf(merged(checkpoint(tmp_path / "base", config(), content))).notes
-    assert notes == ["added token '<|pad|>': lstrip has no place in a GGUF"]
+    assert notes == ["added token '<|pad|>': a GGUF has no key for lstrip"]
 
 
 def test_older_merges_and_spaces_inside_them_become_the_same_strings(tmp_path: Path, write: Write) -> None:

@@ -62,7 +62,7 @@ def test_biases_go_along(write: Write, tmp_path: Path) -> None:
 
 
 def test_a_layer_that_stores_them_in_different_bits_keeps_three(write: Write, tmp_path: Path) -> None:
-    """A mixture has queries in 4 bits and keys in 8, but for the layers at the ends; not so without zero points."""
+    """Queries have 4 bits and keys 8, except in the layers at the ends; without zero points all have 8."""
     folder = write(tiny.build_llama(tmp_path / "deep", layers=8), quants=("q4", "q4-sym"), ops="ort")
     assert not {name for name in products(folder, "model_sym_q4") if name.endswith(".q_proj")}
     found = products(folder, "model_q4")
