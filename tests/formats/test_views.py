@@ -1,4 +1,4 @@
-"""Views give, block by block, what numpy gives of the whole tensor, and never read more than a block needs."""
+"""Views equal numpy's result on the whole tensor, block by block, and read only the rows that a block needs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from exporter.tensors import BLOCK_BYTES, DTYPES, Array, ByteRange, LazyTensor, 
 
 @dataclass(frozen=True)
 class Counted:
-    """An array as a lazy tensor that remembers how many bytes it was asked for at once."""
+    """An array as a lazy tensor that records the bytes of each read."""
 
     value: Array
     dtype: str = "F32"
-    asked: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
 
     @property
     def spec(self) -> TensorSpec:
@@ -26,7 +26,7 @@ class Counted:
 
     def rows(self, start: int, stop: int) -> Array:
         assert 0 <= start <= stop <= len(self.value)
-        self.asked.append(self.value[start:stop].nbytes)
+        self.reads.append(self.value[start:stop].nbytes)
         return self.value[start:stop]
 
     def segments(self) -> Iterator[ByteRange | Array]:
@@ -55,24 +55,24 @@ CASES: list[tuple[Callable[[LazyTensor], LazyTensor], Callable[[Array], Array]]]
 
 @pytest.mark.parametrize(("view", "whole"), CASES)
 @pytest.mark.parametrize("shape", [(72,), (72, 5)])
-def test_any_rows_of_a_view_are_those_of_the_whole(
+def test_rows_of_a_view_equal_those_of_the_whole_tensor(
     view: Callable[[LazyTensor], LazyTensor], whole: Callable[[Array], Array], shape: tuple[int, ...]
 ) -> None:
     value = numbers(*shape)
-    made, want = view(Counted(value)), whole(value)
-    assert made.spec.shape == want.shape
+    transformed, want = view(Counted(value)), whole(value)
+    assert transformed.spec.shape == want.shape
     for start, stop in [(0, 72), (0, 1), (71, 72), (5, 6), (3, 40), (17, 55), (20, 20)]:
-        assert np.array_equal(made.rows(start, stop), want[start:stop]) or start == stop
+        assert np.array_equal(transformed.rows(start, stop), want[start:stop]) or start == stop
     for nbytes in (1, 100, 10**6):
-        assert np.array_equal(np.concatenate(list(row_blocks(made, nbytes))), want)
+        assert np.array_equal(np.concatenate(list(row_blocks(transformed, nbytes))), want)
 
 
-def test_columns_of_a_matrix_come_as_rows() -> None:
+def test_a_transposed_matrix_has_columns_as_rows() -> None:
     value = numbers(30, 17)
-    made = Transposed(Counted(value))
-    assert made.spec.shape == (17, 30)
-    assert np.array_equal(made.rows(3, 11), value.T[3:11])
-    assert np.array_equal(np.concatenate([np.asarray(part) for part in made.segments()]), value.T)
+    transformed = Transposed(Counted(value))
+    assert transformed.spec.shape == (17, 30)
+    assert np.array_equal(transformed.rows(3, 11), value.T[3:11])
+    assert np.array_equal(np.concatenate([np.asarray(part) for part in transformed.segments()]), value.T)
 
 
 def test_a_large_matrix_is_transposed_in_blocks() -> None:
@@ -80,20 +80,20 @@ def test_a_large_matrix_is_transposed_in_blocks() -> None:
     blocks = [block.nbytes for block in row_blocks(Transposed(source), 1 << 20)]
     assert len(blocks) == 3
     assert max(blocks) <= BLOCK_BYTES
-    assert max(source.asked) <= BLOCK_BYTES
+    assert max(source.reads) <= BLOCK_BYTES
 
 
 def test_heads_are_read_one_block_at_a_time() -> None:
     source = Counted(np.zeros((64 * 32, 256), np.float32))
     assert sum(len(block) for block in row_blocks(Interleaved(source, 32), 100_000)) == 64 * 32
-    assert max(source.asked) == 64 * 256 * 4
+    assert max(source.reads) == 64 * 256 * 4
 
 
 @pytest.mark.parametrize(("dtype", "out"), [("BF16", "F32"), ("F32", "F32"), ("F16", "F16")])
 def test_an_offset_is_added_in_the_dtype_of_llama_cpps_converter(dtype: str, out: str) -> None:
     value = np.array([0.1, 1e-3, -0.7]).astype(DTYPES[dtype])
-    made = Shifted(Counted(value, dtype), 1.0)
-    assert made.spec.dtype == out
+    transformed = Shifted(Counted(value, dtype), 1.0)
+    assert transformed.spec.dtype == out
     wide = value.astype(DTYPES[out])
-    assert np.array_equal(made.rows(0, 3), wide + wide.dtype.type(1))
-    assert made.rows(0, 3).dtype == DTYPES[out]
+    assert np.array_equal(transformed.rows(0, 3), wide + wide.dtype.type(1))
+    assert transformed.rows(0, 3).dtype == DTYPES[out]

@@ -1,6 +1,6 @@
-"""Tiny llama checkpoints made of arithmetic: no torch, no training, the same bytes on every machine.
+"""Tiny llama checkpoints computed by arithmetic: no torch, no training, the same bytes on every machine.
 
-Golden digests hang on these, so nothing here may change without making them anew.
+Golden digests depend on them: after any change here they must be regenerated.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def checkpoint(
     biases: bool = False,
     shards: int = 1,
 ) -> Path:
-    """Write a checkpoint folder; tensors are dealt out to the shards in turn, so that their order is not the file's."""
+    """Write a checkpoint folder; tensors go to the shards in turn, so that their order is not the file's."""
     path.mkdir(parents=True)
     shapes = tensors(config, biases=biases)
     arrays = {name: values(shape, dtype, seed) for seed, (name, shape) in enumerate(shapes.items())}
@@ -182,8 +182,8 @@ def checkpoint(
         names = [f"model-{index + 1:05}-of-{shards:05}.safetensors" for index in range(shards)]
         where = {name: names[index % shards] for index, name in enumerate(arrays)}
         for shard in names:
-            held = {name: value for name, value in arrays.items() if where[name] == shard}
-            write_safetensors(path / shard, held, dtype)
+            shard_arrays = {name: value for name, value in arrays.items() if where[name] == shard}
+            write_safetensors(path / shard, shard_arrays, dtype)
         write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
     write_json(path / "config.json", config)
     write_json(path / "tokenizer.json", tokenizer)
@@ -195,8 +195,8 @@ def checkpoint(
 
 def template(single: list[str], pair: list[str]) -> dict[str, Any]:
     def piece(name: str) -> dict[str, Any]:
-        kind = "Sequence" if name in ("A", "B") else "SpecialToken"
-        return {kind: {"id": name, "type_id": 0}}
+        piece_type = "Sequence" if name in ("A", "B") else "SpecialToken"
+        return {piece_type: {"id": name, "type_id": 0}}
 
     ids = {
         text: {"id": text, "ids": [SPECIALS.index(text)], "tokens": [text]} for text in {*single, *pair} - {"A", "B"}
@@ -214,14 +214,14 @@ def tied(path: Path) -> Path:
 
 
 def untied(path: Path) -> Path:
-    """Sharded, with padding rows, bos by template."""
+    """Sharded, with padding rows, BOS by template."""
     bos = template(["<|im_start|>", "A"], ["<|im_start|>", "A", "<|im_start|>", "B"])
     tokenizer = tokenizer_json(SMOLLM, post_processor=bos)
     return checkpoint(path, config(tie_word_embeddings=False, vocab_size=275), tokenizer, shards=3)
 
 
 def llama3(path: Path) -> Path:
-    """Llama 3.2's rope scaling, Llama 3's tokenizer, own head width, sampling defaults, several ends."""
+    """Llama 3.2's rope scaling, Llama 3's tokenizer, head_dim, sampling defaults, several EOS tokens."""
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 128}
     generation = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1}
@@ -235,7 +235,7 @@ def llama3(path: Path) -> Path:
 
 
 def linear(path: Path) -> Path:
-    """Old-style config with linear scaling, biases, float16, GPT-2's splitting, an end by template."""
+    """Old-style config with linear scaling, biases, float16, GPT-2's pre-tokenizer, an EOS token by template."""
     changes = {"rope_scaling": {"type": "linear", "factor": 2.5}, "rope_theta": 20000.0, "rope_parameters": None}
     table = {key: value for key, value in config(**changes).items() if key != "rope_parameters"}
     table |= {"attention_bias": True, "mlp_bias": True, "dtype": "float16"}
@@ -246,7 +246,7 @@ def linear(path: Path) -> Path:
 
 
 def added(path: Path) -> Path:
-    """Tokens of the user's own, qwen2's splitting, several chat templates, rows that Q8_0's blocks do not fit."""
+    """Added tokens, Qwen2's pre-tokenizer, several chat templates, rows that do not fill Q8_0's blocks."""
     extra = ("<lamp>", "<|ship|>", "fog\u2581bank", "naïve")
     templates = [{"name": "default", "template": "a"}, {"name": "tool use", "template": "b"}]
     tokenizer = tokenizer_json(QWEN2, extra, normalizer={"type": "NFC"})
@@ -254,7 +254,7 @@ def added(path: Path) -> Path:
     return checkpoint(path, config(**changes), tokenizer, settings={**SETTINGS, "chat_template": templates})
 
 
-#: name → (builder, types of file to compare; None: as stored)
+#: name → (builder, file types to compare)
 CASES: Mapping[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "tied": (tied, ("F32", "F16", "BF16", "Q8_0")),
     "untied": (untied, ("BF16", "Q8_0")),

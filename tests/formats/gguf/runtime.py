@@ -1,4 +1,4 @@
-"""llama.cpp, driven through its C interface: logits of every position, and tokens of a text."""
+"""llama.cpp through its C interface: logits of every position, and tokens of a text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _quiet(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     """llama.cpp reports every tensor it loads on stderr otherwise."""
 
 
-# Kept for as long as the process lives: the library holds no reference.
+# Kept for the lifetime of the process: the library holds no reference.
 _QUIET = llama_cpp.llama_log_callback(_quiet)
 llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
 
@@ -38,14 +38,14 @@ def _model(path: Path, *, vocab_only: bool) -> Iterator[Any]:
 
 
 def logits(path: Path, token_ids: Sequence[int], *, lora: Path | None = None) -> Array:
-    """One full pass: (len(token_ids), vocab) float32. lora: an adapter to put on the model."""
+    """One full pass: (len(token_ids), vocab) float32. lora: an adapter to apply."""
     count = len(token_ids)
     with _model(path, vocab_only=False) as model:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = max(32, count)
         params.n_threads = params.n_threads_batch = 2
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        # float32, so that what is measured is the file and not the cache's rounding.
+        # float32, so that the test measures the file and not the cache's rounding.
         params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         context = llama_cpp.llama_init_from_model(model, params)
         if lora is not None:
@@ -86,7 +86,7 @@ def tokenize(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
 
 
 def special_ids(path: Path) -> dict[str, int]:
-    """Kind → id (-1 for none) of the tokens that llama.cpp has a use for."""
+    """Kind → id (-1 for none) of the special tokens that llama.cpp uses."""
     kinds = ("bos", "eos", "eot", "pad", "sep", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
     with _model(path, vocab_only=True) as model:
         vocab = llama_cpp.llama_model_get_vocab(model)

@@ -28,12 +28,12 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
 
 
 def test_every_family_has_an_architecture() -> None:
-    # A gemma3 that sees is described as its text model.
+    # A multimodal gemma3 is described as its text model.
     assert ARCHITECTURES.keys() == FAMILIES.keys() - {"gemma3"}
 
 
 @pytest.mark.parametrize(
-    ("model_type", "settings", "says"),
+    ("model_type", "settings", "reason"),
     [
         ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale: llama.cpp hard-codes 0.353553"),
         ("gemma2", {"layer_types": ["full_attention"] * 4}, r"layers with a window: llama.cpp hard-codes \[0, 2\]"),
@@ -51,10 +51,12 @@ def test_every_family_has_an_architecture() -> None:
         ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "mscale of rope type 'yarn'"),
     ],
 )
-def test_what_llama_cpp_cannot_hold_is_refused(model_type: str, settings: dict[str, Any], says: str) -> None:
+def test_a_config_that_llama_cpp_cannot_represent_is_refused(
+    model_type: str, settings: dict[str, Any], reason: str
+) -> None:
     row = ARCHITECTURES[model_type]
     assert architecture(spec_of(model_type), tied=row.head != "must") is row
-    with pytest.raises(NotExpressible, match=f"gguf: {row.name}: {says}"):
+    with pytest.raises(NotExpressible, match=f"gguf: {row.name}: {reason}"):
         architecture(spec_of(model_type, **settings), tied=True)
 
 
@@ -66,13 +68,13 @@ def test_the_27b_models_have_another_scale() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "cohere"])
-def test_an_untied_head_without_a_place_is_refused(model_type: str) -> None:
+def test_an_unsupported_untied_head_is_refused(model_type: str) -> None:
     with pytest.raises(NotExpressible, match=r"head differs from its embedding.* --to hf and --to onnx can hold it"):
         architecture(spec_of(model_type), tied=False)
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "olmo2", "stablelm"])
-def test_a_tied_head_that_must_be_there_is_refused(model_type: str) -> None:
+def test_a_missing_untied_head_is_refused(model_type: str) -> None:
     with pytest.raises(NotExpressible, match=r"requires an untied LM head here, .* --untie writes one"):
         architecture(spec_of(model_type), tied=True)
 
@@ -84,7 +86,7 @@ def test_an_untied_gemma_stops_the_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "says"),
+    ("name", "settings", "reason"),
     [
         ("qwen3", {"attention_bias": True}, "qwen3: llama.cpp reads no bias for self_attn.o_proj here"),
         ("starcoder2", {"use_bias": False}, "starcoder2: llama.cpp needs a bias for mlp.down_proj here"),
@@ -92,9 +94,9 @@ def test_an_untied_gemma_stops_the_plan(tmp_path: Path) -> None:
     ],
 )
 def test_biases_that_do_not_fit_llama_cpp_are_refused(
-    tmp_path: Path, name: str, settings: dict[str, Any], says: str
+    tmp_path: Path, name: str, settings: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(NotExpressible, match=f"gguf: {says}"):
+    with pytest.raises(NotExpressible, match=f"gguf: {reason}"):
         plan_gguf(merged(build(name, tmp_path / name, **settings)))
 
 
@@ -106,15 +108,15 @@ def test_a_config_that_promises_a_bias_needs_one(tmp_path: Path) -> None:
         plan_gguf(merged(base))
 
 
-def test_a_lost_window_is_told() -> None:
-    lost = "llama.cpp applies no window here: texts of more than 16 tokens give other logits"
+def test_an_ignored_window_is_noted() -> None:
+    note = "llama.cpp applies no window here: texts of more than 16 tokens give other logits"
     mistral, phi3 = spec_of("mistral", sliding_window=16), spec_of("phi3", sliding_window=16)
-    assert notes(mistral, ARCHITECTURES["mistral"]) == notes(phi3, ARCHITECTURES["phi3"]) == [lost]
+    assert notes(mistral, ARCHITECTURES["mistral"]) == notes(phi3, ARCHITECTURES["phi3"]) == [note]
     wide = replace(mistral, max_positions=16)
     assert notes(wide, ARCHITECTURES["mistral"]) == []
     assert notes(spec_of("gemma2", sliding_window=16), ARCHITECTURES["gemma2"]) == []
 
 
-def test_an_exact_gelu_is_told() -> None:
+def test_an_exact_gelu_is_noted() -> None:
     assert "tanh approximation" in notes(spec_of("gpt_neox"), ARCHITECTURES["gpt_neox"])[0]
     assert notes(spec_of("gpt_neox", hidden_act="gelu_new"), ARCHITECTURES["gpt_neox"]) == []

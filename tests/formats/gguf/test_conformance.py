@@ -1,4 +1,4 @@
-"""Our files beside those of llama.cpp's converter: equal in every key and byte, but for free text and provenance."""
+"""Our files equal those of llama.cpp's converter in every key and byte, except free text and provenance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_file_equals_that_of_llama_cpps_converter(
 
 
 @pytest.mark.parametrize("case", ["tied", "llama3", "added"])
-def test_without_a_type_the_stored_one_is_kept(golden: dict[str, Any], tmp_path: Path, write: Write, case: str) -> None:
+def test_without_a_type_the_stored_type_is_kept(
+    golden: dict[str, Any], tmp_path: Path, write: Write, case: str
+) -> None:
     assert digest(write(CASES[case][0](tmp_path / case))) == golden[f"{case}-BF16"]
 
 
@@ -66,15 +68,15 @@ def test_sentencepiece_tokenizer_equals_that_of_llama_cpps_converter(
 ) -> None:
     source = VOCABULARIES[case](tmp_path / case)
     config = read_object(source / "config.json")
-    found = vocabulary(auxiliary_files(source), config, config["vocab_size"], where=source)
+    vocab = vocabulary(auxiliary_files(source), config, config["vocab_size"], where=source)
     out = tmp_path / "out.gguf"
-    out.write_bytes(writer.header(found.keys, [])[0])
+    out.write_bytes(writer.header(vocab.keys, [])[0])
     assert tokenizer_keys(out) == golden_vocabularies[case]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", VOCABULARIES)
-def test_golden_tokenizers_are_those_of_the_converter_at_hand(
+def test_golden_tokenizers_are_those_of_the_installed_converter(
     golden_vocabularies: dict[str, Any], tmp_path: Path, case: str
 ) -> None:
     root = converter()
@@ -87,7 +89,7 @@ def test_golden_tokenizers_are_those_of_the_converter_at_hand(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "ftype"), EACH)
-def test_golden_digests_are_those_of_the_converter_at_hand(
+def test_golden_digests_are_those_of_the_installed_converter(
     golden: dict[str, Any], tmp_path: Path, case: str, ftype: str
 ) -> None:
     root = converter()

@@ -33,21 +33,21 @@ from tests.conformance.gguf import (
 )
 from tests.formats.gguf.conftest import Write, merged
 
-#: The bar of the format. Rounding gives about 1e-12, and 2e-7 where llama.cpp looks GELU up in a table of float16.
-KL_BAR = 1e-6
+#: The limit of the format. Rounding gives about 1e-12, and 2e-7 with llama.cpp's GELU, a look-up in a float16 table.
+KL_LIMIT = 1e-6
 
 Build = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """family(name): the tiny checkpoint of a family, made once."""
-    made: dict[str, Path] = {}
+    """family(name): the tiny checkpoint of a family, built once."""
+    built: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in made:
-            made[name] = build(name, tmp_path_factory.mktemp("family") / "model")
-        return made[name]
+        if name not in built:
+            built[name] = build(name, tmp_path_factory.mktemp("family") / "model")
+        return built[name]
 
     return get
 
@@ -77,7 +77,7 @@ def test_merged_file_equals_what_the_converter_makes_of_the_merged_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_golden_digests_are_those_of_the_converter_at_hand(
+def test_golden_digests_are_those_of_the_installed_converter(
     name: str, golden: dict[str, Any], family: Build, tmp_path: Path
 ) -> None:
     root = converter()
@@ -85,8 +85,8 @@ def test_golden_digests_are_those_of_the_converter_at_hand(
         pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
     base = family(name)
     assert convert_family(root, name, base, tmp_path / "base.gguf", "BF16") == golden[f"{name}-BF16"]
-    made = convert_family(root, name, base, tmp_path / "q8_0.gguf", "Q8_0")
-    assert fingerprint(made) == golden[f"{name}-Q8_0"]
+    q8_0 = convert_family(root, name, base, tmp_path / "q8_0.gguf", "Q8_0")
+    assert fingerprint(q8_0) == golden[f"{name}-Q8_0"]
     merged = convert_family(root, name, merge_rows(base, tmp_path / "merged"), tmp_path / "merged.gguf", "BF16")
     assert fingerprint(merged) == golden[f"{name}-merged"]
 
@@ -111,7 +111,7 @@ def mean_kl(base: Path, file: Path, *, repeat: int = 1) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32_file_computes_what_transformers_computes(name: str, family: Build, write: Write) -> None:
-    assert mean_kl(family(name), write(family(name), ftype="F32")) <= KL_BAR
+    assert mean_kl(family(name), write(family(name), ftype="F32")) <= KL_LIMIT
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
@@ -120,7 +120,7 @@ THETA = {"rope_type": "default", "rope_theta": 50000.0}
 PARTIAL = {**THETA, "partial_rotary_factor": 0.5}
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
 
-#: family, what is changed in its config, how often the prompts follow each other, keys that the converter leaves out
+#: family, changes to its config, how often the prompts are repeated, keys that the converter omits or gets wrong
 VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("qwen2", {"rope_parameters": LINEAR}, 1, ()),
     ("llama", {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0}}, 1, ()),
@@ -133,7 +133,7 @@ VARIANTS: list[tuple[str, dict[str, Any], int, tuple[str, ...]]] = [
     ("gemma", {"rope_parameters": THETA}, 1, ("gemma.rope.freq_base",)),
     ("stablelm", {"rope_parameters": PARTIAL}, 1, ("stablelm.rope.freq_base",)),
     ("granite", {"attention_bias": True, "mlp_bias": True}, 1, ()),
-    ("phi4_mini", {}, 8, ()),  # more than the original context: the long factors
+    ("phi4_mini", {}, 8, ()),  # longer than the original context, so the long factors apply
 ]
 VARIANT_IDS = [f"{name}-{'-'.join(changes) or 'long'}" for name, changes, _, _ in VARIANTS]
 
@@ -143,12 +143,12 @@ def test_variants_compute_what_transformers_computes(
     name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
 ) -> None:
     base = build(name, tmp_path / "base", **changes)
-    assert mean_kl(base, write(base, ftype="F32"), repeat=repeat) <= KL_BAR
+    assert mean_kl(base, write(base, ftype="F32"), repeat=repeat) <= KL_LIMIT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
-def test_variants_equal_the_converters_but_for_keys_that_it_leaves_out_or_gets_wrong(
+def test_variants_equal_the_converters_except_for_keys_that_it_omits_or_gets_wrong(
     name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
 ) -> None:
     root = converter()
@@ -164,11 +164,11 @@ def test_variants_equal_the_converters_but_for_keys_that_it_leaves_out_or_gets_w
 @pytest.mark.parametrize(
     ("name", "changes"), [("gemma2", {"sliding_window": 4}), ("gemma3_text", {"rms_norm_eps": 0.1})], ids=str
 )
-def test_the_bar_tells_a_file_of_other_settings(
+def test_a_file_of_other_settings_exceeds_the_limit(
     name: str, changes: dict[str, Any], family: Build, write: Write, tmp_path: Path
 ) -> None:
     other = build(name, tmp_path / "other", **changes)
-    assert mean_kl(family(name), write(other, ftype="F32")) > KL_BAR
+    assert mean_kl(family(name), write(other, ftype="F32")) > KL_LIMIT
 
 
 def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, golden: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, gol
     assert fingerprint(brief(digest(write(base)))) == golden["gemma-F16"]
 
 
-def test_a_gemma_that_sees_gives_the_file_of_its_text_model(
+def test_a_multimodal_gemma_gives_the_file_of_its_text_model(
     write: Write, tmp_path: Path, golden: dict[str, Any]
 ) -> None:
     base = build_seeing(tmp_path / "seeing")
@@ -184,7 +184,7 @@ def test_a_gemma_that_sees_gives_the_file_of_its_text_model(
     assert {rule for name, rule in layout.dropped.items() if "vision" in name} == {"no part of the text decoder"}
     assert "mmproj" in layout.notes[0]
     assert fingerprint(brief(digest(write(base)))) == golden["gemma3"]
-    assert mean_kl(base, write(base, ftype="F32")) <= KL_BAR
+    assert mean_kl(base, write(base, ftype="F32")) <= KL_LIMIT
 
 
 def rewrite(base: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:

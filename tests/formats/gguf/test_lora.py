@@ -29,8 +29,8 @@ WEIGHTS = "adapter_model.safetensors"
 IDS = [1, 300, 40, 17, 9, 2, 61, 300]
 
 
-def succeed(*words: object) -> None:
-    assert run([*map(str, words), "-q"]) == 0
+def succeed(*args: object) -> None:
+    assert run([*map(str, args), "-q"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def base(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def beside(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Token rows beside a LoRA of attention and MLP, by stock PEFT; an alpha that divides no power of two."""
+    """Token rows beside a LoRA of attention and MLP, by stock PEFT, with an alpha that is no power of two."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def saved(
     """(tie, what is trained) → a LoRA as PEFT saves it with the embeddings."""
     from peft import LoraConfig, get_peft_model
 
-    folder, found = tmp_path_factory.mktemp("saved"), {}
+    folder, adapters = tmp_path_factory.mktemp("saved"), {}
     for tie, name, settings in (
         ("untied", "head", {"target_modules": ["q_proj", "lm_head"]}),
         ("untied", "rows", {"target_modules": ["q_proj"], "trainable_token_indices": list(TRAINED_IDS)}),
@@ -78,10 +78,10 @@ def saved(
         model = AutoModelForCausalLM.from_pretrained({"tied": tiny_tied, "untied": tiny_untied}[tie])
         wrapped = get_peft_model(model, LoraConfig(r=4, **settings))
         perturb(wrapped, 0)
-        out = found[tie, name] = folder / f"{tie}-{name}"
+        out = adapters[tie, name] = folder / f"{tie}-{name}"
         wrapped.save_pretrained(str(out), save_embedding_layers=True)
         assert [key for key, value in load_torch(out / WEIGHTS).items() if value.shape == (512, 64)]
-    return found
+    return adapters
 
 
 @pytest.mark.parametrize("which", [("untied", "head"), ("untied", "rows"), ("tied", "attention")])
@@ -107,8 +107,8 @@ def test_a_saved_matrix_with_another_row_is_refused_and_fails_the_check(
     save_torch(tensors, adapter / WEIGHTS, {"format": "pt"})
     assert run(["merge", str(adapter), "--to", "gguf-lora", "-o", str(tmp_path / "x.gguf")]) == 5
     assert "an adapter replaces the whole tensor" in capsys.readouterr().err
-    found = check_lora(tmp_path / "l.gguf", Reference.open(tiny_untied, [adapter]), every=True)
-    assert [one.name for one in found if not one.passed] == ["output.weight rows"]
+    checks = check_lora(tmp_path / "l.gguf", Reference.open(tiny_untied, [adapter]), every=True)
+    assert [check.name for check in checks if not check.passed] == ["output.weight rows"]
 
 
 @pytest.mark.parametrize("level", ["rows", "full"])
@@ -129,17 +129,17 @@ def test_a_lora_beside_other_formats_is_verified_with_them(
     out = tmp_path / "out"
     succeed("merge", tiny_both_adapter, "--to", "gguf", "--to", "gguf-lora", "-o", out)
     assert sorted(path.name for path in out.iterdir()) == ["gguf", "gguf-lora", "report.json"]
-    words = ["--reference", tiny_untied, "--adapter", tiny_both_adapter, "--level", "rows"]
-    succeed("verify", out, *words)
+    args = ["--reference", tiny_untied, "--adapter", tiny_both_adapter, "--level", "rows"]
+    succeed("verify", out, *args)
     assert run(["verify", str(out), "--reference", str(tiny_untied), "--level", "weights", "-q"]) == 3
 
 
-def test_rows_alone_are_exact_and_of_the_rank_of_their_number(
+def test_rows_alone_are_exact_and_their_number_is_the_rank(
     tiny_untied: Path, tiny_both_adapter: Path, tmp_path: Path
 ) -> None:
     succeed("merge", tiny_both_adapter, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
     file = GgufFile.open(tmp_path / "l.gguf")
-    assert {name: one.shape for name, one in file.tensors.items()} == {
+    assert {name: tensor.shape for name, tensor in file.tensors.items()} == {
         "output.weight.lora_a": (3, 64),
         "output.weight.lora_b": (512, 3),
         "token_embd.weight.lora_a": (512, 3),
@@ -148,7 +148,7 @@ def test_rows_alone_are_exact_and_of_the_rank_of_their_number(
     assert file.metadata["adapter.lora.alpha"] == 0
 
 
-def test_a_rank_is_chosen_that_loses_no_bit_beside_an_update(beside: Path, tmp_path: Path) -> None:
+def test_the_rank_beside_an_update_is_chosen_so_that_scaling_is_exact(beside: Path, tmp_path: Path) -> None:
     succeed("merge", beside, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
     file = GgufFile.open(tmp_path / "l.gguf")
     assert file.metadata["adapter.lora.alpha"] == 12
@@ -168,7 +168,7 @@ def test_a_lora_is_no_base_of_a_patch_and_has_no_head(
     assert "head" not in json.loads(capsys.readouterr().out)["facts"]
 
 
-def test_ordinary_lora_has_the_factors_of_the_adapter_as_they_are(
+def test_ordinary_lora_has_the_unchanged_factors_of_the_adapter(
     tiny_untied: Path, beside: Path, tmp_path: Path
 ) -> None:
     succeed("merge", beside, "--to", "gguf-lora", "-o", tmp_path / "l.gguf")
@@ -177,33 +177,33 @@ def test_ordinary_lora_has_the_factors_of_the_adapter_as_they_are(
     start = "base_model.model.model.layers.1.mlp.down_proj"
     for end in "AB":
         name = f"blk.1.ffn_down.weight.lora_{end.lower()}"
-        held = file.dequantize_rows(name, 0, file.tensors[name].n_rows)
-        assert np.array_equal(held, stored[f"{start}.lora_{end}.weight"])
+        factor = file.dequantize_rows(name, 0, file.tensors[name].n_rows)
+        assert np.array_equal(factor, stored[f"{start}.lora_{end}.weight"])
 
 
-def test_tied_base_is_refused_with_the_line_that_works(tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_tied_base_is_refused_with_the_command_that_works(tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run(["merge", str(tiny_adapter), "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
-    said = capsys.readouterr().err
-    assert "tied" in said
-    assert f"ttexport patch BASE.gguf {tiny_adapter} -o OUT.gguf" in said
+    error = capsys.readouterr().err
+    assert "tied" in error
+    assert f"ttexport patch BASE.gguf {tiny_adapter} -o OUT.gguf" in error
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["new tokens", "checkpoint", "whole norm"])
-def test_what_no_lora_can_say_is_refused(
-    tiny_untied: Path, beside: Path, wide_adapters: dict[str, Path], tmp_path: Path, capsys: Capture, what: str
+@pytest.mark.parametrize("change", ["new tokens", "checkpoint", "whole norm"])
+def test_changes_that_a_lora_cannot_represent_are_refused(
+    tiny_untied: Path, beside: Path, wide_adapters: dict[str, Path], tmp_path: Path, capsys: Capture, change: str
 ) -> None:
-    words = ["merge", str(wide_adapters["untied-new"])]
-    if what == "checkpoint":
-        words = ["export", str(tiny_untied)]
-    elif what == "whole norm":
+    args = ["merge", str(wide_adapters["untied-new"])]
+    if change == "checkpoint":
+        args = ["export", str(tiny_untied)]
+    elif change == "whole norm":
         adapter = Path(shutil.copytree(beside, tmp_path / "norm"))
         config = json.loads((adapter / "adapter_config.json").read_text()) | {"modules_to_save": ["norm"]}
         (adapter / "adapter_config.json").write_text(json.dumps(config))
         path = adapter / "adapter_model.safetensors"
         save_file({**load_file(path), "base_model.model.model.norm.weight": np.full(64, 2, np.float32)}, path)
-        words = ["merge", str(adapter)]
-    assert run([*words, "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
+        args = ["merge", str(adapter)]
+    assert run([*args, "--to", "gguf-lora", "-o", str(tmp_path / "l.gguf")]) == 5
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -211,16 +211,16 @@ def test_what_no_lora_can_say_is_refused(
     ("tensor", "check"),
     [("token_embd.weight.lora_b", "token_embd.weight rows"), ("blk.0.attn_q.weight.lora_b", "updates")],
 )
-def test_every_check_of_a_lora_can_close(
+def test_every_check_of_a_lora_can_fail(
     tiny_untied: Path, beside: Path, tmp_path: Path, tensor: str, check: str
 ) -> None:
     out = tmp_path / "l.gguf"
     succeed("merge", beside, "--to", "gguf-lora", "-o", out)
-    wanted = Reference.open(tiny_untied, [beside])
-    assert all(one.passed for one in check_lora(out, wanted, every=True))
+    expectation = Reference.open(tiny_untied, [beside])
+    assert all(result.passed for result in check_lora(out, expectation, every=True))
     data = bytearray(out.read_bytes())
     place = GgufFile.open(out).tensors[tensor].offset_bytes
     value = np.frombuffer(data, "<f4", 1, place) * np.float32(1.01)
     data[place : place + 4] = value.astype("<f4").tobytes()
     out.write_bytes(data)
-    assert [one.name for one in check_lora(out, wanted, every=False) if not one.passed] == [check]
+    assert [result.name for result in check_lora(out, expectation, every=False) if not result.passed] == [check]

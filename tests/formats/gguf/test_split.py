@@ -1,4 +1,4 @@
-"""Split GGUF files: cut as llama.cpp's own writer cuts them, read by llama.cpp, patched part by part."""
+"""Split GGUF files: split as by llama.cpp's writer, read by llama.cpp, patched part by part."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_parts_are_those_of_llama_cpps_writer(tmp_path: Path, limits: dict[str, 
     by_gguf_py(tmp_path / "want" / "m.gguf", **limits)
     by_gguf_py(tmp_path / "got" / "m.gguf")
     split_file(tmp_path / "got" / "m.gguf", split)
-    want, got = ({one.name: one.read_bytes() for one in (tmp_path / name).iterdir()} for name in ("want", "got"))
+    want, got = ({part.name: part.read_bytes() for part in (tmp_path / name).iterdir()} for name in ("want", "got"))
     assert got == want
 
 
 def test_split_model_runs_in_llama_cpp_like_the_whole_one(
     tiny_tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = ["merge", str(tiny_adapter), "--to", "gguf", "-q"]
-    assert run([*words, "-o", str(tmp_path / "whole.gguf")]) == 0
+    args = ["merge", str(tiny_adapter), "--to", "gguf", "-q"]
+    assert run([*args, "-o", str(tmp_path / "whole.gguf")]) == 0
     capsys.readouterr()
-    assert run([*words, "-o", str(tmp_path / "m.gguf"), "--split-max-size", "50K", "--json"]) == 0
+    assert run([*args, "-o", str(tmp_path / "m.gguf"), "--split-max-size", "50K", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     parts = sorted(tmp_path.glob("m-*"))
     assert len(parts) > 3
@@ -69,18 +69,18 @@ def test_split_model_runs_in_llama_cpp_like_the_whole_one(
     assert np.array_equal(runtime.logits(parts[0], ids), runtime.logits(tmp_path / "whole.gguf", ids))
 
 
-def test_several_quantisations_are_each_cut_and_verified_as_one(
+def test_several_quantisations_are_each_split_and_verified_as_a_whole(
     tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ["merge", str(tiny_adapter), "--to", "gguf", "--quant", "Q8_0", "--quant", "Q4_0", "-q", "-o", str(out)]
-    assert run([*words, "--split-max-tensors", "12"]) == 0
+    args = ["merge", str(tiny_adapter), "--to", "gguf", "--quant", "Q8_0", "--quant", "Q4_0", "-q", "-o", str(out)]
+    assert run([*args, "--split-max-tensors", "12"]) == 0
     assert sorted(path.name for path in (out / "gguf").iterdir()) == [
         *(f"rows-Q4_0-0000{number}-of-00002.gguf" for number in (1, 2)),
         *(f"rows-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)),
     ]
     report = json.loads((out / "report.json").read_text())
-    assert [Path(one["artifact"]).name for one in report["artifacts"]] == [
+    assert [Path(artifact["artifact"]).name for artifact in report["artifacts"]] == [
         "rows-Q8_0-00001-of-00002.gguf",
         "rows-Q4_0-00001-of-00002.gguf",
     ]
@@ -89,7 +89,7 @@ def test_several_quantisations_are_each_cut_and_verified_as_one(
 
 
 def test_existing_parts_are_kept_unless_forced(tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
-    words = [
+    args = [
         "export",
         str(tiny_tied),
         "--to",
@@ -101,10 +101,10 @@ def test_existing_parts_are_kept_unless_forced(tiny_tied: Path, tmp_path: Path, 
         "15",
     ]
     (tmp_path / "m-00002-of-00002.gguf").write_text("mine")
-    assert run(words) == 7
+    assert run(args) == 7
     assert "--force" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m-00002-of-00002.gguf"]
-    assert run([*words, "--force"]) == 0
+    assert run([*args, "--force"]) == 0
     assert len(GgufModel.open(tmp_path / "m-00001-of-00002.gguf").files) == 2
 
 
@@ -120,17 +120,17 @@ def test_a_split_base_is_patched_part_by_part(
     first = next(tmp_path.glob("base-00001-of-*"))
     argv = ["patch", str(first), str(adapter), "-q"]
     assert run([*argv, "-o", str(tmp_path / "got.gguf"), "--verify", "full"]) == 0
-    want, got = ([one.read_bytes() for one in sorted(tmp_path.glob(f"{name}-*"))] for name in ("want", "got"))
+    want, got = ([part.read_bytes() for part in sorted(tmp_path.glob(f"{name}-*"))] for name in ("want", "got"))
     assert got == want
     assert run([*argv, "--in-place"]) == (5 if tokens == "new" else 0)
     if tokens == "known":
-        assert [one.read_bytes() for one in sorted(tmp_path.glob("base-*"))] == want
+        assert [part.read_bytes() for part in sorted(tmp_path.glob("base-*"))] == want
 
 
 @pytest.mark.parametrize("damage", ["missing", "swapped", "second alone", "renamed"])
 def test_parts_that_do_not_belong_together_are_refused(tiny_tied: Path, tmp_path: Path, damage: str) -> None:
-    words = ["export", str(tiny_tied), "--to", "gguf", "-q", "-o", str(tmp_path / "m.gguf"), "--split-max-tensors", "8"]
-    assert run(words) == 0
+    args = ["export", str(tiny_tied), "--to", "gguf", "-q", "-o", str(tmp_path / "m.gguf"), "--split-max-tensors", "8"]
+    assert run(args) == 0
     parts = sorted(tmp_path.iterdir())
     path = parts[0]
     if damage == "missing":
@@ -146,7 +146,7 @@ def test_parts_that_do_not_belong_together_are_refused(tiny_tied: Path, tmp_path
 
 
 @pytest.mark.parametrize("size", ["2", "0G", "-1M", "G"])
-def test_sizes_that_make_no_sense_are_usage_errors(size: str) -> None:
+def test_invalid_sizes_are_usage_errors(size: str) -> None:
     with pytest.raises(UsageError, match="split_max_size: expected a size such as"):
         GgufOptions.parse({"split_max_size": size})
 

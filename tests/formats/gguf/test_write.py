@@ -91,8 +91,8 @@ def test_new_tokens_take_padding_rows(write: Write, tiny_padded: Path, tiny_padd
 
 
 def test_two_runs_give_the_same_bytes(write: Write, tiny_tied: Path, tiny_adapter: Path) -> None:
-    one, other = write(tiny_tied, tiny_adapter, ftype="Q8_0"), write(tiny_tied, tiny_adapter, ftype="Q8_0")
-    assert one.read_bytes() == other.read_bytes()
+    first, second = (write(tiny_tied, tiny_adapter, ftype="Q8_0") for _ in range(2))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("ftype", ["F32", "BF16", "Q8_0"])
@@ -109,7 +109,7 @@ def test_base_digest_is_recorded(write: Write, base: Path) -> None:
     assert recorded == model.provenance["base.embedding_sha256"]
 
 
-def test_head_stored_on_a_tied_base_is_left_out_and_booked(base: Path, write: Write) -> None:
+def test_stored_head_of_a_tied_base_is_dropped_and_recorded(base: Path, write: Write) -> None:
     path = base / "model.safetensors"
     arrays = load_file(path)
     save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]}, path)
@@ -117,7 +117,7 @@ def test_head_stored_on_a_tied_base_is_left_out_and_booked(base: Path, write: Wr
     assert "output.weight" not in GgufFile.open(write(base)).tensors
 
 
-def test_rotary_buffers_are_left_out_and_booked(base: Path) -> None:
+def test_rotary_buffers_are_dropped_and_recorded(base: Path) -> None:
     path, name = base / "model.safetensors", "model.layers.0.self_attn.rotary_emb.inv_freq"
     save_file(load_file(path) | {name: np.zeros(8, np.float32)}, path)
     assert plan_gguf(merged(base)).dropped == {name: "computed by the runtime"}
@@ -146,7 +146,7 @@ def test_tensor_that_contradicts_the_config_is_named(base: Path, change: dict[st
         plan_gguf(merged(base))
 
 
-def test_unknown_family_says_what_can_be_done(base: Path) -> None:
+def test_unknown_family_is_refused_with_the_alternatives(base: Path) -> None:
     edit_config(base, model_type="mamba")
     with pytest.raises(NotExpressible, match=r"model_type 'mamba'.*--converter PATH .*ttexport patch"):
         plan_gguf(merged(base))
@@ -178,7 +178,7 @@ def test_value_that_the_type_cannot_hold_is_refused(base: Path, tmp_path: Path, 
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_checkpoint_cut_after_planning_leaves_no_file(base: Path, tmp_path: Path) -> None:
+def test_checkpoint_truncated_after_planning_leaves_no_file(base: Path, tmp_path: Path) -> None:
     layout = plan_gguf(merged(base))
     path = base / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -234,7 +234,7 @@ def test_full_device_is_reported_and_leaves_no_file(base: Path, tmp_path: Path, 
     ],
     ids=["context", "linear", "llama3", "thresholds"],
 )
-def test_number_that_makes_no_sense_is_bad_input(base: Path, change: dict[str, object], reason: str) -> None:
+def test_invalid_number_is_bad_input(base: Path, change: dict[str, object], reason: str) -> None:
     edit_config(base, **change)
     with pytest.raises(BadInput, match=reason):
         plan_gguf(merged(base))
@@ -250,7 +250,7 @@ def test_number_that_makes_no_sense_is_bad_input(base: Path, change: dict[str, o
         ("tokenizer_config.json", b"[]", "JSON object"),
     ],
 )
-def test_broken_side_file_is_bad_input(base: Path, name: str, data: bytes, reason: str) -> None:
+def test_broken_auxiliary_file_is_bad_input(base: Path, name: str, data: bytes, reason: str) -> None:
     if name.startswith("chat"):
         (base / "tokenizer_config.json").write_bytes(b'{"bos_token": "<|im_start|>"}')
     (base / name).write_bytes(data)

@@ -27,7 +27,7 @@ from tests.trained import NEW_TOKENS, TRAINED_IDS
 
 
 def unmerged(base: Path, rows: Path) -> Any:
-    """Stock PEFT on the base in float32, the adapter beside it."""
+    """Stock PEFT on the base in float32, with the adapter unmerged."""
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     size = len(AutoTokenizer.from_pretrained(rows))
     if size > model.get_input_embeddings().num_embeddings:
@@ -37,11 +37,11 @@ def unmerged(base: Path, rows: Path) -> Any:
 
 def logits(model: Any, ids: list[list[int]]) -> np.ndarray[Any, Any]:
     with torch.no_grad():
-        return np.concatenate([model(torch.tensor([one])).logits[0].float().numpy() for one in ids])
+        return np.concatenate([model(torch.tensor([sequence])).logits[0].float().numpy() for sequence in ids])
 
 
 def prompts(rows: Path, trained: tuple[int, ...]) -> list[list[int]]:
-    """Texts of the corpus, and one of the trained tokens alone."""
+    """Token ids of the corpus' prompts, and a sequence of mostly trained tokens."""
     tokenizer: Any = AutoTokenizer.from_pretrained(rows)
     return [*(tokenizer(text).input_ids for text in PROMPTS), [5, *trained, 7, *trained]]
 
@@ -80,7 +80,7 @@ def test_logits_equal_those_of_stock_peft_unmerged(
     peft = unmerged(base_folder, adapter_folder)
     got, want = logits(model, ids), logits(peft, ids)
     assert got.shape == want.shape
-    # The bound of the contract; the rows are exact here, what is left is the order of summation.
+    # The limit of the contract; the rows are exact, only the order of summation differs.
     assert np.abs(got - want).max() <= 1e-5
     with peft.disable_adapter():
         assert np.abs(got - logits(peft, ids)).max() > 1e-2, "the adapter changes nothing here"
@@ -93,11 +93,11 @@ def test_the_tie_survives_as_it_was(base: str, rows: str, merge: Merge, request:
     assert Checkpoint.open(out).tensors.keys() == Checkpoint.open(base_folder).tensors.keys()
     assert Checkpoint.open(out).tie == Checkpoint.open(base_folder).tie
     model = loaded(out)
-    one, other = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert (one.data_ptr() == other.data_ptr()) == (base == "tiny_tied")
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert (embedding.data_ptr() == head.data_ptr()) == (base == "tiny_tied")
 
 
-def test_what_was_not_trained_is_bit_identical(tiny_untied: Path, tiny_both_adapter: Path, merge: Merge) -> None:
+def test_untrained_values_are_bit_identical(tiny_untied: Path, tiny_both_adapter: Path, merge: Merge) -> None:
     before, after = raw(tiny_untied), raw(merge(tiny_untied, tiny_both_adapter))
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
@@ -112,7 +112,7 @@ def test_without_adapters_the_weights_are_a_copy(tiny_tied: Path, merge: Merge) 
     assert raw(merge(tiny_tied)) == raw(tiny_tied)
 
 
-def test_a_stale_index_beside_a_single_file_is_left_behind(tmp_path: Path, merge: Merge) -> None:
+def test_a_stale_index_beside_a_single_file_is_not_copied(tmp_path: Path, merge: Merge) -> None:
     base = checkpoint(tmp_path / "b", {EMBED: matrix()})
     (base / INDEX).write_text('{"weight_map": {"gone": "gone.safetensors"}}')
     out = merge(base)
@@ -120,7 +120,7 @@ def test_a_stale_index_beside_a_single_file_is_left_behind(tmp_path: Path, merge
     assert Checkpoint.open(out).tensors.keys() == {EMBED}
 
 
-def test_what_the_model_needs_travels_along(tiny_tied: Path, tiny_new_tokens_adapter: Path, merge: Merge) -> None:
+def test_auxiliary_files_are_written_along(tiny_tied: Path, tiny_new_tokens_adapter: Path, merge: Merge) -> None:
     out = merge(tiny_tied, tiny_new_tokens_adapter)
     tokenizer, trained = (AutoTokenizer.from_pretrained(path) for path in (out, tiny_new_tokens_adapter))
     assert tokenizer.get_vocab() == trained.get_vocab()
@@ -133,7 +133,7 @@ def test_what_the_model_needs_travels_along(tiny_tied: Path, tiny_new_tokens_ada
     assert loaded(out).config.vocab_size == len(tokenizer)
 
 
-def test_named_chat_templates_travel_along(tiny_tied: Path, tmp_path: Path, merge: Merge) -> None:
+def test_named_chat_templates_are_written_along(tiny_tied: Path, tmp_path: Path, merge: Merge) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_tied, base)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -164,8 +164,8 @@ def test_the_same_inputs_give_the_same_bytes(tiny_tied: Path, tiny_new_tokens_ad
 
 
 def test_the_order_of_adapters_does_not_matter(tiny_tied: Path, tmp_path: Path, merge: Merge) -> None:
-    one, other = (stock.stock_rows(tiny_tied, tmp_path / str(ids[0]), ids) for ids in [(3, 400), (20,)])
-    assert files(merge(tiny_tied, one, other)) == files(merge(tiny_tied, other, one))
+    first, second = (stock.stock_rows(tiny_tied, tmp_path / str(ids[0]), ids) for ids in [(3, 400), (20,)])
+    assert files(merge(tiny_tied, first, second)) == files(merge(tiny_tied, second, first))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -178,21 +178,21 @@ def test_every_file_follows_the_umask(umask: int, tiny_tied: Path, tiny_adapter:
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask}
 
 
-def test_the_library_finds_the_format_it_asks_for(tiny_tied: Path, merge: Merge) -> None:
+def test_the_library_finds_the_format_that_it_requires(tiny_tied: Path, merge: Merge) -> None:
     from safetensors import safe_open
 
     with safe_open(merge(tiny_tied, dtype="F32") / "model.safetensors", "np") as file:
         assert file.metadata()["format"] == "pt"
 
 
-def test_merged_weights_say_where_they_come_from(tiny_tied: Path, tiny_adapter: Path, merge: Merge) -> None:
+def test_merged_weights_record_their_provenance(tiny_tied: Path, tiny_adapter: Path, merge: Merge) -> None:
     from safetensors import safe_open
 
     digest = hashlib.sha256(raw(tiny_tied)[EMBED]).hexdigest()
     with safe_open(merge(tiny_tied, tiny_adapter) / "model.safetensors", "np") as file:
         tuned = combined_digest(NO_ADAPTERS_DIGEST, [Adapter.open(tiny_adapter)])
-        told = {"format": "pt", "ttexport.adapters.sha256": tuned, "ttexport.base.embedding_sha256": digest}
-        assert file.metadata() == told
+        expected = {"format": "pt", "ttexport.adapters.sha256": tuned, "ttexport.base.embedding_sha256": digest}
+        assert file.metadata() == expected
 
 
 def test_merged_tensors_lie_within_their_pages_as_in_the_base(

@@ -1,6 +1,6 @@
-"""Our own export as other tools would have written it: other names, a head of its own, weights elsewhere.
+"""Our export rewritten as by other tools: other names, an untied head, weights in other places.
 
-Quantised by onnxruntime's own tools, as the folders of ``onnx-community`` are.
+Quantised by onnxruntime's tools, like the folders of ``onnx-community``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD = "onnx::MatMul_1234"
 
 
 def rewritten(source: Path, out: Path, *, inside: bool = False, quant: str | None = None) -> Path:
-    """A copy of an exported folder, of a tied model in fp32, whose ``model.onnx`` another tool could have written.
+    """A copy of an exported folder, of a tied model in fp32, with a ``model.onnx`` as another tool might write it.
 
     The head becomes a MatMul on a transposed copy of the embedding. inside: weights in the model file; else in two
     data files, at odd offsets. quant: "q4" or "q8", by onnxruntime.
@@ -27,12 +27,12 @@ def rewritten(source: Path, out: Path, *, inside: bool = False, quant: str | Non
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.onnx*"))
     model = onnx.load(source / "onnx" / "model.onnx")
     del model.metadata_props[:]
-    _own_head(model)
+    _untie_head(model)
     if quant:
         model = _quantised(model, quant, out)
     path = out / "onnx" / "model.onnx"
     if not inside:
-        for number in range(2):  # one in front of either file: nothing behind it is aligned
+        for number in range(2):  # an odd tensor at the start of each file, so that nothing after it is aligned
             odd = numpy_helper.from_array(np.arange(100, dtype=np.int8), f"odd.{number}")
             model.graph.initializer.insert(number, odd)
         for number, tensor in enumerate(model.graph.initializer):
@@ -42,17 +42,25 @@ def rewritten(source: Path, out: Path, *, inside: bool = False, quant: str | Non
     return out
 
 
-def _own_head(model: ModelProto) -> None:
+def _untie_head(model: ModelProto) -> None:
     graph = model.graph
-    by_name = {one.name: one for one in graph.initializer}
+    by_name = {tensor.name: tensor for tensor in graph.initializer}
     tied = by_name["embed_tokens.weight"]
     head = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tied).T), HEAD)
     makers = {output: node for node in graph.node for output in node.output}
     joined = makers["logits"]
     product = makers[joined.input[0]]
     hidden = makers[product.input[0]].input[0]
-    gone = {"lm_head.rows", "lm_head", "lm_head.lengths", "lm_head.shape", "lm_head.joined", product.name, joined.name}
-    kept = [node for node in graph.node if node.name not in gone]
+    removed = {
+        "lm_head.rows",
+        "lm_head",
+        "lm_head.lengths",
+        "lm_head.shape",
+        "lm_head.joined",
+        product.name,
+        joined.name,
+    }
+    kept = [node for node in graph.node if node.name not in removed]
     kept.append(helper.make_node("MatMul", [hidden, HEAD], ["logits"], "/lm_head/MatMul"))
     for node in kept:
         for number, name in enumerate(node.input):
@@ -60,7 +68,7 @@ def _own_head(model: ModelProto) -> None:
                 node.input[number] = EMBEDDING
     tied.name = EMBEDDING
     used = {name for node in kept for name in node.input}
-    tensors = [one for one in graph.initializer if one.name in used]
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.value_info[:], graph.initializer[:]
     graph.node.extend(kept)
     graph.initializer.extend([*tensors, head])
@@ -73,15 +81,15 @@ def _quantised(model: ModelProto, quant: str, out: Path) -> ModelProto:
     if quant == "q4":
         quantiser = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=False)
         quantiser.process()
-        made: ModelProto = quantiser.model.model
-        return made
+        quantised: ModelProto = quantiser.model.model
+        return quantised
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         onnx.save(model, out / "fp32.onnx")
         quantize_dynamic(
             out / "fp32.onnx", out / "q8.onnx", weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gather"]
         )
-    made = onnx.load(out / "q8.onnx")
+    quantised = onnx.load(out / "q8.onnx")
     for name in ("fp32.onnx", "q8.onnx"):
         (out / name).unlink()
-    return made
+    return quantised

@@ -1,4 +1,4 @@
-"""What transformers and stock PEFT compute, in float32, adapters unmerged."""
+"""Logits and tokens of transformers and stock PEFT, in float32, with unmerged adapters."""
 
 from __future__ import annotations
 

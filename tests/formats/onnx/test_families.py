@@ -1,4 +1,4 @@
-"""Every family's graph computes what transformers computes, in every way that clients feed it."""
+"""Every family's graph computes transformers' logits, for all patterns of inputs that clients use."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.formats.onnx.conftest import Write, random_ids
 from tests.formats.onnx.test_logits import SMOLLM2_MAX_ABS, assert_same, worst
 from tests.formats.onnx.weights.test_precision import full
 
-#: Longer than every window, shorter than the context before it is scaled: beyond that transformers itself computes
-#: other logits token by token than in one pass.
+#: Longer than every window, shorter than the unscaled context: beyond it even transformers computes other logits token
+#: by token than in one pass.
 SEQUENCES = [random_ids(60, families.VOCAB, 0), random_ids(13, families.VOCAB, 1), random_ids(1, families.VOCAB, 2)]
 
 
@@ -30,7 +30,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
-def test_every_way_of_feeding_gives_the_logits_of_transformers(write: Write, base: Path, ops: str) -> None:
+def test_every_pattern_of_inputs_gives_the_logits_of_transformers(write: Write, base: Path, ops: str) -> None:
     want = reference.logits(reference.load(base), SEQUENCES)
     assert_same(write(base, ops=ops), want, SEQUENCES, SMOLLM2_MAX_ABS)
 
@@ -44,8 +44,8 @@ def test_every_variant_stays_near_fp32(write: Write, base: Path, ops: str) -> No
     folder = write(base, ops=ops, quants=("fp32", *VARIANT_KL)) / "onnx"
     want = full(folder / "model.onnx", SEQUENCES)
     for name, limit in VARIANT_KL.items():
-        found = full(folder / f"{PRECISIONS[name].stems[0]}.onnx", SEQUENCES)
-        kl = pool([compare(*pair) for pair in zip(want, found, strict=True)]).kl
+        got = full(folder / f"{PRECISIONS[name].stems[0]}.onnx", SEQUENCES)
+        kl = pool([compare(*pair) for pair in zip(want, got, strict=True)]).kl
         assert kl <= limit, name
 
 
@@ -53,14 +53,14 @@ def test_every_variant_stays_near_fp32(write: Write, base: Path, ops: str) -> No
 def test_experts_take_as_few_bits_as_other_matrices(
     write: Write, tmp_path_factory: pytest.TempPathFactory, variant: str, bits: int
 ) -> None:
-    """In q4 the inner layers take 4 bits, but for the projections back, which are more sensitive."""
+    """In q4 the inner layers have 4 bits, except the down projections, which are more sensitive."""
     base = families.build("mixtral", tmp_path_factory.mktemp("experts") / "base", dtype="float32", num_hidden_layers=8)
     stored = OnnxFile.open(write(base, quants=(variant,))).initialisers
-    for module, width, wanted in (("gate_proj", 64, bits), ("up_proj", 64, bits), ("down_proj", 96, 8)):
-        (codes,) = (one for name, one in stored.items() if name.endswith(f"3.mlp.experts.{module}.weight"))
-        assert (codes.dtype, codes.shape[1]) == ("U8", width * wanted // 8)
+    for module, width, expected_bits in (("gate_proj", 64, bits), ("up_proj", 64, bits), ("down_proj", 96, 8)):
+        (codes,) = (tensor for name, tensor in stored.items() if name.endswith(f"3.mlp.experts.{module}.weight"))
+        assert (codes.dtype, codes.shape[1]) == ("U8", width * expected_bits // 8)
         zeros = codes.name.replace(".weight", ".zero_points")
-        assert (zeros in stored) == (variant == "q4" and wanted == 4)
+        assert (zeros in stored) == (variant == "q4" and expected_bits == 4)
 
 
 def test_the_graph_passes_the_full_check_and_strict_inference(write: Write, base: Path) -> None:
@@ -82,6 +82,6 @@ def test_a_text_beyond_the_original_context_takes_the_long_factors(
     session = Session(folder / "onnx" / "model.onnx")
     for count in (128, 129, 300):  # the original context has 128 positions
         feeds = np.array([ids[:count]], np.int64)
-        found, _ = session.run(feeds, np.ones_like(feeds), np.arange(count)[None], session.empty_cache(1))
+        got, _ = session.run(feeds, np.ones_like(feeds), np.arange(count)[None], session.empty_cache(1))
         (want,) = reference.logits(reference.load(base), [ids[:count]])
-        assert worst([found[0]], [want]) <= SMOLLM2_MAX_ABS
+        assert worst([got[0]], [want]) <= SMOLLM2_MAX_ABS

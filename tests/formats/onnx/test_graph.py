@@ -1,4 +1,4 @@
-"""The graph itself: valid by ONNX's own checker, readable, portable, and each weight stored once."""
+"""The graph: valid by ONNX's checker, readable, portable, and each weight stored once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def shape(value: onnx.ValueInfoProto) -> list[str | int]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def differing(one: OnnxFile, other: OnnxFile) -> dict[str, set[int]]:
+def differing(first: OnnxFile, second: OnnxFile) -> dict[str, set[int]]:
     """Initialiser → rows that differ, for those that do."""
     out = {}
-    for name, tensor in one.initialisers.items():
+    for name, tensor in first.initialisers.items():
         count = tensor.shape[0] if tensor.shape else 1
-        left, right = one.rows(name, 0, count), other.rows(name, 0, count)
+        left, right = first.rows(name, 0, count), second.rows(name, 0, count)
         if rows := {row for row in range(count) if not np.array_equal(left[row : row + 1], right[row : row + 1])}:
             out[name] = rows
     return out
@@ -74,7 +74,7 @@ def test_fused_graph_uses_operators_of_onnx_runtime_where_they_are_faster(write:
     model = onnx.load(write(tiny_tied, ops="ort") / "onnx" / "model.onnx", load_external_data=False)
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 23), ("com.microsoft", 1)}
     fused = [node.op_type for node in model.graph.node if node.domain]
-    # Two layers: each sum but the embedding's own meets a norm.
+    # Two layers: each residual sum is read by a norm.
     assert Counter(fused) == {"GroupQueryAttention": 2, "SkipSimplifiedLayerNormalization": 4, "FusedMatMul": 1}
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
@@ -83,7 +83,7 @@ def test_fused_graph_uses_operators_of_onnx_runtime_where_they_are_faster(write:
 def test_graph_is_what_optimum_loads_as_a_causal_language_model(write: Write, tiny_tied: Path) -> None:
     """ORTModelForCausalLM pairs past_key_values.N.key with present.N.key and takes the cache's shape from the config.
 
-    Source: optimum-onnx, ORTModelForCausalLM, by reading; it cannot be installed beside transformers 5.
+    Source: optimum-onnx, ORTModelForCausalLM, by reading its source; it cannot be installed beside transformers 5.
     """
     folder = write(tiny_tied)
     session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -126,7 +126,7 @@ def test_tied_weight_is_one_initialiser_stored_once(write: Write, tiny_tied: Pat
     assert (folder / "onnx" / "model.onnx_data").read_bytes().count(row) == 1
 
 
-def test_untied_head_is_an_initialiser_of_its_own(write: Write, tiny_untied: Path) -> None:
+def test_untied_head_is_a_separate_initialiser(write: Write, tiny_untied: Path) -> None:
     file = OnnxFile.open(write(tiny_untied))
     assert (file.embedding, file.head) == ("embed_tokens.weight", "lm_head.weight")
     stored = read_tensors(tiny_untied / "model.safetensors")
@@ -134,7 +134,7 @@ def test_untied_head_is_an_initialiser_of_its_own(write: Write, tiny_untied: Pat
         assert np.array_equal(file.rows(name, 0, 512), cast(read(stored[source]), "F32"))
 
 
-def test_every_stored_value_is_the_one_of_the_checkpoint(write: Write, tiny_sharded: Path) -> None:
+def test_every_stored_value_is_that_of_the_checkpoint(write: Write, tiny_sharded: Path) -> None:
     file = OnnxFile.open(write(tiny_sharded))
     stored = {
         name.removeprefix("model."): cast(read(tensor), "F32")
@@ -160,7 +160,7 @@ def test_new_tokens_add_rows(write: Write, tiny_tied: Path, tiny_new_tokens_adap
 
 def test_data_file_has_neither_overlaps_nor_unexplained_bytes(write: Write, tiny_untied: Path) -> None:
     file = OnnxFile.open(write(tiny_untied))
-    places = sorted((one.place.offset_bytes, one.nbytes) for one in file.initialisers.values() if one.place)
+    places = sorted((tensor.place.offset_bytes, tensor.nbytes) for tensor in file.initialisers.values() if tensor.place)
     data = (file.path.parent / "model.onnx_data").read_bytes()
     end = 0
     for offset, nbytes in places:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes is what transformers computes, in every way that clients feed the graph."""
+"""ONNX Runtime computes transformers' logits, for all patterns of inputs that clients use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fixtures.corpus import LINES
 from tests.formats.onnx import reference
 from tests.formats.onnx.conftest import Change, Write, random_ids
 
-#: fp32 kernels that add in another order. Measured worst on these models: 1e-5.
+#: fp32 kernels sum in another order. Measured worst on these models: 1e-5.
 TINY_MAX_ABS = 3e-5
 #: The contract. Measured: 1.3e-4; transformers' own float32 is up to 8e-5 from its float64 on such texts.
 SMOLLM2_MAX_ABS = 2e-4
@@ -24,12 +24,12 @@ SMOLLM2_MAX_ABS = 2e-4
 SEQUENCES = [random_ids(40, 512, 0), random_ids(13, 512, 1), random_ids(1, 512, 2), random_ids(27, 512, 3)]
 
 
-def worst(found: Sequence[Array], want: Sequence[Array]) -> float:
-    return max(float(np.abs(one - other).max()) for one, other in zip(found, want, strict=True))
+def worst(got: Sequence[Array], want: Sequence[Array]) -> float:
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(got, want, strict=True))
 
 
 def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list[Array]]:
-    """Logits by way of feeding: one full pass, token by token, and batches padded on either side."""
+    """Pattern of inputs → logits: a full pass, token by token, padded batches, several tokens per call."""
     saved: dict[str, Array] = {}
     job = {
         "artifact": folder / "onnx" / "model.onnx",
@@ -41,7 +41,7 @@ def modes(folder: Path, sequences: Sequence[Sequence[int]]) -> Mapping[str, list
     compute(job | {"modes": ["full", "cached", "padded"], "cache_shape": (0, 0)}, saved.__setitem__)
     count = range(len(sequences))
     out = {mode: [saved[f"{mode}.{number}"] for number in count] for mode in ("full", "cached", "padded")}
-    return out | {"right": right_padded(folder, sequences), "pieces": in_pieces(folder, sequences)}
+    return out | {"right": right_padded(folder, sequences), "several": several_tokens(folder, sequences)}
 
 
 def right_padded(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -57,8 +57,8 @@ def right_padded(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Array
     return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
 
 
-def in_pieces(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Several tokens at a time behind a filled cache."""
+def several_tokens(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Several tokens per call after a filled cache."""
     session = Session(folder / "onnx" / "model.onnx")
     out = []
     for sequence in sequences:
@@ -73,13 +73,13 @@ def in_pieces(folder: Path, sequences: Sequence[Sequence[int]]) -> list[Array]:
 
 
 def assert_same(folder: Path, want: list[Array], sequences: Sequence[Sequence[int]], limit: float) -> None:
-    found = {mode: worst(logits, want) for mode, logits in modes(folder, sequences).items()}
-    assert max(found.values()) <= limit, found
+    errors = {mode: worst(logits, want) for mode, logits in modes(folder, sequences).items()}
+    assert max(errors.values()) <= limit, errors
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
 @pytest.mark.parametrize("name", ["tiny_tied", "tiny_untied", "tiny_sharded", "tiny_padded"])
-def test_every_way_of_feeding_gives_the_logits_of_transformers(
+def test_every_pattern_of_inputs_gives_the_logits_of_transformers(
     write: Write, request: pytest.FixtureRequest, name: str, ops: str
 ) -> None:
     base = request.getfixturevalue(name)
@@ -95,7 +95,7 @@ def test_every_way_of_feeding_gives_the_logits_of_transformers(
         ("tiny_tied", "tiny_new_tokens_adapter"),
     ],
 )
-def test_merged_rows_are_what_unmerged_peft_computes(
+def test_merged_rows_give_the_logits_of_unmerged_peft(
     write: Write, request: pytest.FixtureRequest, base: str, adapter: str
 ) -> None:
     folders = request.getfixturevalue(base), request.getfixturevalue(adapter)
@@ -131,15 +131,15 @@ def test_scaled_rope_holds_up_to_the_last_position(
     sequences = [random_ids(512, 512), random_ids(100, 512, 1)]
     want = reference.logits(reference.load(base), sequences)
     plain = reference.logits(reference.load(tiny_tied), sequences)
-    assert worst(plain, want) > 0.1  # the scaling does something
+    assert worst(plain, want) > 0.1  # the scaling has an effect
     folder = write(base, ops=ops)
     session = Session(folder / "onnx" / "model.onnx")
-    found = []
+    got = []
     for ids in sequences:
         positions = np.arange(len(ids))[None]
         mask = np.ones_like(positions)
-        found.append(session.run(np.array([ids]), mask, positions, session.empty_cache(1))[0][0])
-    assert worst(found, want) <= TINY_MAX_ABS
+        got.append(session.run(np.array([ids]), mask, positions, session.empty_cache(1))[0][0])
+    assert worst(got, want) <= TINY_MAX_ABS
 
 
 def test_biases_are_used_where_the_checkpoint_has_them(write: Write, change: Change, tiny_untied: Path) -> None:
@@ -157,8 +157,8 @@ def test_biases_are_used_where_the_checkpoint_has_them(write: Write, change: Cha
     assert_same(write(base), want, SEQUENCES, TINY_MAX_ABS)
 
 
-def test_head_width_of_its_own(write: Write, change: Change, tiny_tied: Path) -> None:
-    """Head_dim 8 where hidden / heads would be 16: eight heads read the same matrices."""
+def test_head_width_from_the_config(write: Write, change: Change, tiny_tied: Path) -> None:
+    """Head_dim 8 while hidden / heads is 16, so eight heads read the same matrices."""
     base = change(tiny_tied, head_dim=8, num_attention_heads=8, num_key_value_heads=4)
     assert_same(write(base), reference.logits(reference.load(base), SEQUENCES), SEQUENCES, TINY_MAX_ABS)
 

@@ -1,4 +1,4 @@
-"""Whole files in llama.cpp's quantisations, beside what llama.cpp makes when it is called without us."""
+"""Whole files in llama.cpp's file types, compared with files that llama.cpp quantises by itself."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def by_llama_cpp(source: Path, out: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS", "Q2_K", "TQ1_0"])
-def test_file_has_the_bytes_that_llama_cpp_makes(wide_untied: Path, tmp_path: Path, name: str) -> None:
-    assert runtime  # llama.cpp's talk is off
+def test_file_has_the_bytes_of_llama_cpps(wide_untied: Path, tmp_path: Path, name: str) -> None:
+    assert runtime  # its import switches llama.cpp's log off
     source = export(wide_untied, tmp_path / "bf16.gguf")
     want = by_llama_cpp(source, tmp_path / "want.gguf", name)
     assert export(wide_untied, tmp_path / "got.gguf", "--quant", name).read_bytes() == want.read_bytes()
 
 
-def test_the_table_of_mixtures_is_llama_cpps() -> None:
+def test_the_table_of_file_types_is_llama_cpps() -> None:
     for name, file_type in FILE_TYPES.items():
         full = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(name, name)
         assert getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{full}") == file_type.number
 
 
-def test_several_quantisations_share_one_intermediate_that_does_not_stay(
+def test_several_quantisations_share_one_intermediate_that_is_removed(
     wide_tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
@@ -94,7 +94,7 @@ def test_rows_that_do_not_fill_blocks_fall_back_as_llama_cpp_does(tiny_tied: Pat
 def test_progress_adds_up_to_what_was_promised(wide_tied: Path, tmp_path: Path) -> None:
     plan = plan_merge(Checkpoint.open(wide_tied), [])
     target = plan_target(GgufOptions(types=("Q6_K",)), plan, Budget())
-    for name in ("first", "second"):  # the second finds the unquantised file
+    for name in ("first", "second"):  # the second uses the unquantised file of the first
         reported: list[int] = []
         target.make(tmp_path / f"{name}.gguf", reported.append, FolderScratch(tmp_path))
         assert sum(reported) == target.work_nbytes
@@ -126,7 +126,7 @@ def test_few_bits_work_with_an_importance_matrix(wide_tied: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("kind", "imatrix", "code", "words"),
+    ("tensor_type", "imatrix", "code", "reason"),
     [
         ("iq1_s", False, 5, "there is no --imatrix"),
         ("IQ2_XS", True, 5, "none of this tensor"),
@@ -134,23 +134,23 @@ def test_few_bits_work_with_an_importance_matrix(wide_tied: Path, tmp_path: Path
         ("Q8_K", False, 2, "found Q8_K"),
     ],
 )
-def test_a_type_that_would_end_llama_cpp_is_refused_before_it_runs(
-    wide_tied: Path, tmp_path: Path, capsys: Capture, kind: str, imatrix: bool, code: int, words: str
+def test_a_type_that_would_abort_llama_cpp_is_refused_before_it_runs(
+    wide_tied: Path, tmp_path: Path, capsys: Capture, tensor_type: str, imatrix: bool, code: int, reason: str
 ) -> None:
-    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--token-embedding-type", kind]
+    argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--token-embedding-type", tensor_type]
     if imatrix:
         gguf_files.write_imatrix(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": np.ones(256, np.float32)}, calls=1)
         argv += ["--imatrix", str(tmp_path / "i.gguf")]
     assert run([*argv, "-o", str(tmp_path / "m.gguf")]) == code
-    assert words in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not (tmp_path / "m.gguf").exists()
 
 
 def test_types_may_be_written_in_lower_case(wide_untied: Path, tmp_path: Path) -> None:
     options = ("--quant", "q4_k_m", "--token-embedding-type", "q5_0", "--output-tensor-type", "f16")
     tensors = GgufFile.open(export(wide_untied, tmp_path / "m.gguf", *options)).tensors
-    kinds = {name: tensors[name].type for name in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")}
-    assert kinds == {"token_embd.weight": "Q5_0", "output.weight": "F16", "blk.0.attn_q.weight": "Q4_K"}
+    types = {name: tensors[name].type for name in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")}
+    assert types == {"token_embd.weight": "Q5_0", "output.weight": "F16", "blk.0.attn_q.weight": "Q4_K"}
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"\1\0\0\0\xff\xff\0\0abc", b"\0\0\0\0"])
@@ -160,18 +160,20 @@ def test_broken_importance_matrix_is_bad_input(tmp_path: Path, data: bytes) -> N
         read_imatrix(tmp_path / "i")
 
 
-def test_a_quantiser_that_dies_is_one_line_and_leaves_nothing(wide_tied: Path, tmp_path: Path, capsys: Capture) -> None:
-    """An importance matrix that has the wrong width makes llama.cpp give up in the middle of the file."""
+def test_a_failed_quantiser_is_reported_in_one_line_and_leaves_nothing(
+    wide_tied: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """An importance matrix of the wrong width makes llama.cpp fail in the middle of the file."""
     gguf_files.write_imatrix(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": np.ones(64, np.float32)}, calls=1)
     argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "--imatrix", str(tmp_path / "i.gguf")]
     assert run([*argv, "-o", str(tmp_path / "m.gguf"), "-q"]) == 5
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "imatrix size 64 is different from tensor size 256" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "imatrix size 64 is different from tensor size 256" in error
     assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
 
 
-def test_an_abort_of_the_library_ends_its_own_process_only(
+def test_an_abort_of_the_library_ends_only_its_own_process(
     wide_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = tmp_path / "dying.py"
@@ -180,18 +182,18 @@ def test_an_abort_of_the_library_ends_its_own_process_only(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     argv = ["export", str(wide_tied), "--to", "gguf", "--quant", "Q4_K_M", "-o", str(tmp_path / "m.gguf"), "-q"]
     assert run(argv) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "SIGABRT" in said
-    assert "GGML_ASSERT(false) failed" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "SIGABRT" in error
+    assert "GGML_ASSERT(false) failed" in error
     assert [path.name for path in tmp_path.iterdir()] == ["dying.py"]
 
 
-def test_without_llama_cpp_the_line_says_what_to_install(
+def test_without_llama_cpp_the_error_names_the_package_to_install(
     wide_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
     argv = ["export", str(wide_tied), "--to", "gguf", "-o", str(tmp_path / "m.gguf"), "-q"]
     assert run([*argv, "--quant", "Q4_K_M"]) == 6
     assert "pip install 'ttexport[llamacpp]'" in capsys.readouterr().err

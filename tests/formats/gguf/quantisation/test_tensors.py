@@ -42,10 +42,10 @@ def test_zero_block_stays_zero() -> None:
     assert not encode(np.zeros((2, 32), np.float32), "Q8_0").any()
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16"])
-def test_sixteen_bit_types_equal_gguf_pys(kind: str) -> None:
+@pytest.mark.parametrize("tensor_type", ["F16", "BF16"])
+def test_sixteen_bit_types_equal_gguf_pys(tensor_type: str) -> None:
     rows = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32) * np.float32(3)
-    assert bytes_of(encode(rows, kind)) == bytes_of(quants.quantize(rows, GGMLQuantizationType[kind]))
+    assert bytes_of(encode(rows, tensor_type)) == bytes_of(quants.quantize(rows, GGMLQuantizationType[tensor_type]))
 
 
 def test_infinite_value_does_not_fit_f16() -> None:
@@ -55,5 +55,5 @@ def test_infinite_value_does_not_fit_f16() -> None:
 
 def test_file_types_are_llama_cpps() -> None:
     for name, number in NATIVE_FILE_TYPES.items():
-        kind = gguf.LlamaFileType(number).name
-        assert kind == ("ALL_F32" if name == "F32" else f"MOSTLY_{name}")
+        file_type = gguf.LlamaFileType(number).name
+        assert file_type == ("ALL_F32" if name == "F32" else f"MOSTLY_{name}")

@@ -1,4 +1,4 @@
-"""Every row of the table of splittings: recognised from the structure, and cut by llama.cpp as by tokenizers."""
+"""Every row of the table of pre-tokenizers: recognised from the structure, and equal in llama.cpp and tokenizers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.formats.gguf.models import BYTE_LEVEL, BYTES_ONLY, LLAMA3, LLAMA3_EXP
 from tests.formats.gguf.vocab.texts import ADDED, ALL_TEXTS
 
 MARKED = ("नमस्ते दुनिया", "e\u0301", "cafe\u0301 na\u0308ive", "a\u0300\u0301\u0302b")
-CUTS_AT_MARKS = (
-    "combining marks belong to a word; llama.cpp spells the classes of case without \\p{M} and cuts before a mark",
+SPLITS_AT_MARKS = (
+    "combining marks belong to a word; llama.cpp's classes of case lack \\p{M}, so it splits before a mark",
     lambda text: text in MARKED,
 )
-#: name → (why llama.cpp cuts otherwise, on which texts): exactly these and no others.
+#: name → (why llama.cpp splits differently, on which texts): exactly these and no others.
 DIFFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "tekken": CUTS_AT_MARKS,
-    "gpt-4o": CUTS_AT_MARKS,
-    "kimi-k2": CUTS_AT_MARKS,
+    "tekken": SPLITS_AT_MARKS,
+    "gpt-4o": SPLITS_AT_MARKS,
+    "kimi-k2": SPLITS_AT_MARKS,
     "deepseek-llm": (
-        "U+3000 is one of the signs that take a space with them; llama.cpp leaves it alone after a run of spaces",
+        "U+3000 joins a space before it; llama.cpp separates it from a run of spaces",
         lambda text: text == "   \u3000",
     ),
     "laguna": (
-        "a line break \\r\\n goes to the next line as one; llama.cpp's expression knows \\n alone",
+        "a line break \\r\\n joins the next line as a whole; llama.cpp's expression contains only \\n",
         lambda text: "\r\n" in text,
     ),
 }
@@ -46,14 +46,14 @@ CASES = [
 
 
 def as_json(step: Step) -> dict[str, Any]:
-    kind = step[0]
-    if kind == "Split":
-        return {"type": kind, "pattern": {step[1]: step[2]}, "behavior": step[3], "invert": step[4]}
-    if kind == "ByteLevel":
-        return {"type": kind, "add_prefix_space": step[1], "trim_offsets": True, "use_regex": step[2]}
-    if kind == "Digits":
-        return {"type": kind, "individual_digits": step[1]}
-    return {"type": kind, "behavior": step[1]}
+    step_type = step[0]
+    if step_type == "Split":
+        return {"type": step_type, "pattern": {step[1]: step[2]}, "behavior": step[3], "invert": step[4]}
+    if step_type == "ByteLevel":
+        return {"type": step_type, "add_prefix_space": step[1], "trim_offsets": True, "use_regex": step[2]}
+    if step_type == "Digits":
+        return {"type": step_type, "individual_digits": step[1]}
+    return {"type": step_type, "behavior": step[1]}
 
 
 def structure(row: PreTokenizer) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def header_only(folder: Path, tokenizer_json: str, vocab: int, pre_tokenizer: st
     """A GGUF of nothing but a tokenizer, which is enough for llama.cpp to load a vocabulary."""
     path = folder / "tokenizer.json"
     path.write_text(tokenizer_json, encoding="utf-8")
-    found = vocabulary({path.name: path}, {}, vocab, where=folder, pre_tokenizer=pre_tokenizer)
+    metadata = vocabulary({path.name: path}, {}, vocab, where=folder, pre_tokenizer=pre_tokenizer)
     out = folder / "out.gguf"
-    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *metadata.keys], [])[0])
     return out
 
 
@@ -75,7 +75,7 @@ def test_there_are_500_texts() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_llama_cpp_cuts_texts_as_tokenizers_does(tmp_path: Path, row: PreTokenizer) -> None:
+def test_llama_cpp_tokenises_texts_as_tokenizers_does(tmp_path: Path, row: PreTokenizer) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     tokenizer = train_bpe(structure(row), ignore_merges=bool(row.ignore_merges), texts=ALL_TEXTS)
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in ADDED])
@@ -91,13 +91,13 @@ def test_every_difference_belongs_to_a_row() -> None:
 
 
 @pytest.mark.parametrize(("row", "model_type", "name"), CASES)
-def test_the_model_type_decides_between_names_of_one_splitting(row: PreTokenizer, model_type: str, name: str) -> None:
+def test_the_model_type_decides_between_names_of_one_structure(row: PreTokenizer, model_type: str, name: str) -> None:
     content = {"pre_tokenizer": structure(row), "model": {"ignore_merges": bool(row.ignore_merges)}}
     assert recognise(content, model_type, "tokenizer.json") == name
     assert recognise(content, "another", "tokenizer.json") == row.name
 
 
-@pytest.mark.parametrize("name", sorted({name for row in TABLE for name in (row.name, *row.by_model_type.values())}))
+@pytest.mark.parametrize("name", sorted({name for row in TABLE for name in row.names}))
 def test_llama_cpp_knows_every_name(tmp_path: Path, name: str) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     tokenizer = train_bpe(BYTE_LEVEL, vocab=300)
@@ -105,12 +105,12 @@ def test_llama_cpp_knows_every_name(tmp_path: Path, name: str) -> None:
     assert runtime.tokenize(out, ["ships"])[0]
 
 
-def test_no_two_rows_can_meet_one_tokenizer() -> None:
-    kinds = [(row.steps, flag) for row in TABLE for flag in (True, False) if row.ignore_merges in (None, flag)]
-    assert len(set(kinds)) == len(kinds)
+def test_no_tokenizer_matches_two_rows() -> None:
+    patterns = [(row.steps, flag) for row in TABLE for flag in (True, False) if row.ignore_merges in (None, flag)]
+    assert len(set(patterns)) == len(patterns)
 
 
-def test_one_splitting_in_other_words_is_the_same() -> None:
+def test_equivalent_spellings_of_a_pre_tokenizer_are_equal() -> None:
     removed = {**split(LLAMA3_EXPRESSION), "behavior": "Removed", "invert": True}
     written_out = split(LLAMA3_EXPRESSION.replace("\\r", "\r").replace("\\n", "\n"))
     nested = sequence(sequence(split(LLAMA3_EXPRESSION)), BYTES_ONLY)
@@ -120,6 +120,6 @@ def test_one_splitting_in_other_words_is_the_same() -> None:
     assert steps(sequence(split(gpt2), BYTES_ONLY)) == steps(BYTE_LEVEL)
 
 
-def test_removing_what_lies_between_is_not_isolating_where_an_expression_leaves_something() -> None:
+def test_removing_the_text_between_matches_differs_from_isolating_if_an_expression_leaves_some() -> None:
     step = split(r"\p{N}{1,3}")
     assert steps({**step, "behavior": "Removed", "invert": True}) != steps(step)

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers, from tokenizer.model and tokenizer.json: llama.cpp cuts texts as transformers does."""
+"""SentencePiece tokenizers, from tokenizer.model and tokenizer.json: llama.cpp tokenises texts as transformers does."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def metaspace(scheme: str, *, split: bool) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": MARK, "prepend_scheme": scheme, "split": split}
 
 
-MAP: dict[str, Any] = {"type": "Precompiled"}  # the one that transformers found in tokenizer.model
-#: name → (normalizer, pre-tokenizer): what transformers 4 and 5 write for the families of the name.
+MAP: dict[str, Any] = {"type": "Precompiled"}  # transformers copies the map from tokenizer.model
+#: name → (normalizer, pre-tokenizer), as transformers 4 and 5 write them for the families of the name.
 BPE: dict[str, tuple[Any, Any]] = {
     "llama-4": (normalizers({"type": "Prepend", "prepend": MARK}, TO_MARKS), None),  # mistral and phi3, too
     "llama-5": (None, metaspace("always", split=False)),
@@ -59,32 +59,32 @@ TOKENS = re.compile("|".join(map(re.escape, sorted((*ADDED, *SPECIAL_TOKENS), ke
 
 
 def segments(text: str) -> list[str]:
-    """What lies between the added tokens of a text; "" where there is nothing."""
+    """The parts of a text between added tokens, some of them empty."""
     return TOKENS.split(text)
 
 
-#: name → (why llama.cpp cuts otherwise, on which texts): exactly these and no others.
+#: name → (why llama.cpp tokenises differently, on which texts): exactly these and no others.
 DIFFERENCES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "llama-5": (
-        "Metaspace puts no space before one that is there already; SentencePiece and llama.cpp do",
+        "Metaspace adds no space to a text that begins with a space; SentencePiece and llama.cpp do",
         lambda text: any(part.startswith(" ") for part in segments(text)),
     ),
     "mistral-v3": (
-        "the same, and Metaspace's scheme 'first' puts none after an added token, where llama.cpp does",
+        "the same, and Metaspace's scheme 'first' adds no space after an added token; llama.cpp does",
         lambda text: text.startswith(" ") or any(segments(text)[1:]),
     ),
 }
-#: The map of characters: tokenizers tries it on a whole grapheme, then on single characters. SentencePiece and
-#: llama.cpp take the longest match, so a letter composes with the first of its marks, and jamo with each other.
+#: The character map: tokenizers applies it to a whole grapheme, then to single characters. SentencePiece and
+#: llama.cpp use the longest match, so a letter composes with the first of its marks, and jamo with each other.
 COMPOSED = ("cafe\u0301 na\u0308ive", "a\u0300\u0301\u0302b", "\u1112\u1161\u11ab")
 DIFFERENCES |= {
     "t5-4": ("COMPOSED", lambda text: text in COMPOSED),
     "t5-5": (
-        "COMPOSED, and WhitespaceSplit takes U+0085 for a space, which the map leaves as it is",
+        "COMPOSED, and WhitespaceSplit treats U+0085 as a space, which the map keeps",
         lambda text: text in COMPOSED or "\x85" in text,
     ),
     "first": (
-        "COMPOSED, and Metaspace's scheme 'first' puts no space after an added token, where llama.cpp does",
+        "COMPOSED, and Metaspace's scheme 'first' adds no space after an added token; llama.cpp does",
         lambda text: text in COMPOSED or any(part and not part[0].isspace() for part in segments(text)[1:]),
     ),
 }
@@ -92,7 +92,7 @@ DIFFERENCES |= {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, dict[str, Any]]]:
-    """Algorithm → (tokenizer.model, the tokenizer.json that transformers makes of it)."""
+    """Algorithm → (tokenizer.model, the tokenizer.json that transformers converts it to)."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     bpe, unigram = llama_sentencepiece(ALL_TEXTS), t5_sentencepiece(ALL_TEXTS)
     return {
@@ -101,7 +101,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, d
     }
 
 
-def cut_by(content: Mapping[str, Any], form: tuple[Any, Any], added: Sequence[AddedToken] = ()) -> Tokenizer:
+def with_spaces(content: Mapping[str, Any], form: tuple[Any, Any], added: Sequence[AddedToken] = ()) -> Tokenizer:
     """The tokenizer with another treatment of spaces, and with added tokens."""
     text = json.dumps({**content, "normalizer": form[0], "pre_tokenizer": form[1]})
     if content["normalizer"]:
@@ -113,7 +113,7 @@ def cut_by(content: Mapping[str, Any], form: tuple[Any, Any], added: Sequence[Ad
 
 
 def header_only(folder: Path, tokenizer: Tokenizer | None, model: bytes | None, rows: int) -> tuple[Path, Vocabulary]:
-    """A GGUF of nothing but a tokenizer, which is enough for llama.cpp to load a vocabulary."""
+    """A GGUF with a tokenizer only, which is enough for llama.cpp to load a vocabulary."""
     files = {}
     if tokenizer is not None:
         files["tokenizer.json"] = folder / "tokenizer.json"
@@ -121,10 +121,10 @@ def header_only(folder: Path, tokenizer: Tokenizer | None, model: bytes | None, 
     if model is not None:
         files["tokenizer.model"] = folder / "tokenizer.model"
         files["tokenizer.model"].write_bytes(model)
-    found = vocabulary(files, {}, rows, where=folder)
+    vocab = vocabulary(files, {}, rows, where=folder)
     out = folder / "out.gguf"
-    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
-    return out, found
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *vocab.keys], [])[0])
+    return out, vocab
 
 
 def differing(out: Path, tokenizer: Tokenizer, texts: Sequence[str], *, special: bool = False) -> set[str]:
@@ -136,18 +136,18 @@ def differing(out: Path, tokenizer: Tokenizer, texts: Sequence[str], *, special:
 
 @pytest.mark.parametrize("with_model", [False, True], ids=["json", "json-and-model"])
 @pytest.mark.parametrize("name", [*BPE, *UNIGRAM])
-def test_llama_cpp_cuts_texts_as_tokenizers_does(
+def test_llama_cpp_tokenises_texts_as_tokenizers_does(
     tmp_path: Path, models: dict[str, tuple[bytes, dict[str, Any]]], name: str, with_model: bool
 ) -> None:
     model, content = models["bpe" if name in BPE else "unigram"]
-    tokenizer = cut_by(content, (BPE | UNIGRAM)[name])
-    out, found = header_only(tmp_path, tokenizer, model if with_model else None, tokenizer.get_vocab_size())
+    tokenizer = with_spaces(content, (BPE | UNIGRAM)[name])
+    out, vocab = header_only(tmp_path, tokenizer, model if with_model else None, tokenizer.get_vocab_size())
     _, expected = DIFFERENCES.get(name, ("", lambda text: False))
     assert differing(out, tokenizer, ALL_TEXTS) == {text for text in ALL_TEXTS if expected(text)}
-    assert bool(found.notes) == ((name in DIFFERENCES and name in BPE) or name == "first")
+    assert bool(vocab.notes) == ((name in DIFFERENCES and name in BPE) or name == "first")
 
 
-def test_user_defined_pieces_of_tokenizer_model_are_cut_out_of_a_text(tmp_path: Path) -> None:
+def test_user_defined_pieces_of_tokenizer_model_are_matched_first(tmp_path: Path) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     symbols = ["\n\n", "<table>", MARK * 2, MARK * 3]  # as Gemma has them
     model = llama_sentencepiece(ALL_TEXTS, user_defined_symbols=symbols, add_dummy_prefix=False)
@@ -158,17 +158,17 @@ def test_user_defined_pieces_of_tokenizer_model_are_cut_out_of_a_text(tmp_path: 
     assert {text for text, ids in zip(texts, got, strict=True) if ids != processor.encode(text)} == set()
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_from_tokenizer_model_alone_llama_cpp_cuts_texts_as_sentencepiece_does(
-    tmp_path: Path, models: dict[str, tuple[bytes, dict[str, Any]]], kind: str
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_from_tokenizer_model_alone_llama_cpp_tokenises_texts_as_sentencepiece_does(
+    tmp_path: Path, models: dict[str, tuple[bytes, dict[str, Any]]], algorithm: str
 ) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
-    model, _ = models[kind]
+    model, _ = models[algorithm]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    out, found = header_only(tmp_path, None, model, processor.vocab_size() + 3)
+    out, vocab = header_only(tmp_path, None, model, processor.vocab_size() + 3)
     got = runtime.tokenize(out, ALL_TEXTS)
     assert {text for text, ids in zip(ALL_TEXTS, got, strict=True) if ids != processor.encode(text)} == set()
-    assert not found.notes
+    assert not vocab.notes
 
 
 def test_a_checkpoint_with_such_a_tokenizer_runs_in_llama_cpp(
@@ -176,7 +176,7 @@ def test_a_checkpoint_with_such_a_tokenizer_runs_in_llama_cpp(
 ) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     model, content = models["bpe"]
-    tokenizer = cut_by(content, BPE["llama-4"])
+    tokenizer = with_spaces(content, BPE["llama-4"])
     rows = tokenizer.get_vocab_size() + 5  # padding
     base = checkpoint(tmp_path / "base", config(vocab_size=rows), json.loads(tokenizer.to_str()), settings={})
     (base / "tokenizer.model").write_bytes(model)

@@ -1,4 +1,4 @@
-"""What llama.cpp cannot do with a SentencePiece tokenizer: refused in one line, or said in a note."""
+"""Features of SentencePiece tokenizers that llama.cpp does not support are refused in one line, or noted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tokenizer_json(**model: Any) -> dict[str, Any]:
     """A whole BPE tokenizer without tokenizer.model: 3 special tokens, 256 bytes, 4 words with merges, 5 characters."""
     tokens = [text for text, _ in LLAMA] + list(WORDS)
     merges = [[MARK, "t"], ["h", "e"], [MARK + "t", "he"], ["e", "r"]]
-    found = {
+    defaults = {
         "type": "BPE",
         "byte_fallback": True,
         "fuse_unk": True,
@@ -34,19 +34,19 @@ def tokenizer_json(**model: Any) -> dict[str, Any]:
         "vocab": {text: index for index, text in enumerate(tokens)},
         "merges": merges,
     }
-    return {"added_tokens": [], "normalizer": PREPEND, "pre_tokenizer": None, "model": {**found, **model}}
+    return {"added_tokens": [], "normalizer": PREPEND, "pre_tokenizer": None, "model": {**defaults, **model}}
 
 
 ROWS = len(LLAMA) + len(WORDS)
 
 
 def unigram_json(**model: Any) -> dict[str, Any]:
-    cutting = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
-    found = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [MARK, -1.0], ["a", -2.0]]}
-    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": cutting, "model": {**found, **model}}
+    metaspace = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
+    defaults = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [MARK, -1.0], ["a", -2.0]]}
+    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": metaspace, "model": {**defaults, **model}}
 
 
-def found_in(
+def vocabulary_of(
     folder: Path, content: Mapping[str, Any] | None, model: bytes | None = None, rows: int = ROWS
 ) -> Vocabulary:
     files = {}
@@ -69,15 +69,15 @@ def changed(**settings: Any) -> bytes:
 
 
 CLASSES = {"type": "Split", "pattern": {"Regex": "\\d"}, "behavior": "Isolated", "invert": False}
-SPLITTING = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
+METASPACE_SPLIT = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "reason"),
     [
         ({**tokenizer_json(), "normalizer": {"type": "Lowercase"}}, '{"type": "Lowercase"}'),
         ({**tokenizer_json(), "pre_tokenizer": CLASSES}, '"Regex": "\\\\d"'),
-        ({**tokenizer_json(), "normalizer": None, "pre_tokenizer": SPLITTING}, '"split": true'),
+        ({**tokenizer_json(), "normalizer": None, "pre_tokenizer": METASPACE_SPLIT}, '"split": true'),
         ({**tokenizer_json(), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "*"}}, "Precompiled"),
         (tokenizer_json(ignore_merges=True), "ignore_merges"),
         (tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]), "for 255 of the 256 bytes, the first <0x01>"),
@@ -87,15 +87,15 @@ SPLITTING = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always
         ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),
     ],
 )
-def test_what_llama_cpp_has_no_place_for_is_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
-    with pytest.raises(NotExpressible, match=re.escape(words)) as caught:
-        found_in(tmp_path, content)
+def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NotExpressible, match=re.escape(reason)) as caught:
+        vocabulary_of(tmp_path, content)
     assert "tokenizer.json" in str(caught.value)
     assert "--to hf" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "reason"),
     [
         (changed(model_type=4), "of words or characters"),
         (changed(treat_whitespace_as_suffix=True), "treat_whitespace_as_suffix"),
@@ -103,13 +103,13 @@ def test_what_llama_cpp_has_no_place_for_is_refused(tmp_path: Path, content: dic
         (model_file(LLAMA[:-1]), "for 1 of the 256 bytes, the first <0xFF>"),
     ],
 )
-def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model: bytes, words: str) -> None:
-    with pytest.raises(NotExpressible, match=words):
-        found_in(tmp_path, None, model, 300)
+def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model: bytes, reason: str) -> None:
+    with pytest.raises(NotExpressible, match=reason):
+        vocabulary_of(tmp_path, None, model, 300)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "reason"),
     [
         (tokenizer_json(vocab=[]), "model.vocab: expected a table"),
         (tokenizer_json(vocab={"a": 1 << 40}), "ids without wide gaps"),
@@ -121,12 +121,12 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
         ({**tokenizer_json(), "added_tokens": [{"id": 1}]}, "expected tokens with id and content"),
     ],
 )
-def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], words: str) -> None:
-    with pytest.raises(UnreadableFile, match=r"tokenizer\.json: .*" + words):
-        found_in(tmp_path, content)
+def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnreadableFile, match=r"tokenizer\.json: .*" + reason):
+        vocabulary_of(tmp_path, content)
 
 
-def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+def test_naming_a_pre_tokenizer_of_a_sentencepiece_tokenizer_is_a_usage_error(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model_file(LLAMA))
     with pytest.raises(UsageError, match="--pre-tokenizer is for byte-level BPE only"):
@@ -135,38 +135,36 @@ def test_naming_a_splitting_that_is_not_there_is_a_mistake(tmp_path: Path) -> No
 
 def test_tokens_beyond_the_matrix_are_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"tokenizer\.model: expected token ids below 279 .*, found 279"):
-        found_in(tmp_path, None, model_file(LLAMA), 279)
+        vocabulary_of(tmp_path, None, model_file(LLAMA), 279)
 
 
 @pytest.mark.parametrize(
     ("settings", "word"),
     [({"remove_extra_whitespaces": True}, "runs of spaces"), ({"precompiled_charsmap": b"1"}, "char")],
 )
-def test_what_a_bpe_model_does_to_a_text_beforehand_is_noted(
-    tmp_path: Path, settings: dict[str, Any], word: str
-) -> None:
-    (note,) = found_in(tmp_path, None, changed(**settings), 300).notes
+def test_normalisation_of_a_bpe_model_is_noted(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+    (note,) = vocabulary_of(tmp_path, None, changed(**settings), 300).notes
     assert note.startswith(word)
 
 
-def test_pieces_that_llama_cpp_would_join_without_a_merge_are_noted(tmp_path: Path) -> None:
+def test_pieces_that_llama_cpp_joins_without_a_merge_are_noted(tmp_path: Path) -> None:
     content = tokenizer_json()
-    assert not found_in(tmp_path, content).notes
+    assert not vocabulary_of(tmp_path, content).notes
     content["model"]["vocab"]["the"] = ROWS
     content["model"]["merges"].append(["t", "he"])
-    (note,) = found_in(tmp_path, content, rows=ROWS + 1).notes
+    (note,) = vocabulary_of(tmp_path, content, rows=ROWS + 1).notes
     assert note == f"merges: llama.cpp joins any two tokens that make a third, here also '{MARK}' and 'the'"
 
 
-#: (flags of <lamp>, what the note says, text → whether llama.cpp cuts it as tokenizers does).
+#: (flags of <lamp>, part of the note, text → whether llama.cpp tokenises it as tokenizers does).
 FLAGS: list[tuple[dict[str, bool], str, dict[str, bool]]] = [
     ({}, "", {"the <lamp> the": True, "the<lamp>the": True, "<lamp><lamp>": True}),
-    # The spaces around belong to the token; llama.cpp keeps them as text.
+    # The token consumes the spaces beside it; llama.cpp keeps them as text.
     ({"lstrip": True}, "lstrip", {"the <lamp>the": False, "the<lamp> the": True, "<lamp><lamp>": True}),
     ({"rstrip": True}, "rstrip", {"the <lamp>the": True, "the<lamp> the": False, "<lamp><lamp>": True}),
     # Only between words; llama.cpp finds it everywhere.
     ({"single_word": True}, "single_word", {"the <lamp> the": True, "the<lamp>the": False}),
-    # The normalizer puts its mark before the token, too, so tokenizers finds it after a space alone, and takes that.
+    # The normalizer also adds its mark before the token, so tokenizers finds it only after a space, and consumes that.
     ({"normalized": True}, "transformers looks", {"<lamp>": True, "the <lamp>": False, "the<lamp>": False}),
 ]
 
@@ -178,22 +176,22 @@ def test_an_added_tokens_flags_are_kept_or_noted(
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     tokenizer = Tokenizer.from_str(json.dumps({"version": "1.0", **tokenizer_json()}))
     tokenizer.add_tokens([AddedToken("<lamp>", **{"normalized": False, **flags})])
-    found = found_in(tmp_path, json.loads(tokenizer.to_str()), rows=ROWS + 1)
+    vocab = vocabulary_of(tmp_path, json.loads(tokenizer.to_str()), rows=ROWS + 1)
     out = tmp_path / "out.gguf"
-    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *vocab.keys], [])[0])
     got = runtime.tokenize(out, list(texts))
     same = {text: tokenizer.encode(text).ids == ids for text, ids in zip(texts, got, strict=True)}
     assert same == texts
-    assert [note in line for line in found.notes] == ([True] if note else [])
+    assert [note in line for line in vocab.notes] == ([True] if note else [])
 
 
-def test_older_gemmas_tab_in_the_place_of_its_byte_is_enough(tmp_path: Path) -> None:
+def test_older_gemmas_tab_instead_of_its_byte_piece_is_accepted(tmp_path: Path) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     content = copy.deepcopy(tokenizer_json())
     content["normalizer"] = REPLACE
     vocab = content["model"]["vocab"]
     vocab["\t"] = vocab.pop("<0x09>")
-    found = found_in(tmp_path, content)
+    metadata = vocabulary_of(tmp_path, content)
     out = tmp_path / "out.gguf"
-    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *metadata.keys], [])[0])
     assert runtime.tokenize(out, ["\t\n"]) == [[vocab["\t"], 3 + [text for text, _ in BYTES].index("<0x0A>")]]

@@ -1,4 +1,4 @@
-"""Special ids, flags and templates: where they come from, and what llama.cpp makes of them."""
+"""Special ids, flags and templates: their sources, and their effect in llama.cpp."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def keys_of(
     source: Path, rows: int, configuration: Mapping[str, Any] | None = None, generation: Mapping[str, Any] | None = None
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """(a GGUF of the tokenizer in ``source``, its keys without "tokenizer.ggml.", the notes)."""
-    found = vocabulary(auxiliary_files(source), configuration or {}, rows, where=source, generation=generation)
+    vocab = vocabulary(auxiliary_files(source), configuration or {}, rows, where=source, generation=generation)
     out = source / "out.gguf"
-    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *found.keys], [])[0])
+    out.write_bytes(writer.header([writer.text("general.architecture", "llama"), *vocab.keys], [])[0])
     metadata = GgufFile.open(out).metadata
     keys = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
-    return out, keys, list(found.notes)
+    return out, keys, list(vocab.notes)
 
 
 def byte_level(path: Path, added: tuple[str, ...] = (), **files: Mapping[str, Any]) -> Path:
@@ -43,12 +43,12 @@ def byte_level(path: Path, added: tuple[str, ...] = (), **files: Mapping[str, An
     return path
 
 
-def test_llama_cpp_finds_the_tokens_of_filling_in_by_their_text(tmp_path: Path) -> None:
+def test_llama_cpp_finds_fill_in_the_middle_tokens_by_their_text(tmp_path: Path) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     out, _, _ = keys_of(byte_level(tmp_path / "base", FILL_IN), 275)
-    found = runtime.special_ids(out)
+    ids = runtime.special_ids(out)
     kinds = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
-    assert [found[kind] for kind in kinds] == [269, 270, 271, 272, 273, 274]
+    assert [ids[kind] for kind in kinds] == [269, 270, 271, 272, 273, 274]
 
 
 def test_ids_come_from_the_settings_then_the_config_then_the_map_then_the_generation_config(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_ids_come_from_the_settings_then_the_config_then_the_map_then_the_genera
     )
     generation = {"bos_token_id": 3, "eos_token_id": 2, "unk_token_id": 3, "pad_token_id": 3}
     _, keys, _ = keys_of(source, 269, {"bos_token_id": 0, "eos_token_id": 2}, generation)
-    found = {name: value for name, value in keys.items() if name.endswith("_id")}
-    assert found == {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "padding_token_id": 3}
+    ids = {name: value for name, value in keys.items() if name.endswith("_id")}
+    assert ids == {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "padding_token_id": 3}
 
 
 def test_every_listed_end_of_text_ends_it_in_llama_cpp(tmp_path: Path) -> None:
@@ -69,13 +69,13 @@ def test_every_listed_end_of_text_ends_it_in_llama_cpp(tmp_path: Path) -> None:
     out, keys, notes = keys_of(
         byte_level(tmp_path / "base"), 269, {"eos_token_id": [WORD, 2]}, {"eos_token_id": [WORD, 262, 263, 0]}
     )
-    # <|im_end|> and <|endoftext|> are ends to llama.cpp whatever the file says.
+    # llama.cpp recognises <|im_end|> and <|endoftext|> by their text.
     assert (keys["eos_token_id"], keys["eot_token_id"], keys["eom_token_id"]) == (WORD, 262, 263)
     assert runtime.ends(out) == {0, 2, WORD, 262, 263}
     assert notes == []
 
 
-def test_ends_beyond_llama_cpps_places_are_noted(tmp_path: Path) -> None:
+def test_more_ends_than_a_gguf_has_keys_are_noted(tmp_path: Path) -> None:
     _, _, notes = keys_of(byte_level(tmp_path / "base"), 269, {}, {"eos_token_id": [261, 262, 263, 264]})
     assert notes == ["eos_token_id: a GGUF has no key for the further EOS tokens 264"]
 
@@ -88,7 +88,7 @@ def test_an_end_outside_the_vocabulary_is_bad_input(tmp_path: Path, name: str) -
         keys_of(byte_level(tmp_path / "base"), 269, *configs)
 
 
-def test_the_end_of_a_turn_goes_by_number_only_where_the_text_agrees(tmp_path: Path) -> None:
+def test_the_hard_coded_end_of_a_turn_applies_only_if_the_text_agrees(tmp_path: Path) -> None:
     _, keys, _ = keys_of(gemma(tmp_path / "gemma"), 400, config(model_type="gemma"))
     assert keys["eot_token_id"] == 107
     _, keys, _ = keys_of(llama2(tmp_path / "other"), 288, config(model_type="gemma"))
@@ -97,18 +97,18 @@ def test_the_end_of_a_turn_goes_by_number_only_where_the_text_agrees(tmp_path: P
 
 def test_codellamas_end_of_a_turn_is_written(tmp_path: Path) -> None:
     names = ("<PRE>", "<SUF>", "<MID>", "<EOT>")
-    words = (*(f"w{index}" for index in range(32007 - len(LLAMA))), *(f"\u2581{name}" for name in names))
-    source = folder(tmp_path / "code", model_file(LLAMA, words), {}, tokenizer_config={"eos_token": "</s>"})
-    added = [{"content": text, "id": 32007 + index, "special": True} for index, text in enumerate(words[-4:])]
+    normal = (*(f"w{index}" for index in range(32007 - len(LLAMA))), *(f"\u2581{name}" for name in names))
+    source = folder(tmp_path / "code", model_file(LLAMA, normal), {}, tokenizer_config={"eos_token": "</s>"})
+    added = [{"content": text, "id": 32007 + index, "special": True} for index, text in enumerate(normal[-4:])]
     (source / "tokenizer.json").write_text(json.dumps(sentencepiece_json({}, added_tokens=added, normalizer=PREPEND)))
     out, keys, _ = keys_of(source, 32016, {"model_type": "llama"})
     assert keys["eot_token_id"] == 32010
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
-    found = runtime.special_ids(out)
-    assert [found[kind] for kind in ("fim_pre", "fim_suf", "fim_mid", "eot")] == [32007, 32008, 32009, 32010]
+    ids = runtime.special_ids(out)
+    assert [ids[kind] for kind in ("fim_pre", "fim_suf", "fim_mid", "eot")] == [32007, 32008, 32009, 32010]
 
 
-def test_a_sentencepiece_tokenizer_that_adds_nothing_says_so(tmp_path: Path) -> None:
+def test_a_sentencepiece_tokenizer_that_adds_nothing_has_the_flag(tmp_path: Path) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     source = folder(
         tmp_path / "bare",
@@ -122,7 +122,7 @@ def test_a_sentencepiece_tokenizer_that_adds_nothing_says_so(tmp_path: Path) -> 
     assert runtime.tokenize(out, ["a"], add_special=True) == runtime.tokenize(out, ["a"])
 
 
-def test_a_byte_level_tokenizer_that_adds_nothing_says_so_where_llama_cpp_would(tmp_path: Path) -> None:
+def test_a_byte_level_tokenizer_that_adds_nothing_has_the_flag_if_llama_cpp_would_add(tmp_path: Path) -> None:
     runtime = pytest.importorskip("tests.formats.gguf.runtime", reason="llama-cpp-python is not installed")
     source = byte_level(tmp_path / "base", tokenizer=tokenizer_json(LLAMA3, model={"ignore_merges": True}))
     out, keys, _ = keys_of(source, 269)
@@ -132,7 +132,7 @@ def test_a_byte_level_tokenizer_that_adds_nothing_says_so_where_llama_cpp_would(
     assert "add_bos_token" not in keys
 
 
-def test_templates_in_files_of_their_own_are_written_by_name(tmp_path: Path) -> None:
+def test_templates_in_separate_files_are_written_by_name(tmp_path: Path) -> None:
     source = byte_level(tmp_path / "base", tokenizer_config={"bos_token": "<|im_start|>"})
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "additional_chat_templates").mkdir()
@@ -143,5 +143,5 @@ def test_templates_in_files_of_their_own_are_written_by_name(tmp_path: Path) -> 
     names = metadata["tokenizer.chat_templates"]
     assert isinstance(names, GgufArray)
     assert names.values() == ["rag", "tool_use"]
-    found = [metadata[f"tokenizer.chat_template{name}"] for name in ("", ".rag", ".tool_use")]
-    assert found == ["{{ messages }}", "{{ rag }}", "{{ tool_use }}"]
+    templates = [metadata[f"tokenizer.chat_template{name}"] for name in ("", ".rag", ".tool_use")]
+    assert templates == ["{{ messages }}", "{{ rag }}", "{{ tool_use }}"]

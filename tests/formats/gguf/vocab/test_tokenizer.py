@@ -1,4 +1,4 @@
-"""Tokenizers: what the header says about them, and that llama.cpp then splits texts as transformers does."""
+"""Tokenizers in the header, with which llama.cpp tokenises texts as transformers does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def differences(path: Path, tokenizer: Tokenizer, texts: tuple[str, ...]) -> dic
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_llama_cpp_splits_as_transformers_does(name: str, tiny_tied: Path, tmp_path: Path, write: Write) -> None:
+def test_llama_cpp_tokenises_as_transformers_does(name: str, tiny_tied: Path, tmp_path: Path, write: Write) -> None:
     content = json.loads((tiny_tied / "tokenizer.json").read_text())
     content["pre_tokenizer"] = STRUCTURES[name]
     content["model"]["ignore_merges"] = name == "llama-bpe"
@@ -58,7 +58,7 @@ def test_llama_cpp_splits_as_transformers_does(name: str, tiny_tied: Path, tmp_p
 
 
 @pytest.mark.smollm2
-def test_llama_cpp_splits_as_smollm2s_tokenizer_does(smollm2: Path, tmp_path: Path, write: Write) -> None:
+def test_llama_cpp_tokenises_as_smollm2s_tokenizer_does(smollm2: Path, tmp_path: Path, write: Write) -> None:
     tokenizer = with_added(Tokenizer.from_file(str(smollm2 / "tokenizer.json")))
     assert not differences(write(model_of(tmp_path / "model", tokenizer)), tokenizer, (*TEXTS, *COMBINING))
 
@@ -71,11 +71,11 @@ def test_a_wrong_name_shows_in_the_tokens(tiny_tied: Path, tmp_path: Path) -> No
     assert layout.notes == ["--pre-tokenizer qwen2: the structure of tokenizer.json is that of smollm"]
 
 
-def test_a_name_that_is_not_known_is_told(tmp_path: Path) -> None:
+def test_an_unknown_name_is_noted(tmp_path: Path) -> None:
     unknown = tokenizer_json({"type": "Whitespace"})
-    for name, told in (("nonsense", 1), ("llama-bpe", 0)):
+    for name, notes in (("nonsense", 1), ("llama-bpe", 0)):
         layout = plan_gguf(merged(checkpoint(tmp_path / name, config(), unknown)), pre_tokenizer=name)
-        assert len([note for note in layout.notes if note.startswith(f"--pre-tokenizer {name}: no name")]) == told
+        assert len([note for note in layout.notes if note.startswith(f"--pre-tokenizer {name}: not known")]) == notes
 
 
 def test_composition_is_the_one_difference_of_an_nfc_normalizer(tiny_tied: Path, tmp_path: Path, write: Write) -> None:
@@ -97,14 +97,14 @@ def test_a_text_begins_with_bos_where_the_template_says_so(tiny_tied: Path, tmp_
     assert tokenizer.encode("the thing").ids[0] == 1
 
 
-def test_added_tokens_do_not_hide_the_splitting(tmp_path: Path) -> None:
+def test_added_tokens_do_not_hide_the_pre_tokenizer(tmp_path: Path) -> None:
     for count in (0, 1, 50):
         content = tokenizer_json(SMOLLM, tuple(f"<new_{index}>" for index in range(count)))
         assert recognise(content, "llama", "tokenizer.json") == "smollm"
 
 
 @pytest.mark.parametrize(("model_type", "name"), [("llama", "smollm"), ("cohere", "command-r"), (None, "smollm")])
-def test_the_model_type_decides_between_names_of_one_splitting(model_type: str | None, name: str) -> None:
+def test_the_model_type_decides_between_names_of_one_structure(model_type: str | None, name: str) -> None:
     assert recognise(tokenizer_json(SMOLLM), model_type, "tokenizer.json") == name
 
 
@@ -120,7 +120,9 @@ def test_the_model_type_decides_between_names_of_one_splitting(model_type: str |
     ],
     ids=["whitespace", "prefix-space", "grouped-digits", "other-expression", "inverted", "removed"],
 )
-def test_unknown_splitting_is_printed_with_the_way_out(tmp_path: Path, structure: Mapping[str, Any]) -> None:
+def test_unknown_pre_tokenizer_is_printed_with_the_option_to_name_it(
+    tmp_path: Path, structure: Mapping[str, Any]
+) -> None:
     base = checkpoint(tmp_path / "base", config(), tokenizer_json(structure))
     with pytest.raises(NotExpressible, match="--pre-tokenizer NAME") as caught:
         plan_gguf(merged(base))
@@ -152,7 +154,7 @@ def test_absent_tokenizer_is_bad_input(tmp_path: Path) -> None:
         plan_gguf(merged(base))
 
 
-def test_tokens_of_one_text_are_refused_as_llama_cpp_would_abort_on_them(tmp_path: Path) -> None:
+def test_duplicate_tokens_are_refused_as_llama_cpp_would_abort_on_them(tmp_path: Path) -> None:
     content = tokenizer_json(SMOLLM, ("[PAD270]",))
     base = checkpoint(tmp_path / "base", config(vocab_size=272), content)
     with pytest.raises(NotExpressible, match=r"\[PAD270\]' 2 times"):
@@ -166,7 +168,7 @@ def test_special_id_outside_the_vocabulary_is_bad_input(tmp_path: Path) -> None:
         plan_gguf(merged(base))
 
 
-def test_flags_without_a_place_are_noted(tmp_path: Path) -> None:
+def test_flags_that_a_gguf_cannot_represent_are_noted(tmp_path: Path) -> None:
     content = tokenizer_json(SMOLLM)
     content["added_tokens"][3]["lstrip"] = True
     notes = plan_gguf(merged(checkpoint(tmp_path / "base", config(), content))).notes

@@ -1,9 +1,9 @@
-"""Texts on which two tokenizers tend to disagree: code, digits, scripts, spaces, emoji, added tokens in odd places."""
-# ruff: noqa: RUF001  (characters that look like others are what these texts are for)
+"""Texts on which tokenizers tend to differ: code, digits, scripts, spaces, emoji, added tokens in unusual places."""
+# ruff: noqa: RUF001  (these texts need characters that look like others)
 
 from __future__ import annotations
 
-# User tokens: one like a word, one like a control token, one with a space, one that begins as another does.
+# Added tokens: like a word, like a control token, with a space, with another added token as its start.
 ADDED = ("<lamp>", "<|ship|>", "fog bank", "<lamp><lamp", "naïve")
 
 WORDS = (
@@ -119,7 +119,7 @@ TOKENS = (
 )
 TEXTS = (*WORDS, *DIGITS, *CODE, *SPACES, *SCRIPTS, *EMOJI, *TOKENS)
 
-# Each meets each: what a splitting does at the border of two kinds of characters is where runtimes differ.
+# All pairs: runtimes differ where a pre-tokenizer splits at the border of two kinds of characters.
 EDGES = (
     *("a", "Bc", " the", "'s", "'LL", "7", "1988", " 42", "!", "...", "$", " (", "_", "/", "\n", "\r\n", " ", "   "),
     *("\t", " \n", "é", "灯台", "한", "ب", "न", "€", "½", "😀", "\u3000", "<lamp>", "<|ship|>", "<|im_end|>"),

@@ -1,6 +1,6 @@
-"""Folders with a SentencePiece tokenizer as published models have them, made of arithmetic: the same bytes everywhere.
+"""Folders with SentencePiece tokenizers in the form of published models, the same bytes on every machine.
 
-Golden digests hang on these, so nothing here may change without making them anew.
+Golden digests depend on them: after any change here they must be regenerated.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ BYTES: Final = [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
 WORDS: Final = ("\u2581t", "he", "in", "\u2581the", "er", "ing", "\u2581a", "\u2581\u2581", *"\u2581acdehinrt01\u706f")
 
 
-def model_file(head: Sequence[tuple[str, int]], words: Sequence[str] = WORDS, *, algorithm: int = 2) -> bytes:
-    """A tokenizer.model: ``head`` are pieces with their types, words follow with falling scores.
+def model_file(head: Sequence[tuple[str, int]], normal: Sequence[str] = WORDS, *, algorithm: int = 2) -> bytes:
+    """A tokenizer.model: ``head`` are pieces with their types, normal pieces follow with falling scores.
 
     algorithm: 2 for BPE, 1 for unigram.
     """
     proto = model_proto()
-    for text, kind in head:
-        proto.pieces.add(piece=text, score=0.0, type=kind)
-    for rank, text in enumerate(words):
+    for text, piece_type in head:
+        proto.pieces.add(piece=text, score=0.0, type=piece_type)
+    for rank, text in enumerate(normal):
         proto.pieces.add(piece=text, score=-float(rank))
     proto.trainer_spec.model_type = algorithm
     proto.trainer_spec.byte_fallback = algorithm == 2
@@ -37,7 +37,7 @@ def model_file(head: Sequence[tuple[str, int]], words: Sequence[str] = WORDS, *,
 
 
 LLAMA: Final = (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL), *BYTES)
-#: Gemma's order, with the end of a turn at the id that llama.cpp's converter has by number.
+#: Gemma's order, with the end of a turn at the id that is hard-coded in llama.cpp's converter.
 GEMMA: Final = (
     *(("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN), ("<mask>", USER_DEFINED)),
     *((f"<unused{index}>", USER_DEFINED) for index in range(101)),
@@ -53,7 +53,7 @@ def stated(tokens: Mapping[int, str], special: bool) -> dict[str, Any]:
 
 
 def template(begin: str | None, end: str | None = None) -> dict[str, Any]:
-    """A post-processor that puts tokens around a text."""
+    """A post-processor that adds tokens around a text."""
     text: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
     first = [{"SpecialToken": {"id": begin, "type_id": 0}}] if begin else []
     last = [{"SpecialToken": {"id": end, "type_id": 0}}] if end else []
@@ -61,7 +61,7 @@ def template(begin: str | None, end: str | None = None) -> dict[str, Any]:
 
 
 def tokenizer_json(added: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    """What of a tokenizer.json is read where tokenizer.model holds the pieces."""
+    """The parts of a tokenizer.json that are read beside a tokenizer.model with the pieces."""
     entries = [{"id": int(token_id), **entry} for token_id, entry in added.items()]
     model = {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}
     return {"added_tokens": entries, "normalizer": None, "pre_tokenizer": None, "model": model, **parts}
@@ -111,7 +111,7 @@ def llama2_alone(path: Path) -> Path:
 
 
 def llama2_added(path: Path) -> Path:
-    """With tokens of its user's, special ones and others, with older added_tokens.json, and several templates."""
+    """With added tokens, special and others, with an older added_tokens.json, and several templates."""
     tokens = stated({0: "<unk>", 1: "<s>", 2: "</s>", 280: "<|tool|>"}, special=True)
     tokens |= stated({281: "<lamp>", 282: "fog\u2581bank"}, special=False)
     settings = {**NAMES, "added_tokens_decoder": tokens, "add_bos_token": True, "add_prefix_space": True}
@@ -126,7 +126,7 @@ def llama2_added(path: Path) -> Path:
 
 
 def mistral(path: Path) -> Path:
-    """As transformers 5 saves it: no added tokens in tokenizer_config.json, those of tokenizer.model in the other."""
+    """As transformers 5 saves it: tokenizer.json, not tokenizer_config.json, has the added tokens."""
     tokens = stated({0: "<unk>", 1: "<s>", 2: "</s>"}, special=True)
     first = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
     return folder(
@@ -139,7 +139,7 @@ def mistral(path: Path) -> Path:
 
 
 def phi3(path: Path) -> Path:
-    """A matrix that is larger than the vocabulary, and ends of turns as added tokens."""
+    """An embedding larger than the vocabulary, and ends of turns as added tokens."""
     tokens = stated({0: "<unk>", 1: "<s>", 280: "<|endoftext|>", 281: "<|assistant|>", 282: "<|end|>"}, special=True)
     tokens |= stated({2: "</s>"}, special=False)
     return folder(
@@ -156,8 +156,8 @@ def phi3(path: Path) -> Path:
     )
 
 
-def gemma(path: Path, kind: str = "gemma", architecture: str = "GemmaForCausalLM") -> Path:
-    """No space before a text; tokens that look special and are not said to be."""
+def gemma(path: Path, model_type: str = "gemma", architecture: str = "GemmaForCausalLM") -> Path:
+    """No space before a text; tokens that look special but are not flagged."""
     tokens = stated(
         {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 106: "<start_of_turn>", 107: "<end_of_turn>"}, True
     )
@@ -169,14 +169,14 @@ def gemma(path: Path, kind: str = "gemma", architecture: str = "GemmaForCausalLM
         "attn_logit_softcapping": None,
         "sliding_window": 64,
     }
-    head_dim |= {"final_logit_softcapping": None} if kind == "gemma3_text" else {}
-    if kind == "gemma2":
+    head_dim |= {"final_logit_softcapping": None} if model_type == "gemma3_text" else {}
+    if model_type == "gemma2":
         head_dim |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     ids = {"bos_token_id": 2, "eos_token_id": [1, 107], "pad_token_id": 0}
     return folder(
         path,
         model_file(GEMMA),
-        config(vocab_size=400, model_type=kind, architectures=[architecture], **head_dim, **ids),
+        config(vocab_size=400, model_type=model_type, architectures=[architecture], **head_dim, **ids),
         tokenizer_config={**names, "added_tokens_decoder": tokens, "add_bos_token": True, "add_eos_token": False},
         tokenizer=tokenizer_json(tokens, normalizer=REPLACE, post_processor=template("<bos>")),
     )
@@ -188,7 +188,7 @@ def gemma2(path: Path) -> Path:
 
 
 def gemma3(path: Path) -> Path:
-    """And the third's."""
+    """The same tokenizer under the third generation's architecture."""
     return gemma(path, "gemma3_text", "Gemma3ForCausalLM")
 
 
@@ -198,9 +198,9 @@ def t5(path: Path) -> Path:
     sizes = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2, "n_positions": 256}
     sizes |= {"num_decoder_layers": 2, "relative_attention_num_buckets": 32, "decoder_start_token_id": 0}
     ids = {"eos_token_id": 1, "pad_token_id": 0, "layer_norm_epsilon": 1e-6, "vocab_size": 40}
-    kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    names = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     model = model_file(head, algorithm=1)
-    return folder(path, model, kind | sizes | ids, added_tokens={"<extra_id_1>": 30, "<extra_id_0>": 31})
+    return folder(path, model, names | sizes | ids, added_tokens={"<extra_id_1>": 30, "<extra_id_0>": 31})
 
 
 VOCABULARIES: Final[Mapping[str, Callable[[Path], Path]]] = {

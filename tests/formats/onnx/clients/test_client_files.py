@@ -1,4 +1,4 @@
-"""What lies beside onnx/: each client finds its settings where it looks for them."""
+"""The files beside onnx/: each client finds its settings in its place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def settings(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def test_config_tells_browsers_of_the_data_file(write: Write, change: Change, tiny_tied: Path) -> None:
+def test_config_names_the_data_file_for_browsers(write: Write, change: Change, tiny_tied: Path) -> None:
     base = change(tiny_tied, **{"transformers.js_config": {"dtype": "fp32"}})
     config = settings(write(base), "config.json")
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
@@ -37,7 +37,7 @@ def test_genai_config_describes_the_merged_model(write: Write, tiny_tied: Path, 
     assert genai["search"]["past_present_share_buffer"] is False
 
 
-def test_several_ends_of_text_come_from_the_generation_config(write: Write, change: Change, tiny_tied: Path) -> None:
+def test_several_eos_tokens_come_from_the_generation_config(write: Write, change: Change, tiny_tied: Path) -> None:
     base = change(tiny_tied, pad_token_id=None)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     model = settings(write(base), "genai_config.json")["model"]

@@ -1,4 +1,4 @@
-"""onnxruntime-genai opens the folder as it is and generates what transformers generates."""
+"""onnxruntime-genai opens the folder unchanged and generates the tokens of transformers."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def assert_generates_the_same(folder: Path, base: Path, adapter: Path, prompts: 
         assert generate(model, [ids]) == [reference.greedy(peft, ids, TOKENS)]
     chat = [{"role": "user", "content": "How many ships?"}]
     want = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    found = genai_tokenizer.apply_chat_template(
+    got = genai_tokenizer.apply_chat_template(
         '[{"role": "user", "content": "How many ships?"}]', add_generation_prompt=True
     )
-    assert found == want
+    assert got == want
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
@@ -63,7 +63,9 @@ def test_tiny_model_generates_the_tokens_of_transformers(
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
 @pytest.mark.parametrize("quant", ["fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym"])
-def test_every_variant_generates_what_its_own_logits_say(write: Write, tiny_tied: Path, quant: str, ops: str) -> None:
+def test_every_variant_generates_the_greedy_tokens_of_its_logits(
+    write: Write, tiny_tied: Path, quant: str, ops: str
+) -> None:
     folder = write(tiny_tied, quants=(quant,), ops=ops)
     saved: dict[str, Any] = {}
     path = folder / json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"]
@@ -74,7 +76,7 @@ def test_every_variant_generates_what_its_own_logits_say(write: Write, tiny_tied
 
 
 @pytest.mark.parametrize("ops", ["standard", "ort"])
-def test_batch_generates_what_each_prompt_does_alone(write: Write, tiny_tied: Path, ops: str) -> None:
+def test_batch_generates_the_tokens_of_each_prompt_alone(write: Write, tiny_tied: Path, ops: str) -> None:
     model = og.Model(str(write(tiny_tied, ops=ops)))
     prompts = [[300, 17, 2, 40], [9, 8, 7, 6]]
     assert generate(model, prompts) == [generate(model, [ids])[0] for ids in prompts]

@@ -1,4 +1,4 @@
-"""transformers.js in Node opens the folder as it is and generates what transformers generates."""
+"""transformers.js in Node opens the folder unchanged and generates the tokens of transformers."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ LIBRARY = Path(__file__).parents[4] / ".node"
 
 @pytest.fixture
 def node() -> str:
-    found = shutil.which("node")
-    reason = "" if found else "Node is not installed"
+    executable = shutil.which("node")
+    reason = "" if executable else "Node is not installed"
     if not (LIBRARY / "node_modules" / "@huggingface" / "transformers").is_dir():
         reason = reason or "transformers.js is not installed (make node)"
     if reason:
-        # A build that promises this client must not pass without it.
+        # CI requires this client, so it must not pass without it.
         (pytest.fail if os.environ.get("TTEXPORT_REQUIRE_NODE") else pytest.skip)(reason)
-    assert found
-    return found
+    assert executable
+    return executable
 
 
 def generate(node: str, folder: Path, dtype: str, prompts: Sequence[str], **options: str) -> list[dict[str, list[int]]]:
-    asked = json.dumps({"dtype": dtype, **options})
-    command = [node, str(SCRIPT), f"{LIBRARY}/", str(folder), asked, str(TOKENS), *prompts]
+    arguments = json.dumps({"dtype": dtype, **options})
+    command = [node, str(SCRIPT), f"{LIBRARY}/", str(folder), arguments, str(TOKENS), *prompts]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: list[dict[str, list[int]]] = json.loads(done.stdout.splitlines()[-1])
@@ -50,8 +50,8 @@ def generate(node: str, folder: Path, dtype: str, prompts: Sequence[str], **opti
 def assert_generates_the_same(node: str, folder: Path, base: Path, adapter: Path, prompts: Sequence[str]) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(adapter)
     peft = reference.load(base, adapter)
-    found = generate(node, folder, "fp32", prompts)
-    for prompt, result in zip(prompts, found, strict=True):
+    results = generate(node, folder, "fp32", prompts)
+    for prompt, result in zip(prompts, results, strict=True):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         assert result == {"prompt": ids, "chosen": reference.greedy(peft, ids, TOKENS)}
 
@@ -78,7 +78,7 @@ def test_smollm2_generates_the_tokens_of_transformers(
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "q8", "q4", "q4f16"])
 def test_every_variant_is_found_by_its_name_and_runs(node: str, write: Write, tiny_tied: Path, dtype: str) -> None:
-    """Another build of ONNX Runtime rounds activations its own way, so the tokens themselves are not compared."""
+    """Another build of ONNX Runtime rounds activations differently, so the tokens are not compared."""
     folder = write(tiny_tied, quants=("fp16", "int8", "q4", "q4f16"))
     [result] = generate(node, folder, dtype, PROMPTS[:1])
     assert len(result["chosen"]) == TOKENS
@@ -86,8 +86,8 @@ def test_every_variant_is_found_by_its_name_and_runs(node: str, write: Write, ti
 
 
 @pytest.mark.parametrize("dtype", ["q4", "q4f16"])
-def test_the_symmetric_form_is_a_model_of_another_name(node: str, write: Write, tiny_tied: Path, dtype: str) -> None:
-    """Alone in its folder, so that nothing else can be what was opened."""
+def test_the_symmetric_variant_is_a_model_of_another_name(node: str, write: Write, tiny_tied: Path, dtype: str) -> None:
+    """The only model in its folder, so that transformers.js cannot open another."""
     folder = write(tiny_tied, quants=(f"{dtype}-sym",))
     [result] = generate(node, folder, dtype, PROMPTS[:1], model_file_name="model_sym")
     assert len(set(result["chosen"])) > 1

@@ -1,4 +1,4 @@
-"""Models that no family describes: traced by torch.onnx, with the same names and layout, and as well proven."""
+"""Models that no family describes: traced by torch.onnx, with the same names, layout and verification."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def exported(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
-def test_every_way_of_feeding_gives_the_logits_of_transformers(exported: Path, pair: tuple[Path, Path]) -> None:
+def test_every_pattern_of_inputs_gives_the_logits_of_transformers(exported: Path, pair: tuple[Path, Path]) -> None:
     want = reference.logits(reference.load(*pair), SEQUENCES)
     assert_same(exported, want, SEQUENCES, SMOLLM2_MAX_ABS)
 
@@ -75,9 +75,9 @@ def test_names_and_layout_are_those_of_built_graphs(exported: Path, pair: tuple[
     assert dims["present.0.key"] == ["batch_size", 4, "total_sequence_length", 8]
     assert dims["logits"] == ["batch_size", "sequence_length", VOCAB]
     assert str(Path.cwd()) not in str(model)
-    found = OnnxFile.open(exported)
+    file = OnnxFile.open(exported)
     tied = json.loads((pair[0] / "config.json").read_text()).get("tie_word_embeddings", True)
-    assert (found.embedding == found.head) == tied
+    assert (file.embedding == file.head) == tied
 
 
 @pytest.mark.slow
@@ -86,11 +86,11 @@ def test_two_runs_give_the_same_bytes(exported: Path, pair: tuple[Path, Path], t
     base, adapter = pair
     assert run(["merge", str(adapter), "--base", str(base), "--to", "onnx", "-o", str(tmp_path / "again")]) == 0
     for path in sorted((exported / "onnx").iterdir()):
-        twin = tmp_path / "again" / "onnx" / path.name
-        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(twin.read_bytes()).digest()
+        other = tmp_path / "again" / "onnx" / path.name
+        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
 
 
-def test_a_plan_says_which_way_is_taken(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_notes_the_trace(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter = pair
     assert run(["plan", str(adapter), "--base", str(base), "--to", "onnx", "--json"]) == 0
     (target,) = json.loads(capsys.readouterr().out)["targets"]

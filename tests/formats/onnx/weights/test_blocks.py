@@ -1,4 +1,4 @@
-"""Blocks of integers: the same bits as ONNX Runtime's own quantiser, and refusals of what they cannot hold."""
+"""Block quantisation: the same bits as ONNX Runtime's quantiser, and refusals of values that it cannot represent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMS = [Blocks(bits, symmetric) for bits in (4, 8) for symmetric in (True, Fals
 
 
 def rows() -> Array:
-    """Every odd case of a block in a row of its own: zeros, one sign, halves between steps, huge and equal values."""
+    """A row for each special case of a block: zeros, a single sign, halves between steps, huge and equal values."""
     values = np.random.default_rng(0).normal(size=(64, 5 * BLOCK)).astype(np.float32)
     values[0] = 0
     values[1], values[2] = np.abs(values[1]), -np.abs(values[2])

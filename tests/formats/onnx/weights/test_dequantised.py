@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes from codes is what their definition says: (code - zero point) * scale."""
+"""ONNX Runtime computes with codes by their definition: (code - zero point) * scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.formats.onnx.conftest import Write, random_ids
 from tests.formats.onnx.test_logits import worst
 from tests.formats.onnx.weights.test_precision import full
 
-#: A single token takes another kernel.
+#: A single token runs another kernel.
 SEQUENCES = [random_ids(40, 512, 0), random_ids(7, 512, 1), [5]]
 #: Sums of float32 in another order. Measured over all cases: 3e-6 for the single token, 0 for the others.
 MAX_ABS = 2e-5
@@ -25,7 +25,7 @@ BLOCK = 32
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and those inside it: experts are run by a loop."""
+    """The graph and its nested graphs: a loop runs the experts."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -34,8 +34,8 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def number(node: NodeProto, key: str) -> int:
-    found: int = next(one.i for one in node.attribute if one.name == key)
-    return found
+    value: int = next(attribute.i for attribute in node.attribute if attribute.name == key)
+    return value
 
 
 def unpacked(codes: Array, bits: int) -> Array:
@@ -46,7 +46,7 @@ def unpacked(codes: Array, bits: int) -> Array:
 
 
 def by_hand(stored: dict[str, Array], module: str, bits: int, middle: int) -> Array:
-    """The numbers behind the codes of ``module``, in the codes' shape. middle: where there are no zero points."""
+    """The dequantised values of ``module``, in the codes' shape. middle: the zero point if none are stored."""
     codes, scales = stored[f"{module}.weight"], stored[f"{module}.scales"]
     numbers = unpacked(codes, bits)
     zeros: Array | int = middle
@@ -60,9 +60,9 @@ def by_hand(stored: dict[str, Array], module: str, bits: int, middle: int) -> Ar
 def in_floats(path: Path, out: Path, *, off_by: int = 0) -> Path:
     """The model of ``path`` with its codes dequantised here. off_by: added to the middle of symmetric codes."""
     model: ModelProto = onnx.load(path)
-    stored = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
-    found = [node for graph in graphs(model.graph) for node in graph.node if node.domain == "com.microsoft"]
-    for node in found:
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for graph in graphs(model.graph) for node in graph.node if node.domain == "com.microsoft"]
+    for node in nodes:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
         at = node.op_type == "MatMulNBits"
@@ -78,7 +78,7 @@ def in_floats(path: Path, out: Path, *, off_by: int = 0) -> Path:
 
 
 def without_rounding(path: Path) -> Path:
-    """The model itself, but for activations, which it would round to 8 bits: those stay in float32 here."""
+    """The model with float32 activations, which it would otherwise round to 8 bits."""
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -97,7 +97,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("ops", ["standard", "ort"])
 @pytest.mark.parametrize("quant", ["int8", "q4", "q4-sym"])
 @pytest.mark.parametrize("base", ["tiny_tied", "tiny_untied", "mixtral"])
-def test_a_model_computes_what_its_codes_stand_for(
+def test_a_model_computes_with_its_dequantised_values(
     write: Write, request: pytest.FixtureRequest, tmp_path: Path, base: str, quant: str, ops: str
 ) -> None:
     path = OnnxFile.open(write(request.getfixturevalue(base), quants=(quant,), ops=ops)).path
@@ -105,7 +105,7 @@ def test_a_model_computes_what_its_codes_stand_for(
     assert worst(full(without_rounding(path), SEQUENCES), want) <= MAX_ABS
 
 
-def test_another_middle_would_be_seen(write: Write, tiny_tied: Path, tmp_path: Path) -> None:
+def test_another_zero_point_would_be_noticed(write: Write, tiny_tied: Path, tmp_path: Path) -> None:
     path = OnnxFile.open(write(tiny_tied, quants=("q4-sym",))).path
     want = full(in_floats(path, tmp_path / "model.onnx", off_by=1), SEQUENCES)
     assert worst(full(without_rounding(path), SEQUENCES), want) > 100 * MAX_ABS

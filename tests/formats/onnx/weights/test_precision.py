@@ -1,4 +1,4 @@
-"""Variants: which files a wish gives, what is quantised in them and how often, how far they are from fp32."""
+"""Variants: their files, which tensors they quantise, and their distance from fp32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUANTISED = ("int8", "q4", "q4-sym", "q4f16", "q4f16-sym")
 
 
 def names(dtype: str | None, *quants: str) -> list[str]:
-    return [one.name for one in choose(dtype, quants)]
+    return [precision.name for precision in choose(dtype, quants)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_options_name_variants(dtype: str | None, quants: Sequence[str], want: l
     ("dtype", "quants", "reason"),
     [("BF16", (), "no BF16 kernel"), (None, ("int3",), "int3"), ("F16", ("int8",), "int8 with f16")],
 )
-def test_what_no_client_runs_is_refused(dtype: str | None, quants: tuple[str, ...], reason: str) -> None:
+def test_a_precision_that_no_client_runs_is_refused(dtype: str | None, quants: tuple[str, ...], reason: str) -> None:
     with pytest.raises(NotExpressible, match=reason):
         choose(dtype, quants)
 
@@ -79,8 +79,8 @@ def test_variants_share_one_folder_and_one_set_of_configs(write: Write, tiny_tie
     folder = write(tiny_tied, quants=ALL)
     stems = ["model", "model_fp16", "model_int8", "model_quantized", "model_q4", "model_sym_q4"]
     stems += ["model_q4f16", "model_sym_q4f16"]
-    found = {path.name for path in (folder / "onnx").iterdir()}
-    assert found == {f"{stem}{end}" for stem in stems for end in (".onnx", ".onnx_data")}
+    names = {path.name for path in (folder / "onnx").iterdir()}
+    assert names == {f"{stem}{end}" for stem in stems for end in (".onnx", ".onnx_data")}
     table = settings(folder, "config.json")["transformers.js_config"]
     assert table["use_external_data_format"] == {f"{stem}.onnx": 1 for stem in stems}
     assert table["kv_cache_dtype"] == {"fp16": "float16", "q4f16": "float16"}
@@ -92,18 +92,17 @@ def test_variants_share_one_folder_and_one_set_of_configs(write: Write, tiny_tie
 
 def test_both_names_of_int8_hold_the_same_weights(write: Write, tiny_tied: Path) -> None:
     folder = write(tiny_tied, quants=("int8",)) / "onnx"
-    one, other = (folder / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
-    assert one.read_bytes() == other.read_bytes()
+    int8, quantized = (folder / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
+    assert int8.read_bytes() == quantized.read_bytes()
     for stem in ("model_int8", "model_quantized"):
         onnx.load(folder / f"{stem}.onnx")  # refuses data with several hard links
-        places = {
-            one.place.path.name for one in OnnxFile.open(folder / f"{stem}.onnx").initialisers.values() if one.place
-        }
+        tensors = OnnxFile.open(folder / f"{stem}.onnx").initialisers.values()
+        places = {tensor.place.path.name for tensor in tensors if tensor.place}
         assert places == {f"{stem}.onnx_data"}
 
 
 @pytest.mark.parametrize("quant", ["fp16", *QUANTISED])
-def test_inputs_and_outputs_are_float32_but_for_the_cache(write: Write, tiny_tied: Path, quant: str) -> None:
+def test_inputs_and_outputs_are_float32_except_the_cache(write: Write, tiny_tied: Path, quant: str) -> None:
     graph = onnx.load(next((write(tiny_tied, quants=(quant,)) / "onnx").glob("*.onnx")), load_external_data=False).graph
     cache = onnx.TensorProto.FLOAT16 if PRECISIONS[quant].floats == "F16" else onnx.TensorProto.FLOAT
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
@@ -132,9 +131,9 @@ def test_only_codes_and_scales_of_the_trained_rows_change(
     write: Write, tiny_tied: Path, tiny_adapter: Path, quant: str
 ) -> None:
     before, after = (OnnxFile.open(write(tiny_tied, *more, quants=(quant,))) for more in ((), (tiny_adapter,)))
-    found = differing(before, after)
-    assert found.keys() == {"embed_tokens.weight", "embed_tokens.scales"}
-    assert set.union(*found.values()) == set(TRAINED_IDS)
+    changed = differing(before, after)
+    assert changed.keys() == {"embed_tokens.weight", "embed_tokens.scales"}
+    assert set.union(*changed.values()) == set(TRAINED_IDS)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_only_codes_and_scales_of_the_trained_rows_change(
         ("q4-sym", {"mlp.gate_proj", "mlp.up_proj"}),
     ],
 )
-def test_a_mixture_keeps_the_ends_and_the_sensitive_matrices_in_8_bits(
+def test_mixed_precision_keeps_the_ends_and_the_sensitive_matrices_in_8_bits(
     write: Write, tmp_path: Path, quant: str, inside: set[str]
 ) -> None:
     from fixtures import tiny
@@ -152,7 +151,7 @@ def test_a_mixture_keeps_the_ends_and_the_sensitive_matrices_in_8_bits(
     base = tiny.build_llama(tmp_path / "deep", layers=8)
     graph = OnnxFile.open(write(base, quants=(quant,))).parse().graph
     bits = {
-        node.name: next(one.i for one in node.attribute if one.name == "bits")
+        node.name: next(attribute.i for attribute in node.attribute if attribute.name == "bits")
         for node in graph.node
         if node.op_type == "MatMulNBits"
     }
@@ -166,9 +165,9 @@ def test_matrix_whose_rows_are_no_whole_blocks_stays_in_floats(write: Write, cha
     from safetensors.torch import load_file
 
     stored = load_file(tiny_tied / "model.safetensors")
-    cut = {name: value for name, value in stored.items() if ".mlp." in name}
-    cut = {name: value[:, :112] if "down" in name else value[:112] for name, value in cut.items()}
-    base = change(tiny_tied, tensors={name: value.contiguous() for name, value in cut.items()}, intermediate_size=112)
+    mlp = {name: value for name, value in stored.items() if ".mlp." in name}
+    mlp = {name: value[:, :112] if "down" in name else value[:112] for name, value in mlp.items()}
+    base = change(tiny_tied, tensors={name: value.contiguous() for name, value in mlp.items()}, intermediate_size=112)
     file = OnnxFile.open(write(base, quants=("int8",)))
     assert "layers.0.mlp.up_proj.scales" in file.initialisers
     assert file.initialisers["layers.0.mlp.down_proj.weight"].shape == (112, 64)
@@ -221,7 +220,7 @@ def full(path: Path, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
     return out
 
 
-#: What the issue of quantisation allows on a real model: mean KL from fp32. Measured: 1e-5, 6.4e-3, and for 4 bits up
+#: Limits for a real model: mean KL from fp32. Measured: 1e-5, 6.4e-3, and for 4 bits up
 #: to 0.084 with zero points, 0.066 without, which take 4 bits for less.
 SMOLLM2_KL = {"fp16": 1e-4, "int8": 2e-2, "q4": 1e-1, "q4-sym": 1e-1, "q4f16": 1e-1, "q4f16-sym": 1e-1}
 
@@ -240,10 +239,9 @@ def test_smollm2_stays_close_to_fp32_in_every_variant(
     want = full(folder / "model.onnx", sequences)
     for name, limit in SMOLLM2_KL.items():
         path = folder / f"{PRECISIONS[name].stems[0]}.onnx"
-        found = pool([compare(*pair) for pair in zip(want, full(path, sequences), strict=True)])
+        metrics = pool([compare(*pair) for pair in zip(want, full(path, sequences), strict=True)])
         megabytes = path.with_suffix(".onnx_data").stat().st_size / 1e6
         with capsys.disabled():
-            print(
-                f"\nSmolLM2 {ops} {name}: {megabytes:.0f} MB, mean KL {found.kl:.2g}, {found.misses} other favourites"
-            )
-        assert found.kl <= limit, name
+            values = f"mean KL {metrics.kl:.2g}, {metrics.misses} other top-1 tokens"
+            print(f"\nSmolLM2 {ops} {name}: {megabytes:.0f} MB, {values}")
+        assert metrics.kl <= limit, name
