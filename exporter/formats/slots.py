@@ -23,8 +23,8 @@ def assign(
 ) -> tuple[dict[str, Slot], dict[str, str]]:
     """(stored tensor → slot, stored tensor → why it is dropped), both in the order of shard, then name.
 
-    specs: ``model.specs``. The ledger reports tensors in neither. Raises TensorMismatch for a missing tensor or one
-    whose shape contradicts the config.
+    specs: ``model.specs``. The ledger reports tensors in neither. Raises TensorMismatch for a missing tensor, or a
+    shape that contradicts the config.
     """
     # The checkpoint's naming scheme is the one that contains most of its tensors.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))

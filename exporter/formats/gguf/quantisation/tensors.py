@@ -22,8 +22,8 @@ _BLOCK: Final = 32
 def encode_rows(rows: Array, tensor_type: str) -> Array:
     """``rows`` (n, width) in any ggml type: (n, bytes a row) uint8, the bytes that llama-quantize writes.
 
-    Raises BadInput for values that the type cannot hold, NotExpressible for a type that llama.cpp does not quantise to
-    or whose blocks the rows do not fill, MissingDependency for a type that needs llama-cpp-python if it is missing.
+    Raises BadInput for values that the type cannot hold, NotExpressible for a type that llama.cpp does not quantise to,
+    and for rows that do not fill its blocks, MissingDependency for a type that needs llama-cpp-python if it is missing.
     """
     if tensor_type in NATIVE_FILE_TYPES or tensor_type in FLOATS:
         return np.ascontiguousarray(encode(rows, tensor_type)).view(np.uint8).reshape(len(rows), -1)

@@ -28,7 +28,7 @@ from exporter.progress import Progress, silent
 _DECODER_MAKER: Final = "traced"
 _SEQ2SEQ_MAKER: Final = "traced encoder-decoder"
 
-#: Encoder-decoders whose traced graphs are tested. They take text on both sides, and their caches have the same form in
+#: Encoder-decoders with tested traces. They take text on both sides, and their caches have the same form in
 #: transformers.
 _SEQ2SEQ: Final = ("t5", "mt5", "umt5", "bart")
 #: The model files of an encoder-decoder, under the names that Optimum and transformers.js expect.
@@ -77,7 +77,8 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
             known = ", ".join(_SEQ2SEQ)
             reason = f"this version does not trace the encoder-decoder {model_type!r}, only {known}"
             raise NotExpressible("onnx", reason, instead="--to hf can hold it")
-    TRACE.require("a model that no family describes")
+    for package in TRACE:
+        package.require("a model that no family describes")
     files = client_files(model, None, (halves,))
     return TracedLayout(plan_hf(model), files, halves.stems, refusal.reason)
 

@@ -66,7 +66,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, fresh_states: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """(logits, the new caches). fresh_states: encoder states whose keys and values are not in ``past``."""
+        """(logits, the new caches). fresh_states: encoder states without keys and values in ``past``."""
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
         for layer, (keys, values, encoded_keys, encoded_values) in enumerate(past):

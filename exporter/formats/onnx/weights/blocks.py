@@ -35,7 +35,7 @@ class Blocks:
     def codes(self, rows: Array) -> Array:
         """(n, K) → (n, K / size, size * bits / 8) uint8. Raises BadInput for values that are not finite."""
         scaled, zeros = self._scales(rows)
-        # The scale of a block of zeros is 0. A block whose scale is too small to have an inverse becomes zeros, too.
+        # The scale of a block of zeros is 0. A block with a scale too small to have an inverse becomes zeros, too.
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.float32(1) / scaled
         inverse[np.isinf(inverse)] = 0
@@ -49,7 +49,7 @@ class Blocks:
         wide, _ = self._scales(rows)
         stored = cast(wide.reshape(len(rows), -1), dtype)
         if not np.isfinite(stored).all():
-            raise BadInput(f"expected finite values whose scale {dtype} can hold, found another")
+            raise BadInput(f"expected finite values with scales that {dtype} can hold, found another")
         return stored
 
     def zero_points(self, rows: Array) -> Array:

@@ -13,7 +13,7 @@ from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.quantisation.tensors import encode
 from exporter.tensors import Array
 
-# The largest magnitude whose scale still fits float16 with room: beyond it the type cannot hold the row.
+# Values up to this have a scale within float16's range; the type cannot hold rows with much larger values.
 FINITE = st.floats(min_value=-1e6, max_value=1e6, width=32, allow_subnormal=False)
 
 
