@@ -1,7 +1,6 @@
-"""How much memory a run takes at its peak, told before it starts.
+"""Estimate the peak memory of a run before it starts.
 
-An estimate from what is known: the process itself, the headers, blocks under way, factors that are held, and what a
-format keeps beside them.
+The sum of the process, the headers, blocks in flight, the factors of adapters, and what a format keeps in memory.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ if TYPE_CHECKING:
 
 #: An interpreter with numpy, click and the readers. Measured with CPython 3.11.
 _PROCESS_BYTES: Final = 40 << 20
-#: A tensor's specification, its place and its entry in the header, of the base and of the artifact.
+#: The specification, place and header entry of a tensor, in the base and in the artifact.
 _TENSOR_BYTES: Final = 6 << 10
-#: Chunks on their way to the disk, and blocks that the checks compare.
+#: Chunks in flight to the disk, and blocks that the checks compare.
 _CHUNK_BYTES: Final = 6 << 20
-#: Bytes that a byte of tokenizer.json becomes: where its ids alone are needed, and where its tokens and merges are.
+#: Bytes of memory per byte of tokenizer.json: for its ids only, and for its tokens and merges.
 _IDS_FACTOR: Final = 5
 _TOKENS_FACTOR: Final = 14
-#: llama.cpp's quantiser, a process beside ours, which holds a tensor in float32.
+#: llama.cpp's quantiser, a separate process, which holds a tensor in float32.
 _QUANTISER_BYTES: Final = 48 << 20
 #: transformers holds the model while torch traces it, and again while the graph is optimised.
 _TRACER_BYTES: Final = 700 << 20
@@ -41,9 +40,9 @@ def peak_nbytes(
 ) -> int:
     """Bytes at the peak of writing a format.
 
-    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read, not ids alone. whole_matrices: a
-    matrix is transposed as a whole, but for embedding and head. library_nbytes: of packages that the format imports.
-    quantiser: llama.cpp's takes part.
+    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read, not only ids. whole_matrices:
+    matrices other than embedding and head are transposed as a whole. library_nbytes: of packages that the format
+    imports. quantiser: llama.cpp's quantiser runs.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)

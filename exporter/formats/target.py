@@ -27,24 +27,24 @@ class FormatOptions(Options):
     """Options of one format; ``section`` is the format's name."""
 
     def artifacts(self) -> Sequence[Self]:
-        """One group of options for each artifact that these ask for."""
+        """One group of options for each requested artifact."""
         return (self,)
 
     def whole(self) -> Self:
-        """The options without those that act on the finished artifact, such as splitting it."""
+        """The options without those that act on the finished artifact, such as limits of its parts."""
         return self
 
     @property
     def label(self) -> str:
-        """What is asked for, in a word or two: a dtype, a quantisation, precisions."""
+        """The requested storage, in a word or two: a dtype, a quantisation, precisions."""
         raise NotImplementedError
 
 
 class Scratch(Protocol):
-    """Files that several artifacts are made from."""
+    """Intermediate files shared by several artifacts."""
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """(the file called ``name``, whether it was there before). ``write`` makes it where it is missing."""
+        """(the file ``name``, whether it existed before). ``write`` makes it if it is missing."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ def scratch_beside(out: Path) -> Iterator[FolderScratch]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An artifact that can be written, or ``refusal``: why there can be none.
+    """An artifact that can be written, or ``refusal``: why it cannot.
 
-    write: makes the whole artifact at a path. finish: what happens to it then, such as splitting; it may leave files
-    beside the path, named after it. notes: sentences on what the format cannot represent of this model. nbytes: the
-    size, an estimate where ``estimated``. work_nbytes: bytes written on the way to it, where that is more. peak_nbytes:
-    about the memory of writing it. maker: what writes it, of a format that has several. place: below OUT; empty: OUT.
+    write: makes the whole artifact at a path. finish: a last step, such as a split into parts; it may leave files
+    beside the path, named after it. notes: sentences on properties of the model that the format cannot represent.
+    nbytes: the size, an estimate if ``estimated``. work_nbytes: all bytes written to make it, if more. peak_nbytes:
+    estimated peak memory of writing it. maker: the program or method that writes it, for a format with several. place:
+    path below OUT; empty: OUT.
     """
 
     format: str
@@ -107,7 +108,7 @@ class Target:
             self.finish(path, progress)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``plan --json`` prints of it, apart from its name and place."""
+        """The target in ``plan --json``, without its name and place."""
         return {
             "expressible": self.refusal is None,
             "reason": str(self.refusal) if self.refusal else None,

@@ -121,7 +121,7 @@ def test_a_script_that_loses_the_rows_is_found_out(
     ("text", "says"),
     [
         ("raise SystemExit('this model is not supported')", "exit status 1: this model is not supported"),
-        ("print('done')", "no file came of it: it said nothing"),
+        ("print('done')", "wrote no file: nothing on stderr"),
         (
             "import socket; socket.create_connection(('127.0.0.1', 9))",
             "exit status 1: PermissionError: the converter runs without network",

@@ -1,7 +1,7 @@
-"""The way out for models without a family: llama.cpp's own converter, run on the merged checkpoint.
+"""GGUF of models that no family describes: llama.cpp's converter, run on the merged checkpoint.
 
-The user names the script; it runs with this Python, in a process of its own that has no network. What it writes is
-verified like any other file, so it needs not be trusted, and no code of it is taken over.
+The user names the script; it runs with this Python, in a separate process without network. Its file is verified like
+any other, so the script need not be trusted.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile, writing
 from exporter.formats.gguf.metadata import model_name
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.hf.write import HfLayout, plan_hf, write_hf
+from exporter.io.staging import sync_file
 from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
 
-#: Runs a script as if it had been called, but for connections: only those within the machine's file system are made.
+#: Runs a script as a program, but refuses all connections except Unix sockets.
 _RUN: Final = """
 import os, runpy, sys
 def refuse(event, args):
@@ -37,7 +38,7 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The checkpoint to stage for ``script``, and the type of file to ask it for. nbytes: those of the checkpoint."""
+    """The checkpoint to stage for ``script``, and the file type to request."""
 
     hf: HfLayout
     script: Path
@@ -45,29 +46,29 @@ class ConverterLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the staged checkpoint; the file has as many or fewer."""
+        """Bytes of the staged checkpoint, an upper bound for the file."""
         return self.hf.nbytes
 
 
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
     """Lay out the checkpoint of ``model`` for ``script``; reads shapes only.
 
-    ftype: F32, F16, BF16 or Q8_0; None for the dtype of the embedding. Raises NotExpressible for another one,
-    UnreadableFile if there is no such script.
+    ftype: F32, F16, BF16 or Q8_0; None for the dtype of the embedding. Raises NotExpressible for another type,
+    UnreadableFile if the script does not exist.
     """
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, found no file")
-    kind = ftype or model.specs[model.tie.embedding].dtype
-    if kind not in NATIVE_FILE_TYPES:
+    ftype = ftype or model.specs[model.tie.embedding].dtype
+    if ftype not in NATIVE_FILE_TYPES:
         known = ", ".join(NATIVE_FILE_TYPES)
-        raise NotExpressible("gguf: --converter", f"the converter writes {known}, not {kind}")
-    return ConverterLayout(plan_hf(model), script.resolve(), kind)
+        raise NotExpressible("gguf: --converter", f"the converter writes {known}, not {ftype}")
+    return ConverterLayout(plan_hf(model), script.resolve(), ftype)
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
     """Stage the merged checkpoint beside ``path``, let the script write ``path``, and remove the checkpoint again.
 
-    Raises BadInput with the script's last words if it fails or writes nothing; OutputError as the writers do.
+    Raises BadInput with the last line of the script's stderr if it fails or writes no file; OutputError.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:
@@ -79,11 +80,7 @@ def write_converted(layout: ConverterLayout, path: Path, progress: Progress = si
     finally:
         shutil.rmtree(place, ignore_errors=True)
     with writing(path):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_file(path)
 
 
 def _run(layout: ConverterLayout, checkpoint: Path, path: Path) -> None:
@@ -93,7 +90,7 @@ def _run(layout: ConverterLayout, checkpoint: Path, path: Path) -> None:
         command, env=os.environ | _OFFLINE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )
     if done.returncode or not path.is_file():
-        words = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        last = words[-1].strip() if words else "it said nothing"
-        what = f"exit status {done.returncode}" if done.returncode else "no file came of it"
-        raise BadInput(f"{layout.script}: {what}: {last:.500}")
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        last = lines[-1].strip() if lines else "nothing on stderr"
+        fault = f"exit status {done.returncode}" if done.returncode else "wrote no file"
+        raise BadInput(f"{layout.script}: {fault}: {last:.500}")

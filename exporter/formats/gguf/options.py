@@ -77,7 +77,7 @@ class GgufOptions(FormatOptions):
             if chosen.upper() not in SELECTABLE_TENSOR_TYPES:
                 raise self.fault(name, f"expected a type of ggml, such as Q6_K or F16, found {chosen!r:.80}")
             object.__setattr__(self, name, chosen.upper())
-        if self.imatrix is not None and not set(quantised) - {"Q8_0"}:
+        if self.imatrix is not None and not any(FILE_TYPES[name].uses_imatrix for name in quantised):
             raise self.fault("imatrix", "needs a quantisation below Q8_0 in {types} (Q8_0 ignores the matrix)")
         if self.converter and self.pre_tokenizer:
             raise self.fault("pre_tokenizer", "has no use beside {converter}, which chooses the pre-tokenizer itself")
@@ -118,7 +118,8 @@ class GgufOptions(FormatOptions):
     def _of(self, name: str) -> Self:
         if name in DTYPES:
             return replace(self, types=(name,), imatrix=None, token_embedding_type=None, output_tensor_type=None)
-        return replace(self, types=(name,), imatrix=None if name == "Q8_0" else self.imatrix)
+        ignored = name in FILE_TYPES and not FILE_TYPES[name].uses_imatrix
+        return replace(self, types=(name,), imatrix=None if ignored else self.imatrix)
 
 
 @dataclass(frozen=True, kw_only=True)

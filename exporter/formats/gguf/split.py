@@ -1,7 +1,6 @@
-"""Cutting a GGUF into parts, named and marked as llama.cpp's converter and gguf-split do it.
+"""Split a GGUF into parts, named and numbered as by llama.cpp's converter and gguf-split.
 
-The first part has all keys; every part has the tensors that follow those of the part before it. Bytes of tensors are
-copied as raw ranges.
+The first part has all keys; the parts contain the tensors in order. Bytes of tensors are copied as raw ranges.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Split:
     max_tensors: int | None = None
 
     def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
-        """The tensors of each part, in order; a tensor is never cut."""
+        """The tensors of each part, in order; a tensor is never divided."""
         groups: list[list[GgufTensor]] = [[]]
         nbytes = 0
         for tensor in tensors:
@@ -50,7 +49,7 @@ class Split:
 
 
 def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Path]:
-    """Cut the file at ``path`` and remove it; the parts, beside it. One that is small enough stays, alone.
+    """Split the file at ``path`` into parts beside it and remove it. Returns the parts; a small file stays whole.
 
     Memory: the header. Raises OutputError, UsageError for more parts than can be numbered.
     """
@@ -64,24 +63,24 @@ def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Pa
         raise UsageError(f"--split-max-size: expected at most {0xFFFF} parts, found {count}")
     parts = [path.with_name(split_file_name(path.stem, number, count)) for number in range(count)]
     for number, (part, tensors) in enumerate(zip(parts, groups, strict=True)):
-        marks = [
+        part_keys = [
             _number(SPLIT_NO, _U16, number),
             _number(SPLIT_COUNT, _U16, count),
             _number(SPLIT_TENSORS, _I32, total),
         ]
-        keys = [*(raw_keys(file) if number == 0 else ()), *marks]
-        entries = [TensorEntry(one.name, one.type, one.shape) for one in tensors]
+        keys = [*(raw_keys(file) if number == 0 else ()), *part_keys]
+        entries = [TensorEntry(tensor.name, tensor.type, tensor.shape) for tensor in tensors]
         head, nbytes = writer.header(keys, entries, alignment=file.alignment)
         with OutputFile(part, progress, nbytes=nbytes) as out:
             out.write(head)
-            for one in tensors:
-                out.write_segments([ByteRange(path, one.offset_bytes, one.nbytes)], one.nbytes)
+            for tensor in tensors:
+                out.write_segments([ByteRange(path, tensor.offset_bytes, tensor.nbytes)], tensor.nbytes)
                 out.pad_to(file.alignment)
-            assert out.nbytes == nbytes, f"{part}: {nbytes} bytes were promised, {out.nbytes} came"
+            assert out.nbytes == nbytes, f"{part}: expected {nbytes} bytes, wrote {out.nbytes}"
     path.unlink()
     return parts
 
 
-def _number(name: str, kind: int, value: int) -> Key:
-    dtype = {_U16: "<u2", _I32: "<i4"}[kind]
-    return Key(name, struct.pack("<I", kind) + np.asarray(value, dtype).tobytes())
+def _number(name: str, value_type: int, value: int) -> Key:
+    dtype = {_U16: "<u2", _I32: "<i4"}[value_type]
+    return Key(name, struct.pack("<I", value_type) + np.asarray(value, dtype).tobytes())

@@ -1,4 +1,4 @@
-"""From options to a GGUF file that can be written: by our own writer, by llama.cpp's quantiser, or by its converter."""
+"""Plan a GGUF file from its options: by our own writer, llama.cpp's quantiser, or its converter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.formats.gguf.converter import plan_converter, write_converted
 from exporter.formats.gguf.lora import plan_gguf_lora, write_gguf_lora
 from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
 from exporter.formats.gguf.plan import plan_gguf
-from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, FileType
+from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, NATIVE_FILE_TYPES, FileType
 from exporter.formats.gguf.quantisation.files import plan_quantised, write_quantised
 from exporter.formats.gguf.split import Split, split_file
 from exporter.formats.gguf.stream import write_gguf
@@ -27,12 +27,12 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
     overridden = options.token_embedding_type or options.output_tensor_type
     if options.converter:
         settings = _converted(options, options.converter, merge, budget)
-    elif quantisation in FILE_TYPES and (quantisation != "Q8_0" or overridden):
+    elif quantisation in FILE_TYPES and (quantisation not in NATIVE_FILE_TYPES or overridden):
         settings = _quantised(options, FILE_TYPES[quantisation], merge, budget)
     else:
         settings = _native(options, merge, budget)
     if split := options.split:
-        # The whole file is split in the end, so for a moment both lie on the disk.
+        # The whole file is split at the end, so both are on the disk for a moment.
         settings["work_nbytes"] = settings.get("work_nbytes", settings["nbytes"]) + settings["nbytes"]
         settings["finish"] = partial(_split, split)
     peak = peak_nbytes(
@@ -62,7 +62,7 @@ def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget)
 
 
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:
-    # With a dtype asked for, base and rows are rounded once, by the writer; without one the stored dtype rules.
+    # With a requested dtype the writer rounds base and rows once; otherwise the stored dtype is kept.
     model = merge.model("F32" if options.storage else None, budget)
     layout = plan_gguf(model, options.quantisation or options.storage, pre_tokenizer=options.pre_tokenizer)
 

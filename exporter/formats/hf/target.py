@@ -1,4 +1,4 @@
-"""From options to a Hugging Face checkpoint that can be written."""
+"""Plan a Hugging Face checkpoint from its options."""
 
 from __future__ import annotations
 

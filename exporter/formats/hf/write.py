@@ -1,7 +1,7 @@
-"""The Hugging Face writer: the base's shards with merged tensors in them, config, tokenizer files.
+"""The Hugging Face writer: the base's shards with merged tensors, config, tokenizer files.
 
-Sharded in, sharded out with the same split; raw bytes move where nothing was merged. A shard that holds nothing merged
-is the base's shard, byte for byte; the others say in their metadata where they came from.
+A sharded base keeps its split, and unchanged tensors are copied as raw bytes. A shard without changed tensors is
+byte-identical to the base's; the others record their provenance in their metadata.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX, WEI
 from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
 from exporter.tensors import ByteRange, TensorSpec
 
-#: transformers refuses a file whose metadata does not name the framework.
+#: transformers refuses a file without the framework in its metadata.
 _METADATA: Final = {"format": "pt"}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file. specs: its tensors in the order of the base. whole: the file of the base that is the same."""
+    """One weight file. specs: its tensors in the order of the base. whole: an identical file of the base."""
 
     specs: list[TensorSpec]
     whole: ByteRange | None = None
@@ -37,7 +37,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class HfLayout:
-    """Which shard holds which tensors, by file name. Computed from headers."""
+    """File name → shard. Computed from headers."""
 
     model: MergedModel
     shards: Mapping[str, Shard]
@@ -48,7 +48,7 @@ class HfLayout:
         return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
 
     def index(self) -> dict[str, object]:
-        """``model.safetensors.index.json`` as transformers writes it; what is tied counts once as a parameter."""
+        """``model.safetensors.index.json`` as transformers writes it; tied parameters count once."""
         duplicates = self.model.tie.duplicates
         parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
         weight_map = {spec.name: name for name, shard in self.shards.items() for spec in shard.specs}
@@ -61,7 +61,7 @@ class HfLayout:
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
     """Lay the merged tensors out over the base's shards, or over new ones of at most ``max_shard_bytes``.
 
-    A tensor that is larger gets a shard of its own. Reads headers.
+    A larger tensor gets a separate shard. Reads headers.
     """
     split = _resplit(model, max_shard_bytes) if max_shard_bytes else _split_of_base(model)
     ledger = model.ledger()
@@ -95,13 +95,13 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """The file that holds exactly these tensors, all of them as they are to be written."""
+    """The base's file with exactly these tensors, if none of them changes."""
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)
-    if not all(isinstance(one, FileTensor) and one.place.path == path for one in tensors.values()):
+    if not all(isinstance(tensor, FileTensor) and tensor.place.path == path for tensor in tensors.values()):
         return None
     stored = read_tensors(path)
-    end = max(one.place.offset_bytes + one.place.nbytes for one in stored.values())
+    end = max(tensor.place.offset_bytes + tensor.place.nbytes for tensor in stored.values())
     return ByteRange(path, 0, end) if stored == tensors else None
 
 
@@ -112,8 +112,8 @@ def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
     """
     model = layout.model
     out.mkdir()
-    with ThreadPoolExecutor(1) as beside:
-        provenance = beside.submit(lambda: model.provenance)  # a digest of the base's embedding takes a while
+    with ThreadPoolExecutor(1) as executor:
+        provenance = executor.submit(lambda: model.provenance)  # a digest of the base's embedding takes a while
         for name, shard in layout.shards.items():
             if shard.whole:
                 with OutputFile(out / name, progress, nbytes=shard.whole.nbytes) as file:
@@ -140,7 +140,7 @@ def _write_shard(
             assert file.nbytes == offset_bytes, f"{spec.name} is not where the header says"
             file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
         final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
-        assert len(final) == len(header), "the header has become another than was laid out"
+        assert len(final) == len(header), "the header changed its length after planning"
         file.begin_with(final)
 
 

@@ -34,7 +34,7 @@ class OnnxOptions(FormatOptions):
     )
 
     def check(self) -> None:
-        """Precisions are named in lower case."""
+        """Spell precisions in lower case."""
         object.__setattr__(self, "precisions", tuple(map(str.lower, self.precisions)))
 
     @property

@@ -1,4 +1,4 @@
-"""From a merged model to the layout of an ONNX folder: every byte's place is known before any weight is read."""
+"""Lay out the ONNX folder of a merged model: the offset of every byte is known before any weight is read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from exporter.formats.onnx.weights.packing import Group, packed
 from exporter.formats.onnx.weights.placing import aligned
 from exporter.formats.onnx.weights.precision import PRECISIONS, Precision
 from exporter.formats.onnx.weights.rope import tables
-from exporter.formats.slots import assign
+from exporter.formats.slots import EXPERTS, NORMS, assign
 from exporter.formats.views import Regrouped, Shifted, Stacked
 from exporter.merge.model import MergedModel
 from exporter.tensors import DTYPES, LazyTensor
 
-#: One row a token or position: kept as they are stored, so that a row stays one range of bytes, and one matrix can
-#: serve as embedding and head.
+#: One row per token or position: stored untransposed, so that a row is a single range of bytes, and one matrix can be
+#: embedding and head.
 _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
-_NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
-_EXPERTS: Final = (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One initialiser in its place. sources: the stored tensors that are written with it."""
+class PlacedInitialiser:
+    """An initialiser with its offset in the data file. sources: the stored tensors that are written with it."""
 
     value: Initialiser
     offset_bytes: int
@@ -48,19 +46,19 @@ class Variant:
     """One precision of the model: its initialisers in order, and the size of its data file."""
 
     precision: Precision
-    items: Sequence[Item]
+    initialisers: Sequence[PlacedInitialiser]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the data file."""
-        return self.items[-1].offset_bytes + self.items[-1].nbytes
+        return self.initialisers[-1].offset_bytes + self.initialisers[-1].nbytes
 
 
 @dataclass(frozen=True)
 class OnnxLayout:
-    """The folder to be: a graph and a data file a variant, and the files of the clients.
+    """The planned folder: a graph and a data file per variant, and the files of the clients.
 
-    ops: how attention is built. dropped: stored tensor → rule, for those that are left out on purpose.
+    ops: "standard" or "ort". dropped: stored tensor → rule, for tensors left out on purpose.
     """
 
     model: MergedModel
@@ -79,7 +77,7 @@ class OnnxLayout:
 def plan_onnx(
     model: MergedModel, precisions: Sequence[Precision] = (PRECISIONS["fp32"],), *, ops: str = "standard"
 ) -> OnnxLayout:
-    """Lay out the ONNX folder of ``model``, whose floats must be F32; reads shapes and small files, no weights.
+    """Lay out the ONNX folder of ``model``, which must be in F32; reads shapes and small files, no weights.
 
     ops: "standard", or "ort" for fused operators that only ONNX Runtime has.
     Raises NotExpressible for a model that no family describes or that is not float32, BadInput for tensors or
@@ -87,13 +85,13 @@ def plan_onnx(
     """
     spec = describe(model.config, "onnx")
     kept, dropped = assign(model, model.specs, spec)
-    places = {name: number for form in spec.naming_schemes for number, name in enumerate(form)}
+    places = {name: number for scheme in spec.naming_schemes for number, name in enumerate(scheme)}
     groups: dict[tuple[Role, int | None, str], list[str]] = {}
     ledger = model.ledger()
     for name in sorted(kept, key=places.__getitem__):
         slot = kept[name]
         if (dtype := model.specs[name].dtype) != "F32":
-            raise NotExpressible(f"onnx: {model.path}: {name}", f"{dtype} weights are not written, only F32")
+            raise NotExpressible(f"onnx: {model.path}: {name}", f"expected F32 weights, found {dtype}")
         groups.setdefault((slot.role, slot.layer, slot.parameter), []).append(name)
         ledger.take(name, "written")
     for name, rule in dropped.items():
@@ -106,23 +104,24 @@ def plan_onnx(
 
 
 def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], precision: Precision, ops: str) -> Variant:
-    items: list[Item] = []
+    placed: list[PlacedInitialiser] = []
     for names, slot in packed(slots, spec, precision) if ops == "ort" else slots:
         sources = tuple(names)
         for value in _values(model, spec, names, slot, precision):
-            items.append(_placed(items, value, sources))
+            placed.append(_placed(placed, value, sources))
             sources = ()  # scales and zero points come from the same tensor as the codes before them
     for table in tables(spec.rope, spec.max_positions) if spec.rope else ():
         for part in ("cos", "sin"):
             name = f"{table.name}.{part}_cache"
-            items.append(_placed(items, rotary_cache(name, part, table, spec.max_positions, precision.floats)))
-    return Variant(precision, items)
+            cache = rotary_cache(name, part, table, spec.max_positions, precision.floats)
+            placed.append(_placed(placed, cache))
+    return Variant(precision, placed)
 
 
 def _values(
     model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot, precision: Precision
 ) -> Sequence[Initialiser]:
-    """The initialisers that the stored tensors ``names`` make together."""
+    """The initialisers made from the stored tensors ``names``."""
     role, rules = slot.role, []
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
@@ -131,28 +130,30 @@ def _values(
     if role is Role.QKV and len(tensors) > 1:
         tensors = [Stacked(tensors)]
         rules.append("queries, keys and values together")
-    if role in _NORMS and slot.parameter == "weight" and spec.norm.offset:
+    if role in NORMS and slot.parameter == "weight" and spec.norm.offset:
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
         rules.append(f"plus {spec.norm.offset:g}")
     shape = tensors[0].spec.shape
-    stacked = role in _EXPERTS or len(tensors) > 1
+    stacked = role in EXPERTS or len(tensors) > 1
     in_out = role in spec.transposed
     form = precision.form(slot, shape[::-1] if in_out else shape, spec.layers)
-    if form and (role in _EXPERTS or not stacked):
+    if form and (role in EXPERTS or not stacked):
         rules += [f"{form.bits} bits in blocks"] + ["stacked"] * stacked
         rule = ", ".join(rules)
         return in_blocks(
             path(role, slot.layer), tensors, form, precision.floats, rule, transposed=in_out, stacked=stacked
         )
-    transposed = len(shape) == 2 and role not in (*_BY_ROW, *_NORMS) and not in_out
+    transposed = len(shape) == 2 and role not in (*_BY_ROW, *NORMS) and not in_out
     rules += ["transposed"] * transposed + ["stacked"] * stacked
     rules += [] if precision.floats == "F32" else [f"rounded to {precision.floats}"]
     name, rule = path(role, slot.layer, slot.parameter), ", ".join(rules) or "copied"
     return [in_floats(name, tensors, precision.floats, rule, transposed=transposed, stacked=stacked)]
 
 
-def _placed(before: Sequence[Item], value: Initialiser, sources: tuple[str, ...] = ()) -> Item:
-    """``value`` behind ``before``, aligned."""
+def _placed(
+    before: Sequence[PlacedInitialiser], value: Initialiser, sources: tuple[str, ...] = ()
+) -> PlacedInitialiser:
+    """``value`` after ``before``, aligned."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
-    item = Item(value, end, sources)
-    return replace(item, offset_bytes=aligned(end, item.nbytes))
+    placed = PlacedInitialiser(value, end, sources)
+    return replace(placed, offset_bytes=aligned(end, placed.nbytes))

@@ -1,4 +1,4 @@
-"""From options to a folder of ONNX models that can be written: by our own graphs, or traced by torch."""
+"""Plan a folder of ONNX models from its options: our own graphs, or a trace by torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.merge.model import MergedModel
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
 
-#: What ``plan`` calls the maker of a described family.
+#: Name of the maker for a described family in the output of ``plan``.
 _OWN: Final = "family graph"
 #: onnx and onnx_ir, imported. Measured with CPython 3.11.
 _LIBRARY_BYTES: Final = 42 << 20

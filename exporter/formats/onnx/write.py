@@ -1,4 +1,4 @@
-"""Writing the planned folder: for each variant its data file, front to back, and its graph; then what clients read."""
+"""Write the planned folder: the data file and the graph of each variant, then the files of the clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from exporter.errors import BadInput, OutputError, in_tensor, writing
 from exporter.formats.onnx.graph.builder import initialiser
 from exporter.formats.onnx.graph.decoder import IR_VERSION, build
-from exporter.formats.onnx.plan import Item, OnnxLayout, Variant
+from exporter.formats.onnx.plan import OnnxLayout, PlacedInitialiser, Variant
 from exporter.io.output import OutputFile
 from exporter.io.staging import write_file
 from exporter.merge.model import MergedModel
@@ -25,7 +25,7 @@ from exporter.version import __version__
 FOLDER: Final = "onnx"
 MODEL: Final = "model.onnx"
 MODEL_SUFFIX: Final = ".onnx"
-#: transformers.js looks for the weights of ``model.onnx`` under this one name, beside it.
+#: transformers.js expects the weights of ``model.onnx`` under this name, beside it.
 DATA: Final = "model.onnx_data"
 DATA_SUFFIX: Final = ".onnx_data"
 
@@ -33,11 +33,11 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 
 
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` into the folder ``out``, which is made, or is there and empty; same layout, same bytes.
+    """Write ``layout`` into the folder ``out``, which must be new or empty; the same layout gives the same bytes.
 
-    Memory: the largest linear (not the embedding, which goes in row blocks) and a few megabytes.
-    Raises OutputError if ``out`` holds something or the device refuses, BadInput for a checkpoint that changed or
-    values that a precision cannot hold; nothing is left in ``out`` then.
+    Memory: the largest linear (not the embedding, which is written in row blocks) and a few megabytes.
+    Raises OutputError if ``out`` is not empty or the device refuses, BadInput for a checkpoint that changed or values
+    that a precision cannot hold; an error leaves nothing in ``out``.
     """
     with _fresh(out):
         folder = out / FOLDER
@@ -50,8 +50,8 @@ def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> No
 
 
 def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
-    """A model file: the graph, its weights by reference to the file ``data``, and where it came from."""
-    weights = {item.value.name: initialiser(_external(item, data)) for item in variant.items}
+    """A model file: the graph, with references to its weights in the file ``data``, and the provenance."""
+    weights = {placed.value.name: initialiser(_external(placed, data)) for placed in variant.initialisers}
     floats = _TYPES[variant.precision.floats]
     graph = build(layout.spec, weights, tied=layout.model.tie.tied, floats=floats, ops=layout.ops)
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="ttexport", producer_version=__version__)
@@ -59,17 +59,17 @@ def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
-def _external(item: Item, data: str) -> ir.ExternalTensor:
-    value = item.value
+def _external(placed: PlacedInitialiser, data: str) -> ir.ExternalTensor:
+    value = placed.value
     return ir.ExternalTensor(
-        data, item.offset_bytes, item.nbytes, _TYPES[value.dtype], shape=ir.Shape(value.shape), name=value.name
+        data, placed.offset_bytes, placed.nbytes, _TYPES[value.dtype], shape=ir.Shape(value.shape), name=value.name
     )
 
 
 def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
-    """Every name of the variant has its own model file and its own data file.
+    """Write a model file and a data file for every name of the variant.
 
-    No hard links between them: onnx.load takes data with several links for an attack, and refuses it.
+    Without hard links: onnx.load refuses data files with several links as a possible attack.
     """
     first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
     with OutputFile(first, progress, nbytes=variant.nbytes) as file:
@@ -83,42 +83,47 @@ def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress:
 
 def _write_data(layout: OnnxLayout, variant: Variant, file: OutputFile) -> None:
     ledger = layout.model.ledger()
-    for item in variant.items:
-        file.write(bytes(item.offset_bytes - file.nbytes))
-        _write_item(layout.model, item, file)
-        for name in item.sources:
-            ledger.take(name, item.value.rule)
+    for placed in variant.initialisers:
+        file.write(bytes(placed.offset_bytes - file.nbytes))
+        _write_initialiser(layout.model, placed, file)
+        for name in placed.sources:
+            ledger.take(name, placed.value.rule)
     for name, rule in layout.dropped.items():
         ledger.take(name, rule)
     ledger.close()
 
 
-def _write_item(model: MergedModel, item: Item, file: OutputFile) -> None:
+def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: OutputFile) -> None:
     try:
-        file.write_segments(item.value.segments(), item.nbytes)
+        file.write_segments(placed.value.segments(), placed.nbytes)
     except BadInput as exc:
+<<<<<<< HEAD
         name = _culprit(model, item) if exc.path is None else None
         if name is None:
             raise
         with in_tensor(model.where(name), name):
+=======
+        name = _culprit(model, placed)
+        if name is None or str(exc).startswith(str(model.where(name))):
+>>>>>>> df32a37 (Formats: the rest in plain words; a file type knows whether it uses an importance matrix; files of other processes are synced in one place)
             raise
 
 
-def _culprit(model: MergedModel, item: Item) -> str | None:
-    """Of several sources the first with a value that does not fit, of one that one; None for an item without any."""
-    if len(item.sources) > 1:
-        dtype = "F16" if item.value.dtype == "F16" else "F32"
-        for name in item.sources:
+def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
+    """The first source with a value that does not fit; a single source in any case; None without sources."""
+    if len(placed.sources) > 1:
+        dtype = "F16" if placed.value.dtype == "F16" else "F32"
+        for name in placed.sources:
             if not all(np.isfinite(cast(block, dtype)).all() for _, block in blocks(model.tensor(name))):
                 return name
-    return next(iter(item.sources), None)
+    return next(iter(placed.sources), None)
 
 
 @contextmanager
 def _fresh(out: Path) -> Iterator[None]:
-    """An empty ``out``; whatever is in it when the body fails is removed again, and ``out`` too if made here."""
+    """Ensure an empty ``out``. If the body fails, remove its content, and ``out`` if it was created here."""
     with writing(out):
-        made = not out.exists()
+        created = not out.exists()
         out.mkdir(exist_ok=True)
         if any(out.iterdir()):
             raise OutputError(out, "expected a new or empty folder, found files in it")
@@ -127,6 +132,6 @@ def _fresh(out: Path) -> Iterator[None]:
     except BaseException:
         for path in out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if made:
+        if created:
             out.rmdir()
         raise

@@ -11,13 +11,14 @@ class FileType:
     """A row of llama-quantize's table.
 
     number: llama_ftype. type: ggml type of most matrices; llama.cpp varies it by tensor. needs_imatrix: llama.cpp
-    refuses to quantise a file to it without an importance matrix.
+    refuses to quantise a file to it without an importance matrix. uses_imatrix: the matrix changes the result.
     """
 
     name: str
     number: int
     type: str
     needs_imatrix: bool = False
+    uses_imatrix: bool = True
 
 
 def _by_name(*rows: FileType) -> dict[str, FileType]:
@@ -30,7 +31,7 @@ def _by_name(*rows: FileType) -> dict[str, FileType]:
 FILE_TYPES: Final = _by_name(
     FileType("Q4_0", 2, "Q4_0"),
     FileType("Q4_1", 3, "Q4_1"),
-    FileType("Q8_0", 7, "Q8_0"),
+    FileType("Q8_0", 7, "Q8_0", uses_imatrix=False),
     FileType("Q5_0", 8, "Q5_0"),
     FileType("Q5_1", 9, "Q5_1"),
     FileType("Q2_K", 10, "Q2_K"),

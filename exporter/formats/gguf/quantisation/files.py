@@ -1,4 +1,4 @@
-"""Whole files in llama.cpp's quantisations, made by llama.cpp from an unquantised file."""
+"""Whole files in llama.cpp's file types, quantised by llama.cpp from an unquantised file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Final
 
 from exporter.errors import NotExpressible, OutputError, TTExportError
 from exporter.formats.gguf.plan import GgufLayout
-from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, SELECTABLE_TENSOR_TYPES, FileType
-from exporter.formats.gguf.quantisation.imatrix import Imatrix, read_imatrix
+from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, FileType
+from exporter.formats.gguf.quantisation.imatrix import read_imatrix
 from exporter.formats.gguf.quantisation.tensor_types import estimated_nbytes
+<<<<<<< HEAD
 from exporter.packages import LLAMA_CPP
+=======
+from exporter.io.staging import sync_file
+>>>>>>> df32a37 (Formats: the rest in plain words; a file type knows whether it uses an importance matrix; files of other processes are synced in one place)
 from exporter.progress import Progress, silent
 
 _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
 
 
 class QuantiserFailed(TTExportError):
-    """llama.cpp's quantiser ended in a way that it does not explain."""
+    """llama.cpp's quantiser ended without an explanation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +47,14 @@ class QuantisedLayout:
 
     @property
     def nbytes(self) -> int:
-        """About the size of the file; llama.cpp chooses the type of each tensor as it goes."""
+        """About the size of the file: llama.cpp chooses the type of each tensor while it writes."""
         entries = [tensor.entry for tensor in self.source.tensors]
         sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
         return len(self.source.draft_header()) + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:
-        """Bytes written in all: the unquantised file, then this one."""
+        """Bytes of the unquantised file and of this one."""
         return self.source.nbytes + self.nbytes
 
 
@@ -62,10 +66,10 @@ def plan_quantised(
     token_embedding_type: str | None = None,
     output_tensor_type: str | None = None,
 ) -> QuantisedLayout:
-    """Check what can be known before llama.cpp runs.
+    """Check what is known before llama.cpp runs. Types of single tensors: in ``SELECTABLE_TENSOR_TYPES``.
 
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a file type that needs an importance matrix
-    and for a type that cannot be made, UnreadableFile for a broken importance matrix.
+    Raises MissingDependency without llama-cpp-python, NotExpressible for a type that needs missing importances,
+    UnreadableFile for a broken importance matrix.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
@@ -73,9 +77,13 @@ def plan_quantised(
             f"gguf {file_type.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None
-    for tensor, kind in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
-        if kind is not None:
-            _check_type(tensor, kind, importances)
+    for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
+        if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
+            reason = f"{tensor_type} needs importances of its columns, and "
+            reason += (
+                "no --imatrix is given" if importances is None else "the importance matrix has none of this tensor"
+            )
+            raise NotExpressible(f"gguf: {name}", reason)
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
         source=source,
@@ -87,21 +95,11 @@ def plan_quantised(
     )
 
 
-def _check_type(tensor: str, kind: str, importances: Imatrix | None) -> None:
-    if kind not in SELECTABLE_TENSOR_TYPES:
-        raise NotExpressible(f"gguf: {tensor}", f"{kind} is no type that llama.cpp quantises to")
-    if kind in NEED_IMPORTANCES and (importances is None or tensor not in importances.values):
-        reason = f"{kind} needs importances of its columns, and "
-        reason += "there is no --imatrix" if importances is None else "the importance matrix has none of this tensor"
-        raise NotExpressible(f"gguf: {tensor}", reason)
-
-
 def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to ``path``, a new file, from ``source``, the unquantised one.
+    """Write ``layout`` to ``path``, a new file, from the unquantised file ``source``.
 
     Memory: some rows in llama.cpp's process.
-
-    Raises NotExpressible with llama.cpp's reason if it refuses, QuantiserFailed if it dies, OutputError.
+    Raises NotExpressible with llama.cpp's reason if it refuses, QuantiserFailed if it crashes, OutputError.
     """
     job = {
         "source": str(source),
@@ -115,7 +113,7 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
     file.write_text(json.dumps(job))
     try:
         _run(layout, file, path, progress)
-        _sync(path)
+        sync_file(path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -124,14 +122,14 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
 
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
-    """Run the worker, and turn its lines into progress and its end into an error."""
-    what = f"gguf {layout.file_type.name}"
+    """Run the worker, report its progress, and raise its failure."""
+    artifact = f"gguf {layout.file_type.name}"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with (
-        open(os.devnull, "rb") as nothing,
+        open(os.devnull, "rb") as null,
         subprocess.Popen(
             [sys.executable, "-m", _WORKER, str(job)],
-            stdin=nothing,
+            stdin=null,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -142,30 +140,22 @@ def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> 
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            told = 0
+            reported = 0
             for line in process.stdout:
                 done, count = map(int, line.split())
                 reached = layout.nbytes * done // count
-                progress(reached - told)
-                told = reached
-            said = [line.strip() for line in process.stderr.read().splitlines() if line.strip()]
+                progress(reached - reported)
+                reported = reached
+            errors = [line.strip() for line in process.stderr.read().splitlines() if line.strip()]
         except BaseException:
             process.kill()
             raise
     if process.returncode == 0:
         return
-    reason = said[-1].partition("failed to quantize: ")[2] or said[-1] if said else f"code {process.returncode}"
+    reason = errors[-1].partition("failed to quantize: ")[2] or errors[-1] if errors else f"code {process.returncode}"
     if "iostream error" in reason:
         raise OutputError(path, "llama.cpp could not write it: no space left on the device?")
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        raise QuantiserFailed(f"{what}: llama.cpp's quantiser was ended by {name}: {reason}")
-    raise NotExpressible(what, f"llama.cpp refuses: {reason}")
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        raise QuantiserFailed(f"{artifact}: llama.cpp's quantiser was ended by {name}: {reason}")
+    raise NotExpressible(artifact, f"llama.cpp refuses: {reason}")

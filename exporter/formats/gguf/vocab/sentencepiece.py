@@ -107,9 +107,9 @@ def _from_json(
         raise UnreadableFile(path, f"model.vocab: expected ids without wide gaps, found {size - 1}")
     out.texts, out.scores, out.types = [""] * size, [0.0] * size, [0] * size
     merges = dict.fromkeys(read_merges(path, model.get("merges")))
-    made = dict.fromkeys(left + right for left, right in merges)
-    notes += _merge_notes(merges, made, vocab.keys() - {token.text for token in added})
-    ranks = {text: rank for rank, text in enumerate(made)}
+    joined = dict.fromkeys(left + right for left, right in merges)
+    notes += _merge_notes(merges, joined, vocab.keys() - {token.text for token in added})
+    ranks = {text: rank for rank, text in enumerate(joined)}
     for text, token_id in sorted(vocab.items(), key=lambda item: item[1]):
         type_ = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
         out.texts[token_id], out.types[token_id] = text, type_
@@ -197,12 +197,12 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
     return keys
 
 
-def _merge_notes(merges: Collection[tuple[str, str]], made: Iterable[str], vocab: Collection[str]) -> list[str]:
+def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], vocab: Collection[str]) -> list[str]:
     """A note if two pieces form a third one without a merge: llama.cpp joins them all the same.
 
     vocab: without added tokens, which are matched in a text before it is tokenised.
     """
-    for text in made:
+    for text in joined:
         for length in range(1, len(text)):
             left, right = text[:length], text[length:]
             if (left, right) not in merges and left in vocab and right in vocab:

@@ -97,8 +97,8 @@ def _expert(
     return _graph(make, [], [total], f"{at}.run")
 
 
-def _scalar(name: str, kind: ir.DataType) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(kind))
+def _scalar(name: str, dtype: ir.DataType) -> ir.Value:
+    return typed(ir.Value(name=name), dtype)
 
 
 def _graph(make: Builder, inputs: list[ir.Value], outputs: list[ir.Value], name: str) -> ir.Graph:
