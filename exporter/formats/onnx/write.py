@@ -97,15 +97,10 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
     try:
         file.write_segments(placed.value.segments(), placed.nbytes)
     except BadInput as exc:
-<<<<<<< HEAD
-        name = _culprit(model, item) if exc.path is None else None
+        name = _culprit(model, placed) if exc.path is None else None
         if name is None:
             raise
         with in_tensor(model.where(name), name):
-=======
-        name = _culprit(model, placed)
-        if name is None or str(exc).startswith(str(model.where(name))):
->>>>>>> df32a37 (Formats: the rest in plain words; a file type knows whether it uses an importance matrix; files of other processes are synced in one place)
             raise
 
 

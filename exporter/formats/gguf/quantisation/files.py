@@ -17,11 +17,8 @@ from exporter.formats.gguf.plan import GgufLayout
 from exporter.formats.gguf.quantisation.file_types import NEED_IMPORTANCES, FileType
 from exporter.formats.gguf.quantisation.imatrix import read_imatrix
 from exporter.formats.gguf.quantisation.tensor_types import estimated_nbytes
-<<<<<<< HEAD
-from exporter.packages import LLAMA_CPP
-=======
 from exporter.io.staging import sync_file
->>>>>>> df32a37 (Formats: the rest in plain words; a file type knows whether it uses an importance matrix; files of other processes are synced in one place)
+from exporter.packages import LLAMA_CPP
 from exporter.progress import Progress, silent
 
 _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
