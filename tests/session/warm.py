@@ -15,9 +15,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import IO, Final
 
 import pytest
 
@@ -43,21 +44,27 @@ class ForkServer:
     served: int = 0
     _process: subprocess.Popen[str] | None = None
     _environment: Mapping[str, str] = field(default_factory=dict)
+    _log: IO[bytes] = field(default_factory=BytesIO)
+    _threads: int = 0
     _lock: Lock = field(default_factory=Lock)
 
     def launch(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
-        """As ``processes.launch``. In an environment other than that of the imports, the interpreter is a fresh one."""
+        """As ``processes.launch``.
+
+        The interpreter is a fresh one in another environment than that of the imports, and if these started a thread,
+        as OpenBLAS does where OMP_NUM_THREADS allows two: a process is forked safely while it has one.
+        """
         with self._lock:
             read = {name: value for name, value in environment.items() if name != _UNREAD}
-            if self._process is None:
-                self._start(read)
-            if read != self._environment:
-                return launch_fresh(module, arguments, environment)
             try:
-                return self._fork(module, arguments, environment)
+                if self._process is None:
+                    self._start(read)
+                if read == self._environment and self._threads == 1:
+                    return self._fork(module, arguments, environment)
             except BaseException:
                 self.close()  # subprocess.run, too, ends the child that it can no longer wait for
                 raise
+            return launch_fresh(module, arguments, environment)
 
     def close(self) -> None:
         """End the process and its child."""
@@ -65,21 +72,22 @@ class ForkServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
             self._process = None
+            self._log.close()
 
     def _start(self, environment: Mapping[str, str]) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.session.fork_server", ",".join(self.modules), *self.imports],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
             start_new_session=True,
         )
         self._environment = environment
-        threads = self._answer()
-        assert threads == 1, f"{self.modules}: expected one thread after the imports, found {threads}: unsafe to fork"
+        self._threads = self._answer()
 
     def _fork(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
         assert self._process is not None
@@ -100,7 +108,9 @@ class ForkServer:
         assert self._process is not None
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"{self.modules}: the process that forks them ended; python -m tests.session.fork_server shows why"
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(f"the process that forks {self.modules} ended: {self._log.read()[-2000:].decode()}")
         return int(line)
 
 

@@ -1,9 +1,9 @@
 """The quick tier: tests that import no package that runs models, found by what their files and fixtures import.
 
 A test is quick if importing its file leads to no heavy package, if neither it nor a fixture of it imports one when
-called, and if it has no marker ``models``, ``slow``, ``smollm2``, ``node`` or ``browser``. ``--quick`` collects these
-tests alone, and does not even import the files of others; ``-m quick`` and ``-m "not quick"`` choose among all.
-In a run with --quick a heavy import is an error, in processes that tests start, too: the tier is what it says.
+called, and if it has no marker of costly tests. ``--quick`` collects these tests alone, and does not even import the
+files of others; ``-m quick`` and ``-m "not quick"`` choose among all. In a run with --quick a heavy import is an error,
+in processes that tests start, too: the tier is what it says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.tiers.guard import sitecustomize
 from tests.tiers.imports import heavy_file, heavy_function
 
 #: Markers of tests that are never quick.
-_COSTLY: Final = ("models", "slow", "smollm2", "node", "browser")
+_COSTLY: Final = ("models", "slow", "smollm2", "converter", "node", "browser")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from tests.conformance.gguf import convert, converter
+from tests.conformance.gguf import convert, required_converter
 from tests.documents import read_report
 from tests.marks import needs_llama_cpp
 from tests.verify import foreign
@@ -20,7 +20,6 @@ Build = Callable[[Path, Path], Path]
 needs_genai = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_genai") is None, reason="onnxruntime-genai is not installed"
 )
-needs_converter = pytest.mark.skipif(converter() is None, reason="no folder of llama.cpp is named")
 
 
 def save_pretrained(merged: Path, out: Path) -> Path:
@@ -30,9 +29,7 @@ def save_pretrained(merged: Path, out: Path) -> Path:
 
 def llama_cpp_converter(merged: Path, out: Path) -> Path:
     """convert_hf_to_gguf.py of llama.cpp."""
-    root = converter()
-    assert root is not None
-    convert(root, merged, out.with_suffix(".gguf"), "bf16", "smollm")
+    convert(required_converter(), merged, out.with_suffix(".gguf"), "bf16", "smollm")
     return out.with_suffix(".gguf")
 
 
@@ -50,7 +47,12 @@ TOOLS: Mapping[str, Build] = {
     "genai-int4": partial(foreign.genai, precision="int4"),
     "torch.onnx.export": foreign.torch_export,
 }
-MARKS = {"gguf": needs_llama_cpp, "converter": needs_converter, "genai-fp32": needs_genai, "genai-int4": needs_genai}
+MARKS = {
+    "gguf": needs_llama_cpp,
+    "converter": pytest.mark.converter,
+    "genai-fp32": needs_genai,
+    "genai-int4": needs_genai,
+}
 CASES = [pytest.param(tool, marks=MARKS.get(tool, ())) for tool in TOOLS]
 
 

@@ -15,11 +15,10 @@ from exporter.sources.hf.checkpoint import auxiliary_files
 from tests.conformance.gguf import (
     GOLDEN,
     GOLDEN_VOCABULARIES,
-    VARIABLE,
     convert,
     convert_vocabulary,
-    converter,
     digest,
+    required_converter,
     tokenizer_keys,
 )
 from tests.formats.gguf.conftest import Write, merged
@@ -74,27 +73,23 @@ def test_sentencepiece_tokenizer_equals_that_of_llama_cpps_converter(
     assert tokenizer_keys(out) == golden_vocabularies[case]
 
 
-@pytest.mark.slow
+@pytest.mark.converter
 @pytest.mark.parametrize("case", VOCABULARIES)
 def test_golden_tokenizers_are_those_of_the_installed_converter(
     golden_vocabularies: dict[str, Any], tmp_path: Path, case: str
 ) -> None:
-    root = converter()
-    if root is None:
-        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    root = required_converter()
     out = tmp_path / "out.gguf"
     convert_vocabulary(root, VOCABULARIES[case](tmp_path / case), out)
     assert tokenizer_keys(out) == golden_vocabularies[case]
 
 
-@pytest.mark.slow
+@pytest.mark.converter
 @pytest.mark.parametrize(("case", "ftype"), EACH)
 def test_golden_digests_are_those_of_the_installed_converter(
     golden: dict[str, Any], tmp_path: Path, case: str, ftype: str
 ) -> None:
-    root = converter()
-    if root is None:
-        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    root = required_converter()
     source, out = CASES[case][0](tmp_path / case), tmp_path / "out.gguf"
     convert(root, source, out, ftype, golden[f"{case}-{ftype}"]["keys"]["tokenizer.ggml.pre"])
     assert digest(out) == golden[f"{case}-{ftype}"]

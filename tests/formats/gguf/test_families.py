@@ -22,13 +22,12 @@ from fixtures.tiny import PROMPTS
 from tests.conformance.gguf import (
     CHANGES,
     FAMILY_GOLDEN,
-    VARIABLE,
     brief,
     convert_family,
-    converter,
     digest,
     fingerprint,
     merge_rows,
+    required_converter,
     row_adapter,
 )
 from tests.formats.gguf.conftest import Write, merged
@@ -75,14 +74,12 @@ def test_merged_file_equals_what_the_converter_makes_of_the_merged_checkpoint(
     assert fingerprint(golden[f"{name}-BF16"]) != golden[f"{name}-merged"]
 
 
-@pytest.mark.slow
+@pytest.mark.converter
 @pytest.mark.parametrize("name", FAMILIES)
 def test_golden_digests_are_those_of_the_installed_converter(
     name: str, golden: dict[str, Any], family: Build, tmp_path: Path
 ) -> None:
-    root = converter()
-    if root is None:
-        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    root = required_converter()
     base = family(name)
     assert convert_family(root, name, base, tmp_path / "base.gguf", "BF16") == golden[f"{name}-BF16"]
     q8_0 = convert_family(root, name, base, tmp_path / "q8_0.gguf", "Q8_0")
@@ -146,14 +143,12 @@ def test_variants_compute_what_transformers_computes(
     assert mean_kl(base, write(base, ftype="F32"), repeat=repeat) <= KL_LIMIT
 
 
-@pytest.mark.slow
+@pytest.mark.converter
 @pytest.mark.parametrize(("name", "changes", "repeat", "keys"), VARIANTS, ids=VARIANT_IDS)
 def test_variants_equal_the_converters_except_for_keys_that_it_omits_or_gets_wrong(
     name: str, changes: dict[str, Any], repeat: int, keys: tuple[str, ...], write: Write, tmp_path: Path
 ) -> None:
-    root = converter()
-    if root is None:
-        pytest.skip(f"{VARIABLE} does not name an unpacked llama.cpp")
+    root = required_converter()
     base = build(name, tmp_path / "base", **changes)
     ours = brief(digest(write(base)))
     theirs = convert_family(root, name, base, tmp_path / "theirs.gguf", "BF16")
