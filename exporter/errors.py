@@ -136,6 +136,16 @@ class OutputError(TTExportError):
         self.reason = reason
 
 
+def foreign_line(exc: BaseException, line: int | None = None, *, max_chars: int | None = None) -> str:
+    """The message of another package's error as one line; the name of its class if the message is empty.
+
+    line: index of the line to use, such as -1 for the last; None: all lines, joined.
+    """
+    lines = [" ".join(text.split()) for text in str(exc).splitlines() if text.strip()]
+    message = " ".join(lines) if line is None or not lines else lines[line]
+    return message[:max_chars] or type(exc).__name__
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Translate OSError from reading ``path`` to ``UnreadableFile``."""

@@ -1,4 +1,4 @@
-"""What merge and export do once their options are parsed."""
+"""The common part of the verbs merge and export."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from exporter.cli.console import print_reports, progress
 from exporter.cli.options import (
     base_option,
     export_spec,
@@ -19,10 +20,9 @@ from exporter.cli.options import (
     format_groups,
     group_options,
     out_option,
-    talk_options,
+    output_options,
     to_option,
 )
-from exporter.cli.talk import print_reports, progress
 from exporter.export.run import plan_export, run_export, written
 from exporter.export.spec import MergeOptions
 from exporter.formats.target import Target
@@ -37,7 +37,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def export_options(command: _Command) -> _Command:
     """Add the flags of merge and export."""
     for add in (
-        talk_options,
+        output_options,
         force_option,
         group_options(MergeOptions),
         group_options(VerifyOptions),
@@ -51,7 +51,7 @@ def export_options(command: _Command) -> _Command:
 
 
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Plan, write, verify; then say what lies where. Paths go to stdout, one a line, or the JSON document."""
+    """Plan, write and verify; then print the artifacts' paths to stdout, one per line, or a JSON document."""
     started = time.perf_counter()
     del options["verbose"]
     plan = plan_export(export_spec(quiet=quiet, **options))
@@ -86,7 +86,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _nbytes(target: Target, path: Path) -> int:
-    """What a file has come to (before, an estimate); of a folder the weights."""
+    """The size of a written file, in parts or whole, or the planned bytes of a folder's weights."""
     if target.finish:
         return sum(file.path.stat().st_size for file in GgufModel.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes

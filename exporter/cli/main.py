@@ -1,4 +1,4 @@
-"""``ttexport``: find the verb, run it, turn what went wrong into one line and an exit code."""
+"""``ttexport``: find the verb, run it, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.cli.text import printable
 from exporter.errors import NotEquivalent, OutputError, TTExportError, UsageError
 from exporter.version import __version__
 
-#: verb → module that holds it under that name. Only the verb that runs is imported.
+#: Verb → the module that defines it under its name. Only the verb that runs is imported.
 VERBS: Final = {
     "merge": "exporter.cli.verbs.merge",
     "export": "exporter.cli.verbs.export",
@@ -26,26 +26,26 @@ VERBS: Final = {
     "tune": "tuner.cli",
     "release": "exporter.cli.verbs.release",
 }
-#: One line a verb, here so that ``--help`` imports none of them.
+#: One line for each verb, here so that ``--help`` imports none of them.
 _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or an adapter on its base, in another format.",
     "patch": "Put an adapter's token rows into an existing GGUF or ONNX folder.",
-    "verify": "Prove that an artifact equals base and adapters, or a release what was released.",
+    "verify": "Prove that an artifact equals base and adapters, or a folder the release of its manifest.",
     "plan": "Show what merge, export or patch would write; writes nothing.",
     "inspect": "Show what an adapter, a checkpoint, a .gguf or an ONNX folder holds.",
     "tune": "Teach a model a few tokens; writes an adapter folder.",
     "release": "Make, verify and describe every artifact that a release.toml asks for.",
 }
-#: A name in a hostile file may have megabytes.
-_MAX_MESSAGE: Final = 2000
+#: A name in a hostile file may take megabytes.
+_MAX_MESSAGE_CHARS: Final = 2000
 
 
 class Verbs(click.Group):
     """A group that imports a verb when it runs, and reads ``ttexport --to gguf`` as ``ttexport export --to gguf``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are used."""
+        """The verbs in the order in which they are used."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -56,12 +56,12 @@ class Verbs(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The summaries, without importing what they summarise."""
+        """Write the summaries without importing the verbs."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(_SUMMARIES.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert ``export`` where the first word is an option of that verb."""
+        """Insert ``export`` if the first argument is an option of that verb."""
         if args and args[0].split("=")[0] in ("--to", "--dtype", "--quant", "-o"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
@@ -86,43 +86,45 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the script ``ttexport``."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(words))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def run(words: Sequence[str]) -> int:
-    """Run the command line ``words``; its exit code. Errors are one line on stderr, and a JSON document with --json."""
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; return its exit code.
+
+    An error is one line on standard error, and with --json also a JSON document on standard output.
+    """
     try:
-        # click returns the code of a verb that called exit, and whatever else a verb returns
-        result = cli.main(args=list(words), prog_name="ttexport", standalone_mode=False)
+        # click returns the exit code of a verb that called exit, otherwise the verb's return value
+        result = cli.main(args=list(arguments), prog_name="ttexport", standalone_mode=False)
     except click.Abort:
-        return _fail(words, "interrupted", 130)
+        return _fail(arguments, "interrupted", 130)
     except click.ClickException as exc:
-        # click writes over several lines; the usage hint is what --help is for
-        return _fail(words, exc.format_message(), UsageError.exit_code)
+        # without click's usage lines, which --help prints
+        return _fail(arguments, exc.format_message(), UsageError.exit_code)
     except NotEquivalent as exc:
-        return _fail(words, str(exc), exc.exit_code, exc.document)
+        return _fail(arguments, str(exc), exc.exit_code, exc.document)
     except TTExportError as exc:
-        return _fail(words, str(exc), exc.exit_code)
+        return _fail(arguments, str(exc), exc.exit_code)
     except BrokenPipeError:
-        return OutputError.exit_code  # whoever read standard output has gone: there is nobody to tell
+        return OutputError.exit_code  # the reader of standard output has closed it; a message would not arrive
     except OSError as exc:
-        return _fail(words, str(exc), OutputError.exit_code)
+        return _fail(arguments, str(exc), OutputError.exit_code)
     except Exception as exc:
-        if {"-v", "--verbose"} & set(words):
+        if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
-        return _fail(words, f"unexpected {type(exc).__name__}: {exc} (-v shows where)", 1)
+        return _fail(arguments, f"unexpected {type(exc).__name__}: {exc} (-v shows where)", 1)
     return result if isinstance(result, int) else 0
 
 
 def _one_line(message: str) -> str:
     line = printable(" ".join(message.split()))
-    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
+    return line if len(line) <= _MAX_MESSAGE_CHARS else f"{line[:_MAX_MESSAGE_CHARS]}…"
 
 
-def _fail(words: Sequence[str], message: str, code: int, document: Mapping[str, object] | None = None) -> int:
+def _fail(arguments: Sequence[str], message: str, code: int, document: Mapping[str, object] | None = None) -> int:
     line = _one_line(message)
     print(f"ttexport: {line}", file=sys.stderr)
-    if "--json" in words:
+    if "--json" in arguments:
         print(json.dumps({"error": {"exit_code": code, "message": line}, **(document or {})}, indent=2))
     return code

@@ -1,4 +1,4 @@
-"""Flags that verbs share, and those that are made from the fields of option groups."""
+"""Flags that several verbs share, and flags made from the fields of option groups."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from exporter.errors import UsageError
+from exporter.formats.hf.options import HfOptions
 from exporter.formats.table import FORMATS
 from exporter.formats.target import DTYPES, FormatOptions
 from exporter.options import Option, OptionError, Options, ValueType, as_flag
@@ -24,46 +25,54 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
 
 PATH: Final = click.Path(path_type=Path)
+DEFAULT_FORMAT: Final = HfOptions.section
 
 to_option = click.option(
-    "--to", "formats", type=click.Choice(list(FORMATS)), multiple=True, help="Format to write; default: hf. Repeatable."
+    "--to",
+    "formats",
+    type=click.Choice(list(FORMATS)),
+    multiple=True,
+    help=f"Format to write; default: {DEFAULT_FORMAT}. Repeatable.",
 )
 base_option = click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="Folder or hub id (org/name, org/name@revision); default: what the adapter names as its base.",
+    help="Folder or hub id (org/name, org/name@revision); default: the base that the adapter's config names.",
 )
 out_option = click.option(
     "-o",
     "--out",
     type=PATH,
-    help="File or folder to write; a folder for several artifacts. Default: here, named after the first input.",
+    help="File or folder to write; a folder for several artifacts. Default: in the current folder, named after the "
+    "first input.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing OUT.")
 dtype_choice = click.Choice(list(DTYPES))
 _TALK_OPTIONS = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no table."),
-    click.option("-v", "--verbose", is_flag=True, help="A traceback with unexpected errors."),
+    click.option("-q", "--quiet", is_flag=True, help="Print no progress and no table."),
+    click.option("-v", "--verbose", is_flag=True, help="Print a traceback for unexpected errors."),
 )
 _PATCH_OPTIONS = (
-    click.option("--trust-base", is_flag=True, help="Patch without a proof that BASE is the adapters' base."),
+    click.option(
+        "--trust-base", is_flag=True, help="Patch without checking that BASE was made from the adapters' base."
+    ),
     click.option(
         "--in-place",
         is_flag=True,
-        help="Change BASE itself. A journal beside it undoes a patch that was interrupted; where bytes would move, a "
-        "whole new one takes its name instead.",
+        help="Change BASE itself. A journal beside it undoes an interrupted patch. If bytes would have to move, a new "
+        "file replaces BASE instead.",
     ),
 )
 
 
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
-    """Flag → the options behind it, in order: several formats may share one."""
-    found: dict[str, list[tuple[type[Options], Option]]] = {}
+    """Flag → the options that it sets, in order; several formats may share a flag."""
+    by_flag: dict[str, list[tuple[type[Options], Option]]] = {}
     for group in groups:
         for entry in group.options().values():
-            found.setdefault(entry.flag, []).append((group, entry))
-    return found
+            by_flag.setdefault(entry.flag, []).append((group, entry))
+    return by_flag
 
 
 def format_groups() -> list[type[FormatOptions]]:
@@ -72,9 +81,9 @@ def format_groups() -> list[type[FormatOptions]]:
 
 
 def group_options(*groups: type[Options], only: Collection[str] | None = None) -> _Decorator[Any]:
-    """Add a flag for every option of ``groups``, or for those named in ``only``.
+    """Add a flag for every option of ``groups``, or only the flags in ``only``.
 
-    The command gets a value under its flag's name; ``values_of`` collects those of a group.
+    The command gets each value under its flag's name; ``values_of`` collects the values of a group.
     """
 
     def add(command: _Command) -> _Command:
@@ -89,13 +98,13 @@ def patch_place_options(command: _Command) -> _Command:
     return _add(command, _PATCH_OPTIONS)
 
 
-def talk_options(command: _Command) -> _Command:
+def output_options(command: _Command) -> _Command:
     """Add --json, -q and -v."""
     return _add(command, _TALK_OPTIONS)
 
 
 def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Field → value of the flags that were given. given: click's parameters."""
+    """Field → value, for the flags that the command line contains. given: click's parameters."""
     return {
         name: value
         for name, entry in group.options().items()
@@ -105,7 +114,7 @@ def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def spelled_as_flags() -> Iterator[None]:
-    """Turn an OptionError of the body into a UsageError that names flags."""
+    """Turn an OptionError raised in the body into a UsageError that names flags."""
     try:
         yield
     except OptionError as exc:
@@ -113,13 +122,13 @@ def spelled_as_flags() -> Iterator[None]:
 
 
 def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[FormatOptions, ...]:
-    """The options of each format of ``--to``; a value of a repeatable flag goes to the formats that accept it.
+    """The options of each format of ``--to``; each value of a repeatable flag goes to the formats that accept it.
 
-    Raises UsageError for a flag that none of them has, OptionError.
+    Raises UsageError for a flag that none of the formats has, OptionError.
     """
     if len(set(names)) != len(names):
         raise UsageError(f"--to: expected each format once, found {', '.join(names)}")
-    chosen = [FORMATS[name].options for name in names or ("hf",)]
+    chosen = [FORMATS[name].options for name in names or (DEFAULT_FORMAT,)]
     values = {group: values_of(group, given) for group in chosen}
     for flag, entries in flags(format_groups()).items():
         value = given.get(_parameter(flag))
@@ -136,7 +145,7 @@ def export_spec(
     *, adapters: tuple[str, ...], base: str | None, formats: tuple[str, ...], out: Path | None, **given: Any
 ) -> ExportSpec:
     """The specification behind parsed flags. Raises UsageError."""
-    # Imported here: a patch uses this module, too, and must not wait for the merge.
+    # Imported here because the verb patch uses this module too, and does not need the merge.
     from exporter.export.spec import ExportSpec, MergeOptions
 
     with spelled_as_flags():
@@ -153,7 +162,7 @@ def export_spec(
 
 
 def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
-    """The values for each of ``takers``. What none accepts goes to the first, whose format refuses it."""
+    """The values for each of ``takers``. A value that none accepts goes to the first, so that its format refuses it."""
     shares: list[list[str]] = [[] for _ in takers]
     for value in values:
         places = [n for n, (_, entry) in enumerate(takers) if entry.accepts and entry.accepts(value)]
@@ -167,7 +176,7 @@ def _parameter(flag: str) -> str:
 
 
 def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator[Any]:
-    """One flag. Where formats share it, its help joins theirs."""
+    """One flag; if several formats share it, their help texts are joined."""
     texts = dict.fromkeys(entry.help for _, entry in entries)
     if len(texts) > 1:
         texts = {f"{group.section}: {entry.help}": None for group, entry in entries}
@@ -200,7 +209,7 @@ class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse ``value``; fails as click wants it."""
+        """Parse ``value``; raises click's error for a bad one."""
         if isinstance(value, int):
             return value
         try:

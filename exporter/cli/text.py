@@ -1,10 +1,10 @@
-"""Text for people: names that are safe to show."""
+"""Text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, and half characters, as escapes: names come from files of others."""
+    """``text`` with control characters and lone surrogates as escapes, since names may come from untrusted files."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,4 +1,4 @@
-"""What an export is asked for, and what is known of it before a byte is written."""
+"""The options of an export, and its plan."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from exporter.verify.options import VerifyOptions
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(Options):
-    """Options of the merge itself, which all formats share. memory: bytes."""
+    """Options of the merge, shared by all formats. memory: bytes."""
 
-    untie: bool = option(False, "Give a tied head a tensor of its own.", type=ValueType.SWITCH)
+    untie: bool = option(False, "Store a tied head as a separate tensor.", type=ValueType.SWITCH)
     memory: int | None = option(
-        None, "Merged rows held at once while they are computed, such as 64MB; default: 256MiB.", type=ValueType.SIZE,
+        None, "Memory for merged rows that are computed at once, such as 64MB; default: 256MiB.", type=ValueType.SIZE,
         metavar="SIZE",
     )  # fmt: skip
 
     @property
     def budget(self) -> Budget:
-        """The bytes of tensor data that may be in flight at once."""
+        """The limit of tensor data in memory at the same time."""
         return Budget(self.memory) if self.memory else Budget()
 
 
@@ -37,8 +37,8 @@ class ExportSpec:
     """One export. ``adapters`` empty: the checkpoint ``base`` itself is exported.
 
     Adapters and base are paths or hub ids. formats: one group of options for each format. out: a file or folder; None:
-    in the current folder, named after the first input. force: replace ``out``. quiet: no bars during downloads.
-    Raises UsageError for a format that is named twice.
+    in the current folder, named after the first input. force: replace ``out``. quiet: no progress bars during
+    downloads. Raises UsageError for a repeated format.
     """
 
     adapters: tuple[Path | str, ...] = ()
@@ -58,7 +58,7 @@ class ExportSpec:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Everything that is known before a byte of output exists."""
+    """The decisions of an export, before any output is written."""
 
     spec: ExportSpec
     merge: MergePlan
@@ -68,21 +68,21 @@ class ExportPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all artifacts."""
+        """Bytes of all artifacts together."""
         return sum(target.nbytes for target in self.targets)
 
     @property
     def work_nbytes(self) -> int:
-        """Bytes on the disk at once while the artifacts are written: an unquantised file may be needed on the way."""
-        more = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
-        return self.nbytes + max(more, default=0)
+        """The most bytes on the disk while the artifacts are written, including a temporary unquantised file."""
+        temporary = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
+        return self.nbytes + max(temporary, default=0)
 
     def place(self, target: Target) -> Path:
-        """Where the artifact of ``target`` lies in the end."""
+        """The final path of the artifact of ``target``."""
         return self.out / target.place if target.place else self.out
 
     def to_json(self) -> dict[str, Any]:
-        """What ``ttexport plan --json`` prints."""
+        """The document of ``ttexport plan --json``."""
         return {
             "base": str(self.merge.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.merge.adapters],

@@ -13,6 +13,7 @@ from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
 from exporter.formats.hf.options import HfOptions
 from exporter.formats.onnx.options import OnnxOptions
 from exporter.formats.target import FormatOptions, Target
+from exporter.formats.usage import UsageOf, checkpoint_usage, gguf_lora_usage, gguf_usage, onnx_usage
 from exporter.io.parallel import Budget
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class Format:
     options: its options, whose section is the format's name. planner: module and function that turn one group of
     options and a merge into a ``Target``; imported when it is needed. file: the name of an artifact written alone, with
     ``{name}`` of the model and ``{storage}``. place: the same below a folder of several artifacts. patchable: whether
-    ``ttexport patch`` takes its artifacts. runtimes: what runs its artifacts in a verification.
+    ``ttexport patch`` takes its artifacts. runtimes: what runs its artifacts in a verification. adapter_only: an
+    artifact holds the adapter without its base. library, tags: of model cards on the Hugging Face hub. usage: code
+    blocks of a card for the format's clients.
     """
 
     options: type[FormatOptions]
@@ -35,6 +38,10 @@ class Format:
     place: str
     patchable: bool = False
     runtimes: tuple[str, ...] = ()
+    adapter_only: bool = False
+    library: str
+    tags: tuple[str, ...] = ()
+    usage: UsageOf
 
     @property
     def name(self) -> str:
@@ -60,6 +67,8 @@ FORMATS: Final = _by_name(
         file="{name}-hf",
         place="hf",
         runtimes=("transformers",),
+        library="transformers",
+        usage=checkpoint_usage,
     ),
     Format(
         options=GgufOptions,
@@ -68,12 +77,19 @@ FORMATS: Final = _by_name(
         place="gguf/{name}-{storage}.gguf",
         patchable=True,
         runtimes=("llama.cpp", "transformers-gguf"),
+        library="gguf",
+        tags=("gguf",),
+        usage=gguf_usage,
     ),
     Format(
         options=GgufLoraOptions,
         planner="exporter.formats.gguf.target:plan_lora_target",
         file="{name}-lora.gguf",
         place="gguf-lora/{name}.gguf",
+        adapter_only=True,
+        library="gguf",
+        tags=("gguf", "lora"),
+        usage=gguf_lora_usage,
     ),
     Format(
         options=OnnxOptions,
@@ -82,6 +98,9 @@ FORMATS: Final = _by_name(
         place="onnx",
         patchable=True,
         runtimes=("onnxruntime",),
+        library="transformers.js",
+        tags=("onnx",),
+        usage=onnx_usage,
     ),
 )
 

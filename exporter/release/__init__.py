@@ -1,8 +1,9 @@
-"""Releases: many artifacts of many models from one description, verified, reproducible, vouched for.
+"""Releases: artifacts of several models from one ``release.toml``, verified, reproducible, signed on request.
 
-``plan_release(read_spec(path), cache=Cache.of_user())`` finds and hashes the inputs and lays everything out;
-``run_release(plan, out)`` makes, verifies and promotes it; ``assemble_release`` joins what ``run_release(…, only=job)``
-made elsewhere; ``release_on_ray`` does both on a cluster. What they raise is listed with each.
+``plan_release(read_spec(path), cache=Cache.of_user())`` locates and hashes the inputs and plans every artifact;
+``run_release(plan, out)`` makes, verifies and publishes the release; ``assemble_release`` joins the pieces that
+``run_release(…, only=job)`` made elsewhere; ``release_on_ray`` does both on a Ray cluster. Each function lists the
+errors that it raises.
 """
 
 from __future__ import annotations

@@ -1,61 +1,63 @@
-"""Whether a folder is the release that its manifest tells of: every file, every tensor, every document, offline.
+"""Check a release folder against its manifest, offline: every file, every tensor, every document.
 
-The manifest is believed only where the other documents agree with it: they are made from it again and compared byte
-by byte. All of them rewritten in agreement are a release of somebody else: whose it is, a signature says.
+The other documents are rendered again from the manifest and compared byte by byte, so an edit of the manifest alone
+is detected. A consistent rewrite of all documents is detected only by the signature, which proves the origin.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 from exporter.errors import NotEquivalent, TTExportError, UnreadableFile
 from exporter.io.files import read_file
-from exporter.release.documents import card, checksums, manifest, provenance
-from exporter.release.documents import run_record as record
+from exporter.release.documents import card, checksums, modelfile, provenance
+from exporter.release.documents import manifest as manifests
+from exporter.release.documents import run_record as run_records
 from exporter.release.documents.manifest import FileEntry, Manifest
-from exporter.release.documents.signature import SIGNATURE, Trust, why_not_signed
+from exporter.release.documents.signature import SIGNATURE, Trust, signature_fault
 from exporter.release.documents.tensor_digests import file_digest, in_threads, kind_of, list_files, tensor_digests
-from exporter.release.documents.write import NAMES, derived
+from exporter.release.documents.write import NAMES, render_for_models
 from exporter.verify.report import Check, Report, Skip, document
 
 _SIGNED: Final = "signature"
 
 
 def is_release(path: Path) -> bool:
-    """Whether ``path`` is a folder with one of the documents that only a release has."""
+    """Whether ``path`` is a folder with at least one of the documents that only a release has."""
     return path.is_dir() and any((path / name).is_file() for name in NAMES)
 
 
 def check_release(folder: Path, trust: Trust | None = None) -> Report:
-    """Check all of a release again. trust: whose signature it has to bear; None: none is asked for.
+    """Check every part of a release. trust: the required signer; None: the signature is not checked.
 
-    Raises UnreadableFile for a manifest that cannot be read or is of another version, BadInput for a key that cannot
-    be used, MissingDependency for a signature without the package that reads it.
+    Raises UnreadableFile for a manifest that cannot be read or is of another version, BadInput for an unusable key,
+    MissingDependency without the package that verifies signatures.
     """
-    built, content = manifest.read(folder / manifest.NAME)
-    found = _Folder(folder, built, content)
-    checks, skipped = [*found.documents(), *found.files(), found.run()], []
+    manifest, content = manifests.read(folder / manifests.NAME)
+    release = _ReleaseFolder(folder, manifest, content)
+    checks, skipped = [*release.documents(), *release.files(), release.run()], []
     if trust is not None:
-        reason = (
-            why_not_signed(folder, trust) if (folder / SIGNATURE).is_file() else f"expected {SIGNATURE}, found none"
+        signed = (folder / SIGNATURE).is_file()
+        checks.append(
+            _check(_SIGNED, signature_fault(folder, trust) if signed else f"expected {SIGNATURE}, found none")
         )
-        checks.append(Check(name=_SIGNED, passed=reason is None, detail=reason or ""))
     else:
-        why = "no key was given" if (folder / SIGNATURE).is_file() else "the release bears none"
-        skipped.append(Skip(_SIGNED, why))
-    unproved = [one.path for one in built.artifacts if one.verdict is None]
-    skipped += [Skip(f"verdict of {path}", "it was released without a verification") for path in unproved]
-    if made_by := _made_otherwise(built):
-        skipped.append(Skip("cards and Modelfiles made again", made_by))
-    facts: dict[str, float | str] = {"release": f"{built.name} {built.version}", "files": len(built.files)}
+        reason = "no key was given" if (folder / SIGNATURE).is_file() else "the release has no signature"
+        skipped.append(Skip(_SIGNED, reason))
+    unverified = [artifact.path for artifact in manifest.artifacts if artifact.verdict is None]
+    skipped += [Skip(f"verdict of {path}", "it was released without verification") for path in unverified]
+    if difference := _renderer_difference(manifest):
+        skipped.append(Skip("cards and Modelfiles made again", difference))
+    facts: dict[str, float | str] = {"release": f"{manifest.name} {manifest.version}", "files": len(manifest.files)}
     return Report(artifact=folder, format="release", level="documents", checks=checks, facts=facts, skipped=skipped)
 
 
 def require_as_released(report: Report) -> None:
-    """Raise NotEquivalent with the first difference, and how many more checks found one."""
+    """Raise NotEquivalent with the first failed check and the number of others."""
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more)" if others else ""
@@ -63,113 +65,116 @@ def require_as_released(report: Report) -> None:
         raise NotEquivalent(line, document([report]))
 
 
-class _Folder:
-    """A release on disk, its manifest as it was understood, and that one's bytes."""
+class _ReleaseFolder:
+    """A release on disk, with its parsed manifest and the manifest's bytes."""
 
-    def __init__(self, folder: Path, built: Manifest, content: bytes) -> None:
-        self.folder, self.built, self.content = folder, built, content
+    def __init__(self, folder: Path, manifest: Manifest, content: bytes) -> None:
+        self.folder, self.manifest, self.content = folder, manifest, content
 
     def documents(self) -> Iterator[Check]:
-        """The documents against the manifest, and the manifest against its one spelling."""
-        again = manifest.to_bytes(self.built)
-        paths = [one.path for one in self.built.files]
+        """Compare the documents with the manifest, and the manifest with its canonical form."""
+        canonical = manifests.to_bytes(self.manifest)
+        paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
         disorder = None if ordered else "expected each file once, in order"
-        yield _check(manifest.NAME, _first_difference(again, self.content) or disorder)
-        statement = provenance.to_bytes(self.built)
-        yield self._same(provenance.NAME, statement)
-        # Of what lies there: a document that differs from the manifest must not agree with the checksums either.
-        sums = checksums.to_bytes(self.built, {manifest.NAME: self.content, provenance.NAME: statement})
-        yield self._same(checksums.NAME, sums)
-        if not _made_otherwise(self.built):
-            yield _check("cards and Modelfiles", self._cards())
+        yield _check(manifests.NAME, _first_difference(canonical, self.content) or disorder)
+        statement = provenance.to_bytes(self.manifest)
+        yield self._compared(provenance.NAME, statement)
+        # The manifest's bytes on disk are used: if they are not canonical, the checksums must not match either.
+        sums = checksums.to_bytes(self.manifest, {manifests.NAME: self.content, provenance.NAME: statement})
+        yield self._compared(checksums.NAME, sums)
+        if not _renderer_difference(self.manifest):
+            yield _check("cards and Modelfiles", self._card_fault())
 
     def files(self) -> Iterator[Check]:
-        """What lies in the folder against what the manifest lists."""
-        listed = {one.path: one for one in self.built.files}
-        there = set(list_files(self.folder)) - {*NAMES, SIGNATURE}
-        missing, extra = sorted(listed.keys() - there), sorted(there - listed.keys())
-        found = [f"{path}: expected, not found" for path in missing] + [f"{path!r}: not released" for path in extra]
-        yield _check("files", _first_of(found))
-        held = [listed[path] for path in sorted(listed.keys() & there)]
-        reasons = in_threads(self._content, held)
+        """Compare the folder's files with those that the manifest lists."""
+        listed = {file.path: file for file in self.manifest.files}
+        present = set(list_files(self.folder)) - {*NAMES, SIGNATURE}
+        missing, extra = sorted(listed.keys() - present), sorted(present - listed.keys())
+        faults = [f"{path}: expected, not found" for path in missing] + [f"{path!r}: not released" for path in extra]
+        yield _check("files", _first_of(faults))
+        files = [listed[path] for path in sorted(listed.keys() & present)]
+        reasons = in_threads(self._content_fault, files)
         yield _check("digests", _first_of(filter(None, reasons)))
-        # A file of other bytes has other tensors, or none: one finding is enough.
-        whole = [one for one, reason in zip(held, reasons, strict=True) if reason is None]
-        yield _check("tensors", _first_of(filter(None, in_threads(self._tensors, whole))))
-        yield _check("artifacts", self._artifacts(listed))
+        # Tensors of a file with other bytes are not compared: the failed digest says enough.
+        intact = [file for file, reason in zip(files, reasons, strict=True) if reason is None]
+        yield _check("tensors", _first_of(filter(None, in_threads(self._tensor_fault, intact))))
+        yield _check("artifacts", self._artifact_fault(listed))
 
     def run(self) -> Check:
-        """run.json against itself, the manifest and the signature."""
+        """Compare run.json with its own digest, the manifest and the signature."""
         try:
-            told, content = record.read(self.folder / record.NAME)
+            record, content = run_records.read(self.folder / run_records.NAME)
         except UnreadableFile as exc:
-            return _check(record.NAME, exc.reason)
+            return _check(run_records.NAME, exc.reason)
         signature = self.folder / SIGNATURE
         digest = file_digest(signature)[1] if signature.is_file() else None
-        if told.sha256 != record.own_digest(told) or manifest.to_bytes(told) != content:
-            return _check(record.NAME, "its content is not what its digest was taken of")
-        if told.manifest_sha256 != hashlib.sha256(self.content).hexdigest():
-            return _check(record.NAME, f"it records a run that made another {manifest.NAME}")
-        if told.signature_sha256 != digest:
-            expected = "no signature" if told.signature_sha256 is None else f"sha256 {told.signature_sha256}"
-            return _check(record.NAME, f"{SIGNATURE}: expected {expected}, found {digest or 'none'}")
-        return _check(record.NAME, None)
+        if record.sha256 != run_records.own_digest(record) or manifests.to_bytes(record) != content:
+            return _check(run_records.NAME, "its content does not match its own digest")
+        if record.manifest_sha256 != hashlib.sha256(self.content).hexdigest():
+            return _check(run_records.NAME, f"it records a run that made another {manifests.NAME}")
+        if record.signature_sha256 != digest:
+            expected = "no signature" if record.signature_sha256 is None else f"sha256 {record.signature_sha256}"
+            return _check(run_records.NAME, f"{SIGNATURE}: expected {expected}, found {digest or 'none'}")
+        return _check(run_records.NAME, None)
 
-    def _same(self, name: str, expected: bytes) -> Check:
+    def _compared(self, name: str, expected: bytes) -> Check:
         try:
-            found = read_file(self.folder / name, max_nbytes=max(len(expected) + 1, 1 << 20))
+            content = read_file(self.folder / name, max_nbytes=max(len(expected) + 1, 1 << 20))
         except UnreadableFile as exc:
             return _check(name, exc.reason)
-        return _check(name, _first_difference(expected, found))
+        return _check(name, _first_difference(expected, content))
 
-    def _cards(self) -> str | None:
-        """The cards and Modelfiles, made of the manifest again."""
+    def _card_fault(self) -> str | None:
+        """Compare cards and Modelfiles with those rendered again from the manifest."""
         try:
-            again = derived(self.folder, self.built)
-        except TTExportError as exc:  # a GGUF that cannot be opened has its own line among the digests
+            rendered = render_for_models(self.folder, self.manifest)
+        except TTExportError as exc:  # such as a GGUF that cannot be opened, which the digests report as well
             return str(exc)
-        kinds = {card.NAME, "Modelfile"}
-        listed = {one.path for one in self.built.files if Path(one.path).name in kinds}
-        for path, content in sorted(again.items()):
-            check = self._same(path, content)
+        names = {card.NAME, modelfile.NAME}
+        listed = {file.path for file in self.manifest.files if Path(file.path).name in names}
+        for path, content in sorted(rendered.items()):
+            check = self._compared(path, content)
             if not check.passed:
                 return f"{path}: {check.detail}"
-        return None if again.keys() <= listed else f"{min(again.keys() - listed)}: not in the manifest"
+        return None if rendered.keys() <= listed else f"{min(rendered.keys() - listed)}: not in the manifest"
 
-    def _content(self, one: FileEntry) -> str | None:
+    def _content_fault(self, file: FileEntry) -> str | None:
         try:
-            size, digest = file_digest(self.folder / one.path)
+            size, digest = file_digest(self.folder / file.path)
         except UnreadableFile as exc:
-            return f"{one.path}: {exc.reason}"
-        if size != one.size:
-            return f"{one.path}: expected {one.size} bytes, found {size}"
-        return None if digest == one.sha256 else f"{one.path}: expected sha256 {one.sha256}, found {digest}"
+            return f"{file.path}: {exc.reason}"
+        if size != file.size:
+            return f"{file.path}: expected {file.size} bytes, found {size}"
+        return None if digest == file.sha256 else f"{file.path}: expected sha256 {file.sha256}, found {digest}"
 
-    def _tensors(self, one: FileEntry) -> str | None:
-        """What else the manifest says of a file whose bytes are right."""
-        if (kind := kind_of(one.path)) != one.kind:
-            return f"{one.path}: expected kind {one.kind}, found {kind}"
+    def _tensor_fault(self, file: FileEntry) -> str | None:
+        """Compare the kind and the tensors of a file with the manifest."""
+        if (kind := kind_of(file.path)) != file.kind:
+            return f"{file.path}: expected kind {file.kind}, found {kind}"
         try:
-            tensors = tensor_digests(self.folder / one.path)
+            tensors = tensor_digests(self.folder / file.path)
         except UnreadableFile as exc:
-            return f"{one.path}: {exc.reason}"
-        return None if tensors == one.tensors else f"{one.path}: {_first_tensor(one.tensors, tensors)}"
+            return f"{file.path}: {exc.reason}"
+        return None if tensors == file.tensors else f"{file.path}: {_first_tensor(file.tensors, tensors)}"
 
-    def _artifacts(self, listed: Mapping[str, FileEntry]) -> str | None:
-        for one in self.built.artifacts:
-            if not any(path == one.path or path.startswith(f"{one.path}/") for path in listed):
-                return f"{one.path}: expected files of job {one.job}, found none"
-            if one.verdict is not None and not one.verdict.passed:
-                return f"{one.path}: its verification failed"
+    def _artifact_fault(self, listed: Mapping[str, FileEntry]) -> str | None:
+        for artifact in self.manifest.artifacts:
+            if not any(path == artifact.path or path.startswith(f"{artifact.path}/") for path in listed):
+                return f"{artifact.path}: expected files of job {artifact.job}, found none"
+            if artifact.verdict is not None and not artifact.verdict.passed:
+                return f"{artifact.path}: its verification failed"
         return None
 
 
-def _made_otherwise(built: Manifest) -> str | None:
-    """Which package that writes cards was another one then; their bytes are covered by digests all the same."""
-    for name, version in card.makers().items():
-        if built.tools.get(name) != version:
-            return f"they were made by {name} {built.tools.get(name, 'unknown')}, this is {version}"
+def _renderer_difference(manifest: Manifest) -> str | None:
+    """The first renderer of cards whose version differs from the release's, or None.
+
+    Another version may render other bytes; the digests in the manifest cover the cards in any case.
+    """
+    for name, version in card.renderers().items():
+        if (used := manifest.tools.get(name)) != version:
+            return f"they were made by {name} {used or 'unknown'}, installed is {version}"
     return None
 
 
@@ -182,18 +187,17 @@ def _first_difference(expected: bytes, found: bytes) -> str | None:
     """The first line that differs, counted from 1; None for equal bytes."""
     if expected == found:
         return None
-    ours, theirs = expected.splitlines(keepends=True), found.splitlines(keepends=True)
-    number = next(
-        (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
-    want, got = (lines[number] if number < len(lines) else b"" for lines in (ours, theirs))
-    return f"line {number + 1}: expected {want!r:.100}, found {got!r:.100}"
+    expected_lines, found_lines = expected.splitlines(keepends=True), found.splitlines(keepends=True)
+    for number, (line, other) in enumerate(zip_longest(expected_lines, found_lines, fillvalue=b""), 1):
+        if line != other:
+            return f"line {number}: expected {line!r:.100}, found {other!r:.100}"
+    raise AssertionError("bytes that differ have a line that differs")
 
 
 def _check(name: str, reason: str | None) -> Check:
     return Check(name=name, passed=reason is None, detail=reason or "")
 
 
-def _first_of(found: Iterable[str]) -> str | None:
-    first, *others = [*found] or [""]
+def _first_of(faults: Iterable[str]) -> str | None:
+    first, *others = [*faults] or [""]
     return first + (f" (and {len(others)} more)" if others else "") or None

@@ -1,4 +1,4 @@
-"""What a finished release is: what the jobs hand to manifest, checksums, provenance, card and signature."""
+"""The facts of a finished release, from which manifest, checksums, provenance, cards and signature are made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Something that went in. ``name``: a hub id or the folder's name, never a path of the machine.
+    """An input: the base or an adapter. ``name``: a hub id or the folder's name, never a local path.
 
-    revision: the hub's commit, where there is one. files: name below the folder → sha256, of all that was read.
+    revision: the hub's commit, or None. files: name below the folder → sha256, of every file that was read.
     """
 
     name: str
@@ -21,10 +21,10 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One thing that came out, verified. ``path``: below the release folder, with slashes; a file or a folder.
+    """An output: a file or a folder. ``path``: below the release folder, with slashes.
 
-    model: which of the release's models it is (a key of ``Release.models``). format, storage: as in ``ttexport plan``.
-    parameters: what was asked for (job's options), JSON values. report: that artifact's part of ``report.json``.
+    model: a key of ``Release.models``. format, storage: as in ``ttexport plan``. parameters: the job's options as JSON
+    values. report: the artifact's part of ``report.json``; None if it was not verified.
     """
 
     job: str
@@ -38,10 +38,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A tuned model of the release: base plus adapters, and where its card and artifacts lie.
+    """A tuned model of the release: the base with its adapters.
 
-    folder: below the release folder, empty where the release holds one model. card: texts of ``release.toml`` for it.
-    parameter_count: of the merged model; size_label as llama.cpp's file names want it, such as ``135M``.
+    folder: of its card and artifacts, below the release folder; empty if the release has one model. card: texts from
+    ``release.toml``. parameter_count: of the merged model. size_label: for llama.cpp's file names, such as ``135M``.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """All of it. base and adapters are materials; tools: package → version, the quantiser's build among them.
+    """A whole release. tools: package → version, including the quantiser's build.
 
-    No clock time, host or path is in here: two runs of the same release have equal facts.
+    Contains no clock time, host or path, so two runs of the same release have equal facts.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Release:
     models: Mapping[str, Model]
     artifacts: tuple[Artifact, ...]
     tools: Mapping[str, str]
-    spec: Mapping[str, Any]  # release.toml as it was understood, paths replaced by names
+    spec: Mapping[str, Any]  # release.toml as it was parsed, with names in place of paths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What differs between two runs of one release: kept in ``run.json``, the only file that may differ."""
+    """Facts that differ between two runs of one release, kept in ``run.json``, the only file that may differ."""
 
     started: str  # RFC 3339, UTC
     finished: str

@@ -1,4 +1,4 @@
-"""The jobs of a release: every model in every format; each makes one artifact, alone or on a machine of its own."""
+"""The jobs of a release: one artifact each, for every model in every format; any machine can run a job on its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.release.spec import ReleaseSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to make. ``name`` is unique in its release; options: of this artifact alone."""
+    """One artifact to make. ``name`` is unique within the release; ``options`` belong to this artifact alone."""
 
     name: str
     model: str
@@ -21,42 +21,42 @@ class Job:
 
     @property
     def format(self) -> str:
-        """The format of its artifact."""
+        """The name of the artifact's format."""
         return self.options.section
 
     @property
     def storage(self) -> str:
-        """What is asked for: a dtype, a quantisation, precisions."""
+        """The requested storage: a dtype, a quantisation, or precisions."""
         return self.options.label
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Every option that differs from its default, as JSON values; files by their names."""
+        """Every option that differs from its default, as JSON values; files by their names alone."""
         return self.options.changed()
 
     @property
     def slug(self) -> str:
-        """Its name as a part of file names."""
+        """The job's name, usable in file names."""
         return self.name.replace("/", "-")
 
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
-    """All jobs, in the order in which one machine does them: model by model."""
-    alone = len(spec.models) == 1
-    wanted = [
+    """All jobs in the order in which one machine runs them: model by model."""
+    single_model = len(spec.models) == 1
+    artifacts = [
         (f"{group.section}-{options.label}" if options is not group else group.section, options)
         for group in spec.formats
         for options in group.artifacts()
     ]
     return [
-        Job(name=name if alone else f"{model}/{name}", model=model, options=options)
+        Job(name=name if single_model else f"{model}/{name}", model=model, options=options)
         for model in spec.models
-        for name, options in wanted
+        for name, options in artifacts
     ]
 
 
 def find_job(jobs: Sequence[Job], name: str) -> Job:
-    """The job of that name. Raises UsageError."""
+    """The job called ``name``. Raises UsageError if there is none."""
     for job in jobs:
         if job.name == name:
             return job
@@ -64,7 +64,7 @@ def find_job(jobs: Sequence[Job], name: str) -> Job:
 
 
 def matrix(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What a CI system's matrix takes: an entry a job; ``piece`` names the folder that carries its result."""
+    """The matrix of a CI system, with one entry per job; ``piece`` names the folder for the job's piece."""
     return {
         "include": [
             {"job": job.name, "piece": job.slug, "model": job.model, "format": job.format, "storage": job.storage}

@@ -1,6 +1,8 @@
-"""How things are called in a release: folders, and GGUF files by llama.cpp's naming convention."""
+"""Names within a release: folders, and GGUF files by llama.cpp's naming convention."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import gguf.utility
 
@@ -11,35 +13,39 @@ from exporter.release.spec import ReleaseSpec
 
 
 def label(parameters: int) -> str:
-    """The size of a model as file names have it: 135M."""
+    """The number of parameters as file names write it, such as ``135M``."""
     return size_label(parameters)
 
 
 def model_folder(spec: ReleaseSpec, model: str) -> str:
-    """Where the model lies below the release: at its root, if it is the only one."""
+    """The model's folder below the release; empty, the release itself, if it is the only model."""
     return "" if len(spec.models) == 1 else model
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """What people call the model."""
+    """The model's name for people: the release's, and its own if there are several."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 
 def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -> str:
-    """Where the artifact of ``job`` lies below the release, with slashes. storage: as the target has it."""
-    name = job.format
-    if FORMATS[job.format].is_file:
-        name = f"{job.format}/{gguf_name(spec, job.model, storage, parameters)}"
+    """The artifact's path below the release, with slashes. storage: of the planned target."""
+    name, row = job.format, FORMATS[job.format]
+    if row.is_file:
+        name += f"/{gguf_name(spec, job.model, storage, parameters, adapter_only=row.adapter_only)}"
     folder = model_folder(spec, job.model)
     return f"{folder}/{name}" if folder else name
 
 
-def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int) -> str:
-    """BaseName-SizeLabel-FineTune-Encoding.gguf; a size that the name states already is not said twice.
+def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int, *, adapter_only: bool = False) -> str:
+    """BaseName-SizeLabel-FineTune-Encoding-Type.gguf, without the size where the name contains it.
 
-    Source: docs/gguf.md of ggml, through the gguf package. The version stays out, so that links live on.
+    The type is that of an adapter, LoRA; models have none.
+
+    Source: docs/gguf.md of ggml, through the gguf package. Without the version, so that links stay valid.
     """
     size = label(parameters)
     stated = size.lower() in spec.name.lower().split("-")
     finetune = None if len(spec.models) == 1 else model
-    return f"{gguf.utility.naming_convention(spec.name, None, finetune, None, None if stated else size, storage)}.gguf"
+    size_label = None if stated else size
+    kind: Literal["LoRA"] | None = "LoRA" if adapter_only else None
+    return f"{gguf.utility.naming_convention(spec.name, None, finetune, None, size_label, storage, kind)}.gguf"

@@ -1,7 +1,7 @@
-"""A release onto the Hugging Face hub: by huggingface_hub, which resumes what was interrupted.
+"""Push a release to the Hugging Face hub through huggingface_hub, which resumes interrupted uploads.
 
-Only what ``ttexport verify`` accepts is sent. Files that an earlier release had and this one has not are deleted, so
-that the repository holds one release; what somebody else put there stays.
+Only a release that ``ttexport verify`` accepts is uploaded. Files of an earlier release that this one lacks are
+deleted, so that the repository holds one release; files that no release put there are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from exporter.errors import OutputError, UnreadableFile, UsageError
+from exporter.errors import OutputError, UnreadableFile, UsageError, foreign_line
 from exporter.release.check import check_release, require_as_released
 from exporter.release.documents import manifest
 from exporter.release.documents.signature import SIGNATURE
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _DEFAULT_BRANCH: Final = "main"
-_AGAIN: Final = "run it again with --resume: what has arrived is not sent again"
+_RETRY: Final = "run it again with --resume: files that have arrived are not sent again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What was sent, or would be. files: path → bytes. deleted: of an earlier release. commit: None if dry."""
+    """An upload, or its preview. files: path → bytes. deleted: files of an earlier release. commit: None if dry."""
 
     repo: str
     revision: str
@@ -40,7 +40,7 @@ class Pushed:
     url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the document of ``--json``."""
+        """The entry ``pushed`` in the document of ``--json``."""
         return {
             "repo": self.repo,
             "revision": self.revision,
@@ -55,7 +55,7 @@ class Pushed:
 
 
 def in_ci() -> bool:
-    """Whether this is a CI job, by the variable that all of them set. There a push is dry unless it is asked for."""
+    """Whether this runs in a CI job, by the environment variable CI. There a push is dry by default."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -72,71 +72,71 @@ def push(
 ) -> Pushed:
     """Send the release in ``folder`` to ``repo`` (org/name, made if absent) in one commit.
 
-    revision: a branch, made from main if absent. dry_run: say what would be sent, without network; None: in CI.
-    private: of a repository that is made now. endpoint: the hub's URL, else HF_ENDPOINT's; the token is HF_TOKEN's or
-    that of ``hf auth login``. Above 256 files or five minutes huggingface_hub makes several commits of it.
-    Raises NotEquivalent for a folder that is not as released, UsageError for a name that the hub does not take,
-    OutputError for a hub that refuses, fails or is not there: then the same call goes on where this one ended.
+    revision: a branch, made from main if absent. dry_run: return the preview without network access; None: only in CI.
+    private: applies to a new repository. endpoint: URL of the hub; default: HF_ENDPOINT. The token is HF_TOKEN's or
+    that of ``hf auth login``. Above 256 files or five minutes huggingface_hub makes several commits.
+    Raises NotEquivalent for a folder that differs from what was released, UsageError for an invalid repository id,
+    OutputError if the hub refuses, fails or cannot be reached; calling again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))
-    built, _ = manifest.read(folder / manifest.NAME)
+    released, _ = manifest.read(folder / manifest.NAME)
     files = {path: (folder / path).stat().st_size for path in list_files(folder)}
-    told = Pushed(
+    preview = Pushed(
         repo=repo,
         revision=revision or _DEFAULT_BRANCH,
-        message=message or f"{built.name} {built.version}",
+        message=message or f"{released.name} {released.version}",
         files=files,
     )
     if in_ci() if dry_run is None else dry_run:
-        return told
+        return preview
     try:
-        return _send(folder, told, private=private, endpoint=endpoint, quiet=quiet)
+        return _send(folder, preview, private=private, endpoint=endpoint, quiet=quiet)
     except Exception as exc:  # the errors of hub, network and files share no base class
-        raise OutputError(repo, f"{_reason(exc)}; {_AGAIN}") from exc
+        raise OutputError(repo, f"{_reason(exc)}; {_RETRY}") from exc
 
 
-def _send(folder: Path, told: Pushed, *, private: bool, endpoint: str | None, quiet: bool) -> Pushed:
+def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None, quiet: bool) -> Pushed:
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if quiet or not sys.stderr.isatty():  # in a log, every step of a bar is a line
+    if quiet or not sys.stderr.isatty():  # in a log, each update of a bar would be a line
         disable_progress_bars()
     api = HfApi(endpoint=endpoint)
-    api.create_repo(told.repo, private=private, exist_ok=True)
-    if told.revision != _DEFAULT_BRANCH:
-        api.create_branch(told.repo, branch=told.revision, exist_ok=True)
-    stale = sorted(_earlier_files(api, told) - told.files.keys())
+    api.create_repo(preview.repo, private=private, exist_ok=True)
+    if preview.revision != _DEFAULT_BRANCH:
+        api.create_branch(preview.repo, branch=preview.revision, exist_ok=True)
+    stale = sorted(_earlier_files(api, preview) - preview.files.keys())
     info = api.upload_folder(
-        repo_id=told.repo,
+        repo_id=preview.repo,
         folder_path=folder,
-        revision=told.revision,
-        commit_message=told.message,
-        allow_patterns=[glob.escape(path) for path in told.files],
+        revision=preview.revision,
+        commit_message=preview.message,
+        allow_patterns=[glob.escape(path) for path in preview.files],
         delete_patterns=[glob.escape(path) for path in stale] or None,
     )
-    return replace(told, deleted=tuple(stale), commit=info.oid, url=info.commit_url)
+    return replace(preview, deleted=tuple(stale), commit=info.oid, url=info.commit_url)
 
 
-def _earlier_files(api: HfApi, told: Pushed) -> set[str]:
-    """What the release that is there now says it holds, and its signature, as far as it is there.
+def _earlier_files(api: HfApi, preview: Pushed) -> set[str]:
+    """Files of the repository that the manifest of its present release lists, and its signature.
 
-    Empty where there is no release, or none that can be read.
+    Empty if the repository has no release with a readable manifest.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        path = Path(api.hf_hub_download(told.repo, manifest.NAME, revision=told.revision))
+        path = Path(api.hf_hub_download(preview.repo, manifest.NAME, revision=preview.revision))
         listed = {entry.path for entry in manifest.read(path)[0].files}
     except (RemoteEntryNotFoundError, UnreadableFile):
         return set()
-    return (listed | {SIGNATURE}) & set(api.list_repo_files(told.repo, revision=told.revision))
+    return (listed | {SIGNATURE}) & set(api.list_repo_files(preview.repo, revision=preview.revision))
 
 
 def require_repo_id(repo: str) -> None:
-    """Raises UsageError for a name that the hub does not take."""
+    """Raise UsageError for an invalid repository id."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when asked for
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 
     try:
         validate_repo_id(repo)
@@ -147,10 +147,10 @@ def require_repo_id(repo: str) -> None:
 
 
 def _reason(exc: BaseException) -> str:
-    """Why the hub did not take it, and what helps; one line."""
+    """One line: why the upload failed, and the remedy if it is known."""
     from huggingface_hub import errors
 
-    # What fails in a thread of the upload comes wrapped; the hub's answer is its cause.
+    # Errors of upload threads are wrapped; the hub's answer is their cause.
     while exc.__cause__ is not None and not isinstance(exc, errors.HfHubHTTPError):
         exc = exc.__cause__
     if isinstance(exc, errors.OfflineModeIsEnabled):
@@ -158,7 +158,6 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, errors.HfHubHTTPError):
         status = exc.response.status_code
         if status in (401, 403, 404):
-            return f"the hub refuses it with HTTP {status}: set HF_TOKEN to a token that may write there"
+            return f"the hub refuses the upload with HTTP {status}: set HF_TOKEN to a token with write access"
         return f"the hub answers with HTTP {status}" + (f" ({exc.server_message})" if exc.server_message else "")
-    lines = str(exc).strip().splitlines()
-    return f"the hub did not take it: {type(exc).__name__}" + (f": {lines[0]}" if lines else "")
+    return f"the upload failed: {type(exc).__name__}: {foreign_line(exc, 0)}"

@@ -1,4 +1,4 @@
-"""``release.toml``: what a release is made of, parsed strictly. Relative paths start at the folder of the file."""
+"""``release.toml``: the description of a release, parsed strictly. Its paths are relative to its folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from exporter.release.documents.manifest import CardEntry, card_texts
 from exporter.release.tables import HubTable, ModelTable, SigningTable, unknown_keys
 from exporter.verify.options import VerifyOptions
 
-#: Becomes part of paths in the release, and of names on hubs.
+#: Names that become part of paths in the release and of repository names on hubs.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-#: What lies beside the folders of several models, and so is no name for one.
-_TAKEN: Final = frozenset(
+#: Files beside the folders of several models, whose names no model may have.
+_RESERVED: Final = frozenset(
     {
         "manifest.json",
         "model.sig",
@@ -37,7 +37,7 @@ _TAKEN: Final = frozenset(
         "sha256sums",
     }
 )
-#: Tables that are option groups, with what differs from the group's defaults: a release is verified in full.
+#: Tables that are option groups, each with the defaults that a release overrides: its level of verification is full.
 GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
     **{name: (row.options, {}) for name, row in FORMATS.items()},
     VerifyOptions.section: (VerifyOptions, {"level": "full"}),
@@ -45,7 +45,7 @@ GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole file. base: a path, or a hub id (org/name, org/name@revision); adapters likewise."""
+    """The whole file. base and adapters: paths or hub ids (org/name, org/name@revision)."""
 
     name: str
     version: str
@@ -59,7 +59,7 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     hub: HubTable | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The file as it was understood: every key with its value; files by their names alone."""
+        """The file as it was parsed: every key with its value; files by their names alone."""
         return {
             "name": self.name,
             "version": self.version,
@@ -75,7 +75,7 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys and tables that are no option groups."""
+    """The keys and tables that are not option groups."""
 
     name: str
     version: str
@@ -90,15 +90,15 @@ _PLAIN_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"signing": SigningTa
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """Read ``release.toml``; its relative paths come out below its folder.
+    """Read ``release.toml`` and resolve its paths against its folder.
 
-    Raises UnreadableFile for a file that is no TOML, BadInput for an unknown key or a value that its key does not take.
+    Raises UnreadableFile for invalid TOML, BadInput for an unknown key or an invalid value.
     """
     try:
         document = tomllib.loads(read_file(path).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise UnreadableFile(path, f"expected TOML: {exc}") from exc
-    for fault in _unknown(document):
+    for fault in _unknown_keys(document):
         raise BadInput(f"{path}: {fault}")
     try:
         spec = _read(document)
@@ -109,9 +109,9 @@ def read_spec(path: Path) -> ReleaseSpec:
     card_texts(spec.card, f"{path}: card")
     for name, model in spec.models.items():
         card_texts(model.card, f"{path}: models.{name}.card")
-    for fault in (*_faults(spec), *_astray(spec, path.parent)):
+    for fault in (*_rule_violations(spec), *_misplaced_inputs(spec, path.parent)):
         raise BadInput(f"{path}: {fault}")
-    return _placed(spec, path.parent)
+    return _resolve_paths(spec, path.parent)
 
 
 def _read(document: Mapping[str, Any]) -> ReleaseSpec:
@@ -139,10 +139,12 @@ def _parse(group: type[Options], table: Mapping[str, Any], defaults: Mapping[str
     return group.parse({**(defaults or {}), **{names[key]: value for key, value in table.items()}})
 
 
-def _unknown(document: Mapping[str, Any]) -> Iterator[str]:
-    """A line for every key that its table does not have, with the nearest known one."""
-    tops = [*msgspec.structs.fields(_Plain)]
-    known = [field.encode_name for field in tops] + [entry.key for entry in MergeOptions.options().values()] + [*GROUPS]
+def _unknown_keys(document: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each unknown key, with the nearest known key of its table."""
+    fields = msgspec.structs.fields(_Plain)
+    known = (
+        [field.encode_name for field in fields] + [entry.key for entry in MergeOptions.options().values()] + [*GROUPS]
+    )
     yield from unknown_keys(document, known, "")
     for name, model in _tables(document.get("models")):
         yield from unknown_keys(model, ModelTable, f"models.{name}.")
@@ -161,8 +163,8 @@ def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((name, value) for name, value in document.items() if isinstance(value, dict))
 
 
-def _faults(spec: ReleaseSpec) -> Iterator[str]:
-    """Rules that the types of the values do not express."""
+def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
+    """One line for each violated rule that the types of the values do not express."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -171,27 +173,31 @@ def _faults(spec: ReleaseSpec) -> Iterator[str]:
     if len({*map(str.lower, spec.models)}) != len(spec.models):
         yield f"models: expected names that differ in more than case, found {', '.join(spec.models)}"
     for name in spec.models if len(spec.models) > 1 else ():
-        if name.lower() in _TAKEN:
+        if name.lower() in _RESERVED:
             yield f"models.{name}: expected a name for a folder, found that of a document of the release"
     if not spec.formats:
-        yield f"expected a table {', '.join(FORMATS)}, found none: there is nothing to make"
+        yield f"expected at least one table of {', '.join(FORMATS)}, found none"
     if spec.signing and bool(spec.signing.key) == spec.signing.sigstore:
         yield "signing: expected either a key or sigstore = true"
 
 
-def _astray(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
-    """Inputs that name nothing below ``folder``, but something where the command runs: elsewhere they would not."""
+def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
+    """One line for each input that exists in the current folder but not below ``folder``.
+
+    Such a path would name nothing, or another input, when the command runs in another folder.
+    """
     inputs = [("base", spec.base)]
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]
     for key, source in inputs:
         if not os.path.lexists(folder / source) and os.path.lexists(source):
-            yield f"{key}: expected a path from the folder of this file, or a hub id, found {source!r:.80} elsewhere"
+            expected = "expected a path relative to the folder of this file, or a hub id"
+            yield f"{key}: {expected}, found {source!r:.80} in the current folder"
 
 
-def _placed(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
-    """With paths below ``folder``; an input that is not there may be a hub id and stays."""
+def _resolve_paths(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
+    """``spec`` with paths below ``folder``; an input that does not exist there may be a hub id and is kept."""
 
-    def place(source: str) -> str:
+    def resolve(source: str) -> str:
         path = folder / source
         return str(path) if os.path.lexists(path) else source
 
@@ -199,17 +205,17 @@ def _placed(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
     key = spec.signing and spec.signing.key
     return change(
         spec,
-        base=place(spec.base),
+        base=resolve(spec.base),
         models={
-            name: change(model, adapters=[place(source) for source in model.adapters])
+            name: change(model, adapters=[resolve(source) for source in model.adapters])
             for name, model in spec.models.items()
         },
-        formats=tuple(_below(options, folder) for options in spec.formats),
-        verify=_below(spec.verify, folder),
+        formats=tuple(_resolve_files(options, folder) for options in spec.formats),
+        verify=_resolve_files(spec.verify, folder),
         signing=spec.signing and change(spec.signing, key=str(folder / key) if key else None),
     )
 
 
-def _below(options: Any, folder: Path) -> Any:
+def _resolve_files(options: Any, folder: Path) -> Any:
     names = {entry.key: name for name, entry in options.options().items()}
     return replace(options, **{names[key]: folder / path for key, path in options.files().items()})

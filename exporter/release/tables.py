@@ -1,4 +1,4 @@
-"""The tables of ``release.toml`` that are no option groups, and the search for keys that a table does not have."""
+"""The tables of ``release.toml`` that are not option groups, and the search for unknown keys."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import msgspec
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of the file; keys are written with dashes."""
+    """A table of ``release.toml``; its keys are written with dashes."""
 
 
 class ModelTable(_Table, frozen=True):
-    """``[models.NAME]``: adapters that go into the base together. card: texts that go before those of ``[card]``."""
+    """``[models.NAME]``: adapters merged into the base together. card: texts that override those of ``[card]``."""
 
     adapters: list[str] = []
     card: dict[str, Any] = {}
 
 
 class SigningTable(_Table, frozen=True):
-    """``[signing]``: by a private key in a file, or through Sigstore. password_env: the variable with its password."""
+    """``[signing]``: a private key file, or Sigstore. password_env: environment variable with the key's password."""
 
     key: str | None = None
     password_env: str | None = None
     sigstore: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The table with the key's file by its name alone."""
+        """The table, with the key file's name in place of its path."""
         return {**msgspec.to_builtins(self), "key": Path(self.key).name if self.key else None}
 
 
 class HubTable(_Table, frozen=True):
-    """``[hub]``: how ``--push-to-hub`` sends the release, unless its own options say otherwise."""
+    """``[hub]``: defaults for the options of ``--push-to-hub``."""
 
     revision: str | None = None
     message: str | None = None
@@ -42,7 +42,10 @@ class HubTable(_Table, frozen=True):
 
 
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
-    """A line for every key of ``table`` that is not in ``known``, with the nearest one. where: before the key."""
+    """One line for each key of ``table`` that is not ``known``, with the nearest known key.
+
+    where: prefix of the key in the line, such as ``models.one.``.
+    """
     if isinstance(known, type):
         known = [field.encode_name for field in msgspec.structs.fields(known)]
     for key in table:

@@ -34,17 +34,24 @@ class VerifyRequest:
     quiet: bool = False
 
 
+def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
+    """The prompts of the verification, once everything that it needs is known to be installed.
+
+    needed_for: the flag or key that requires runtimes. Raises MissingDependency, UnreadableFile.
+    """
+    require(options.require, needed_for=needed_for)
+    if options.report:
+        require_renderers()
+    return read_prompts(options.prompts) if options.prompts else []
+
+
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
     """One report per artifact, also written to ``options.report``. A failed check is reported, not raised.
 
     Raises BadInput, NotExpressible, MissingDependency, OutputError.
     """
-    options = request.options
-    require(options.require, needed_for="--require")
-    if options.report:
-        require_renderers()
-    prompts = read_prompts(options.prompts) if options.prompts else []
-    quiet = request.quiet
+    options, quiet = request.options, request.quiet
+    prompts = require_verifiable(options, needed_for="--require")
     checkpoint = locate(request.reference, asked_by="--reference", content="checkpoint", quiet=quiet)
     adapters = [
         locate(adapter, asked_by="--adapter", content="adapter", quiet=quiet).path for adapter in request.adapters

@@ -243,4 +243,4 @@ def test_options_that_do_not_go_together_are_refused(
 
 def test_an_artifact_still_needs_its_reference(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(finished / "hf")]) == 2
-    assert "--reference: needed" in capsys.readouterr().err
+    assert "--reference: required" in capsys.readouterr().err

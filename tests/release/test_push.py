@@ -169,7 +169,7 @@ def test_a_fault_that_passes_is_not_noticed(site: Site, finished: Path, fault: s
     assert site.files() == {**contents(finished), ".gitattributes": b""}
 
 
-@pytest.mark.parametrize(("fault", "said"), [("broken", "HTTP 500"), ("drop", "did not take it")])
+@pytest.mark.parametrize(("fault", "said"), [("broken", "HTTP 500"), ("drop", "the upload failed: ")])
 def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_file_again(
     site: Site, finished: Path, fault: str, said: str
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_token_that_may_not_write_is_told(site: Site, finished: Path, fault: s
     site.hub.faults["/api/repos/create"] = fault
     done = site.push(finished)
     assert done.returncode == 7
-    assert "set HF_TOKEN to a token that may write there" in done.stderr
+    assert "set HF_TOKEN to a token with write access" in done.stderr
 
 
 def test_offline_is_told(site: Site, finished: Path) -> None:

@@ -53,7 +53,7 @@ def refused(path: Path, content: str) -> str:
             "verify.level: expected off, rows, weights, full, found 'some'",
         ),
         (text(rest='[gguf]\ntypes = "f32"\n'), "gguf.types: expected a list, found 'f32'"),
-        (text(rest=""), "expected a table hf, gguf, gguf-lora, onnx, found none: there is nothing to make"),
+        (text(rest=""), "expected at least one table of hf, gguf, gguf-lora, onnx, found none"),
         (text(rest="gguf = 3\n", models="models = {}\n"), "gguf: expected a table, found 3"),
         (text(rest="[hf]\n", top="untie = 1\n"), "untie: expected true or false, found 1"),
         (text(rest='[hf]\nmax-shard-size = "5"\n'), "hf.max-shard-size: expected a size such as 500M"),
@@ -141,7 +141,7 @@ def test_what_lies_where_the_command_runs_is_not_meant(
     monkeypatch.chdir(tmp_path / "here")
     content = text(models="[models.one]\n") if key == "base" else text().replace("org/base@v1", "org/other")
     said = refused(tmp_path / "release.toml", content)
-    assert "expected a path from the folder of this file, or a hub id, found" in said
+    assert "expected a path relative to the folder of this file, or a hub id, found" in said
     assert said.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import OutputError
-from exporter.release.making.make import Workshop
+from exporter.release.making.make import ArtifactMaker
 from exporter.verify.report import Report
 from exporter.verify.run import verify
 from tests.documents import read_report
@@ -79,7 +79,7 @@ def test_what_is_verified_otherwise_is_not_made_again(
     describe(project, *after)
     asked.clear()
     with monkeypatch.context() as patch:
-        patch.delattr(Workshop, "make")
+        patch.delattr(ArtifactMaker, "make")
         assert project.release(out, "--resume") == 0
     assert asked == again
     assert {job: facts["seconds"] for job, facts in jobs_of(out).items()} == {

@@ -28,9 +28,9 @@ def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
 
 
 def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
-    """``adapters`` and ``base`` for a source of either kind."""
+    """``adapters`` and ``base`` for a source that is an adapter or a checkpoint."""
     if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
         return {"adapters": (source,), "base": base}
     if base is not None:
-        raise click.UsageError(f"--base is for adapters, and {source} is none")
+        raise click.UsageError(f"--base is for adapters, and {source} is not one")
     return {"adapters": (), "base": source}

@@ -20,43 +20,43 @@ from exporter.sources.hub.locate import locate
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
 @click.option("--tensors", is_flag=True, help="List every tensor, not only the first ones.")
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
-    """Show what PATH holds: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
+    """Show the content of PATH: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
 
-    Of an ONNX folder every model file is listed; tensors are those of the first. An adapter or a
+    For an ONNX folder, every model file is listed, with the tensors of the first. An adapter or a
     checkpoint may be a hub id (org/name, org/name@revision).
     """
-    found = inspect_path(locate(path, asked_by="PATH"))
+    document = inspect_path(locate(path, asked_by="PATH"))
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(document, indent=2))
     else:
-        _print(found, every=tensors)
+        _print(document, every=tensors)
 
 
-def _print(found: Mapping[str, Any], *, every: bool) -> None:
+def _print(document: Mapping[str, Any], *, every: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     facts = Table("", "", box=None, pad_edge=False, show_header=False)
-    for key, value in found["facts"].items():
+    for key, value in document["facts"].items():
         facts.add_row(f"[bold]{escape(_text(key))}[/]", escape(_text(value)))
     console.print(facts)
-    if models := found.get("models"):
+    if models := document.get("models"):
         listed = Table("model", "precision", "size", box=None, pad_edge=False)
         for model in models:
             listed.add_row(escape(printable(model["file"])), model["precision"], format_size(model["nbytes"]))
         console.print()
         console.print(listed)
-    shown = found["tensors"] if every else found["tensors"][:12]
+    shown = document["tensors"] if every else document["tensors"][:12]
     table = Table("tensor", "type", "shape", "size", box=None, pad_edge=False)
     for tensor in shown:
         shape = " x ".join(map(str, tensor["shape"])) or "scalar"
         table.add_row(escape(printable(tensor["name"])), tensor["type"], shape, format_size(tensor["nbytes"]))
     console.print()
     console.print(table)
-    if len(shown) < len(found["tensors"]):
-        console.print(f"… and {len(found['tensors']) - len(shown)} more (--tensors lists them)")
+    if len(shown) < len(document["tensors"]):
+        console.print(f"… and {len(document['tensors']) - len(shown)} more (--tensors lists them)")
 
 
 def _text(value: object) -> str:

@@ -17,8 +17,8 @@ def merge(adapters: tuple[str, ...], **options: Any) -> None:
     """Merge adapters into their base and write the result.
 
     ADAPTER is a PEFT adapter: a folder, the current one by default, or a hub id (user/name, user/name@revision). Rows
-    go into the embedding and, where the head is tied to it, into the head. Nothing gets its final name before what
-    lies on disk has been verified.
+    are written into the embedding and, if the head is tied to it, into the head. Artifacts get their final names only
+    after they have been verified on disk.
 
     \b
     Examples:

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import PATH, patch_place_options, talk_options
-from exporter.cli.talk import print_reports, progress
+from exporter.cli.console import print_reports, progress
+from exporter.cli.options import PATH, output_options, patch_place_options
 from exporter.formats.target import DTYPES
 from exporter.patch import LEVELS, PatchSpec, patch_json, plan_patch, restore, run_patch
 from exporter.sizes import format_size
@@ -38,7 +38,7 @@ from exporter.verify.report import Report
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE was made from: folder or hub id.")
 @patch_place_options
-@talk_options
+@output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
     """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; all else is copied as it is.
 

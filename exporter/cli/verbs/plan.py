@@ -17,8 +17,8 @@ from exporter.cli.options import (
     format_groups,
     group_options,
     out_option,
+    output_options,
     patch_place_options,
-    talk_options,
     to_option,
 )
 from exporter.cli.verbs.export import as_merge
@@ -39,7 +39,7 @@ from exporter.verify.options import VerifyOptions
 @group_options(MergeOptions)
 @group_options(VerifyOptions, only=("--verify", "--require"))
 @patch_place_options
-@talk_options
+@output_options
 def plan(
     sources: tuple[str, ...],
     base: str | None,
@@ -52,7 +52,7 @@ def plan(
 ) -> None:
     """Show what merge or export would write from SOURCE with the same options; write nothing.
 
-    With a .gguf file or a folder of ONNX models before the adapters, show what patch would. Exit 5 if a
+    If SOURCE starts with a .gguf file or a folder of ONNX models, show what patch would write. Exit 5 if a
     target cannot be expressed.
     """
     paths = sources or (".",)
@@ -77,14 +77,14 @@ def plan(
 
 
 def _refuse_options_of_merge() -> None:
-    """An option that a patch has no use for would be passed over, and the plan be of something else."""
+    """Raise UsageError for options that a patch does not have: ignoring them would show another plan."""
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}
     for parameter in plan.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in known:
             raise click.UsageError(
-                f"{parameter.opts[0]}: is not for a patch, which keeps the format and types of its base"
+                f"{parameter.opts[0]}: does not apply to a patch, which keeps the format and types of its base"
             )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import PATH, talk_options
-from exporter.cli.talk import progress
+from exporter.cli.console import progress
+from exporter.cli.options import PATH, output_options
 from exporter.cli.verbs.release_push import check_push_options, push_options, push_release
 from exporter.errors import OutputError
 from exporter.release.facts import Release
 from exporter.release.jobs import find_job, jobs_of, matrix
 from exporter.release.making.assemble import assemble_release
-from exporter.release.making.finished import told_jobs
+from exporter.release.making.finished import recorded_jobs
 from exporter.release.making.ray_cluster import release_on_ray
 from exporter.release.making.run import run_release
 from exporter.release.making.store import Cache
@@ -30,7 +30,7 @@ from exporter.release.tables import HubTable
 @click.command()
 @click.argument("toml", type=PATH, metavar="RELEASE.toml")
 @click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, with --only NAME-VERSION-JOB.")
-@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left; finished jobs are not repeated.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run; finished jobs are not repeated.")
 @click.option("--only", metavar="JOB", help="Make one job's artifact, verified, as a piece for --assemble.")
 @click.option("--matrix", "as_matrix", is_flag=True, help="Print the jobs as JSON for a CI matrix; make nothing.")
 @click.option(
@@ -39,20 +39,20 @@ from exporter.release.tables import HubTable
     type=PATH,
     multiple=True,
     metavar="DIR",
-    help="Join pieces, or folders of them, to the release. Repeatable.",
+    help="Join pieces, or folders of pieces, into the release. Repeatable.",
 )
 @click.option(
     "--ray",
     "address",
     metavar="ADDRESS",
     help="Run each job as a task of two CPUs on a Ray cluster: local (this machine), auto, HOST:PORT, ray://HOST:PORT. "
-    "Pieces are made beside OUT, which all nodes must see, as the inputs, under the same path.",
+    "Pieces are made beside OUT. All nodes must see OUT and the inputs under the same paths.",
 )
-@click.option("--cache", type=PATH, help="Where artifacts of bases are kept; default: in the user's cache folder.")
-@click.option("--no-cache", is_flag=True, help="Keep no artifacts of bases.")
+@click.option("--cache", type=PATH, help="Folder for artifacts of bases; default: in the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Do not keep artifacts of bases.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
 @push_options
-@talk_options
+@output_options
 def release(
     toml: Path,
     out: Path | None,
@@ -65,18 +65,18 @@ def release(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Make everything that RELEASE.toml asks for: every model in every format, verified, in one folder.
+    """Make everything that RELEASE.toml describes: every model in every format, verified, in one folder.
 
     \b
-    The least that it holds (the README lists all keys):
+    A minimal RELEASE.toml (the README lists all keys):
       name = "Lamp"
       version = "1.0"
       base = "org/base@revision"
       models.keeper.adapters = ["adapter"]
       gguf.types = ["Q8_0"]
 
-    The release gets its name when all of it is there and verified. A second adapter on the same base costs what its
-    rows cost: artifacts of the base are kept and patched. The same inputs give the same bytes, but for run.json and a
+    The release gets its name when all artifacts are made and verified. A second adapter on the same base costs only its
+    rows: artifacts of the base are kept and patched. The same inputs give the same bytes, except run.json and a
     signature.
 
     \b
@@ -98,7 +98,7 @@ def release(
     if options["cache"] and options["no_cache"]:
         raise click.UsageError("--cache, --no-cache are mutually exclusive")
     if only is not None and options["repo"]:
-        raise click.UsageError("--push-to-hub: sends a whole release, and --only makes a piece of one")
+        raise click.UsageError("--push-to-hub: sends a whole release, but --only makes one piece")
     job = find_job(jobs, only) if only is not None else None
     cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
     push = _push_settings(spec.hub or HubTable(), options)
@@ -114,11 +114,11 @@ def release(
             made = run_release(plan, place, hooks, only=job, **flags)
     pushed = push_release(place, quiet=quiet, **push)
     seconds = round(time.perf_counter() - started, 3)
-    _tell(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
+    _print_result(made, pushed, place, seconds, as_json=as_json, quiet=quiet)
 
 
 def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
-    """The cache at ``folder``; without one the user's, or none where that cannot be written. Raises OutputError."""
+    """The cache at ``folder``, by default the user's, or None if that is not writable. Raises OutputError."""
     if folder:
         cache = Cache(folder.absolute())
         cache.require_writable()
@@ -134,26 +134,28 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
 
 
 def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of --push-to-hub; what is not given comes from ``[hub]``, where there is something to push."""
-    asked = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
-    check_push_options(**asked)
-    if asked["repo"] is None:
-        return asked
-    told = {"revision": hub.revision, "message": hub.message, "private": hub.private}
-    return asked | {name: asked[name] or value for name, value in told.items()}
+    """The options of --push-to-hub, with ``[hub]`` as defaults if a repository is named."""
+    given = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
+    check_push_options(**given)
+    if given["repo"] is None:
+        return given
+    defaults = {"revision": hub.revision, "message": hub.message, "private": hub.private}
+    return given | {name: given[name] or default for name, default in defaults.items()}
 
 
-def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool) -> None:
-    """The folder on stdout, or a JSON document; a line an artifact on stderr."""
+def _print_result(
+    made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool
+) -> None:
+    """Print the folder or a JSON document to stdout, and a line for each artifact to stderr."""
     artifacts = [
         {
-            "job": one.job,
-            "format": one.format,
-            "storage": one.storage,
-            "path": str(out / one.path),
-            "verification": one.report,
+            "job": artifact.job,
+            "format": artifact.format,
+            "storage": artifact.storage,
+            "path": str(out / artifact.path),
+            "verification": artifact.report,
         }
-        for one in made.artifacts
+        for artifact in made.artifacts
     ]
     if as_json:
         document = {
@@ -161,14 +163,14 @@ def _tell(made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as
             "name": made.name,
             "version": made.version,
             "artifacts": artifacts,
-            "jobs": told_jobs(out),
+            "jobs": recorded_jobs(out),
             "pushed": pushed.to_json() if pushed else None,
             "seconds": seconds,
         }
         click.echo(json.dumps(document, indent=2))
         return
     if not quiet:
-        for one in made.artifacts:
-            verdict = f"equivalent ({len(one.report['checks'])} checks)" if one.report else "not verified"
-            print(f"{one.path}: {one.format} {one.storage}, {verdict}", file=sys.stderr)
+        for artifact in made.artifacts:
+            verdict = f"equivalent ({len(artifact.report['checks'])} checks)" if artifact.report else "not verified"
+            print(f"{artifact.path}: {artifact.format} {artifact.storage}, {verdict}", file=sys.stderr)
     click.echo(out)

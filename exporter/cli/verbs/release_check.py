@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.talk import print_reports
+from exporter.cli.console import print_reports
 from exporter.errors import UsageError
 from exporter.release.check import check_release, require_as_released
 from exporter.release.documents.signature import Trust
@@ -21,8 +21,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def trust_options(command: _Command) -> _Command:
     """Add --public-key, --identity and --issuer."""
     for option in (
-        click.option("--issuer", metavar="URL", help="Who knows that identity, as Sigstore's certificate says."),
-        click.option("--identity", metavar="NAME", help="Who must have signed the release by Sigstore."),
+        click.option("--issuer", metavar="URL", help="OIDC issuer of --identity."),
+        click.option("--identity", metavar="NAME", help="Identity that must have signed the release through Sigstore."),
         click.option(
             "--public-key",
             type=click.Path(path_type=Path),
@@ -35,7 +35,7 @@ def trust_options(command: _Command) -> _Command:
 
 
 def read_trust(public_key: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
-    """Whose signature is asked for, if any."""
+    """The required signer, or None. Raises UsageError for options that contradict each other."""
     if (identity is None) != (issuer is None):
         raise UsageError("--identity, --issuer: belong together")
     if public_key and identity:
@@ -44,7 +44,7 @@ def read_trust(public_key: Path | None, identity: str | None, issuer: str | None
 
 
 def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: bool) -> None:
-    """Check a release and say what was found; raises NotEquivalent."""
+    """Check a release and print the result. Raises NotEquivalent."""
     report = check_release(folder, trust)
     if as_json and report.passed:
         click.echo(to_bytes(document([report])).decode(), nl=False)

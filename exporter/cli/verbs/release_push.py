@@ -17,18 +17,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option("--push-to-hub", "repo", metavar="REPO", help="Send the finished release to org/name on the hub."),
     click.option("--revision", metavar="BRANCH", help="Branch of REPO, made if absent; default: main."),
-    click.option("--message", metavar="TEXT", help="Of the commit; default: the release's name and version."),
-    click.option("--private", is_flag=True, help="Make REPO private if it is made now."),
+    click.option("--message", metavar="TEXT", help="Message of the commit; default: the release's name and version."),
+    click.option("--private", is_flag=True, help="Make a new REPO private."),
     click.option(
         "--dry-run/--no-dry-run",
         default=None,
-        help="Say what would be sent, and send nothing; default: in CI, where the variable CI is set.",
+        help="Print what would be sent, and send nothing; the default if the environment variable CI is set.",
     ),
 )
 
 
 def push_options(command: _Command) -> _Command:
-    """Add --push-to-hub and what goes with it."""
+    """Add --push-to-hub and its further options."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -37,7 +37,7 @@ def push_options(command: _Command) -> _Command:
 def check_push_options(
     *, repo: str | None, revision: str | None, message: str | None, private: bool, dry_run: bool | None
 ) -> None:
-    """What can be known before a release is made. Raises UsageError."""
+    """Check the options before a release is made. Raises UsageError."""
     if repo is not None:
         require_repo_id(repo)
     elif revision or message or private or dry_run is not None:
@@ -54,7 +54,7 @@ def push_release(
     dry_run: bool | None,
     quiet: bool,
 ) -> Pushed | None:
-    """Send ``folder`` if a repository is named, and say so on stderr. Raises what ``push`` raises."""
+    """Send ``folder`` if a repository is named, and print the result on stderr. Raises the errors of ``push``."""
     if repo is None:
         return None
     pushed = push(folder, repo, revision=revision, message=message, private=private, dry_run=dry_run, quiet=quiet)

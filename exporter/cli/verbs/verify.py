@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PATH, group_options, spelled_as_flags, talk_options
-from exporter.cli.talk import print_reports, progress
+from exporter.cli.console import print_reports, progress
+from exporter.cli.options import PATH, group_options, output_options, spelled_as_flags
 from exporter.cli.verbs.release_check import read_trust, trust_options, verify_release
 from exporter.errors import UsageError
 from exporter.release.check import is_release
@@ -25,12 +25,12 @@ from exporter.verify.request import VerifyRequest, verify_request
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
-    help="rows: the trained rows and what lies beside the weights. weights: every weight, too. full, the default: the "
-    "models are run as well.",
+    help="rows: read the trained rows and the files beside the weights. weights: also every weight. full, the default: "
+    "also run the models.",
 )
 @group_options(VerifyOptions, only=("--prompts", "--report", "--require"))
 @trust_options
-@talk_options
+@output_options
 def verify(
     artifact: Path,
     reference: str | None,
@@ -49,8 +49,8 @@ def verify(
 ) -> None:
     """Prove that ARTIFACT equals the reference with the adapters unmerged; exit 3 if it does not.
 
-    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each runs in its
-    own runtime, in a fresh process, as it lies on disk; the reference is transformers with PEFT.
+    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each artifact runs
+    in a runtime of its format, in a new process, from the files on disk; the reference is transformers with PEFT.
 
     Without --reference, ARTIFACT is a release folder: every file, tensor and document is compared with its manifest,
     offline, and its signature with --public-key. Exit 4 if the manifest cannot be read.
@@ -58,7 +58,7 @@ def verify(
     trust = read_trust(public_key, identity, issuer)
     if reference is None:
         if not is_release(artifact):
-            raise UsageError(f"--reference: needed, {artifact} is no release folder, which is checked without one")
+            raise UsageError(f"--reference: required, since {artifact} is not a release folder")
         if adapters or untie or level or prompts or report or require:
             raise UsageError("--adapter, --untie, --level, --prompts, --report, --require: need --reference")
         verify_release(artifact, trust, as_json=as_json, quiet=quiet)
@@ -66,7 +66,7 @@ def verify(
     if trust:
         raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
     if level == "rows" and not adapters:
-        raise UsageError("--level rows: needs --adapter, whose rows it reads; --level weights compares every weight")
+        raise UsageError("--level rows: needs --adapter; --level weights compares every weight")
     with spelled_as_flags():
         options = VerifyOptions(level=level or "full", prompts=prompts, report=report, require=require)
     request = VerifyRequest(
@@ -74,11 +74,11 @@ def verify(
     )
     with progress(quiet=quiet) as hooks:
         reports = verify_request(request, hooks)
-    if as_json and all(one.passed for one in reports):
+    if as_json and all(result.passed for result in reports):
         click.echo(to_bytes(document(reports)).decode(), nl=False)
     elif not quiet:
         print_reports(reports)
     require_passed(reports)
     if not (quiet or as_json):
-        for one in reports:
-            print(one.verdict(), file=sys.stderr)
+        for result in reports:
+            print(result.verdict(), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""README.md: the model card, with what was verified and how to run it."""
+"""README.md: the model card, with the results of the verification and usage examples."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from exporter.formats.table import FORMATS, Format
+from exporter.formats.usage import Usage
+from exporter.release.documents.artifacts import artifacts_of, file_paths, relative_path
 from exporter.release.documents.manifest import ArtifactEntry, CardEntry, Manifest, MaterialEntry, ModelEntry, Verdict
-from exporter.release.documents.usage import below, held, usages
 from exporter.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 NAME: Final = "README.md"
-#: Texts that become the card's front matter, but for the tags, to which some are added.
+#: Texts that become the card's front matter, except the tags, to which the formats add theirs.
 _METADATA: Final = ("language", "license", "license_name", "license_link", "datasets", "pipeline_tag")
-#: Texts that become paragraphs; all but the summary under a heading of their own.
+#: Texts that become sections → their headings.
 _HEADINGS: Final = {
     "use": "Intended use",
     "limits": "Limits",
@@ -31,19 +33,18 @@ _HEADINGS: Final = {
     "citation": "Citation",
 }
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-#: The check of quantised models, by the end of its name.
+#: The end of the name of the check that only quantised models have.
 _EXCESS: Final = "excess KL"
 #: Packages whose version may change the bytes of a card.
-_MAKERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
-#: Formats by the hub's name of the library that reads them, the most general first.
-_LIBRARIES: Final = {"hf": "transformers", "gguf": "gguf", "onnx": "transformers.js"}
+_RENDERERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 
 
 def to_bytes(manifest: Manifest, model: str) -> bytes:
-    """The card of ``model`` (a key of the manifest's models), made of the manifest alone."""
+    """The card of ``model`` (a key of the manifest's models), rendered from the manifest alone."""
     entry = manifest.models[model]
     texts = msgspec.structs.asdict(entry.card)
-    described = [one for one in manifest.artifacts if one.model == model]
+    described = [artifact for artifact in manifest.artifacts if artifact.model == model]
+    verdicts = [artifact.verdict for artifact in described if artifact.verdict]
     return _render(
         "card.md.jinja",
         manifest,
@@ -53,16 +54,17 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
         adapters=_adapters(manifest, entry),
         parameter_count=entry.parameter_count,
         sections=[(heading, texts[key]) for key, heading in _HEADINGS.items() if texts[key]],
-        artifacts=[_row(manifest, one) for one in described],
-        verdicts=[row for one in described for row in _verdict_rows(manifest, one)],
-        levels={one.verdict.level for one in described if one.verdict},
-        quantised=any(_EXCESS in check.name for one in described if one.verdict for check in one.verdict.checks),
-        usage=usages(manifest, model),
+        artifacts=[_row(manifest, artifact) for artifact in described],
+        verdicts=[row for artifact in described for row in _verdict_rows(manifest, artifact)],
+        levels={verdict.level for verdict in verdicts},
+        quantised=any(_EXCESS in check.name for verdict in verdicts for check in verdict.checks),
+        adapter_only=any(row.adapter_only for row in _formats(described)),
+        usage=list(_usage(manifest, model)),
     )
 
 
 def index_to_bytes(manifest: Manifest) -> bytes:
-    """The page above the cards of several models, each in its folder; its texts are those that all of them share."""
+    """The page above the cards of several models, with the texts that all of them share."""
     cards = [msgspec.structs.asdict(entry.card) for entry in manifest.models.values()]
     shared = {key: value for key, value in cards[0].items() if all(card[key] == value for card in cards)}
     models = [
@@ -70,7 +72,9 @@ def index_to_bytes(manifest: Manifest) -> bytes:
             "name": entry.name,
             "folder": entry.folder,
             "adapters": ", ".join(_linked(manifest.adapters[name], name) for name in entry.adapters) or "none",
-            "artifacts": ", ".join(f"{one.format} {one.storage}" for one in manifest.artifacts if one.model == key),
+            "artifacts": ", ".join(
+                f"{artifact.format} {artifact.storage}" for artifact in manifest.artifacts if artifact.model == key
+            ),
         }
         for key, entry in manifest.models.items()
     ]
@@ -88,7 +92,7 @@ def index_to_bytes(manifest: Manifest) -> bytes:
 def _render(
     template: str, manifest: Manifest, card: CardEntry, described: Sequence[ArtifactEntry], **values: Any
 ) -> bytes:
-    """A page about ``described`` artifacts; ``values`` are those of its template."""
+    """A page about ``described`` artifacts; ``values``: further variables of its template."""
     from huggingface_hub import ModelCardData
 
     page = _template(template).render(
@@ -103,7 +107,7 @@ def _render(
 
 @cache
 def _template(name: str) -> Template:
-    """A template beside this file, compiled once."""
+    """The compiled template called ``name``, from this package."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -113,35 +117,49 @@ def _template(name: str) -> Template:
 
 
 @cache
-def makers() -> dict[str, str]:
-    """Package → version of all that has a say in the bytes of a card or a Modelfile."""
-    return {"ttexport": __version__} | {name: version(name) for name in _MAKERS}
+def renderers() -> dict[str, str]:
+    """Package → version, of all packages that affect the bytes of a card or a Modelfile."""
+    return {"ttexport": __version__} | {name: version(name) for name in _RENDERERS}
+
+
+def _formats(artifacts: Sequence[ArtifactEntry]) -> list[Format]:
+    """The formats of ``artifacts``, in the order of the table."""
+    names = {artifact.format for artifact in artifacts}
+    return [row for name, row in FORMATS.items() if name in names]
+
+
+def _usage(manifest: Manifest, model: str) -> Iterator[Usage]:
+    """Usage examples for the artifacts of ``model``: files first, which need no Python."""
+    for row in sorted(FORMATS.values(), key=lambda row: not row.is_file):
+        if artifacts := artifacts_of(manifest, model, row.name):
+            yield from row.usage(artifacts, manifest.models[model].name)
 
 
 def _metadata(manifest: Manifest, card: CardEntry, artifacts: Sequence[ArtifactEntry]) -> dict[str, Any]:
-    formats = {one.format for one in artifacts}
+    formats = _formats(artifacts)
     texts = msgspec.structs.asdict(card)
-    found: dict[str, Any] = {
-        "library_name": next((name for fmt, name in _LIBRARIES.items() if fmt in formats), None),
+    metadata: dict[str, Any] = {
+        "library_name": next((row.library for row in formats), None),
         "pipeline_tag": "text-generation",
-        "tags": [*(card.tags or ()), "ttexport", *sorted(formats & {"gguf", "onnx"})],
+        "tags": [*(card.tags or ()), "ttexport", *sorted({tag for row in formats for tag in row.tags})],
     }
     if _HUB_ID.fullmatch(manifest.base.name):
-        found["base_model"] = manifest.base.name
-        found["base_model_relation"] = "finetune"
-    return found | {key: texts[key] for key in _METADATA if texts[key]}
+        metadata["base_model"] = manifest.base.name
+        adapters_only = bool(formats) and all(row.adapter_only for row in formats)
+        metadata["base_model_relation"] = "adapter" if adapters_only else "finetune"
+    return metadata | {key: texts[key] for key in _METADATA if texts[key]}
 
 
 def _linked(material: MaterialEntry, key: str | None = None) -> str:
-    """key: its name in the manifest, which tells folders of one name apart."""
-    at = f" at `{material.revision}`" if material.revision else ""
+    """The material as Markdown, with a link if it is from the hub. key: its name in the manifest, which is unique."""
+    revision = f" at `{material.revision}`" if material.revision else ""
     if _HUB_ID.fullmatch(material.name):
-        return f"[{material.name}](https://huggingface.co/{material.name}){at}"
-    return f"`{key or material.name}`{at}"
+        return f"[{material.name}](https://huggingface.co/{material.name}){revision}"
+    return f"`{key or material.name}`{revision}"
 
 
 def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
-    """The adapters of a model in one phrase."""
+    """The adapters of a model as a phrase."""
     names = [_linked(manifest.adapters[name], name) for name in entry.adapters]
     if not names:
         return "no adapter"
@@ -149,35 +167,35 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """One artifact as a row of the table of files."""
+    """An artifact as a row of the table of files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     return {
-        "path": below(manifest, artifact.model, artifact.path),
+        "path": relative_path(manifest, artifact.model, artifact.path),
         "format": artifact.format,
         "storage": artifact.storage,
-        "nbytes": sum(sizes[path] for path in held(manifest, artifact)),
+        "nbytes": sum(sizes[path] for path in file_paths(manifest, artifact)),
     }
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
-    """One artifact as rows of the table of verdicts; of a folder with several models, a row each and one for the rest.
+    """An artifact as rows of the table of verdicts. A folder of several models has one for each, and one for the rest.
 
-    The worst of an exact model and a quantised one would be neither's.
+    One row for all would mix the figures of exact and quantised models.
     """
-    path, verdict = below(manifest, artifact.model, artifact.path), artifact.verdict
+    path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:
         yield {"path": path, "level": "off", "verdict": "not verified", "checks": "", "max_abs": "", "mean_kl": ""}
         return
     named = {_owner(check.name) for check in verdict.checks}
-    models = [file for file in held(manifest, artifact) if file.endswith(".onnx")]
-    owners = {stem: file for file in models if (stem := PurePosixPath(file).stem) in named}
+    models = [path for path in file_paths(manifest, artifact) if path.endswith(".onnx")]
+    owners = {stem: path for path in models if (stem := PurePosixPath(path).stem) in named}
     if len(owners) < 2:
         owners = {}
-    for stem, file in owners.items():
-        own = [check for check in verdict.checks if _owner(check.name) == stem]
+    for stem, model_path in owners.items():
+        checks = [check for check in verdict.checks if _owner(check.name) == stem]
         facts = {name: value for name, value in verdict.facts.items() if _owner(name) == stem}
-        part = msgspec.structs.replace(verdict, checks=own, facts=facts)
-        yield _verdict_row(below(manifest, artifact.model, file), part)
+        part = msgspec.structs.replace(verdict, checks=checks, facts=facts)
+        yield _verdict_row(relative_path(manifest, artifact.model, model_path), part)
     rest = [check for check in verdict.checks if _owner(check.name) not in owners]
     facts = {name: value for name, value in verdict.facts.items() if _owner(name) not in owners}
     if rest:
@@ -197,12 +215,12 @@ def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
 
 
 def _owner(name: str) -> str:
-    """The model of a folder that a check or a fact is about, by the stem of its file; empty for what names none."""
+    """The file stem of the model that a check or fact belongs to; empty if its name has none."""
     return name.rpartition(": ")[0]
 
 
 def _worst(verdict: Verdict, measure: str) -> str:
-    """The largest value of a measure among gates and facts, three digits; empty where no model was run."""
+    """The largest value of a measure among checks and facts, in three digits; empty if no model was run."""
     values = list(_values(verdict, measure))
     return f"{max(values):.2e}" if values else ""
 

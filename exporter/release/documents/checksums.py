@@ -1,4 +1,4 @@
-"""SHA256SUMS: a line a file, as ``sha256sum -c`` reads it."""
+"""SHA256SUMS: one line for each file, as ``sha256sum -c`` reads it."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def to_bytes(manifest: Manifest, documents: dict[str, bytes]) -> bytes:
     """The lines of all files of the manifest and of ``documents`` (name → content), sorted by path."""
     digests = {entry.path: entry.sha256 for entry in manifest.files}
     digests |= {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
-    # Two spaces: read as text, which is the same as binary everywhere that GNU coreutils run.
+    # Two spaces mark text mode, which GNU coreutils treat like binary mode on all systems of today.
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())).encode()

@@ -1,8 +1,7 @@
-"""manifest.json: all that a release is, but for its run. The other documents are made from it, and checked against it.
+"""manifest.json: everything about a release except its run. The other documents are rendered and checked from it.
 
 Its JSON schema, ``manifest.schema.json``, is written by ``python -m exporter.release.documents.manifest``. A manifest
-has one spelling: keys in order, two spaces of indentation, a newline at the end. Bytes that read the same but are
-spelled otherwise were not written by ttexport.
+has one canonical form: sorted keys, two spaces of indentation, a newline at the end. ttexport writes no other form.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from exporter.io.json_objects import parse_object
 from exporter.release.facts import Artifact, Material, Model, Release
 
 NAME: Final = "manifest.json"
-#: Raised when a key changes its meaning or goes.
+#: Incremented when a key is removed or changes its meaning.
 SCHEMA: Final = 2
-#: 60,000 tensors, as the largest mixtures of experts have them, come to 7 MB a format.
+#: 60,000 tensors, as in the largest mixtures of experts, take 7 MB per format.
 _MAX_BYTES: Final = 48 << 20
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -31,7 +30,7 @@ _Document = TypeVar("_Document")
 
 
 class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that went in: a hub id or a folder's name, the hub's commit, and name → sha256 of what was read."""
+    """An input: a hub id or a folder's name, the hub's commit, and name → sha256 of every file that was read."""
 
     name: str
     revision: str | None
@@ -39,7 +38,7 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts of ``release.toml`` for a model card: front matter as the hub reads it, then paragraphs."""
+    """Texts of ``release.toml`` for a model card: front matter in the hub's terms, then paragraphs."""
 
     language: str | list[str] | None = None
     license: str | None = None
@@ -57,7 +56,7 @@ class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tuned model: adapters by name, its folder (empty: the release itself), and the texts of its card."""
+    """A tuned model: names of its adapters, its folder (empty: the release itself), and the texts of its card."""
 
     name: str
     adapters: list[str]
@@ -68,7 +67,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A gate of the verification; value and limit are null where it is yes or no, a text where it is not finite."""
+    """A check of the verification. value, limit: null for a yes-or-no check; text if not finite."""
 
     name: str
     passed: bool
@@ -77,14 +76,14 @@ class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class SkipEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the proof that was not done, and why."""
+    """A part of the verification that was skipped, and the reason."""
 
     name: str
     reason: str
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the verification of an artifact found; facts are measurements without a gate."""
+    """The result of verifying an artifact. facts: measurements without a limit."""
 
     level: str
     passed: bool
@@ -94,7 +93,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that came out: ``path`` is a file or a folder below the release."""
+    """An output: ``path`` is a file or a folder below the release."""
 
     job: str
     model: str
@@ -106,7 +105,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file below the release. tensors: name → sha256 of the bytes as they are stored, for files that hold tensors."""
+    """A file below the release. tensors: name → sha256 of the stored bytes; empty for files without tensors."""
 
     path: str
     kind: str
@@ -116,7 +115,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole document. ``tools``: package → version; the quantiser's build is among them."""
+    """The whole document. tools: package → version, including the quantiser's build."""
 
     schema: Literal[2]
     kind: Literal["ttexport release"]
@@ -132,9 +131,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
-    """The manifest of ``release``, whose ``files`` are all but the documents that are made from it.
+    """The manifest of ``release``. files: all files except the documents that are rendered from the manifest.
 
-    Raises BadInput for facts that a manifest cannot hold, such as texts that no card has.
+    Raises BadInput for facts that a manifest cannot hold, such as unknown texts of a card.
     """
     document = {
         "schema": SCHEMA,
@@ -142,14 +141,14 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
         "name": release.name,
         "version": release.version,
         "base": _material(release.base),
-        "adapters": {name: _material(one) for name, one in release.adapters.items()},
-        "models": {key: _model(one) for key, one in release.models.items()},
-        "artifacts": [_artifact(one) for one in sorted(release.artifacts, key=lambda one: (one.path, one.job))],
+        "adapters": {name: _material(adapter) for name, adapter in release.adapters.items()},
+        "models": {key: _model(model) for key, model in release.models.items()},
+        "artifacts": [_artifact(artifact) for artifact in sorted(release.artifacts, key=lambda a: (a.path, a.job))],
         "tools": dict(release.tools),
         "spec": dict(release.spec),
-        "files": [msgspec.to_builtins(one) for one in sorted(files, key=lambda one: one.path)],
+        "files": [msgspec.to_builtins(file) for file in sorted(files, key=lambda file: file.path)],
     }
-    # Through JSON, so that what was built equals what will be read: tuples become lists, integers floats.
+    # Through JSON, so that the result equals the manifest read from disk: tuples become lists, integers floats.
     try:
         return msgspec.json.decode(msgspec.json.encode(document), type=Manifest)
     except msgspec.ValidationError as exc:
@@ -157,7 +156,7 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
 
 
 def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
-    """``table`` of ``release.toml`` as the texts of a card. Raises BadInput, naming ``where``, for any other key."""
+    """Parse ``table`` of ``release.toml``. Raises BadInput, naming ``where``, for an unknown key or invalid value."""
     try:
         return msgspec.convert(dict(table), CardEntry)
     except msgspec.ValidationError as exc:
@@ -165,74 +164,75 @@ def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
 
 
 def to_bytes(document: object) -> bytes:
-    """The one spelling of ``document`` (a struct, or JSON values)."""
+    """The canonical form of ``document`` (a struct, or JSON values)."""
     return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2) + b"\n"
 
 
 def read(path: Path) -> tuple[Manifest, bytes]:
-    """The manifest at ``path``, and its bytes.
+    """The manifest at ``path``, and its bytes, which need not be in canonical form.
 
-    Raises UnreadableFile for what is no manifest of this version, or names what is not in it or not below its folder.
-    Another spelling of the same manifest is left to the caller to see.
+    Raises UnreadableFile for another document or schema version, for references to unknown models or adapters, and
+    for paths outside of the manifest's folder.
     """
     content = read_file(path, max_nbytes=_MAX_BYTES)
     manifest = decode(path, content, Manifest)
     folders = [model.folder for model in manifest.models.values() if model.folder]
-    for place in [*folders, *(one.path for one in manifest.artifacts), *(one.path for one in manifest.files)]:
+    paths = [artifact.path for artifact in manifest.artifacts] + [file.path for file in manifest.files]
+    for place in folders + paths:
         if not is_inside(place):
             raise UnreadableFile(path, f"expected paths below the release, found {place!r:.80}")
-    if lost := {one.model for one in manifest.artifacts} - manifest.models.keys():
-        raise UnreadableFile(path, f"expected every artifact to be of a model, found {min(lost)!r:.80}")
-    if lost := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
-        raise UnreadableFile(path, f"expected every model to be of known adapters, found {min(lost)!r:.80}")
+    if unknown := {artifact.model for artifact in manifest.artifacts} - manifest.models.keys():
+        raise UnreadableFile(path, f"expected every artifact to have a known model, found {min(unknown)!r:.80}")
+    if unknown := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
+        raise UnreadableFile(path, f"expected every model to have known adapters, found {min(unknown)!r:.80}")
     return manifest, content
 
 
-def decode(path: Path, content: bytes, kind: type[_Document]) -> _Document:
-    """``content`` as ``kind``, every key known, none missing and none twice. Raises UnreadableFile."""
-    parse_object(path, content, what=path.name)  # whose bounds on memory and depth hold for what comes next
+def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Document:
+    """Decode ``content`` strictly: no key unknown, missing or repeated. Raises UnreadableFile."""
+    parse_object(path, content, what=path.name)  # its bounds on memory and depth hold for msgspec as well
     try:
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(content, type=document_type)
     except msgspec.MsgspecError as exc:
         raise UnreadableFile(path, f"expected a document of ttexport's schema {SCHEMA}: {exc}") from exc
 
 
 def is_inside(path: str) -> bool:
-    """Whether ``path`` is a plain relative path, spelled in the one way that checksums can hold."""
+    """Whether ``path`` is a plain relative path in the canonical form that checksum files can hold."""
     pure = PurePosixPath(path)
     plain = not set(path) & {"\\", "\0"} and path.isprintable()
     return plain and bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and str(pure) == path
 
 
-def _material(one: Material) -> dict[str, Any]:
-    return {"name": one.name, "revision": one.revision, "files": dict(one.files)}
+def _material(material: Material) -> dict[str, Any]:
+    return {"name": material.name, "revision": material.revision, "files": dict(material.files)}
 
 
-def _model(one: Model) -> dict[str, Any]:
+def _model(model: Model) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "adapters": list(one.adapters),
-        "folder": one.folder,
-        "parameter_count": one.parameter_count,
-        "size_label": one.size_label,
-        "card": dict(one.card),
+        "name": model.name,
+        "adapters": list(model.adapters),
+        "folder": model.folder,
+        "parameter_count": model.parameter_count,
+        "size_label": model.size_label,
+        "card": dict(model.card),
     }
 
 
-def _artifact(one: Artifact) -> dict[str, Any]:
+def _artifact(artifact: Artifact) -> dict[str, Any]:
     return {
-        "job": one.job,
-        "model": one.model,
-        "format": one.format,
-        "storage": one.storage,
-        "path": one.path,
-        "parameters": dict(one.parameters),
-        "verdict": _verdict(one.report) if one.report is not None else None,
+        "job": artifact.job,
+        "model": artifact.model,
+        "format": artifact.format,
+        "storage": artifact.storage,
+        "path": artifact.path,
+        "parameters": dict(artifact.parameters),
+        "verdict": _verdict(artifact.report) if artifact.report is not None else None,
     }
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The gates of a report without their details, which may name places of the machine."""
+    """The checks of a report without their details, which may contain local paths."""
     return {
         "level": report["level"],
         "passed": report["passed"],
@@ -245,7 +245,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN or Infinity: such a value is written as its name."""
+    """``value``, or its name if it is NaN or infinite, which JSON cannot represent."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,8 @@
-"""provenance.intoto.json: which files came from which materials, as an in-toto statement with SLSA provenance.
+"""provenance.intoto.json: which files were made from which inputs, as an in-toto statement with SLSA provenance.
 
-Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. There is no time in it: when and
-where a release was built stands in run.json, so that two builds give the same statement. It is not signed by itself:
-the signature of the release covers it like every other file.
+Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. The statement contains no time, so
+that two builds give the same bytes; time and machine are in run.json. It has no signature of its own: that of the
+release covers it like every other file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from exporter.release.documents.manifest import Manifest, MaterialEntry
 NAME: Final = "provenance.intoto.json"
 _STATEMENT: Final = "https://in-toto.io/Statement/v1"
 _PREDICATE: Final = "https://slsa.dev/provenance/v1"
-#: externalParameters hold ``release``: release.toml as it was understood.
+#: externalParameters hold ``release``: release.toml as it was parsed.
 _BUILD_TYPE: Final = "urn:ttexport:release:v1"
-#: Nobody vouches for the machine but who signs the release.
+#: Self-asserted; only the signature of the release authenticates the builder.
 _BUILDER: Final = "urn:ttexport:builder:v1"
 
 
@@ -46,13 +46,13 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """A resource descriptor a file that was read: base first, then the adapters by name."""
+    """A resource descriptor for each input file: first of the base, then of the adapters by name."""
     materials = {"base": manifest.base} | {
         f"adapter {name}": material for name, material in sorted(manifest.adapters.items())
     }
-    for use, material in materials.items():
+    for role, material in materials.items():
         for path, digest in sorted(material.files.items()):
-            descriptor: dict[str, Any] = {"name": f"{use}: {path}", "digest": {"sha256": digest}}
+            descriptor: dict[str, Any] = {"name": f"{role}: {path}", "digest": {"sha256": digest}}
             if material.revision:
                 descriptor["uri"] = _package_url(material, path)
             yield descriptor

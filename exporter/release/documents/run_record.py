@@ -1,7 +1,7 @@
-"""run.json: when, where and how long. The only file that may differ between two runs of one release.
+"""run.json: time, machine and durations of a run; the only file that may differ between two runs of one release.
 
-It names the manifest and the signature by their digests, and ends with a digest of its own content: an accident or a
-careless edit is seen. Whoever rewrites it whole is not: nothing in it says what was released.
+It holds the digests of the manifest, of the signature and of its own content, which reveal damage and careless edits.
+A complete rewrite is not detected; it cannot change the released files, which the manifest describes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME: Final = "run.json"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The document; ``sha256`` is that of its one spelling with an empty text in this place."""
+    """The document. sha256: of its canonical form with an empty string as this value."""
 
     schema: int
     manifest_sha256: Sha256
@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
-    """The record of ``run``, bound to the ``manifest`` and the ``signature`` that it left."""
+    """The record of ``run``, with the digests of its ``manifest`` and ``signature``."""
     record = Record(
         schema=SCHEMA,
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
@@ -58,5 +58,5 @@ def read(path: Path) -> tuple[Record, bytes]:
 
 
 def own_digest(record: Record) -> str:
-    """sha256 of everything in ``record`` but this digest."""
+    """sha256 of everything in ``record`` except this digest."""
     return hashlib.sha256(manifests.to_bytes(msgspec.structs.replace(record, sha256=""))).hexdigest()

@@ -1,4 +1,4 @@
-"""sha256 of files, and of the tensors in them; a block at a time."""
+"""sha256 of files and of the tensors in them. Memory: one block for each thread."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from exporter.tensors import ByteRange
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-#: What git and the hub's client lay beside the files of a repository; no runtime reads it.
+#: Added to the files of a repository by git and the hub's client; no runtime reads them.
 FOREIGN: Final = (".git", ".gitattributes", ".cache/huggingface")
 _BLOCK_BYTES: Final = 1 << 20
-#: Hashing is bound by the processor, reading by the disk: more threads than this only wait.
+#: Hashing is bound by the processor and reading by the disk: more threads would only wait.
 _WORKERS: Final = 4
 
 _KINDS_BY_NAME: Final = {
@@ -50,33 +50,33 @@ _KINDS_BY_SUFFIX: Final = {
 
 
 def kind_of(path: str) -> str:
-    """What a file of a release is for, told by its name."""
+    """The purpose of a file of a release, derived from its name."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files below ``folder``, with slashes, sorted; and of folders that hold nothing, and broken links.
+    """Paths of all files, broken links and empty folders below ``folder``, with slashes, sorted.
 
-    Without what git and the hub's client add.
+    Files that git and the hub's client add are left out.
     """
-    found = []
+    paths = []
     for parent, folders, files in os.walk(folder):
         here = Path(parent).relative_to(folder)
         if here.parts and not folders and not files:
-            found.append(here.as_posix())
+            paths.append(here.as_posix())
         folders[:] = [name for name in folders if (here / name).as_posix() not in FOREIGN]
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         names = [name for name in [*files, *links] if (here / name).as_posix() not in FOREIGN]
-        found += [(here / name).as_posix() for name in names]
-    return sorted(found)
+        paths += [(here / name).as_posix() for name in names]
+    return sorted(paths)
 
 
 def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
-    """Read the files at ``paths`` below ``folder``, each twice: whole, and tensor by tensor.
+    """Hash the files at ``paths`` below ``folder``, each twice: as a whole, and tensor by tensor.
 
-    Raises UnreadableFile for what is no regular file, and for one whose header does not fit its content; BadInput for
-    a name that a checksum file cannot hold.
+    Raises UnreadableFile for a path that is not a regular file and for a header that does not fit the content,
+    BadInput for a name that a checksum file cannot hold.
     """
     names = list(paths)
     for path in names:
@@ -86,13 +86,13 @@ def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
 
 
 def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """The results of ``job`` in the order of ``items``: hashing and reading leave Python's lock to others."""
+    """The results of ``job`` in the order of ``items``. Hashing and reading release Python's global lock."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         return list(pool.map(job, items))
 
 
 def entry(folder: Path, path: str) -> FileEntry:
-    """One file: size, digest, and the digests of its tensors by name."""
+    """The size of a file, its digest, and the digests of its tensors by name."""
     size, digest = file_digest(folder / path)
     return FileEntry(path=path, kind=kind_of(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
 
@@ -104,7 +104,7 @@ def file_digest(path: Path) -> tuple[int, str]:
 
 
 def tensor_digests(path: Path) -> dict[str, str]:
-    """Tensor → sha256 of its bytes as they are stored, sorted by name; empty for files that hold no tensors."""
+    """Tensor → sha256 of its stored bytes, sorted by name; empty for files without tensors."""
     return dict(sorted(_tensor_digests(path)))
 
 
@@ -116,7 +116,7 @@ def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
         for name, tensor in GgufFile.open(path).tensors.items():
             yield name, _range_digest(ByteRange(path, tensor.offset_bytes, tensor.nbytes))
     elif path.suffix == ".onnx":
-        from exporter.sources.onnx.file import OnnxFile  # parses protobuf: only ONNX waits for it
+        from exporter.sources.onnx.file import OnnxFile  # imports onnx, which other formats do not need
 
         graph = OnnxFile.open(path)
         for name, initialiser in graph.initialisers.items():
@@ -131,9 +131,9 @@ def _range_digest(place: ByteRange) -> str:
     with opened(place.path) as (file, _):
         while done < place.nbytes:
             view = memoryview(buffer)[: place.nbytes - done]
-            got = os.preadv(file.fileno(), [view], place.offset_bytes + done)
-            if got == 0:
+            nbytes = os.preadv(file.fileno(), [view], place.offset_bytes + done)
+            if nbytes == 0:
                 raise UnreadableFile(place.path, f"file ends {place.nbytes - done} bytes before its tensor does")
-            digest.update(view[:got])
-            done += got
+            digest.update(view[:nbytes])
+            done += nbytes
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Joining pieces that were made elsewhere to the release that one machine would have made."""
+"""Join pieces that were made elsewhere into the release that one machine would have made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.io.output import OutputFile
 from exporter.io.staging import Stage, has_leftover, require_space, resumable
 from exporter.progress import Hooks, Progress
 from exporter.release.facts import Release
-from exporter.release.making.finish import finish, now, require_finish, run_of
+from exporter.release.making.finish import finish, now, require_finish, run_facts
 from exporter.release.making.finished import finished_release, require_same
 from exporter.release.making.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
@@ -29,41 +29,41 @@ def assemble_release(
     resume: bool = False,
     force: bool = False,
 ) -> Release:
-    """Copy the pieces in ``folders`` to a release at ``out``; its facts. Neither base nor adapters are needed.
+    """Copy the pieces in ``folders`` into a release at ``out``; return its facts. Needs neither base nor adapters.
 
-    resume, force: what an interrupted run left is begun anew; with ``resume``, what is finished is left alone.
-    Raises what ``Parts.open`` raises, OutputError.
+    resume: return a finished release as it is. resume, force: an unfinished one is started over.
+    Raises the errors of ``CollectedPieces.open``, OutputError.
     """
     hooks, started = hooks or Hooks(), now()
-    parts = Parts.open(spec, folders)
-    keys = {piece.made.job: piece.made.key for piece in parts.pieces.values()}
-    if resume and not has_leftover(out) and (found := finished_release(out, parts.release, keys, parts.verifications)):
+    collected = CollectedPieces.open(spec, folders)
+    keys, verifications = collected.keys, collected.verifications
+    if resume and not has_leftover(out) and (release := finished_release(out, collected.release, keys, verifications)):
         hooks.say(f"{out}: finished before")
-        return found
+        return release
     require_finish(spec.signing)
-    require_space(out, parts.nbytes)
+    require_space(out, collected.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, finished_release(out, parts.release, keys, parts.verifications))
-        return parts.join(stage, hooks, started)
+            return require_same(out, finished_release(out, collected.release, keys, verifications))
+        return collected.join(stage, hooks, started)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A piece for every job, in the order of the jobs, each with its folder; ``sizes``: their bytes."""
+class CollectedPieces:
+    """One piece for each job, in the order of the jobs. pieces: folder → piece. sizes: folder → bytes."""
 
     spec: ReleaseSpec
     pieces: Mapping[Path, Piece]
     sizes: Mapping[Path, int]
 
     @classmethod
-    def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> Parts:
-        """Find the pieces in ``folders``; every file is compared with the digest that its job recorded.
+    def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> CollectedPieces:
+        """Find the pieces in ``folders`` and compare every file with the digest that its job recorded.
 
         Raises BadInput for pieces that are missing, damaged or do not belong together.
         """
-        found = find_pieces(folders)
-        pieces = {folder: found[folder] for folder in match_pieces(spec, found).values()}
+        available = find_pieces(folders)
+        pieces = {folder: available[folder] for folder in match_pieces(spec, available).values()}
         digests = FileDigests()
         for folder, piece in pieces.items():
             check_files(folder, piece, digests)
@@ -74,22 +74,30 @@ class Parts:
 
     @property
     def nbytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(self.sizes.values())
 
     @property
     def release(self) -> Release:
-        """The facts of the whole."""
-        found = list(self.pieces.values())
-        return replace(found[0].release, artifacts=tuple(piece.artifact for piece in found))
+        """The facts of the joined release."""
+        pieces = list(self.pieces.values())
+        return replace(pieces[0].release, artifacts=tuple(piece.artifact for piece in pieces))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Job → digest of its inputs and options."""
+        return {piece.made.job: piece.made.key for piece in self.pieces.values()}
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of how its artifacts were verified."""
+        """Model → digest of its verification settings."""
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
-        """Fill the draft of ``stage`` with copies and their documents. started: of the run, RFC 3339."""
+        """Fill the draft of ``stage`` with copies of the artifacts and their documents.
+
+        started: time at which the run started, as RFC 3339 writes it.
+        """
         with writing(stage.draft):
             shutil.rmtree(stage.draft)
             stage.draft.mkdir()
@@ -103,8 +111,8 @@ class Parts:
                 model = piece.artifact.model
                 seconds[model] = round(seconds.get(model, 0.0) + piece.verify_seconds, 4)
         made = {piece.made.job: piece.made for piece in self.pieces.values()}
-        run = run_of(started, made, seconds, self.verifications)
-        finish(stage.draft, self.release, run, self.spec.signing)
+        facts = run_facts(started, made, seconds, self.verifications)
+        finish(stage.draft, self.release, facts, self.spec.signing)
         return self.release
 
 

@@ -1,4 +1,4 @@
-"""The last step of a release: reports and documents beside the artifacts."""
+"""The last step of a release: write reports and documents beside the artifacts."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ REPORT: Final = "report.json"
 
 
 def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
-    """Write what describes the artifacts in ``draft``. Only run.json differs between two runs, and a signature.
+    """Write the documents of the artifacts in ``draft``. Between two runs only run.json and a signature differ.
 
-    Raises OutputError, and what ``write_documents`` raises.
+    Raises OutputError, and the errors of ``write_documents``.
     """
     reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
     if reports:
-        found: dict[str, Any] = {"schema": SCHEMA, "passed": all(report["passed"] for report in reports)}
-        write_file(draft / REPORT, to_bytes({**found, "artifacts": reports}))
+        passed = all(report["passed"] for report in reports)
+        write_file(draft / REPORT, to_bytes({"schema": SCHEMA, "passed": passed, "artifacts": reports}))
     write_documents(draft, release, run, signing=_signing(signing) if signing else None)
 
 
 def require_finish(signing: SigningTable | None) -> None:
-    """Raises for what ``finish`` could not do at the end: MissingDependency, BadInput."""
+    """Raise MissingDependency or BadInput if ``finish`` could not sign the release later."""
     if signing:
         require_signer(_signing(signing))
 
@@ -43,37 +43,38 @@ def require_finish(signing: SigningTable | None) -> None:
 def _signing(table: SigningTable) -> Signing:
     password = os.environ.get(table.password_env) if table.password_env else None
     if table.password_env and password is None:
-        raise BadInput(f"signing.password-env: expected the variable {table.password_env} to be set, found it is not")
+        raise BadInput(f"signing.password-env: expected the environment variable {table.password_env}, found it unset")
     return Signing(private_key=Path(table.key) if table.key else None, password=password)
 
 
-def run_of(
+def run_facts(
     started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
-    """What is true of one run alone. Seconds of a job are those of making it; verification is told by model."""
+    """The facts of one run: seconds of making each job's artifact, and of verifying each model."""
     jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
-    """What a run tells of the jobs that made artifacts."""
+    """Entries of ``run.json`` for the jobs that made artifacts."""
     return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
 def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What a run tells of verifications. seconds, verifications (digest of how): by model."""
+    """Entries of ``run.json`` for verifications. seconds, verifications (digest of the settings): by model."""
     return {
-        f"verify {model}": {"verification": verifications[model], "seconds": took} for model, took in seconds.items()
+        f"verify {model}": {"verification": verifications[model], "seconds": duration}
+        for model, duration in seconds.items()
     }
 
 
 def now() -> str:
-    """The clock, as RFC 3339 writes it."""
+    """The current time in UTC, as RFC 3339 writes it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _host() -> dict[str, str]:
-    """The machine, as far as it can matter to speed and rounding; neither its name nor its user's."""
+    """Properties of the machine that can affect speed and rounding, without the names of host and user."""
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -1,6 +1,6 @@
-"""What a run before has finished at OUT, so that ``--resume`` has nothing left to do: a release, or a piece of one.
+"""Recognise a finished release, or a finished piece, at OUT, so that ``--resume`` has nothing left to do.
 
-It counts only if it is what is asked for now: the same release.toml, the same inputs, options and tools.
+It is accepted only if release.toml, inputs, options and tools are the same as now.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import msgspec
 
 from exporter.errors import OutputError, TTExportError
 from exporter.io.files import read_file
-from exporter.release.documents import manifest
-from exporter.release.documents import run_record as record
+from exporter.release.documents import manifest, run_record
 from exporter.release.documents.manifest import ArtifactEntry
 from exporter.release.facts import Artifact, Release
 from exporter.release.making.finish import REPORT, job_facts, verify_facts
@@ -28,22 +27,22 @@ _MAX_REPORT_BYTES = 256 << 20
 def finished_release(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """``facts`` with the artifacts of the release at ``out``; None if that is another one, or none.
+    """``facts`` with the artifacts of the release at ``out``; None if ``out`` holds another release, or none.
 
-    keys: job → what its artifact is made of, of all jobs in their order. verifications: model → digest of its
-    verification's settings.
+    keys: job → digest of its inputs and options, for all jobs in order. verifications: model → digest of its
+    verification settings.
     """
     try:
-        built, _ = manifest.read(out / manifest.NAME)
-        run, _ = record.read(out / record.NAME)
+        released, _ = manifest.read(out / manifest.NAME)
+        run, _ = run_record.read(out / run_record.NAME)
         reports = _reports(out / REPORT)
     except (TTExportError, msgspec.MsgspecError):
         return None
-    made = {job: told["key"] for job, told in run.jobs.items() if "key" in told}
-    verified = {name: told["verification"] for name, told in run.jobs.items() if "verification" in told}
-    wanted = {f"verify {model}": digest for model, digest in verifications.items()}
-    entries = {one.job: one for one in built.artifacts}
-    if (built.spec, made, verified) != (facts.spec, dict(keys), wanted) or entries.keys() != keys.keys():
+    made_keys = {job: entry["key"] for job, entry in run.jobs.items() if "key" in entry}
+    verified = {name: entry["verification"] for name, entry in run.jobs.items() if "verification" in entry}
+    expected = {f"verify {model}": digest for model, digest in verifications.items()}
+    entries = {entry.job: entry for entry in released.artifacts}
+    if (released.spec, made_keys, verified) != (facts.spec, dict(keys), expected) or entries.keys() != keys.keys():
         return None
     return replace(facts, artifacts=tuple(_artifact(entries[job], reports) for job in keys))
 
@@ -51,42 +50,45 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """As ``finished_release``, for the piece of the one job that ``keys`` is of."""
+    """As ``finished_release``, for the piece of the one job in ``keys``."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
         return None
-    made = {piece.made.job: piece.made.key}
-    if (piece.release.spec, made, piece.verifications) != (facts.spec, dict(keys), dict(verifications)):
+    made_keys = {piece.made.job: piece.made.key}
+    if (piece.release.spec, made_keys, piece.verifications) != (facts.spec, dict(keys), dict(verifications)):
         return None
     return replace(facts, artifacts=(piece.artifact,))
 
 
-def require_same(out: Path, found: Release | None) -> Release:
-    """``found``, of a run that was interrupted while it cleaned up. Raises OutputError for another one."""
-    if found is None:
-        raise OutputError(out, "exists already, and is not what is asked for now; --force without --resume replaces it")
-    return found
+def require_same(out: Path, release: Release | None) -> Release:
+    """Return ``release``, which a run published before it was interrupted during its clean-up.
 
-
-def told_jobs(out: Path) -> dict[str, dict[str, Any]]:
-    """Job → how and how long it was made, and how long each model's verification took, of what is finished at ``out``.
-
-    Raises UnreadableFile.
+    Raises OutputError for None: ``out`` holds something else.
     """
-    if (out / record.NAME).exists():
-        return record.read(out / record.NAME)[0].jobs
+    if release is None:
+        raise OutputError(out, "exists already, with other content; --force without --resume replaces it")
+    return release
+
+
+def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
+    """Method and seconds of each job, and seconds of each model's verification, as recorded at ``out``.
+
+    ``out`` is a finished release or piece. Raises UnreadableFile.
+    """
+    if (out / run_record.NAME).exists():
+        return run_record.read(out / run_record.NAME)[0].jobs
     piece: Piece = read_piece(out / PIECE)
     seconds = {} if piece.verify_seconds is None else {piece.artifact.model: piece.verify_seconds}
     return {**job_facts({piece.made.job: piece.made}), **verify_facts(seconds, piece.verifications)}
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:
-    """Path of an artifact below the release → its report; empty where nothing was verified."""
+    """Path of an artifact below the release → its report; empty if nothing was verified."""
     if not path.exists():
         return {}
     document: dict[str, Any] = msgspec.json.decode(read_file(path, max_nbytes=_MAX_REPORT_BYTES), type=dict[str, Any])
-    return {one["artifact"]: one for one in document["artifacts"]}
+    return {report["artifact"]: report for report in document["artifacts"]}
 
 
 def _artifact(entry: ArtifactEntry, reports: Mapping[str, dict[str, Any]]) -> Artifact:

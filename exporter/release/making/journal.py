@@ -1,6 +1,6 @@
-"""What an unfinished release has done: a line for each finished job and each verified model, synced one by one.
+"""The journal of an unfinished release: one line for each finished job and each verified model, each synced.
 
-A line counts only if it is whole and the files that it tells of are there, byte for byte; all other files go.
+A line is valid only if it is complete and its files exist with the recorded digests. All other files are removed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from exporter.io.digests import FileDigests, files_below
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
-    """A finished job. key: of the inputs. files: name below the release → sha256. method: how it was made.
+    """A finished job. key: digest of inputs and options. files: name below the release → sha256.
 
-    seconds: for making it; hashing and verification come on top.
+    seconds: for making the artifact, without hashing and verification. method: such as ``merged`` or ``patched``.
     """
 
     job: str
@@ -31,9 +31,9 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """Artifacts that passed together: job → key, and job → its report as report.json has it.
+    """The verified artifacts of one model. keys: job → its key. reports: job → its report as in report.json.
 
-    verification: digest of its settings; what the artifacts were made of is in the keys.
+    verification: digest of the settings.
     """
 
     model: str
@@ -48,7 +48,7 @@ Line = Made | Verified
 
 @dataclass
 class Journal:
-    """The lines of the file at ``path``, by what they are about."""
+    """The journal at ``path``: its lines by job and by model."""
 
     path: Path
     made: dict[str, Made] = field(default_factory=dict)
@@ -58,16 +58,15 @@ class Journal:
     def open(
         cls, path: Path, draft: Path, keys: Mapping[str, str], verifications: Mapping[str, str], digests: FileDigests
     ) -> Journal:
-        """Read the journal, if there is one; keep what is of the jobs ``keys`` (job → key) and true of ``draft``.
+        """Read the journal, if it exists, and drop the lines that are not valid for this run.
 
-        verifications: model → digest of its settings; recorded verifications with other settings, or of
-        other models, are dropped.
-        What lies in ``draft`` beside is removed. Raises UnreadableFile, OutputError.
+        draft: must hold the files of a line; all other files in it are removed. keys: job → its present key.
+        verifications: model → digest of its present settings. Raises UnreadableFile, OutputError.
         """
         journal = cls(path)
         for line in _lines(path):
             if isinstance(line, Made):
-                if keys.get(line.job) == line.key and _holds(draft, line.files, digests):
+                if keys.get(line.job) == line.key and _intact(draft, line.files, digests):
                     journal.made[line.job] = line
             else:
                 journal.verified[line.model] = line
@@ -86,9 +85,9 @@ class Journal:
         return journal
 
     def add(self, line: Line) -> None:
-        """Append ``line`` and sync it: from now on it is done. Raises OutputError."""
+        """Append ``line`` and sync it to disk. Raises OutputError."""
         with writing(self.path), self.path.open("ab") as file:
-            # what a crash left of a line ends here
+            # the first newline ends a line that a crash left incomplete
             file.write(b"\n" + msgspec.json.encode(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -107,15 +106,15 @@ def _lines(path: Path) -> Iterator[Line]:
         try:
             yield msgspec.json.decode(line, type=Line)
         except msgspec.MsgspecError:
-            continue  # torn by a crash, or empty
+            continue  # incomplete after a crash, or empty
 
 
-def _holds(draft: Path, files: Mapping[str, str], digests: FileDigests) -> bool:
+def _intact(draft: Path, files: Mapping[str, str], digests: FileDigests) -> bool:
     paths = {name: draft / name for name in files}
     if not all(path.is_file() for path in paths.values()):
         return False
-    found = digests.of_all(paths.values())
-    return all(found[path] == files[name] for name, path in paths.items())
+    present = digests.of_all(paths.values())
+    return all(present[path] == files[name] for name, path in paths.items())
 
 
 def _remove_empty(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Making the artifact of a job: patched from the base's artifact where rows alone change, else merged and written.
+"""Make the artifact of a job: patch the base's artifact if only rows change, otherwise merge and write.
 
-Patching and merging give the same bytes, so it does not matter whether the base's artifact was there. It is converted
-and quantised once, for all models and all releases that share a store. The unquantised file that several quantisations
-start from is an entry of a store, too.
+Both methods give the same bytes, so it does not matter whether the base's artifact was in the store. The base is
+converted and quantised once for all models and all releases that share a store. The unquantised file that several
+quantisations start from is an entry of a store as well.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from exporter.release.plan import ReleasePlan
 
 
 @dataclass
-class Workshop:
-    """Makes artifacts. shared: base artifacts, kept from run to run. own: what is of no use after this release."""
+class ArtifactMaker:
+    """Makes artifacts. base_store: artifacts of the base, kept between runs. scratch_store: for this release only."""
 
     plan: ReleasePlan
-    shared: Store
-    own: Store
+    base_store: Store
+    scratch_store: Store
 
     def make(self, job: Job, place: Path, progress: Progress = silent) -> str:
-        """Write the artifact of ``job`` to ``place``, which does not exist; how it was made.
+        """Write the artifact of ``job`` to ``place``, which must not exist; return the method used.
 
-        Raises BadInput, NotExpressible, OutputError; nothing is left at ``place`` then.
+        Raises BadInput, NotExpressible, OutputError; then nothing is left at ``place``.
         """
         model = self.plan.models[job.model]
         method = "merged"
@@ -44,26 +44,26 @@ class Workshop:
                 run_patch(patch, Hooks())
                 method = "patched" if cached else "converted, patched"
         if method == "merged":
-            self._write(job.options.whole(), model.merge, self.own, place, progress)
+            self._write(job.options.whole(), model.merge, self.scratch_store, place, progress)
         if finish := self.plan.targets[job.name].finish:
             finish(place, progress)
         return method
 
     def _base_artifact(self, job: Job, progress: Progress) -> tuple[Path, bool]:
-        """(the artifact of the base alone, whether it was there)."""
+        """(the artifact of the base without adapters, whether it was cached)."""
         base, options = self.plan.base, job.options.whole()
         name = _content_name(options)
-        content, cached = self.shared.get(
+        content, cached = self.base_store.get(
             self.plan.recipe(base, options),
-            lambda folder: self._write(options, base, self.shared, folder / name, progress),
+            lambda folder: self._write(options, base, self.base_store, folder / name, progress),
         )
         return content / name, cached
 
     def _plan_patch(self, job: Job, base: Path, place: Path) -> PatchPlan | None:
-        """None where a patch cannot do what the merge can, which depends on the inputs alone."""
-        adapters = self.plan.models[job.model].words
+        """The patch of ``base``, or None if the change can only be merged; that depends on the inputs alone."""
+        adapters = self.plan.models[job.model].adapter_sources
         try:
-            # The recipe that names the file is the proof of its base.
+            # No proof of the base is needed: the store's entry is named by the recipe that the base was made with.
             return plan_patch(
                 PatchSpec(base=base, adapters=adapters, out=place, trust_base=True, level="off", quiet=True)
             )
@@ -71,7 +71,7 @@ class Workshop:
             return None
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
-        """From ``merge`` by its format's own writer. store: has, or gets, the file that quantisations start from."""
+        """Write ``merge`` with the writer of its format. store: for the file that quantisations start from."""
         if isinstance(options, GgufOptions) and options.storage == _stored(merge) and not options.quantisation:
             options = replace(options, types=(), dtype=None)  # the same bytes, as raw ranges
         target = plan_target(options, merge, self.plan.spec.merge.budget)
@@ -80,7 +80,7 @@ class Workshop:
 
 @dataclass(frozen=True)
 class _StoreScratch:
-    """Unquantised files as entries of a store; where a job makes the same file, it is that job's."""
+    """Unquantised files as entries of a store, shared with jobs whose artifact is the same file."""
 
     plan: ReleasePlan
     merge: MergePlan
@@ -94,18 +94,18 @@ class _StoreScratch:
         plain = GgufOptions(types=(dtype,) if dtype else (), pre_tokenizer=self.options.pre_tokenizer)
         more = {} if dtype else {"mixed": "F32"}
         content_name = _content_name(plain)
-        content, was_there = self.store.get(
+        content, cached = self.store.get(
             self.plan.recipe(self.merge, plain, **more), lambda folder: write(folder / content_name)
         )
-        return content / content_name, was_there
+        return content / content_name, cached
 
 
 def _content_name(options: FormatOptions) -> str:
-    """What an artifact is called in an entry of a store."""
+    """The artifact's name within an entry of a store."""
     return "model.gguf" if FORMATS[options.section].is_file else "model"
 
 
 def _stored(merge: MergePlan) -> str | None:
-    """The dtype of all matrices of the base, if it is one."""
-    kinds = {tensor.spec.dtype for tensor in merge.checkpoint.tensors.values() if len(tensor.spec.shape) > 1}
-    return kinds.pop() if len(kinds) == 1 else None
+    """The dtype of the base's matrices if all have the same, else None."""
+    dtypes = {tensor.spec.dtype for tensor in merge.checkpoint.tensors.values() if len(tensor.spec.shape) > 1}
+    return dtypes.pop() if len(dtypes) == 1 else None

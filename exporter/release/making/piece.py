@@ -1,4 +1,4 @@
-"""Pieces: the result of one job, on its own, with what is needed to join it with the others elsewhere."""
+"""Pieces: the artifact of one job in a folder, with the description needed to join it with others elsewhere."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``piece.json``. release: the facts without artifacts, which all pieces share.
+    """``piece.json``. release: the facts without artifacts, equal in all pieces of a release.
 
-    verification: digest of its settings, None if the artifact was not verified; verify_seconds likewise.
+    verification: digest of the verification settings; verify_seconds: its duration. Both are None for an artifact that
+    was not verified.
     """
 
     schema: int
@@ -39,12 +40,12 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of how it was verified; none if it was not."""
+        """Model → digest of its verification settings; empty if it was not verified."""
         return {} if self.verification is None else {self.artifact.model: self.verification}
 
 
 def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
-    """Describe the one artifact of ``release``, which lies in ``folder``. Raises OutputError."""
+    """Write the description of the one artifact of ``release`` into its ``folder``. Raises OutputError."""
     (artifact,) = release.artifacts
     piece = Piece(
         schema=_SCHEMA,
@@ -58,21 +59,21 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 
 
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
-    """Folder → its description, of every piece that is one of ``folders`` or lies in one.
+    """Folder → description, for every piece among ``folders`` or directly below one of them.
 
-    Raises UnreadableFile for a folder without any.
+    Raises UnreadableFile for a folder without a piece.
     """
-    found: dict[Path, Piece] = {}
+    pieces: dict[Path, Piece] = {}
     for folder in folders:
         places = [folder] if (folder / NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{NAME}"))
         if not places:
-            raise UnreadableFile(folder, f"expected a piece that --only made, or folders with one, found no {NAME}")
-        found |= {place: read_piece(place / NAME) for place in places}
-    return found
+            raise UnreadableFile(folder, f"expected a piece made by --only, or a folder of pieces, found no {NAME}")
+        pieces |= {place: read_piece(place / NAME) for place in places}
+    return pieces
 
 
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
-    """Job → the piece that is its result, for every job of the release.
+    """Job → folder of its piece, for every job of the release.
 
     Raises BadInput for a job without a piece, or with two, and for pieces of different inputs, prompts or tools.
     """
@@ -88,10 +89,10 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
         if name not in jobs or not _is_of(jobs[name], piece):
             raise BadInput(f"{folder / NAME}: expected a job of this release, found {name!r:.80} with other options")
         if name in by_job:
-            raise BadInput(f"{folder / NAME}: expected one piece a job, found {name} in {by_job[name]}, too")
+            raise BadInput(f"{folder / NAME}: expected one piece per job, found {name} also in {by_job[name]}")
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
-            raise BadInput(f"{folder / NAME}: {fault} (the former is in {first / NAME})")
-        if piece.verification != shared.verification:  # the level is the release's: what differs has the same name
+            raise BadInput(f"{folder / NAME}: {fault} (the expected value is that of {first / NAME})")
+        if piece.verification != shared.verification:  # the levels are equal here, so the prompts differ
             digests = f"expected those of {first / NAME} ({_short(shared)}), found others ({_short(piece)})"
             raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
         by_job[name] = folder
@@ -101,18 +102,18 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
 
 
 def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
-    """Raises BadInput for a file of the piece that is not the one that its job made, or is not there."""
-    held = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
-    for name in sorted(held.keys() ^ piece.made.files.keys()):
-        what = "the file of its job, found none" if name in piece.made.files else "no such file, found one"
-        raise BadInput(f"{folder / name}: expected {what}")
-    for name, path in held.items():
-        if (found := digests.of(path)) != piece.made.files[name]:
-            raise BadInput(f"{path}: expected sha256 {piece.made.files[name][:12]}…, found {found[:12]}…")
+    """Raise BadInput if a file of the piece is missing, unexpected, or not the one that its job made."""
+    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
+    for name in sorted(present.keys() ^ piece.made.files.keys()):
+        fault = "the file of its job, found none" if name in piece.made.files else "no such file, found one"
+        raise BadInput(f"{folder / name}: expected {fault}")
+    for name, path in present.items():
+        if (digest := digests.of(path)) != piece.made.files[name]:
+            raise BadInput(f"{path}: expected sha256 {piece.made.files[name][:12]}…, found {digest[:12]}…")
 
 
 def read_piece(path: Path) -> Piece:
-    """The description at ``path``. Raises UnreadableFile."""
+    """Read the description at ``path``. Raises UnreadableFile."""
     try:
         piece = msgspec.json.decode(read_file(path, max_nbytes=_MAX_BYTES), type=Piece)
     except msgspec.MsgspecError as exc:
@@ -127,19 +128,15 @@ def _short(piece: Piece) -> str:
 
 
 def _is_of(job: Job, piece: Piece) -> bool:
-    asked = msgspec.to_builtins(dict(job.parameters))
-    return (piece.artifact.format, piece.artifact.model, dict(piece.artifact.parameters)) == (
-        job.format,
-        job.model,
-        asked,
-    )
+    artifact, parameters = piece.artifact, msgspec.to_builtins(dict(job.parameters))
+    return (artifact.format, artifact.model, dict(artifact.parameters)) == (job.format, job.model, parameters)
 
 
-def _difference(want: Any, found: Any, where: str = "release") -> str | None:
-    """The first place in which two documents differ, in words."""
-    if isinstance(want, dict) and isinstance(found, dict):
-        for key in sorted(want.keys() | found.keys()):
-            if fault := _difference(want.get(key), found.get(key), f"{where}.{key}"):
+def _difference(expected: Any, found: Any, where: str = "release") -> str | None:
+    """The first difference between two documents as text, or None. where: path of the compared values."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            if fault := _difference(expected.get(key), found.get(key), f"{where}.{key}"):
                 return fault
         return None
-    return None if want == found else f"{where}: expected {want!r:.80}, found {found!r:.80}"
+    return None if expected == found else f"{where}: expected {expected!r:.80}, found {found!r:.80}"

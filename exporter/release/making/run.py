@@ -1,6 +1,6 @@
-"""Running a release: jobs one by one into a staging folder, verified model by model, then one rename.
+"""Run a release: make each job's artifact in a staging folder, verify each model, then publish with one rename.
 
-Every finished job and every verified model is a line of a journal; a run with ``resume`` does what is not in it yet.
+Every finished job and every verified model is a line of a journal; a run with ``resume`` does only what is missing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import NotEquivalent, writing
+from exporter.export.inputs import reference_of
+from exporter.formats.table import FORMATS
 from exporter.io.apart import require_apart
 from exporter.io.digests import FileDigests, files_below
 from exporter.io.staging import Stage, has_leftover, require_space, resumable, sync_folder, write_file
 from exporter.progress import Hooks
 from exporter.release.facts import Artifact, Release
 from exporter.release.jobs import Job
-from exporter.release.making.finish import finish, now, require_finish, run_of
+from exporter.release.making.finish import finish, now, require_finish, run_facts
 from exporter.release.making.finished import finished_piece, finished_release, require_same
 from exporter.release.making.journal import Journal, Made, Verified
-from exporter.release.making.make import Workshop
+from exporter.release.making.make import ArtifactMaker
 from exporter.release.making.piece import write_piece
 from exporter.release.making.store import Store
 from exporter.release.plan import ReleasePlan
@@ -34,31 +36,31 @@ from exporter.verify.run import verify
 _JOURNAL: Final = "journal.jsonl"
 _WORK: Final = "work"
 _STORE: Final = "store"
-#: What a failed verification leaves in the staging folder.
+#: The report of a failed verification, in the staging folder.
 _FAILED: Final = "report.json"
 
 
 @dataclass
-class Session:
-    """One run at work. jobs: those that it does; the release may have more."""
+class ReleaseRun:
+    """One run. jobs: those of this run; the release may have more."""
 
     plan: ReleasePlan
     jobs: Sequence[Job]
     stage: Stage
     hooks: Hooks
     journal: Journal
-    workshop: Workshop
+    maker: ArtifactMaker
     digests: FileDigests
     started: str = field(default_factory=now)
 
     def work(self) -> None:
-        """Do every job that is not done, and verify every model that is not verified."""
+        """Make every missing artifact, and verify every model that is not verified yet."""
         for model in dict.fromkeys(job.model for job in self.jobs):
-            own = [job for job in self.jobs if job.model == model]
-            for job in own:
+            jobs = [job for job in self.jobs if job.model == model]
+            for job in jobs:
                 if job.name not in self.journal.made:
                     self._make(job)
-            self._verify(model, own)
+            self._verify(model, jobs)
 
     def _make(self, job: Job) -> None:
         target = self.plan.targets[job.name]
@@ -68,32 +70,30 @@ class Session:
         place = work / self.plan.place(job)
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-        method = self.workshop.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
+        method = self.maker.make(job, place, self.hooks.start(job.name, target.work_nbytes or target.nbytes))
         seconds = time.perf_counter() - started
-        made = [path.relative_to(work) for path in files_below(work)]
-        digests = self.digests.of_all(work / name for name in made)
+        names = [path.relative_to(work) for path in files_below(work)]
+        digests = self.digests.of_all(work / name for name in names)
         with writing(self.stage.draft):
-            for name in made:
+            for name in names:
                 (self.stage.draft / name).parent.mkdir(parents=True, exist_ok=True)
                 (work / name).rename(self.stage.draft / name)
-            for folder in {self.stage.draft / name.parent for name in made}:
+            for folder in {self.stage.draft / name.parent for name in names}:
                 sync_folder(folder)
-        files = {name.as_posix(): digests[work / name] for name in made}
+        files = {name.as_posix(): digests[work / name] for name in names}
         line = Made(job=job.name, key=self.plan.key(job), files=files, seconds=round(seconds, 4), method=method)
         self.journal.add(line)
         self.stage.keep = True
 
     def _verify(self, model: str, jobs: Sequence[Job]) -> None:
         keys = {job.name: self.journal.made[job.name].key for job in jobs}
-        held, verification = self.journal.verified.get(model), self.plan.verifications(jobs).get(model)
-        if verification is None or (held and held.keys == keys):
+        verified, verification = self.journal.verified.get(model), self.plan.verifications(jobs).get(model)
+        if verification is None or (verified and verified.keys == keys):
             return
         started = time.perf_counter()
-        merge = self.plan.models[model].merge
-        adapters = [adapter.path for adapter in merge.adapters]
-        reference = Reference.open(merge.checkpoint.path, adapters, untie=self.plan.spec.merge.untie)
-        paths = [self.stage.draft / self.main_file(job) for job in jobs]
-        found = verify(
+        reference = reference_of(self.plan.models[model].merge, untie=self.plan.spec.merge.untie)
+        paths = [self.stage.draft / self.main_path(job) for job in jobs]
+        drafted = verify(
             paths,
             reference,
             level=self.plan.spec.verify.level,
@@ -102,25 +102,25 @@ class Session:
             say=self.hooks.say,
         )
         places = [path.relative_to(self.stage.draft) for path in paths]
-        reports = [replace(report, artifact=place) for report, place in zip(found, places, strict=True)]
+        reports = [replace(report, artifact=place) for report, place in zip(drafted, places, strict=True)]
         self._write_report(model, reports, reference, paths)
         self._require_passed(jobs, reports)
-        told = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
+        entries = {job.name: report.to_json() for job, report in zip(jobs, reports, strict=True)}
         seconds = round(time.perf_counter() - started, 4)
-        self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=told, seconds=seconds))
+        self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=entries, seconds=seconds))
 
     def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
-        """To ``[verify] report``, passed or not; where there are several models, into a folder each."""
+        """Write ``[verify] report``, passed or not; with several models, into a folder for each."""
         folder = self.plan.spec.verify.report
         if folder is None:
             return
-        from exporter.verify.reports.setting import setting  # reads what is installed: only a report waits for it
+        from exporter.verify.reports.setting import setting  # lists installed packages, which takes time
 
         place = folder / model if len(self.plan.models) > 1 else folder
         write_report(place, reports, setting(reference, paths))
 
     def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
-        """Raises NotEquivalent for the first job that failed; the reports stay beside the draft."""
+        """Raise NotEquivalent for the first job that failed, leaving the reports beside the draft."""
         for job, report in zip(jobs, reports, strict=True):
             if not report.passed:
                 place = self.stage.folder / _FAILED
@@ -130,14 +130,12 @@ class Session:
                     f"{job.name}: {report.verdict()}; nothing was released, the report is {place}", document(reports)
                 )
 
-    def main_file(self, job: Job) -> str:
-        """What names the artifact below the release: its folder, its file, or the first of its parts."""
-        place = self.plan.place(job)
-        files = self.journal.made[job.name].files
-        return place if job.format != "gguf" or place in files else min(files)
+    def main_path(self, job: Job) -> str:
+        """The path of the artifact below the release: its folder, its file, or the first part of a split file."""
+        return min(self.journal.made[job.name].files) if FORMATS[job.format].is_file else self.plan.place(job)
 
     def artifacts(self) -> list[Artifact]:
-        """The facts of everything that this run made."""
+        """The facts of every artifact of this run."""
         reports = {job: report for line in self.journal.verified.values() for job, report in line.reports.items()}
         return [
             Artifact(
@@ -145,7 +143,7 @@ class Session:
                 model=job.model,
                 format=job.format,
                 storage=self.plan.targets[job.name].storage,
-                path=self.main_file(job),
+                path=self.main_path(job),
                 parameters=job.parameters,
                 report=reports.get(job.name),
             )
@@ -162,39 +160,39 @@ def run_release(
     resume: bool = False,
     force: bool = False,
 ) -> Release:
-    """Make, verify and promote a release at ``out``, or with ``only`` a piece of it; its facts.
+    """Make, verify and publish a release at ``out``, or with ``only`` one piece of it; return its facts.
 
-    resume: go on with what an interrupted run left. force: replace ``out``, and without ``resume`` start over.
-    Raises NotEquivalent, OutputError, BadInput: ``out`` then is as it was, and what was done can be resumed.
+    resume: continue an interrupted run. force: replace ``out``, and without ``resume`` start over.
+    Raises NotEquivalent, OutputError, BadInput; then ``out`` is unchanged and the run can be resumed.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
     keys, verifications = {job.name: plan.key(job) for job in jobs}, plan.verifications(jobs)
     find = finished_piece if only else finished_release
-    if resume and not has_leftover(out) and (found := find(out, plan.facts, keys, verifications)):
+    if resume and not has_leftover(out) and (finished := find(out, plan.facts, keys, verifications)):
         hooks.say(f"{out}: finished before")
-        return found
+        return finished
     if not only:
         require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
             return require_same(out, find(out, plan.facts, keys, verifications))
         _clear(stage.folder / _WORK)
-        digests = FileDigests()  # what was made is read again: what an earlier process saw of it proves nothing
+        digests = FileDigests()  # without a cache: artifacts are hashed again, whatever an earlier process recorded
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, verifications, digests)
-        own = Store(stage.folder / _STORE, digests)
-        workshop = Workshop(plan, Store(plan.cache.artifacts, digests) if plan.cache else own, own)
-        session = Session(plan, jobs, stage, hooks, journal, workshop, digests)
+        scratch = Store(stage.folder / _STORE, digests)
+        maker = ArtifactMaker(plan, Store(plan.cache.artifacts, digests) if plan.cache else scratch, scratch)
+        run = ReleaseRun(plan, jobs, stage, hooks, journal, maker, digests)
         require_space(out, sum(plan.targets[job.name].nbytes for job in jobs if job.name not in journal.made))
-        session.work()
-        release = replace(plan.facts, artifacts=tuple(session.artifacts()))
+        run.work()
+        release = replace(plan.facts, artifacts=tuple(run.artifacts()))
         if only:
             write_piece(stage.draft, release, journal.made[only.name], journal.verified.get(only.model))
         else:
             seconds = {model: line.seconds for model, line in journal.verified.items()}
-            run = run_of(session.started, journal.made, seconds, verifications)
-            finish(stage.draft, release, run, plan.spec.signing)
+            facts = run_facts(run.started, journal.made, seconds, verifications)
+            finish(stage.draft, release, facts, plan.spec.signing)
     return release
 
 

@@ -1,7 +1,7 @@
-"""Artifacts by what they are made of: a recipe's digest names a folder that is made once, whole, and checked upon use.
+"""A store of artifacts, addressed by the digest of their recipe; entries are made once and checked on every use.
 
-Several runs may share a store. Who makes an entry holds a lock on its name, and an entry appears by one rename. Bytes
-that are not those that were made (a broken disk, a hand) are thrown away and made again. Removing the folder is safe.
+Several runs may share a store. The maker of an entry holds a lock on its name, and an entry appears by one rename. An
+entry whose bytes have changed (disk error, manual edit) is discarded and made again. Removing the folder is safe.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from exporter.errors import OutputError, TTExportError, writing
 from exporter.io.digests import FileDigests, digest_of, sizes_match
 from exporter.io.staging import sync_folder, write_file
 
-#: Raised when entries of older versions must not be used.
+#: Incremented when entries of older versions must not be used any more.
 _SCHEMA: Final = 2
 _RECORD: Final = "entry.json"
 _CONTENT: Final = "content"
 
 
-class _Held(msgspec.Struct, frozen=True):
+class _StoredFile(msgspec.Struct, frozen=True):
     """One file of an entry."""
 
     nbytes: int
@@ -39,20 +39,21 @@ class _Entry(msgspec.Struct, frozen=True):
     """``entry.json``."""
 
     schema: int
-    files: dict[str, _Held]
+    files: dict[str, _StoredFile]
 
 
 @dataclass
 class Store:
-    """Entries in ``folder``. digests: of this process, so that an entry is read once for its check."""
+    """Entries in ``folder``. digests: of this process, so that each entry is hashed once."""
 
     folder: Path
     digests: FileDigests = field(default_factory=FileDigests)
 
     def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
-        """(the folder with the content that ``recipe`` gives, whether it was there).
+        """(folder with the content for ``recipe``, whether it existed before).
 
-        ``build`` writes it into the empty folder that it is given. Raises OutputError, and what ``build`` raises.
+        ``build`` writes the content into the empty folder that it gets. Raises OutputError, and the errors of
+        ``build``.
         """
         key = digest_of(json.dumps({"schema": _SCHEMA, **recipe}, sort_keys=True).encode())
         place = self.folder / key[:2] / key
@@ -78,7 +79,8 @@ class Store:
     def _finish(self, draft: Path, place: Path) -> None:
         content = draft / _CONTENT
         files = {
-            name: _Held((content / name).stat().st_size, digest) for name, digest in self.digests.below(content).items()
+            name: _StoredFile((content / name).stat().st_size, digest)
+            for name, digest in self.digests.below(content).items()
         }
         write_file(draft / _RECORD, msgspec.json.encode(_Entry(_SCHEMA, files)))
         with writing(place):
@@ -90,14 +92,14 @@ class Store:
         try:
             entry = msgspec.json.decode((place / _RECORD).read_bytes(), type=_Entry)
             content = place / _CONTENT
-            sized = sizes_match(content, {name: held.nbytes for name, held in entry.files.items()})
-            return sized and self.digests.below(content) == {name: held.sha256 for name, held in entry.files.items()}
+            sized = sizes_match(content, {name: file.nbytes for name, file in entry.files.items()})
+            return sized and self.digests.below(content) == {name: file.sha256 for name, file in entry.files.items()}
         except (OSError, msgspec.MsgspecError, TTExportError):
             return False
 
     @contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
-        """One maker of an entry at a time; the lock goes with the process, the file stays."""
+        """Hold the lock of an entry, for one maker at a time; it ends with the process, its file is kept."""
         path = place.with_name(f"{place.name}.lock")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,17 +113,17 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache:
-    """What is kept from release to release: artifacts of bases, and digests of files that were read."""
+    """A cache across releases: artifacts of bases, and digests of input files."""
 
     folder: Path
 
     @classmethod
     def of_user(cls) -> Cache:
-        """In the user's cache folder."""
+        """The cache in the user's cache folder."""
         return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
 
     def require_writable(self) -> None:
-        """Make the folder if it is not there. Raises OutputError."""
+        """Create the folder if needed. Raises OutputError if it is not writable."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):

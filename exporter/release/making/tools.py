@@ -1,4 +1,4 @@
-"""What made the bytes: versions of the packages that have a say in them, and the build of llama.cpp."""
+"""The tools behind an artifact's bytes: versions of the packages that affect them, and the build of llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.io.digests import FileDigests, digest_of, files_below
 from exporter.packages import LLAMA_CPP, package_versions
 from exporter.version import __version__
 
-#: Packages that write tensors, graphs or headers, and that verify them.
+#: Packages that write tensors, graphs or headers, or that verify them.
 _PACKAGES: Final = (
     "gguf",
     "llama-cpp-python",
@@ -28,23 +28,23 @@ _PACKAGES: Final = (
     "torch",
     "transformers",
 )
-#: The libraries in which llama.cpp rounds.
+#: The libraries of llama.cpp that quantise.
 _QUANTISER: Final = ("libggml-base*", "libggml-cpu*", "libllama.*")
 
 
 def tools(digests: FileDigests) -> dict[str, str]:
-    """Name → version of what is installed; ``llama.cpp build`` is a digest of its libraries, ``machine`` their kind."""
-    found = {"ttexport": __version__, "machine": platform.machine()}
-    found |= {name: version for name, version in package_versions(_PACKAGES).items() if version}
+    """Name → version of the installed tools; ``llama.cpp build``: its libraries' digest; ``machine``: architecture."""
+    versions = {"ttexport": __version__, "machine": platform.machine()}
+    versions |= {name: version for name, version in package_versions(_PACKAGES).items() if version}
     if libraries := _libraries():
-        held = {path.name: digest for path, digest in digests.of_all(libraries).items()}
-        found["llama.cpp build"] = f"sha256:{digest_of(json.dumps(held, sort_keys=True).encode())}"
-    return found
+        build = {path.name: digest for path, digest in digests.of_all(libraries).items()}
+        versions["llama.cpp build"] = f"sha256:{digest_of(json.dumps(build, sort_keys=True).encode())}"
+    return versions
 
 
 @cache
 def source_digest() -> str:
-    """sha256 of this package's own code: a checkout that somebody works on is another tool at every save."""
+    """sha256 of this package's code, which in a development checkout changes without a new version."""
     root = Path(exporter.__file__).parent
     code = {path.relative_to(root).as_posix(): path.read_text() for path in files_below(root) if path.suffix == ".py"}
     return digest_of(json.dumps(code, sort_keys=True).encode())

@@ -85,3 +85,9 @@ def is_later_split_file(path: Path) -> bool:
     """Whether ``path`` is named as a split file other than the first, which does not stand for the model."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
+
+
+def split_file_stem(path: str) -> str | None:
+    """``NAME`` of a path ``NAME-00001-of-0000N.gguf``; None if the path is not that of a split file."""
+    match = _SPLIT_NAME.fullmatch(path)
+    return match["stem"] if match else None

@@ -141,7 +141,7 @@ def test_a_key_of_another_kind_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
         ('key = "key.pem"', "key.pem: expected a private key of an elliptic curve in PEM: Password was not given"),
         (
             'key = "key.pem"\npassword-env = "NO_SUCH"',
-            "signing.password-env: expected the variable NO_SUCH to be set, found it is not",
+            "signing.password-env: expected the environment variable NO_SUCH, found it unset",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_where_sigstore_is_out_of_reach_nothing_is_signed_or_believed(
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
     folder = drafted.copy(tmp_path / "release")
-    with pytest.raises(OutputError, match="Sigstore: no answer that helps"):
+    with pytest.raises(OutputError, match="Sigstore: no usable answer"):
         write_documents(folder, release(drafted.artifacts), RUN, signing=Signing(identity_token="token"))
     assert not (folder / "model.sig").exists()
     assert run(["verify", str(signed), "-q", "--identity", "me", "--issuer", "https://issuer"]) == 7

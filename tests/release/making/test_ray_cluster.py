@@ -100,8 +100,8 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
 @pytest.mark.parametrize(
     ("address", "code", "says"),
     [
-        ("127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
-        ("ray://127.0.0.1:1", 7, "expected a Ray cluster, found none that answers: "),
+        ("127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
+        ("ray://127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
         ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
     ],
 )

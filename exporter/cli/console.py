@@ -1,4 +1,4 @@
-"""What a person sees: progress bars and lines on stderr, a table at the end. Data goes to stdout."""
+"""Output for people: progress bars and lines on stderr, and a table of checks. Data goes to stdout."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def progress(*, quiet: bool) -> Iterator[Hooks]:
         with _bars() as hooks:
             yield hooks
     else:
-        yield Hooks(say=_say)
+        yield Hooks(say=_print_line)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -45,16 +45,16 @@ def _bars() -> Iterator[Hooks]:
             task = bars.add_task(label, total=nbytes)
             return lambda done: bars.advance(task, done)
 
-        talk = bars.add_task("", total=None, visible=False)
+        status = bars.add_task("", total=None, visible=False)
 
         def say(line: str) -> None:
-            bars.update(talk, description=line, visible=True)
+            bars.update(status, description=line, visible=True)
 
         yield Hooks(start=start, say=say)
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """One table of all checks on stderr; failures carry what was found."""
+    """Print a table of all checks on stderr, with details of failed ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -67,7 +67,7 @@ def print_reports(reports: Sequence[Report]) -> None:
             table.add_row(_short(report) if number == 0 else "", *_cells(check))
         for skip in report.skipped:
             table.add_row("", skip.name, "[yellow]not run[/]", "", "", escape(skip.reason))
-    # Where nobody sees a terminal (a log), lines may be long: folding them at 80 columns makes them unreadable.
+    # Lines of a log may be long; folded at 80 columns, the table would be unreadable.
     Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
 
 

@@ -1,0 +1,78 @@
+"""Inputs of exports and releases: adapters located and opened, their merge planned, and every input file listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from exporter.formats.target import FormatOptions
+from exporter.merge.plan import MergePlan, plan_merge
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hub.locate import Located, locate, origins
+from exporter.sources.peft.adapter import CONFIG, Adapter
+from exporter.verify.expect.reference import Reference
+from exporter.verify.options import VerifyOptions
+
+_INDEX: Final = "model.safetensors.index.json"
+
+
+class LocatedAdapter(NamedTuple):
+    """An opened adapter, and where it was found."""
+
+    source: Located
+    adapter: Adapter
+
+
+def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) -> list[LocatedAdapter]:
+    """Locate and open adapters given as paths or hub ids.
+
+    asked_by: the argument or key that names them, for errors. quiet: no progress bars during downloads.
+    Raises BadInput.
+    """
+    located = [locate(str(source), asked_by=asked_by, content="adapter", quiet=quiet) for source in sources]
+    return [LocatedAdapter(source, Adapter.open(source.path)) for source in located]
+
+
+def plan_located_merge(
+    base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], *, untie: bool
+) -> MergePlan:
+    """Plan the merge and record the hub repositories of its inputs. checkpoint: the opened ``base``.
+
+    Raises BadInput, NotExpressible.
+    """
+    merge = plan_merge(checkpoint, [adapter for _, adapter in adapters], untie=untie)
+    return replace(merge, origins=origins(base, [source for source, _ in adapters]))
+
+
+def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Name → path of every file of the checkpoint that a merge reads."""
+    paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
+    paths.add(checkpoint.path / "config.json")
+    if (index := checkpoint.path / _INDEX).is_file():
+        paths.add(index)
+    return {path.relative_to(checkpoint.path).as_posix(): path for path in sorted(paths)}
+
+
+def adapter_files(adapter: Adapter) -> dict[str, Path]:
+    """Name → path of every file of the adapter that a merge reads."""
+    paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
+    return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
+
+
+def merge_files(merge: MergePlan) -> set[Path]:
+    """Every file of the base and the adapters that the merge reads."""
+    files = set(checkpoint_files(merge.checkpoint).values())
+    return files.union(*(adapter_files(adapter).values() for adapter in merge.adapters))
+
+
+def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set[Path]:
+    """Every file that options name as an input, such as an importance matrix or prompts."""
+    prompts = {verify.prompts} if verify.prompts else set()
+    return prompts.union(*(options.files().values() for options in formats))
+
+
+def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
+    """The unmerged base and adapters that artifacts of ``merge`` are compared with, read from disk again."""
+    return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)
