@@ -39,6 +39,8 @@ LAYERS = (
     "exporter.merge.model",
     "exporter.merge.plan",
     "exporter.families.spec",
+    "exporter.families.llama_cpp",
+    "exporter.families.family",
     "exporter.families.config",
     "exporter.families.building_blocks",
     "exporter.families.rms_norm",

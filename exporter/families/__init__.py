@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from exporter.errors import NotExpressible
+from exporter.families.family import Family
 from exporter.families.layer_norm import cohere, gpt2, gpt_neox, stablelm, starcoder2
 from exporter.families.rms_norm import gemma, granite, llama, mistral, olmo2, phi3, qwen, smollm3
-from exporter.families.spec import DecoderSpec, Family
+from exporter.families.spec import DecoderSpec
 
 
 def _by_type(*families: Family) -> dict[str, Family]:
@@ -18,26 +19,19 @@ def _by_type(*families: Family) -> dict[str, Family]:
 
 
 FAMILIES: Final[Mapping[str, Family]] = _by_type(
-    Family("llama", llama.describe),
-    Family("mistral", mistral.describe),
-    Family("mixtral", mistral.describe_mixtral),
-    Family("qwen2", qwen.describe_qwen2),
-    Family("qwen3", qwen.describe_qwen3),
-    Family("qwen3_moe", qwen.describe_qwen3_moe),
-    Family("gemma", gemma.describe_gemma),
-    Family("gemma2", gemma.describe_gemma2),
-    Family("gemma3_text", gemma.describe_gemma3),
-    # An ONNX folder has the whole model's config, by which clients would look for the vision tower.
-    Family("gemma3", gemma.describe_gemma3_multimodal, targets=("gguf",)),
-    Family("phi3", phi3.describe),
-    Family("gpt2", gpt2.describe),
-    Family("gpt_neox", gpt_neox.describe),
-    Family("olmo2", olmo2.describe),
-    Family("granite", granite.describe),
-    Family("starcoder2", starcoder2.describe),
-    Family("cohere", cohere.describe),
-    Family("stablelm", stablelm.describe),
-    Family("smollm3", smollm3.describe),
+    llama.FAMILY,
+    *mistral.FAMILIES,
+    *qwen.FAMILIES,
+    *gemma.FAMILIES,
+    phi3.FAMILY,
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    olmo2.FAMILY,
+    granite.FAMILY,
+    starcoder2.FAMILY,
+    cohere.FAMILY,
+    stablelm.FAMILY,
+    smollm3.FAMILY,
 )
 
 

@@ -7,7 +7,7 @@ something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -170,12 +170,3 @@ class DecoderSpec:
     def roles(self) -> frozenset[Role]:
         """The roles of this decoder's tensors."""
         return frozenset(slot.role for slot in self.naming_schemes[0].values())
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A row of the family table. targets: the formats that can represent the model by its decoder alone."""
-
-    model_type: str
-    describe: Callable[[Mapping[str, Any]], DecoderSpec]
-    targets: tuple[str, ...] = ("gguf", "onnx")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from exporter.families import FAMILIES
-from exporter.formats.gguf.architectures import ARCHITECTURES as WRITTEN
 from exporter.verify.gguf.layout import ARCHITECTURES as CHECKED
-
-#: Families with a vision tower: the file is that of their text model.
-TEXT_MODELS = {"gemma3": "gemma3_text"}
 
 
 def missing(checked: dict[str, str]) -> dict[str, str]:
     """Model type → architecture that the writer names in the file, where the checker has another one or none."""
-    written = {
-        name: WRITTEN[TEXT_MODELS.get(name, name)].name for name, row in FAMILIES.items() if "gguf" in row.targets
-    }
+    written = {name: row.llama_cpp.name for name, row in FAMILIES.items() if "gguf" in row.targets}
     return {name: arch for name, arch in written.items() if checked.get(name) != arch}
 
 

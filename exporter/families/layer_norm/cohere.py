@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS, rope
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import PLAIN_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Norm, Role
 
@@ -38,3 +40,25 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         parallel=True,
         logit_scale=settings.number("logit_scale", 0.0625),
     )
+
+
+def _command_r(spec: DecoderSpec) -> str | None:
+    """llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for this model only."""
+    if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
+        return f"use_qk_norm: llama.cpp decides it by the number of layers (64 or more), found {spec.layers} layers"
+    return None
+
+
+FAMILY: Final = Family(
+    model_type="cohere",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="command-r",
+        keys=PLAIN_KEYS | {"logit_scale", "rope.scaling.type"},
+        interleaved=True,
+        head="never",
+        scalings=frozenset(),
+        square=True,
+        check=_command_r,
+    ),
+)

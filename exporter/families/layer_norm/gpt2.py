@@ -11,6 +11,8 @@ from typing import Any, Final
 from exporter.errors import BadInput, NotExpressible
 from exporter.families.building_blocks import naming_scheme
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import PLAIN_KEYS, QKV, SEQUENTIAL, Architecture
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _OUTSIDE: Final = {"wte": Role.EMBED, "wpe": Role.POSITIONS, "ln_f": Role.FINAL_NORM}
@@ -63,3 +65,17 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         ),
         transposed=_LINEARS,
     )
+
+
+FAMILY: Final = Family(
+    model_type="gpt2",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="gpt2",
+        keys=PLAIN_KEYS - {"attention.head_count_kv", "rope.freq_base"},
+        head_length="never",
+        biases=SEQUENTIAL | QKV,
+        needed=SEQUENTIAL,
+        square=True,
+    ),
+)

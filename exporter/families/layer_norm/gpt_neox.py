@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import heads, naming_scheme, rope
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import PLAIN_KEYS, QKV, SEQUENTIAL, Architecture
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _OUTSIDE: Final = {
@@ -53,3 +55,20 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         naming_schemes=(naming_scheme(layers, _LAYER, outside=_OUTSIDE, prefix="gpt_neox.layers.", biases=biases),),
         parallel=settings.flag("use_parallel_residual", True),
     )
+
+
+FAMILY: Final = Family(
+    model_type="gpt_neox",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="gptneox",
+        keys=PLAIN_KEYS - {"attention.head_count_kv", "rope.freq_base", "file_type"}
+        | {"rope.dimension_count", "use_parallel_residual"},
+        head_length="never",
+        head="must",
+        biases=SEQUENTIAL | QKV,
+        needed=SEQUENTIAL | {Role.QKV},
+        scalings=frozenset(),
+        square=True,
+    ),
+)

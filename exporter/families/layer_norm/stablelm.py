@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION, GATED_MLP, PRE_NORMS, naming_scheme, rope
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import PLAIN_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Norm, Role
 
@@ -40,3 +42,17 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         parallel=parallel,
         naming_schemes=(naming_scheme(spec.layers, layer, biases=biases, members=members),),
     )
+
+
+FAMILY: Final = Family(
+    model_type="stablelm",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="stablelm",
+        keys=PLAIN_KEYS - {"rope.freq_base"} | {"rope.dimension_count", "use_parallel_residual"},
+        head_length="never",
+        head="must",
+        scalings=frozenset(),
+        square=True,
+    ),
+)

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, PRE_NORMS, heads, naming_scheme, rope, window
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import BASE_KEYS, QKV, SEQUENTIAL, Architecture
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 _LAYER: Final = PRE_NORMS | ATTENTION | {"mlp.c_fc": Role.UP, "mlp.c_proj": Role.DOWN}
@@ -42,3 +44,10 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         ),
         naming_schemes=(naming_scheme(layers, _LAYER, biases=biases),),
     )
+
+
+FAMILY: Final = Family(
+    model_type="starcoder2",
+    describe=describe,
+    llama_cpp=Architecture(name="starcoder2", keys=BASE_KEYS, biases=SEQUENTIAL | QKV, needed=SEQUENTIAL, square=True),
+)

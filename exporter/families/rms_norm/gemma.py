@@ -22,6 +22,8 @@ from exporter.families.building_blocks import (
     window,
 )
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import BASE_KEYS, PLAIN_KEYS, Architecture, Check
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role, Slot
 
 _FOUR_NORMS: Final = {
@@ -153,3 +155,68 @@ def _gemma(
         naming_schemes=(naming_scheme(layers, layer, biases=biases),),
         embed_scale=hidden**0.5,
     )
+
+
+_GEMMA_KEYS: Final = PLAIN_KEYS - {"rope.freq_base"}
+
+
+def _fixed_sizes(large: int | None, period: int | None) -> Check:
+    """large: the number of layers by which llama.cpp recognises the 27B model, which has another attention scale."""
+
+    def check(spec: DecoderSpec) -> str | None:
+        attention = spec.attention
+        base = spec.hidden // attention.heads if spec.layers == large else attention.head_dim
+        if abs(attention.scale * base**0.5 - 1) > 1e-6:
+            return f"attention scale: llama.cpp hard-codes {base**-0.5:.6g} for this size, found {attention.scale:.6g}"
+        fixed = frozenset(layer for layer in range(spec.layers) if (layer + 1) % period) if period else frozenset[int]()
+        if attention.windowed != fixed and (attention.window is not None or period == 2):
+            return f"layers with a window: llama.cpp hard-codes {sorted(fixed)}, found {sorted(attention.windowed)}"
+        return None
+
+    return check
+
+
+def _fixed_gemma3(spec: DecoderSpec) -> str | None:
+    if spec.attention.softcap is not None:
+        return "attn_logit_softcapping is not supported by this architecture"
+    return _fixed_sizes(62, 6)(spec)
+
+
+_GEMMA3: Final = Architecture(
+    name="gemma3",
+    keys=BASE_KEYS | {"rope.freq_base_swa", "attention.sliding_window", "final_logit_softcapping"},
+    head_length="always",
+    scalings=frozenset({"linear"}),
+    check=_fixed_gemma3,
+)
+
+
+FAMILIES: Final = (
+    Family(
+        model_type="gemma",
+        describe=describe_gemma,
+        llama_cpp=Architecture(
+            name="gemma",
+            keys=_GEMMA_KEYS,
+            head_length="always",
+            head="never",
+            scalings=frozenset(),
+            check=_fixed_sizes(None, None),
+        ),
+    ),
+    Family(
+        model_type="gemma2",
+        describe=describe_gemma2,
+        llama_cpp=Architecture(
+            name="gemma2",
+            keys=_GEMMA_KEYS | {"attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"},
+            head_length="always",
+            head="never",
+            scalings=frozenset(),
+            check=_fixed_sizes(46, 2),
+        ),
+    ),
+    Family(model_type="gemma3_text", describe=describe_gemma3, llama_cpp=_GEMMA3),
+    # An ONNX folder has the whole model's config, by which clients would look for the vision tower.
+    Family(model_type="gemma3", describe=describe_gemma3_multimodal, llama_cpp=_GEMMA3, targets=("gguf",)),
+)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION_BIASES, MLP_BIASES
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import LLAMA_KEYS, MOST_LINEARS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 
@@ -28,3 +30,18 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         residual_scale=settings.number("residual_multiplier", 1.0),
         logit_scale=1 / settings.number("logits_scaling", 1.0),
     )
+
+
+FAMILY: Final = Family(
+    model_type="granite",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="granite",
+        keys=LLAMA_KEYS | {"attention.scale", "embedding_scale", "residual_scale", "logit_scale"},
+        head_length="never",
+        interleaved=True,
+        biases=MOST_LINEARS,
+        copies_prefix_space=True,
+        logit_scale_divides=True,
+    ),
+)

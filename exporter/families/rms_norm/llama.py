@@ -6,10 +6,12 @@ Source: transformers' LlamaConfig and LlamaForCausalLM.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION_BIASES, LAYER, MLP_BIASES, heads, naming_scheme, rope
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import LLAMA_KEYS, MOST_LINEARS, Architecture
 from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 
@@ -47,3 +49,18 @@ def like_llama(
         ),
         naming_schemes=(naming_scheme(layers, layer, biases=biases, optional=optional),),
     )
+
+
+FAMILY: Final = Family(
+    model_type="llama",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="llama",
+        keys=LLAMA_KEYS,
+        head_length="always",
+        interleaved=True,
+        biases=MOST_LINEARS,
+        scalings=frozenset({"linear", "llama3", "yarn"}),
+        copies_prefix_space=True,
+    ),
+)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION, PRE_NORMS, naming_scheme, window
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import EXPERT_KEYS, LLAMA_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Moe, Role
 
@@ -49,3 +51,24 @@ def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
 def _windowed(spec: DecoderSpec, config: Mapping[str, Any], *, default: int | None) -> DecoderSpec:
     size, which = window(spec.family, Settings(config), spec.layers, default=default)
     return replace(spec, attention=replace(spec.attention, window=size, windowed=which))
+
+
+FAMILIES: Final = (
+    Family(
+        model_type="mistral",
+        describe=describe,
+        llama_cpp=Architecture(
+            name="llama",
+            keys=LLAMA_KEYS,
+            head_length="always",
+            interleaved=True,
+            scalings=frozenset({"linear", "llama3", "yarn"}),
+            copies_prefix_space=True,
+        ),
+    ),
+    Family(
+        model_type="mixtral",
+        describe=describe_mixtral,
+        llama_cpp=Architecture(name="llama", keys=LLAMA_KEYS | EXPERT_KEYS, interleaved=True, copies_prefix_space=True),
+    ),
+)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from exporter.families.building_blocks import ATTENTION, ATTENTION_BIASES, GATED_MLP, QK_NORMS
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import BASE_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 
@@ -30,3 +32,10 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         norm=replace(spec.norm, eps=settings.number("rms_norm_eps", 1e-5)),
         attention=replace(spec.attention, qk_norm="all"),
     )
+
+
+FAMILY: Final = Family(
+    model_type="olmo2",
+    describe=describe,
+    llama_cpp=Architecture(name="olmo2", keys=BASE_KEYS, head="must", square=True),
+)

@@ -12,6 +12,8 @@ from typing import Any, Final
 from exporter.errors import BadInput
 from exporter.families.building_blocks import PRE_NORMS, rope, rope_table, window
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import PLAIN_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role, Rope
 
@@ -54,3 +56,16 @@ def _check_factors(rotary: Rope) -> None:
             or not all(type(factor) in (int, float) and factor > 0 for factor in factors)
         ):
             raise BadInput(f"config.json: {key}: expected {rotary.dims // 2} numbers above 0, found {factors!r:.80}")
+
+
+FAMILY: Final = Family(
+    model_type="phi3",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="phi3",
+        keys=PLAIN_KEYS | {"rope.dimension_count", "rope.scaling.original_context_length", "attention.sliding_window"},
+        head_length="never",
+        scalings=frozenset({"longrope"}),
+        square=True,
+    ),
+)

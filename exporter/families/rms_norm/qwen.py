@@ -20,6 +20,8 @@ from exporter.families.building_blocks import (
     window,
 )
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import BASE_KEYS, EXPERT_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Moe, Role
 
@@ -94,3 +96,28 @@ def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
     first = settings.integer("max_window_layers", 28)
     size, which = window(spec.family, settings, spec.layers, default=4096, only=range(first, spec.layers))
     return replace(spec, attention=replace(spec.attention, window=size, windowed=which))
+
+
+def _qwen3_moe(spec: DecoderSpec) -> str | None:
+    if spec.moe and not spec.moe.normalised:
+        return "norm_topk_prob: llama.cpp always normalises the weights of the chosen experts, this config does not"
+    return None
+
+
+FAMILIES: Final = (
+    Family(
+        model_type="qwen2", describe=describe_qwen2, llama_cpp=Architecture(name="qwen2", keys=BASE_KEYS, square=True)
+    ),
+    Family(
+        model_type="qwen3",
+        describe=describe_qwen3,
+        llama_cpp=Architecture(name="qwen3", keys=BASE_KEYS, head_length="always"),
+    ),
+    Family(
+        model_type="qwen3_moe",
+        describe=describe_qwen3_moe,
+        llama_cpp=Architecture(
+            name="qwen3moe", keys=BASE_KEYS | EXPERT_KEYS | {"expert_feed_forward_length"}, check=_qwen3_moe
+        ),
+    ),
+)

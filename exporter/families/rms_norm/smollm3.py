@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from exporter.errors import BadInput
 from exporter.families.building_blocks import ATTENTION_BIASES, MLP_BIASES, window
 from exporter.families.config import Settings
+from exporter.families.family import Family
+from exporter.families.llama_cpp import LLAMA_KEYS, Architecture
 from exporter.families.rms_norm.llama import like_llama
 from exporter.families.spec import DecoderSpec, Role
 
@@ -37,3 +39,19 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
         rope=replace(spec.rope, skipped=skipped),
         attention=replace(spec.attention, window=size, windowed=which),
     )
+
+
+def _no_rope_layers(spec: DecoderSpec) -> str | None:
+    fixed = frozenset(range(3, spec.layers, 4))
+    if spec.rope and spec.rope.skipped != fixed:
+        return f"layers without positions: llama.cpp hard-codes {sorted(fixed)}, found {sorted(spec.rope.skipped)}"
+    return None
+
+
+FAMILY: Final = Family(
+    model_type="smollm3",
+    describe=describe,
+    llama_cpp=Architecture(
+        name="smollm3", keys=LLAMA_KEYS, interleaved=True, check=_no_rope_layers, copies_prefix_space=True
+    ),
+)

@@ -16,9 +16,10 @@ import numpy as np
 
 from exporter.errors import NotExpressible
 from exporter.families import describe
+from exporter.families.llama_cpp import Architecture
 from exporter.families.spec import DecoderSpec, Slot
 from exporter.formats.gguf import metadata, writer
-from exporter.formats.gguf.architectures import Architecture, architecture
+from exporter.formats.gguf.architectures import architecture
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.plan import row_order
 from exporter.formats.gguf.quantisation.tensors import encode

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from exporter.errors import BadInput
 from exporter.families.config import Settings
+from exporter.families.llama_cpp import Architecture
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import writer
-from exporter.formats.gguf.architectures import Architecture
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.writer import Key, TensorEntry
 from exporter.formats.rope import longrope_magnitude
@@ -83,9 +83,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
     head_length: whether config.json states the width of an attention head.
     """
-    keys = [
-        key for group, members in _candidates(row.name, spec, file_type).items() if group in row.keys for key in members
-    ]
+    keys = [key for group, members in _candidates(row, spec, file_type).items() if group in row.keys for key in members]
     if spec.rope and "rope.freq_base" not in row.keys and spec.rope.theta != _DEFAULT_THETA:
         # llama.cpp's converter omits this key here, and llama.cpp would then compute with its default.
         keys.append(writer.f32(f"{row.name}.rope.freq_base", spec.rope.theta))
@@ -97,9 +95,9 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
     return keys
 
 
-def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
+def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
     """The keys of all architectures for this decoder, by their name in the table of architectures."""
-    attention, rope, moe = spec.attention, spec.rope, spec.moe
+    arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
         "block_count": spec.layers,
@@ -125,8 +123,7 @@ def _candidates(arch: str, spec: DecoderSpec, file_type: str) -> dict[str, list[
         "attention.scale": attention.scale,
         "embedding_scale": spec.embed_scale,
         "residual_scale": spec.residual_scale,
-        # Granite's logit scale is a divisor.
-        "logit_scale": 1 / spec.logit_scale if arch == "granite" else spec.logit_scale,
+        "logit_scale": 1 / spec.logit_scale if row.logit_scale_divides else spec.logit_scale,
     }
     out = {name: [writer.u32(f"{arch}.{name}", value)] for name, value in counts.items() if value is not None}
     out |= {name: [writer.f32(f"{arch}.{name}", value)] for name, value in numbers.items() if value is not None}

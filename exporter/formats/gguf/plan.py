@@ -13,9 +13,10 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.families import describe
 from exporter.families.config import Settings
+from exporter.families.llama_cpp import Architecture
 from exporter.families.spec import DecoderSpec, Role, Rope, Slot
 from exporter.formats.gguf import metadata, writer
-from exporter.formats.gguf.architectures import Architecture, architecture, check_biases, notes
+from exporter.formats.gguf.architectures import architecture, check_biases, notes
 from exporter.formats.gguf.names import tensor_name
 from exporter.formats.gguf.quantisation.file_types import NATIVE_FILE_TYPES
 from exporter.formats.gguf.quantisation.tensor_types import native_type

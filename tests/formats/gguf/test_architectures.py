@@ -12,7 +12,7 @@ from exporter.errors import NotExpressible, TensorMismatch
 from exporter.families import FAMILIES, describe
 from exporter.families.spec import DecoderSpec
 from exporter.formats.gguf import plan_gguf
-from exporter.formats.gguf.architectures import ARCHITECTURES, architecture, notes
+from exporter.formats.gguf.architectures import architecture, notes
 from fixtures.models.families import build
 from tests.formats.gguf.conftest import merged
 
@@ -25,11 +25,6 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
     extra: dict[str, Any] = MOE if model_type in ("mixtral", "qwen3_moe") else {}
     extra |= GEMMA if model_type.startswith("gemma") else {}
     return describe({"model_type": model_type, **SIZES, **extra, **settings}, "gguf")
-
-
-def test_every_family_has_an_architecture() -> None:
-    # A multimodal gemma3 is described as its text model.
-    assert ARCHITECTURES.keys() == FAMILIES.keys() - {"gemma3"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,7 @@ def test_every_family_has_an_architecture() -> None:
 def test_a_config_that_llama_cpp_cannot_represent_is_refused(
     model_type: str, settings: dict[str, Any], reason: str
 ) -> None:
-    row = ARCHITECTURES[model_type]
+    row = FAMILIES[model_type].llama_cpp
     assert architecture(spec_of(model_type), tied=row.head != "must") is row
     with pytest.raises(NotExpressible, match=f"gguf: {row.name}: {reason}"):
         architecture(spec_of(model_type, **settings), tied=True)
@@ -111,12 +106,12 @@ def test_a_config_that_promises_a_bias_needs_one(tmp_path: Path) -> None:
 def test_an_ignored_window_is_noted() -> None:
     note = "llama.cpp applies no window here: texts of more than 16 tokens give other logits"
     mistral, phi3 = spec_of("mistral", sliding_window=16), spec_of("phi3", sliding_window=16)
-    assert notes(mistral, ARCHITECTURES["mistral"]) == notes(phi3, ARCHITECTURES["phi3"]) == [note]
+    assert notes(mistral, FAMILIES["mistral"].llama_cpp) == notes(phi3, FAMILIES["phi3"].llama_cpp) == [note]
     wide = replace(mistral, max_positions=16)
-    assert notes(wide, ARCHITECTURES["mistral"]) == []
-    assert notes(spec_of("gemma2", sliding_window=16), ARCHITECTURES["gemma2"]) == []
+    assert notes(wide, FAMILIES["mistral"].llama_cpp) == []
+    assert notes(spec_of("gemma2", sliding_window=16), FAMILIES["gemma2"].llama_cpp) == []
 
 
 def test_an_exact_gelu_is_noted() -> None:
-    assert "tanh approximation" in notes(spec_of("gpt_neox"), ARCHITECTURES["gpt_neox"])[0]
-    assert notes(spec_of("gpt_neox", hidden_act="gelu_new"), ARCHITECTURES["gpt_neox"]) == []
+    assert "tanh approximation" in notes(spec_of("gpt_neox"), FAMILIES["gpt_neox"].llama_cpp)[0]
+    assert notes(spec_of("gpt_neox", hidden_act="gelu_new"), FAMILIES["gpt_neox"].llama_cpp) == []

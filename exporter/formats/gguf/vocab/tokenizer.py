@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from exporter.errors import NotExpressible, UnreadableFile, UsageError
+from exporter.families import FAMILIES
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.vocab.byte_level import byte_level_keys
 from exporter.formats.gguf.vocab.sentencepiece import sentencepiece_keys
@@ -17,9 +18,6 @@ from exporter.formats.gguf.vocab.tokens import added_tokens, flag_notes
 from exporter.formats.gguf.writer import Key
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import read_tokenizer
-
-#: llama.cpp's converter copies add_prefix_space for models of the llama family only.
-_PREFIX_COPIED: Final = frozenset({"llama", "mistral", "mixtral", "granite", "smollm3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,9 @@ def vocabulary(
     added = added_tokens(files, content, settings)
     sentencepiece = not content or _is_sentencepiece(files["tokenizer.json"], content)
     ids = {token.text: token.id for token in added}
-    copied = isinstance(settings.get("add_prefix_space"), bool) and config.get("model_type") in _PREFIX_COPIED
+    family = FAMILIES.get(str(config.get("model_type")))
+    is_copied = family is not None and family.llama_cpp.copies_prefix_space
+    copied = is_copied and isinstance(settings.get("add_prefix_space"), bool)
     if sentencepiece:
         if pre_tokenizer:
             raise UsageError("--pre-tokenizer is for byte-level BPE only; this is a SentencePiece tokenizer")
