@@ -40,10 +40,14 @@ def inspect_path(located: Located) -> dict[str, Any]:
 
 
 def _document(
-    kind: str, located: Located, facts: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]
+    content: str, located: Located, facts: Mapping[str, Any], tensors: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     hub = {"repo": located.repo, "revision": located.revision} if located.repo else {}
-    return {"kind": kind, "facts": {"path": str(located.path), "kind": kind, **hub, **facts}, "tensors": list(tensors)}
+    return {
+        "kind": content,
+        "facts": {"path": str(located.path), "kind": content, **hub, **facts},
+        "tensors": list(tensors),
+    }
 
 
 def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -78,7 +82,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "head": head,
         "vocabulary": checkpoint.tensors[tie.embedding].spec.n_rows,
         "embedding sha256": checkpoint.embedding_digest,
-        "side files": sorted(checkpoint.auxiliary_files),
+        "auxiliary files": sorted(checkpoint.auxiliary_files),
     }
     return facts, [_from_spec(spec) for spec in specs]
 

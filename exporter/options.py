@@ -1,6 +1,6 @@
 """Options as data: a field gives the flag, the key of release.toml, the Python argument, the help and the rule.
 
-A group of options is a frozen dataclass whose fields are made by ``option``. It validates itself. Its errors name
+A group of options is a frozen dataclass with fields made by ``option``. It validates itself. Its errors name
 fields; the command line shows them as flags (``--imatrix``), release.toml as keys (``gguf.imatrix``).
 """
 

@@ -15,7 +15,7 @@ _SIZE: Final = re.compile(
 def parse_size(text: str) -> int:
     """Bytes, at least 1, from ``500M``, ``2GB`` or ``1.5GiB``; ``2G`` is ``2GB``.
 
-    Raises ValueError, whose message says what was expected.
+    Raises ValueError; its message says what was expected.
     """
     match = _SIZE.fullmatch(text.strip())
     nbytes = 0

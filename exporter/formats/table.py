@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Format:
     """What the verbs need to know of a format.
 
-    options: its options, whose section is the format's name. planner: module and function that turn one group of
+    options: its options class; the section is the format's name. planner: module and function that turn one group of
     options and a merge into a ``Target``; imported when it is needed. file: the name of an artifact written alone, with
     ``{name}`` of the model and ``{storage}``. place: the same below a folder of several artifacts. patchable: whether
     ``ttexport patch`` takes its artifacts. runtimes: what runs its artifacts in a verification. adapter_only: an

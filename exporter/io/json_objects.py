@@ -42,8 +42,8 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
         return table
 
     if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
-        found = f"found some that may take {nbytes >> 20} MB"
-        raise UnreadableFile(path, f"{what}: expected JSON that takes up to {_MAX_MEMORY_BYTES >> 20} MB, {found}")
+        actual = f"found some that may take {nbytes >> 20} MB"
+        raise UnreadableFile(path, f"{what}: expected JSON that takes up to {_MAX_MEMORY_BYTES >> 20} MB, {actual}")
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
         if _SURROGATE.search(text):

@@ -225,8 +225,8 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
         return replace(change, rows=(*change.rows, edit))
     if isinstance(edit, FullModule):
         if change.replaced is not None and not _is_same_grown_matrix(change.replaced, edit):
-            found = f"{change.replaced.path} too"
-            raise BadInput(f"{edit.path}: {edit.key}: expected {destination} to be set once, found {found}")
+            actual = f"{change.replaced.path} too"
+            raise BadInput(f"{edit.path}: {edit.key}: expected {destination} to be set once, found {actual}")
         return replace(change, replaced=change.replaced or edit)
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))

@@ -176,16 +176,16 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
     grows = name in (checkpoint.tie.embedding, *checkpoint.tie.copies, checkpoint.tie.head) or name != stored
     if base.spec.dtype not in FLOATS or (change.rows and len(base.spec.shape) != 2):
         hint = "a quantised base: merge into the checkpoint that it was made from" if base.spec.dtype == "U8" else ""
-        found = f"{base.spec.dtype} {base.spec.shape}"
-        raise TensorMismatch(base.place.path, stored, expected="a floating-point matrix", found=found, hint=hint)
+        actual = f"{base.spec.dtype} {base.spec.shape}"
+        raise TensorMismatch(base.place.path, stored, expected="a floating-point matrix", found=actual, hint=hint)
     if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
         whole = change.replaced
         raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
     for token_rows in change.rows:
         if token_rows.rows.shape[1] != spec.shape[1]:
             hint = "the adapter was trained on another base"
-            expected, found = f"rows of width {spec.shape[1]}", token_rows.rows.shape[1]
-            raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=found, hint=hint)
+            expected, actual = f"rows of width {spec.shape[1]}", token_rows.rows.shape[1]
+            raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=actual, hint=hint)
         if not grows and token_rows.token_ids[-1] >= spec.n_rows:
             expected = f"token ids below {spec.n_rows} (rows of {name})"
             raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=token_rows.token_ids[-1])
@@ -209,8 +209,8 @@ def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> Replac
         rows = cast(edit.rows, dtype)
         too_large = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
         if too_large.size:
-            found = f"a larger one in the row of token {edit.token_ids[too_large[0]]}"
-            raise TensorMismatch(edit.path, edit.key, expected=f"values that {dtype} can hold", found=found)
+            actual = f"a larger one in the row of token {edit.token_ids[too_large[0]]}"
+            raise TensorMismatch(edit.path, edit.key, expected=f"values that {dtype} can hold", found=actual)
         rounded.append(rows)
     ids = np.concatenate([edit.token_ids for edit in edits])
     order = np.argsort(ids)

@@ -55,9 +55,9 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
         straight = not transposed
     if straight == transposed:
         expected = f"factors for {name} of shape {tuple(shape)}"
-        found = f"{update.down.spec.shape} and {update.up.spec.shape}"
+        actual = f"{update.down.spec.shape} and {update.up.spec.shape}"
         hint = "the adapter was trained on another base"
-        raise TensorMismatch(update.path, update.key, expected=expected, found=found, hint=hint)
+        raise TensorMismatch(update.path, update.key, expected=expected, found=actual, hint=hint)
     return transposed
 
 

@@ -23,8 +23,8 @@ def detect(path: Path) -> str:
             return _onnx(path)
         if (path / "config.json").is_file():
             return "hf"
-    found = "nothing" if not path.exists() else "neither"
-    raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {found}")
+    actual = "nothing" if not path.exists() else "neither"
+    raise UnreadableFile(path, f"expected a .gguf file or a folder with a checkpoint or an ONNX model, found {actual}")
 
 
 def _onnx(path: Path) -> str:

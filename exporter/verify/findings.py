@@ -71,7 +71,8 @@ class Profile:
         """The JSON object of the report."""
         return {
             "figures": {
-                kind: dict(zip(values, numbers(values.values()), strict=True)) for kind, values in self.figures.items()
+                position_kind: dict(zip(values, numbers(values.values()), strict=True))
+                for position_kind, values in self.figures.items()
             },
             "traces": [trace.to_json() for trace in self.traces],
             "logits": {

@@ -44,8 +44,8 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
             seen = first.setdefault(use, edit)
             if seen is not edit:
                 if not seen.equals(edit):
-                    found = f"{seen.path} too" if seen.path != edit.path else f"others in {seen.key}"
-                    raise BadInput(f"{edit.path}: {edit.key}: expected the {use} to be set once, found {found}")
+                    actual = f"{seen.path} too" if seen.path != edit.path else f"others in {seen.key}"
+                    raise BadInput(f"{edit.path}: {edit.key}: expected the {use} to be set once, found {actual}")
                 continue
             rows = _untrained_rows(edit, _base(checkpoint, use), taken[use])
             if rows is not None:
@@ -97,8 +97,8 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
         return None
     rows = edit.tensor.rows(n_base, spec.n_rows)[[token_id - n_base for token_id in ids]]
     if (wrong := first_not_finite(rows)) is not None:
-        found = f"NaN or Inf in row {ids[wrong]}"
-        raise TensorMismatch(edit.path, edit.key, expected="finite values", found=found)
+        actual = f"NaN or Inf in row {ids[wrong]}"
+        raise TensorMismatch(edit.path, edit.key, expected="finite values", found=actual)
     return TokenRows(edit.path, edit.key, edit.module, ids, rows, untrained=frozenset(ids))
 
 

@@ -49,8 +49,8 @@ class GgufModel:
             raise UnreadableFile(path, f"expected the first file, {names[0]}, found another")
         files = [first, *(GgufFile.open(path.with_name(name)) for name in names[1:])]
         for number, file in enumerate(files):
-            if (found := file.metadata.get(SPLIT_NO)) != number or file.metadata.get(SPLIT_COUNT) != count:
-                raise UnreadableFile(file.path, f"{SPLIT_NO}: expected {number} of {count}, found {found}")
+            if (actual := file.metadata.get(SPLIT_NO)) != number or file.metadata.get(SPLIT_COUNT) != count:
+                raise UnreadableFile(file.path, f"{SPLIT_NO}: expected {number} of {count}, found {actual}")
         total, stored = first.metadata.get(SPLIT_TENSORS), [name for file in files for name in file.tensors]
         if len(set(stored)) != len(stored) or total not in (None, len(stored)):
             raise UnreadableFile(path, f"{SPLIT_TENSORS}: expected {total} tensors, each once, found {len(stored)}")

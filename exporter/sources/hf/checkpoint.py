@@ -84,8 +84,8 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Read config and headers. Raises BadInput for a folder that is not a usable checkpoint."""
         if not path.is_dir():
-            found = "a file" if path.exists() else "nothing"
-            raise UnreadableFile(path, f"expected a checkpoint folder, found {found}")
+            actual = "a file" if path.exists() else "nothing"
+            raise UnreadableFile(path, f"expected a checkpoint folder, found {actual}")
         config = read_object(path / CONFIG)
         return cls(path, config, _read_shards(path))
 

@@ -56,8 +56,8 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
     if {name for name, _ in distinct} == {None}:
         raise BadInput(f"{where}: base_model_name_or_path: expected a path or hub id, found none; give --base")
     if len(distinct) > 1:
-        found = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
-        raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {found}")
+        actual = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
+        raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {actual}")
     ((name, revision),) = distinct
     asked_by = f"{where}: base_model_name_or_path"
     return locate(str(name), asked_by=asked_by, content="checkpoint", revision=revision, quiet=quiet)

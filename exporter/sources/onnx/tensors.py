@@ -82,8 +82,8 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
     given = sum(len(getattr(tensor, field)) for field in _FIELDS)
     count = nbytes if bits < 8 else math.prod(shape)  # numbers smaller than a byte are packed in pairs
     if len(tensor.raw_data) != nbytes if tensor.HasField("raw_data") else given != count:
-        found = f"{len(tensor.raw_data)} bytes" if tensor.HasField("raw_data") else f"{given} numbers"
-        raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {list(shape)}, found {found}")
+        actual = f"{len(tensor.raw_data)} bytes" if tensor.HasField("raw_data") else f"{given} numbers"
+        raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {list(shape)}, found {actual}")
     return TensorRange(name, dtype, shape, nbytes, None)
 
 

@@ -132,8 +132,8 @@ def require_finite(path: Path, tensor: FileTensor) -> None:
     for start, block in blocks(tensor):
         row = first_not_finite(block)
         if row is not None:
-            found = f"NaN or Inf in row {start + row}"
-            raise TensorMismatch(path, tensor.spec.name, expected="finite values", found=found)
+            actual = f"NaN or Inf in row {start + row}"
+            raise TensorMismatch(path, tensor.spec.name, expected="finite values", found=actual)
 
 
 def first_not_finite(rows: Array) -> int | None:

@@ -194,7 +194,7 @@ def _token_rows(path: Path, tensor: FileTensor, module: str, token_ids: list[int
     require_floats(path, tensor)
     rows = read(tensor)
     if (wrong := first_not_finite(rows)) is not None:
-        found = f"NaN or Inf in the row of token {token_ids[wrong]}"
-        raise TensorMismatch(path, spec.name, expected="finite values", found=found)
+        actual = f"NaN or Inf in the row of token {token_ids[wrong]}"
+        raise TensorMismatch(path, spec.name, expected="finite values", found=actual)
     order = np.argsort(token_ids, kind="stable")
     return TokenRows(path, spec.name, module, tuple(sorted(token_ids)), np.ascontiguousarray(rows[order]))

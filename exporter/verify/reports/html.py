@@ -71,8 +71,8 @@ def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
 
     lines = [
         [
-            {"word": word, "kind": kind, "kl": kl, "heat": heat(kl)}
-            for word, kind, kl in zip(trace["words"], trace["kinds"], trace["kl"], strict=True)
+            {"word": word, "kind": position_kind, "kl": kl, "heat": heat(kl)}
+            for word, position_kind, kl in zip(trace["words"], trace["kinds"], trace["kl"], strict=True)
         ]
         for trace in traces
     ]

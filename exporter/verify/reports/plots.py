@@ -19,7 +19,7 @@ from exporter.verify.running.prompts import KINDS
 
 #: matplotlib needs colours, the page has CSS variables: each variable is drawn as a unique colour and replaced later.
 _INKS: Final = {f"#0102{number:02x}": name for number, name in enumerate(("ink", "muted", "grid", "limit", "point"), 1)}
-_SERIES: Final = {kind: f"#0103{number:02x}" for number, kind in enumerate(KINDS, 1)}
+_SERIES: Final = {position_kind: f"#0103{number:02x}" for number, position_kind in enumerate(KINDS, 1)}
 _VARIABLES: Final = _INKS | {colour: f"series-{number}" for number, colour in enumerate(_SERIES.values(), 1)}
 _INK, _MUTED, _GRID, _LIMIT, _POINT = _INKS
 _STYLE: Final = {
@@ -49,20 +49,20 @@ _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
     """For each kind of position: the mean KL over sequences at every position, and a thin line up to the largest."""
-    by_kind: dict[str, dict[int, list[float]]] = {kind: {} for kind in KINDS}
+    by_kind: dict[str, dict[int, list[float]]] = {position_kind: {} for position_kind in KINDS}
     for trace in traces:
-        for position, (kind, kl) in enumerate(zip(trace["kinds"], trace["kl"], strict=True)):
+        for position, (position_kind, kl) in enumerate(zip(trace["kinds"], trace["kl"], strict=True)):
             if kl is not None:
-                by_kind[kind].setdefault(position, []).append(max(kl, _FLOOR))
+                by_kind[position_kind].setdefault(position, []).append(max(kl, _FLOOR))
 
     def draw(axes: Axes) -> None:
-        for kind, by_position in by_kind.items():
+        for position_kind, by_position in by_kind.items():
             if by_position:
                 positions = sorted(by_position)
                 means = [np.mean(by_position[position]) for position in positions]
                 largest = [max(by_position[position]) for position in positions]
-                axes.vlines(positions, means, largest, color=_SERIES[kind], linewidth=0.8)
-                axes.plot(positions, means, "o", markersize=3.5, color=_SERIES[kind], label=kind)
+                axes.vlines(positions, means, largest, color=_SERIES[position_kind], linewidth=0.8)
+                axes.plot(positions, means, "o", markersize=3.5, color=_SERIES[position_kind], label=position_kind)
         values = [kl for by_position in by_kind.values() for kls in by_position.values() for kl in kls] or [_FLOOR]
         axes.set(yscale="log", xlabel="position in the sequence", ylabel="KL (nats): mean, up to the largest")
         axes.set_ylim(*_decades(min(values), max(values)))

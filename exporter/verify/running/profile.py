@@ -19,9 +19,13 @@ _COLUMNS: Final = 5
 def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
     """The profile of one artifact.  distance: of ``got``'s full pass from ``want``, over all sequences in order."""
     kinds = list(sequences.kinds())
-    flat_kinds = np.array([kind for row in kinds for kind in row])
+    flat_kinds = np.array([position_kind for row in kinds for position_kind in row])
     figures = {"all": distance.figures()}
-    figures |= {kind: distance.at(flat_kinds == kind).figures() for kind in KINDS if (flat_kinds == kind).any()}
+    figures |= {
+        position_kind: distance.at(flat_kinds == position_kind).figures()
+        for position_kind in KINDS
+        if (flat_kinds == position_kind).any()
+    }
     traces, start = [], 0
     for ids, row in zip(sequences.all, kinds, strict=True):
         part = distance.at(slice(start, start := start + len(ids)))

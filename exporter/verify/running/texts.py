@@ -130,13 +130,13 @@ def _template(path: Path) -> str | None:
 
 
 def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> Check:
-    wrong = [number for number, (expected, found) in enumerate(zip(want, got, strict=False)) if expected != found]
+    wrong = [number for number, (expected, actual) in enumerate(zip(want, got, strict=False)) if expected != actual]
     if len(want) != len(got):
         wrong.append(min(len(want), len(got)))
     detail = f"{len(want)} {unit}"
     if wrong:
-        expected, found = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
-        start = next((index for index, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), 0)
+        expected, actual = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
+        start = next((index for index, pair in enumerate(zip(expected, actual, strict=False)) if pair[0] != pair[1]), 0)
         begin = max(0, start - 10)
-        detail = f"number {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {found[begin : begin + 40]!r}"
+        detail = f"number {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {actual[begin : begin + 40]!r}"
     return Check(name=name, passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -30,7 +30,7 @@ _ID_KEYS: Final = {
     "eot": "tokenizer.ggml.eot_token_id",
     "eom": "tokenizer.ggml.eom_token_id",
 }
-_ADD_KEYS: Final = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
+_ADD_KEYS: Final = {role: f"tokenizer.ggml.add_{role}_token" for role in ("bos", "eos", "sep")}
 _KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 #: Tokens that llama.cpp adds to a text if the file has no flag, by tokenizer.ggml.model or, for byte-level BPE, by
@@ -68,42 +68,42 @@ def special_keys(
     """
     config, generation = configs
     specials = Specials(_texts(settings))
-    for kind, substitute in (("bos", "cls"), ("eos", "sep")):
-        if kind not in specials.texts and substitute in specials.texts:
-            specials.texts[kind] = specials.texts[substitute]
+    for role, substitute in (("bos", "cls"), ("eos", "sep")):
+        if role not in specials.texts and substitute in specials.texts:
+            specials.texts[role] = specials.texts[substitute]
     post_process(tokenizer.get("post_processor"), specials)
-    for kind in _KINDS:
-        if isinstance(flag := settings.get(f"add_{kind}_token"), bool):
-            specials.added.setdefault(kind, flag)
-    special_ids = {kind: ids[text] for kind, text in specials.texts.items() if text in ids} if settings else {}
+    for role in _KINDS:
+        if isinstance(flag := settings.get(f"add_{role}_token"), bool):
+            specials.added.setdefault(role, flag)
+    special_ids = {role: ids[text] for role, text in specials.texts.items() if text in ids} if settings else {}
     _fill(special_ids, config, "config.json", rows)
     if path := files.get("special_tokens_map.json"):
-        for kind, text in _texts(read_object(path)).items():
+        for role, text in _texts(read_object(path)).items():
             if text in ids:
-                special_ids.setdefault(kind, ids[text])
+                special_ids.setdefault(role, ids[text])
     _fill(special_ids, generation, "generation_config.json", rows)
     notes = _further_ends(special_ids, configs, ids, rows)
     _eot_by_number(special_ids, config, ids, rows)
     if tokenizer and (assumed := _ASSUMED.get(name)):
         specials.added.setdefault(assumed, False)
-    keys = [writer.u32(_ID_KEYS[kind], special_ids[kind]) for kind in _ID_KEYS if kind in special_ids]
-    keys += [writer.truth(_ADD_KEYS[kind], specials.added[kind]) for kind in _ADD_KEYS if kind in specials.added]
+    keys = [writer.u32(_ID_KEYS[role], special_ids[role]) for role in _ID_KEYS if role in special_ids]
+    keys += [writer.truth(_ADD_KEYS[role], specials.added[role]) for role in _ADD_KEYS if role in specials.added]
     return keys, notes
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    entries = {kind: _content(settings.get(f"{kind}_token")) for kind in _KINDS}
-    return {kind: text for kind, text in entries.items() if text is not None}
+    entries = {role: _content(settings.get(f"{role}_token")) for role in _KINDS}
+    return {role: text for role, text in entries.items() if text is not None}
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
     """Add the ids of a config for kinds without an id so far."""
-    for kind in _KINDS:
-        token_id = config.get(f"{kind}_token_id")
+    for role in _KINDS:
+        token_id = config.get(f"{role}_token_id")
         if type(token_id) is int and token_id >= 0:  # older configs have -1 for none
-            if token_id >= rows and kind not in special_ids:
-                raise BadInput(f"{name}: {kind}_token_id: expected an id below {rows}, found {token_id}")
-            special_ids.setdefault(kind, token_id)
+            if token_id >= rows and role not in special_ids:
+                raise BadInput(f"{name}: {role}_token_id: expected an id below {rows}, found {token_id}")
+            special_ids.setdefault(role, token_id)
 
 
 def _further_ends(
@@ -119,10 +119,10 @@ def _further_ends(
         if not 0 <= token_id < rows:
             raise BadInput(f"{name}: eos_token_id: expected ids below {rows}, found {token_id}")
         special_ids.setdefault("eos", token_id)
-        known = {special_ids.get(kind) for kind in ("eos", "eot", "eom")}
+        known = {special_ids.get(role) for role in ("eos", "eot", "eom")}
         if token_id in known or texts.get(token_id) in _KNOWN_ENDS:
             continue
-        free = next((kind for kind in ("eot", "eom") if kind not in special_ids), None)
+        free = next((role for role in ("eot", "eom") if role not in special_ids), None)
         if free:
             special_ids[free] = token_id
         else:

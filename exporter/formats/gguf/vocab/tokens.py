@@ -84,8 +84,8 @@ class TokenTable:
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
             text, count = Counter(complete).most_common(1)[0]
-            found = f"{text!r} {count} times" if count > 1 else "an empty token"
-            raise NotExpressible(f"gguf: {self.source}", f"llama.cpp needs unique, non-empty tokens, found {found}")
+            actual = f"{text!r} {count} times" if count > 1 else "an empty token"
+            raise NotExpressible(f"gguf: {self.source}", f"llama.cpp needs unique, non-empty tokens, found {actual}")
         return complete
 
 
