@@ -1,39 +1,81 @@
-"""Cases of a benchmark over whole programs: the figures of each variant, one table, and which bars were met."""
+"""Cases of a benchmark over whole programs: options, measurement, one table, and the bars that were met."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import argparse
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks._measure import Measured, ratio, show
+from benchmarks._measure import Measured, Program, machine, ratio, show, verdict, whole_programs
 
 OURS = "ours"
+T = TypeVar("T")
 
 
-def figures(one: Measured) -> dict[str, Any]:
-    return {
-        "seconds_median": median(one.seconds),
-        "seconds_least": min(one.seconds),
-        "cpu_seconds_median": median(one.cpu_seconds),
-        "peak_bytes": one.peak_bytes,
-        "seconds": one.seconds,
-        "cpu_seconds": one.cpu_seconds,
+def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark with cases."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--case", choices=cases, action="append", help="only this case; repeatable")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
+    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser.add_argument("--folder", type=Path, help="folder for the large files; default: the temporary folder")
+    return parser
+
+
+def apart(build: Callable[..., T], *arguments: Any) -> T:
+    """Call ``build`` in a process of its own: the peak memory of a measured child starts at that of its parent."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
+        return builder.submit(build, *arguments).result()
+
+
+def measure_case(
+    name: str, programs: Mapping[str, Program], options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Measured]]:
+    """Run the programs in turns; return the case for the table and the measurements for its ratios."""
+    before = machine()["load_1_5_15_min"]
+    measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
+    case = {
+        "case": name,
+        "load_before": before,
+        "load_after": machine()["load_1_5_15_min"],
+        "variants": {variant: figures(measurement) for variant, measurement in measured.items()},
     }
+    return case, measured
+
+
+def figures(measured: Measured) -> dict[str, Any]:
+    return {
+        "seconds_median": median(measured.seconds),
+        "seconds_least": min(measured.seconds),
+        "cpu_seconds_median": median(measured.cpu_seconds),
+        "peak_bytes": measured.peak_bytes,
+        "seconds": measured.seconds,
+        "cpu_seconds": measured.cpu_seconds,
+    }
+
+
+def loads(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return a note of the machine's load around each case."""
+    pairs = ", ".join(f"{case['load_before'][0]} → {case['load_after'][0]}" for case in cases)
+    return f"load (1 min) before → after each case: {pairs}"
 
 
 def show_cases(
     title: str, cases: list[dict[str, Any]], bars: Mapping[str, Mapping[str, float]], *, at_least: Collection[str]
 ) -> None:
-    """Print them, and note in each which bars it met: figures ``at_least`` reach theirs, all others stay below it."""
+    """Print the cases, and add ``bars_met`` to each: figures ``at_least`` must reach their bar, others stay below."""
     columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "against ours"]
     rows, verdicts = [], []
-    for one in cases:
-        ours = one["variants"][OURS]
-        for name, variant in one["variants"].items():
+    for case in cases:
+        ours = case["variants"][OURS]
+        for name, variant in case["variants"].items():
             rows.append(
                 [
-                    f"{one['case']}{one.get('size', '')}" if name == OURS else "",
+                    f"{case['case']}{case.get('size', '')}" if name == OURS else "",
                     name,
                     f"{variant['seconds_median']:.2f}",
                     f"{variant['seconds_least']:.2f}",
@@ -42,10 +84,9 @@ def show_cases(
                     f"{ratio(variant['seconds'], ours['seconds']):.2f}",
                 ]
             )
-        one["bars_met"] = {}
-        for figure, bar in bars[one["case"]].items():
-            met = one[figure] >= bar if figure in at_least else one[figure] <= bar
-            one["bars_met"][f"{figure} {bar:g}"] = met
-            verdicts.append(f"{one['case']}: {figure} {one[figure]:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}")
-    load = ", ".join(f"{one['load_before'][0]} → {one['load_after'][0]}" for one in cases)
-    show(title, columns, rows, notes=[f"load (1 min) before → after each case: {load}", *verdicts])
+        case["bars_met"] = {}
+        for figure, bar in bars[case["case"]].items():
+            met, line = verdict(f"{case['case']}: {figure}", case[figure], bar, at_least=figure in at_least)
+            case["bars_met"][f"{figure} {bar:g}"] = met
+            verdicts.append(line)
+    show(title, columns, rows, notes=[loads(cases), *verdicts])

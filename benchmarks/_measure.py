@@ -1,7 +1,7 @@
-"""Measuring on a machine that others use too: whole processes, taking turns, compared round by round.
+"""Measurements on a shared machine: whole processes, taking turns, compared round by round.
 
-A worker is a process of its own, so that its peak memory is that of one variant alone. Workers take turns one step at a
-time, so that a load that comes and goes meets all of them; ratios are taken within a round, and their median reported.
+A worker is a process of its own, so its peak memory is that of a single variant. Workers take turns one step at a
+time, so a temporary load affects all of them; ratios are taken within a round, and their median is reported.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from benchmarks._tree import TreePeak
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 RESULTS = Path(__file__).resolve().parent / "results"
+#: The command line, as a command to start.
+TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 
 
 @dataclass
 class Measured:
-    """What one process reported.  seconds, cpu_seconds: an entry a round.  peak_bytes: of the whole process or tree."""
+    """Report of one process.  seconds, cpu_seconds: an entry per round.  peak_bytes: of the whole process or tree."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -41,7 +43,7 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
-        """Take in what another process of the same kind reported; its facts are newer."""
+        """Add the report of a later process of the same variant; its facts replace the earlier ones."""
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
@@ -49,7 +51,7 @@ class Measured:
 
 
 class Worker:
-    """A process that does one step for each line it is sent, and answers with a line of JSON."""
+    """A process that runs one step for each line on its stdin, and answers with a line of JSON."""
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         self.name = name
@@ -74,7 +76,7 @@ class Worker:
         """Close the process and return its peak memory in bytes."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        # The kernel's own account of this one child: RUSAGE_CHILDREN would be the largest of all children so far.
+        # The kernel's account of this child alone: RUSAGE_CHILDREN would be the largest of all children so far.
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode:
@@ -83,9 +85,9 @@ class Worker:
 
 
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
-    """Run the workers (name → arguments of the interpreter) in turns and return what each measured.
+    """Run the workers (name → arguments of the interpreter) in turns and return their measurements.
 
-    The order is turned by one each round, so that nobody always runs after the same neighbour.
+    The order rotates by one each round, so that no worker always runs after the same other.
     """
     running: dict[str, Worker] = {}
     measured = {name: Measured() for name in workers}
@@ -112,20 +114,20 @@ def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: in
 
 
 def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
-    """The worker's side: say ``facts``, then run and time ``step`` for each line that comes."""
+    """The worker's side: print ``facts``, then run and time ``step`` for each line on stdin."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
-        told = dict(step())
+        results = dict(step())
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(json.dumps({"seconds": wall, "cpu_seconds": cpu, **told}), flush=True)
+        print(json.dumps({"seconds": wall, "cpu_seconds": cpu, **results}), flush=True)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A command as a user would start it; ``out``, if it makes something, is removed after every run.
+    """A command as a user would start it; ``out``, its output if any, is removed after every run.
 
-    slow: it takes part in the first measured round alone.
+    slow: run it in the first measured round only.
     """
 
     arguments: Sequence[str]
@@ -136,12 +138,12 @@ class Program:
 def whole_programs(
     programs: Mapping[str, Program], *, warm_up: int, rounds: int, tree: bool = False
 ) -> dict[str, Measured]:
-    """Run programs (name → what to run) from start to end in turns, and return what each measured.
+    """Run programs (name → program) from start to end in turns, and return their measurements.
 
-    tree: the peak is that of all processes of a program at a time, and not of its largest one.
+    tree: the peak is that of all processes of a program together, not of its largest one.
 
-    Before each run the file systems are synced, so that nobody pays for what another left in memory; the order is drawn
-    anew each round, because memory that the last program freed is dearer or cheaper to take, by who freed it.
+    Before each run the file systems are synced, so that no program pays for another's dirty pages; the order is drawn
+    anew each round, because the cost of taking freed memory depends on the program that freed it.
     """
     measured = {name: Measured() for name in programs}
     names = list(programs)
@@ -152,30 +154,27 @@ def whole_programs(
             os.sync()
             seconds, cpu_seconds, peak_bytes = _run(name, programs[name], tree=tree)
             if turn >= warm_up:
-                one = measured[name]
-                one.seconds.append(seconds)
-                one.cpu_seconds.append(cpu_seconds)
-                one.peak_bytes = max(one.peak_bytes, peak_bytes)
+                measured[name].add(Measured([seconds], [cpu_seconds], peak_bytes))
     return measured
 
 
 def _environment() -> dict[str, str]:
-    """Of whole programs: what pip installs is compiled once, and all of them may keep what Python compiled."""
+    """The environment of whole programs: all of them may cache bytecode, as installed packages do."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]:
     """(seconds, CPU seconds with those of the children, peak bytes)."""
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = subprocess.Popen(program.arguments, stdout=said, stderr=said, env=_environment())
+        process = subprocess.Popen(program.arguments, stdout=output, stderr=output, env=_environment())
         with TreePeak(process.pid) if tree else nullcontext() as sampled:
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            text = said.read().decode(errors="replace")
+            output.seek(0)
+            text = output.read().decode(errors="replace")
             raise SystemExit(f"benchmark: {name!r} ended with code {process.returncode}: {text}")
     if program.out:
         shutil.rmtree(program.out) if program.out.is_dir() else program.out.unlink()
@@ -184,12 +183,12 @@ def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median of mine / other over the rounds that both took part in, which are the first ones."""
+    """Return the median of mine / other over the common rounds, which are the first ones."""
     return median(a / b for a, b in zip(mine, other, strict=False))
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader of the figures must know about the machine, its load included."""
+    """Return facts about the machine that a reader of the figures needs, with its load."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -198,11 +197,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def verdict(name: str, value: float, bar: float, *, at_least: bool = False) -> tuple[bool, str]:
+    """Return whether ``value`` meets ``bar``, and a line with both. at_least: the value must reach the bar."""
+    met = value >= bar if at_least else value <= bar
+    return met, f"{name} {value:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}"
+
+
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> None:
-    """Print a table: the first column is text, the others are figures."""
+    """Print a table, with text in the first column and figures in the others."""
     table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -1,6 +1,6 @@
-"""Large checkpoints and adapters to measure with: llama-shaped, random bfloat16, written without torch.
+"""Large checkpoints and adapters for benchmarks: llama-shaped, random bfloat16, written without torch.
 
-Peers read them like any other checkpoint; what the numbers are does not matter to a merge.
+Peers read them like any other checkpoint; the values do not matter to a merge.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LAYER_BYTES = 2 * sum(out * into for out, into in LINEARS.values())
 
 
 def layers_for(gigabytes: float) -> int:
-    """How many layers come to about ``gigabytes`` of 10^9 bytes with the tied embedding; at least one."""
+    """Return the number of layers that, with the tied embedding, take about ``gigabytes`` * 10^9 bytes; at least 1."""
     return max(1, round((gigabytes * 1e9 - _EMBED_BYTES) / _LAYER_BYTES))
 
 
 def checkpoint(folder: Path, layers: int) -> Path:
-    """A tied llama in shards of at most a gigabyte, as ``save_pretrained`` names them."""
+    """Write a tied llama in shards of at most a gigabyte, named as by ``save_pretrained``, and return its folder."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -83,7 +83,7 @@ def _split(layers: int) -> list[dict[str, tuple[int, ...]]]:
 
 
 def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
-    """Rows of ``count`` tokens all over the vocabulary, as PEFT writes them."""
+    """Write rows of ``count`` tokens across the vocabulary, in PEFT's format."""
     ids = np.linspace(0, VOCAB - 1, count).astype(int).tolist()
     rows = np.random.default_rng(1).standard_normal((count, HIDDEN), np.float32)
     config = {"peft_type": "TRAINABLE_TOKENS", "task_type": "CAUSAL_LM", "token_indices": ids}
@@ -92,7 +92,7 @@ def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
 
 
 def lora_adapter(folder: Path, base: Path, layers: int, rank: int = 16) -> Path:
-    """LoRA on every linear layer, as PEFT writes it."""
+    """Write a LoRA of every linear layer, in PEFT's format."""
     generator = np.random.default_rng(2)
     tensors = {}
     for layer in range(layers):

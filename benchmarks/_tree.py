@@ -1,4 +1,4 @@
-"""Peak memory of a process together with all that it starts: what a machine must have free."""
+"""Peak memory of a process and its descendants together: the memory that a machine must have free."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _EVERY_SECONDS = 0.05
 class TreePeak:
     """Samples the memory of ``pid`` and its descendants while the block runs.
 
-    Proportional set size: pages that several of them map, such as weights in the cache, count once. What lies between
-    two samples is not seen. Linux only.
+    Proportional set size: pages that several processes map, such as cached weights, count once. A peak between two
+    samples is missed. Linux only.
     """
 
     def __init__(self, pid: int) -> None:
@@ -27,7 +27,7 @@ class TreePeak:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
         self._thread.join()
@@ -38,11 +38,11 @@ class TreePeak:
 
 
 def _tree(pid: int) -> list[int]:
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            found += map(int, _read(task).split())
-    return found
+    pids = [pid]
+    for parent in pids:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            pids += map(int, _read(task).split())
+    return pids
 
 
 def _nbytes(pid: int) -> int:
@@ -53,7 +53,7 @@ def _nbytes(pid: int) -> int:
 
 
 def _read(path: Path) -> str:
-    """Nothing for a process that ended meanwhile."""
+    """Return the file's text, empty if the process has ended."""
     try:
         return path.read_text()
     except OSError:

@@ -1,36 +1,32 @@
 """GGUF as whole processes: conversion, quantisation and patches, against llama.cpp's own tools and against ``cp``.
 
-Ours are the commands that users run, verification included. The converter is that of the llama.cpp whose source
-TTEXPORT_LLAMA_CPP names, the quantiser that of llama-cpp-python. ``cp`` leaves its copy in memory, ours is on the disk
-when it ends: ``cp`` with a sync is measured beside it.
+Ours are the commands that users run, with their verification. The converter is that of the llama.cpp source folder in
+TTEXPORT_LLAMA_CPP, the quantiser that of llama-cpp-python. ``cp`` ends with its copy in memory, ours on the disk; so
+``cp`` with a sync is measured, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks._cases import OURS, figures, show_cases
-from benchmarks._measure import Program, machine, ratio, whole_programs, write
+from benchmarks._cases import OURS, apart, case_parser, measure_case, show_cases
+from benchmarks._measure import TTEXPORT, Program, machine, ratio, write
 
 CASES = ("convert", "quantise", "large", "patch", "in-place", "inspect")
 PEER, SYNCED = "peer", "cp, synced"
-_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 _QUANTISE = """
 import ctypes, sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
-# The bars: how many times faster than the peer, how many times its time, seconds, and peak memory.
+# The bars: speed over the peer's, time over the peer's, seconds, and peak memory.
 BARS: Mapping[str, Mapping[str, float]] = {
     "convert": {"faster_than_peer": 8.0, "peak_bytes": 200e6},
     "quantise": {"faster_than_peer": 2.0},
@@ -43,27 +39,14 @@ _VOCAB, _HIDDEN, _INNER = 128_256, 2048, 8192
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser = case_parser(__doc__, CASES)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the large files")
-    parser.add_argument("--folder", type=Path, help="where the large files go; default: the temporary folder")
     options = parser.parse_args()
     cases = []
     for name in options.case or CASES:
         with tempfile.TemporaryDirectory(prefix="gguf-", dir=options.folder) as folder:
-            # In a process of its own: the peak memory of a child begins with that of the process that starts it.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-                programs = builder.submit(_programs, name, Path(folder), options.gigabytes).result()
-            before = machine()["load_1_5_15_min"]
-            measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
-            case: dict[str, Any] = {
-                "case": name,
-                "load_before": before,
-                "load_after": machine()["load_1_5_15_min"],
-                "variants": {variant: figures(one) for variant, one in measured.items()},
-            }
+            programs = apart(_programs, name, Path(folder), options.gigabytes)
+            case, measured = measure_case(name, programs, options)
             ours = case["variants"][OURS]
             case |= {"peak_bytes": ours["peak_bytes"], "seconds": ours["seconds_median"]}
             if PEER in measured:
@@ -74,7 +57,7 @@ def main() -> None:
 
 
 def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
-    """What to run in turns; large inputs are made in ``folder``."""
+    """Return the programs of the case ``name``; large inputs are made in ``folder``."""
     out = folder / "out.gguf"
     if name in ("convert", "quantise"):
         return _smollm2(name, out)
@@ -83,28 +66,28 @@ def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
 
         base = _models.checkpoint(folder / "base", _models.layers_for(gigabytes))
         _tokenizer(base, _models.VOCAB)
-        one = folder / "one"
+        copy = folder / "copy"
         shards = " ".join(str(path) for path in sorted(base.glob("*.safetensors")))
         return {
-            OURS: Program((*_TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out)), out),
-            PEER: Program(("sh", "-c", f"mkdir {one} && cp {shards} {one}"), one),
-            SYNCED: Program(("sh", "-c", f"mkdir {one} && cp {shards} {one} && sync {one}/*"), one),
+            OURS: Program((*TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out)), out),
+            PEER: Program(("sh", "-c", f"mkdir {copy} && cp {shards} {copy}"), copy),
+            SYNCED: Program(("sh", "-c", f"mkdir {copy} && cp {shards} {copy} && sync {copy}/*"), copy),
         }
     if name == "inspect":
         model = _q8_0(folder / "m.gguf", 0.5, vocab=150_000)
-        command = " ".join(["exec", sys.executable, "-c", f"'{_TTEXPORT[2]}'", "inspect", str(model)])
+        command = " ".join(["exec", sys.executable, "-c", f"'{TTEXPORT[2]}'", "inspect", str(model)])
         return {OURS: Program(("sh", "-c", f"{command} > {out}"), out)}
     model = _q8_0(folder / "m.gguf", gigabytes, vocab=_VOCAB)
     adapters = [_rows(folder / f"adapter-{number}", number) for number in (1, 2)]
     if name == "patch":
-        ours = (*_TTEXPORT, "patch", str(model), str(adapters[0]), "--trust-base", "-o", str(out))
+        ours = (*TTEXPORT, "patch", str(model), str(adapters[0]), "--trust-base", "-o", str(out))
         return {
             OURS: Program(ours, out),
             PEER: Program(("cp", str(model), str(out)), out),
             SYNCED: Program(("sh", "-c", f"cp {model} {out} && sync {out}"), out),
         }
-    # Two adapters in turn: rows that lie there already would not be written.
-    turn, python = folder / "turn", f"exec {sys.executable} -c '{_TTEXPORT[2]}'"
+    # Two adapters in turn: rows that the file already has would not be written.
+    turn, python = folder / "turn", f"exec {sys.executable} -c '{TTEXPORT[2]}'"
     choose = f"if [ -e {turn} ]; then rm {turn}; a={adapters[0]}; else touch {turn}; a={adapters[1]}; fi; touch {out}"
     command = f"{choose}; {python} patch {model} $a --trust-base --in-place"
     return {OURS: Program(("sh", "-c", command), out)}
@@ -116,10 +99,10 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
     base = smollm2.checkpoint()
     root = os.environ.get("TTEXPORT_LLAMA_CPP")
     if root is None:
-        raise SystemExit("benchmark: TTEXPORT_LLAMA_CPP names no llama.cpp; --case chooses those that need none")
+        raise SystemExit("benchmark: TTEXPORT_LLAMA_CPP: expected a llama.cpp source folder, found none")
     source = Path(root).resolve()
     converter = f"PYTHONPATH={source / 'gguf-py'} {sys.executable} {source / 'convert_hf_to_gguf.py'} {base}"
-    ours = (*_TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out))
+    ours = (*TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out))
     if name == "convert":
         return {
             OURS: Program(ours, out),
@@ -134,7 +117,7 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
 
 
 def _tokenizer(folder: Path, vocab: int) -> None:
-    """A byte-level BPE of so many tokens: what they are does not matter here."""
+    """Write a byte-level BPE of ``vocab`` arbitrary tokens."""
     tokens = {f"token{number}": number for number in range(vocab)}
     content = {
         "version": "1.0",
@@ -149,7 +132,7 @@ def _tokenizer(folder: Path, vocab: int) -> None:
 
 
 def _q8_0(path: Path, gigabytes: float, *, vocab: int) -> Path:
-    """A GGUF of about so many 10^9 bytes in Q8_0, with a vocabulary and random blocks."""
+    """Write a GGUF of about ``gigabytes`` * 10^9 bytes in Q8_0, with a vocabulary and random blocks."""
     import numpy as np
 
     from exporter.formats.gguf import writer

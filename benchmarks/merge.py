@@ -1,7 +1,7 @@
 """Merging as whole processes: ours against stock PEFT, and against ``cp -r`` of the base.
 
-Ours is the command that users run, verification included; PEFT is from_pretrained, merge_and_unload, save_pretrained.
-``cp -r`` leaves its copy in memory, ours is on the disk when it ends: ``cp -r`` with a sync is measured beside it.
+Ours is the command that users run, with its verification; PEFT is from_pretrained, merge_and_unload, save_pretrained.
+``cp -r`` ends with its copy in memory, ours on the disk; so ``cp -r`` with a sync is measured, too.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks._cases import OURS, figures, show_cases
-from benchmarks._measure import Measured, Program, machine, ratio, whole_programs, write
+from benchmarks._cases import OURS, apart, case_parser, measure_case, show_cases
+from benchmarks._measure import TTEXPORT, Measured, Program, machine, ratio, write
 
 CASES = ("smollm2", "rows", "lora")
 UNVERIFIED, PEFT, COPY, SYNCED = "ours, --verify off", "PEFT", "cp -r", "cp -r, synced"
-_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 _PEFT = """
 import sys
 from peft import PeftModel
@@ -32,7 +29,7 @@ base, adapter, out = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), adapter)
 model.merge_and_unload().save_pretrained(out)
 """
-# The bars: how many times faster than PEFT, how many times the time of a copy, and peak memory.
+# The bars: speed over PEFT's, time over a copy's, and peak memory.
 BARS: Mapping[str, Mapping[str, float]] = {
     "smollm2": {"faster_than_peft": 6.0, "peak_bytes": 120e6},
     "rows": {"time_over_copy": 1.2, "peak_bytes": 300e6},
@@ -42,7 +39,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What to merge, and against whom."""
+    """Base and adapter to merge, and the peers to compare with."""
 
     name: str
     base: Path
@@ -51,21 +48,14 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser = case_parser(__doc__, CASES)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint of `rows`")
     parser.add_argument("--lora-gigabytes", type=float, default=2.0, help="size of the checkpoint of `lora`")
-    parser.add_argument("--folder", type=Path, help="where the large files go; default: the temporary folder")
     options = parser.parse_args()
     cases = []
     for name in options.case or CASES:
         with tempfile.TemporaryDirectory(prefix="merge-", dir=options.folder) as folder:
-            # In a process of its own: the peak memory of a child begins with that of the process that starts it.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-                case = builder.submit(_build, name, Path(folder), options).result()
-            cases.append(measure(case, Path(folder), options.warm_up, options.rounds))
+            cases.append(measure(apart(_build, name, Path(folder), options), Path(folder), options))
     report(cases, options.rounds)
 
 
@@ -88,17 +78,16 @@ def _build(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def _need(folder: Path, gigabytes: float) -> None:
-    """Base and one output at a time, and some air."""
+    """Raise SystemExit unless the base, one output and half a base more fit."""
     free = shutil.disk_usage(folder).free
     if free < (needed := 2.5 * gigabytes * 1e9):
         raise SystemExit(f"benchmark: needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free")
 
 
-def measure(case: Case, folder: Path, warm_up: int, rounds: int) -> dict[str, Any]:
+def measure(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run ours and the peers; all figures of a case come from the same rounds."""
-    before = machine()["load_1_5_15_min"]
     out = folder / "out"
-    ours = (*_TTEXPORT, "merge", str(case.adapter), "--base", str(case.base), "-o", str(out))
+    ours = (*TTEXPORT, "merge", str(case.adapter), "--base", str(case.base), "-o", str(out))
     programs = {OURS: Program(ours, out), UNVERIFIED: Program((*ours, "--verify", "off"), out)}
     commands = {
         PEFT: (sys.executable, "-c", _PEFT, str(case.base), str(case.adapter), str(out)),
@@ -106,15 +95,8 @@ def measure(case: Case, folder: Path, warm_up: int, rounds: int) -> dict[str, An
         SYNCED: ("sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(case.base), str(out)),
     }
     programs |= {peer: Program(commands[peer], out) for peer in case.peers}
-    measured = whole_programs(programs, warm_up=warm_up, rounds=rounds)
-    return {
-        "case": case.name,
-        "bytes": sum(path.stat().st_size for path in case.base.iterdir()),
-        "load_before": before,
-        "load_after": machine()["load_1_5_15_min"],
-        "variants": {name: figures(one) for name, one in measured.items()},
-        **ratios(measured),
-    }
+    result, measured = measure_case(case.name, programs, options)
+    return {**result, "bytes": sum(path.stat().st_size for path in case.base.iterdir()), **ratios(measured)}
 
 
 def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
@@ -130,8 +112,8 @@ def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
 
 
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
-    for one in cases:
-        one["size"] = f", {one['bytes'] / 1e9:.2f} GB"
+    for case in cases:
+        case["size"] = f", {case['bytes'] / 1e9:.2f} GB"
     title = f"Merging to a Hugging Face checkpoint, whole processes, {rounds} rounds"
     show_cases(title, cases, BARS, at_least=("faster_than_peft",))
     print(f"written: {write('merge', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")

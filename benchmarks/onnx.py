@@ -1,12 +1,12 @@
-"""ONNX: exporting SmolLM2 as whole processes, and running what comes out, against onnxruntime-genai's builder.
+"""ONNX: exporting SmolLM2 as whole processes, and running the models, against onnxruntime-genai's builder.
 
 Ours is the command that users run; torch.onnx.export takes minutes and is measured on request, in one round, as the
-general way of models without a family starts it. What is run is the fp32 model in ONNX Runtime on the CPU: a prompt of
-128 tokens, and tokens one by one behind it. All sessions have the same options. A session's speed depends on where its
-weights came to lie in memory (the same model: 27 to 33 ms a token), so every round opens new ones, in another order.
+trace of models without a family starts it. The fp32 models run in ONNX Runtime on the CPU: a prompt of 128 tokens, then
+single tokens after it. All sessions have the same options. A session's speed depends on the place of its weights in
+memory (the same model: 27 to 33 ms per token), so every round opens new sessions, in another order.
 
-With one thread, the default, speed is counted in seconds of the processor: where two threads wait for each other at the
-end of every product, a neighbour that takes one processor stalls both, and the figures are the neighbour's.
+With one thread, the default, speed is measured in CPU seconds. Two threads wait for each other at the end of every
+product, so another process on one of the cores would stall both, and the figures would measure that process.
 """
 
 from __future__ import annotations
@@ -16,13 +16,24 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._measure import Measured, Program, machine, ratio, serve, show, take_turns, whole_programs, write
+from benchmarks._cases import apart
+from benchmarks._measure import (
+    TTEXPORT,
+    Measured,
+    Program,
+    machine,
+    ratio,
+    serve,
+    show,
+    take_turns,
+    verdict,
+    whole_programs,
+    write,
+)
 
 OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
     "ours",
@@ -33,36 +44,32 @@ OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
     "ours, 4 layers",
 )
 PREFILL, DECODE = 128, 16
-#: Measured steps of a session; the one before them is not counted.
+#: Measured steps of a session, after one unmeasured step.
 STEPS = 3
-HEAD_WIDTH = 64  # SmolLM2's; genai's graph does not say
+HEAD_WIDTH = 64  # SmolLM2's; absent from genai's graph
 # The bars: ratios of time and memory of the export, of tokens a second; growth of memory when layers double.
 FASTER_THAN_GENAI, FASTER_THAN_TORCH, MEMORY_OVER_GENAI, GROWTH = 3.0, 20.0, 0.6, 1.05
 # Both models run the same kernels. Of 340 ms that genai's prompt takes on one core (Zen 4, ONNX Runtime 1.32), 313 are
 # matrix products at 109 GFLOP/s, 18 attention, 5 norms, 3 activations. The fastest kernels found for the rest take 22,
-# which would be 1.02 times genai's speed. A token reads every weight once, at 20 GB/s, whoever wrote the graph.
+# which would be 1.02 times genai's speed. A token reads every weight once, at 20 GB/s, in any graph.
 SPEED: Mapping[str, float] = {OURS: 0.95, FUSED: 1.05}
-#: Private memory of a session over the weights: packed once they are all there, a second copy of the tied matrix would
-#: be a fifth more.
+#: Private memory of a session over the weights, all packed once; a second copy of the tied matrix would add a fifth.
 PRIVATE_OVER_WEIGHTS = 1.1
-_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
     parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
-    parser.add_argument("--torch", action="store_true", help="measure torch.onnx.export, too: some minutes")
-    parser.add_argument("--threads", type=int, default=1, help="of every session; 0: as many as processors")
-    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
+    parser.add_argument("--torch", action="store_true", help="measure torch.onnx.export, too (some minutes)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every session; 0: one per core")
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "PHASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return work(Path(options.worker[0]), options.worker[1], options.threads)
     with tempfile.TemporaryDirectory(prefix="onnx-") as name:
         folder = Path(name)
-        # In a process of its own: the peak memory of a child begins with that of the process that starts it.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-            bases = builder.submit(_bases, folder).result()
+        bases = apart(_bases, folder)
         programs = _programs(bases, folder, torch=options.torch)
         exports = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
         runs = _run(bases[OURS], folder, options.rounds, options.threads)
@@ -79,7 +86,7 @@ def _bases(folder: Path) -> dict[str, Path]:
 
 
 def _export(base: Path, out: Path, *options: str) -> Sequence[str]:
-    return (*_TTEXPORT, "--to", "onnx", str(base), "-o", str(out), "--verify", "off", "-q", *options)
+    return (*TTEXPORT, "--to", "onnx", str(base), "-o", str(out), "--verify", "off", "-q", *options)
 
 
 def _genai(base: Path, out: Path) -> Sequence[str]:
@@ -109,15 +116,15 @@ def _run(base: Path, folder: Path, rounds: int, threads: int) -> dict[str, Measu
         subprocess.run(command, check=True, capture_output=True)
     models = {OURS: "standard/onnx/model.onnx", FUSED: "ort/onnx/model.onnx", GENAI: "genai/model.onnx"}
     workers = {
-        f"{name}: {what}": ["-m", "benchmarks.onnx", f"--threads={threads}", "--worker", str(folder / model), what]
-        for what in ("prefill", "decode")
+        f"{name}: {phase}": ["-m", "benchmarks.onnx", f"--threads={threads}", "--worker", str(folder / model), phase]
+        for phase in ("prefill", "decode")
         for name, model in models.items()
     }
     measured = {name: Measured() for name in workers}
     for turn in range(rounds):
         order = [*workers][turn % len(workers) :] + [*workers][: turn % len(workers)]
-        for name, found in take_turns({name: workers[name] for name in order}, warm_up=1, rounds=STEPS).items():
-            measured[name].add(found)
+        for name, session in take_turns({name: workers[name] for name in order}, warm_up=1, rounds=STEPS).items():
+            measured[name].add(session)
     return measured
 
 
@@ -137,10 +144,10 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
         faster = ratio(exports[TORCH].seconds, ours.seconds)
         bars.append(("export, times faster than torch.onnx.export", faster, FASTER_THAN_TORCH, True))
     for name, bar in SPEED.items():
-        for what in ("prefill", "decode"):
-            genais, mine = (_seconds(runs[f"{who}: {what}"], threads) for who in (GENAI, name))
+        for phase in ("prefill", "decode"):
+            genais, mine = (_seconds(runs[f"{variant}: {phase}"], threads) for variant in (GENAI, name))
             speed = ratio(genais, mine)
-            bars.append((f"{name}: {what}, tokens/s over genai's", speed, bar, True))
+            bars.append((f"{name}: {phase}, tokens/s over genai's", speed, bar, True))
         facts = runs[f"{name}: decode"].facts
         share = facts["private_bytes"] / facts["weight_bytes"]
         bars.append(
@@ -151,41 +158,37 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
                 False,
             )
         )
-    verdicts = [_verdict(*bar) for bar in bars]
-    rows = [[*_figures(name, one), ""] for name, one in exports.items()]
+    verdicts = [verdict(f"{name}:", value, bar, at_least=at_least)[1] for name, value, bar, at_least in bars]
+    rows = [[*_figures(name, export), ""] for name, export in exports.items()]
     tokens = {"prefill": PREFILL, "decode": DECODE}
-    for name, one in runs.items():
-        a_second = tokens[name.rpartition(" ")[2]] / median(_seconds(one, threads))
-        rows.append([*_figures(name, one), f"{a_second:.1f}"])
+    for name, run in runs.items():
+        speed = tokens[name.rpartition(" ")[2]] / median(_seconds(run, threads))
+        rows.append([*_figures(name, run), f"{speed:.1f}"])
     columns = ["variant", "s, median", "CPU s", "peak MB", "tokens/s"]
     show(f"ONNX, SmolLM2 in float32, {rounds} rounds, {threads or 'all'} threads", columns, rows, notes=verdicts)
     document = {
         "machine": machine(),
         "rounds": rounds,
         "threads": threads,
-        "variants": {name: vars(one) for name, one in {**exports, **runs}.items()},
+        "variants": {name: vars(measured) for name, measured in {**exports, **runs}.items()},
         "bars": [{"name": name, "value": value, "bar": bar} for name, value, bar, _ in bars],
     }
     print(f"written: {write('onnx', document)}")
 
 
-def _seconds(one: Measured, threads: int) -> Sequence[float]:
-    return one.cpu_seconds if threads == 1 else one.seconds
+def _seconds(measured: Measured, threads: int) -> Sequence[float]:
+    return measured.cpu_seconds if threads == 1 else measured.seconds
 
 
-def _figures(name: str, one: Measured) -> list[str]:
-    return [name, f"{median(one.seconds):.2f}", f"{median(one.cpu_seconds):.2f}", f"{one.peak_bytes / 1e6:,.0f}"]
-
-
-def _verdict(name: str, value: float, bar: float, at_least: bool) -> str:
-    met = value >= bar if at_least else value <= bar
-    return f"{name}: {value:.3g}, bar {bar:g}: {'met' if met else 'MISSED'}"
+def _figures(name: str, measured: Measured) -> list[str]:
+    seconds, cpu_seconds = median(measured.seconds), median(measured.cpu_seconds)
+    return [name, f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{measured.peak_bytes / 1e6:,.0f}"]
 
 
 # --- the worker: only this part imports onnxruntime ---------------------------------------------------------------
 
 
-def work(model: Path, what: str, threads: int) -> None:
+def work(model: Path, phase: str, threads: int) -> None:
     import numpy as np
     import onnxruntime
 
@@ -207,9 +210,9 @@ def work(model: Path, what: str, threads: int) -> None:
     def run(start: int, stop: int, cache: Mapping[str, Any]) -> dict[str, Any]:
         mask, positions = np.ones((1, stop), np.int64), np.arange(start, stop)[None]
         feeds = {"input_ids": ids[:, start:stop], "attention_mask": mask, "position_ids": positions, **cache}
-        found = session.run(outputs, {name: value for name, value in feeds.items() if name in inputs})
-        made = dict(zip(outputs, found, strict=True))
-        return {name: made[name.replace("past_key_values", "present")] for name in empty}
+        values = session.run(outputs, {name: value for name, value in feeds.items() if name in inputs})
+        results = dict(zip(outputs, values, strict=True))
+        return {name: results[name.replace("past_key_values", "present")] for name in empty}
 
     filled = run(0, PREFILL, empty)
 
@@ -219,16 +222,16 @@ def work(model: Path, what: str, threads: int) -> None:
 
     def decode() -> Mapping[str, Any]:
         cache = filled
-        for at in range(PREFILL, PREFILL + DECODE):
-            cache = run(at, at + 1, cache)
+        for position in range(PREFILL, PREFILL + DECODE):
+            cache = run(position, position + 1, cache)
         return {}
 
     weights = sum(path.stat().st_size for path in model.parent.glob("model.onnx?data"))
-    serve({"prefill": prefill, "decode": decode}[what], private_bytes=private, weight_bytes=weights)
+    serve({"prefill": prefill, "decode": decode}[phase], private_bytes=private, weight_bytes=weights)
 
 
 def _private_bytes() -> int:
-    """Anonymous memory of this process: what is mapped from the weights' file is not in it."""
+    """Return the anonymous memory of this process, which excludes pages mapped from the weights' file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

@@ -1,7 +1,7 @@
-"""A second adapter on the same base against the first: the seconds that each job of a release took to make.
+"""A second adapter on the same base against the first: the time of each job of a release.
 
 One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4), with an empty cache each round;
-the figures are those of run.json, verification and digests left out. The rows are verified, the models are not run.
+the figures are those of run.json, without verification and digests. Rows are verified, the models are not run.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._measure import machine, show, write
+from benchmarks._measure import TTEXPORT, machine, show, verdict, write
 from fixtures import smollm2, tiny
 from fixtures.adapters import stock_rows
 
-#: How many times faster all artifacts of the second adapter are made.
+#: Time of the first adapter's artifacts over that of the second's.
 BAR = 5.0
-_TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 _IDS = {"first": (2, 33, 300, 42), "second": (5, 9, 301, 77)}
 _TOML = """
 name = "Lamp"
@@ -39,8 +37,8 @@ verify.level = "rows"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
-    parser.add_argument("--rounds", type=int, default=3, help="releases that are measured")
-    parser.add_argument("--folder", type=Path, help="where they go; default: the temporary folder")
+    parser.add_argument("--rounds", type=int, default=3, help="measured releases")
+    parser.add_argument("--folder", type=Path, help="folder for the releases; default: the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="release-", dir=options.folder) as home:
         folder = Path(home)
@@ -52,27 +50,26 @@ def main() -> None:
         rounds = [_round(folder) for _ in range(options.rounds)]
     jobs = [name.removeprefix("first/") for name in rounds[0] if name.startswith("first/")]
     cases = [_case(job, [job], rounds) for job in jobs] + [_case("all", jobs, rounds)]
-    rows = [[one["job"], f"{one['first']:.2f}", f"{one['second']:.2f}", f"{one['ratio']:.1f}"] for one in cases]
-    met = cases[-1]["ratio"] >= BAR
-    verdict = f"all: {cases[-1]['ratio']:.1f} times faster, bar {BAR:g}: {'met' if met else 'MISSED'}"
-    show(f"{options.model}: seconds to make", ["job", "first", "second", "first / second"], rows, notes=[verdict])
+    rows = [[case["job"], f"{case['first']:.2f}", f"{case['second']:.2f}", f"{case['ratio']:.1f}"] for case in cases]
+    met, line = verdict("all: first / second", cases[-1]["ratio"], BAR, at_least=True)
+    show(f"{options.model}: seconds per job", ["job", "first", "second", "first / second"], rows, notes=[line])
     document = {"model": options.model, "cases": cases, "bar": BAR, "met": met, "machine": before, "after": machine()}
     print(write("release", document))
 
 
 def _round(folder: Path) -> dict[str, float]:
-    """Job → seconds of one release from an empty cache."""
+    """Return job → seconds of one release with an empty cache."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "out"
-        words = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
-        subprocess.run([*_TTEXPORT, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
-        told: dict[str, Any] = json.loads((out / "run.json").read_text())["jobs"]
-    return {name: facts["seconds"] for name, facts in told.items() if "method" in facts}
+        arguments = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
+        subprocess.run([*TTEXPORT, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+        jobs: dict[str, Any] = json.loads((out / "run.json").read_text())["jobs"]
+    return {name: facts["seconds"] for name, facts in jobs.items() if "method" in facts}
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over the rounds; the ratio is taken within a round."""
-    first, second = ([sum(one[f"{model}/{job}"] for job in jobs) for one in rounds] for model in _IDS)
+    """Return medians over the rounds; ratios are taken within a round."""
+    first, second = ([sum(seconds[f"{model}/{job}"] for job in jobs) for seconds in rounds] for model in _IDS)
     ratios = [mine / other for mine, other in zip(first, second, strict=True)]
     return {"job": name, "first": median(first), "second": median(second), "ratio": median(ratios), "ratios": ratios}
 

@@ -1,7 +1,7 @@
-"""What the numeric gates of ``verify`` measure on sound artifacts: every family, every storage, against each limit.
+"""The values that the numeric gates of ``verify`` measure on valid artifacts: every family and storage, with limits.
 
 A limit is right if the largest value stays below it and a fault does not; the tests show the latter. Every artifact is
-merged from rows of stock PEFT, and judged as the command that users run judges it.
+merged from rows of stock PEFT, and verified as by the command that users run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exporter.verify.report import Check
 
 #: (gate, storage) → family → (value, limit) of each artifact.
-Found = dict[tuple[str, str], dict[str, list[tuple[float, float]]]]
+Gates = dict[tuple[str, str], dict[str, list[tuple[float, float]]]]
 
 TRAINED_IDS = (300, 17, 2)
 #: Label → options of merge.
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="names of tiny models; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="adapters of each family")
     options = parser.parse_args()
-    found: Found = {}
+    gates: Gates = {}
     refused: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tolerances-") as folder:
         for name in options.families or FAMILIES:
@@ -56,15 +56,15 @@ def main() -> None:
                 for check in checks:
                     if check.limit and check.value is not None:  # a limit of 0 is no tolerance
                         gate = (check.name.rpartition(": ")[2], storage)
-                        found.setdefault(gate, {}).setdefault(name, []).append((check.value, check.limit))
+                        gates.setdefault(gate, {}).setdefault(name, []).append((check.value, check.limit))
             print(f"{name}: done", file=sys.stderr, flush=True)
-            if found:  # a table of what there is so far survives whatever stops the rest
-                write("tolerances", document(found, refused))
-    report(found, refused)
+            if gates:  # the results so far survive a failure of the rest
+                write("tolerances", document(gates, refused))
+    report(gates, refused)
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """(storage, checks) of every artifact; one reference a seed serves all of them."""
+    """Yield (storage, checks) of every artifact; the artifacts of a seed share one reference."""
     from exporter.cli.main import run
     from exporter.verify.expect.reference import Reference
     from exporter.verify.run import verify
@@ -74,40 +74,41 @@ def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Ch
     base = families.build(name, folder / "base")
     for seed in range(seeds):
         adapter = stock_rows(base, folder / f"adapter-{seed}", TRAINED_IDS, seed=seed)
-        for token_file in ("tokenizer.json", "tokenizer_config.json"):  # some families' classes save another splitting
+        # Some families' tokenizer classes save another pre-tokenizer.
+        for token_file in ("tokenizer.json", "tokenizer_config.json"):
             (adapter / token_file).write_bytes((base / token_file).read_bytes())
-        made: dict[Path, str] = {}
-        for storage, words in STORAGES.items():
+        storages: dict[Path, str] = {}
+        for storage, arguments in STORAGES.items():
             out = folder / f"{storage}-{seed}{'.gguf' if storage.startswith('gguf') else ''}"
-            merge = ["merge", str(adapter), "--base", str(base), *words, "--verify", "off", "-q", "-o", str(out)]
-            if run(merge) == 0:  # else this format has no place for the family
-                made[out] = storage
-        for report in verify(list(made), Reference.open(base, [adapter]), level="full"):
-            yield made[report.artifact], list(report.checks)
+            merge = ["merge", str(adapter), "--base", str(base), *arguments, "--verify", "off", "-q", "-o", str(out)]
+            if run(merge) == 0:  # otherwise the format cannot represent the family
+                storages[out] = storage
+        for report in verify(list(storages), Reference.open(base, [adapter]), level="full"):
+            yield storages[report.artifact], list(report.checks)
 
 
-def report(found: Found, refused: Sequence[str]) -> None:
+def report(gates: Gates, refused: Sequence[str]) -> None:
     rows = []
-    for (gate, storage), families in sorted(found.items()):
+    for (gate, storage), families in sorted(gates.items()):
         pairs = [pair for measured in families.values() for pair in measured]
         values = [value for value, _ in pairs]
         figures = [f"{median(values):.2g}", f"{max(values):.2g}", f"{max(limit for _, limit in pairs):.2g}"]
         worst = max(families, key=lambda name: max(value for value, _ in families[name]))
         share = max(value / limit for value, limit in pairs)
         rows.append([f"{gate}, {storage}", str(len(pairs)), *figures, f"{share:.2f}", worst])
-    notes = [f"a sound artifact was refused: {line}" for line in refused] or ["no sound artifact was refused"]
+    notes = [f"a valid artifact was refused: {line}" for line in refused] or ["no valid artifact was refused"]
     columns = ["gate, storage", "artifacts", "median", "largest", "limit", "largest share of its limit", "in"]
-    show("Gates of verify on sound artifacts", columns, rows, notes=notes)
-    print(f"written: {write('tolerances', document(found, refused))}")
+    show("Gates of verify on valid artifacts", columns, rows, notes=notes)
+    print(f"written: {write('tolerances', document(gates, refused))}")
 
 
-def document(found: Found, refused: Sequence[str]) -> dict[str, Any]:
-    """What the file of results holds: by gate, storage and family the values with their limits."""
-    gates = [
+def document(gates: Gates, refused: Sequence[str]) -> dict[str, Any]:
+    """Return the document of results: by gate, storage and family, the values with their limits."""
+    entries = [
         {"gate": gate, "storage": storage, "value, limit": families}
-        for (gate, storage), families in sorted(found.items())
+        for (gate, storage), families in sorted(gates.items())
     ]
-    return {"machine": machine(), "refused": list(refused), "gates": gates}
+    return {"machine": machine(), "refused": list(refused), "gates": entries}
 
 
 if __name__ == "__main__":
