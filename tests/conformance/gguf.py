@@ -190,7 +190,7 @@ def _vocabularies(root: Path, folder: Path) -> dict[str, Any]:
 
 def _families(root: Path, folder: Path) -> dict[str, Any]:
     """The base in BF16 in full; Q8_0 and the merged model as fingerprints."""
-    from fixtures.models.families import FAMILIES, build_seeing
+    from fixtures.models.families import FAMILIES, build_vision
     from fixtures.models.families import build as build_family
 
     golden: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def _families(root: Path, folder: Path) -> dict[str, Any]:
         ):
             digests = convert_family(root, name, checkpoint, folder / f"{name}.{label}.gguf", ftype)
             golden[f"{name}-{label}"] = digests if label == "BF16" else fingerprint(digests)
-    seeing = build_seeing(folder / "seeing")
+    seeing = build_vision(folder / "seeing")
     golden["gemma3"] = fingerprint(convert_family(root, "gemma3", seeing, folder / "seeing.gguf", "BF16"))
     half = build_family("gemma", folder / "gemma-half", dtype="float16")
     golden["gemma-F16"] = fingerprint(convert_family(root, "gemma", half, folder / "gemma.F16.gguf", "F16"))

@@ -17,7 +17,7 @@ import torch
 from exporter.errors import BadInput, NotExpressible, TTExportError
 from fixtures.hostile import rawtensors
 from fixtures.models.tie_layouts import FAMILIES
-from fixtures.peft_adapters import KINDS
+from fixtures.peft_adapters import RECIPES
 from tests.merge.tuned import (
     LOGITS_MAX_ABS,
     Bench,
@@ -111,7 +111,7 @@ def cells() -> list[Cell]:
         (family, layout, kind)
         for family, facts in FAMILIES.items()
         for layout in facts.layouts
-        for kind in KINDS
+        for kind in RECIPES
         if not (kind in IN_FEW and layout not in ("tied", "nested"))
         and not (kind in NOT_FOR_UNTIED_T5 and (family, layout) == ("t5", "untied"))
     ]
@@ -129,7 +129,7 @@ def test_a_merged_checkpoint_computes_what_the_unmerged_model_computes(
         if not (untie := error[1] == "--untie"):
             return
     out = merge(base, [adapter], tmp_path / "merged", untie=untie)
-    got = logits(reloaded(out, family), grown=KINDS[kind].grows)
+    got = logits(reloaded(out, family), grown=RECIPES[kind].grows)
     assert difference(got, bench.unmerged(*cell)) <= LOGITS_MAX_ABS
     require_untouched(out, base, adapter)
     require_verified(out, base, [adapter], untie=untie)
@@ -153,7 +153,7 @@ def test_with_untie_the_head_gets_a_tensor_of_its_own_and_computes_the_same(
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     assert sum(name.endswith("lm_head.weight") for name in stored(out)) == 1
     model = reloaded(out, family)
-    assert difference(logits(model, grown=KINDS[kind].grows), bench.unmerged(family, layout, kind)) <= LOGITS_MAX_ABS
+    assert difference(logits(model, grown=RECIPES[kind].grows), bench.unmerged(family, layout, kind)) <= LOGITS_MAX_ABS
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight or family == "t5"
     require_verified(out, base, [adapter], untie=True)
 

@@ -21,7 +21,7 @@ from exporter.verify.runtimes.reference import attach
 from exporter.verify.tolerances import HF_MAX_ABS
 from fixtures.hostile import rawtensors
 from fixtures.models.tie_layouts import VOCAB, build
-from fixtures.peft_adapters import IDS, KINDS, NEW_IDS, OTHER_IDS, build_adapter
+from fixtures.peft_adapters import IDS, NEW_IDS, OTHER_IDS, RECIPES, build_adapter
 
 #: The same kernels in fp32 on both sides: what is left is the order of additions, up to 4e-6 on logits of up to 10.
 LOGITS_MAX_ABS: Final = HF_MAX_ABS
@@ -60,14 +60,14 @@ class Bench:
         """The adapter, made on the base in memory."""
         layout = "tied" if layout in ("duplicate", "copies") else layout
         path = self._folder / f"{family}-{layout}-{kind}".replace(" ", "_")
-        return path if path.exists() else build_adapter(self.model(family, layout), path, family, KINDS[kind])
+        return path if path.exists() else build_adapter(self.model(family, layout), path, family, RECIPES[kind])
 
     def unmerged(self, family: str, layout: str, kind: str) -> torch.Tensor:
         """Logits of the model with the adapter on it."""
         key = (family, "tied" if layout in ("duplicate", "copies") else layout, kind)
         if key not in self._logits:
-            tuned = self.tuned(family, layout, [self.adapter(*key)], grown=KINDS[kind].grows)
-            self._logits[key] = logits(tuned, grown=KINDS[kind].grows)
+            tuned = self.tuned(family, layout, [self.adapter(*key)], grown=RECIPES[kind].grows)
+            self._logits[key] = logits(tuned, grown=RECIPES[kind].grows)
         return self._logits[key]
 
     def tuned(self, family: str, layout: str, adapters: Sequence[Path], *, grown: bool = False) -> Any:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.errors import TensorMismatch
 from exporter.formats.gguf import plan_gguf
-from fixtures.models.families import FAMILIES, build, build_seeing
+from fixtures.models.families import FAMILIES, build, build_vision
 from fixtures.tiny import PROMPTS
 from tests.conformance.gguf import (
     CHANGES,
@@ -174,7 +174,7 @@ def test_a_float16_gemma_equals_the_converters(write: Write, tmp_path: Path, gol
 def test_a_multimodal_gemma_gives_the_file_of_its_text_model(
     write: Write, tmp_path: Path, golden: dict[str, Any]
 ) -> None:
-    base = build_seeing(tmp_path / "seeing")
+    base = build_vision(tmp_path / "seeing")
     layout = plan_gguf(merged(base))
     assert {rule for name, rule in layout.dropped.items() if "vision" in name} == {"no part of the text decoder"}
     assert "mmproj" in layout.notes[0]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from exporter.cli.main import run
 from exporter.merge.passes import ReplaceRows
 from exporter.release import find_job, plan_release, read_spec, run_release
-from fixtures.peft_adapters import KINDS, build_adapter
+from fixtures.peft_adapters import RECIPES, build_adapter
 from tests.documents import read_report
 from tests.release.projects import RUN, Project, contents, jobs_of, ways
 
@@ -96,7 +96,7 @@ def test_released_files_are_those_of_a_merge(project: Project, tmp_path: Path) -
 
 def test_an_adapter_with_more_than_rows_is_merged(project: Project, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(project.folder / "base")
-    build_adapter(model, project.folder / "lora", "llama", KINDS["lora and rows"])
+    build_adapter(model, project.folder / "lora", "llama", RECIPES["lora and rows"])
     out, cache = tmp_path / "out", tmp_path / "cache"
     assert project.write("lora", formats=GGUF_ALL).release(out, cache=cache) == 0
     assert set(ways(out).values()) == {"merged"}
