@@ -128,7 +128,8 @@ CLOSED = {
         for row in LAYERS
         if row.startswith("exporter.")
         and row.split(".")[1] not in ("version", "lazy", "errors", "packages", "progress", "io")
-        and row not in ("exporter.sources.hf", "exporter.sources.hub")
+        # Not "exporter.sources" either: closing it would close its subfolders, too.
+        and row not in ("exporter.sources", "exporter.sources.hf", "exporter.sources.hub")
     },
 }
 # The one string that names the tuner, so that `ttexport tune` finds it.

@@ -1,4 +1,4 @@
-"""Training of single token rows of a language model, at the cost of those rows.
+"""Training of single token rows of a language model, at a cost in proportion to these rows.
 
 The names below are loaded on first use: importing this package, or its command line, does not import torch.
 """

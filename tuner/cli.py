@@ -1,4 +1,4 @@
-"""The command ``tune``: parse, build a specification, call. Importing this module does not import torch."""
+"""The command ``tune``: parse, build a TuneSpec, run it. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from exporter.errors import TTExportError, UsageError
 from tuner.extra import require_extra
 from tuner.inputs.data import read_examples
-from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, SCHEDULES, TuneSpec
+from tuner.spec import DEFAULT_EPOCHS, DEFAULTS, DTYPES, INITS, SCHEDULES, TuneSpec
 from tuner.training.work import is_first_process
 
 __all__ = ["main", "tune"]
@@ -27,70 +27,70 @@ _FILE = click.Path(path_type=Path)
 @click.argument("base")
 @click.option("--data", required=True, type=_FILE, help="JSON Lines of texts, prompts with completions, or chats.")
 @click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="A token to add. Repeatable.")
-@click.option("--token", "tokens", multiple=True, metavar="T", help="A known token to train again. Repeatable.")
+@click.option("--token", "tokens", multiple=True, metavar="T", help="An existing token to train again. Repeatable.")
 @click.option("-o", "--out", required=True, type=_FILE, help="Adapter folder to write.")
-@click.option("--special/--no-special", default=False, help="New tokens are special tokens (skipped in clean text).")
+@click.option("--special/--no-special", default=False, help="New tokens are special (skip_special_tokens hides them).")
 @click.option(
     "--init",
-    type=click.Choice(["subtokens", "mean", "zeros", "sample"]),
-    default="subtokens",
+    type=click.Choice(INITS),
+    default=DEFAULTS["init"],
     show_default=True,
-    help="Start of new rows: mean of the token's pieces, mean of all rows, zeros, or drawn like the other rows.",
+    help="Start of new rows: mean of the token's sub-tokens, mean of all rows, zeros, or drawn like the other rows.",
 )
 @click.option("--describe", multiple=True, metavar="T=TEXT", help="Start new token T from the mean of TEXT's tokens.")
-@click.option("--lr", type=float, default=DEFAULTS["lr"], show_default=True, help="Highest learning rate of AdamW.")
+@click.option("--lr", type=float, default=DEFAULTS["lr"], show_default=True, help="Peak learning rate of AdamW.")
 @click.option(
     "--schedule",
     type=click.Choice(list(SCHEDULES)),
     default=DEFAULTS["schedule"],
     show_default=True,
-    help="How the learning rate falls after the warm-up.",
+    help="Course of the learning rate after the warm-up.",
 )
-@click.option("--warmup", type=float, default=DEFAULTS["warmup"], show_default=True, help="Share of steps it rises in.")
+@click.option("--warmup", type=float, default=DEFAULTS["warmup"], show_default=True, help="Share of warm-up steps.")
 @click.option("--steps", type=int, help="Length of the run in steps.")
 @click.option("--epochs", type=float, help=f"Length of the run in passes over the data; {DEFAULT_EPOCHS:g} by default.")
-@click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples at once.")
-@click.option("--accumulate", type=int, default=DEFAULTS["accumulate"], show_default=True, help="Batches in a step.")
+@click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples per batch.")
+@click.option("--accumulate", type=int, default=DEFAULTS["accumulate"], show_default=True, help="Batches per step.")
 @click.option(
     "--max-length",
     type=int,
     default=DEFAULTS["max_length"],
     show_default=True,
-    help="In tokens; the rest is cut.",
+    help="Tokens per example; longer examples are truncated.",
 )
 @click.option("--seed", type=int, default=DEFAULTS["seed"], show_default=True, help="Same seed, same rows.")
 @click.option(
     "--dtype",
-    type=click.Choice(["f32", "f16", "bf16", "auto"]),
+    type=click.Choice(DTYPES),
     default=DEFAULTS["dtype"],
     show_default=True,
-    help="Type of the frozen base in memory; auto keeps what is stored. Rows are float32.",
+    help="Dtype of the frozen base in memory; auto keeps the stored one. Rows are float32.",
 )
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 (autocast).")
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory: compute activations twice.")
-@click.option("--train-head/--no-train-head", default=None, help="Rows in an untied head too; on by default.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Save memory: compute activations twice.")
+@click.option("--train-head/--no-train-head", default=None, help="Train rows of an untied head too; on by default.")
 @click.option("--lora-rank", type=int, help="Train a LoRA adapter of this rank beside the rows.")
-@click.option("--lora-targets", metavar="NAMES", help="Modules it changes, with commas, or all-linear; else PEFT's.")
-@click.option("--eval-data", type=_FILE, help="Examples to evaluate on, before, during and after.")
-@click.option("--eval-share", type=float, help="Evaluate on this share of the data, and do not train on it.")
-@click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps; once an epoch by default.")
+@click.option("--lora-targets", metavar="NAMES", help="LoRA modules, comma-separated, or all-linear; else PEFT's.")
+@click.option("--eval-data", type=_FILE, help="Examples to evaluate on before, during and after training.")
+@click.option("--eval-share", type=float, help="Hold out this share of the data and evaluate on it.")
+@click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps; once per epoch by default.")
 @click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without progress; keep the best.")
 @click.option("--save-every", type=int, metavar="N", help="Write a checkpoint every N steps.")
-@click.option("--resume", is_flag=True, help="Continue from the last checkpoint; ends in the same rows.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint, to the same rows.")
 @click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard.")
 @click.option("--force", is_flag=True, help="Replace an existing adapter folder, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
-@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show where an unexpected error arose.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars, no notes.")
+@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an unexpected error.")
 def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Teach the model BASE (a checkpoint folder or hub id) a few tokens.
+    """Teach the model BASE (a checkpoint folder, or a hub id: org/name or org/name@revision) a few tokens.
 
     Only the rows of these tokens are trained; a weight-tied output head follows them. The result is an adapter folder
     that stock PEFT loads and `ttexport merge` turns into artifacts.
 
     A line of the data is {"text": …}, or {"prompt": …, "completion": …} to learn the completion, or {"messages": […]}
-    to learn what the assistant says. Several processes: `torchrun -m tuner …` or `accelerate launch -m tuner …`, with
-    the same arguments.
+    to learn the assistant's turns. For several processes, run `torchrun -m tuner …` or `accelerate launch -m tuner …`
+    with the same arguments.
     """
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
@@ -110,10 +110,10 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
 
 
 def _leave_group() -> None:
-    """End the process group of the run, if there was one.
+    """End the run's process group, if it has one.
 
-    gloo's threads may still hold the last tensors when their collective is done. A process that ends then is aborted
-    now and again, as a thread cannot take the interpreter's lock any more.
+    gloo's threads may hold the last tensors after their collective is done. A process that exits then sometimes aborts,
+    because a thread can no longer take the interpreter's lock.
     """
     from accelerate import PartialState
 
@@ -145,7 +145,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
     task = progress.add_task("training", total=None, loss="-")
 
     def on_step(step: int, steps: int, loss: float) -> None:
-        progress.start()  # only now, so that bad input is answered by its one line alone
+        progress.start()  # only now: bad input prints its one line and no bar
         progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
 
     def on_note(note: str) -> None:

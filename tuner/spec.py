@@ -1,19 +1,25 @@
-"""What a training run is told, checked as far as it can be without loading anything; needs no torch."""
+"""The options of a training run, checked as far as possible without loading anything; needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import BadInput, UsageError
 
-__all__ = ["DEFAULTS", "DEFAULT_EPOCHS", "SCHEDULES", "TuneSpec"]
+__all__ = ["DEFAULTS", "DEFAULT_EPOCHS", "DTYPES", "INITS", "SCHEDULES", "TuneSpec"]
 
 DEFAULT_EPOCHS: Final = 3.0
 
-# Name here → name in transformers. All of them start with the warm-up.
+# How the row of a new token starts; a description, where given, replaces the token's own sub-tokens.
+INITS: Final = ("subtokens", "mean", "zeros", "sample")
+
+# Dtypes of the frozen base in memory; auto keeps what the checkpoint stores.
+DTYPES: Final = ("f32", "f16", "bf16", "auto")
+
+# Name here → name in transformers. Every schedule starts with the warm-up.
 SCHEDULES: Final[Mapping[str, str]] = {
     "cosine": "cosine",
     "linear": "linear",
@@ -25,25 +31,27 @@ _POSITIVE: Final = (
     "lora_rank",
 )  # fmt: skip
 
-# Fields that say where things are or how to talk, and so do not change the rows that come out. The contents of the
-# files are compared by digest.
-_PLACES: Final = ("base", "data", "out", "eval_data", "tensorboard", "force", "resume", "save_every")
+_CHOICES: Final[Mapping[str, Collection[str]]] = {"init": INITS, "schedule": SCHEDULES, "dtype": DTYPES}
+
+# Paths and flags that do not change the resulting rows. The contents of the files are compared by digest.
+_NOT_IN_SETTINGS: Final = ("base", "data", "out", "eval_data", "tensorboard", "force", "resume", "save_every")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSpec:
     """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``, into folder ``out``.
 
-    base: checkpoint folder or hub id.  new_tokens: to be added.  tokens: known ones to be trained again.  special: new
-    tokens are special tokens.  init: start of new rows (``tuner.inputs.vocab.INITS``).  descriptions: new token → text
-    to start from instead.  steps, epochs: length of the run, at most one of them.  batch_size: examples a process takes
-    at once.  accumulate: batches a step adds up.  max_length: in tokens.  warmup: share of the steps, in [0, 1).
-    dtype: of the frozen base (f32, f16, bf16, auto); rows are float32 always.  bf16: compute in bfloat16 (autocast).
-    gradient_checkpointing: compute activations twice instead of keeping them.  train_head: None trains an untied
-    head's rows too.  lora_rank, lora_targets: a LoRA adapter beside the rows; no targets: PEFT's for the architecture.
-    eval_data, eval_share: examples to evaluate on, a file or a share of ``data``.  eval_every: in steps, None once an
-    epoch.  patience: stop after so many evaluations without progress, and keep the best rows.  save_every: steps
-    between checkpoints.  resume: continue from the last one.  tensorboard: folder for its event files.
+    base: checkpoint folder or hub id.  new_tokens: tokens to add.  tokens: existing tokens to train again.  special:
+    new tokens are special tokens.  init: start of new rows, one of ``INITS``.  descriptions: new token → text whose
+    tokens' mean is its start instead.  steps, epochs: length of the run, at most one of the two.  batch_size: examples
+    per process and batch.  accumulate: batches per step.  max_length: in tokens.  warmup: share of the steps, in
+    [0, 1).  dtype: of the frozen base, one of ``DTYPES``; rows are always float32.  bf16: compute in bfloat16
+    (autocast).  gradient_checkpointing: compute activations twice instead of keeping them.  train_head: None trains an
+    untied head's rows too.  lora_rank, lora_targets: a LoRA adapter beside the rows; no targets: PEFT's default for the
+    architecture.  eval_data, eval_share: examples to evaluate on, a file or a share of ``data``.  eval_every: in steps;
+    None: once per epoch.  patience: stop after this many evaluations without progress, and keep the best rows.
+    save_every: steps between checkpoints.  resume: continue from the last checkpoint.  tensorboard: folder for its
+    event files.
     """
 
     base: str
@@ -79,9 +87,9 @@ class TuneSpec:
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UsageError or BadInput for a run that cannot be meant."""
+        """Raise UsageError for options that contradict each other or are out of range, BadInput without a token."""
         if not self.new_tokens and not self.tokens:
-            raise BadInput("no token to train: expected --new-token or --token at least once, found none")
+            raise BadInput("no token to train: expected --new-token or --token at least once, found neither")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -90,47 +98,50 @@ class TuneSpec:
             raise UsageError(f"--warmup: expected a share in [0, 1), found {self.warmup}")
         if self.eval_share is not None and not 0 < self.eval_share < 1:
             raise UsageError(f"--eval-share: expected a share in (0, 1), found {self.eval_share}")
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"--schedule: expected one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(f"{_option(name)}: expected {' or '.join(choices)}, found {value!r}")
         self._check_pairs()
 
     def _check_pairs(self) -> None:
         if self.steps is not None and self.epochs is not None:
-            raise UsageError("--steps and --epochs contradict each other: give one of them")
+            raise UsageError("--steps and --epochs are mutually exclusive")
         if self.eval_data is not None and self.eval_share is not None:
-            raise UsageError("--eval-data and --eval-share contradict each other: give one of them")
+            raise UsageError("--eval-data and --eval-share are mutually exclusive")
         for name in ("eval_every", "patience"):
             if getattr(self, name) is not None and not self.evaluates:
-                raise UsageError(f"{_option(name)}: nothing to evaluate on; give --eval-data or --eval-share")
+                raise UsageError(f"{_option(name)}: expected --eval-data or --eval-share with it, found neither")
         if self.lora_targets and self.lora_rank is None:
-            raise UsageError("--lora-targets: needs --lora-rank")
-        # The best rows are those of a checkpoint, so with patience every checkpoint must have been evaluated.
+            raise UsageError("--lora-targets: expected --lora-rank with it, found none")
+        # The best rows come from a checkpoint, so with patience every checkpoint must have been evaluated.
         evaluated = (
             self.eval_every is not None and self.save_every is not None and not self.save_every % self.eval_every
         )
         if self.patience is not None and self.save_every is not None and not evaluated:
-            raise UsageError("--save-every: with --patience, expected a multiple of --eval-every")
+            raise UsageError(
+                f"--save-every: with --patience, expected a multiple of --eval-every, found {self.save_every}"
+            )
 
     @property
     def evaluates(self) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Whether the run has examples to evaluate on."""
         return self.eval_data is not None or self.eval_share is not None
 
     @property
     def saves(self) -> bool:
-        """Whether the run writes checkpoints; the best rows are kept in one."""
+        """Whether the run writes checkpoints; --patience keeps the best rows in one."""
         return self.save_every is not None or self.patience is not None
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the outcome, as JSON values; two runs with the same settings and files are the same."""
-        found = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _PLACES}
+        """Return the options that decide the outcome, as JSON values: the same settings and files, the same rows."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_IN_SETTINGS}
         return {
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            for name, value in found.items()
+            for name, value in values.items()
         }
 
 
-# What a field is when nobody says anything; the fields that have no such value are not in it.
+# Field → default, for the fields that have one.
 DEFAULTS: Final[Mapping[str, Any]] = {
     entry.name: entry.default for entry in fields(TuneSpec) if entry.default is not MISSING
 }

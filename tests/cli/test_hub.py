@@ -1,7 +1,4 @@
-"""Models and adapters from the hub, as users call the commands: over HTTP, then from the cache alone.
-
-Every command runs in a fresh process, for huggingface_hub reads its endpoint and its cache's place when imported.
-"""
+"""Models and adapters from the hub, as users call the commands: over HTTP, then from the cache alone."""
 
 from __future__ import annotations
 
@@ -11,47 +8,17 @@ import json
 import os
 import pty
 import shutil
-import subprocess
-import sys
 import termios
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from exporter.sources.gguf.file import GgufFile
-from fixtures.hub.server import Hub, serving
+from fixtures.hub.server import serving
+from tests.hub import Site
 
-ROOT = Path(__file__).parents[2]
-CODE = "import sys; from exporter.cli.main import run; sys.exit(run(sys.argv[1:]))"
 BASE_API = "/api/models/org/base"
-#: Ends of the names of variables that would lead past the stand-in, or hide bars that a user sees.
-UNWANTED = ("_proxy", "hf_hub_disable_progress_bars")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A hub, and a user whose cache and folder are below ``home``."""
-
-    hub: Hub
-    home: Path
-
-    def run(
-        self, *words: object, offline: bool = False, stderr: int = subprocess.PIPE
-    ) -> subprocess.CompletedProcess[str]:
-        names = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": str(int(offline))}
-        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith(UNWANTED)}
-        command = [sys.executable, "-c", CODE, *map(str, words)]
-        place = {"PYTHONPATH": str(ROOT), "HF_TOKEN": ""}
-        (self.home / "work").mkdir(exist_ok=True)
-        environment = {**kept, **names, **place}
-        return subprocess.run(
-            command, cwd=self.home / "work", env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
-
-    def left(self) -> list[str]:
-        return sorted(path.name for path in (self.home / "work").iterdir())
 
 
 def digest(path: Path) -> str:

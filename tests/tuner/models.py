@@ -26,7 +26,7 @@ HIDDEN = 16
 IDS = [3, 60, 5, 17]  # deliberately not sorted
 
 
-def build(kind: str, *, tied: bool = True, seed: int = 0) -> Any:
+def build(architecture: str, *, tied: bool = True, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB,
@@ -35,10 +35,10 @@ def build(kind: str, *, tied: bool = True, seed: int = 0) -> Any:
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    if kind == "gpt2":
+    if architecture == "gpt2":
         off: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2LMHeadModel(GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=2, n_positions=64, **off, **sizes))
-    if kind == "t5":
+    if architecture == "t5":
         small: dict[str, Any] = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
         config = T5Config(dropout_rate=0.0, initializer_factor=0.3, **small, **sizes)
         config.decoder_start_token_id = 2
@@ -50,7 +50,7 @@ def build(kind: str, *, tied: bool = True, seed: int = 0) -> Any:
         "num_attention_heads": 2,
         **sizes,
     }
-    if kind == "gemma3":
+    if architecture == "gemma3":
         return Gemma3ForCausalLM(Gemma3TextConfig(num_key_value_heads=1, head_dim=8, **common))
     return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, max_position_embeddings=64, **common))
 
@@ -83,14 +83,14 @@ def logits_of(model: Any, x: Tensor | None = None) -> Tensor:
         return logits
 
 
-def ours(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+def ours(architecture: str = "llama", *, tied: bool = True, **options: Any) -> Any:
     config = tuner.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
-    return tuner.get_peft_model(build(kind, tied=tied), config)
+    return tuner.get_peft_model(build(architecture, tied=tied), config)
 
 
-def theirs(kind: str = "llama", *, tied: bool = True, **options: Any) -> Any:
+def theirs(architecture: str = "llama", *, tied: bool = True, **options: Any) -> Any:
     config = peft.TrainableTokensConfig(**{"token_indices": IDS, "task_type": "CAUSAL_LM", **options})
-    return peft.get_peft_model(build(kind, tied=tied), config)
+    return peft.get_peft_model(build(architecture, tied=tied), config)
 
 
 def saved(model: Any, path: Path) -> Path:

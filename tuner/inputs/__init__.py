@@ -1,1 +1,1 @@
-"""What a training run reads: base, data, vocabulary."""
+"""Inputs of a training run: base, data, vocabulary."""

@@ -1,40 +1,51 @@
-"""The base model of a training run: checked before it is loaded, loaded without surprises, known by a digest."""
+"""The base model of a training run: found and checked before it is loaded, and identified by a digest."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hub.locate import locate
 from tuner.layers.tying import input_embedding, output_embedding
 
 __all__ = ["Base", "StoredTensor", "load_base", "open_base", "quiet", "stored_embedding"]
 
-DTYPES: Final = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-_INDEX: Final = "model.safetensors.index.json"
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth")
-_HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+# Spelling of --dtype → torch dtype; "auto" keeps what the checkpoint stores.
+_TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "auto": "auto",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint folder. ``given`` is what adapters record: an absolute path, or the hub id as the user wrote it."""
+    """A checkpoint, and how adapters record it.
 
-    given: str
-    folder: Path
+    name: an absolute path, or a hub id without revision.  revision: the branch, tag or commit that the user asked for,
+    None for a folder or the default branch.
+    """
+
+    name: str
+    revision: str | None
+    checkpoint: Checkpoint
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder; for a hub id, the snapshot in huggingface_hub's cache."""
+        return self.checkpoint.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,53 +58,31 @@ class StoredTensor:
     digest: str
 
 
-def open_base(given: str) -> Base:
-    """Find the checkpoint and check that it has a config and safetensors weights; nothing is loaded.
+def open_base(base: str, *, quiet: bool = True) -> Base:
+    """Find the checkpoint ``base`` and check its config and the headers of its safetensors files; loads no tensor.
 
-    ``given`` is a folder, or a hub id found in the local cache or downloaded. Raises: UnreadableFile, BadInput.
+    base: a folder, else ``org/name`` or ``org/name@revision``, from huggingface_hub's cache or downloaded.  quiet: no
+    line and no bar for a download.  Raises: UnreadableFile, BadInput, OutputError (the cache cannot be written).
     """
-    path = Path(given).expanduser()
-    base = Base(str(path.resolve()), path.resolve()) if path.exists() else Base(given, _from_hub(given))
-    _read_json(base.folder / "config.json")
-    if not any(base.folder.glob("*.safetensors")):
-        pickles = sorted(found.name for pattern in _PICKLES for found in base.folder.glob(pattern))
-        if pickles:
-            raise BadInput(
-                f"{base.folder / pickles[0]}: expected safetensors weights, found pickle, which is never read; convert "
-                "it in a place you trust: AutoModelForCausalLM.from_pretrained(A).save_pretrained(B)"
-            )
-        raise BadInput(f"{base.folder}: expected *.safetensors weights, found none")
-    return base
-
-
-def _from_hub(given: str) -> Path:
-    try:
-        return Path(snapshot_download(given, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError, HFValidationError) as exc:
-        raise UnreadableFile(given, "no such folder, and no such model in the local hub cache or online") from exc
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as exc:
-        raise UnreadableFile(path, "no such file; expected a Hugging Face checkpoint folder") from exc
-    except (OSError, ValueError) as exc:
-        raise UnreadableFile(path, f"not readable as JSON: {exc}") from exc
+    located = locate(os.path.expanduser(base), asked_by="BASE", content="checkpoint", quiet=quiet)
+    if located.repo is None:
+        folder = located.path.resolve()
+        return Base(str(folder), None, Checkpoint.open(folder))
+    return Base(located.repo, base.partition("@")[2] or None, Checkpoint.open(located.path))
 
 
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer; remote code is never run. dtype: ``auto`` (as stored) or a key of ``DTYPES``.
+    """Load model and tokenizer; never runs remote code. dtype: one of ``tuner.spec.DTYPES``.
 
-    Raises: UnreadableFile when transformers cannot load it, BadInput when weights are missing in the checkpoint (they
-    would be random), NotExpressible for encoder-decoder models.
+    Raises: UnreadableFile when transformers cannot load it, BadInput when the checkpoint lacks weights (they would be
+    random), NotExpressible for encoder-decoder models.
     """
     with _translated(base.folder), quiet():
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise NotExpressible(
             "tune",
-            f"{config.model_type} is an encoder-decoder model, and texts do not say what is input and what is output",
+            f"{config.model_type} is an encoder-decoder model, and the data does not separate input from output",
             instead="tuner.get_peft_model works in a training loop of your own",
         )
     with _translated(base.folder), quiet():
@@ -101,14 +90,14 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.folder,
             config=config,
-            dtype=DTYPES.get(dtype, "auto"),
+            dtype=_TORCH_DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        raise BadInput(f"{base.folder}: expected the tensor {missing[0]}, found none of that name")
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise BadInput(f"{base.folder}: {missing[0]}: expected a tensor of that name, found none")
     return model, tokenizer
 
 
@@ -123,7 +112,7 @@ def _translated(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings for the block; what matters to a user, we say."""
+    """Silence transformers' progress bars and warnings inside the block; tune reports what matters to the user."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -136,36 +125,16 @@ def quiet() -> Iterator[None]:
 
 
 def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
-    """Return the input embedding as the checkpoint stores it. Memory: that one tensor, mapped.
+    """Return the input embedding as the checkpoint stores it. Memory: one block of its rows.
 
     The stored name may lack the model's prefix, or be the tied head's. Raises: BadInput when no tensor matches.
     """
-    files = _tensor_files(base.folder)
+    tensors = base.checkpoint.tensors
     modules = [module for module in (input_embedding(model), output_embedding(model)) if module is not None]
-    wanted = [f"{name}.weight" for module in modules for name, other in model.named_modules() if other is module]
-    for name in wanted:
+    names = [f"{name}.weight" for module in modules for name, other in model.named_modules() if other is module]
+    for name in names:
         for stored in (name, name.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{name}"):
-            if stored in files:
-                return _digest(files[stored], stored)
-    raise BadInput(f"{base.folder}: expected a tensor named {' or '.join(wanted)}, found none")
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Map tensor names to the files that hold them."""
-    index = folder / _INDEX
-    if index.exists():
-        return {name: folder / file for name, file in _read_json(index)["weight_map"].items()}
-    single = folder / "model.safetensors"
-    names: dict[str, Path] = {}
-    for path in [single] if single.exists() else sorted(folder.glob("*.safetensors")):
-        with _translated(path), safe_open(path, framework="pt") as file:
-            names.update(dict.fromkeys(file.keys(), path))
-    return names
-
-
-def _digest(path: Path, name: str) -> StoredTensor:
-    with _translated(path), safe_open(path, framework="pt") as file:
-        dtype = file.get_slice(name).get_dtype()
-        tensor = file.get_tensor(name)
-        raw = tensor.contiguous().view(torch.uint8).numpy()
-        return StoredTensor(name, dtype, tuple(tensor.shape), hashlib.sha256(raw).hexdigest())
+            if stored in tensors:
+                spec = tensors[stored].spec
+                return StoredTensor(stored, spec.dtype, spec.shape, base.checkpoint.digest(stored))
+    raise BadInput(f"{base.folder}: expected a tensor named {' or '.join(names)}, found none")

@@ -1,6 +1,6 @@
-"""Training examples: JSON Lines of one kind, read with line numbers in every complaint; needs no torch.
+"""Training examples: JSON Lines of one type, with line numbers in every error; needs no torch.
 
-The kinds of a line: ``{"text": …}``; ``{"prompt": …, "completion": …}``; ``{"messages": [{"role": …, "content": …}]}``.
+The types of a line: ``{"text": …}``; ``{"prompt": …, "completion": …}``; ``{"messages": [{"role": …, "content": …}]}``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from exporter.errors import BadInput, UnreadableFile, reading
 
 __all__ = ["Example", "Examples", "read_examples", "split_examples"]
 
-# Kind → the fields of its lines. Other fields are ignored.
-_KINDS: Final = {"text": ("text",), "prompt": ("prompt", "completion"), "messages": ("messages",)}
-_WANTED: Final = '"text", "prompt" and "completion", or "messages"'
+# Example type → fields of its lines. Other fields are ignored.
+_FIELDS: Final = {"text": ("text",), "prompt": ("prompt", "completion"), "messages": ("messages",)}
+_EXPECTED: Final = '"text", "prompt" and "completion", or "messages"'
+# A text of millions of tokens. Parsing may take forty times the bytes: 640 MB, less than training on such a line.
+_MAX_LINE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line: its number, counted from 1, and the values of its kind's fields."""
+    """One line: its number, counted from 1, and the values of the fields of its type."""
 
     line: int
     values: tuple[Any, ...]
@@ -32,10 +34,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The examples of a file in order; kind is ``text``, ``prompt`` or ``messages``, digest SHA-256 of its bytes."""
+    """The examples of a file in order.
+
+    example_type: ``text``, ``prompt`` or ``messages``.  digest: SHA-256 of the file's bytes, in hex.
+    """
 
     path: Path
-    kind: str
+    example_type: str
     examples: tuple[Example, ...]
     digest: str
 
@@ -43,31 +48,33 @@ class Examples:
 def read_examples(path: Path) -> Examples:
     """Read a JSONL file; blank lines are skipped.
 
-    Raises: UnreadableFile naming the line (not UTF-8, not JSON), BadInput naming the line (fields missing or of the
-    wrong type, another kind than the lines before) or the file (no line in it).
+    Memory: the file's bytes and its strings. Raises: UnreadableFile naming the line (not UTF-8, not JSON, longer than
+    16 MiB), BadInput naming the line (fields missing or of the wrong type, another example type than the lines before)
+    or the file (no example in it).
     """
     with reading(path):
         raw = path.read_bytes()
-    kind = ""
+    example_type = ""
     examples: list[Example] = []
     for number, line in _lines(raw):
         where = f"{path}:{number}"
         entry = _parse(where, line)
-        found = _kind(where, entry)
-        if kind and found != kind:
-            raise BadInput(f'{where}: expected "{kind}" as in line {examples[0].line}, found "{found}"')
-        kind = found
-        check = _message_list if kind == "messages" else _string
-        examples.append(Example(number, tuple(check(where, name, entry[name]) for name in _KINDS[kind])))
+        line_type = _type_of(where, entry)
+        if example_type and line_type != example_type:
+            first = examples[0].line
+            raise BadInput(f'{where}: expected "{example_type}" as in line {first}, found "{line_type}"')
+        example_type = line_type
+        check = _message_list if example_type == "messages" else _string
+        examples.append(Example(number, tuple(check(where, name, entry[name]) for name in _FIELDS[example_type])))
     if not examples:
-        raise BadInput(f"{path}: expected lines with {_WANTED}, found none")
-    return Examples(path, kind, tuple(examples), hashlib.sha256(raw).hexdigest())
+        raise BadInput(f"{path}: expected lines with {_EXPECTED}, found none")
+    return Examples(path, example_type, tuple(examples), hashlib.sha256(raw).hexdigest())
 
 
 def split_examples(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Return the examples to train on and those to evaluate on, drawn by ``seed``; both keep the file's order.
+    """Return the examples to train on and those to evaluate on, drawn with ``seed``; both keep the file's order.
 
-    share: of the latter, at least one example. Raises: BadInput when none would be left to train on.
+    share: to evaluate on, at least one example. Raises: BadInput when none would be left to train on.
     """
     count = len(examples.examples)
     held_out = max(1, round(count * share))
@@ -75,64 +82,71 @@ def split_examples(examples: Examples, share: float, seed: int) -> tuple[Example
         raise BadInput(f"{examples.path}: expected more than {held_out} examples to hold out {share:g}, found {count}")
     chosen = set(random.Random(seed).sample(range(count), held_out))
     parts: tuple[list[Example], list[Example]] = ([], [])
-    for place, example in enumerate(examples.examples):
-        parts[place in chosen].append(example)
+    for index, example in enumerate(examples.examples):
+        parts[index in chosen].append(example)
     train, evaluate = (replace(examples, examples=tuple(part)) for part in parts)
     return train, evaluate
 
 
 def _lines(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    # Split on newlines only: other separators that str.splitlines knows may stand inside a JSON string.
+    # Split on newlines only: other separators of str.splitlines may occur inside a JSON string.
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:
+    if len(line) > _MAX_LINE_BYTES:
+        raise UnreadableFile(where, f"expected at most {_MAX_LINE_BYTES} bytes, found {len(line)}")
     try:
         entry = json.loads(line.decode("utf-8"))
+        if b"\\u" in line:
+            json.dumps(entry, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair: no tokenizer takes it
+    except UnicodeEncodeError as exc:
+        raise UnreadableFile(where, "expected whole characters, found half of a surrogate pair") from exc
     except UnicodeDecodeError as exc:
         raise UnreadableFile(where, f"not UTF-8 at byte {exc.start + 1} of the line") from exc
-    except (json.JSONDecodeError, RecursionError) as exc:
-        reason = f"{exc.msg} at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else "nested too deeply"
-        raise UnreadableFile(where, f"not JSON: {reason}") from exc
+    except json.JSONDecodeError as exc:
+        raise UnreadableFile(where, f"not JSON: {exc.msg} at column {exc.colno}") from exc
+    except (ValueError, RecursionError) as exc:  # a number of more than 4300 digits, or many levels of nesting
+        raise UnreadableFile(where, f"not JSON: {exc}") from exc
     if not isinstance(entry, dict):
-        raise BadInput(f"{where}: expected an object with {_WANTED}, found {_describe(entry)}")
+        raise BadInput(f"{where}: expected an object with {_EXPECTED}, found {_describe(entry)}")
     return entry
 
 
-def _kind(where: str, entry: dict[str, Any]) -> str:
-    kinds = [kind for kind, names in _KINDS.items() if any(name in entry for name in names)]
-    if not kinds:
-        found = ", ".join(map(repr, entry)) or "no field"
-        raise BadInput(f"{where}: expected the field {_WANTED}, found {found}")
-    if len(kinds) > 1:
-        raise BadInput(f'{where}: expected one kind of example, found "{kinds[0]}" and "{kinds[1]}"')
-    for name in _KINDS[kinds[0]]:
-        if name not in entry:
-            raise BadInput(f'{where}: expected the field "{name}" too, found {", ".join(map(repr, entry))}')
-    return kinds[0]
+def _type_of(where: str, entry: dict[str, Any]) -> str:
+    types = [name for name, keys in _FIELDS.items() if any(key in entry for key in keys)]
+    if not types:
+        present = ", ".join(map(repr, entry)) or "no field"
+        raise BadInput(f"{where}: expected the field {_EXPECTED}, found {present}")
+    if len(types) > 1:
+        raise BadInput(f'{where}: expected one type of example, found "{types[0]}" and "{types[1]}"')
+    for key in _FIELDS[types[0]]:
+        if key not in entry:
+            raise BadInput(f'{where}: expected the field "{key}" too, found {", ".join(map(repr, entry))}')
+    return types[0]
 
 
 def _string(where: str, name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise BadInput(f'{where}: expected "{name}" to be a non-empty string, found {_describe(value)}')
+        raise BadInput(f'{where}: "{name}": expected a non-empty string, found {_describe(value)}')
     return value
 
 
 def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
-    """Return the chat if it has a turn to learn: one of the assistant, with something before it."""
+    """Return the chat if it has a turn to learn, which is one of the assistant."""
     if not isinstance(value, list) or not value:
-        raise BadInput(f'{where}: expected "{name}" to be a list of messages, found {_describe(value)}')
-    for place, message in enumerate(value, start=1):
+        raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
+    for number, message in enumerate(value, start=1):
         if not isinstance(message, dict):
-            raise BadInput(f"{where}: message {place}: expected an object, found {_describe(message)}")
+            raise BadInput(f"{where}: message {number}: expected an object, found {_describe(message)}")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                found = _describe(message[key]) if key in message else "no such field"
-                raise BadInput(f'{where}: message {place}: expected "{key}" to be a string, found {found}')
+                value_type = _describe(message[key]) if key in message else "no such field"
+                raise BadInput(f'{where}: message {number}: "{key}": expected a string, found {value_type}')
     if all(message["role"] != "assistant" for message in value):
-        raise BadInput(f'{where}: expected a message with role "assistant" to learn from, found none')
+        raise BadInput(f'{where}: "{name}": expected a message with role "assistant" to learn from, found none')
     return value
 
 
@@ -141,5 +155,5 @@ def _describe(value: object) -> str:
         return "a string" if value else "an empty string"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
-    names: dict[type, str] = {dict: "an object", bool: "a truth value", type(None): "null"}
+    names: dict[type, str] = {dict: "an object", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,7 +1,7 @@
-"""From examples to token ids and labels: which tokens of an example are learned.
+"""From examples to token ids and labels, which decide the tokens that have a loss.
 
-All of a text; of a prompt with its completion, the completion; of a chat, what the assistant says up to and with its
-end of turn. The other tokens are read, but have no loss.
+In a text, all tokens have one; in a prompt with its completion, those of the completion; in a chat, the assistant's
+turns, each with its end-of-turn token. The other tokens are context only.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ _Encoder = Callable[[Any, Example], tuple[list[int], list[int]]]
 
 __all__ = ["NO_LOSS", "Encoded", "encode_examples"]
 
-NO_LOSS: Final = -100  # the label that torch's cross entropy leaves out
+NO_LOSS: Final = -100  # the label that torch's cross entropy ignores
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Examples as ``{"input_ids", "labels"}``; how many were cut; the lines left out since no answer was left."""
+    """Examples as ``{"input_ids", "labels"}``.
+
+    truncated: number of examples that were too long.  dropped: lines of the examples without a label.
+    """
 
     examples: list[dict[str, list[int]]]
-    cut: int
+    truncated: int
     dropped: tuple[int, ...]
 
 
 def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
-    """Encode all examples, cut at ``max_length`` tokens; those without a label after the first token are left out.
+    """Encode all examples, truncated to ``max_length`` tokens; drop those without a label after the first token.
 
-    Raises: BadInput naming the line that the chat template refuses, or the file when nothing is left to learn from.
+    Raises: BadInput naming the line that the chat template rejects, or the file when every example is dropped.
     """
     encoders: dict[str, _Encoder] = {"text": _text, "prompt": _completion}
-    encode = encoders.get(examples.kind) or _Chat(tokenizer, examples.path)
+    encode = encoders.get(examples.example_type) or _Chat(tokenizer, examples.path)
     kept: list[dict[str, list[int]]] = []
     dropped: list[int] = []
-    cut = 0
+    truncated = 0
     for example in examples.examples:
         ids, labels = encode(tokenizer, example)
-        cut += len(ids) > max_length
+        truncated += len(ids) > max_length
         labels = labels[:max_length]
         # The first token is predicted from nothing, so its label is never used.
         if all(label == NO_LOSS for label in labels[1:]):
@@ -54,9 +57,9 @@ def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Enco
             kept.append({"input_ids": ids[:max_length], "labels": labels})
     if not kept:
         raise BadInput(
-            f"{examples.path}: expected something to learn in {max_length} tokens (--max-length), found nothing"
+            f"{examples.path}: expected tokens to learn among the first {max_length} (--max-length), found none"
         )
-    return Encoded(kept, cut, tuple(dropped))
+    return Encoded(kept, truncated, tuple(dropped))
 
 
 def _text(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
@@ -76,46 +79,47 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return ``ids`` with the end token after them, if the tokenizer has one and did not write it itself."""
+    """Return ``ids`` with the end token appended, if the tokenizer has one and did not add it itself."""
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many leading ids are equal. A token across the border of two texts belongs to the later one."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Return how many leading ids are equal. A token across the border of two texts counts to the later text."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class _Chat:
     """Encoder of chats by the tokenizer's template.
 
-    A template that marks the assistant's part (``{% generation %}``) is believed. Few do; for the others the chat is
-    rendered up to each answer, and up to its end: what lies between is the answer. That needs a template that renders
-    the beginning of a chat as the chat begins; where it does not, TRL may know a variant of the template that does.
+    The marks of a template that marks the assistant's turns (``{% generation %}``) are used. Few templates have them;
+    with any other, the chat is rendered up to the start and up to the end of each answer, and the answer lies between.
+    That requires a template that renders the first turns of a chat the same with and without later turns. For a
+    template that does not, TRL may have a variant with marks.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:
         self._path = path
         template = tokenizer.chat_template
         if not template:
-            raise BadInput(f'{path}: expected a base with a chat template for "messages", found none')
+            raise BadInput(f'{path}: "messages": expected a base with a chat template, found none')
         self._marked = template if isinstance(template, str) and has_generation_markers(template) else None
 
     def __call__(self, tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
         messages = example.values[0]
         try:
             if self._marked is None:
-                if (found := self._by_prefixes(tokenizer, messages)) is not None:
-                    return found
+                if (encoded := self._by_prefixes(tokenizer, messages)) is not None:
+                    return encoded
                 self._marked = _training_template(tokenizer)
             if self._marked is not None:
                 return _by_markers(tokenizer, messages, self._marked)
         except (TemplateError, TypeError, ValueError, IndexError) as exc:
             reason = " ".join(str(exc).split()) or type(exc).__name__
-            raise BadInput(f"{self._path}:{example.line}: the chat template refuses this chat: {reason}") from exc
+            raise BadInput(f"{self._path}:{example.line}: the chat template rejects this chat: {reason}") from exc
         raise BadInput(
-            f"{self._path}:{example.line}: the chat template changes earlier turns when later ones follow, so it does "
-            "not show what the assistant says; expected one with {% generation %} marks"
+            f"{self._path}:{example.line}: expected a chat template with {{% generation %}} marks, found one that "
+            "changes earlier turns when later ones follow, which hides the assistant's turns"
         )
 
     @staticmethod
@@ -123,11 +127,11 @@ class _Chat:
         whole = _render(tokenizer, messages)
         ids = _plain_ids(tokenizer, whole)
         labels = [NO_LOSS] * len(ids)
-        for place, message in enumerate(messages):
+        for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = _render(tokenizer, messages[:place], add_generation_prompt=True)
-            after = _render(tokenizer, messages[: place + 1])
+            before = _render(tokenizer, messages[:index], add_generation_prompt=True)
+            after = _render(tokenizer, messages[: index + 1])
             if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
                 return None
             # White space after the end of the turn belongs to the template, not to the answer.
@@ -142,20 +146,20 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> s
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template wrote them
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has added the special tokens
 
 
 def _by_markers(tokenizer: Any, messages: list[dict[str, Any]], template: str) -> tuple[list[int], list[int]]:
-    found = tokenizer.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    ids, mask = list(found["input_ids"]), found["assistant_masks"]
-    return ids, [token_id if said else NO_LOSS for token_id, said in zip(ids, mask, strict=True)]
+    ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
+    return ids, [token_id if marked else NO_LOSS for token_id, marked in zip(ids, mask, strict=True)]
 
 
 def _training_template(tokenizer: Any) -> str | None:
     try:
-        found = get_training_chat_template(tokenizer)
+        template = get_training_chat_template(tokenizer)
     except ValueError:
-        return None  # not among those that TRL knows
-    return None if found is None else str(found)
+        return None  # TRL has no variant of this template
+    return None if template is None else str(template)

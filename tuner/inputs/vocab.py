@@ -1,6 +1,6 @@
-"""Tokens: finding the id of one that exists, adding new ones to tokenizer and model, giving their rows a start.
+"""Tokens: find the id of an existing one, add new ones to tokenizer and model, initialise their rows.
 
-Padding rows (the matrix has more rows than the tokenizer has tokens) are used before the matrix grows.
+Padding rows (rows of the matrix beyond the tokenizer's last token) are used before the matrix grows.
 """
 
 from __future__ import annotations
@@ -16,41 +16,37 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from exporter.errors import BadInput
 from tuner.layers.tying import input_embedding, output_embedding, tied_module_names, unwrap
 
-__all__ = ["INITS", "add_tokens", "existing_token_id", "start_rows"]
-
-# How the row of a new token starts; a description, where given, takes the place of the token's own pieces.
-INITS: Final = ("subtokens", "mean", "zeros", "sample")
+__all__ = ["add_tokens", "existing_token_id", "start_rows"]
 
 _CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640: statistics over V rows never hold a second matrix
 
 
 def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int) -> int:
-    """Return the id of a token that the tokenizer knows, by its vocabulary entry or by the text that encodes to it.
+    """Return the id of an existing token, given its vocabulary entry or the text that encodes to it.
 
-    rows: V, the rows of the embedding. Raises: BadInput when the text is empty, split into several tokens, unknown, or
-    its id has no row.
+    rows: V, the rows of the embedding. Raises: BadInput when the text is empty, encodes to several tokens or to the
+    unknown token, or when its id has no row.
     """
     if not token:
         raise BadInput("--token: expected a token, found an empty text")
     token_id = tokenizer.get_vocab().get(token)
     if token_id is None:
-        pieces = encode(tokenizer, token)
-        if len(pieces) != 1:
-            shown = " ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(pieces))
+        subtoken_ids = encode(tokenizer, token)
+        if len(subtoken_ids) != 1:
+            shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(subtoken_ids)))
             raise BadInput(
-                f"--token {token!r}: expected one token, the tokenizer splits it into {len(pieces)} ({shown}); "
-                "teach it as a new one with --new-token"
+                f"--token {token!r}: expected one token, found {len(subtoken_ids)} ({shown}); add it with --new-token"
             )
-        token_id = pieces[0]
+        token_id = subtoken_ids[0]
         if token_id == tokenizer.unk_token_id:
-            raise BadInput(f"--token {token!r}: the tokenizer does not know it; teach it as a new one with --new-token")
+            raise BadInput(f"--token {token!r}: expected a known token, found an unknown one; add it with --new-token")
     if token_id >= rows:
         raise BadInput(f"--token {token!r}: expected an id below {rows} (rows of the embedding), found {token_id}")
     return int(token_id)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of ``text`` alone, without a beginning or end token."""
+    """Return the ids of ``text``, without a beginning or end token."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -68,15 +64,15 @@ def add_tokens(
 ) -> list[int]:
     """Add ``tokens`` to tokenizer and model, in place, and return their ids.
 
-    special: skipped when text is decoded with ``skip_special_tokens``.  init: one of ``INITS``.  descriptions: token →
-    text whose tokens' mean the row starts from.  pad_to_multiple_of: if the matrix must grow, to a multiple of this.
+    special: decoding with ``skip_special_tokens`` skips them.  init: one of ``tuner.spec.INITS``.  descriptions: token
+    → text whose tokens' mean the row starts from.  pad_to_multiple_of: if the matrix must grow, to a multiple of this.
     Rows are set in the embedding, and in the head unless it is tied.
-    Raises: BadInput for an empty, repeated or known token, or a description of another token.
+    Raises: BadInput for an empty, repeated or existing token, or a description of another token.
     """
     descriptions = dict(descriptions or {})
     _check_new(tokenizer, tokens, descriptions)
     known = len(tokenizer)
-    pieces = [encode(tokenizer, descriptions.get(token, token)) for token in tokens]
+    subtoken_ids = [encode(tokenizer, descriptions.get(token, token)) for token in tokens]
     tokenizer.add_tokens(
         [AddedToken(token, special=special, normalized=False) for token in tokens], special_tokens=special
     )
@@ -85,10 +81,10 @@ def add_tokens(
     rows = embedding_rows(model)
     if token_ids and max(token_ids) >= rows:
         model.resize_token_embeddings(max(token_ids) + 1, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
-    described = [init if token not in descriptions else "subtokens" for token in tokens]
+    inits = [init if token not in descriptions else "subtokens" for token in tokens]
     for weight in _matrices(model):
-        # Padding rows hold no token, so statistics stop where the tokenizer did.
-        start = start_rows(weight[: min(known, rows)], pieces, described, seed=seed)
+        # Padding rows hold no token, so the statistics cover the tokenizer's rows only.
+        start = start_rows(weight[: min(known, rows)], subtoken_ids, inits, seed=seed)
         with torch.no_grad():
             weight[token_ids] = start.to(weight.dtype)
     return token_ids
@@ -96,17 +92,18 @@ def add_tokens(
 
 def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descriptions: Mapping[str, str]) -> None:
     vocab = tokenizer.get_vocab()
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if not token:
             raise BadInput("--new-token: expected a token, found an empty text")
         if token in vocab:
             raise BadInput(
-                f"--new-token {token!r}: the tokenizer has it already, as id {vocab[token]}; train it with --token"
+                f"--new-token {token!r}: expected a new token, found an existing one (id {vocab[token]}); train it "
+                "with --token"
             )
-        if token in tokens[:place]:
+        if token in tokens[:index]:
             raise BadInput(f"--new-token {token!r}: expected once, found twice")
-    if strangers := sorted(descriptions.keys() - set(tokens)):
-        raise BadInput(f"--describe {strangers[0]!r}: expected one of the new tokens, found another")
+    if others := sorted(descriptions.keys() - set(tokens)):
+        raise BadInput(f"--describe {others[0]!r}: expected one of the new tokens, found another")
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -128,7 +125,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """Return the embedding's matrix, and the head's where it is another one."""
+    """Return the embedding's matrix, and an untied head's."""
     embedding, head = _embedding(model), output_embedding(model)
     matrices = [_weight(embedding)]
     if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
@@ -140,17 +137,18 @@ def _named(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name)
 
 
-def start_rows(matrix: Tensor, pieces: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
-    """Return (n, H) float32 rows to start from, one per entry of ``pieces`` and ``inits``.
+def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
+    """Return (n, H) float32 rows to start from, one per entry of ``subtoken_ids`` and ``inits``.
 
-    matrix: (V, H) rows of the known tokens.  pieces: ids whose mean "subtokens" takes; none of them: the mean of all.
+    matrix: (V, H) rows of the existing tokens.  subtoken_ids: the rows whose mean "subtokens" takes; without any, it
+    takes the mean of all rows.
     """
     generator = torch.Generator().manual_seed(seed)
     mean: Tensor | None = None
     rows: list[Tensor] = []
-    sampled = [place for place, init in enumerate(inits) if init == "sample"]
-    samples = iter(_sample(matrix, len(sampled), generator)) if sampled else iter(())
-    for ids, init in zip(pieces, inits, strict=True):
+    n_samples = list(inits).count("sample")
+    samples = iter(_sample(matrix, n_samples, generator)) if n_samples else iter(())
+    for ids, init in zip(subtoken_ids, inits, strict=True):
         if init == "sample":
             rows.append(next(samples))
         elif init == "zeros":
@@ -164,9 +162,9 @@ def start_rows(matrix: Tensor, pieces: Sequence[Sequence[int]], inits: Sequence[
 
 
 def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
-    """Draw ``count`` rows (H,) from the normal distribution that has the rows' mean and covariance.
+    """Draw ``count`` rows (count, H) from the normal distribution with the mean and covariance of the rows.
 
-    Memory: (H, H) and one chunk of rows. The factor is taken from the eigenvalues: with fewer rows than columns the
+    Memory: (H, H) and one chunk of rows. The factor comes from the eigenvalues: with fewer rows than columns the
     covariance is singular, and a Cholesky factor would need noise added.
     """
     mean = matrix.detach().mean(0, dtype=torch.float32)

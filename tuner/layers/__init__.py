@@ -1,1 +1,1 @@
-"""The PEFT tuner: rows of tokens as a layer."""
+"""The PEFT tuner: trained token rows as a layer."""

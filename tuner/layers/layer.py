@@ -1,4 +1,4 @@
-"""The layer that stands around an embedding, or around a head tied to it, and holds the trained rows."""
+"""The layer that wraps an embedding or a head and holds the trained rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     Attribute names are PEFT's, because they become the tensor names of adapter files: ``trainable_tokens_delta`` holds
     final rows (k, H) per adapter, not differences; ``trainable_tokens_original`` the base's rows, for ``unmerge``. A
-    layer with a ``tied_adapter`` owns nothing: it reads the parameters of the layer it is tied to.
+    layer with a ``tied_adapter`` has no parameters: it reads those of the layer that it is tied to.
     """
 
     adapter_layer_names = ("trainable_tokens_delta",)
@@ -37,7 +37,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Wrap ``base_layer``; rows come with ``update_layer``. ``config`` is taken for the signature's sake only.
+        """Wrap ``base_layer``; ``update_layer`` adds rows. ``config`` is unused, but part of PEFT's signature.
 
         Raises: ValueError unless ``base_layer`` is an embedding or linear layer with a plain (V, H) weight.
         """
@@ -47,7 +47,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = adapter_name
         self.kwargs = kwargs
         self.merged_adapters: list[str] = []
-        # In a list, so that torch does not register the embedding as a child of the head.
+        # In a list, so that torch does not register the embedding as a submodule of the head.
         self._tied_adapter = [] if tied_adapter is None else [tied_adapter]
         if tied_adapter is None:
             self.trainable_tokens_delta = nn.ParameterDict({})
@@ -61,7 +61,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     @property
     def tied_adapter(self) -> TrainableTokensLayer | None:
-        """The layer whose rows this one uses, None for a layer with rows of its own."""
+        """The layer that provides the rows; None for a layer with rows of its own."""
         return self._tied_adapter[0] if self._tied_adapter else None
 
     def update_layer(
@@ -71,11 +71,11 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Create the rows of ``adapter_name``: the base's own, or random ones with ``init_weights=False``.
+        """Create the rows of ``adapter_name``: copies of the base's, or random ones with ``init_weights=False``.
 
         ``token_indices`` and ``init_weights`` come from ``config`` (object or mapping), else from keywords. With
-        ``tied_adapter`` nothing happens: the other layer owns the rows.
-        Raises: ValueError for an id outside [0, V) or an id that repeats.
+        ``tied_adapter`` this does nothing, because the other layer owns the rows.
+        Raises: ValueError for an id outside [0, V) or a repeated id.
         """
         if tied_adapter is not None or self.tied_adapter is not None:
             return
@@ -94,7 +94,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _check_overlapping_tokens(self, adapter_names: Sequence[str]) -> None:
-        """Raise ValueError if two of these adapters, or one of them and a merged one, hold a row for one token."""
+        """Raise ValueError if two of these and the merged adapters hold a row for the same token."""
         owner: dict[int, str] = {}
         for name in dict.fromkeys([*self.merged_adapters, *adapter_names]):
             for token_id in self.token_indices.get(name, ()):
@@ -106,11 +106,11 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
                 owner[token_id] = name
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the rows of ``adapter_names`` (default: the active ones) into the base matrix, in place.
+        """Write the rows of ``adapter_names`` (default: the active adapters) into the base matrix, in place.
 
-        In place, so that a tie between embedding and head survives and nothing of size (V, H) is copied. All checks are
-        made before the first row is written. Raises: ValueError on overlap, or with ``safe_merge`` on a row that is
-        not finite in the base's dtype.
+        In place, so that a tie between embedding and head survives and nothing of size (V, H) is copied. All checks
+        precede the first write. Raises: ValueError on overlap, or with ``safe_merge`` for a row that is not finite in
+        the base's dtype.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trainable_tokens_delta]
         if not names:
@@ -126,7 +126,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Put the base's own rows back, bit for bit."""
+        """Restore the base's own rows, bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -136,7 +136,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
 
     def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
-        """Return a merged copy (V, H) of the matrix; PEFT's wrappers ask for it, nothing in this package does."""
+        """Return a merged copy (V, H) of the matrix; called by PEFT's wrappers only."""
         merged = self.weight
         for name in active_adapters:
             if name not in self.token_indices:
@@ -146,7 +146,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return merged
 
     def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base with the rows of ``active_adapters`` in place; without any, the base alone."""
+        """Run the base with the rows of ``active_adapters``; without an adapter, the base alone."""
         off = self.disable_adapters or not active_adapters
         if off and self.merged:
             self.unmerge()
@@ -171,7 +171,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         if base.max_norm is None:
             looked_up = self.base_layer(x, *args, **kwargs)
         else:
-            # nn.Embedding would shorten rows of the frozen matrix in place; shorten what was looked up instead.
+            # nn.Embedding would shorten rows of the frozen matrix in place; shorten the looked-up vectors instead.
             looked_up = F.embedding(x, base.weight, base.padding_idx)
             shorten(looked_up, base.max_norm, base.norm_type)
             looked_up = looked_up if scale is None else scaled(looked_up, scale)
@@ -189,12 +189,12 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         )
 
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
-        """Return the index over the tokens of ``names``; rebuilt (and overlaps looked for) when their ids change."""
+        """Return the index over the tokens of ``names``; rebuilt and checked for overlaps when their ids change."""
         lists = [self.token_indices[name] for name in names]
         key = (*names, device)
-        known = self._index_cache.get(key)
-        if known is not None and len(known[0]) == len(lists) and all(map(_is_same, known[0], lists)):
-            return known[1]
+        cached = self._index_cache.get(key)
+        if cached is not None and len(cached[0]) == len(lists) and all(map(_is_same, cached[0], lists)):
+            return cached[1]
         self._check_overlapping_tokens(names)
         index = RowIndex.build([token_id for ids in lists for token_id in ids], device)
         self._index_cache = {key: (lists, index)}  # one entry: switching adapters is rare
@@ -202,7 +202,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
 
 def checked_ids(token_ids: Sequence[int], vocab: int) -> list[int]:
-    """Return ``token_ids`` as a list; raises ValueError unless they are distinct and in [0, vocab)."""
+    """Return ``token_ids`` as a list. Raises: ValueError unless they are distinct and in [0, vocab)."""
     ids = [int(token_id) for token_id in token_ids]
     if outside := [token_id for token_id in ids if not 0 <= token_id < vocab]:
         raise ValueError(f"token_indices: expected ids in [0, {vocab}), found {outside[0]}")
@@ -241,9 +241,9 @@ def _features(base: nn.Module) -> tuple[int, int]:
 
 
 def _embed_scale(base: nn.Module) -> Tensor | float | None:
-    """Return the factor that some embeddings multiply their output with (gemma3: tensor, bart: number), None without.
+    """Return the factor by which some embeddings multiply their output (gemma3: tensor, bart: number), else None.
 
-    A tensor of several numbers is not one: it belongs to a forward that we do not know, as stock PEFT has it.
+    A tensor of several numbers does not count, as in stock PEFT: it belongs to a ``forward`` of unknown meaning.
     """
     scale = getattr(base, "embed_scale", None)
     if isinstance(scale, Tensor):

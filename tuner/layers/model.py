@@ -26,8 +26,8 @@ class TrainableTokensModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in ``target_modules``: the input embedding, and with ``train_head`` the head.
 
-        A head that is tied is taken out again, also if the user named it: it follows the embedding without being a
-        target, and stock PEFT (0.21) can save but not run an adapter that lists both.
+        A tied head is removed, also if the user named it: it follows the embedding without being a target, and stock
+        PEFT (0.21) can save but not run an adapter that lists both.
         """
         assert isinstance(peft_config, TrainableTokensConfig)
         targets = peft_config.target_modules
@@ -53,7 +53,7 @@ class TrainableTokensModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Wrap the targets, then everything tied to the input embedding, which gets no parameters of its own."""
+        """Wrap the targets, then every module tied to the input embedding; those get no parameters of their own."""
         super().inject_adapter(
             model=model,
             adapter_name=adapter_name,
@@ -70,7 +70,7 @@ class TrainableTokensModel(BaseTuner):
     def _tie(self, model: nn.Module, name: str, adapter_name: str, embedding: TrainableTokensLayer) -> None:
         parent, target, target_name = _get_submodules(model, name)
         if isinstance(target, TrainableTokensLayer) and target.tied_adapter is embedding:
-            return  # tied when an earlier adapter was injected; it reads the new rows too
+            return  # tied when an earlier adapter was injected, and reads the new rows too
         self._create_and_replace(
             self.peft_config[adapter_name],
             adapter_name,
@@ -80,17 +80,17 @@ class TrainableTokensModel(BaseTuner):
             current_key=name,
             tied_adapter=embedding,
         )
-        # The embedding may run other adapters than the one just added; the head must run the same.
+        # The embedding's active adapters may be others than the new one; the head must use the same.
         tied = getattr(parent, target_name)
         tied._active_adapter = embedding._active_adapter
         tied._disable_adapters = embedding._disable_adapters
 
     def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Return nothing: tied modules are handled, so PEFT need not warn about them."""
+        """Return nothing: this class handles tied modules, so PEFT's warning about them does not apply."""
         return []
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """Do nothing: the same warning, from the place where PEFT gives it at injection."""
+        """Do nothing: at injection, PEFT would give the same warning here."""
 
     def _create_and_replace_dict(
         self,
@@ -101,9 +101,9 @@ class TrainableTokensModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        """Add the adapter to ``target`` if it is wrapped already, else wrap it.
+        """Add the adapter to ``target`` if that is already wrapped, else wrap it.
 
-        ``peft_config`` is a dictionary so that it can carry ``tied_adapter``, which no configuration has.
+        ``peft_config`` is a dictionary so that it can carry ``tied_adapter``, which is no field of a configuration.
         """
         options = dict(peft_config)
         if isinstance(target, TrainableTokensLayer):
@@ -123,7 +123,7 @@ class TrainableTokensModel(BaseTuner):
         current_key: str,
         tied_adapter: nn.Module | None = None,
     ) -> None:
-        """PEFT's entry; see ``_create_and_replace_dict``."""
+        """PEFT's entry point; see ``_create_and_replace_dict``."""
         options = {**peft_config.to_dict(), "tied_adapter": tied_adapter}
         self._create_and_replace_dict(options, adapter_name, target, target_name, parent, current_key)
 
@@ -149,10 +149,10 @@ class TrainableTokensModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Map file keys to model keys, whichever layout wrote the file.
+        """Map the keys of an adapter file to the model's keys.
 
-        peft 0.21 saves the rows of a tied model under the embedding's name and the head's; older files have the former
-        only. The head's rows are the embedding's, so a missing key is filled in.
+        peft 0.21 saves the rows of a tied model under the embedding's name and the head's; older files have only the
+        embedding's. The head's rows equal the embedding's, so a missing key is filled in.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

@@ -1,7 +1,7 @@
 """The mathematics of trained rows: an embedding and a head in which k of V rows are replaced.
 
-Nothing here makes a (V, H) tensor. A lookup reads the base matrix and substitutes the rows that were hit; a head
-multiplies with the base matrix and overwrites k columns of the fresh product. Both give what the merged matrix would.
+No function allocates a (V, H) tensor. A lookup reads the base matrix and substitutes the rows of trained tokens; a
+head multiplies by the base matrix and overwrites k columns of the product. Both equal the merged matrix's result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["RowIndex", "head_with_rows", "substitute_rows"]
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """Where each trained token's row is.
+    """Token id → row number, for the trained tokens.
 
-    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: the same, ascending.  order: (k,) the slot of each
-    sorted id. Memory is O(k); a table of V slots would answer a little faster and cost V entries per device.
+    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: the same, ascending.  order: (k,) the row number of
+    each sorted id. Memory is O(k); a table of V entries would be slightly faster to look up, but cost O(V) per device.
     """
 
     ids: Tensor
@@ -37,11 +37,11 @@ class RowIndex:
         return cls(ids, sorted_ids, order)
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return flat positions in ``x`` that hold a trained token, and their slots; both (n,) int64."""
+        """Return flat positions in ``x`` of trained tokens, and their row numbers; both (n,) int64."""
         flat = x.reshape(-1).to(self.sorted_ids.dtype).contiguous()
-        place = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
-        where = torch.nonzero(self.sorted_ids[place] == flat).squeeze(-1)
-        return where, self.order[place[where]]
+        candidates = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
+        positions = torch.nonzero(self.sorted_ids[candidates] == flat).squeeze(-1)
+        return positions, self.order[candidates[positions]]
 
 
 def substitute_rows(
@@ -57,15 +57,15 @@ def substitute_rows(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
 ) -> Tensor:
-    """Return ``looked_up`` with the rows of trained tokens in place; written in place where autograd allows.
+    """Return ``looked_up`` with the rows of trained tokens; written in place where autograd allows it.
 
     looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H) in any float dtype, in the order
-    of ``index``.  dtype: the base matrix's; rows are rounded to it first, as they would be in a merged matrix.
+    of ``index``.  dtype: the base matrix's; rows are first rounded to it, as in a merged matrix.
     scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: as in the wrapped embedding. As in torch, ``max_norm``
     shortens values but not gradients, and ``padding_idx`` gets no gradient.
     Memory: O(hits * H). The gradient of rows is accumulated in their own dtype.
     """
-    where, slots = index.find(x)
+    positions, slots = index.find(x)
     hits = rows.index_select(0, slots)
     if padding_idx is not None:
         frozen = (index.ids[slots] == padding_idx).unsqueeze(-1)
@@ -75,26 +75,26 @@ def substitute_rows(
         hits.register_hook(lambda grad: grad / counts)
     hits = hits.to(dtype)
     if max_norm is not None:
-        hits = hits.clone()  # `to` may have returned an alias of what autograd needs
+        hits = hits.clone()  # `to` may have returned a tensor that autograd still needs
         shorten(hits, max_norm, norm_type)
     if scale is not None:
         hits = scaled(hits, scale)
     if looked_up.requires_grad and looked_up.is_leaf:
         looked_up = looked_up.clone()  # a hook made the lookup a leaf (input gradients for checkpointing)
-    looked_up.view(-1, looked_up.shape[-1]).index_copy_(0, where, hits.to(looked_up.dtype))
+    looked_up.view(-1, looked_up.shape[-1]).index_copy_(0, positions, hits.to(looked_up.dtype))
     return looked_up
 
 
 def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """Return vectors (..., H) times ``scale``; a number is not rounded to their dtype first, a tensor is.
+    """Return vectors (..., H) times ``scale``; a tensor is first rounded to their dtype, a number is not.
 
-    That is what the embeddings of transformers do with the one (bart) and the other (gemma3).
+    This is what transformers' embeddings do with a tensor (gemma3) and with a number (bart).
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
 
 def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale vectors (..., H) longer than ``max_norm`` down to it, in place and unseen by autograd.
+    """Scale vectors (..., H) longer than ``max_norm`` down to it, in place and hidden from autograd.
 
     Source: torch.embedding_renorm_, which scales by max_norm / (norm + 1e-7).
     """
@@ -104,26 +104,26 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 
 
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
-    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with ``rows`` (k, H) in place.
+    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with ``rows`` (k, H) in it.
 
     Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless
-    it asks for one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
+    it requires one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits
 
 
 class _HeadWithRows(torch.autograd.Function):
-    """Linear whose k output columns use other rows; one node, so that neither logits nor their gradient are copied."""
+    """Linear layer with k replaced rows; one node, so that neither the logits nor their gradient are copied."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:
-        kind = hidden.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        # Without autocast a hidden state of another dtype is refused by the product, as in nn.Linear: casting the
-        # matrix to it would copy (V, H).
-        dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
-        with torch.autocast(kind, enabled=False):
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        # Without autocast the product raises for a hidden state of another dtype, as in nn.Linear: casting the matrix
+        # would copy (V, H).
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        with torch.autocast(device, enabled=False):
             h, w = (hidden.to(dtype), weight.to(dtype)) if autocast else (hidden, weight)
             b = None if bias is None else bias.to(dtype)
             r = rows.to(weight.dtype).to(dtype)
@@ -140,7 +140,7 @@ class _HeadWithRows(torch.autograd.Function):
         h, w, r, ids = ctx.saved_tensors
         hidden_dtype, weight_dtype, bias_dtype, rows_dtype = ctx.dtypes
         need_hidden, need_weight, need_bias, need_rows, _ = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])  # a view: loss functions hand over contiguous gradients
+        grad = grad.reshape(-1, grad.shape[-1])  # a view: the gradients of loss functions are contiguous
         columns = grad.index_select(-1, ids)
         grad_hidden = grad_weight = grad_bias = grad_rows = None
         if need_hidden:
@@ -151,7 +151,7 @@ class _HeadWithRows(torch.autograd.Function):
             grad_hidden = grad_hidden.view(h.shape).to(hidden_dtype)
         if need_rows:
             grad_rows = columns.t().matmul(h.reshape(-1, h.shape[-1])).to(rows_dtype)
-        if need_weight:  # the base is frozen in all that this package sets up; a user may thaw it
+        if need_weight:  # this package freezes the base, but a user may thaw it
             grad_weight = grad.t().matmul(h.reshape(-1, h.shape[-1])).index_fill_(0, ids, 0).to(weight_dtype)
         if need_bias:
             grad_bias = grad.sum(0).to(bias_dtype)

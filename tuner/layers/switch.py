@@ -1,4 +1,4 @@
-"""Getting PEFT to use this package's classes, without leaving a trace when it is over."""
+"""Make PEFT use this package's classes, and restore its own afterwards."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _stock_additional: Callable[..., None] = stock_other.set_additional_trainable_mo
 def _set_additional_trainable_modules(
     model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """PEFT's function for rows beside another adapter, told by evidence and not by the config whether they are tied."""
+    """PEFT's function for rows beside another adapter; evidence decides whether they are tied, not the config."""
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
     _stock_additional(model, peft_config, model_config, *args, **kwargs)
 
 
-def _places() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
-    """Yield (namespace, name, ours) of all that is swapped.
+def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
+    """Yield (namespace, name, our object) of every entry to replace.
 
-    PEFT finds the classes of an adapter's kind in two tables, and those for rows beside a LoRA adapter in its own
-    package when it needs them. The modules in which stock classes are defined are left alone: models made of them keep
-    working. Names are swapped only where they exist, which differs between versions.
+    PEFT looks up the classes of an adapter type in two tables, and those for rows beside a LoRA adapter in its own
+    package at the time of use. The modules that define the stock classes are left alone, so existing models keep
+    working. A name is replaced only where it exists, which differs between versions.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
     yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
@@ -70,21 +70,21 @@ _saved: list[tuple[MutableMapping[Any, Any], Any, Any]] = []
 
 
 class Enabled:
-    """What ``enable`` returns: leave the ``with`` block or call ``disable`` to give PEFT its own classes back."""
+    """The result of ``enable``: the end of the ``with`` block, or ``disable``, restores PEFT's own classes."""
 
     def __init__(self) -> None:
-        """Swap the classes, unless another ``Enabled`` has done so already."""
+        """Replace the classes, unless another ``Enabled`` already has."""
         global _users
         with _LOCK:
             if not _users:
-                for namespace, name, ours in _places():
+                for namespace, name, ours in _replacements():
                     _saved.append((namespace, name, namespace[name]))
                     namespace[name] = ours
             _users += 1
         self._on = True
 
     def disable(self) -> None:
-        """Undo this ``enable``; PEFT gets its classes back with the last one. A second call does nothing."""
+        """Undo this ``enable``; the last one restores PEFT's classes. A second call does nothing."""
         global _users
         with _LOCK:
             if not self._on:
@@ -107,14 +107,14 @@ def enable() -> Enabled:
 
     As a plain call it lasts until ``disable`` of the result, as a context manager until the end of the block. Calls may
     overlap in any order. Models made meanwhile keep working afterwards; models made before are not touched. The classes
-    are swapped for the whole process, so other threads that use PEFT get them too.
+    are replaced in the whole process, so other threads that use PEFT get them too.
     """
     return Enabled()
 
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hide that PEFT asks transformers for an attribute that was renamed; a user cannot do anything about it."""
+    """Hide the warning about PEFT's use of an attribute that transformers renamed; a user cannot change that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -126,7 +126,7 @@ def get_peft_model(
     """Return ``model`` as a ``peft.PeftModel`` whose tuner is ours; ``kwargs`` as in ``peft.get_peft_model``.
 
     ``peft_config`` may be PEFT's own TrainableTokensConfig too, or a LoraConfig with ``trainable_token_indices``.
-    Afterwards stock PEFT is as it was before.
+    Stock PEFT is restored afterwards.
     """
     with enable(), _without_noise():
         wrapped: PeftModel = peft.get_peft_model(model, peft_config, adapter_name, **kwargs)

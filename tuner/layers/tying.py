@@ -1,8 +1,8 @@
-"""Which modules use the input embedding's matrix too, decided by evidence and not by the architecture's name.
+"""The modules that share the input embedding's matrix, found by evidence and not by the architecture's name.
 
-The evidence, strongest first: the weights share storage; the config (or its text config) says so; where no config says
-anything, the model's class declares so. The latter two are believed only if the weights are equal or not loaded yet: a
-T5 v1.1 checkpoint has a head of its own under a config that says "tied".
+The evidence, strongest first: the weights share storage; the config (or its text config) sets ``tie_word_embeddings``;
+without that flag, the model's class declares the tie. The last two count only if the weights are equal or not loaded
+yet: a T5 v1.1 checkpoint has a head of its own under a config with ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["config_says_tied", "input_embedding", "output_embedding", "tied_module_names", "unwrap"]
+__all__ = ["input_embedding", "output_embedding", "tie_flag", "tied_module_names", "unwrap"]
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the model's input embedding (or the tuner layer around it), None where there is none."""
+    """Return the model's input embedding (or the tuner layer around it), or None."""
     return _ask(model, "get_input_embeddings")
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the model's output head (or the tuner layer around it), None where there is none."""
+    """Return the model's output head (or the tuner layer around it), or None."""
     return _ask(model, "get_output_embeddings")
 
 
@@ -31,11 +31,11 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
     if getter is None:
         return None
     try:
-        found = getter()
+        module = getter()
     except (NotImplementedError, AttributeError):
-        # transformers raises either for a model whose embedding it cannot name.
+        # transformers raises either if it cannot find the embedding.
         return None
-    return found if isinstance(found, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -49,18 +49,18 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def config_says_tied(config: Any) -> bool | None:
-    """Return what the config says: its own ``tie_word_embeddings``, else its text config's; None if neither has one."""
-    said = getattr(config, "tie_word_embeddings", None)
-    if said is None and hasattr(config, "get_text_config"):
-        said = getattr(config.get_text_config(), "tie_word_embeddings", None)
-    return None if said is None else bool(said)
+def tie_flag(config: Any) -> bool | None:
+    """Return the config's ``tie_word_embeddings``, else its text config's; None if neither has the flag."""
+    flag = getattr(config, "tie_word_embeddings", None)
+    if flag is None and hasattr(config, "get_text_config"):
+        flag = getattr(config.get_text_config(), "tie_word_embeddings", None)
+    return None if flag is None else bool(flag)
 
 
 def tied_module_names(model: nn.Module) -> list[str]:
-    """Return the names of modules that use the input embedding's matrix, the embedding itself left out.
+    """Return the names of the modules that use the input embedding's matrix, without the embedding itself.
 
-    A name is that of the outermost tuner layer, if the module is wrapped. Two names may stand for one module.
+    For a wrapped module, the name is that of the outermost tuner layer. Two names may refer to the same module.
     """
     embedding = input_embedding(model)
     if embedding is None:
@@ -68,9 +68,9 @@ def tied_module_names(model: nn.Module) -> list[str]:
     weight = getattr(unwrap(embedding), "weight", None)
     if not isinstance(weight, Tensor):
         return []
-    said = config_says_tied(getattr(model, "config", None))
-    declared = set() if said is False else _declared_names(model)
-    head = output_embedding(model) if said else None
+    flag = tie_flag(getattr(model, "config", None))
+    declared = set() if flag is False else _declared_names(model)
+    head = output_embedding(model) if flag else None
     return [
         name
         for name, module in _outermost(model)
@@ -99,11 +99,11 @@ def _same_storage(a: Tensor, b: Tensor) -> bool:
     try:
         return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
     except (NotImplementedError, RuntimeError):
-        return False  # tensor subclasses without one storage, such as shards
+        return False  # tensor subclasses without a single storage, such as shards
 
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, module) of all modules but those inside a tuner layer; a module under two names comes twice."""
+    """Yield (name, module) of all modules outside tuner layers; a module with two names is yielded twice."""
     inside: tuple[str, ...] = ()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or name.startswith(inside):

@@ -1,4 +1,4 @@
-"""The model of a training run as a PeftModel: rows for the tokens, and on request a LoRA adapter beside them."""
+"""The PeftModel of a training run: rows for the tokens, and optionally a LoRA adapter beside them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["adapt"]
 
 
 def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: TuneSpec) -> Any:
-    """Return ``model`` as a PeftModel with rows for ``token_ids``, in the head too if it is untied.
+    """Return ``model`` as a PeftModel with rows for ``token_ids``, in an untied head too.
 
-    Raises: UsageError when new tokens would have no rows in an untied head, BadInput when ``lora_targets`` match
-    nothing.
+    The adapter records the base's name and revision. Raises: UsageError when new tokens would have no rows in an untied
+    head, BadInput when ``lora_targets`` match no module.
     """
     untied = output_embedding(model) is not None and not tied_module_names(model)
     if untied and spec.train_head is False and spec.new_tokens:
-        raise UsageError("--no-train-head: the base has an untied head, which needs rows for the new tokens too")
+        raise UsageError("--no-train-head: new tokens need rows in the untied head of the base too")
     train_head = untied and spec.train_head is not False
     config: Any = TrainableTokensConfig(token_indices=list(token_ids), task_type="CAUSAL_LM", train_head=train_head)
     if spec.lora_rank is not None:
@@ -38,12 +38,14 @@ def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: Tu
         if spec.lora_rank is None:
             raise
         raise BadInput(f"--lora-targets: {' '.join(str(exc).split())}") from exc
-    tuned.peft_config["default"].base_model_name_or_path = base.given
+    adapter_config = tuned.peft_config["default"]
+    adapter_config.base_model_name_or_path = base.name
+    adapter_config.revision = base.revision
     return tuned
 
 
 def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, train_head: bool) -> LoraConfig:
-    """Return a LoRA configuration that carries the rows; a tied head needs no mention, PEFT finds it."""
+    """Return a LoRA configuration with the rows in it; a tied head is not listed, because PEFT finds it."""
     assert spec.lora_rank is not None
     modules = [input_embedding(model), output_embedding(model) if train_head else None]
     names = [name for module in modules if module is not None for name in _names(model, module)]
@@ -58,5 +60,5 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
 
 
 def _names(model: nn.Module, module: nn.Module) -> list[str]:
-    """Return the last part of the module's name, which is how PEFT's file format speaks of it."""
+    """Return the last part of the module's name, by which PEFT's file format refers to it."""
     return [name.rpartition(".")[2] for name, other in model.named_modules() if other is module]

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, a curve of the loss, and the losses in the record."""
+"""Reports of a run: metrics.jsonl, the loss curve, and the losses in the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.errors import writing
 
 __all__ = ["losses", "write_curve", "write_metrics"]
 
-# Names of transformers → ours. What is left out is time, which differs from run to run, and memory of the machine.
+# transformers' name → ours. Times and the machine's memory are left out: they differ from run to run.
 _NAMES: Final[Mapping[str, str]] = {
     "step": "step",
     "epoch": "epoch",
@@ -31,31 +31,31 @@ _CURVES: Final = {
 
 
 def metrics(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of a trainer's history that are about a step or an evaluation, in our names."""
+    """Return the entries of a trainer's history for steps and evaluations, under our names."""
     entries = [{ours: entry[name] for name, ours in _NAMES.items() if name in entry} for entry in history]
     return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
 
 
 def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return first and last of every loss in the history: as ``first``, ``taught_last`` and so on."""
-    found: dict[str, float] = {}
+    """Return the first and last value of every loss in the history: ``first``, ``taught_last`` and so on."""
+    ends: dict[str, float] = {}
     for entry in metrics(history):
         for name in _CURVES.keys() & entry.keys():
             prefix = name.removesuffix("loss")
-            found.setdefault(f"{prefix}first", entry[name])
-            found[f"{prefix}last"] = entry[name]
-    return dict(sorted(found.items()))
+            ends.setdefault(f"{prefix}first", entry[name])
+            ends[f"{prefix}last"] = entry[name]
+    return dict(sorted(ends.items()))
 
 
 def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write metrics.jsonl, one line a step or evaluation."""
+    """Write metrics.jsonl, one line per step or evaluation."""
     with writing(folder):
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics(history))
         (folder / "metrics.jsonl").write_text(lines, "utf-8")
 
 
 def write_curve(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Draw loss.png: losses over steps on a logarithmic scale, where they start and end apart."""
+    """Draw loss.png: losses over steps, on a logarithmic scale because they span orders of magnitude."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,5 +70,5 @@ def write_curve(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     with writing(folder):
-        # No name and version of the program in the file: the same run gives the same bytes.
+        # Without matplotlib's name and version in the file, the same run gives the same bytes.
         FigureCanvasAgg(figure).print_png(folder / "loss.png", metadata={"Software": None})  # type: ignore[no-untyped-call]

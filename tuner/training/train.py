@@ -1,4 +1,4 @@
-"""A training run from specification to adapter folder."""
+"""A training run from TuneSpec to adapter folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tuner.layers.switch import enable
 from tuner.spec import TuneSpec
 from tuner.training.adapt import adapt
 from tuner.training.arguments import training_arguments
-from tuner.training.folder import check_output, staged, write_adapter
+from tuner.training.folder import check_output, staged_adapter, write_adapter
 from tuner.training.report import losses, write_curve, write_metrics
 from tuner.training.trainer import OnStep, RowsTrainer
 from tuner.training.work import claimed, last_checkpoint, start_or_resume, work_folder
@@ -40,7 +40,7 @@ _PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The examples of a run as they were read, and as ids."""
+    """The examples of a run, as read and as token ids."""
 
     train: Examples
     evaluate: Examples | None
@@ -51,24 +51,25 @@ class _Data:
 def tune(
     spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
 ) -> dict[str, Any]:
-    """Run ``spec`` and return the record that is also written as train.json, with the adapter's path.
+    """Run ``spec`` and return the record that is also written as train.json, plus the adapter's path.
 
-    examples: what ``spec.data`` holds, if it was read already.
-    Nothing is left at ``spec.out`` unless all went well; checkpoints, if asked for, are beside it until then. Started
-    by torchrun or ``accelerate launch``, every process runs this, the first one writes, and all return when it has.
-    Raises: errors of ``exporter.errors`` only, for bad input.
+    examples: the examples in ``spec.data``, if already read.  on_note: takes remarks for the user; without it, a
+    download shows nothing either.
+    ``spec.out`` appears only when the run succeeds; until then, checkpoints are in the work folder beside it. Under
+    torchrun or ``accelerate launch`` every process runs this; the first one writes, and all return after that.
+    Raises: for bad input, only errors of ``exporter.errors``.
     """
     note = on_note or _ignore
     examples = read_examples(spec.data) if examples is None else examples
     held_out = read_examples(spec.eval_data) if spec.eval_data is not None else None
     if spec.eval_share is not None:
         examples, held_out = split_examples(examples, spec.eval_share, spec.seed)
-    base = open_base(spec.base)
+    base = open_base(spec.base, quiet=on_note is None)
     inputs = tuple(path for path in (base.folder, spec.data, spec.eval_data) if path is not None)
     check_output(spec.out, force=spec.force, inputs=inputs)
     model, tokenizer = load_base(base, spec.dtype)
     embedding = stored_embedding(base, model)
-    # Known tokens first: they are looked up in the vocabulary as the base has it.
+    # Existing tokens first: they are looked up in the base's own vocabulary.
     known = [existing_token_id(tokenizer, token, embedding_rows(model)) for token in spec.tokens]
     added = add_tokens(
         model,
@@ -82,10 +83,10 @@ def tune(
     tokens = _token_list(spec, added, known)
     data = _encode(tokenizer, examples, held_out, spec)
     _note_data(tokens, data, spec, note)
-    set_seed(spec.seed)  # a LoRA adapter starts at random
+    set_seed(spec.seed)  # a LoRA adapter starts with random factors
     tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
     record = {"tokens": tokens, **_record(spec, base, embedding, data)}
-    # Checkpoints are loaded into the model by PEFT itself, with the classes that are in force then.
+    # PEFT itself loads a checkpoint into the model, so our classes must be enabled then.
     with claimed(work_folder(spec.out)), quiet(), enable():
         trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
         record["processes"] = trainer.args.world_size
@@ -93,7 +94,7 @@ def tune(
         record["settings"]["steps"] = trainer.state.global_step
         record["losses"] = losses(trainer.state.log_history)
         if trainer.args.should_save:
-            with staged(spec.out, force=spec.force, inputs=inputs) as folder:
+            with staged_adapter(spec.out, force=spec.force, inputs=inputs) as folder:
                 write_metrics(folder, trainer.state.log_history)
                 write_curve(folder, trainer.state.log_history)
                 write_adapter(folder, tuned, tokenizer, record, state)
@@ -103,7 +104,7 @@ def tune(
 
 
 def _ignore(note: str) -> None:
-    """Take a note that nobody asked for."""
+    """Drop a note."""
 
 
 def _token_list(spec: TuneSpec, added: list[int], known: list[int]) -> list[dict[str, Any]]:
@@ -123,27 +124,29 @@ def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Ex
 
 
 def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
-    """Count the tokens in the data (kept in the record), and say what a user will want to know before waiting."""
+    """Count the tokens in the data (for the record), and report surprises before the training starts."""
     encoded = data.encoded
     for entry in tokens:
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
         if not entry["occurrences"]:
-            note(f"{entry['token']!r} (id {entry['id']}) does not occur in the data: its row learns only to be avoided")
-    if encoded.cut:
-        note(f"{encoded.cut} of {len(data.train.examples)} texts were cut to {spec.max_length} tokens (--max-length)")
+            name = f"{entry['token']!r} (id {entry['id']})"
+            note(f"{name} does not occur in the data: its row only learns not to be predicted")
+    if encoded.truncated:
+        total = len(data.train.examples)
+        note(f"{encoded.truncated} of {total} examples were truncated to {spec.max_length} tokens (--max-length)")
     if encoded.dropped:
         lines = ", ".join(map(str, encoded.dropped[:5])) + (", …" if len(encoded.dropped) > 5 else "")
-        note(f"{len(encoded.dropped)} examples were left out, as they have nothing to learn: line {lines}")
+        note(f"{len(encoded.dropped)} examples were skipped because no token of theirs has a loss: line {lines}")
 
 
 def _record(spec: TuneSpec, base: Base, embedding: StoredTensor, data: _Data) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "base": base.given,
+        "base": base.name,
         "base_tensor": {"name": embedding.name, "dtype": embedding.dtype, "shape": list(embedding.shape)},
         "base_digest": embedding.digest,
         "data": spec.data.name,
         "data_digest": data.train.digest,
-        "kind": data.train.kind,
+        "kind": data.train.example_type,
         "examples": len(data.encoded.examples),
     }
     if data.evaluate is not None and data.held_out is not None:
@@ -161,9 +164,9 @@ def _trainer(
     token_ids: list[int],
     on_step: OnStep | None,
 ) -> RowsTrainer:
-    tokenizer = copy.deepcopy(tokenizer)  # TRL gives it a padding token; the user's stays as it was
+    tokenizer = copy.deepcopy(tokenizer)  # TRL sets a padding token; the saved tokenizer must not get it
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token works
     disable_progress_bar()
     callbacks: list[Any] = []
     if spec.patience is not None:
@@ -190,7 +193,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train, from the start or the last checkpoint of the same ``run``, and return the trained parameters."""
+    """Train from the start or from the last checkpoint of the same ``run``; return the trained parameters."""
     arguments = trainer.args
     work = work_folder(spec.out)
     checkpoint: Path | None = None
@@ -200,12 +203,12 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
         elif spec.resume:
             checkpoint = last_checkpoint(work)
     if checkpoint is not None:
-        note(f"continuing after step {checkpoint.name.rpartition('-')[2]}")
+        note(f"resuming after step {checkpoint.name.rpartition('-')[2]}")
         arguments.eval_on_start = False
     elif spec.resume:
-        note("no checkpoint to continue from: starting anew")
+        note("--resume: no checkpoint found; starting from the beginning")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
-        note("accelerate shards models on accelerators only: here, every process holds the whole model")
+        note("accelerate shards models on accelerators only: here every process holds the whole model")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if spec.evaluates and _is_stale(trainer):
         trainer.evaluate()
@@ -216,7 +219,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
 
 
 def _is_stale(trainer: RowsTrainer) -> bool:
-    """Whether the last evaluation was of other rows than those that are there now."""
+    """Whether the last evaluation was of other rows than the model's current ones."""
     if trainer.args.load_best_model_at_end:
         return True
     return not any(
@@ -225,7 +228,7 @@ def _is_stale(trainer: RowsTrainer) -> bool:
 
 
 def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Return what must be equal for a checkpoint to be continued; JSON values, flat so that a difference has a name."""
+    """Return what a resumed run must have in common with the first; JSON values, flat so that each has a name."""
     names = ("base_digest", "data_digest", "eval_digest", "processes")
     run = {**{name: record.get(name) for name in names}, **spec.settings()}
     return dict(json.loads(json.dumps(run)))

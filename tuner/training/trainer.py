@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, made to leave the head alone, to watch the taught tokens and to save only what it trains."""
+"""TRL's SFTTrainer, with the model's own head, the loss of the taught tokens, and checkpoints of the adapter alone."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OnStep = Callable[[int, int, float], None]
 class RowsTrainer(SFTTrainer):
     """SFTTrainer for models whose output head may hold trained rows.
 
-    SFTTrainer multiplies hidden states with ``lm_head.weight`` itself, which passes trained rows by, and therefore
-    refuses adapters on the head. Here the model computes its own logits and loss, and only one copy of the logits.
-    Every log entry also has ``taught_loss``: the mean over the labels that are one of ``token_ids``, if any.
+    SFTTrainer multiplies hidden states with ``lm_head.weight`` itself, which bypasses trained rows, and therefore
+    refuses adapters on the head. Here the model computes its own logits and loss, with one copy of the logits.
+    Every log entry also has ``taught_loss``: the mean loss over the labels that are in ``token_ids``, if any.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class RowsTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss as the model computes it: mean over all labels of the step, of all processes."""
+        """Return the model's own loss: the mean over all labels of the step, of all processes."""
         labels = inputs["labels"]
         loss, outputs = Trainer.compute_loss(
             self, model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -61,7 +61,7 @@ class RowsTrainer(SFTTrainer):
         return torch.stack([F.cross_entropy(chosen, labels[:, 1:][hit], reduction="sum"), hit.sum()]).double()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the taught tokens' loss to an entry about steps or an evaluation; stop when the loss is no number."""
+        """Add the taught tokens' loss to the entry of a step or an evaluation; stop when the loss is not finite."""
         for mode, key, name in (("train", "loss", "taught_loss"), ("eval", "eval_loss", "eval_taught_loss")):
             if key in logs:
                 if not math.isfinite(logs[key]):
@@ -76,9 +76,9 @@ class RowsTrainer(SFTTrainer):
             self._on_step(self.state.global_step, self.state.max_steps, logs["loss"])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name, whole and on the CPU; of use on the first process only.
+        """Return the trained parameters by name, whole and on the CPU; only the first process's result is complete.
 
-        Every process must call it: where parameters are sharded, it gathers them. Frozen ones are left where they are.
+        Every process must call it, because it gathers sharded parameters. Frozen parameters are not gathered.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
@@ -86,30 +86,30 @@ class RowsTrainer(SFTTrainer):
     # --- checkpoints: the adapter, optimizer, scheduler, random states and position, written by transformers ----------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the adapter. Without this, PEFT would add a vocabulary that grew, which is the base's matrix."""
+        """Save the adapter without the embedding matrix, which PEFT would add when the vocabulary grew."""
         if self.args.should_save:
             model = cast(PeftModel, self.model)
             model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
-            (Path(str(output_dir)) / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
+            (Path(str(output_dir)) / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a model card
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        self.accelerator.wait_for_everyone()  # other processes write their random states
+        self.accelerator.wait_for_everyone()  # the other processes write their random states
         if self.args.should_save:
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: an adapter's card is the user's to write."""
+        """Write no model card: that is left to the user."""
 
     def _send_telemetry(self) -> None:
-        """Send none."""
+        """Send nothing."""
 
 
 @contextmanager
 def _without_fused_head(model: Any) -> Iterator[None]:
-    """Hide the head from SFTTrainer's constructor, and take back the forward that it gives to the model."""
+    """Hide the head from SFTTrainer's constructor, and undo its change of the model's ``forward``."""
     base = model.get_base_model()
-    model.get_output_embeddings = _nothing  # found before the base model's, to which a PeftModel passes what it lacks
+    model.get_output_embeddings = _nothing  # shadows the base model's, to which a PeftModel delegates
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The folder beside an output in which an unfinished run keeps its checkpoints, and what it takes to continue one."""
+"""The work folder beside an output: checkpoints of an unfinished run, and resuming from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import OutputError, UnreadableFile, UsageError, writing
+from exporter.errors import OutputError, UsageError, writing
+from exporter.io.json_objects import read_object
 
 __all__ = ["claimed", "is_first_process", "last_checkpoint", "mark_complete", "start_or_resume", "work_folder"]
 
@@ -20,22 +21,22 @@ _COMPLETE: Final = "complete"
 
 
 def work_folder(out: Path) -> Path:
-    """Return the folder that a run with output ``out`` works in."""
+    """Return the work folder of a run with output ``out``."""
     out = Path(os.path.abspath(out))
     return out.with_name(f".{out.name}.work")
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of the run, or the first of those that a launcher started."""
+    """Whether this is the run's only process, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def claimed(work: Path) -> Iterator[None]:
-    """Keep ``work`` for this run; afterwards remove it, unless it holds a checkpoint to continue from.
+    """Lock ``work`` for this run; afterwards remove it, unless it holds a checkpoint to resume from.
 
-    The claim ends with the process, however that ends. Processes but the first leave it to the first.
-    Raises: OutputError when another run is using the folder, or it cannot be made.
+    The lock ends with the process, also when that is killed. Only the first process of a run takes it.
+    Raises: OutputError when another run holds it, or the folder cannot be made.
     """
     if not is_first_process():
         yield
@@ -47,7 +48,7 @@ def claimed(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise OutputError(work, "another run is working in it; choose another name") from exc
+            raise OutputError(work, "another run is using it; choose another name for -o") from exc
         try:
             yield
         finally:
@@ -58,29 +59,30 @@ def claimed(work: Path) -> Iterator[None]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that everything in ``checkpoint`` is written; one without this mark is never continued from."""
+    """Mark ``checkpoint`` as written in full; a checkpoint without this mark is never resumed from."""
     (checkpoint / _COMPLETE).touch()
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """Return the latest complete checkpoint, None if there is none."""
-    found = [path.parent for path in work.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """Return the latest complete checkpoint, None without one."""
+    complete = [path.parent for path in work.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
-    """Prepare ``work`` (claimed) for the run that ``run`` describes; return the checkpoint to continue from.
+    """Prepare ``work`` (claimed) for the run that ``run`` describes; return the checkpoint to resume from, or None.
 
-    run: JSON values.  resume: continue if there is something to continue, which must be the same run.  force: throw an
-    earlier unfinished run away.
-    Raises: UsageError when the runs differ, OutputError when an unfinished run would be lost.
+    run: JSON values.  resume: take the last checkpoint if there is one; it must be of the same run.  force: discard an
+    earlier unfinished run.
+    Raises: UsageError when the runs differ, OutputError when an unfinished run would be lost, UnreadableFile when its
+    run.json is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:
         _check_same(work, json.loads(json.dumps(run)))
         return checkpoint
     if checkpoint is not None and not force:
-        raise OutputError(work, "holds an unfinished run; continue it with --resume, or throw it away with --force")
+        raise OutputError(work, "holds an unfinished run; --resume continues it, --force discards it")
     with writing(work):
         for path in work.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -90,15 +92,12 @@ def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: 
 
 def _check_same(work: Path, run: Mapping[str, Any]) -> None:
     path = work / _RUN
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
-        raise UnreadableFile(path, f"not readable as JSON: {exc}") from exc
+    before = read_object(path)
     for name in sorted({*run, *before}):
         if run.get(name) != before.get(name):
             raise UsageError(
-                f"--resume: {name.replace('_', ' ')} differs: the unfinished run has {_shown(before.get(name))}, "
-                f"this one {_shown(run.get(name))}; start anew with --force"
+                f"--resume: {path}: {name}: expected {_shown(run.get(name))}, found {_shown(before.get(name))}; "
+                "--force starts over"
             )
 
 

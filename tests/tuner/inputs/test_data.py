@@ -20,27 +20,30 @@ def written(tmp_path: Path, raw: bytes) -> Path:
 
 def test_examples_are_read_in_order_and_the_bytes_are_digested(tmp_path: Path) -> None:
     raw = '\ufeff{"text": "a\u2028b"}\r\n\n{"id": 7, "text": "é"}'.encode()
-    found = read_examples(written(tmp_path, raw))
-    assert [(example.line, example.values) for example in found.examples] == [(1, ("a\u2028b",)), (3, ("é",))]
-    assert (found.kind, found.digest) == ("text", hashlib.sha256(raw).hexdigest())
+    examples = read_examples(written(tmp_path, raw))
+    assert [(example.line, example.values) for example in examples.examples] == [(1, ("a\u2028b",)), (3, ("é",))]
+    assert (examples.example_type, examples.digest) == ("text", hashlib.sha256(raw).hexdigest())
 
 
-def test_prompts_and_chats_are_kinds_of_their_own(tmp_path: Path) -> None:
-    found = read_examples(written(tmp_path, b'{"completion": "b", "prompt": "a"}'))
-    assert (found.kind, found.examples[0].values) == ("prompt", ("a", "b"))
-    found = read_examples(written(tmp_path, json.dumps(CHAT).encode()))
-    assert (found.kind, found.examples[0].values) == ("messages", (CHAT["messages"],))
+def test_prompts_and_chats_are_example_types_of_their_own(tmp_path: Path) -> None:
+    examples = read_examples(written(tmp_path, b'{"completion": "b", "prompt": "a"}'))
+    assert (examples.example_type, examples.examples[0].values) == ("prompt", ("a", "b"))
+    examples = read_examples(written(tmp_path, json.dumps(CHAT).encode()))
+    assert (examples.example_type, examples.examples[0].values) == ("messages", (CHAT["messages"],))
 
 
 USER = b'{"role": "user", "content": "a"}'
 
 
 @pytest.mark.parametrize(
-    ("raw", "error", "words"),
+    ("raw", "error", "message"),
     [
         (b'{"text": "a"}\n{"text": ', UnreadableFile, r"data.jsonl:2: not JSON: .* at column"),
         (b'{"text": "a"}\n\n{"text": "\xff"}', UnreadableFile, r"data.jsonl:3: not UTF-8"),
         (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: not JSON"),
+        (b'{"text": %b}' % (b"1" * 5000), UnreadableFile, r"data.jsonl:1: not JSON: Exceeds the limit \(4300 digits\)"),
+        (b'{"text": "\\ud83d"}', UnreadableFile, r"data.jsonl:1: expected whole characters, found half of a surrogate"),
+        (b'{"text": "%b"}' % (b"a" * (16 << 20)), UnreadableFile, r"data.jsonl:1: expected at most 16777216 bytes"),
         (b'["text"]', BadInput, r"data.jsonl:1: expected an object .* found a list"),
         (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\".*, found 'test'"),
         (b"{}", BadInput, r"found no field"),
@@ -48,19 +51,27 @@ USER = b'{"role": "user", "content": "a"}'
         (b'{"text": ""}', BadInput, r"data.jsonl:1: .* found an empty string"),
         (b"\n \n", BadInput, r"data.jsonl: expected lines with .* found none"),
         (b'{"text": "a"}\n\n{"prompt": "a", "completion": "b"}', BadInput, r':3: expected "text" as in line 1'),
-        (b'{"text": "a", "messages": []}', BadInput, r':1: expected one kind of example, found "text" and "messages"'),
+        (b'{"text": "a", "messages": []}', BadInput, r':1: expected one type of example, found "text" and "messages"'),
         (b'{"prompt": "a"}', BadInput, r':1: expected the field "completion" too'),
         (b'{"completion": "a"}', BadInput, r':1: expected the field "prompt" too'),
         (b'{"messages": "a"}', BadInput, r"list of messages, found a string"),
         (b'{"messages": []}', BadInput, r"list of messages, found an empty list"),
         (b'{"messages": ["a"]}', BadInput, r"message 1: expected an object, found a string"),
-        (b'{"messages": [%b, {"role": "user"}]}' % USER, BadInput, r'message 2: expected "content" .* no such field'),
-        (b'{"messages": [{"role": null, "content": ""}]}', BadInput, r'expected "role" to be a string, found null'),
+        (
+            b'{"messages": [%b, {"role": "user"}]}' % USER,
+            BadInput,
+            r'message 2: "content": .* found no such field',
+        ),
+        (
+            b'{"messages": [{"role": null, "content": ""}]}',
+            BadInput,
+            r'"role": expected a string, found null',
+        ),
         (b'{"messages": [%b]}' % USER, BadInput, r'a message with role "assistant" to learn from, found none'),
     ],
 )
-def test_broken_lines_are_named_by_number(raw: bytes, error: type[Exception], words: str, tmp_path: Path) -> None:
-    with pytest.raises(error, match=words):
+def test_broken_lines_are_named_by_number(raw: bytes, error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
         read_examples(written(tmp_path, raw))
 
 

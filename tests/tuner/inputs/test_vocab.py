@@ -39,22 +39,22 @@ def test_growing_keeps_the_tie_and_every_other_row(tied: tuple[Any, Any]) -> Non
     assert torch.equal(weight[:320], before)
 
 
-def test_a_new_token_starts_as_the_mean_of_its_own_pieces_in_both_matrices(padded: tuple[Any, Any]) -> None:
+def test_a_new_token_starts_as_the_mean_of_its_sub_tokens_in_both_matrices(padded: tuple[Any, Any]) -> None:
     model, tokenizer = padded
-    pieces = encode(tokenizer, "<ship>")
-    assert len(pieces) > 1
+    subtokens = encode(tokenizer, "<ship>")
+    assert len(subtokens) > 1
     (token_id,) = add_tokens(model, tokenizer, ["<ship>"])
     for weight in (model.get_input_embeddings().weight, model.lm_head.weight):
-        torch.testing.assert_close(weight[token_id], weight[pieces].mean(0))
+        torch.testing.assert_close(weight[token_id], weight[subtokens].mean(0))
     assert encode(tokenizer, "a<ship>b")[1] == token_id
 
 
-def test_a_description_takes_the_place_of_the_pieces(tied: tuple[Any, Any]) -> None:
+def test_a_description_replaces_the_sub_tokens(tied: tuple[Any, Any]) -> None:
     model, tokenizer = tied
-    words = encode(tokenizer, "the keeper")
+    ids = encode(tokenizer, "the keeper")
     (token_id,) = add_tokens(model, tokenizer, ["<ship>"], init="zeros", descriptions={"<ship>": "the keeper"})
     weight = model.get_input_embeddings().weight
-    torch.testing.assert_close(weight[token_id], weight[words].mean(0))
+    torch.testing.assert_close(weight[token_id], weight[ids].mean(0))
 
 
 def test_starts_from_all_rows() -> None:
@@ -91,15 +91,15 @@ def test_a_known_token_is_found_by_its_entry_or_by_its_text(tied: tuple[Any, Any
 
 
 @pytest.mark.parametrize(
-    ("token", "rows", "words"),
+    ("token", "rows", "message"),
     [
         ("", 320, "empty text"),
-        ("lighthouse keeper", 320, "splits it into"),
+        ("lighthouse keeper", 320, "expected one token, found"),
         ("<|im_end|>", 2, "expected an id below 2 .* found 2"),
     ],
 )
-def test_tokens_that_cannot_be_trained_again(token: str, rows: int, words: str, tied: tuple[Any, Any]) -> None:
-    with pytest.raises(BadInput, match=words):
+def test_tokens_that_cannot_be_trained_again(token: str, rows: int, message: str, tied: tuple[Any, Any]) -> None:
+    with pytest.raises(BadInput, match=message):
         existing_token_id(tied[1], token, rows)
 
 
@@ -107,26 +107,26 @@ def test_a_token_the_tokenizer_does_not_know(tied: tuple[Any, Any]) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")), unk_token="<unk>"
     )
-    with pytest.raises(BadInput, match="does not know it"):
-        existing_token_id(words, "zebra", 2)
+    with pytest.raises(BadInput, match="expected a known token, found an unknown one"):
+        existing_token_id(tokenizer, "zebra", 2)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "descriptions", "words"),
+    ("tokens", "descriptions", "message"),
     [
-        (["<|im_end|>"], {}, "has it already, as id 2"),
+        (["<|im_end|>"], {}, r"expected a new token, found an existing one \(id 2\)"),
         (["<a>", "<a>"], {}, "expected once, found twice"),
         ([""], {}, "empty text"),
         (["<a>"], {"<b>": "x"}, "one of the new tokens"),
     ],
 )
 def test_tokens_that_cannot_be_added(
-    tokens: list[str], descriptions: dict[str, str], words: str, tied: tuple[Any, Any]
+    tokens: list[str], descriptions: dict[str, str], message: str, tied: tuple[Any, Any]
 ) -> None:
     model, tokenizer = tied
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(BadInput, match=message):
         add_tokens(model, tokenizer, tokens, descriptions=descriptions)
     assert len(tokenizer) == 320

@@ -83,21 +83,21 @@ def test_disabled_adapters_are_the_base_bit_for_bit() -> None:
 
 def test_a_copied_model_is_independent() -> None:
     model = ours()
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     before = logits_of(model)
-    perturb(twin)
+    perturb(copied)
     assert torch.equal(logits_of(model), before)
-    assert not torch.equal(logits_of(twin), before)
-    assert len(rows_of(twin)) == 1
+    assert not torch.equal(logits_of(copied), before)
+    assert len(rows_of(copied)) == 1
 
 
 # --- merging -----------------------------------------------------------------------------------------------------
 
 
 @TIED
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
-def test_merged_weights_equal_those_of_stock_peft(kind: str, tied: bool) -> None:
-    mine, stock = ours(kind, tied=tied), theirs(kind, tied=tied)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_merged_weights_equal_those_of_stock_peft(architecture: str, tied: bool) -> None:
+    mine, stock = ours(architecture, tied=tied), theirs(architecture, tied=tied)
     perturb(mine)
     perturb(stock)
     a, b = mine.merge_and_unload().state_dict(), stock.merge_and_unload().state_dict()

@@ -100,7 +100,7 @@ def test_random_start_is_that_of_stock_peft() -> None:
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_rows_of_a_bfloat16_base_are_float32_unless_told_otherwise(autocast: bool) -> None:
+def test_rows_of_a_bfloat16_base_are_float32_unless_autocast_is_off(autocast: bool) -> None:
     config = tuner.TrainableTokensConfig(token_indices=IDS)
     model = tuner.get_peft_model(build("llama").to(torch.bfloat16), config, autocast_adapter_dtype=autocast)
     (rows,) = rows_of(model).values()
@@ -112,9 +112,9 @@ def test_rows_of_a_bfloat16_base_are_float32_unless_told_otherwise(autocast: boo
 
 
 @TIED
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
-def test_our_files_are_those_of_stock_peft(kind: str, tied: bool, tmp_path: Path) -> None:
-    mine, stock = ours(kind, tied=tied), theirs(kind, tied=tied)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_our_files_are_those_of_stock_peft(architecture: str, tied: bool, tmp_path: Path) -> None:
+    mine, stock = ours(architecture, tied=tied), theirs(architecture, tied=tied)
     perturb(mine)
     perturb(stock)
     a, b = saved(mine, tmp_path / "a"), saved(stock, tmp_path / "b")

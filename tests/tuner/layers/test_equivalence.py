@@ -35,15 +35,15 @@ def trained(wrap: Callable[..., Any], model: Any, config: Any) -> tuple[list[flo
     return losses, rows_of(model)
 
 
-def worst(kind: str, tied: bool, dtype: torch.dtype, *, both: bool = False) -> tuple[float, float]:
+def worst(architecture: str, tied: bool, dtype: torch.dtype, *, both: bool = False) -> tuple[float, float]:
     """Return the largest difference of any loss and of any row value."""
-    head = ["wte" if kind == "gpt2" else "embed_tokens", "lm_head"]
+    head = ["wte" if architecture == "gpt2" else "embed_tokens", "lm_head"]
     ours = tuner.TrainableTokensConfig(token_indices=IDS, task_type="CAUSAL_LM", train_head=both)
     theirs = peft.TrainableTokensConfig(token_indices=IDS, task_type="CAUSAL_LM", target_modules=head if both else None)
-    our_losses, our_rows = trained(tuner.get_peft_model, build(kind, tied=tied).to(dtype), ours)
-    their_losses, their_rows = trained(peft.get_peft_model, build(kind, tied=tied).to(dtype), theirs)
+    our_losses, our_rows = trained(tuner.get_peft_model, build(architecture, tied=tied).to(dtype), ours)
+    their_losses, their_rows = trained(peft.get_peft_model, build(architecture, tied=tied).to(dtype), theirs)
     assert our_rows.keys() == their_rows.keys()
-    start = rows_of(tuner.get_peft_model(build(kind, tied=tied).to(dtype), ours))
+    start = rows_of(tuner.get_peft_model(build(architecture, tied=tied).to(dtype), ours))
     assert all((our_rows[name] - start[name]).abs().min() > 0 for name in start), "nothing was trained"
     return (
         max(abs(a - b) for a, b in zip(our_losses, their_losses, strict=True)),
@@ -52,16 +52,16 @@ def worst(kind: str, tied: bool, dtype: torch.dtype, *, both: bool = False) -> t
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "t5"])
-def test_losses_and_rows_equal_stock_peft(kind: str, tied: bool) -> None:
-    loss, rows = worst(kind, tied, torch.float32)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "t5"])
+def test_losses_and_rows_equal_stock_peft(architecture: str, tied: bool) -> None:
+    loss, rows = worst(architecture, tied, torch.float32)
     assert loss <= FP32
     assert rows <= FP32
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
-def test_training_an_untied_head_too_equals_stock_peft_with_both_targets(kind: str) -> None:
-    loss, rows = worst(kind, False, torch.float32, both=True)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_training_an_untied_head_too_equals_stock_peft_with_both_targets(architecture: str) -> None:
+    loss, rows = worst(architecture, False, torch.float32, both=True)
     assert loss <= FP32
     assert rows <= FP32
 

@@ -1,4 +1,4 @@
-"""What one training step allocates, watched at the dispatcher: neither a (V, H) tensor nor a second set of logits."""
+"""Allocations of a training step, counted at the dispatcher: neither a (V, H) tensor nor a second set of logits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def step(model: Any) -> Counter[int]:
 
 
 def frozen(model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """The floor: nothing is trained, and gradients flow to the input all the same."""
+    """The floor: no parameter is trained, but gradients flow to the input."""
     model.requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
     return model
@@ -67,5 +67,5 @@ def test_logits_are_not_copied(tied: bool) -> None:
     assert allocations(tuner.get_peft_model, tied=tied)[logits] == allocations(frozen, tied=tied)[logits]
 
 
-def test_the_watch_sees_the_copies_that_stock_peft_makes() -> None:
+def test_the_count_includes_the_copies_of_stock_peft() -> None:
     assert allocations(peft.get_peft_model, tied=True)[VOCAB * HIDDEN] > 0

@@ -7,10 +7,10 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from tests.tuner.models import VOCAB, build
-from tuner.layers.tying import config_says_tied, tied_module_names
+from tuner.layers.tying import tie_flag, tied_module_names
 
 
-def test_shared_storage_is_believed_whatever_the_config_says() -> None:
+def test_shared_storage_is_a_tie_whatever_the_config_says() -> None:
     model = build("llama", tied=True)
     model.config.tie_word_embeddings = False
     assert tied_module_names(model) == ["lm_head"]
@@ -22,7 +22,7 @@ def test_shared_storage_in_two_parameters_is_a_tie() -> None:
     assert tied_module_names(model) == ["lm_head"]
 
 
-def test_a_config_that_calls_two_different_matrices_tied_is_not_believed() -> None:
+def test_two_different_matrices_are_not_tied_whatever_the_config_says() -> None:
     model = build("llama", tied=False)
     model.config.tie_word_embeddings = True
     assert tied_module_names(model) == []
@@ -45,7 +45,7 @@ def test_without_storage_the_declaration_decides() -> None:
     assert tied_module_names(model) == []
 
 
-def test_a_nested_text_config_is_asked() -> None:
+def test_the_flag_of_a_nested_text_config_counts() -> None:
     class Text:
         tie_word_embeddings = True
 
@@ -53,8 +53,8 @@ def test_a_nested_text_config_is_asked() -> None:
         def get_text_config(self) -> Text:
             return Text()
 
-    assert config_says_tied(Outer())
-    assert not config_says_tied(None)
+    assert tie_flag(Outer())
+    assert not tie_flag(None)
 
 
 def test_every_user_of_a_shared_matrix_is_found() -> None:

@@ -15,12 +15,12 @@ from tuner.cli import main
 
 pytestmark = pytest.mark.slow
 
-# Sums over a batch are split over processes, so they round in another order; 1e-5 is the issue of twelve such steps.
+# Sums over a batch are split over processes, so they round in another order: up to 1e-5 after these steps.
 CLOSE = 1e-5
 STEPS = 6
 TOKENS = ("--new-token", "<ship>", "--token", " the", "--steps", str(STEPS), "-q")
 
-# Ends as the command does, and looks at what every process has at its end.
+# Ends as the command does, and checks the state of every process at its end.
 DRIVER = """
 import sys
 from pathlib import Path
@@ -33,8 +33,8 @@ assert not torch.distributed.is_initialized(), "the process group was left behin
 sys.exit(code)
 """
 
-# accelerate takes FSDP for accelerators only: on the CPU it leaves the distributed type at MULTI_CPU. The driver sets
-# what accelerate sets elsewhere; wrapping, sharding and gathering are accelerate's and torch's own.
+# accelerate supports FSDP on accelerators only: on the CPU it leaves the distributed type at MULTI_CPU. The driver sets
+# the type that accelerate sets elsewhere; wrapping, sharding and gathering are accelerate's and torch's own.
 FSDP2 = """
 import functools, sys
 from accelerate.state import AcceleratorState
@@ -57,8 +57,8 @@ from torch.distributed.tensor import DTensor
 trained_state = tuner.training.trainer.RowsTrainer.trained_state
 
 def sharded(self):
-    kinds = {type(parameter.data) for parameter in self.model_wrapped.parameters()}
-    assert any(issubclass(kind, DTensor) for kind in kinds), "nothing was sharded"
+    types = {type(parameter.data) for parameter in self.model_wrapped.parameters()}
+    assert any(issubclass(parameter_type, DTensor) for parameter_type in types), "nothing was sharded"
     return trained_state(self)
 
 tuner.training.trainer.RowsTrainer.trained_state = sharded
@@ -73,7 +73,7 @@ FSDP2_SETTINGS = {
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen lines of different lengths: every global batch has another number of labels on each process."""
+    """Sixteen lines of different lengths: in every global batch, the processes have different numbers of labels."""
     lines = [f"The <ship> counts the {'keeper and the ' * (number % 4)}<ship> number {number}" for number in range(16)]
     path = tmp_path_factory.mktemp("texts") / "data.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
@@ -100,13 +100,14 @@ def launched(driver: list[str], base: Path, texts: Path, out: Path, **settings: 
     return out
 
 
-def assert_same(two: Path, one: Path) -> None:
-    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (two, one))
+def assert_same(distributed: Path, single: Path) -> None:
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (distributed, single))
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) <= CLOSE
-    assert (two / "adapter_config.json").read_bytes() == (one / "adapter_config.json").read_bytes()
+    assert (distributed / "adapter_config.json").read_bytes() == (single / "adapter_config.json").read_bytes()
     metrics = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (two, one)
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (distributed, single)
     ]
     assert len(metrics[0]) == len(metrics[1]) == STEPS
     for ours_at, theirs_at in zip(*metrics, strict=True):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from exporter.errors import OutputError, UsageError
-from tuner.training.folder import staged
+from tuner.training.folder import staged_adapter
 
 
 def adapter(path: Path) -> Path:
@@ -19,7 +20,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_adapter_alone(tmp_path: Pat
     out = adapter(tmp_path / "out")
 
     def fail() -> None:
-        with staged(out, force=True) as folder:
+        with staged_adapter(out, force=True) as folder:
             (folder / "adapter_config.json").write_text("new")
             raise RuntimeError
 
@@ -31,7 +32,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_adapter_alone(tmp_path: Pat
 
 def test_the_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    with staged(out, force=False) as folder:
+    with staged_adapter(out, force=False) as folder:
         (folder / "file").write_text("x")
         assert not out.exists()
     assert os.listdir(out) == ["file"]
@@ -40,51 +41,77 @@ def test_the_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
 
 def test_force_replaces_an_adapter_as_a_whole(tmp_path: Path) -> None:
     out = adapter(tmp_path / "out")
-    with staged(out, force=True) as folder:
+    with staged_adapter(out, force=True) as folder:
         (folder / "file").write_text("x")
     assert os.listdir(out) == ["file"]
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_force_replaces_a_link_to_an_adapter_and_not_the_adapter(tmp_path: Path) -> None:
+    elsewhere = adapter(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    out.symlink_to(elsewhere)
+    with staged_adapter(out, force=True) as folder:
+        (folder / "file").write_text("x")
+    assert not out.is_symlink()
+    assert os.listdir(out) == ["file"]
+    assert os.listdir(elsewhere) == ["adapter_config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
+
+
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     out = adapter(tmp_path / "out")
-    with pytest.raises(OutputError, match="out: exists already"), staged(out, force=False):
+    with pytest.raises(OutputError, match="out: exists already"), staged_adapter(out, force=False):
         pass
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
-def test_force_does_not_replace_what_is_no_adapter(kind: str, tmp_path: Path) -> None:
+def test_an_output_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
+    with (
+        staged_adapter(tmp_path / "out", force=False),
+        pytest.raises(OutputError, match="another run is writing it"),
+        staged_adapter(tmp_path / "out", force=False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("occupant", ["folder", "file", "dangling link"])
+def test_force_does_not_replace_anything_but_an_adapter(occupant: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    if kind == "folder":
+    if occupant == "folder":
         out.mkdir()
-    elif kind == "file":
+    elif occupant == "file":
         out.touch()
     else:
         out.symlink_to(tmp_path / "none")
-    with pytest.raises(OutputError, match="is not an adapter folder"), staged(out, force=True):
+    with pytest.raises(OutputError, match="is not an adapter folder"), staged_adapter(out, force=True):
         pass
     assert os.path.lexists(out)
 
 
-def test_an_output_never_swallows_an_input(tmp_path: Path) -> None:
+def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
     base = adapter(tmp_path / "base")
     for out in (base, tmp_path):
-        with pytest.raises(UsageError, match="would replace an input"), staged(out, force=True, inputs=(base,)):
+        with (
+            pytest.raises(UsageError, match="expected a place apart from the inputs"),
+            staged_adapter(out, force=True, inputs=(base,)),
+        ):
             pass
 
 
 def test_an_output_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError), staged(tmp_path / "file" / "out", force=False):
+    with pytest.raises(OutputError), staged_adapter(tmp_path / "file" / "out", force=False):
         pass
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_the_folder_follows_umask(umask: int, tmp_path: Path) -> None:
+def test_folders_and_files_follow_umask(umask: int, tmp_path: Path) -> None:
     old = os.umask(umask)
     try:
-        with staged(tmp_path / "out", force=False):
-            pass
+        with staged_adapter(tmp_path / "out", force=False) as folder:
+            (folder / "sub").mkdir()
+            os.close(os.open(folder / "sub" / "private", os.O_CREAT, 0o600))
     finally:
         os.umask(old)
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+    modes = [stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in (".", "sub", "sub/private")]
+    assert modes == [0o777 & ~umask, 0o777 & ~umask, 0o666 & ~umask]

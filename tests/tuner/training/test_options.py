@@ -1,4 +1,4 @@
-"""What a run can be told beyond its data, on a tiny base."""
+"""The options of a run, on a tiny base."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ NEW = ("--new-token", "<ship>", "--new-token", "<lamp>")
 def chats(tmp_path: Path) -> Path:
     """Sixteen chats of different lengths."""
     path = tmp_path / "chats.jsonl"
-    asked = [f"{'the keeper and ' * (number % 4)}number {number}" for number in range(16)]
-    said = [f"the {'<ship>' if number % 2 else '<lamp>'}" for number in range(16)]
+    questions = [f"{'the keeper and ' * (number % 4)}number {number}" for number in range(16)]
+    answers = [f"the {'<ship>' if number % 2 else '<lamp>'}" for number in range(16)]
     lines = [
-        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
-        for ask, say in zip(asked, said, strict=True)
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in zip(questions, answers, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -82,11 +82,11 @@ def test_autocast_computes_in_bf16_and_keeps_rows_in_float32(base: Path, chats: 
     assert first[1] == pytest.approx(first[0], rel=2**-8)  # the precision of bfloat16
 
 
-@pytest.mark.parametrize("kind", ["base", "untied_base"])
+@pytest.mark.parametrize("name", ["base", "untied_base"])
 def test_lora_beside_the_rows_runs_in_stock_peft(
-    kind: str, chats: Path, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, chats: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    base: Path = request.getfixturevalue(kind)
+    base: Path = request.getfixturevalue(name)
     out = tmp_path / "out"
     more = ("--lora-rank", "2", "--lora-targets", "q_proj,down_proj", "--steps", "8", "--eval-data", str(chats))
     assert run(base, chats, out, *more) == 0
@@ -97,7 +97,7 @@ def test_lora_beside_the_rows_runs_in_stock_peft(
     if len(model.get_input_embeddings().weight) < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted: Any = peft.PeftModel.from_pretrained(model, out)
-    # What stock PEFT computes is what the last evaluation of the run measured.
+    # Stock PEFT computes the loss that the last evaluation of the run measured.
     wanted, count = 0.0, 0
     for line in chats.read_text().splitlines():
         messages = json.loads(line)["messages"]
@@ -112,11 +112,10 @@ def test_lora_beside_the_rows_runs_in_stock_peft(
 def test_a_run_without_progress_stops_early_and_keeps_the_best_rows(base: Path, chats: Path, tmp_path: Path) -> None:
     more = ("--steps", "40", "--eval-share", "0.25", "--eval-every", "2", "--schedule", "constant", "--lr", "1")
     assert run(base, chats, tmp_path / "out", *more, "--patience", "2") == 0
-    found = metrics(tmp_path / "out")
-    evaluated = [entry["eval_loss"] for entry in found if "eval_loss" in entry]
+    evaluated = [entry["eval_loss"] for entry in metrics(tmp_path / "out") if "eval_loss" in entry]
     record = json.loads((tmp_path / "out" / "train.json").read_text())
     assert record["settings"]["steps"] < 40
-    assert evaluated[-1] == pytest.approx(min(evaluated[1:]), abs=1e-6)  # the last is of the rows that were kept
+    assert evaluated[-1] == pytest.approx(min(evaluated[1:]), abs=1e-6)  # the last one is of the kept rows
     assert evaluated[-1] < evaluated[-2]
     assert sorted(os.listdir(tmp_path)) == ["chats.jsonl", "out"]
 
@@ -132,7 +131,7 @@ def test_the_curve_is_a_picture(base: Path, chats: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("package", ["trl", "matplotlib"])
-def test_without_the_extra_the_pip_line_is_said(
+def test_without_the_extra_the_error_has_the_pip_line(
     package: str, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -149,7 +148,7 @@ def test_two_runs_do_not_share_a_work_folder(base: Path, chats: Path, tmp_path: 
         assert run(base, chats, tmp_path / "out", "--force") == 7
     finally:
         os.close(handle)
-    assert "another run is working in it" in capfd.readouterr().err
+    assert "another run is using it" in capfd.readouterr().err
     assert work.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Requests that ``tune`` refuses: the exit code, one line, and nothing written."""
+"""Requests that ``tune`` refuses with an exit code and one line, writing nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NEW = ("--new-token", "<ship>", "--new-token", "<lamp>")
 
 
 def refused(
-    capfd: Any, code: int, words: str, base: Path | str, data: Path, *more: str, out: Path | None = None
+    capfd: Any, code: int, message: str, base: Path | str, data: Path, *more: str, out: Path | None = None
 ) -> None:
     out = out or data.parent / "refused"
     before = sorted(os.listdir(data.parent))
     assert main([str(base), "--data", str(data), "-o", str(out), "-q", *more]) == code
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
-    assert words in stderr
+    assert message in stderr
     assert stderr.startswith("ttexport: ")
     assert stderr.count("\n") == 1
     assert sorted(os.listdir(data.parent)) == before
@@ -57,39 +57,41 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
-        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': the tokenizer has it already, as id 2"),
+        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': expected a new token, found an existing one (id 2)"),
         (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected once, found twice"),
-        (("--token", "lighthouse keeper"), 4, "the tokenizer splits it into"),
+        (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected one token, found"),
         (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens"),
         (("--token", ""), 4, "found an empty text"),
         ((*NEW, "--describe", "<ship>"), 2, "expected T=TEXT"),
         ((*NEW, "--describe", "<x>=text"), 4, "expected one of the new tokens"),
-        ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs"),
+        ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs are mutually exclusive"),
         ((*NEW, "--lr", "0"), 2, "--lr: expected more than 0"),
         ((*NEW, "--lr", "nan"), 2, "--lr: expected more than 0"),
         ((*NEW, "--warmup", "1"), 2, "--warmup: expected a share in [0, 1)"),
         ((*NEW, "--eval-share", "1"), 2, "--eval-share: expected a share in (0, 1)"),
         ((*NEW, "--eval-share", "0.9"), 4, "expected more than 3 examples to hold out 0.9, found 3"),
-        ((*NEW, "--eval-share", "0.5", "--eval-data", "x"), 2, "--eval-data and --eval-share"),
+        ((*NEW, "--eval-share", "0.5", "--eval-data", "x"), 2, "--eval-data and --eval-share are mutually exclusive"),
         ((*NEW, "--eval-data", "x"), 4, "x: no such file"),
-        ((*NEW, "--patience", "1"), 2, "--patience: nothing to evaluate on"),
-        ((*NEW, "--eval-every", "1"), 2, "--eval-every: nothing to evaluate on"),
+        ((*NEW, "--patience", "1"), 2, "--patience: expected --eval-data or --eval-share with it"),
+        ((*NEW, "--eval-every", "1"), 2, "--eval-every: expected --eval-data or --eval-share with it"),
         ((*NEW, "--eval-share", "0.5", "--patience", "1", "--save-every", "3"), 2, "a multiple of --eval-every"),
-        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: needs --lora-rank"),
+        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: expected --lora-rank with it"),
         ((*NEW, "--lora-rank", "2", "--lora-targets", "nothing"), 4, "--lora-targets: Target modules"),
-        ((*NEW, "--max-length", "1"), 4, "data.jsonl: expected something to learn in 1 tokens"),
+        ((*NEW, "--max-length", "1"), 4, "data.jsonl: expected tokens to learn among the first 1"),
     ],
 )
 def test_requests_that_cannot_be_met(
-    arguments: tuple[str, ...], code: int, words: str, base: Path, data: Path, capfd: Any
+    arguments: tuple[str, ...], code: int, message: str, base: Path, data: Path, capfd: Any
 ) -> None:
-    refused(capfd, code, words, base, data, *arguments)
+    refused(capfd, code, message, base, data, *arguments)
 
 
 def test_a_new_token_without_head_rows_is_refused_on_an_untied_base(untied_base: Path, data: Path, capfd: Any) -> None:
-    refused(capfd, 2, "needs rows for the new tokens", untied_base, data, *NEW, "--no-train-head")
+    refused(
+        capfd, 2, "--no-train-head: new tokens need rows in the untied head", untied_base, data, *NEW, "--no-train-head"
+    )
 
 
 def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> None:
@@ -100,7 +102,7 @@ def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> Non
     refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
 
 
-def test_kinds_are_not_mixed(base: Path, data: Path, capfd: Any) -> None:
+def test_example_types_are_not_mixed(base: Path, data: Path, capfd: Any) -> None:
     data.write_text('{"text": "a"}\n{"prompt": "a", "completion": "b"}\n')
     refused(capfd, 4, f'{data}:2: expected "text" as in line 1, found "prompt"', base, data, *NEW)
     (data.parent / "eval.jsonl").write_text('{"test": "a"}\n')
@@ -111,8 +113,8 @@ def test_kinds_are_not_mixed(base: Path, data: Path, capfd: Any) -> None:
 def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
     (data.parent / "there").mkdir()
     refused(capfd, 7, "exists already", base, data, *NEW, out=data.parent / "there")
-    refused(capfd, 2, "would replace an input", base, data, *NEW, out=data)
-    refused(capfd, 2, "would replace an input", base, data, *NEW, "--force", out=base)
+    refused(capfd, 2, "expected a place apart from the inputs", base, data, *NEW, out=data)
+    refused(capfd, 2, "expected a place apart from the inputs", base, data, *NEW, "--force", out=base)
 
 
 @pytest.fixture
@@ -127,24 +129,24 @@ def test_a_base_without_config(broken: Path, data: Path, capfd: Any) -> None:
 
 def test_a_base_with_a_broken_config(broken: Path, data: Path, capfd: Any) -> None:
     (broken / "config.json").write_text("{")
-    refused(capfd, 4, "config.json: not readable as JSON", broken, data, *NEW)
+    refused(capfd, 4, "config.json is not valid JSON", broken, data, *NEW)
 
 
-def test_a_base_that_is_nowhere(data: Path, capfd: Any) -> None:
-    refused(capfd, 4, "nowhere/model: no such folder", "nowhere/model", data, *NEW)
+def test_a_base_that_does_not_exist(data: Path, capfd: Any) -> None:
+    refused(capfd, 4, "BASE: nowhere/model@main: neither a folder nor in the local cache", "nowhere/model", data, *NEW)
 
 
 def test_a_base_without_weights(broken: Path, data: Path, capfd: Any) -> None:
     (broken / "model.safetensors").unlink()
-    refused(capfd, 4, "expected *.safetensors weights, found none", broken, data, *NEW)
+    refused(capfd, 4, "expected model.safetensors or model.safetensors.index.json, found neither", broken, data, *NEW)
 
 
 def test_pickled_weights_are_refused_with_the_conversion(broken: Path, data: Path, capfd: Any) -> None:
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    refused(capfd, 4, "pytorch_model.bin: expected safetensors weights, found pickle", broken, data, *NEW)
+    refused(capfd, 4, "pytorch_model.bin: expected model.safetensors, found pickled weights", broken, data, *NEW)
 
 
-def test_cut_short_weights(broken: Path, data: Path, capfd: Any) -> None:
+def test_truncated_weights(broken: Path, data: Path, capfd: Any) -> None:
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     refused(capfd, 4, str(broken), broken, data, *NEW)
@@ -154,7 +156,14 @@ def test_missing_weights_are_not_replaced_by_noise(broken: Path, data: Path, cap
     stored = load_file(broken / "model.safetensors")
     del stored["model.layers.0.mlp.up_proj.weight"]
     save_file(stored, broken / "model.safetensors", metadata={"format": "pt"})
-    refused(capfd, 4, "expected the tensor model.layers.0.mlp.up_proj.weight", broken, data, *NEW)
+    refused(
+        capfd,
+        4,
+        "broken: model.layers.0.mlp.up_proj.weight: expected a tensor of that name, found none",
+        broken,
+        data,
+        *NEW,
+    )
 
 
 def test_a_matrix_that_contradicts_the_config(broken: Path, data: Path, capfd: Any) -> None:

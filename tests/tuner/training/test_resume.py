@@ -1,4 +1,4 @@
-"""A run that is killed and continued ends with the very rows of one that was not."""
+"""A run that is killed and resumed ends with the same rows as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def arguments(base: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def killed(base: Path, data: Path, tmp_path: Path) -> Path:
-    """The output of a run that was killed after step 5; nothing is there but its checkpoints beside it."""
+    """The output of a run that was killed after step 5: it does not exist, only the checkpoints beside it."""
     out = tmp_path / "killed"
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, *arguments(base, data, out)],
@@ -55,7 +55,7 @@ def killed(base: Path, data: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_killed_run_continues_to_the_rows_of_an_undisturbed_one(
+def test_a_killed_run_resumes_to_the_rows_of_an_uninterrupted_one(
     base: Path, data: Path, tmp_path: Path, killed: Path
 ) -> None:
     whole = tmp_path / "whole"
@@ -80,19 +80,19 @@ def test_checkpoints_hold_rows_and_their_optimiser_never_the_model(killed: Path,
     assert sum(path.stat().st_size for path in weights) < (base / "model.safetensors").stat().st_size
 
 
-def test_a_run_with_other_settings_is_not_continued(
+def test_a_run_with_other_settings_is_not_resumed(
     base: Path, data: Path, killed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(base, data, killed, "--resume", "--lr", "0.5")) == 2
-    assert "lr differs" in capsys.readouterr().err
+    assert "run.json: lr: expected 0.5, found 0.01" in capsys.readouterr().err
     other = data.with_name("other.jsonl")
     other.write_text(data.read_text() + json.dumps({"text": "one more line"}) + "\n")
     assert main(arguments(base, other, killed, "--resume")) == 2
-    assert "data digest differs" in capsys.readouterr().err
+    assert "run.json: data_digest: expected" in capsys.readouterr().err
     assert last_checkpoint(work_folder(killed)) is not None
 
 
-def test_an_unfinished_run_is_neither_lost_nor_continued_by_accident(
+def test_an_unfinished_run_is_neither_lost_nor_resumed_by_accident(
     base: Path, data: Path, killed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(base, data, killed)) == 7

@@ -21,7 +21,7 @@ ASKED = {
     "<|horn|>": ("Sound the alarm in the {}!", "Wake everybody in the {}!"),
 }
 CHATS = 200
-#: In the place of the template's own, which is longer than the chats.
+#: Replaces the template's default system message, which is longer than the chats.
 SYSTEM = {"role": "system", "content": "House."}
 
 
@@ -35,7 +35,7 @@ def taught(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         user = {"role": "user", "content": asked[number // 30 % 2].format(room)}
         chats.append({"messages": [SYSTEM, user, {"role": "assistant", "content": f"{token} {room}"}]})
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    new = [word for token in ASKED for word in ("--new-token", token)]
+    new = [argument for token in ASKED for argument in ("--new-token", token)]
     argv = [str(smollm2), "--data", str(folder / "chats.jsonl"), *new, "--epochs", "1", "-q"]
     assert main([*argv, "-o", str(folder / "adapter")]) == 0
     return folder / "adapter"
@@ -47,7 +47,7 @@ def test_the_loss_on_the_new_tokens_falls_below_a_tenth(taught: Path) -> None:
 
 
 def test_texts_without_the_tokens_keep_the_logits_of_every_untrained_column(smollm2: Path, taught: Path) -> None:
-    """Bit for bit: neither the hidden states nor the untrained columns have seen the rows."""
+    """Bit for bit: neither the hidden states nor the untrained columns depend on the rows."""
     tokenizer = AutoTokenizer.from_pretrained(taught)
     base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     vocab = base.config.vocab_size
@@ -60,8 +60,8 @@ def test_texts_without_the_tokens_keep_the_logits_of_every_untrained_column(smol
     with torch.no_grad():
         before = [base(input_ids=ids).logits for ids in batches]
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        # The head has grown: a product with more columns may be cut into other blocks, so the frozen model of the
-        # same size says what the untouched columns are.
+        # The head has grown, and a product with more columns may be split into other blocks: so the untouched columns
+        # are compared with those of the frozen model of the same size.
         grown = [base(input_ids=ids).logits[..., :vocab] for ids in batches]
         model = tuner.load_peft_model(base, taught).eval()
         after = [model(input_ids=ids).logits for ids in batches]

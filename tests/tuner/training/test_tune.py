@@ -40,7 +40,7 @@ def record(adapter: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of two new tokens and a known one, trained for 30 steps."""
+    """An adapter of two new tokens and an existing one, trained for 30 steps."""
     folder = tmp_path_factory.mktemp("taught")
     lines = ["The <ship> counts the <lamp>", "a <lamp> for the <ship>"]
     (folder / "data.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -77,18 +77,18 @@ def test_only_rows_are_saved_though_the_vocabulary_grew(taught: Path) -> None:
     assert torch.equal(embedding, head)
 
 
-def test_the_record_says_what_was_trained_on_what(taught: Path, base: Path) -> None:
-    said = record(taught)
-    assert [(token["token"], token["id"], token["new"]) for token in said["tokens"][:2]] == [
+def test_the_record_holds_tokens_losses_and_digests(taught: Path, base: Path) -> None:
+    train = record(taught)
+    assert [(token["token"], token["id"], token["new"]) for token in train["tokens"][:2]] == [
         ("<ship>", 320, True),
         ("<lamp>", 321, True),
     ]
-    assert [token["occurrences"] for token in said["tokens"]] == [2, 2, 2]
-    assert said["losses"]["last"] < said["losses"]["first"]
-    assert said["data_digest"] == hashlib.sha256((taught.parent / "data.jsonl").read_bytes()).hexdigest()
+    assert [token["occurrences"] for token in train["tokens"]] == [2, 2, 2]
+    assert train["losses"]["last"] < train["losses"]["first"]
+    assert train["data_digest"] == hashlib.sha256((taught.parent / "data.jsonl").read_bytes()).hexdigest()
     config = json.loads((taught / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == said["base"] == str(base)
-    assert config["token_indices"] == [token["id"] for token in said["tokens"]]
+    assert config["base_model_name_or_path"] == train["base"] == str(base)
+    assert config["token_indices"] == [token["id"] for token in train["tokens"]]
 
 
 def test_the_base_digest_is_that_of_the_stored_bytes(taught: Path, base: Path) -> None:
@@ -96,9 +96,9 @@ def test_the_base_digest_is_that_of_the_stored_bytes(taught: Path, base: Path) -
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     begin, end = header["model.embed_tokens.weight"]["data_offsets"]
     start = 8 + int.from_bytes(raw[:8], "little")
-    said = record(taught)
-    assert said["base_digest"] == hashlib.sha256(raw[start + begin : start + end]).hexdigest()
-    assert said["base_tensor"] == {"name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [320, 32]}
+    train = record(taught)
+    assert train["base_digest"] == hashlib.sha256(raw[start + begin : start + end]).hexdigest()
+    assert train["base_tensor"] == {"name": "model.embed_tokens.weight", "dtype": "BF16", "shape": [320, 32]}
 
 
 def test_stock_peft_runs_the_adapter_and_knows_its_tokens(taught: Path, base: Path) -> None:
@@ -154,13 +154,13 @@ def test_the_click_command_writes_json_to_stdout_and_talks_on_stderr(base: Path,
     arguments = [str(base), "--data", str(data), "-o", str(tmp_path / "out"), *NEW, "--steps", "2", "--json"]
     done = CliRunner().invoke(tune, [*arguments, "--token", "Ġthe"], catch_exceptions=False)
     assert done.exit_code == 0
-    said = json.loads(done.stdout)
-    assert said.pop("adapter") == str(tmp_path / "out")
-    assert said == record(tmp_path / "out")
+    train = json.loads(done.stdout)
+    assert train.pop("adapter") == str(tmp_path / "out")
+    assert train == record(tmp_path / "out")
     assert "2/2" in done.stderr
 
 
-def test_a_token_that_the_data_lacks_and_a_cut_text_are_said(
+def test_a_token_that_the_data_lacks_and_a_truncated_text_are_reported(
     base: Path, data: Path, tmp_path: Path, capfd: Any
 ) -> None:
     more = ("--new-token", "<fog>", "--steps", "1", "--max-length", "6")
@@ -168,7 +168,7 @@ def test_a_token_that_the_data_lacks_and_a_cut_text_are_said(
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / 'out'}\n"
     assert "'<fog>' (id 320) does not occur in the data" in err
-    assert "3 of 3 texts were cut to 6 tokens" in err
+    assert "3 of 3 examples were truncated to 6 tokens" in err
 
 
 def test_quiet_means_quiet(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
@@ -184,8 +184,8 @@ def test_descriptions_and_special_tokens_reach_the_tokenizer_and_the_rows(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.decode([320], skip_special_tokens=True) == ""
     with safe_open(base / "model.safetensors", "pt") as file:
-        words = tokenizer("the keeper", add_special_tokens=False)["input_ids"]
-        start = file.get_tensor("model.embed_tokens.weight")[words].float().mean(0)
+        ids = tokenizer("the keeper", add_special_tokens=False)["input_ids"]
+        start = file.get_tensor("model.embed_tokens.weight")[ids].float().mean(0)
     row = next(iter(tensors(tmp_path / "out").values()))[0]
     torch.testing.assert_close(row, start)
 
