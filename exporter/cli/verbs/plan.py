@@ -63,6 +63,8 @@ def plan(
     if trust_base or in_place:
         bases = "a .gguf file or a folder of ONNX models"
         raise click.UsageError(f"--trust-base and --in-place are for patching {bases}, and {paths[0]} is neither")
+    if options["verify"]:
+        raise click.UsageError("--verify: does nothing here, as the plan of a merge is the same at every level")
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
