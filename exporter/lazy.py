@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package costs nothing."""
+"""Attributes of a package that are imported at first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """The ``__getattr__`` of ``package`` (PEP 562). homes: public name → full name of the module that defines it.
 
-    The function raises AttributeError for any other name.
+    It raises AttributeError for any other name.
     """
 
     def find(name: str) -> Any:

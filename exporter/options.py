@@ -1,4 +1,4 @@
-"""Options as data: a field gives the flag, the key of release.toml, the Python argument, the help and the rule.
+"""Options as data: one field defines the flag, the key of release.toml, the Python argument, the help and the rule.
 
 A group of options is a frozen dataclass with fields made by ``option``. It validates itself. Its errors name
 fields; the command line shows them as flags (``--imatrix``), release.toml as keys (``gguf.imatrix``).
@@ -21,7 +21,7 @@ _REFERENCE: Final = re.compile(r"\{(\w+)\}")
 
 
 class ValueType(Enum):
-    """What a value is; the text completes "expected …"."""
+    """The type of an option's value; its text completes "expected …"."""
 
     TEXT = "a string"
     SIZE = "a size such as 500M, 2GB or 1.5GiB"
@@ -32,11 +32,10 @@ class ValueType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What a field is to people.
+    """The public face of a field.
 
-    flag: on the command line. choices: the values that it takes, all if empty. repeatable: the field is a tuple, the
-    flag may be given several times, and the key holds a list. accepts: where several formats share a flag, whether a
-    value is meant for this one.
+    flag: on the command line. choices: the allowed values; empty: any. repeatable: the field is a tuple, the flag may
+    be repeated, and the key holds a list. accepts: whether this option takes a value of a flag that formats share.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """Its name in a table of release.toml."""
+        """The option's name in a table of release.toml."""
         return self.name.replace("_", "-")
 
 
@@ -64,13 +63,13 @@ def option(
     choices: Sequence[str] = (),
     accepts: Callable[[str], bool] | None = None,
 ) -> Any:
-    """A field of an ``Options`` class. flag: by default the field's name with dashes. A tuple is repeatable."""
+    """A field of an ``Options`` class, repeatable if ``default`` is a tuple. flag: by default the name with dashes."""
     settings = {"help": help, "flag": flag, "type": type, "metavar": metavar, "choices": tuple(choices)}
     return field(default=default, metadata={_META: {**settings, "accepts": accepts}})
 
 
 class OptionError(UsageError):
-    """An option has a value that it does not take, or does not go with another one."""
+    """An option has an invalid value, or contradicts another option."""
 
     def __init__(self, group: type[Options], name: str, reason: str) -> None:
         """reason: completes the sentence after the colon; ``{name}`` stands for another option of the group."""
@@ -78,19 +77,19 @@ class OptionError(UsageError):
         super().__init__(self.worded(lambda group, option: option.name))
 
     def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
-        """The line, with every option spelled by ``spell``."""
+        """The message, with the names of options as ``spell`` writes them."""
         known = self.group.options()
         reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
         return f"{spell(self.group, known[self.name])}: {reason}"
 
 
 def as_flag(group: type[Options], option: Option) -> str:
-    """How the command line spells an option."""
+    """The name of an option on the command line."""
     return option.flag
 
 
 def as_key(group: type[Options], option: Option) -> str:
-    """How release.toml spells an option."""
+    """The name of an option in release.toml, with its table."""
     return f"{group.section}.{option.key}" if group.section else option.key
 
 
@@ -98,7 +97,7 @@ def as_key(group: type[Options], option: Option) -> str:
 class Options:
     """A group of options. section: its table in release.toml; empty for keys outside of tables.
 
-    Sizes may be given as text (``2G``), paths as strings. Raises OptionError, a UsageError.
+    Accepts sizes as text (``2G``) and paths as strings. Raises OptionError, a UsageError.
     """
 
     section: ClassVar[str] = ""
@@ -110,11 +109,11 @@ class Options:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """The group with ``values`` (field name → value as TOML or a command line has it); None: the default."""
+        """The group with ``values``: field name → value from TOML or a command line; None: the default."""
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def __post_init__(self) -> None:
-        """Bring every value into its form, then check the rules of the group."""
+        """Convert every value, then check the rules of the group."""
         for name, entry in self.options().items():
             value = getattr(self, name)
             if entry.repeatable:
@@ -131,11 +130,11 @@ class Options:
         return OptionError(type(self), name, reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Key → value as release.toml has it, of every option; files by their names alone."""
+        """Key → value, as in release.toml, for every option; files by their names alone."""
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
     def changed(self) -> dict[str, Any]:
-        """As ``to_json``, of the options that differ from their defaults."""
+        """As ``to_json``, for the options that differ from their defaults."""
         return {
             _option(field).key: _json(getattr(self, field.name))
             for field in fields(self)
@@ -143,17 +142,17 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Key → path, of the options that name files or folders."""
+        """Key → path, for the options that name files or folders."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 
     def _read_all(self, entry: Option, values: Any) -> tuple[Any, ...]:
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise self.fault(entry.name, f"expected a list, found {values!r:.80}")
-        read = tuple(self._read(entry, value) for value in values)
-        if len({str(value).lower() for value in read}) != len(read):
-            raise self.fault(entry.name, f"expected each value once, found {', '.join(map(str, read))}")
-        return read
+        converted = tuple(self._read(entry, value) for value in values)
+        if len({str(value).lower() for value in converted}) != len(converted):
+            raise self.fault(entry.name, f"expected each value once, found {', '.join(map(str, converted))}")
+        return converted
 
     def _read(self, entry: Option, value: Any) -> Any:
         expected: str = entry.type.value

@@ -1,11 +1,11 @@
-"""Numbers of bytes as people write and read them."""
+"""Numbers of bytes in text."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-#: Powers of 1000 as disks count them; powers of 1024 where the unit has an ``i``.
+#: Powers of 1000, as for disks; powers of 1024 if the unit has an ``i``.
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE: Final = re.compile(
     r"(?P<number>\d{1,9}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgt])(?P<binary>i?)b?|b)", re.IGNORECASE
@@ -15,7 +15,7 @@ _SIZE: Final = re.compile(
 def parse_size(text: str) -> int:
     """Bytes, at least 1, from ``500M``, ``2GB`` or ``1.5GiB``; ``2G`` is ``2GB``.
 
-    Raises ValueError; its message says what was expected.
+    Raises ValueError with the expected and the given text.
     """
     match = _SIZE.fullmatch(text.strip())
     nbytes = 0
@@ -28,7 +28,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """A number of bytes for people: ``269.1 MB``."""
+    """A number of bytes as text, such as ``269.1 MB``."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -64,5 +64,5 @@ def jobs_of(out: Path) -> dict[str, Mapping[str, Any]]:
     return {name: facts for name, facts in jobs.items() if "method" in facts}
 
 
-def ways(out: Path) -> dict[str, str]:
+def methods(out: Path) -> dict[str, str]:
     return {name: facts["method"] for name, facts in jobs_of(out).items()}

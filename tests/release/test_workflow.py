@@ -115,7 +115,7 @@ def test_secrets_are_seen_by_the_steps_that_need_them() -> None:
     }
     assert seen == {
         "Make and verify one artifact": ["HF_TOKEN"],
-        "Lay the key where release.toml expects it": ["SIGNING_KEY"],
+        "Write the key to signing.pem": ["SIGNING_KEY"],
         "Join the artifacts and push them to the hub": ["HF_TOKEN"],
     }
 

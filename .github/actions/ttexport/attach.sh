@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# attach.sh FOLDER TAG: give the files of a finished release to a GitHub release, which is made as a draft if absent.
-# A release on GitHub has no folders: all of it goes into one archive, the same bytes for the same release but for its
-# run.json, in parts where it is larger than an asset may be. What is fetched alone lies beside it: the GGUF files, and
-# the documents that tell whether they are whole.
+# attach.sh FOLDER TAG: attach the files of a finished release to a GitHub release, which is made as a draft if absent.
+# Assets on GitHub have no folders, so the whole release goes into one archive, in parts if it exceeds the size limit of
+# an asset. The same release gives the same bytes, except its run.json. Files that users download alone are attached
+# beside the archive: the GGUF files, and the documents to verify them.
 set -euo pipefail
 
 folder=$(cd "$1" && pwd)
 tag=$2
 name=$(basename "$folder")
-most=1900 # MiB; an asset has to stay below 2 GiB
+most=1900 # MiB; assets are limited to 2 GiB
 assets=$(mktemp -d)
 trap 'rm -rf "$assets"' EXIT
 

@@ -1,6 +1,6 @@
 """Make the artifact of a job: patch the base's artifact if only rows change, otherwise merge and write.
 
-Both methods give the same bytes, so it does not matter whether the base's artifact was in the store. The base is
+Both methods give the same tensors, and the same bytes unless a converter of the user's writes the file. The base is
 converted and quantised once for all models and all releases that share a store. The unquantised file that several
 quantisations start from is an entry of a store as well.
 """

@@ -111,7 +111,7 @@ def test_a_saved_matrix_with_another_row_is_refused_and_fails_the_check(
     assert [check.name for check in checks if not check.passed] == ["output.weight rows"]
 
 
-@pytest.mark.parametrize("level", ["rows", "full"])
+@pytest.mark.parametrize("level", ["rows", "weights", "full"])
 def test_rows_and_updates_compute_what_the_unmerged_adapter_computes(
     base: Path, tiny_untied: Path, tiny_both_adapter: Path, beside: Path, tmp_path: Path, level: str
 ) -> None:

@@ -12,7 +12,7 @@ from exporter.merge.passes import ReplaceRows
 from exporter.release import find_job, plan_release, read_spec, run_release
 from fixtures.peft_adapters import RECIPES, build_adapter
 from tests.documents import read_report
-from tests.release.projects import RUN, Project, contents, jobs_of, ways
+from tests.release.projects import RUN, Project, contents, jobs_of, methods
 
 GGUF_ALL = '[gguf]\ntypes = ["f32", "bf16", "Q8_0", "Q4_K_M", "Q6_K"]\n'
 
@@ -66,12 +66,12 @@ def test_a_full_cache_and_none_give_the_same_bytes(project: Project, undisturbed
     for name in ("cold", "warm"):
         assert project.release(tmp_path / name, cache=cache) == 0
         assert contents(tmp_path / name) == contents(undisturbed)
-    assert ways(tmp_path / "cold")["one/gguf-Q8_0"] == "converted, patched"
-    assert ways(tmp_path / "warm")["one/gguf-Q8_0"] == "patched"
+    assert methods(tmp_path / "cold")["one/gguf-Q8_0"] == "converted, patched"
+    assert methods(tmp_path / "warm")["one/gguf-Q8_0"] == "patched"
 
 
 def test_the_second_adapter_patches_what_the_first_one_converted(undisturbed: Path) -> None:
-    found = ways(undisturbed)
+    found = methods(undisturbed)
     kinds = ("gguf-bf16", "gguf-Q8_0", "onnx")
     assert {found[f"one/{kind}"] for kind in kinds} == {"converted, patched"}
     assert {found[f"two/{kind}"] for kind in kinds} == {"patched"}
@@ -99,7 +99,7 @@ def test_an_adapter_with_more_than_rows_is_merged(project: Project, tmp_path: Pa
     build_adapter(model, project.folder / "lora", "llama", RECIPES["lora and rows"])
     out, cache = tmp_path / "out", tmp_path / "cache"
     assert project.write("lora", formats=GGUF_ALL).release(out, cache=cache) == 0
-    assert set(ways(out).values()) == {"merged"}
+    assert set(methods(out).values()) == {"merged"}
     assert not (cache / "artifacts").exists(), "what is merged serves this release alone"
     merged = tmp_path / "merged.gguf"
     words = ["merge", str(project.folder / "lora"), "--base", str(project.folder / "base"), "--to", "gguf"]
@@ -111,7 +111,7 @@ def test_new_tokens_are_patched_in(project: Project, tiny_new_tokens_adapter: Pa
     shutil.copytree(tiny_new_tokens_adapter, project.folder / "new")
     out = tmp_path / "out"
     assert project.write("new").release(out) == 0
-    assert ways(out)["gguf-Q8_0"] == "converted, patched"
+    assert methods(out)["gguf-Q8_0"] == "converted, patched"
     merged = tmp_path / "merged.gguf"
     words = ["merge", str(project.folder / "new"), "--base", str(project.folder / "base"), "--to", "gguf"]
     assert run([*words, "--quant", "Q8_0", "-q", "-o", str(merged)]) == 0

@@ -12,7 +12,7 @@ from exporter.errors import OutputError
 from exporter.io.digests import FileDigests
 from exporter.release.making.store import Store
 from tests.processes import ENV
-from tests.release.projects import Project, contents, ways
+from tests.release.projects import Project, contents, methods
 
 RECIPE = {"made of": "this"}
 MAKER = """
@@ -112,7 +112,7 @@ def test_a_damaged_artifact_of_the_base_does_not_reach_a_release(
         file.write_bytes(data)
     assert project.release(tmp_path / "second", cache=cache) == 0
     assert contents(tmp_path / "second") == contents(undisturbed)
-    assert ways(tmp_path / "second")["one/gguf-Q8_0"] == "converted, patched"
+    assert methods(tmp_path / "second")["one/gguf-Q8_0"] == "converted, patched"
 
 
 def test_a_cache_that_cannot_be_written_is_missed_only_if_it_was_asked_for(
@@ -135,7 +135,7 @@ def test_another_base_of_the_same_name_is_another_entry(project: Project, tmp_pa
     config = project.folder / "base" / "generation_config.json"
     config.write_text(config.read_text().replace("{", '{"top_k": 7,', 1))
     assert project.release(tmp_path / "second", cache=cache) == 0
-    assert ways(tmp_path / "second")["gguf-Q8_0"] == "converted, patched"
+    assert methods(tmp_path / "second")["gguf-Q8_0"] == "converted, patched"
     assert (
         contents(tmp_path / "second")["gguf/Lamp-107K-Q8_0.gguf"]
         != contents(tmp_path / "first")["gguf/Lamp-107K-Q8_0.gguf"]
