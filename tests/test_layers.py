@@ -90,6 +90,7 @@ LAYERS = (
     "exporter.inspection",
     "exporter.export",
     "exporter.patch.journal",
+    "exporter.patch.evidence",
     "exporter.patch.rows",
     "exporter.patch.spec",
     "exporter.patch.plan",

@@ -1,15 +1,15 @@
-"""From adapters to rows of a base's vocabulary matrices: which rows, of which tensor, rounded how."""
+"""From adapters to rows of a base's vocabulary matrices: which rows of which tensor, in which dtype."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 import numpy as np
 
-from exporter.errors import BadInput, NotExpressible, TensorMismatch
+from exporter.errors import BadInput, NotExpressible, TensorMismatch, in_tensor
 from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
@@ -18,17 +18,15 @@ from exporter.tensors import Array, cast
 _EMBEDDING: Final = "embedding"
 _HEAD: Final = "head"
 
-#: Rows that are compared where all would take too long.
-_SAMPLED: Final = 32
-
-Rows = Mapping[int, Array]
+_Encoded = TypeVar("_Encoded")
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """The vocabulary of a base file. head: None where the embedding serves as the head too.
+class VocabTensors:
+    """Names of the tensors that hold a base artifact's vocabulary. head: None where the embedding serves as the head.
 
-    widths: tensor → hidden size. repeats: asks whether a head of its own holds the embedding once more.
+    widths: tensor → hidden size. repeats: returns whether a head of its own is a second copy of the embedding; it
+    reads rows, so it is called only where the answer matters.
     """
 
     path: Path
@@ -45,141 +43,163 @@ class Matrices:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Token id → final row (hidden,), dtype as trained, for each tensor of the file that changes.
+class RowEdits:
+    """The rows that a patch sets, for each tensor of the base: token id → final row (hidden,), in the trained dtype.
 
-    where: the adapter file of each tensor's rows, for messages. untrained: tokens whose rows resizing made.
+    sources: tensor → an adapter tensor that sets rows of it, for messages. untrained: token ids of rows that resizing
+    the embedding created and training left unchanged.
     """
 
-    rows: Mapping[str, Rows]
-    where: Mapping[str, TokenRows]
+    rows: Mapping[str, Mapping[int, Array]]
+    sources: Mapping[str, TokenRows]
     untrained: frozenset[int] = frozenset()
 
     @property
     def highest(self) -> int:
-        """The highest token id of all."""
+        """The highest token id."""
         return max(self._token_ids)
 
     @property
     def highest_trained(self) -> int:
-        """The highest token id whose row was trained, which needs a token; -1 if there is none."""
+        """The highest token id of a trained row, which needs a token in the vocabulary; -1 if there is none."""
         return max(self._token_ids - self.untrained, default=-1)
 
     @property
     def _token_ids(self) -> set[int]:
         return {token_id for rows in self.rows.values() for token_id in rows}
 
-    def require_covered(self, path: Path, name: str, held: int, size: int) -> None:
-        """Raises BadInput if the tensor ``name`` of ``held`` rows grows to ``size``, and a new row is set by nobody."""
+    def require_covered(self, path: Path, name: str, n_rows: int, vocab: int) -> None:
+        """Raise BadInput if tensor ``name`` grows from ``n_rows`` to ``vocab`` rows and a new row is not set."""
         covered = self.rows.get(name, {}).keys()
-        missing = next((token_id for token_id in range(held, size) if token_id not in covered), None)
+        missing = next((token_id for token_id in range(n_rows, vocab) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
-                f"{path}: {name}: expected the adapters to set every new row from {held} to {size - 1}, "
+                f"{path}: {name}: expected the adapters to set every new row from {n_rows} to {vocab - 1}, "
                 f"found none for token {missing}"
             )
 
+    def encode(self, name: str, dtype: str, encoder: Callable[[Array], _Encoded]) -> tuple[tuple[int, ...], _Encoded]:
+        """(token ids ascending, encoded rows) of tensor ``name``. encoder: gets the rows (k, hidden) in ``dtype``.
 
-def gather(base: Matrices, adapters: Sequence[Adapter]) -> Wanted:
-    """Sort the adapters' rows into the base's tensors.
+        Raises TensorMismatch for a value beyond the range of ``dtype``; BadInput, naming the adapter tensor, for what
+        ``encoder`` raises as BadInput.
+        """
+        rows, source = self.rows[name], self.sources[name]
+        token_ids = tuple(sorted(rows))
+        values = np.stack([cast(rows[token_id], dtype) for token_id in token_ids])
+        finite = np.isfinite(values.astype(np.float32)).all(axis=1)
+        if not finite.all():
+            found = f"a larger one in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
+            raise TensorMismatch(source.path, source.key, expected=f"values that {dtype} can hold", found=found)
+        with in_tensor(source.path, source.key):
+            return token_ids, encoder(values)
+
+
+def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
+    """Assign the adapters' rows to the base's tensors.
 
     Raises NotExpressible for adapters that hold more than rows, and for rows of head and embedding that differ where
     the base has one tensor for both; BadInput for a row that is set twice; TensorMismatch for rows of another width.
     """
-    found: dict[str, dict[int, Array]] = {}
-    where: dict[str, TokenRows] = {}
+    edits: dict[str, dict[int, Array]] = {}
+    sources: dict[str, TokenRows] = {}
     untrained: set[int] = set()
     for adapter in adapters:
-        own = _uses(base, adapter)
+        by_use = _by_use(base, adapter)
         if base.head is None:
-            if len(own) == 2:
-                _require_same(base, own)
-            own = {_EMBEDDING: own.get(_EMBEDDING) or own[_HEAD]}
-        elif _HEAD not in own and base.repeats():
-            own = {**own, _HEAD: own[_EMBEDDING]}
-        for use, part in own.items():
+            if len(by_use) == 2:
+                _require_same(base, by_use)
+            by_use = {_EMBEDDING: by_use.get(_EMBEDDING) or by_use[_HEAD]}
+        elif _HEAD not in by_use and base.repeats():
+            by_use = {**by_use, _HEAD: by_use[_EMBEDDING]}
+        for use, token_rows in by_use.items():
             name = base.embedding if use == _EMBEDDING else str(base.head)
-            _check(base, name, part)
-            _add(found.setdefault(name, {}), part)
-            where.setdefault(name, part)
-            untrained |= part.untrained
-    return Wanted(found, where, frozenset(untrained))
+            _require_width(base, name, token_rows)
+            _add(edits.setdefault(name, {}), token_rows)
+            sources.setdefault(name, token_rows)
+            untrained |= token_rows.untrained
+    return RowEdits(edits, sources, frozenset(untrained))
 
 
-def _uses(base: Matrices, adapter: Adapter) -> dict[str, TokenRows]:
-    """Use of the vocabulary → the adapter's rows for it."""
+def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
+    """Use ("embedding", "head") → the adapter's rows for it."""
     uses: dict[str, TokenRows] = {}
-    for part in adapter.edits:
-        if not isinstance(part, TokenRows):
-            _refuse(base, part)
-        last = part.module.rpartition(".")[2]
-        use = _EMBEDDING if last in EMBEDDINGS else _HEAD if last in HEADS else None
+    for edit in adapter.edits:
+        if not isinstance(edit, TokenRows):
+            _refuse(base, edit)
+        module = edit.module.rpartition(".")[2]
+        use = _EMBEDDING if module in EMBEDDINGS else _HEAD if module in HEADS else None
         if use is None:
-            raise TensorMismatch(part.path, part.key, expected="a module that is embedding or head", found=part.module)
-        first = uses.setdefault(use, part)
-        if first is not part and not _same(first, part):
-            raise NotExpressible(f"{part.path}: {part.key}", f"it differs from {first.key}, and both are the {use}")
+            raise TensorMismatch(edit.path, edit.key, expected="a module that is embedding or head", found=edit.module)
+        first = uses.setdefault(use, edit)
+        if first is not edit and not _same(first, edit):
+            raise NotExpressible(f"{edit.path}: {edit.key}", f"it differs from {first.key}, and both are the {use}")
     return uses
 
 
-def _refuse(base: Matrices, part: LowRank | FullModule) -> NoReturn:
-    """What was left of a resized matrix has had no base to be compared with: a patch with one took it for rows."""
-    vocabulary = part.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
-    if isinstance(part, FullModule) and part.in_place and vocabulary:
+def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
+    """Raise NotExpressible. A whole vocabulary matrix gets here only without a base: with one, it became rows."""
+    vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
+    if isinstance(edit, FullModule) and edit.in_place and vocabulary:
         raise NotExpressible(
-            f"{part.path}: {part.key}",
-            "patch replaces rows of the vocabulary, and which rows of this whole matrix are the base's, the base tells",
+            f"{edit.path}: {edit.key}",
+            "patch replaces rows of the vocabulary, and only the base checkpoint shows which rows of this whole matrix "
+            "were trained",
             instead="give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
             "save_pretrained(…, save_embedding_layers=False)",
         )
     raise NotExpressible(
-        f"{part.path}: {part.key}",
+        f"{edit.path}: {edit.key}",
         "patch replaces rows of the vocabulary, and this is no row",
         instead=f"ttexport merge --to {base.format} merges every kind of adapter",
     )
 
 
-def _same(one: TokenRows, other: TokenRows) -> bool:
-    return one.token_ids == other.token_ids and np.array_equal(one.rows, other.rows)
+def _same(left: TokenRows, right: TokenRows) -> bool:
+    return left.token_ids == right.token_ids and np.array_equal(left.rows, right.rows)
 
 
-def _require_same(base: Matrices, own: Mapping[str, TokenRows]) -> None:
-    if not _same(own[_EMBEDDING], own[_HEAD]):
+def _require_same(base: VocabTensors, by_use: Mapping[str, TokenRows]) -> None:
+    if not _same(by_use[_EMBEDDING], by_use[_HEAD]):
         raise NotExpressible(
             f"{base.path}: {base.embedding}",
-            f"it serves as the head too, and {own[_HEAD].path} changes the two in different ways",
+            f"it serves as the head too, and {by_use[_HEAD].path} changes the two in different ways",
             instead=f"ttexport merge --untie --to {base.format} writes a head of its own",
         )
 
 
-def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
-    """At most ``count`` of ``range(n_rows)``, evenly spread, ascending."""
-    return sorted({round(step * (n_rows - 1) / max(1, count - 1)) for step in range(count)})
-
-
-def _check(base: Matrices, name: str, part: TokenRows) -> None:
+def _require_width(base: VocabTensors, name: str, token_rows: TokenRows) -> None:
     width = base.widths[name]
-    if part.rows.shape[1] != width:
+    if (found := token_rows.rows.shape[1]) != width:
         hint = f"the adapter was trained on another base than {base.path}"
-        raise TensorMismatch(
-            part.path, part.key, expected=f"rows of width {width}", found=part.rows.shape[1], hint=hint
-        )
+        raise TensorMismatch(token_rows.path, token_rows.key, expected=f"rows of width {width}", found=found, hint=hint)
 
 
-def _add(rows: dict[int, Array], part: TokenRows) -> None:
-    for token_id, row in zip(part.token_ids, part.rows, strict=True):
+def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:
+    for token_id, row in zip(token_rows.token_ids, token_rows.rows, strict=True):
         if token_id in rows:
-            raise BadInput(f"{part.path}: {part.key}: expected each row to be set once, found token {token_id} twice")
+            where = f"{token_rows.path}: {token_rows.key}"
+            raise BadInput(f"{where}: expected each row to be set once, found token {token_id} twice")
         rows[token_id] = row
 
 
-def rounded(wanted: Wanted, name: str, dtype: str) -> tuple[tuple[int, ...], Array]:
-    """(token ids ascending, rows (k, hidden) in ``dtype``) of one tensor. Raises TensorMismatch for an overflow."""
-    rows, part = wanted.rows[name], wanted.where[name]
-    ids = tuple(sorted(rows))
-    out = np.stack([cast(rows[token_id], dtype) for token_id in ids])
-    finite = np.isfinite(out.astype(np.float32)).all(axis=1)
-    if not finite.all():
-        found = f"a larger one in the row of token {ids[int(np.flatnonzero(~finite)[0])]}"
-        raise TensorMismatch(part.path, part.key, expected=f"values that {dtype} can hold", found=found)
-    return ids, out
+def patched_vocab(
+    edits: Sequence[RowEdits], n_rows: int, n_tokens: int, *, tokenizer: Path | None, rows_in: object
+) -> int:
+    """Rows of the vocabulary after patching: ``n_rows`` now, and more if the edits set rows beyond them.
+
+    n_tokens: one more than the highest token id of ``tokenizer``. rows_in: what has the rows, for messages.
+    Raises TensorMismatch for a trained row of a token that neither the base nor the tokenizer has; BadInput for a
+    tokenizer that has more tokens than there are rows.
+    """
+    highest = max(edits, key=lambda edit: edit.highest_trained)
+    limit = max(n_rows, n_tokens)
+    if highest.highest_trained >= limit:
+        source = next(iter(highest.sources.values()))
+        hint = "new tokens need the tokenizer that names them beside the adapter"
+        expected = f"token ids below {limit} (rows in {rows_in})"
+        raise TensorMismatch(source.path, source.key, expected=expected, found=highest.highest_trained, hint=hint)
+    vocab = max(n_rows, *(edit.highest + 1 for edit in edits))
+    if n_tokens > vocab:
+        raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows in {rows_in}), found {n_tokens - 1}")
+    return vocab

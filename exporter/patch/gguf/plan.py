@@ -8,13 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from exporter.errors import in_tensor
 from exporter.formats.gguf import writer
 from exporter.formats.gguf.quantisation.tensors import encode_rows
 from exporter.formats.gguf.raw_keys import raw_keys
 from exporter.formats.gguf.writer import Key, TensorEntry
-from exporter.patch.gguf import header, rows, tokens
-from exporter.patch.rows import Wanted, gather, rounded
+from exporter.patch.gguf import header, tokens
+from exporter.patch.gguf.vocab_tensors import EMBEDDING, vocab_tensors
+from exporter.patch.rows import RowEdits, collect_rows
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufTensor
 from exporter.sources.gguf.split_files import GgufModel
@@ -53,14 +53,14 @@ class FilePatch:
     def in_place(self) -> bool:
         """Whether every byte that stays keeps its offset."""
         fits = self.header is None or len(self.header) == self.file.data_offset
-        return fits and not any(one.grows for one in self.tensors)
+        return fits and not any(tensor.grows for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class GgufPatch:
-    """The whole patch. new: texts of tokens that are new to the file by id. dtype: what rows were rounded to first."""
+    """The whole patch. new: id → text of tokens that are new to the model. dtype: rows are first rounded to it."""
 
-    parts: GgufModel
+    model: GgufModel
     files: Sequence[FilePatch]
     dtype: str
     vocab: int
@@ -69,71 +69,72 @@ class GgufPatch:
     @property
     def nbytes(self) -> int:
         """Bytes of all files together."""
-        return sum(one.nbytes for one in self.files)
+        return sum(file.nbytes for file in self.files)
 
     @property
     def in_place(self) -> bool:
         """Whether the files can be patched where they lie."""
-        return all(one.in_place for one in self.files)
+        return all(file.in_place for file in self.files)
 
     @property
-    def kind(self) -> str:
+    def storage(self) -> str:
         """The type of the embedding."""
-        return self.parts.tensors[rows.EMBEDDING].type
+        return self.model.tensors[EMBEDDING].type
 
 
-def plan_rows(parts: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
-    """Decide what changes and encode the new rows; no tensor of the file is read but for a few rows.
+def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
+    """Decide what changes, and encode the new rows. Reads only a few rows of the model's tensors.
 
     dtype: rows are rounded to it before they are encoded, as a merge rounds them to the base's dtype.
-    provenance: what the patched file is to say of its making.
-    Raises what ``rows.matrices``, ``gather``, ``rounded``, ``tokens.patch_vocabulary`` and ``encode_rows`` raise.
+    provenance: what the patched model records of its origins.
+    Raises as ``vocab_tensors``, ``collect_rows``, ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
     """
-    wanted = gather(rows.matrices(parts), adapters)
-    keys = raw_keys(parts.files[0])
-    vocabulary = tokens.patch_vocabulary(parts, {key.name: key for key in keys}, adapters, wanted)
-    patches = {name: _tensor_patch(parts, name, wanted, dtype, vocabulary.size) for name in wanted.rows}
+    edits = collect_rows(vocab_tensors(model), adapters)
+    keys = raw_keys(model.files[0])
+    vocabulary = tokens.patch_vocabulary(model, {key.name: key for key in keys}, adapters, edits)
+    patches = {name: _tensor_patch(model.tensors[name], edits, dtype, vocabulary.size) for name in edits.rows}
     changes = list(vocabulary.changes)
     kept: Sequence[Key] = keys
-    if vocabulary.size != parts.tensors[rows.EMBEDDING].n_rows:
-        more, kept = _of_size(parts, keys, patches, states_bos=vocabulary.states_bos)
+    if vocabulary.size != model.tensors[EMBEDDING].n_rows:
+        more, kept = _of_size(model, keys, patches, states_bos=vocabulary.states_bos)
         changes += more
-    merged = header.with_provenance(header.changed_keys(kept, changes, tokens.ORDER), provenance)
+    patched = header.with_provenance(header.changed_keys(kept, changes, tokens.ORDER), provenance)
     files = []
-    for number, file in enumerate(parts.files):
+    for number, file in enumerate(model.files):
         own = [patches[name] for name in file.tensors if name in patches]
-        lengths = {one.tensor.name: one.n_rows for one in own if one.grows}
-        if lengths or (number == 0 and merged != keys):
-            head, nbytes = header.build(file, merged if number == 0 else raw_keys(file), lengths)
+        n_rows = {patch.tensor.name: patch.n_rows for patch in own if patch.grows}
+        if n_rows or (number == 0 and patched != keys):
+            head, nbytes = header.build(file, patched if number == 0 else raw_keys(file), n_rows)
             files.append(FilePatch(file, head, own, nbytes))
         else:
             files.append(FilePatch(file, None, own, file.path.stat().st_size))
-    return GgufPatch(parts, files, dtype, vocabulary.size, vocabulary.new)
+    return GgufPatch(model, files, dtype, vocabulary.size, vocabulary.new)
 
 
-def _tensor_patch(parts: GgufModel, name: str, wanted: Wanted, dtype: str, size: int) -> TensorPatch:
-    tensor, part = parts.tensors[name], wanted.where[name]
-    ids, values = rounded(wanted, name, dtype)
-    with in_tensor(part.path, part.key):
-        encoded = encode_rows(values, tensor.type)
-    assert encoded.shape == (len(ids), tensor.row_nbytes), (encoded.shape, tensor)
-    return TensorPatch(tensor, ids, np.ascontiguousarray(encoded), max(size, tensor.n_rows))
+def _tensor_patch(tensor: GgufTensor, edits: RowEdits, dtype: str, size: int) -> TensorPatch:
+    token_ids, encoded = edits.encode(tensor.name, dtype, lambda rows: encode_rows(rows, tensor.type))
+    assert encoded.shape == (len(token_ids), tensor.row_nbytes), (encoded.shape, tensor)
+    return TensorPatch(tensor, token_ids, np.ascontiguousarray(encoded), max(size, tensor.n_rows))
 
 
 def _of_size(
-    parts: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
+    model: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
 ) -> tuple[list[Key], Sequence[Key]]:
-    """(keys that change with the number of tokens, the keys without one that stood for the old number alone)."""
-    # Here, because they bring the families, and most patches keep the vocabulary as large as it is.
+    """(keys that change with the number of tokens, the keys to change).
+
+    The converter writes add_bos_token = false for a vocabulary of ``NO_BOS_VOCAB`` tokens alone, so it is dropped with
+    that size, unless the adapter's tokenizer states it.
+    """
+    # Imported here: they import the families, and most patches keep the size of the vocabulary.
     from exporter.formats.gguf.metadata import size_class
     from exporter.formats.gguf.plan import NO_BOS_VOCAB
 
-    old = [TensorEntry(one.name, one.type, one.shape) for one in parts.tensors.values()]
+    old = [TensorEntry(tensor.name, tensor.type, tensor.shape) for tensor in model.tensors.values()]
     new = [
         replace(entry, shape=(patches[entry.name].n_rows, *entry.shape[1:])) if entry.name in patches else entry
         for entry in old
     ]
     before, after = (writer.text(_SIZE_LABEL, size_class(entries)) for entries in (old, new))
-    if parts.tensors[rows.EMBEDDING].n_rows == NO_BOS_VOCAB and not states_bos:
+    if model.tensors[EMBEDDING].n_rows == NO_BOS_VOCAB and not states_bos:
         keys = [key for key in keys if key != writer.truth(_ADD_BOS, False)]
     return [after] if before in keys else [], keys

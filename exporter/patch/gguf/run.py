@@ -1,4 +1,4 @@
-"""Patching a GGUF: base file and row adapters → proof of the base → patched model → verification."""
+"""The patch of a GGUF: base model and row adapters → proof of the base → patched model → verification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 
 from exporter.errors import NotExpressible
 from exporter.io.apart import require_apart
-from exporter.patch.gguf.evidence import base_dtype, prove_base, recorded_provenance
+from exporter.patch.evidence import recorded_provenance
+from exporter.patch.gguf.evidence import base_dtype, prove_base
 from exporter.patch.gguf.plan import GgufPatch, plan_rows
 from exporter.patch.gguf.write import changes_in_place, write_patched
 from exporter.patch.journal import Changes
@@ -21,12 +22,12 @@ from exporter.progress import Progress
 from exporter.sources.gguf.split_files import GgufModel, split_file_name
 from exporter.verify.patched.gguf import Before, check_patched
 
-_PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
+_SPLIT_SUFFIX: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
 class GgufPatchPlan(PatchPlan):
-    """The patch of one GGUF model, of one file or several parts."""
+    """The patch of one GGUF model, of one file or split into several."""
 
     patch: GgufPatch
 
@@ -41,7 +42,7 @@ class GgufPatchPlan(PatchPlan):
 
     @cached_property
     def paths(self) -> list[Path]:
-        """Every file of the patched model, the first part first."""
+        """Every file of the patched model, in order."""
         if self.spec.in_place:
             return [file.file.path for file in self.patch.files]
         count = len(self.patch.files)
@@ -52,11 +53,11 @@ class GgufPatchPlan(PatchPlan):
     @property
     def storage(self) -> str:
         """The type of the embedding."""
-        return self.patch.kind
+        return self.patch.storage
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """One a file."""
+        """One entry a file."""
         return [
             {"storage": self.storage, "path": str(path), "nbytes": file.nbytes}
             for path, file in zip(self.paths, self.patch.files, strict=True)
@@ -67,13 +68,13 @@ class GgufPatchPlan(PatchPlan):
         """One entry a tensor."""
         return [
             {
-                "tensor": one.tensor.name,
-                "type": one.tensor.type,
-                "token_ids": list(one.token_ids),
+                "tensor": changed.tensor.name,
+                "type": changed.tensor.type,
+                "token_ids": list(changed.token_ids),
                 "dtype": self.patch.dtype,
             }
             for file in self.patch.files
-            for one in file.tensors
+            for changed in file.tensors
         ]
 
     @property
@@ -83,21 +84,21 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def new(self) -> Mapping[int, str]:
-        """Tokens that the file did not have."""
+        """Id → text of tokens that the model did not have."""
         return self.patch.new
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether a header or a tensor gets another size."""
+        """Whether the size of a header or a tensor changes."""
         return not self.patch.in_place
 
     @property
     def nbytes(self) -> int:
-        """Of all files together."""
+        """Bytes of all files together."""
         return self.patch.nbytes
 
     def _checker(self, *, every: bool) -> Checker:
-        before = Before.read(self.patch.parts, self.adapters, self.patch.dtype, every=every)
+        before = Before.read(self.patch.model, self.adapters, self.patch.dtype, every=every)
         return partial(check_patched, before=before)
 
     def _write(self, draft: Path, progress: Progress) -> None:
@@ -109,27 +110,27 @@ class GgufPatchPlan(PatchPlan):
 
     @staticmethod
     def _stem(path: Path) -> str:
-        return _PART.sub("", path.name.removesuffix(".gguf"))
+        return _SPLIT_SUFFIX.sub("", path.name.removesuffix(".gguf"))
 
 
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
     inputs = Inputs.open(spec)
-    parts = GgufModel.open(spec.base)
-    dtype = spec.dtype.upper() if spec.dtype else base_dtype(parts)
-    recorded = recorded_provenance(parts)
-    note = inputs.standing(parts.path, recorded)
-    patch = plan_rows(parts, inputs.adapters, dtype, inputs.provenance(recorded))
-    proof = prove_base(parts, inputs.proving) if inputs.proving else "trusted"
+    model = GgufModel.open(spec.base)
+    dtype = spec.dtype.upper() if spec.dtype else base_dtype(model)
+    recorded = recorded_provenance(model.metadata)
+    note = inputs.note_on_adapters(model.path, recorded)
+    patch = plan_rows(model, inputs.adapters, dtype, inputs.provenance(recorded))
+    proof = inputs.prove(partial(prove_base, model))
     plan = GgufPatchPlan(spec, inputs, proof + note, patch)
     if not spec.in_place:
-        read = plan.inputs.read | {file.file.path for file in patch.files}
+        read = inputs.paths | {file.path for file in model.files}
         for path in plan.paths:
             require_apart(path, read, hint=OVER_BASE)
     if plan.rewrites and len(patch.files) > 1:
         raise NotExpressible(
             f"patch --in-place: {spec.base}",
-            "a header or tensor changes size, and the parts of a split model cannot all be replaced in one moment",
+            "the size of a header or tensor changes, and the files of a split model cannot all be replaced at once",
             instead="-o writes a patched copy",
         )
     return plan

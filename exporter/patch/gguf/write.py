@@ -22,69 +22,67 @@ _Segment = ByteRange | Array | bytes
 def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> None:
     """Write the patched file to ``path``, which must not exist. Memory: the header and the new rows.
 
-    Raises OutputError, UnreadableFile for a base that ends early; nothing is left at ``path`` then.
+    Raises OutputError; UnreadableFile for a base that ends early. Nothing is left at ``path`` then.
     """
     with OutputFile(path, progress, nbytes=patch.nbytes) as out:
         for segment in _segments(patch):
             if isinstance(segment, ByteRange):
-                out.write_segments([segment], segment.nbytes)
+                out.copy(segment)
             else:
                 out.write(segment)
         if patch.header is not None:
             out.pad_to(patch.file.alignment)
-        if out.nbytes != patch.nbytes:
-            raise AssertionError(f"{path}: {patch.nbytes} bytes were promised, {out.nbytes} came")
 
 
 def changes_in_place(patch: GgufPatch) -> Changes:
     """What is overwritten where no byte moves."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
-        found = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
-        for one in file.tensors:
-            width = one.tensor.row_nbytes
-            for token_id, row in zip(one.token_ids, one.encoded, strict=True):
-                found.append((one.tensor.offset_bytes + token_id * width, row.tobytes()))
-        if found:
-            pieces[file.file.path] = found
+        changed = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
+        for tensor in file.tensors:
+            offset, width = tensor.tensor.offset_bytes, tensor.tensor.row_nbytes
+            for token_id, row in zip(tensor.token_ids, tensor.encoded, strict=True):
+                changed.append((offset + token_id * width, row.tobytes()))
+        if changed:
+            pieces[file.file.path] = changed
     return Changes(pieces=pieces)
 
 
 def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
-    """(offset, bytes) from the first to the last byte that differs, of two of one length."""
+    """(offset, bytes) from the first to the last byte that differs between two headers of equal length."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     start, stop = int(differs[0]), int(differs[-1]) + 1
     return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:
-    """The new file front to back, in as few ranges as there can be."""
+    """The new file from front to back."""
     file, at, end = patch.file, 0, patch.file.path.stat().st_size
     if patch.header is not None:
         yield patch.header
         at = file.data_offset
-        end = max((one.offset_bytes + one.nbytes for one in file.tensors.values()), default=at)
-    for one in sorted(patch.tensors, key=lambda one: one.tensor.offset_bytes):
-        tensor = one.tensor
-        for token_id, row in zip(one.token_ids, one.encoded, strict=True):
+        end = max((tensor.offset_bytes + tensor.nbytes for tensor in file.tensors.values()), default=at)
+    for changed in sorted(patch.tensors, key=lambda changed: changed.tensor.offset_bytes):
+        tensor = changed.tensor
+        for token_id, row in zip(changed.token_ids, changed.encoded, strict=True):
             if token_id >= tensor.n_rows:
-                break  # ids ascend: the rest is new
+                break  # token ids ascend: the others are new rows
             place = tensor.offset_bytes + token_id * tensor.row_nbytes
             yield from _range(file, at, place)
             yield row
             at = place + tensor.row_nbytes
-        if one.grows:
+        if changed.grows:
             stop = tensor.offset_bytes + tensor.nbytes
             yield from _range(file, at, stop)
-            yield from _growth(one, file.alignment)
+            yield from _growth(changed, file.alignment)
             at = file.data_offset + padded(stop - file.data_offset, file.alignment)
     yield from _range(file, at, end)
 
 
-def _growth(one: TensorPatch, alignment: int) -> Iterator[_Segment]:
+def _growth(changed: TensorPatch, alignment: int) -> Iterator[_Segment]:
     """New rows, and the padding to the tensor that follows."""
-    yield one.encoded[[token_id >= one.tensor.n_rows for token_id in one.token_ids]]
-    nbytes = one.n_rows * one.tensor.row_nbytes
+    yield changed.encoded[[token_id >= changed.tensor.n_rows for token_id in changed.token_ids]]
+    nbytes = changed.n_rows * changed.tensor.row_nbytes
     yield b"\0" * (padded(nbytes, alignment) - nbytes)
 
 

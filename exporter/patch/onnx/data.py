@@ -8,45 +8,49 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from exporter.errors import NotExpressible
 from exporter.formats.onnx.weights.placing import aligned
-from exporter.patch.onnx.part import PartPatch
+from exporter.patch.onnx.initialiser import InitialiserPatch
+from exporter.patch.onnx.refusal import refusal
 from exporter.sources.onnx.tensors import TensorRange
 from exporter.tensors import Array, ByteRange
 
-#: Other tools align tensors to pages, or to what a Windows process can map: what moves, moves by multiples of this.
+#: Other tools align tensors to pages, or to what a Windows process can map: tensors move by multiples of this.
 _STEP_BYTES: Final = 64 << 10
 
-Segments = Sequence[ByteRange | Array | bytes]
+_Segment = ByteRange | Array | bytes
+#: (tensor that the segment belongs to, or None for a gap; the segment)
+_NamedSegment = tuple[str | None, _Segment]
 
 
 @dataclass(frozen=True)
 class DataPatch:
-    """One data file. segments: all its bytes in order, then ``pieces`` (offset, bytes) over them.
+    """One data file. segments: all its bytes in order. pieces: (offset, bytes) to write over them.
 
-    offsets: of each tensor by name, after patching. moved: some tensor grows, so what lies behind it moves.
+    offsets: tensor → its offset after patching. moved: some tensor grows, so the tensors behind it move.
     """
 
     path: Path
-    segments: Segments
+    segments: Sequence[_Segment]
     pieces: Sequence[tuple[int, bytes]]
     nbytes: int
     offsets: Mapping[str, int]
     moved: bool
 
 
-def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, PartPatch]) -> DataPatch:
-    """Lay out the data file at ``path``, which holds ``tensors``. Raises NotExpressible for tensors that overlap."""
+def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> DataPatch:
+    """Lay out the data file at ``path``, which holds ``tensors``. patches: by initialiser.
+
+    Raises NotExpressible for tensors that overlap in a file that grows.
+    """
     size = path.stat().st_size
-    placed = {one.name: one.place.offset_bytes for one in tensors if one.place}
-    if not any(one.grows for one in patches.values()):
-        pieces = [piece for name, one in patches.items() for piece in one.pieces(placed[name])]
+    placed = {tensor.name: tensor.place.offset_bytes for tensor in tensors if tensor.place}
+    if not any(patch.grows for patch in patches.values()):
+        pieces = [piece for name, patch in patches.items() for piece in patch.pieces(placed[name])]
         return DataPatch(path, [ByteRange(path, 0, size)], pieces, size, placed, moved=False)
-    order = sorted(tensors, key=lambda one: placed[one.name])
-    for one, other in pairwise(order):
-        if placed[one.name] + one.nbytes > placed[other.name]:
-            reason = f"{one.name} and {other.name} share bytes of it, and the vocabulary grows"
-            raise NotExpressible(str(path), reason, instead="ttexport merge ADAPTER --to onnx writes the folder anew")
+    order = sorted(tensors, key=lambda tensor: placed[tensor.name])
+    for tensor, following in pairwise(order):
+        if placed[tensor.name] + tensor.nbytes > placed[following.name]:
+            raise refusal(path, f"{tensor.name} and {following.name} share bytes of it, and the vocabulary grows")
     ours = _is_ours(order, placed, size)
     segments = list(_ours(order, patches) if ours else _shifted(path, order, placed, patches, size))
     offsets: dict[str, int] = {}
@@ -55,57 +59,58 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
         if name is not None:
             offsets.setdefault(name, at)
         at += len(segment) if isinstance(segment, bytes) else segment.nbytes
-    pieces = [piece for name, one in patches.items() for piece in one.pieces(offsets[name])]
+    pieces = [piece for name, patch in patches.items() for piece in patch.pieces(offsets[name])]
     return DataPatch(path, [segment for _, segment in segments], pieces, at, offsets, moved=True)
 
 
 def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int) -> bool:
-    """Whether the tensors lie as our own writer places them."""
+    """Whether the tensors lie where our own writer places them."""
     end = 0
-    for one in order:
-        if placed[one.name] != aligned(end, one.nbytes):
+    for tensor in order:
+        if placed[tensor.name] != aligned(end, tensor.nbytes):
             return False
-        end = placed[one.name] + one.nbytes
+        end = placed[tensor.name] + tensor.nbytes
     return end == size
 
 
-_Named = tuple[str | None, ByteRange | Array | bytes]
-
-
-def _ours(order: Sequence[TensorRange], patches: Mapping[str, PartPatch]) -> Iterator[_Named]:
-    """Every tensor where our writer would place it."""
+def _ours(order: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> Iterator[_NamedSegment]:
+    """Every tensor where our own writer would place it."""
     end = 0
-    for one in order:
-        patch = patches.get(one.name)
-        nbytes = patch.nbytes if patch else one.nbytes
+    for tensor in order:
+        patch = patches.get(tensor.name)
+        nbytes = patch.nbytes if patch else tensor.nbytes
         start = aligned(end, nbytes)
         yield None, bytes(start - end)
-        yield from _tensor(one, patch)
+        yield from _content(tensor, patch)
         end = start + nbytes
 
 
 def _shifted(
-    path: Path, order: Sequence[TensorRange], placed: Mapping[str, int], patches: Mapping[str, PartPatch], size: int
-) -> Iterator[_Named]:
-    """Everything as it lies, gaps too, behind a grown tensor by so much later that every alignment is kept."""
+    path: Path,
+    order: Sequence[TensorRange],
+    placed: Mapping[str, int],
+    patches: Mapping[str, InitialiserPatch],
+    size: int,
+) -> Iterator[_NamedSegment]:
+    """Tensors and gaps in their order; a grown tensor is padded so that every alignment behind it is kept."""
     at = 0
-    for one in order:
-        start = placed[one.name]
+    for tensor in order:
+        start = placed[tensor.name]
         if at < start:
             yield None, ByteRange(path, at, start - at)
-        patch = patches.get(one.name)
-        yield from _tensor(one, patch)
+        patch = patches.get(tensor.name)
+        yield from _content(tensor, patch)
         if patch:
-            yield None, bytes(-(patch.nbytes - one.nbytes) % _STEP_BYTES)
-        at = start + one.nbytes
+            yield None, bytes(-(patch.nbytes - tensor.nbytes) % _STEP_BYTES)
+        at = start + tensor.nbytes
     if at < size:
         yield None, ByteRange(path, at, size - at)
 
 
-def _tensor(one: TensorRange, patch: PartPatch | None) -> Iterator[_Named]:
+def _content(tensor: TensorRange, patch: InitialiserPatch | None) -> Iterator[_NamedSegment]:
     if patch and patch.grows:
-        yield from ((one.name, segment) for segment in patch.segments())
-    elif one.place and one.nbytes:
-        yield one.name, one.place
+        yield from ((tensor.name, segment) for segment in patch.segments())
+    elif tensor.place and tensor.nbytes:
+        yield tensor.name, tensor.place
     else:
-        yield one.name, b""
+        yield tensor.name, b""

@@ -1,4 +1,4 @@
-"""What lies beside the models after patching: the adapter's tokenizer, and configs that agree with it."""
+"""Files beside the models after patching: the adapter's tokenizer, and configs that agree with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.formats.hf.write import as_json
-from exporter.formats.onnx.client_files import auxiliary_contents, genai_ids
+from exporter.formats.onnx.client_files import genai_ids, auxiliary_contents
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
@@ -26,31 +26,31 @@ def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Name → new content of the files that change, None for one that goes. vocab: rows, None if they stay as many.
+    """Name → new content of the files that change; None for a file that is removed.
 
-    Raises UnreadableFile.
+    vocab: rows after patching; None if their number stays. Raises UnreadableFile.
     """
     base, merged = auxiliary_files(folder), merged_files(folder, adapters)
-    wanted: dict[str, bytes | None] = {}
+    contents: dict[str, bytes | None] = {}
     generation, moved = generation_config(base, merged)
     if adapter_files(adapters):
-        wanted |= dict.fromkeys(base) | auxiliary_contents(merged)
+        contents |= dict.fromkeys(base) | auxiliary_contents(merged)
     if generation and GENERATION_CONFIG not in merged:
-        wanted[GENERATION_CONFIG] = as_json(generation)
+        contents[GENERATION_CONFIG] = as_json(generation)
     config = read_object(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
     ids = genai_ids({**config, **(read_object(base[GENERATION_CONFIG]) if GENERATION_CONFIG in base else {})})
-    if _follow_config(config, vocab, moved):
-        wanted[_CONFIG] = as_json(config)
+    if _update_config(config, vocab, moved):
+        contents[_CONFIG] = as_json(config)
     if (folder / _GENAI).is_file():
-        told = read_object(folder / _GENAI)
-        if _follow_genai(told, vocab, ids, genai_ids({**config, **generation})):
-            wanted[_GENAI] = as_json(told)
-    held = {name: read_file(folder / name) if (folder / name).is_file() else None for name in wanted}
-    return {name: content for name, content in wanted.items() if content != held[name]}
+        genai = read_object(folder / _GENAI)
+        if _update_genai(genai, vocab, ids, genai_ids({**config, **generation})):
+            contents[_GENAI] = as_json(genai)
+    stored = {name: read_file(folder / name) if (folder / name).is_file() else None for name in contents}
+    return {name: content for name, content in contents.items() if content != stored[name]}
 
 
-def _follow_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Set size and special ids in config.json; whether anything changed."""
+def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str, tuple[int | None, int]]) -> bool:
+    """Set size and special ids in config.json; returns whether anything changed."""
     nested = config.get("text_config")
     changed = False
     for table in (config, nested if isinstance(nested, dict) else {}):
@@ -60,9 +60,14 @@ def _follow_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str
     return changed
 
 
-def _follow_genai(told: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Set size and special ids in genai_config.json; whether anything changed. Other ids stay as the file has them."""
-    model = told.get("model")
+def _update_genai(
+    config: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> bool:
+    """Set size and special ids in genai_config.json; returns whether anything changed.
+
+    before, after: special ids by the other configs. Ids that are equal in both keep the file's value.
+    """
+    model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):
         return False
     ids = {key: model[key] for key in _GENAI_IDS if key in model}
@@ -72,11 +77,11 @@ def _follow_genai(told: dict[str, Any], vocab: int | None, before: Mapping[str, 
             ids |= {key: after[key]} if key in after else {}
     entries: dict[str, Any] = {}
     for key, value in model.items():
-        if key in _GENAI_IDS or key == "decoder":  # our own order: the ids in front of the decoder
-            entries |= {one: ids[one] for one in _GENAI_IDS if one in ids}
+        if key in _GENAI_IDS or key == "decoder":  # the order of our own writer: ids before the decoder
+            entries |= {name: ids[name] for name in _GENAI_IDS if name in ids}
         if key not in _GENAI_IDS:
             entries[key] = value
     if vocab is not None and "vocab_size" in entries:
         entries["vocab_size"] = vocab
-    told["model"] = entries
+    config["model"] = entries
     return True

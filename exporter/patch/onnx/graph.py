@@ -1,76 +1,74 @@
 """The model file after patching: weights inside it, places of those outside, lengths of the vocabulary, provenance.
 
-Nothing is done to a model whose bytes would stay what they are. Sources: onnx.proto3, the operator pages of Reshape
-and MatMulNBits.
+A model file whose bytes would not change is not written. Sources: onnx.proto3, the operator pages of Reshape and
+MatMulNBits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from exporter.errors import NotExpressible
+from exporter.patch.evidence import recorded_provenance
 from exporter.patch.onnx.data import DataPatch
-from exporter.patch.onnx.evidence import recorded_provenance
-from exporter.patch.onnx.part import PartPatch
+from exporter.patch.onnx.initialiser import InitialiserPatch
+from exporter.patch.onnx.refusal import refusal
 from exporter.sources.hub.locate import PREFIX
 from exporter.sources.onnx.file import OnnxFile
 from exporter.sources.onnx.graph import LOGITS, PRODUCTS
 from exporter.tensors import Array
 
-_INSTEAD: Final = "ttexport merge ADAPTER --to onnx writes the folder anew"
-
 
 def patched_model(
     file: OnnxFile,
-    patches: Mapping[str, PartPatch],
+    patches: Mapping[str, InitialiserPatch],
     data: Mapping[str, DataPatch],
     provenance: Mapping[str, str],
-    head: str,
 ) -> bytes | None:
-    """The new content of the model file, None if it stays. patches: by initialiser. data: of each tensor outside.
+    """The new content of the model file; None if it stays. patches: by initialiser.
 
-    head: the matrix in front of the logits. Memory: the model file, some times over.
-    Raises NotExpressible for weights that are no raw bytes, and for a graph in which more than the matrices counts
-    tokens.
+    data: initialiser → the data file that holds it, for those outside the model file.
+    Memory: a few times the model file.
+    Raises NotExpressible for weights that are not stored as raw bytes, and for a graph in which another tensor than
+    the matrices counts tokens.
     """
-    grown = {name: one for name, one in patches.items() if one.grows}
-    told = recorded_provenance(file)
-    inside = [one for one in patches.values() if one.tensor.place is None]
-    if not grown and not inside and told == provenance:
+    grown = {name: patch for name, patch in patches.items() if patch.grows}
+    inside = any(patch.tensor.place is None for patch in patches.values())
+    moved = recorded_provenance(file.metadata) != provenance
+    if not grown and not inside and not moved:
         return None
     model = file.parse()
     for tensor in model.graph.initializer:
         _patch_tensor(file, tensor, patches.get(tensor.name), data.get(tensor.name))
     if grown:
-        _Growth(file, model.graph, grown, head).apply()
-    if told != provenance:
-        _tell(model, provenance)
+        _Growth(file, model.graph, grown).apply()
+    if moved:
+        _set_provenance(model, provenance)
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: PartPatch | None, data: DataPatch | None) -> None:
+def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: InitialiserPatch | None, data: DataPatch | None) -> None:
     if patch and patch.grows:
         tensor.dims[:] = patch.shape
     if tensor.data_location == TensorProto.EXTERNAL:
         if data and data.moved:
-            told = {entry.key: entry for entry in tensor.external_data}
+            entries = {entry.key: entry for entry in tensor.external_data}
             offset = data.offsets[tensor.name]
-            if "offset" in told or offset:
-                (told.get("offset") or tensor.external_data.add(key="offset")).value = str(offset)
-            if patch and "length" in told:
-                told["length"].value = str(patch.nbytes)
+            if "offset" in entries or offset:
+                (entries.get("offset") or tensor.external_data.add(key="offset")).value = str(offset)
+            if patch and "length" in entries:
+                entries["length"].value = str(patch.nbytes)
     elif patch:
         if not tensor.HasField("raw_data"):
-            raise NotExpressible(f"{file.path}: {tensor.name}", "its numbers stand one by one", instead=_INSTEAD)
+            raise refusal(f"{file.path}: {tensor.name}", "its numbers are stored one by one, not as raw bytes")
         tensor.raw_data = patch.patched_bytes(tensor.raw_data)
 
 
-def _tell(model: ModelProto, provenance: Mapping[str, str]) -> None:
-    """Our own entries, sorted, behind those of others."""
+def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
+    """Our own metadata entries, sorted, behind those of others."""
     others = [(prop.key, prop.value) for prop in model.metadata_props if not prop.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in [*others, *sorted((f"{PREFIX}{name}", value) for name, value in provenance.items())]:
@@ -78,16 +76,16 @@ def _tell(model: ModelProto, provenance: Mapping[str, str]) -> None:
 
 
 class _Growth:
-    """Lengths of the vocabulary in a graph, all the way from the head to the logits."""
+    """Changes the lengths of the vocabulary in a graph, on all paths from the head to the logits."""
 
-    def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, PartPatch], head: str) -> None:
-        one = next(iter(grown.values()))
-        self.file, self.graph, self.grown, self.head = file, graph, grown, head
-        self.old, self.new = one.n_tokens, one.size
+    def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, InitialiserPatch]) -> None:
+        patch = next(iter(grown.values()))
+        self.file, self.graph, self.grown = file, graph, grown
+        self.old, self.new = patch.n_tokens, patch.vocab
         self.producers = {output: node for node in graph.node for output in node.output if output}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.values: set[str] = set()  # those whose last axis counts tokens
-        self.renamed: dict[str, str] = {}  # constants that are called by what they say
+        self.values: set[str] = set()  # values whose last axis counts tokens
+        self.renamed: dict[str, str] = {}  # constants whose name contains their numbers
 
     def apply(self) -> None:
         outputs = [value.name for value in self.graph.output]
@@ -112,13 +110,13 @@ class _Growth:
                 self._product(node)
             if node.op_type not in LOGITS:
                 continue
-            for other in node.input:
-                if node.op_type == "Reshape" and other == node.input[-1]:
+            for source in node.input:
+                if node.op_type == "Reshape" and source == node.input[-1]:
                     self._reshape(node)
-                elif other in self.tensors:
-                    self._require_free(other)
+                elif source in self.tensors:
+                    self._require_free(source)
                 else:
-                    waiting.append(other)
+                    waiting.append(source)
 
     def _product(self, node: NodeProto) -> None:
         for attribute in node.attribute:
@@ -129,7 +127,7 @@ class _Growth:
                 self._require_free(name)
 
     def _require_free(self, name: str) -> None:
-        """A bias or scale of the logits has an entry a token, which no adapter brings."""
+        """Raise NotExpressible for a bias or scale with an entry a token: no adapter holds new entries of it."""
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
@@ -138,47 +136,50 @@ class _Growth:
             )
 
     def _reshape(self, node: NodeProto) -> None:
-        """The lengths in the second input of a Reshape: stored, or joined from parts that are."""
+        """Change the lengths in the second input of a Reshape: a constant, or joined from constants."""
         waiting: list[tuple[NodeProto, int]] = [(node, len(node.input) - 1)]
         while waiting:
             user, place = waiting.pop()
             name = user.input[place]
-            maker = self.producers.get(name)
+            producer = self.producers.get(name)
             if name in self.tensors:
                 user.input[place] = self._constant(name)
-            elif maker is not None and maker.op_type == "Constant":
-                for attribute in maker.attribute:
+            elif producer is not None and producer.op_type == "Constant":
+                for attribute in producer.attribute:
                     if attribute.type == AttributeProto.TENSOR:
                         self._replace(attribute.t)
-            elif maker is not None and maker.op_type in ("Concat", "Identity", "Cast", "Unsqueeze"):
-                waiting += [(maker, number) for number in range(len(maker.input))]
+            elif producer is not None and producer.op_type in ("Concat", "Identity", "Cast", "Unsqueeze"):
+                waiting += [(producer, number) for number in range(len(producer.input))]
 
     def _constant(self, name: str) -> str:
-        """The name of the constant that says the new length. One that others use too gets a twin of its own."""
+        """Give the constant ``name`` the new length; returns its name, which may change.
+
+        A constant that other nodes use too stays, and a changed copy of it is added.
+        """
         tensor = self.tensors[name]
-        value = numpy_helper.to_array(tensor) if tensor.data_location != TensorProto.EXTERNAL else np.zeros(0)
-        if self.old not in value:
+        numbers = numpy_helper.to_array(tensor) if tensor.data_location != TensorProto.EXTERNAL else np.zeros(0)
+        if self.old not in numbers:
             return name
-        told = _named(np.where(value == self.old, self.new, value)) if name == _named(value) else name
+        new_name = _named(np.where(numbers == self.old, self.new, numbers)) if name == _named(numbers) else name
         if _uses(self.graph, name) > 1:
-            told = told if told != name else f"{name}.grown"
-            if told in self.tensors:
-                return told
+            new_name = new_name if new_name != name else f"{name}.grown"
+            if new_name in self.tensors:
+                return new_name
             tensor = self.graph.initializer.add()
             tensor.CopyFrom(self.tensors[name])
-        elif told in self.tensors and told != name:
+        elif new_name in self.tensors and new_name != name:
             self.graph.initializer.remove(tensor)
-            return told
+            return new_name
         else:
-            self.renamed[name] = told
-        tensor.name = told
+            self.renamed[name] = new_name
+        tensor.name = new_name
         self._replace(tensor)
-        self.tensors[told] = tensor
-        return told
+        self.tensors[new_name] = tensor
+        return new_name
 
     def _replace(self, tensor: TensorProto) -> None:
-        value = numpy_helper.to_array(tensor)
-        numbers = np.where(value == self.old, self.new, value).astype(value.dtype)
+        old = numpy_helper.to_array(tensor)
+        numbers = np.where(old == self.old, self.new, old).astype(old.dtype)
         if tensor.HasField("raw_data"):
             tensor.raw_data = numbers.tobytes()
         else:
@@ -191,12 +192,12 @@ class _Growth:
 
 
 def _named(numbers: Array) -> str:
-    """How our own builder names a constant: by what it says."""
+    """The name that our own builder gives a constant: it contains the numbers."""
     return "vector_" + "_".join(map(str, numbers.reshape(-1).tolist())).replace("-", "minus")
 
 
 def _uses(graph: GraphProto, name: str) -> int:
-    """How many inputs of nodes are ``name``, graphs inside the graph included."""
+    """The number of node inputs that are ``name``, in subgraphs too."""
     return sum(list(node.input).count(name) for node in _nodes(graph))
 
 
@@ -204,6 +205,6 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            inner: Sequence[GraphProto] = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
-            for one in inner:
-                yield from _nodes(one)
+            graphs: Sequence[GraphProto] = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+            for subgraph in graphs:
+                yield from _nodes(subgraph)

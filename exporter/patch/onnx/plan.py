@@ -4,56 +4,61 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile, in_tensor
+from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
+from exporter.patch.evidence import recorded_provenance
 from exporter.patch.onnx.data import DataPatch, plan_data
-from exporter.patch.onnx.evidence import recorded_provenance, repeats
 from exporter.patch.onnx.files import merged_files, patched_files
 from exporter.patch.onnx.graph import patched_model
-from exporter.patch.onnx.matrix import Matrix
-from exporter.patch.onnx.part import PartPatch
-from exporter.patch.onnx.vocab import new_tokens, require_agreement
-from exporter.patch.rows import Matrices, Wanted, gather, rounded
+from exporter.patch.onnx.initialiser import InitialiserPatch
+from exporter.patch.onnx.refusal import refusal
+from exporter.patch.onnx.tokens import new_tokens, vocab_size
+from exporter.patch.onnx.vocab_matrix import VocabMatrix, repeats
+from exporter.patch.rows import RowEdits, VocabTensors, collect_rows
 from exporter.sources.journal import refuse_interrupted
 from exporter.sources.onnx.file import OnnxFile
 from exporter.sources.onnx.folder import is_encoder
 from exporter.sources.peft.adapter import Adapter
 
-_INSTEAD: Final = "ttexport merge ADAPTER --to onnx writes the folder anew"
-
-#: Recorded provenance of a model → what it says after the patch.
+#: The provenance recorded in a model → the provenance to record in the patched model.
 Provenance = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Model:
-    """One model file of the folder and its vocabulary matrices; a tied one is twice the same."""
+class VocabModel:
+    """One model file of the folder and its vocabulary matrices; of a tied model, ``head`` equals ``embedding``."""
 
     file: OnnxFile
-    embedding: Matrix
-    head: Matrix
+    embedding: VocabMatrix
+    head: VocabMatrix
 
     @property
-    def matrices(self) -> dict[str, Matrix]:
+    def matrices(self) -> dict[str, VocabMatrix]:
         """By name."""
-        return {one.name: one for one in (self.embedding, self.head)}
+        return {matrix.name: matrix for matrix in (self.embedding, self.head)}
+
+    def vocab_tensors(self, tied: object) -> VocabTensors:
+        """Their names. tied: ``tie_word_embeddings`` of config.json."""
+        head = None if self.head.name == self.embedding.name else self.head.name
+        widths = {name: matrix.hidden for name, matrix in self.matrices.items()}
+        head_repeats = partial(repeats, self.embedding, self.head, tied=tied)
+        return VocabTensors(self.file.path, "onnx", self.embedding.name, head, widths, head_repeats)
 
 
 @dataclass(frozen=True)
 class OnnxPatch:
     """The whole patch. rows: model file → matrix → token ids. data: data files that change.
 
-    contents: path below the folder → new content of a small file, None for one that goes. new: texts of tokens that
-    are new to the folder by id.
+    contents: path below the folder → new content of a small file, None for a file that is removed. new: id → text of
+    tokens that are new to the folder.
     """
 
     folder: Path
-    models: Sequence[Model]
+    models: Sequence[VocabModel]
     rows: Mapping[Path, Mapping[str, Sequence[int]]]
     data: Mapping[Path, DataPatch]
     contents: Mapping[str, bytes | None]
@@ -63,9 +68,9 @@ class OnnxPatch:
     @property
     def names(self) -> list[str]:
         """Every file of the patched folder, by its path below it, in order."""
-        held = {path.relative_to(self.folder).as_posix() for path in walk(self.folder)}
-        gone = {name for name, content in self.contents.items() if content is None}
-        return sorted((held | self.contents.keys()) - gone)
+        existing = {path.relative_to(self.folder).as_posix() for path in walk(self.folder)}
+        removed = {name for name, content in self.contents.items() if content is None}
+        return sorted((existing | self.contents.keys()) - removed)
 
     @property
     def nbytes(self) -> int:
@@ -80,15 +85,15 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether weights that stay get another place, or lie with new rows in a model file that is written anew."""
-        parts = (part for model in self.models for one in model.matrices.values() for part in one.parts)
-        return any(one.moved for one in self.data.values()) or any(part.place is None for part in parts)
+        """Whether weights that stay get another offset, or lie with new rows in a model file that is written anew."""
+        tensors = (tensor for model in self.models for matrix in model.matrices.values() for tensor in matrix.tensors)
+        return any(data.moved for data in self.data.values()) or any(tensor.place is None for tensor in tensors)
 
 
-def open_models(folder: Path) -> list[Model]:
+def open_models(folder: Path) -> list[VocabModel]:
     """Every model of the folder.
 
-    Raises NotExpressible for one that is not recognised, as it would go stale, and for an encoder-decoder.
+    Raises NotExpressible for a model that is not recognised, as it would become stale, and for an encoder-decoder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
@@ -96,19 +101,19 @@ def open_models(folder: Path) -> list[Model]:
         raise UnreadableFile(folder, "expected ONNX models in it or in onnx/, found none")
     if any(map(is_encoder, paths)):
         reason = "the models of an encoder-decoder, where encoder and decoder each hold the embedding, are not patched"
-        raise NotExpressible(f"patch: {folder}", reason, instead=_INSTEAD)
+        raise refusal(f"patch: {folder}", reason)
     models = []
     for path in paths:
         file = OnnxFile.open(path)
         if file.embedding is None or file.head is None:
             missing = "no look-up by input_ids" if file.embedding is None else "no matrix in front of the logits"
-            raise NotExpressible(f"patch: {path}", f"{missing} is recognised in the graph", instead=_INSTEAD)
-        models.append(Model(file, Matrix.of(file, file.embedding), Matrix.of(file, file.head)))
+            raise refusal(f"patch: {path}", f"{missing} is recognised in the graph")
+        models.append(VocabModel(file, VocabMatrix.of(file, file.embedding), VocabMatrix.of(file, file.head)))
     return models
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below ``folder`` that is part of it: not what tools keep in hidden folders. Raises BadInput."""
+    """Every file below ``folder``, except in hidden folders, where tools keep caches. Raises BadInput."""
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
@@ -117,87 +122,87 @@ def walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here) / name for name in sorted(names))
 
 
-def plan_rows(folder: Path, models: Sequence[Model], adapters: Sequence[Adapter], provenance: Provenance) -> OnnxPatch:
-    """Decide what changes and encode the new rows. Memory: a graph, and the weights inside model files.
+def plan_rows(
+    folder: Path, models: Sequence[VocabModel], adapters: Sequence[Adapter], provenance: Provenance
+) -> OnnxPatch:
+    """Decide what changes, and encode the new rows. Memory: a graph, and the weights inside model files.
 
     Raises NotExpressible, BadInput, TensorMismatch.
     """
-    config = folder / "config.json"
-    told = read_object(config) if config.is_file() else {}
-    wanted = [gather(_matrices(one, told.get("tie_word_embeddings")), adapters) for one in models]
-    old = _vocab(models)
+    path = folder / "config.json"
+    config = read_object(path) if path.is_file() else {}
+    edits = [collect_rows(model.vocab_tensors(config.get("tie_word_embeddings")), adapters) for model in models]
+    n_rows = _n_rows(models)
     files = merged_files(folder, adapters)
-    vocab = require_agreement(folder, wanted, old, files)
-    for model, rows in zip(models, wanted, strict=True):
+    vocab = vocab_size(folder, edits, n_rows, files)
+    for model, rows in zip(models, edits, strict=True):
         for name in model.matrices:
-            rows.require_covered(model.file.path, name, old, vocab)
-    patches = [_part_patches(model, rows, vocab) for model, rows in zip(models, wanted, strict=True)]
+            rows.require_covered(model.file.path, name, n_rows, vocab)
+    patches = [_initialiser_patches(model, rows, vocab) for model, rows in zip(models, edits, strict=True)]
     data = _plan_data(models, patches)
-    contents: dict[str, bytes | None] = dict(patched_files(folder, adapters, vocab if vocab != old else None))
-    for model, parts in zip(models, patches, strict=True):
-        if (content := _model_file(model, parts, data, provenance)) is not None:
+    contents: dict[str, bytes | None] = dict(patched_files(folder, adapters, vocab if vocab != n_rows else None))
+    for model, initialisers in zip(models, patches, strict=True):
+        if (content := _model_file(model, initialisers, data, provenance)) is not None:
             contents[model.file.path.relative_to(folder).as_posix()] = content
     token_ids = {
         model.file.path: {name: sorted(ids) for name, ids in rows.rows.items()}
-        for model, rows in zip(models, wanted, strict=True)
+        for model, rows in zip(models, edits, strict=True)
     }
-    return OnnxPatch(folder, models, token_ids, data, contents, vocab, new_tokens(folder, files, old, vocab))
+    return OnnxPatch(folder, models, token_ids, data, contents, vocab, new_tokens(folder, files, n_rows, vocab))
 
 
 def _model_file(
-    model: Model, parts: Mapping[str, PartPatch], data: Mapping[Path, DataPatch], provenance: Provenance
+    model: VocabModel,
+    patches: Mapping[str, InitialiserPatch],
+    data: Mapping[Path, DataPatch],
+    provenance: Provenance,
 ) -> bytes | None:
-    """The new content of the model file, None if it stays."""
+    """The new content of the model file; None if it stays."""
     file = model.file
-    places = {name: one.place.path for name, one in file.initialisers.items() if one.place}
+    places = {name: tensor.place.path for name, tensor in file.initialisers.items() if tensor.place}
     outside = {name: data[path] for name, path in places.items() if path in data}
-    return patched_model(file, parts, outside, provenance(recorded_provenance(file)), model.head.name)
+    return patched_model(file, patches, outside, provenance(recorded_provenance(file.metadata)))
 
 
-def _matrices(model: Model, tied: object) -> Matrices:
-    head = None if model.head.name == model.embedding.name else model.head.name
-    widths = {name: one.hidden for name, one in model.matrices.items()}
-    asks = partial(repeats, model.embedding, model.head, tied=tied)
-    return Matrices(model.file.path, "onnx", model.embedding.name, head, widths, asks)
-
-
-def _vocab(models: Sequence[Model]) -> int:
-    sizes = {one.n_tokens: one for model in models for one in model.matrices.values()}
+def _n_rows(models: Sequence[VocabModel]) -> int:
+    """Rows of every matrix. Raises NotExpressible if their numbers differ."""
+    sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
-        found = ", ".join(f"{count} in {one.name} of {one.file.path.name}" for count, one in sizes.items())
-        raise NotExpressible(f"patch: {models[0].file.path.parent}", f"numbers of tokens: {found}", instead=_INSTEAD)
+        found = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
+        raise refusal(f"patch: {models[0].file.path.parent}", f"numbers of tokens: {found}")
     return next(iter(sizes))
 
 
-def _part_patches(model: Model, wanted: Wanted, vocab: int) -> dict[str, PartPatch]:
+def _initialiser_patches(model: VocabModel, edits: RowEdits, vocab: int) -> dict[str, InitialiserPatch]:
     patches = {}
-    for name in wanted.rows:
-        matrix, part = model.matrices[name], wanted.where[name]
-        ids, rows = rounded(wanted, name, "F32" if matrix.form or matrix.scaled else matrix.parts[0].dtype)
-        with in_tensor(part.path, part.key):
-            encoded = matrix.encode(rows)
-        for tensor, data in zip(matrix.parts, encoded, strict=True):
-            patches[tensor.name] = PartPatch(tensor, matrix.axis, ids, data, matrix.n_tokens, vocab)
+    for name in edits.rows:
+        matrix = model.matrices[name]
+        token_ids, encoded = edits.encode(name, matrix.rounding, matrix.encode)
+        for tensor, data in zip(matrix.tensors, encoded, strict=True):
+            patches[tensor.name] = InitialiserPatch(tensor, matrix.token_axis, token_ids, data, matrix.n_tokens, vocab)
     return patches
 
 
-def _plan_data(models: Sequence[Model], patches: Sequence[Mapping[str, PartPatch]]) -> dict[Path, DataPatch]:
-    """Of every data file that changes. Two models may share one while nothing in it moves."""
-    found: dict[Path, DataPatch] = {}
-    for model, parts in zip(models, patches, strict=True):
-        by_path: dict[Path, dict[str, PartPatch]] = {}
-        for name, one in parts.items():
-            if one.tensor.place is not None:
-                by_path.setdefault(one.tensor.place.path, {})[name] = one
+def _plan_data(
+    models: Sequence[VocabModel], patches: Sequence[Mapping[str, InitialiserPatch]]
+) -> dict[Path, DataPatch]:
+    """The patch of every data file that changes. Two models may share a file while nothing in it moves."""
+    plans: dict[Path, DataPatch] = {}
+    for model, initialisers in zip(models, patches, strict=True):
+        by_path: dict[Path, dict[str, InitialiserPatch]] = {}
+        for name, patch in initialisers.items():
+            if patch.tensor.place is not None:
+                by_path.setdefault(patch.tensor.place.path, {})[name] = patch
         for path, own in by_path.items():
-            tensors = [one for one in model.file.initialisers.values() if one.place and one.place.path == path]
+            tensors = [
+                tensor
+                for tensor in model.file.initialisers.values()
+                if tensor.place is not None and tensor.place.path == path
+            ]
             plan = plan_data(path, tensors, own)
-            first = found.get(path)
-            if first is not None:
+            if (first := plans.get(path)) is not None:
                 if plan.moved:
-                    reason = "two models share it, and the vocabulary grows"
-                    raise NotExpressible(f"patch: {path}", reason, instead=_INSTEAD)
-                pieces = dict([*first.pieces, *plan.pieces])
-                plan = DataPatch(path, plan.segments, list(pieces.items()), plan.nbytes, plan.offsets, moved=False)
-            found[path] = plan
-    return found
+                    raise refusal(f"patch: {path}", "two models share it, and the vocabulary grows")
+                plan = replace(plan, pieces=list(dict([*first.pieces, *plan.pieces]).items()))
+            plans[path] = plan
+    return plans

@@ -1,4 +1,4 @@
-"""Patching a folder of ONNX models: folder and row adapters → proof of the base → patched folder → verification."""
+"""The patch of a folder of ONNX models: folder and row adapters → proof of the base → patched folder → verification."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 from exporter.errors import BadInput, UsageError
 from exporter.io.apart import require_apart
+from exporter.patch.evidence import prove_base, recorded_provenance
 from exporter.patch.journal import Changes
-from exporter.patch.onnx.evidence import prove_base, recorded_provenance
-from exporter.patch.onnx.plan import OnnxPatch, open_models, plan_rows, walk
+from exporter.patch.onnx.plan import OnnxPatch, VocabModel, open_models, plan_rows, walk
 from exporter.patch.onnx.write import changes_in_place, write_patched
 from exporter.patch.plan import Checker, PatchPlan
 from exporter.patch.spec import OVER_BASE, Inputs, PatchSpec
 from exporter.progress import Progress
+from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.verify.patched.onnx import Before, check_patched
 
 
@@ -42,25 +43,25 @@ class OnnxPatchPlan(PatchPlan):
     @property
     def storage(self) -> str:
         """The storage of each model's embedding."""
-        return "; ".join(dict.fromkeys(model.embedding.kind for model in self.patch.models))
+        return "; ".join(dict.fromkeys(model.embedding.storage for model in self.patch.models))
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
         """The folder."""
-        return [{"storage": self.storage, "path": str(self.out), "nbytes": self.patch.nbytes}]
+        return [{"storage": self.storage, "path": str(self.out), "nbytes": self.nbytes}]
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One entry a matrix of a model; rows go straight from what was trained to what is stored."""
+        """One entry a matrix of a model. dtype: None, as rows are encoded directly from the trained values."""
         return [
             {
                 "tensor": f"{model.file.path.relative_to(self.patch.folder).as_posix()}: {name}",
-                "type": model.matrices[name].kind,
-                "token_ids": list(ids),
+                "type": model.matrices[name].storage,
+                "token_ids": list(token_ids),
                 "dtype": None,
             }
             for model in self.patch.models
-            for name, ids in self.patch.rows[model.file.path].items()
+            for name, token_ids in self.patch.rows[model.file.path].items()
         ]
 
     @property
@@ -70,17 +71,17 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def new(self) -> Mapping[int, str]:
-        """Tokens that the folder's tokenizer did not have."""
+        """Id → text of tokens that the folder's tokenizer did not have."""
         return self.patch.new
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the vocabulary grows: then weights behind it move."""
+        """Whether the vocabulary grows, so that the weights behind it move."""
         return self.patch.moves_bytes
 
     @property
     def nbytes(self) -> int:
-        """Of the patched folder."""
+        """Bytes of the patched folder."""
         return self.patch.nbytes
 
     def _checker(self, *, every: bool) -> Checker:
@@ -99,24 +100,26 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
     if not spec.base.is_dir():
         raise UsageError(f"patch: expected the folder with all its models and tokenizer files, found {spec.base}")
     if spec.dtype is not None:
-        raise UsageError("--dtype: rows go straight to what each ONNX model stores, so there is none to choose")
+        raise UsageError("--dtype: is not for ONNX models, whose rows are encoded directly from the trained values")
     inputs = Inputs.open(spec)
     models = open_models(spec.base)
-    notes = [inputs.standing(one.file.path, recorded_provenance(one.file)) for one in models]
+    notes = [inputs.note_on_adapters(model.file.path, recorded_provenance(model.file.metadata)) for model in models]
     patch = plan_rows(spec.base, models, inputs.adapters, inputs.provenance)
-    proofs = dict.fromkeys(
-        (prove_base(one.file, one.embedding, one.head, inputs.proving) if inputs.proving else "trusted") + note
-        for one, note in zip(models, notes, strict=True)
-    )
-    plan = OnnxPatchPlan(spec, inputs, ", ".join(proofs), patch)
+    proofs = [inputs.prove(partial(_prove, model)) + note for model, note in zip(models, notes, strict=True)]
+    plan = OnnxPatchPlan(spec, inputs, ", ".join(dict.fromkeys(proofs)), patch)
     if not spec.in_place:
-        require_apart(plan.out, inputs.read, whole=[spec.base], hint=OVER_BASE)
+        require_apart(plan.out, inputs.paths, whole=[spec.base], hint=OVER_BASE)
     elif not plan.rewrites:
-        _require_own_files(spec.base)
+        _require_no_links(spec.base)
     return plan
 
 
-def _require_own_files(folder: Path) -> None:
-    """Raises BadInput for a link: the file behind it is not the folder's to change."""
+def _prove(model: VocabModel, base: Checkpoint) -> str:
+    head = None if model.head.name == model.embedding.name else model.head.rows
+    return prove_base(model.file.path, model.file.metadata, base, model.embedding.rows, head)
+
+
+def _require_no_links(folder: Path) -> None:
+    """Raise BadInput for a link: the file behind it may belong to others, as in the hub's cache."""
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
         raise BadInput(f"{link}: expected a file of the folder's own to patch in place, found a link; use -o")

@@ -18,7 +18,7 @@ from exporter.tensors import ByteRange
 def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> None:
     """Write the folder ``out``, which must not exist. Memory: the new rows and small files.
 
-    Names of one file stay names of one file. Raises OutputError, UnreadableFile for a file that ends early.
+    Hard links between files of the base stay hard links. Raises OutputError; UnreadableFile for a file that ends early.
     """
     written: dict[tuple[int, int], Path] = {}
     for name in patch.names:
@@ -38,7 +38,7 @@ def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> N
 
 
 def changes_in_place(patch: OnnxPatch) -> Changes:
-    """What is overwritten where no weights move; every file of several names once."""
+    """What is overwritten where no weights move; a file with several names once."""
     inodes = {(status.st_dev, status.st_ino): path for path in patch.data for status in [path.stat()]}
     pieces = {path: patch.data[path].pieces for path in inodes.values()}
     return Changes(pieces, {patch.folder / name: content for name, content in patch.contents.items()})
@@ -46,13 +46,13 @@ def changes_in_place(patch: OnnxPatch) -> Changes:
 
 def _write(source: Path, data: DataPatch | None, target: Path, progress: Progress) -> None:
     nbytes = data.nbytes if data else source.stat().st_size
-    with OutputFile(target, progress, nbytes=nbytes) as file:
+    with OutputFile(target, progress, nbytes=nbytes) as out:
         for segment in data.segments if data else [ByteRange(source, 0, nbytes)]:
             if isinstance(segment, ByteRange):
-                file.copy(segment)
+                out.copy(segment)
             else:
-                file.write(segment)
+                out.write(segment)
     if data and data.pieces:
-        with writing(target), target.open("r+b", buffering=0) as raw:
-            overwrite(raw.fileno(), data.pieces)
-            os.fsync(raw.fileno())
+        with writing(target), target.open("r+b", buffering=0) as file:
+            overwrite(file.fileno(), data.pieces)
+            os.fsync(file.fileno())

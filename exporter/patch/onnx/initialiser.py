@@ -1,4 +1,4 @@
-"""New tokens' and trained tokens' bytes of one initialiser: as pieces to overwrite, or as the whole when it grows."""
+"""The new bytes of one initialiser of a vocabulary matrix: as pieces to overwrite, or as the whole when it grows."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from exporter.tensors import Array, ByteRange
 
 
 @dataclass(frozen=True)
-class PartPatch:
-    """``data`` (k, bytes a token) uint8 for the tokens ``token_ids``, ascending. axis: of the tensor, counts tokens.
+class InitialiserPatch:
+    """New bytes of tokens. data: (k, bytes a token) uint8, for ``token_ids``, ascending.
 
-    n_tokens: before; size: after.
+    token_axis: the axis of the tensor that counts tokens. n_tokens: before patching; vocab: after.
     """
 
     tensor: TensorRange
-    axis: int
+    token_axis: int
     token_ids: tuple[int, ...]
     data: Array
     n_tokens: int
-    size: int
+    vocab: int
 
     @property
-    def width(self) -> int:
+    def token_nbytes(self) -> int:
         """Bytes of a token."""
         return self.tensor.nbytes // self.n_tokens
 
     @property
     def nbytes(self) -> int:
         """Bytes after patching."""
-        return self.width * self.size
+        return self.token_nbytes * self.vocab
 
     @property
     def grows(self) -> bool:
         """Whether tokens are added."""
-        return self.size != self.n_tokens
+        return self.vocab != self.n_tokens
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """After patching; the axis of tokens may hold several entries a token, as flat scales do."""
+        """The shape after patching. The token axis may hold several entries a token, as flat scales do."""
         return tuple(
-            length // self.n_tokens * self.size if axis == self.axis else length
+            length // self.n_tokens * self.vocab if axis == self.token_axis else length
             for axis, length in enumerate(self.tensor.shape)
         )
 
@@ -54,21 +54,21 @@ class PartPatch:
         known = [
             (token_id, row) for token_id, row in zip(self.token_ids, self.data, strict=True) if self._is_old(token_id)
         ]
-        if self.axis == 0:
-            yield from ((offset_bytes + token_id * self.width, row.tobytes()) for token_id, row in known)
+        if self.token_axis == 0:
+            yield from ((offset_bytes + token_id * self.token_nbytes, row.tobytes()) for token_id, row in known)
             return
         item = self._item_nbytes
         for line in range(self.tensor.shape[0]):
-            start = offset_bytes + line * self.size * item
+            start = offset_bytes + line * self.vocab * item
             for token_id, row in known:
                 yield start + token_id * item, row[line * item : (line + 1) * item].tobytes()
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """All bytes of the grown tensor, but for the tokens that ``pieces`` overwrites."""
+        """All bytes of the grown tensor, before ``pieces`` are written over them."""
         place = self.tensor.place
         assert place is not None, "a tensor inside the model file is patched by patched_bytes"
         new = self._new
-        if self.axis == 0:
+        if self.token_axis == 0:
             yield place
             yield new
             return
@@ -79,18 +79,18 @@ class PartPatch:
             yield np.ascontiguousarray(new[:, line * item : (line + 1) * item])
 
     def patched_bytes(self, raw: bytes) -> bytes:
-        """The whole tensor from its old bytes. Memory: twice the tensor."""
+        """The whole patched tensor. raw: its old bytes. Memory: twice the tensor."""
         old = np.frombuffer(raw, np.uint8)
-        if self.axis == 0:
-            out = np.concatenate([old.reshape(self.n_tokens, self.width), self._new])
-            out[list(self.token_ids)] = self.data
-            return out.tobytes()
+        if self.token_axis == 0:
+            rows = np.concatenate([old.reshape(self.n_tokens, self.token_nbytes), self._new])
+            rows[list(self.token_ids)] = self.data
+            return rows.tobytes()
         item = self._item_nbytes
         lines = old.reshape(self.tensor.shape[0], self.n_tokens, item)
-        added = np.zeros((len(lines), self.size - self.n_tokens, item), np.uint8)
-        out = np.concatenate([lines, added], axis=1)
-        out[:, list(self.token_ids)] = self.data.reshape(len(self.data), len(lines), item).transpose(1, 0, 2)
-        return out.tobytes()
+        added = np.zeros((len(lines), self.vocab - self.n_tokens, item), np.uint8)
+        columns = np.concatenate([lines, added], axis=1)
+        columns[:, list(self.token_ids)] = self.data.reshape(len(self.data), len(lines), item).transpose(1, 0, 2)
+        return columns.tobytes()
 
     @property
     def _new(self) -> Array:

@@ -1,0 +1,41 @@
+"""The vocabulary matrices of a GGUF."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from exporter.errors import NotExpressible, UnreadableFile
+from exporter.patch.evidence import sample
+from exporter.patch.rows import VocabTensors
+from exporter.sources.gguf.split_files import GgufModel
+
+EMBEDDING: Final = "token_embd.weight"
+HEAD: Final = "output.weight"
+
+
+def vocab_tensors(model: GgufModel) -> VocabTensors:
+    """Raises UnreadableFile for a model without an embedding, NotExpressible for an embedding that is no matrix."""
+    if EMBEDDING not in model.tensors:
+        raise UnreadableFile(model.path, f"{EMBEDDING}: expected an input embedding, found none")
+    names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
+    for name in names:
+        if len(shape := model.tensors[name].shape) != 2:
+            raise NotExpressible(f"{model.path}: {name}", f"shape {shape}: rows are replaced in matrices alone")
+    head = HEAD if HEAD in names else None
+    widths = {name: model.tensors[name].shape[-1] for name in names}
+    return VocabTensors(model.path, "gguf", EMBEDDING, head, widths, partial(_repeats, model))
+
+
+def _repeats(model: GgufModel) -> bool:
+    """Whether the head is a stored copy of the embedding, as some converters write it for tied models."""
+    embedding, head = model.tensors[EMBEDDING], model.tensors[HEAD]
+    if (embedding.type, embedding.shape) != (head.type, head.shape):
+        return False
+    files = model.holder(EMBEDDING), model.holder(HEAD)
+    return all(
+        np.array_equal(files[0].rows(EMBEDDING, row, row + 1), files[1].rows(HEAD, row, row + 1))
+        for row in sample(embedding.n_rows)
+    )

@@ -1,0 +1,10 @@
+"""The refusal of a folder that cannot be patched."""
+
+from __future__ import annotations
+
+from exporter.errors import NotExpressible
+
+
+def refusal(where: object, reason: str) -> NotExpressible:
+    """The error to raise: a merge writes the folder anew, and so needs no recognisable one."""
+    return NotExpressible(str(where), reason, instead="ttexport merge ADAPTER --to onnx writes the folder anew")

@@ -1,0 +1,29 @@
+"""The vocabulary of a folder after patching: its size, and the new tokens. Tokenizer, rows and matrices must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from exporter.patch.rows import RowEdits, patched_vocab
+from exporter.sources.hf.checkpoint import auxiliary_files
+from exporter.sources.hf.tokenizer import added_tokens, token_ids
+
+_TOKENIZER = "tokenizer.json"
+
+
+def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapping[str, Path]) -> int:
+    """The size after patching. n_rows: before. files: tokenizer files after patching. Raises as ``patched_vocab``."""
+    tokenizer = files.get(_TOKENIZER)
+    n_tokens = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
+    return patched_vocab(edits, n_rows, n_tokens, tokenizer=tokenizer, rows_in=folder)
+
+
+def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
+    """Id → text of the tokens that the folder's tokenizer did not have; without a tokenizer, those behind its rows."""
+    after, before = files.get(_TOKENIZER), auxiliary_files(folder).get(_TOKENIZER)
+    if after is None or after == before:
+        return {}
+    known = token_ids(before) if before else set(range(n_rows))
+    texts = {token_id: text for text, token_id in added_tokens(after).items()}
+    return {token_id: text for token_id, text in sorted(texts.items()) if token_id not in known and token_id < vocab}
