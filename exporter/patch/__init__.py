@@ -1,6 +1,6 @@
-"""``ttexport patch``: an adapter's token rows into an artifact that exists. One module a format of the base.
+"""``ttexport patch``: an adapter's token rows into an existing artifact, with a folder for each format of the base.
 
-``plan_patch(PatchSpec(…))`` decides and writes nothing, ``run_patch(plan, hooks)`` does it.
+``plan_patch(PatchSpec(…))`` decides and writes nothing; ``run_patch(plan, hooks)`` writes.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
     """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError, MissingDependency."""
     if spec.report:
         require_renderers()
-        if spec.out and spec.out.resolve() in (folder := spec.report.resolve(), *folder.parents):
+        out = spec.base if spec.in_place else spec.out
+        if out and out.resolve() in (folder := spec.report.resolve(), *folder.parents):
             raise UsageError(f"--report {spec.report}: expected a folder outside of OUT")
-    kind = detect(spec.base)
+    base_format = detect(spec.base)
     if spec.level == "full":
-        require(["transformers", *(["onnxruntime"] if kind == "onnx" else [])], needed_for="--verify full")
-    if kind == "gguf":
-        from exporter.patch.gguf.run import plan_gguf_patch  # neither format waits for the other's modules
+        runtimes = ["transformers", "onnxruntime"] if base_format == "onnx" else ["transformers"]
+        require(runtimes, needed_for="--verify full")
+    if base_format == "gguf":
+        from exporter.patch.gguf.run import plan_gguf_patch  # imported here: no format loads the other's modules
 
         return plan_gguf_patch(spec)
-    if kind == "onnx":
+    if base_format == "onnx":
         from exporter.patch.onnx.run import plan_onnx_patch
 
         return plan_onnx_patch(spec)
     raise NotExpressible(
         f"patch: {spec.base}",
-        "a .gguf file or a folder of ONNX models is patched",
-        instead=f"ttexport merge ADAPTER --to {kind} costs what a copy costs",
+        "only a .gguf file or a folder of ONNX models can be patched",
+        instead=f"ttexport merge ADAPTER --to {base_format} costs what a copy costs",
     )
 
 
 def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
-    """Write, verify what lies on disk, and give it its name; None where nothing was to be verified.
+    """Write, verify the bytes on disk, then promote to the final name; None for level off.
 
     Raises NotEquivalent, OutputError; the base then is as it was.
     """
@@ -55,10 +57,10 @@ def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
 
 
 def restore(base: Path) -> bool:
-    """Undo an interrupted patch in place of ``base``; whether there was one."""
+    """Undo an interrupted patch in place of ``base``; returns whether there was one."""
     return recover(base)
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether such arguments mean a patch: a .gguf file, or a folder with ONNX models and adapters behind it."""
+    """Whether the arguments of a plan mean a patch: a .gguf file, or a folder of ONNX models followed by adapters."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

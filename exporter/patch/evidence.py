@@ -52,7 +52,8 @@ def prove_base(
         if recorded != base.embedding_digest:
             raise BadInput(
                 f"{path}: {DIGEST_KEY}: expected that of {base.path} ({base.embedding_digest[:12]}), "
-                f"found {recorded[:12]:.80}: the model was made from another base"
+                f"found {recorded[:12]:.80}: the model was made from another base",
+                path=path,
             )
         return "recorded digest"
     tie = base.tie
@@ -87,6 +88,7 @@ def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
         if not np.array_equal(matrix.encode(stored.rows(row, row + 1)), matrix.read(row)):
             raise BadInput(
                 f"{matrix.path}: {matrix.name}: expected row {row} of {base.path} in {matrix.storage}, found another "
-                "row: another base, or another build of the quantiser (--trust-base skips this proof)"
+                "row: another base, or another build of the quantiser (--trust-base skips this proof)",
+                path=matrix.path,
             )
     return len(rows)

@@ -1,8 +1,9 @@
 """Patching a model where it lies, so that a crash at any moment leaves the old model or the new one.
 
-First the bytes that will be overwritten are written to a journal beside the model, and synced; it gets its name by a
-rename, so a journal that can be found is whole. Then the model is changed and synced, then checked, then the journal is
-removed: that is the moment from which the new model stands. Whoever finds a journal puts the old bytes back first.
+First the bytes that will be overwritten are written to a journal beside the model, and synced. The journal gets its
+name by a rename, so a journal under that name is complete. Then the model is changed, synced and checked, and the
+journal is removed: at that moment the new model replaces the old one. A run that finds a journal first restores the old
+bytes.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Pieces = Sequence[tuple[int, bytes]]
 
 @dataclass(frozen=True)
 class Changes:
-    """What becomes of a model's files. pieces: file → [(offset, bytes)], which keep their length.
+    """Changes of a model's files. pieces: file → [(offset, bytes)] to overwrite; the file keeps its length.
 
-    contents: file → its new content, None to remove it; for small files, which are written whole.
+    contents: small file → its whole new content; None to remove it.
     """
 
     pieces: Mapping[Path, Pieces] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class _Old:
-    """What one file was. size: None if there was none. whole: ``pieces`` are all of it."""
+    """The old bytes of one file. size: None if the file did not exist. whole: ``pieces`` are the whole file."""
 
     size: int | None
     whole: bool
@@ -52,10 +53,10 @@ class _Old:
 
 
 def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], progress: Progress = silent) -> None:
-    """Change the files of the model at ``path``, a file or a folder. What ``check`` raises on the result undoes it.
+    """Change the files of the model at ``path``, a file or a folder. An exception of ``check`` restores the old bytes.
 
-    Memory: the old and the new bytes. Raises OutputError if another process is at it or the device refuses; the model
-    then is as it was.
+    Memory: the old and the new bytes. Raises OutputError if another process is patching the model or a write fails; the
+    model then is as it was.
     """
     with _locked(path):
         if journal_of(path).exists():
@@ -76,9 +77,9 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """The model of the files or the folder ``paths``, by links in a folder of its own; the first of them.
+    """Link ``paths``, the files or the folder of a model, in a temporary folder; yields the link to the first.
 
-    Who reads it there finds no journal, and so does not refuse it: for the ``check`` of ``patch_in_place``.
+    For the ``check`` of ``patch_in_place``: readers refuse a model beside its journal, and the links have none.
     """
     with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
         links = []
@@ -90,9 +91,10 @@ def linked(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def recover(path: Path) -> bool:
-    """Put the old bytes back if a patch of the model at ``path`` was interrupted; whether that was so.
+    """Restore the old bytes if a patch of the model at ``path`` was interrupted; returns whether it was.
 
-    Raises UnreadableFile for a journal that is broken or belongs to another file, OutputError if a run is at it now.
+    Raises UnreadableFile for a journal that is broken or belongs to another file; OutputError if another run is
+    patching the model.
     """
     if not journal_of(path).exists():
         return False
@@ -108,10 +110,10 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
         old = []
         with reading(path), path.open("rb", buffering=0) as source:
             for offset, new in pieces:
-                held = os.pread(source.fileno(), len(new), offset)
-                if len(held) != len(new):
-                    raise UnreadableFile(path, f"expected {len(new)} bytes at {offset}, found {len(held)}")
-                old.append((offset, held))
+                stored = os.pread(source.fileno(), len(new), offset)
+                if len(stored) != len(new):
+                    raise UnreadableFile(path, f"expected {len(new)} bytes at {offset}, found {len(stored)}")
+                old.append((offset, stored))
             yield path, _Old(os.fstat(source.fileno()).st_size, False, old)
     for path in changes.contents:
         content = read_file(path) if path.exists() else None
@@ -119,13 +121,13 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
 
 
 def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
-    """Complete and synced before it gets its name."""
+    """The journal is complete and synced before it gets its name."""
     files = [
-        [file.relative_to(path.parent).as_posix(), one.size, one.whole, [[at, len(data)] for at, data in one.pieces]]
-        for file, one in old.items()
+        [file.relative_to(path.parent).as_posix(), was.size, was.whole, [[at, len(data)] for at, data in was.pieces]]
+        for file, was in old.items()
     ]
     table = json.dumps(files).encode()
-    body = table + b"".join(data for one in old.values() for _, data in one.pieces)
+    body = table + b"".join(data for was in old.values() for _, data in was.pieces)
     journal = journal_of(path)
     draft = journal.with_name(f".{journal.name}.partial")
     with writing(draft):
@@ -137,7 +139,7 @@ def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Write the old bytes back, then remove the journal. Interrupted, it can be done again."""
+    """Write the old bytes back, then remove the journal. Can be repeated after an interruption."""
     for target, old in _read_journal(path).items():
         if old.whole:
             _replace(target, None if old.size is None else old.pieces[0][1])
@@ -147,18 +149,18 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Nothing is believed that the digest does not cover."""
+    """Raises UnreadableFile for a journal whose digest does not match, and for one that belongs to another file."""
     journal = journal_of(path)
     with reading(journal):
         data = journal.read_bytes()
-    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found something else")
+    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found other content")
     if len(data) < _HEAD.size:
         raise broken
     magic, length, digest = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
     if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
         raise broken
-    found: dict[Path, _Old] = {}
+    old: dict[Path, _Old] = {}
     at = length
     for name, size, whole, spans in json.loads(body[:length]):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -166,15 +168,15 @@ def _read_journal(path: Path) -> dict[Path, _Old]:
         target = path.parent / name
         if not whole:
             with reading(target):
-                held = target.stat().st_size
-            if held != size:
-                raise UnreadableFile(target, f"expected the {size} bytes that {journal.name} is about, found {held}")
+                nbytes = target.stat().st_size
+            if nbytes != size:
+                raise UnreadableFile(target, f"expected the {size} bytes that {journal.name} describes, found {nbytes}")
         pieces = []
-        for offset, nbytes in spans:
-            pieces.append((offset, body[at : at + nbytes]))
-            at += nbytes
-        found[target] = _Old(size, whole, pieces)
-    return found
+        for offset, span_nbytes in spans:
+            pieces.append((offset, body[at : at + span_nbytes]))
+            at += span_nbytes
+        old[target] = _Old(size, whole, pieces)
+    return old
 
 
 def _overwrite(path: Path, pieces: Pieces) -> None:
@@ -193,7 +195,7 @@ def overwrite(fd: int, pieces: Pieces) -> None:
 
 
 def _replace(path: Path, content: bytes | None) -> None:
-    """Give a file all its content, or remove it; done before, it can be done again."""
+    """Write the whole content of a file, or remove it (None). Can be repeated."""
     with writing(path):
         if content is None:
             path.unlink(missing_ok=True)
@@ -216,7 +218,7 @@ def _remove(journal: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One patch of a model at a time; the lock goes with the process."""
+    """One patch of a model at a time; the lock ends with the process."""
     with writing(path):
         fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -1,4 +1,4 @@
-"""What a patch will do, whatever the format of its base, and how it is done: write, verify, then promote."""
+"""The plan of a patch, whatever the format of its base, and its run: write, verify, then promote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ Checker = Callable[[Path], Iterator[Check]]
 
 @dataclass(frozen=True)
 class PatchPlan(ABC):
-    """Everything that is known before a byte is written. proof: how the base proved to be made from its checkpoint."""
+    """All that is known before a byte is written. proof: how the base proved to be made from its checkpoint, in words.
+
+    Abstract: each format of a base has a subclass.
+    """
 
     spec: PatchSpec
     inputs: Inputs
@@ -44,7 +47,7 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def paths(self) -> Sequence[Path]:
-        """``out``, and further files of a split model, the first part first."""
+        """``out``, and the further files of a split model, in order."""
 
     @property
     @abstractmethod
@@ -54,12 +57,12 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """What will be written: storage, path and nbytes of each artifact."""
+        """Storage, path and nbytes of each artifact to write."""
 
     @property
     @abstractmethod
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """Which rows of which tensors: tensor, type, token_ids, dtype."""
+        """The rows that are replaced: tensor, type, token_ids, dtype."""
 
     @property
     @abstractmethod
@@ -69,16 +72,16 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def new(self) -> Mapping[int, str]:
-        """Texts by id of the tokens that are new to the base."""
+        """Id → text of the tokens that are new to the base."""
 
     @property
     @abstractmethod
     def moves_bytes(self) -> bool:
-        """Whether what stays would lie elsewhere: then a patch in place gives a whole new artifact the old name."""
+        """Whether bytes that stay would move: a patch in place then writes a whole new artifact under the old name."""
 
     @property
     def rewrites(self) -> bool:
-        """In place, but bytes would move."""
+        """Whether a patch in place writes a whole new artifact."""
         return self.spec.in_place and self.moves_bytes
 
     @property
@@ -89,10 +92,10 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Size of the patched model."""
+        """Bytes of the patched model."""
 
     def run(self, hooks: Hooks) -> Report | None:
-        """Write a copy, or overwrite rows under a journal; then verify. None where nothing was to be verified.
+        """Write a copy, or overwrite rows under a journal; then verify. None for level off.
 
         Raises NotEquivalent, OutputError; the base then is as it was, and nothing new has its final name.
         """
@@ -108,15 +111,15 @@ class PatchPlan(ABC):
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
-        """The checks of the patched model. Reads what they need of the base: all its bytes, or some of every tensor."""
+        """Read from the base what the checks need, ``every`` byte or some of each tensor; returns the checks."""
 
     @abstractmethod
     def _write(self, draft: Path, progress: Progress) -> None:
-        """Write the patched model to ``draft``, and further parts beside it under their final names."""
+        """Write the patched model to ``draft``; the files of a split model beside it, under their final names."""
 
     @abstractmethod
     def _changes(self) -> Changes:
-        """What a patch in place overwrites."""
+        """The bytes that a patch in place overwrites."""
 
     def _run_in_place(self, check: Checker | None, hooks: Hooks) -> Report | None:
         changes, reports = self._changes(), []
@@ -131,7 +134,10 @@ class PatchPlan(ABC):
         return reports[0] if reports else None
 
     def _verified(self, path: Path, check: Checker, hooks: Hooks) -> Report:
-        """The report about the patched model at ``path``, also written for ``--report``. Raises NotEquivalent."""
+        """The report on the patched model at ``path``, also written to the folder of ``--report``.
+
+        Raises NotEquivalent.
+        """
         level, facts = self.spec.level, {"storage": self.storage, "base": self.proof}
         report = Report(artifact=self.paths[0], format=self.format, level=level, checks=list(check(path)), facts=facts)
         if level == "full":
@@ -146,27 +152,27 @@ class PatchPlan(ABC):
         return report
 
     def _with_run(self, report: Report, path: Path, hooks: Hooks) -> Report:
-        """``report`` joined with that of a verification against the unmerged reference, which runs both."""
-        from exporter.verify.run import verify  # the runtimes: only this level waits for their modules
+        """``report`` joined with that of a full verification, which runs the model and the unmerged reference."""
+        from exporter.verify.run import verify  # imported here: the other levels need no runtime
 
         if not report.passed:
-            return replace(report, skipped=[Skip("run", "the checks against the base failed before it")])
+            return replace(report, skipped=[Skip("run", "the comparison with the base failed")])
         [run] = verify([path], self._reference(), level="full", say=hooks.say)
-        # Both have checks of the tokenizer files and special ids.
-        checks = [replace(one, name=f"patch: {one.name}") for one in report.checks]
+        # Both reports check tokenizer files and special ids; the prefix keeps the names distinct.
+        checks = [replace(check, name=f"patch: {check.name}") for check in report.checks]
         return replace(
             run, artifact=report.artifact, checks=[*checks, *run.checks], facts={**report.facts, **run.facts}
         )
 
     def _reference(self) -> Reference:
-        """Opened again: the checks have their own view of an adapter, whatever the patch made of it."""
+        """Opened from disk again: the checks must not depend on how the patch read the adapters."""
         base = self.inputs.base
-        assert base is not None, "the specification refuses what needs a base and has none"
+        assert base is not None, "PatchSpec and Inputs refuse a level that needs a base without one"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])
 
 
 def patch_json(plan: PatchPlan) -> dict[str, Any]:
-    """What ``plan`` prints as JSON for a patch."""
+    """The JSON that ``ttexport plan`` prints for a patch."""
     return {
         "base": str(plan.spec.base),
         "adapters": [str(adapter.path) for adapter in plan.adapters],

@@ -21,9 +21,11 @@ from exporter.verify.report import Report
 @click.command()
 @click.argument("base", type=PATH, metavar="BASE")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("-o", "--out", type=PATH, help="File or folder to write; a split BASE gives parts named after it.")
+@click.option("-o", "--out", type=PATH, help="File or folder to write; of a split BASE, the first file.")
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), help="Round rows to this first; default: as BASE shows. GGUF only."
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="Round rows to this dtype first; default: the dtype that BASE shows. GGUF only.",
 )
 @click.option(
     "--verify",
@@ -31,19 +33,22 @@ from exporter.verify.report import Report
     type=click.Choice(LEVELS),
     default="rows",
     show_default=True,
-    help="off: nothing. rows: read the new rows, the header or graph, and some rows of every tensor again. weights: "
-    "every byte that may not differ. full: also run the result against transformers with PEFT, unmerged; needs --base.",
+    help="off: nothing. rows: compare the new rows, the header or graph, and some rows of every tensor with BASE. "
+    "weights: every byte that may not differ. full: also run the result against transformers with PEFT, unmerged; "
+    "needs the base checkpoint.",
 )
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="What BASE was made from: folder or hub id.")
+@click.option(
+    "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint that BASE was made from: folder or hub id."
+)
 @patch_place_options
 @output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
-    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; all else is copied as it is.
+    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; copy every other byte unchanged.
 
-    BASE may be of any architecture and type, and of any tool. In a folder every model is patched, and tokenizer and
-    configs follow.
+    BASE may be of any architecture and type, and written by any tool. In a folder, every model is patched, and the
+    tokenizer and configs are updated.
 
     New tokens take unused rows of the vocabulary first, then rows behind it. The result has the bytes that merging,
     converting and quantising anew would give, at the cost of a copy, or of the rows alone with --in-place.
@@ -75,11 +80,10 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **
     if not quiet:
         if report and report.level == "full":
             print_reports([report])
-        rows = sum(len(one["token_ids"]) for one in plan.row_table)
-        nbytes = sum(one["nbytes"] for one in plan.targets)
+        rows = sum(len(entry["token_ids"]) for entry in plan.row_table)
         print(
-            f"{plan.format} {', '.join(dict.fromkeys(one['storage'] for one in plan.targets))}: {rows} rows of "
-            f"{format_size(nbytes)}, {len(plan.new)} new tokens, base: {plan.proof}, {_verdict(report)}",
+            f"{plan.format} {plan.storage}: {rows} rows of {format_size(plan.nbytes)}, {len(plan.new)} new tokens, "
+            f"base: {plan.proof}, {_verdict(report)}",
             file=sys.stderr,
         )
     for target in plan.targets:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.formats.hf.write import as_json
-from exporter.formats.onnx.client_files import genai_ids, auxiliary_contents
+from exporter.formats.onnx.client_files import auxiliary_contents, genai_ids
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.merge.vocabulary.files import adapter_files, merge_auxiliary_files
