@@ -10,9 +10,9 @@ from exporter.errors import UsageError
 
 
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
-    """Raise UsageError if ``out``, once written, would replace an input or a folder above one; no --force overrides it.
+    """Raise UsageError if writing ``out`` would replace an input or a folder that contains it, even with --force.
 
-    inputs: files and folders. whole: input folders inside which ``out`` may not lie either. hint: ends the message.
+    inputs: files and folders. whole: input folders that must not contain ``out`` either. hint: ends the message.
     Tolerates symlink loops; the reader of such a path reports them.
     """
     outs, folders = _names(out), set(whole)

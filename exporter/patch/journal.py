@@ -1,4 +1,4 @@
-"""Patching a model where it lies, so that a crash at any moment leaves the old model or the new one.
+"""Patching a model in place, so that a crash at any moment leaves the old model or the new one.
 
 First the bytes that will be overwritten are written to a journal beside the model, and synced. The journal gets its
 name by a rename, so a journal under that name is complete. Then the model is changed, synced and checked, and the
@@ -149,7 +149,7 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Raises UnreadableFile for a journal whose digest does not match, and for one that belongs to another file."""
+    """Raises UnreadableFile for a journal with a wrong digest, and for the journal of another file."""
     journal = journal_of(path)
     with reading(journal):
         data = journal.read_bytes()

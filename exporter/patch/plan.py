@@ -71,7 +71,7 @@ class PatchPlan(ABC):
 
     @property
     @abstractmethod
-    def new(self) -> Mapping[int, str]:
+    def new_tokens(self) -> Mapping[int, str]:
         """Id → text of the tokens that are new to the base."""
 
     @property
@@ -105,9 +105,14 @@ class PatchPlan(ABC):
         if self.in_place:
             return self._run_in_place(check, hooks)
         require_space(self.out, self.nbytes)
-        with staged(self.out, force=self.spec.force or self.rewrites) as draft:
+        with staged(self._staged_as, force=self.spec.force or self.rewrites) as draft:
             self._write(draft, hooks.start(f"{self.format} {self.storage}", self.nbytes))
             return self._verified(draft.with_name(self.paths[0].name), check, hooks) if check else None
+
+    @property
+    def _staged_as(self) -> Path:
+        """The path to stage: ``out``, or, for a split model, a name that none of its files has."""
+        return self.out
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
@@ -179,7 +184,7 @@ def patch_json(plan: PatchPlan) -> dict[str, Any]:
         "proof": plan.proof,
         "out": str(plan.out),
         "vocab": plan.vocab,
-        "new_tokens": {str(token_id): text for token_id, text in plan.new.items()},
+        "new_tokens": {str(token_id): text for token_id, text in plan.new_tokens.items()},
         "in_place": plan.in_place,
         "targets": [
             {"format": plan.format, **target, "expressible": True, "reason": None, "notes": []}

@@ -138,7 +138,7 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
 
 
 def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
-    """Raise NotExpressible. A whole vocabulary matrix gets here only without a base: with one, it became rows."""
+    """Raise NotExpressible. With a base checkpoint, a whole vocabulary matrix was replaced by rows before."""
     vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:
         raise NotExpressible(

@@ -114,10 +114,10 @@ class Inputs:
         return provenance
 
     def note_on_adapters(self, path: Path, recorded: Mapping[str, str]) -> str:
-        """A note on adapters whose rows are in the artifact already. path: its file, for messages.
+        """A note on the adapters that the artifact contains already. path: its file, for messages.
 
-        Raises BadInput for other adapters than these, whose rows would stay, unless the base is trusted; and for a
-        recorded digest that is none.
+        Raises BadInput for other adapters than these, as their rows would stay, unless the base is trusted; and for a
+        recorded value that is no digest.
         """
         before = recorded.get(ADAPTERS_DIGEST, NO_ADAPTERS_DIGEST)
         if not _DIGEST.fullmatch(before):
@@ -129,7 +129,7 @@ class Inputs:
         if not self.trusted:
             raise BadInput(
                 f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact of the base alone, or with these adapters in "
-                f"it, found {before[:12]}, other adapters, whose rows would stay; patch the base's own artifact "
+                f"it, found {before[:12]}, other adapters: their rows would stay; patch the base's own artifact "
                 "(--trust-base puts the rows beside theirs)"
             )
         return ", beside the rows of other adapters"

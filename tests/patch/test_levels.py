@@ -173,6 +173,20 @@ def test_an_inner_weight_that_the_patch_damages_is_found_without_a_run(
     assert list(base.parent.iterdir()) == [base]
 
 
+def test_a_split_model_is_verified_in_place_and_reported(
+    exported: dict[str, Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    words = ["export", str(tiny_tied), "--to", "gguf", "--split-max-tensors", "8", "--verify", "off", "-q"]
+    assert run([*words, "-o", str(tmp_path / "base" / "m.gguf")]) == 0
+    first, *others = sorted((tmp_path / "base").iterdir())
+    assert len(others) == 2
+    assert patch(first, tiny_adapter, "-o", tmp_path / "want" / first.name, "-q") == 0
+    report = tmp_path / "report"
+    assert patch(first, tiny_adapter, "--in-place", "--verify", "weights", "--report", report, "-q") == 0
+    assert_same(first.parent, tmp_path / "want")
+    assert [entry["file"] for entry in read_report(report)["files"]] == [path.name for path in (first, *others)]
+
+
 def orphan(adapter: Path, out: Path) -> Path:
     """A copy of an adapter whose base is nowhere."""
     shutil.copytree(adapter, out)

@@ -82,8 +82,8 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **
             print_reports([report])
         rows = sum(len(entry["token_ids"]) for entry in plan.row_table)
         print(
-            f"{plan.format} {plan.storage}: {rows} rows of {format_size(plan.nbytes)}, {len(plan.new)} new tokens, "
-            f"base: {plan.proof}, {_verdict(report)}",
+            f"{plan.format} {plan.storage}: {rows} rows of {format_size(plan.nbytes)}, "
+            f"{len(plan.new_tokens)} new tokens, base: {plan.proof}, {_verdict(report)}",
             file=sys.stderr,
         )
     for target in plan.targets:

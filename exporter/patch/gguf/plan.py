@@ -58,13 +58,13 @@ class FilePatch:
 
 @dataclass(frozen=True)
 class GgufPatch:
-    """The whole patch. new: id → text of tokens that are new to the model. dtype: rows are first rounded to it."""
+    """The whole patch. dtype: rows are first rounded to it. new_tokens: id → text of tokens new to the model."""
 
     model: GgufModel
     files: Sequence[FilePatch]
     dtype: str
     vocab: int
-    new: Mapping[int, str]
+    new_tokens: Mapping[int, str]
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +108,7 @@ def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provena
             files.append(FilePatch(file, head, own, nbytes))
         else:
             files.append(FilePatch(file, None, own, file.path.stat().st_size))
-    return GgufPatch(model, files, dtype, vocabulary.size, vocabulary.new)
+    return GgufPatch(model, files, dtype, vocabulary.size, vocabulary.new_tokens)
 
 
 def _tensor_patch(tensor: GgufTensor, edits: RowEdits, dtype: str, size: int) -> TensorPatch:

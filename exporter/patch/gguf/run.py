@@ -83,9 +83,9 @@ class GgufPatchPlan(PatchPlan):
         return self.patch.vocab
 
     @property
-    def new(self) -> Mapping[int, str]:
+    def new_tokens(self) -> Mapping[int, str]:
         """Id → text of tokens that the model did not have."""
-        return self.patch.new
+        return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
@@ -96,6 +96,10 @@ class GgufPatchPlan(PatchPlan):
     def nbytes(self) -> int:
         """Bytes of all files together."""
         return self.patch.nbytes
+
+    @property
+    def _staged_as(self) -> Path:
+        return self.out if len(self.paths) == 1 else self.out.with_name(f"{self._stem(self.out)}.gguf")
 
     def _checker(self, *, every: bool) -> Checker:
         before = Before.read(self.patch.model, self.adapters, self.patch.dtype, every=every)

@@ -31,20 +31,21 @@ from exporter.sources.peft.adapter import Adapter
 TOKENS: Final = "tokenizer.ggml.tokens"
 TYPES: Final = "tokenizer.ggml.token_type"
 SCORES: Final = "tokenizer.ggml.scores"
-#: Values of tokenizer.ggml.model whose special tokens ttexport can describe.
+#: Values of tokenizer.ggml.model for which ttexport can describe the special tokens.
 _MODELS: Final = ("gpt2", "llama", "t5")
 
 
 @dataclass(frozen=True)
 class PatchedVocabulary:
-    """size: rows of the matrices after patching. changes: keys that change. new: id → text of tokens new to the file.
+    """The vocabulary after patching. size: rows of the matrices. changes: keys that change.
 
-    states_bos: the adapter's tokenizer states whether texts begin with a token.
+    new_tokens: id → text of the tokens that are new to the file. states_bos: the adapter's tokenizer states whether
+    texts begin with a token.
     """
 
     size: int
     changes: Sequence[Key]
-    new: Mapping[int, str]
+    new_tokens: Mapping[int, str]
     states_bos: bool
 
 
@@ -71,8 +72,8 @@ def patch_vocabulary(
         changes += [with_value(keys[name], size) for name in sizes]
     ids = {text: token_id for token_id, (text, _) in added.items()}
     specials: list[Key] = []
-    if files and (kind := model.metadata.get("tokenizer.ggml.model")) in _MODELS:
-        specials, _ = special_keys(files, ({}, {}), content, settings, ids, size, kind)
+    if files and (tokenizer_model := model.metadata.get("tokenizer.ggml.model")) in _MODELS:
+        specials, _ = special_keys(files, ({}, {}), content, settings, ids, size, tokenizer_model)
         specials += template_keys(files, settings)
     # Whether texts get a first or last token stays: it depends on more than the tokenizer's files.
     changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]
@@ -137,8 +138,8 @@ def _add_tokens(
 ) -> tuple[dict[int, str], bool]:
     """Put the tokenizer's ``added`` tokens into ``texts`` and ``types``; (new tokens, whether another type changed).
 
-    count: entries of the file; those behind are padding. Raises BadInput for a token that takes the place of another,
-    or whose text the file has already.
+    count: entries of the file; those behind are padding. Raises BadInput for a token in the place of another, and for
+    a text that the file has already.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}

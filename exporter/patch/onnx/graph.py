@@ -1,7 +1,6 @@
 """The model file after patching: weights inside it, places of those outside, lengths of the vocabulary, provenance.
 
-A model file whose bytes would not change is not written. Sources: onnx.proto3, the operator pages of Reshape and
-MatMulNBits.
+An unchanged model file is not written again. Sources: onnx.proto3, the operator pages of Reshape and MatMulNBits.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class _Growth:
         self.old, self.new = patch.n_tokens, patch.vocab
         self.producers = {output: node for node in graph.node for output in node.output if output}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.values: set[str] = set()  # values whose last axis counts tokens
-        self.renamed: dict[str, str] = {}  # constants whose name contains their numbers
+        self.values: set[str] = set()  # values with a last axis that counts tokens
+        self.renamed: dict[str, str] = {}  # constants that are named after their numbers
 
     def apply(self) -> None:
         outputs = [value.name for value in self.graph.output]
@@ -192,7 +191,7 @@ class _Growth:
 
 
 def _named(numbers: Array) -> str:
-    """The name that our own builder gives a constant: it contains the numbers."""
+    """The name that our own builder gives a constant, after its numbers."""
     return "vector_" + "_".join(map(str, numbers.reshape(-1).tolist())).replace("-", "minus")
 
 

@@ -53,8 +53,8 @@ class VocabModel:
 class OnnxPatch:
     """The whole patch. rows: model file → matrix → token ids. data: data files that change.
 
-    contents: path below the folder → new content of a small file, None for a file that is removed. new: id → text of
-    tokens that are new to the folder.
+    contents: path below the folder → new content of a small file, None for a file that is removed. new_tokens: id →
+    text of tokens that are new to the folder.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class OnnxPatch:
     data: Mapping[Path, DataPatch]
     contents: Mapping[str, bytes | None]
     vocab: int
-    new: Mapping[int, str]
+    new_tokens: Mapping[int, str]
 
     @property
     def names(self) -> list[str]:

@@ -70,13 +70,13 @@ class OnnxPatchPlan(PatchPlan):
         return self.patch.vocab
 
     @property
-    def new(self) -> Mapping[int, str]:
+    def new_tokens(self) -> Mapping[int, str]:
         """Id → text of tokens that the folder's tokenizer did not have."""
-        return self.patch.new
+        return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the vocabulary grows, so that the weights behind it move."""
+        """Whether the vocabulary grows, so that weights behind it move, or matrices lie inside a model file."""
         return self.patch.moves_bytes
 
     @property
@@ -100,7 +100,7 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
     if not spec.base.is_dir():
         raise UsageError(f"patch: expected the folder with all its models and tokenizer files, found {spec.base}")
     if spec.dtype is not None:
-        raise UsageError("--dtype: is not for ONNX models, whose rows are encoded directly from the trained values")
+        raise UsageError("--dtype: does not apply to ONNX models: rows are encoded directly from the trained values")
     inputs = Inputs.open(spec)
     models = open_models(spec.base)
     notes = [inputs.note_on_adapters(model.file.path, recorded_provenance(model.file.metadata)) for model in models]
