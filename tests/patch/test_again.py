@@ -1,4 +1,4 @@
-"""A file that went through adapters says so, and a patch does not keep the rows of others in silence."""
+"""An artifact records its adapters, and a patch does not silently keep the rows of other adapters."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FORMATS = ("gguf", "onnx")
 KEY = "ttexport.adapters.sha256"
 
 
-def succeed(*words: object) -> None:
-    assert run([*map(str, words), "-q"]) == 0
+def succeed(*arguments: object) -> None:
+    assert run([*map(str, arguments), "-q"]) == 0
 
 
 def recorded(artifact: Path) -> str:
@@ -35,7 +35,7 @@ def pair(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Two adapters with rows of different tokens."""
     folder = tmp_path_factory.mktemp("pair")
     return (
-        adapters.stock_rows(tiny_tied, folder / "one", (5, 6)),
+        adapters.stock_rows(tiny_tied, folder / "first", (5, 6)),
         adapters.stock_rows(tiny_tied, folder / "other", (7, 8), seed=1),
     )
 
@@ -64,18 +64,18 @@ def test_the_same_adapter_again_changes_nothing_and_is_noted(
     assert_same(tmp_path / "again.gguf", tuned[1])
 
 
-def test_rows_of_other_adapters_are_not_kept_in_silence(
+def test_rows_of_other_adapters_are_not_kept_silently(
     tuned: tuple[str, Path], pair: tuple[Path, Path], tmp_path: Path, capsys: Capture
 ) -> None:
     fmt, artifact = tuned
-    words: list[str] = ["patch", str(artifact), str(pair[1]), "-o", str(tmp_path / "both.gguf")]
+    arguments: list[str] = ["patch", str(artifact), str(pair[1]), "-o", str(tmp_path / "both.gguf")]
     capsys.readouterr()
-    assert run(words) == 4
-    said = capsys.readouterr().err
-    assert f"{KEY}: expected an artifact of the base alone, or with these adapters in it" in said
-    assert said.count("\n") == 1
+    assert run(arguments) == 4
+    printed = capsys.readouterr().err
+    assert f"{KEY}: expected an artifact of the base alone, or with these adapters in it" in printed
+    assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-    assert run([*words, "--trust-base"]) == 0
+    assert run([*arguments, "--trust-base"]) == 0
     assert "base: trusted, beside the rows of other adapters" in capsys.readouterr().err
     succeed("merge", *pair, "--to", fmt, "-o", tmp_path / "want.gguf")
     assert_same(tmp_path / "both.gguf", tmp_path / "want.gguf")
@@ -91,21 +91,21 @@ def test_a_record_that_is_no_digest(tiny_tied: Path, pair: tuple[Path, Path], tm
         assert f"{base}: {KEY}: expected 64 hexadecimal digits, found '---" in capsys.readouterr().err
 
 
-def test_the_digest_of_an_adapter_is_not_of_its_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    one, other = (Adapter.open(path) for path in pair)
-    tensors = load_file(one.weights)
-    found = {}
+def test_the_digest_of_an_adapter_does_not_depend_on_its_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = (Adapter.open(path) for path in pair)
+    tensors = load_file(first.weights)
+    digests = {}
     for name, scale, ids in (("moved", 1, [5, 6]), ("values", 2, [5, 6]), ("tokens", 1, [5, 9])):
         (folder := tmp_path / name).mkdir()
-        config = {**one.config, "token_indices": ids, "base_model_name_or_path": f"there/{name}"}
+        config = {**first.config, "token_indices": ids, "base_model_name_or_path": f"there/{name}"}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=scale))
         save_file({key: value * scale for key, value in tensors.items()}, folder / "adapter_model.safetensors")
-        found[name] = Adapter.open(folder).digest
-    assert found["moved"] == one.digest
-    assert len({one.digest, other.digest, found["values"], found["tokens"]}) == 4
+        digests[name] = Adapter.open(folder).digest
+    assert digests["moved"] == first.digest
+    assert len({first.digest, second.digest, digests["values"], digests["tokens"]}) == 4
 
 
-def test_a_first_patch_in_place_moves_no_byte_though_it_is_recorded(
+def test_a_first_patch_in_place_is_recorded_and_moves_no_byte(
     tiny_tied: Path, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base = tmp_path / "base.gguf"

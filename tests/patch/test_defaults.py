@@ -32,8 +32,8 @@ BASES = {
 }
 
 
-def succeed(*words: object) -> None:
-    assert run([*map(str, words), "-q"]) == 0
+def succeed(*arguments: object) -> None:
+    assert run([*map(str, arguments), "-q"]) == 0
 
 
 def assert_same(got: Path, want: Path) -> None:
@@ -43,11 +43,11 @@ def assert_same(got: Path, want: Path) -> None:
 def files(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {"": path.read_bytes()}
-    return {str(one.relative_to(path)): one.read_bytes() for one in sorted(path.rglob("*")) if one.is_file()}
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def edited(adapter: Path, out: Path, key: str, row: int | slice, value: float = 7.0) -> Path:
-    """A copy of an adapter whose tensors that end with ``key`` have another row, or only some rows."""
+    """A copy of an adapter: tensors with names that end in ``key`` get another row, or keep only some rows."""
     shutil.copytree(adapter, out)
     tensors = load_file(out / WEIGHTS)
     for name in [name for name in tensors if name.endswith(key)]:
@@ -72,7 +72,7 @@ def saved(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     "partly": new rows stay as resizing made them. "padded": the matrix has rows to a multiple of 64 behind the tokens.
     """
     folder = tmp_path_factory.mktemp("adapters")
-    found = {
+    made = {
         "tied": stock(bases["tied"], folder / "tied", (300, 512, 513, 514)),
         "untied": stock(bases["untied"], folder / "untied", (300, 512, 513, 514), adapters.HEAD_AND_EMBEDDING),
         "tied, partly": stock(bases["tied"], folder / "tied-partly", (300, 513)),
@@ -81,11 +81,11 @@ def saved(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     for name, base in BASES.items():
         if name.endswith("padded"):
             targets = None if base == "tied" else adapters.HEAD_AND_EMBEDDING
-            found[name] = stock(bases[base], folder / name, (300, 512, 514), targets, multiple=64)
-    for name, one in found.items():
+            made[name] = stock(bases[base], folder / name, (300, 512, 514), targets, multiple=64)
+    for name, adapter in made.items():
         shape = (576 if name.endswith("padded") else 515, 256)
-        assert any(value.shape == shape for value in load_file(one / WEIGHTS).values()), "PEFT saved the matrix"
-    return found
+        assert any(value.shape == shape for value in load_file(adapter / WEIGHTS).values()), "PEFT saved the matrix"
+    return made
 
 
 def stock(
@@ -97,7 +97,7 @@ def stock(
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT says that it saves the resized embedding
+        warnings.simplefilter("ignore")  # PEFT warns that it saves the resized embedding
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple, mean_resizing=False)
         config = TrainableTokensConfig(token_indices=list(ids), target_modules=list(targets) if targets else None)
         tuned: Any = get_peft_model(model, config)
@@ -107,12 +107,12 @@ def stock(
     return out
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K_M"])
 @pytest.mark.parametrize("name", BASES)
 def test_a_gguf_is_patched_to_what_merging_anew_gives(
-    bases: dict[str, Path], saved: dict[str, Path], tmp_path: Path, name: str, kind: str
+    bases: dict[str, Path], saved: dict[str, Path], tmp_path: Path, name: str, quant: str
 ) -> None:
-    options = ["--to", "gguf", "--quant", kind]
+    options = ["--to", "gguf", "--quant", quant]
     succeed("export", bases[BASES[name]], *options, "-o", tmp_path / "base.gguf")
     succeed("merge", saved[name], *options, "-o", tmp_path / "want.gguf")
     succeed("patch", tmp_path / "base.gguf", saved[name], "--verify", "weights", "-o", tmp_path / "got.gguf")
@@ -156,25 +156,27 @@ def test_a_resized_matrix_with_a_broken_new_row(
     assert_refused(capsys, 4, "expected finite values, found NaN or Inf in row 514", tmp_path, broken)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("gguf", ".gguf"), ("onnx", "")])
+@pytest.mark.parametrize(("fmt", "suffix"), [("gguf", ".gguf"), ("onnx", "")])
 def test_padding_needs_no_token_but_a_trained_row_does(
-    bases: dict[str, Path], tmp_path: Path, capsys: Capture, kind: str, suffix: str
+    bases: dict[str, Path], tmp_path: Path, capsys: Capture, fmt: str, suffix: str
 ) -> None:
     adapter = stock(bases["tied"], tmp_path / "adapter", (512, 540), multiple=64)
     base, out = tmp_path / f"base{suffix}", tmp_path / f"refused{suffix}"
-    succeed("export", bases["tied"], "--to", kind, "--verify", "off", "-o", base)
+    succeed("export", bases["tied"], "--to", fmt, "--verify", "off", "-o", base)
     assert run(["patch", str(base), str(adapter), "-o", str(out)]) == 4
-    assert "expected token ids below 515" in (said := capsys.readouterr().err)
-    assert "found 540" in said
+    assert "expected token ids below 515" in (printed := capsys.readouterr().err)
+    assert "found 540" in printed
     assert not out.exists()
 
 
-def test_without_a_base_nothing_tells_a_resized_matrix_from_a_trained_one(
+def test_without_a_base_a_resized_matrix_cannot_be_distinguished_from_a_trained_one(
     bases: dict[str, Path], saved: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
     succeed("export", bases["tied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
-    words = "give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's save_pretrained(…, save_"
-    assert_refused(capsys, 5, words, tmp_path, saved["tied"], "--trust-base")
+    message = (
+        "give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's save_pretrained(…, save_"
+    )
+    assert_refused(capsys, 5, message, tmp_path, saved["tied"], "--trust-base")
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -182,12 +184,12 @@ def test_two_adapters_may_share_one_resized_matrix_and_no_other(
     bases: dict[str, Path], saved: dict[str, Path], tmp_path: Path, capsys: Capture, *, alike: bool
 ) -> None:
     succeed("export", bases["tied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
-    one, other = saved["tied, partly"], stock(bases["tied"], tmp_path / "other", (7, 512))
+    first, second = saved["tied, partly"], stock(bases["tied"], tmp_path / "other", (7, 512))
     if not alike:
-        other = edited(other, tmp_path / "differs", "base_layer.weight", 514)
-        return assert_refused(capsys, 4, "expected the embedding to be set once, found", tmp_path, one, other)
-    succeed("merge", one, other, "--to", "gguf", "-o", tmp_path / "want.gguf")
-    succeed("patch", tmp_path / "base.gguf", one, other, "-o", tmp_path / "got.gguf")
+        second = edited(second, tmp_path / "differs", "base_layer.weight", 514)
+        return assert_refused(capsys, 4, "expected the embedding to be set once, found", tmp_path, first, second)
+    succeed("merge", first, second, "--to", "gguf", "-o", tmp_path / "want.gguf")
+    succeed("patch", tmp_path / "base.gguf", first, second, "-o", tmp_path / "got.gguf")
     assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")
 
 
@@ -201,17 +203,17 @@ def test_a_base_of_float32_is_compared_with_a_matrix_of_16_bits_by_values(tmp_pa
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
         succeed("export", base, "--to", "gguf", "-o", tmp_path / "base.gguf", "--force")
         if number:
-            return assert_refused(capsys, 5, "whose row 0 is not that of", tmp_path, adapter)
+            return assert_refused(capsys, 5, "its row 0 is not that of", tmp_path, adapter)
         succeed("merge", adapter, "--to", "gguf", "-o", tmp_path / "want.gguf")
         succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf")
         assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")
 
 
-def assert_refused(capsys: Capture, code: int, words: str, folder: Path, *arguments: object) -> None:
+def assert_refused(capsys: Capture, code: int, message: str, folder: Path, *arguments: object) -> None:
     capsys.readouterr()
     out = folder / "refused.gguf"
     assert run(["patch", str(folder / "base.gguf"), *map(str, arguments), "-o", str(out)]) == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not out.exists()

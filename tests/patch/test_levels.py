@@ -1,4 +1,4 @@
-"""``patch --verify``: one vocabulary of levels, and what each of them finds before anything is promoted."""
+"""``patch --verify``: each level finds its kind of damage before anything is promoted."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def base(request: pytest.FixtureRequest, exported: dict[str, Path], tmp_path: Pa
     return Path(shutil.copytree(source, out) if source.is_dir() else shutil.copy(source, out))
 
 
-def patch(base: Path, adapter: Path, *words: object) -> int:
-    return run(["patch", str(base), str(adapter), *map(str, words)])
+def patch(base: Path, adapter: Path, *arguments: object) -> int:
+    return run(["patch", str(base), str(adapter), *map(str, arguments)])
 
 
 def format_of(path: Path) -> str:
@@ -111,9 +111,9 @@ def test_a_wrong_result_of_a_runtime_promotes_nothing(
 ) -> None:
     journals = []
 
-    def corrupted(runtime: str, *words: Any) -> Callable[[str], Array]:
+    def corrupted(runtime: str, *arguments: Any) -> Callable[[str], Array]:
         journals.append(journal_of(base).exists())
-        read = job.run(runtime, *words)
+        read = job.run(runtime, *arguments)
 
         def result(name: str) -> Array:
             values = read(name)
@@ -123,8 +123,8 @@ def test_a_wrong_result_of_a_runtime_promotes_nothing(
 
     monkeypatch.setattr(execution, "run", corrupted)
     before, out = files(base), tmp_path / "out"
-    words = ["--in-place"] if in_place else ["-o", out]
-    assert patch(base, tiny_adapter, *words, "--verify", "full", "-q") == 3
+    arguments = ["--in-place"] if in_place else ["-o", out]
+    assert patch(base, tiny_adapter, *arguments, "--verify", "full", "-q") == 3
     assert "not equivalent" in capsys.readouterr().err
     assert set(journals) == {in_place}
     assert files(base) == before
@@ -163,10 +163,10 @@ def test_an_inner_weight_that_the_patch_damages_is_found_without_a_run(
         return check_patched(path, before)
 
     monkeypatch.setattr(module, "check_patched", damaged)
-    words = ["--in-place"] if in_place else ["-o", tmp_path / "out"]
-    assert patch(base, tiny_adapter, *words, "--verify", level, "--report", tmp_path / "report", "-q") == 3
-    said = capsys.readouterr().err
-    assert f"not equivalent: untouched: expected at most 0, found 1: {INNER[format_of(base)]}" in said
+    arguments = ["--in-place"] if in_place else ["-o", tmp_path / "out"]
+    assert patch(base, tiny_adapter, *arguments, "--verify", level, "--report", tmp_path / "report", "-q") == 3
+    printed = capsys.readouterr().err
+    assert f"not equivalent: untouched: expected at most 0, found 1: {INNER[format_of(base)]}" in printed
     [artifact] = read_report(tmp_path / "report")["artifacts"]
     assert [skip["name"] for skip in artifact["skipped"]] == (["run"] if level == "full" else [])
     assert not (tmp_path / "out").exists()
@@ -176,8 +176,8 @@ def test_an_inner_weight_that_the_patch_damages_is_found_without_a_run(
 def test_a_split_model_is_verified_in_place_and_reported(
     exported: dict[str, Path], tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
-    words = ["export", str(tiny_tied), "--to", "gguf", "--split-max-tensors", "8", "--verify", "off", "-q"]
-    assert run([*words, "-o", str(tmp_path / "base" / "m.gguf")]) == 0
+    arguments = ["export", str(tiny_tied), "--to", "gguf", "--split-max-tensors", "8", "--verify", "off", "-q"]
+    assert run([*arguments, "-o", str(tmp_path / "base" / "m.gguf")]) == 0
     first, *others = sorted((tmp_path / "base").iterdir())
     assert len(others) == 2
     assert patch(first, tiny_adapter, "-o", tmp_path / "want" / first.name, "-q") == 0
@@ -188,7 +188,7 @@ def test_a_split_model_is_verified_in_place_and_reported(
 
 
 def orphan(adapter: Path, out: Path) -> Path:
-    """A copy of an adapter whose base is nowhere."""
+    """A copy of an adapter; the base that it names does not exist."""
     shutil.copytree(adapter, out)
     config = json.loads((out / "adapter_config.json").read_text()) | {"base_model_name_or_path": "some/where"}
     (out / "adapter_config.json").write_text(json.dumps(config))
@@ -201,12 +201,14 @@ def test_full_without_a_base_checkpoint_is_a_usage_error(
     base: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture, verb: str, place: str
 ) -> None:
     adapter = orphan(tiny_adapter, tmp_path / "orphan")
-    words = [place, str(tmp_path / "out")] if place == "-o" else [place]
+    arguments = [place, str(tmp_path / "out")] if place == "-o" else [place]
     for missing in ([str(adapter)], [str(tiny_adapter), "--trust-base"]):
-        assert run([verb, str(base), *missing, *words, "--verify", "full"]) == 2
-        said = capsys.readouterr().err
-        assert "--verify full: runs the patched model against its base checkpoint; expected --base CHECKPOINT" in said
-        assert said.count("\n") == 1
+        assert run([verb, str(base), *missing, *arguments, "--verify", "full"]) == 2
+        printed = capsys.readouterr().err
+        assert (
+            "--verify full: runs the patched model against its base checkpoint; expected --base CHECKPOINT" in printed
+        )
+        assert printed.count("\n") == 1
     assert list(base.parent.iterdir()) == [base]
     assert not (tmp_path / "out").exists()
 
@@ -235,24 +237,24 @@ def test_a_trusted_base_is_proved_by_the_run_alone(
     name = "model.layers.0.mlp.up_proj.weight"
     weights[name] = -weights[name]
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    words = ["-o", tmp_path / "out.gguf", "--verify", "full", "--trust-base", "--base"]
-    assert patch(exported["gguf"], tiny_adapter, *words, other, "-q") == 3
+    arguments = ["-o", tmp_path / "out.gguf", "--verify", "full", "--trust-base", "--base"]
+    assert patch(exported["gguf"], tiny_adapter, *arguments, other, "-q") == 3
     assert not (tmp_path / "out.gguf").exists()
     capsys.readouterr()
-    assert patch(exported["gguf"], tiny_adapter, *words, tiny_tied, "--json") == 0
+    assert patch(exported["gguf"], tiny_adapter, *arguments, tiny_tied, "--json") == 0
     assert json.loads(capsys.readouterr().out)["proof"] == "trusted"
     assert patch(exported["gguf"], tiny_adapter, "-o", tmp_path / "want", "--trust-base", "-q") == 0
     assert_same(tmp_path / "out.gguf", tmp_path / "want")
 
 
-def test_the_levels_are_those_of_every_verb(
+def test_every_verb_takes_the_same_levels(
     exported: dict[str, Path], tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = [str(exported["gguf"]), str(tiny_adapter)]
+    arguments = [str(exported["gguf"]), str(tiny_adapter)]
     for level in ("off", "rows", "weights", "full"):
-        assert run(["plan", *words, "--verify", level, "-q"]) == 0
+        assert run(["plan", *arguments, "--verify", level, "-q"]) == 0
     for verb in ("patch", "plan"):
-        assert run([verb, *words, "-o", str(tmp_path / "out"), "--verify", "auto"]) == 2
+        assert run([verb, *arguments, "-o", str(tmp_path / "out"), "--verify", "auto"]) == 2
         assert "'off', 'rows', 'weights', 'full'" in capsys.readouterr().err
     with pytest.raises(UsageError, match="expected off, rows, weights, full, found 'auto'"):
         PatchSpec(base=exported["gguf"], adapters=(str(tiny_adapter),), level="auto")

@@ -1,4 +1,4 @@
-"""``patch --report``: what merge and verify write, about a patched artifact."""
+"""``patch --report`` writes the same files as merge and verify."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_a_report_of_a_patch_has_its_checks_and_digests(
     proof: str, base: Path, tiny_tied: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     out, report = tmp_path / f"out{base.suffix}", tmp_path / "report"
-    words = [proof, str(tiny_tied)] if proof == "--base" else [proof]
-    assert run(["patch", str(base), str(tiny_adapter), "-q", "-o", str(out), "--report", str(report), *words]) == 0
+    arguments = [proof, str(tiny_tied)] if proof == "--base" else [proof]
+    assert run(["patch", str(base), str(tiny_adapter), "-q", "-o", str(out), "--report", str(report), *arguments]) == 0
     document = read_report(report)
     [artifact] = document["artifacts"]
     assert document["passed"]

@@ -1,4 +1,4 @@
-"""A GGUF patched where it lies: whatever happens on the way, the old model or the new one is there."""
+"""A GGUF patched in place: after any interruption, the file holds the old model or the new one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def files(tiny_untied: Path, tiny_both_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of a base, and of what a patched copy of it holds."""
+    """The bytes of a base, and of a patched copy of it."""
     folder = tmp_path_factory.mktemp("in-place")
     base, patched = folder / "base.gguf", folder / "patched.gguf"
     assert run(["export", str(tiny_untied), "--to", "gguf", "--quant", "Q8_0", "-q", "-o", str(base)]) == 0
@@ -74,9 +74,11 @@ sys.exit(run(sys.argv[2:]))
 """
 
 
-def killed_at(step: int, *words: object) -> bool:
+def killed_at(step: int, *arguments: object) -> bool:
     """Run a command that dies by SIGKILL at its ``step``-th call that changes the disk; False if it had fewer."""
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(step), *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(step), *map(str, arguments)], capture_output=True, text=True
+    )
     assert done.returncode in (0, -9), done.stderr
     return done.returncode == -9
 
@@ -84,13 +86,13 @@ def killed_at(step: int, *words: object) -> bool:
 def test_a_kill_at_any_step_leaves_the_old_model_or_the_new_one(
     base: Path, files: dict[str, bytes], tiny_both_adapter: Path
 ) -> None:
-    words = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
+    arguments = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
     seen = set()
     step = 0
-    while killed_at(step := step + 1, *words):
+    while killed_at(step := step + 1, *arguments):
         interrupted = journal_of(base).exists()
         if interrupted:
-            # Whoever reads the model meanwhile is told, not given half of it.
+            # Readers refuse the half-patched model.
             with pytest.raises(UnreadableFile, match="interrupted"):
                 GgufModel.open(base)
             assert journal.recover(base)
@@ -101,19 +103,19 @@ def test_a_kill_at_any_step_leaves_the_old_model_or_the_new_one(
         assert not journal_of(base).exists()
         base.write_bytes(files["base"])
     assert step > 6  # journal, its folder, rows of two tensors, the model, the journal's end
-    # Killed before the journal stood, while it did, and after it was gone.
+    # Killed before the journal existed, while it existed, and after its removal.
     assert seen == {(False, False), (True, False), (False, True)}
 
 
 def test_a_kill_during_recovery_is_recovered_too(base: Path, files: dict[str, bytes], tiny_both_adapter: Path) -> None:
-    words = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
-    steps = next(step for step in range(1, 50) if killed_at(step, *words) and journal_of(base).exists())
+    arguments = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
+    steps = next(step for step in range(1, 50) if killed_at(step, *arguments) and journal_of(base).exists())
     step = 0
     while True:
         base.write_bytes(files["base"])
         journal_of(base).unlink(missing_ok=True)
-        assert killed_at(steps + 2, *words)
-        if not killed_at(step := step + 1, *words):
+        assert killed_at(steps + 2, *arguments)
+        if not killed_at(step := step + 1, *arguments):
             break
         if journal_of(base).exists():
             journal.recover(base)
@@ -121,24 +123,24 @@ def test_a_kill_during_recovery_is_recovered_too(base: Path, files: dict[str, by
     assert base.read_bytes() == files["patched"]
 
 
-def test_the_next_run_says_that_it_undid_an_interrupted_one(
+def test_the_next_run_reports_that_it_undid_an_interrupted_one(
     base: Path, files: dict[str, bytes], tiny_both_adapter: Path, capsys: Capture
 ) -> None:
-    words = ["patch", base, tiny_both_adapter, "--in-place"]
-    assert any(killed_at(step, *words) and journal_of(base).exists() for step in range(1, 50))
+    arguments = ["patch", base, tiny_both_adapter, "--in-place"]
+    assert any(killed_at(step, *arguments) and journal_of(base).exists() for step in range(1, 50))
     assert run(["inspect", str(base)]) == 4
     assert "interrupted" in capsys.readouterr().err
-    assert run([*map(str, words)]) == 0
+    assert run([*map(str, arguments)]) == 0
     assert "an interrupted patch was undone" in capsys.readouterr().err
     assert base.read_bytes() == files["patched"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other file"])
-def test_a_journal_that_does_not_fit_is_not_believed(
+def test_a_journal_that_does_not_fit_is_refused(
     base: Path, files: dict[str, bytes], tiny_both_adapter: Path, capsys: Capture, damage: str
 ) -> None:
-    words = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
-    assert any(killed_at(step, *words) and journal_of(base).exists() for step in range(1, 50))
+    arguments = ["patch", base, tiny_both_adapter, "--in-place", "-q"]
+    assert any(killed_at(step, *arguments) and journal_of(base).exists() for step in range(1, 50))
     data = bytearray(journal_of(base).read_bytes())
     if damage == "cut":
         del data[-7:]
@@ -148,7 +150,7 @@ def test_a_journal_that_does_not_fit_is_not_believed(
         base.write_bytes(files["base"] + b"\0")
     journal_of(base).write_bytes(data)
     before = base.read_bytes()
-    assert run([*map(str, words)]) == 4
+    assert run([*map(str, arguments)]) == 4
     assert "journal" in capsys.readouterr().err
     assert base.read_bytes() == before
 
@@ -188,7 +190,9 @@ def test_a_full_device_leaves_the_old_model(
     assert not journal_of(base).exists()
 
 
-def test_two_patches_of_one_file_do_not_meet(base: Path, files: dict[str, bytes], tiny_both_adapter: Path) -> None:
+def test_a_second_patch_of_the_same_file_is_refused(
+    base: Path, files: dict[str, bytes], tiny_both_adapter: Path
+) -> None:
     with base.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert in_place(base, tiny_both_adapter) == 7
@@ -202,9 +206,9 @@ def test_growth_in_place_is_a_new_file_under_the_old_name(
     assert run(["export", str(tiny_tied), "--to", "gguf", "-q", "-o", str(base)]) == 0
     assert run(["patch", str(base), str(tiny_new_tokens_adapter), "-q", "-o", str(copy)]) == 0
     old = base.read_bytes()
-    words = ["patch", base, tiny_new_tokens_adapter, "--in-place", "-q"]
+    arguments = ["patch", base, tiny_new_tokens_adapter, "--in-place", "-q"]
     step = 0
-    while killed_at(step := step + 1, *words):
+    while killed_at(step := step + 1, *arguments):
         assert base.read_bytes() in (old, copy.read_bytes())
         if base.read_bytes() != old:
             break

@@ -1,4 +1,4 @@
-"""What patch does not do: each refusal has its line and its exit code, and leaves nothing behind."""
+"""Every refusal of patch has one line and its exit code, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def export(base: Path, out: Path) -> Path:
     return out
 
 
-def refused(capsys: Capture, tmp_path: Path, code: int, words: str, *argv: object) -> None:
+def refused(capsys: Capture, tmp_path: Path, code: int, message: str, *argv: object) -> None:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     capsys.readouterr()
     assert run(["patch", *map(str, argv), "-o", str(out / "x.gguf")]) == code
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
     assert list(out.iterdir()) == []
 
 
@@ -82,12 +82,12 @@ def test_rows_of_head_and_embedding_that_differ_on_a_tied_file(
 
 
 def test_a_row_that_two_adapters_set(tied: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
-    one = adapters.stock_rows(tiny_tied, tmp_path / "one", (5, 6))
+    first = adapters.stock_rows(tiny_tied, tmp_path / "first", (5, 6))
     other = adapters.stock_rows(tiny_tied, tmp_path / "other", (6, 7), seed=1)
-    refused(capsys, tmp_path, 4, "token 6 twice", tied, one, other)
+    refused(capsys, tmp_path, 4, "token 6 twice", tied, first, other)
 
 
-def test_tokens_that_nobody_names(tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_tokens_without_a_tokenizer(tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
     adapter = Path(shutil.copytree(tiny_new_tokens_adapter, tmp_path / "bare"))
     (adapter / "tokenizer.json").unlink()
     refused(capsys, tmp_path, 4, "the tokenizer that names them", tied, adapter)
@@ -114,7 +114,7 @@ def test_rows_of_another_width(tied: Path, tmp_path: Path, tiny_adapter: Path, c
     refused(capsys, tmp_path, 4, "expected rows of width 64, found 32", tied, adapter)
 
 
-def test_what_is_no_gguf(tiny_tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_that_is_no_gguf(tiny_tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
     refused(capsys, tmp_path, 5, "a .gguf file or a folder of ONNX models is patched", tiny_tied, tiny_adapter)
     refused(capsys, tmp_path, 4, "expected a .gguf file", tiny_adapter / "adapter_model.safetensors", tiny_adapter)
     refused(capsys, tmp_path, 4, "nothing", tmp_path / "none.gguf", tiny_adapter)
@@ -144,7 +144,7 @@ def test_every_check_of_a_patch_can_close(
     assert run(["patch", str(tied), str(tiny_adapter), "-o", str(out), "-q"]) == 0
     parts, opened = GgufModel.open(tied), [Adapter.open(tiny_adapter)]
     befores = [Before.read(parts, opened, "BF16", every=every) for every in (False, True)]
-    assert all(one.passed for before in befores for one in check_patched(out, before))
+    assert all(result.passed for before in befores for result in check_patched(out, before))
     file = GgufFile.open(out)
     data, embedding = bytearray(out.read_bytes()), file.tensors["token_embd.weight"]
     if what == "trained row":
@@ -162,14 +162,14 @@ def test_every_check_of_a_patch_can_close(
         data[at], data[at + 8] = 32, 128  # 64 x 64 read as 128 x 32
     out.write_bytes(data)
     for before in befores:
-        assert [one.name for one in check_patched(out, before) if not one.passed][:1] == [check]
+        assert [result.name for result in check_patched(out, before) if not result.passed][:1] == [check]
 
 
 def rewritten(source: Path, out: Path, name: str, key: Key) -> Path:
     """A copy of a GGUF with another value of one key."""
     file = GgufFile.open(source)
-    keys = [key if one.name == name else one for one in raw_keys(file)]
-    entries = [TensorEntry(one.name, one.type, one.shape) for one in file.tensors.values()]
+    keys = [key if stored.name == name else stored for stored in raw_keys(file)]
+    entries = [TensorEntry(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
     out.write_bytes(writer.header(keys, entries)[0] + source.read_bytes()[file.data_offset :])
     return out
 

@@ -27,8 +27,8 @@ TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_
 Bases = Callable[[str, str], Path]
 
 
-def succeed(*words: object) -> None:
-    assert run([*map(str, words), "-q"]) == 0
+def succeed(*arguments: object) -> None:
+    assert run([*map(str, arguments), "-q"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def base_gguf(wide_tied: Path, wide_untied: Path, tmp_path_factory: pytest.TempP
     """base_gguf("tied" or "untied", type): the base alone; read-only."""
     folder = tmp_path_factory.mktemp("bases")
 
-    def make(tie: str, kind: str) -> Path:
-        path = folder / f"{tie}-{kind}.gguf"
+    def make(tie: str, quant: str) -> Path:
+        path = folder / f"{tie}-{quant}.gguf"
         if not path.exists():
             base = {"tied": wide_tied, "untied": wide_untied}[tie]
-            succeed("export", base, "--to", "gguf", "--quant", kind, "-o", path)
+            succeed("export", base, "--to", "gguf", "--quant", quant, "-o", path)
         return path
 
     return make
@@ -48,13 +48,13 @@ def base_gguf(wide_tied: Path, wide_untied: Path, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("tokens", ["known", "new"])
 @pytest.mark.parametrize("tie", ["tied", "untied"])
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("quant", TYPES)
 def test_patch_equals_merging_and_quantising_anew(
-    base_gguf: Bases, wide_adapters: dict[str, Path], tmp_path: Path, kind: str, tie: str, tokens: str
+    base_gguf: Bases, wide_adapters: dict[str, Path], tmp_path: Path, quant: str, tie: str, tokens: str
 ) -> None:
-    adapter, base = wide_adapters[f"{tie}-{tokens}"], base_gguf(tie, kind)
+    adapter, base = wide_adapters[f"{tie}-{tokens}"], base_gguf(tie, quant)
     before = base.read_bytes()
-    succeed("merge", adapter, "--to", "gguf", "--quant", kind, "-o", tmp_path / "want.gguf")
+    succeed("merge", adapter, "--to", "gguf", "--quant", quant, "-o", tmp_path / "want.gguf")
     succeed("patch", base, adapter, "-o", tmp_path / "got.gguf", "--verify", "weights")
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
     assert base.read_bytes() == before
@@ -76,12 +76,12 @@ def test_rows_are_rounded_as_the_merge_rounded_them(
 def rewrite(source: Path, out: Path, keys: Callable[[list[Key]], list[Key]], **options: int) -> Path:
     """A copy of a GGUF with other keys: as another tool would have written it."""
     file = GgufFile.open(source)
-    entries = [TensorEntry(one.name, one.type, one.shape) for one in file.tensors.values()]
+    entries = [TensorEntry(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
     alignment = options.get("alignment", 32)
     head, _ = writer.header(keys(raw_keys(file)), entries, **options)
     body = b""
-    for one in file.tensors.values():
-        data = file.rows(one.name, 0, one.n_rows).tobytes()
+    for tensor in file.tensors.values():
+        data = file.rows(tensor.name, 0, tensor.n_rows).tobytes()
         body += data + b"\0" * (-len(data) % alignment)
     out.write_bytes(head + body)
     return out
@@ -91,13 +91,13 @@ def foreign(keys: list[Key]) -> list[Key]:
     return [key for key in keys if not key.name.startswith("ttexport.")]
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K_M"])
 def test_a_file_of_another_tool_is_proved_by_its_rows(
-    base_gguf: Bases, wide_adapters: dict[str, Path], tmp_path: Path, kind: str
+    base_gguf: Bases, wide_adapters: dict[str, Path], tmp_path: Path, quant: str
 ) -> None:
-    base = rewrite(base_gguf("tied", kind), tmp_path / "base.gguf", foreign)
+    base = rewrite(base_gguf("tied", quant), tmp_path / "base.gguf", foreign)
     adapter, want = wide_adapters["tied-new"], tmp_path / "want.gguf"
-    succeed("merge", adapter, "--to", "gguf", "--quant", kind, "-o", want)
+    succeed("merge", adapter, "--to", "gguf", "--quant", quant, "-o", want)
     succeed("patch", base, adapter, "-o", tmp_path / "got.gguf")
     assert (tmp_path / "got.gguf").read_bytes() == rewrite(want, tmp_path / "w.gguf", foreign).read_bytes()
 
@@ -180,7 +180,7 @@ def test_new_tokens_take_unused_rows_first(tiny_padded: Path, tiny_padded_adapte
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
 
 
-def test_special_tokens_and_template_of_the_adapter_travel_along(tiny_tied: Path, tmp_path: Path) -> None:
+def test_special_tokens_and_template_of_the_adapter_are_written(tiny_tied: Path, tmp_path: Path) -> None:
     adapter = adapters.stock_rows_new_tokens(tiny_tied, tmp_path / "adapter", ("<end>",), special=True)
     path = adapter / "tokenizer_config.json"
     settings = json.loads(path.read_text()) | {"eos_token": "<end>"}
@@ -202,7 +202,7 @@ def test_a_head_that_repeats_the_embedding_gets_the_rows_too(
     succeed("export", tiny_tied, "--to", "gguf", "-o", tmp_path / "tied.gguf")
     file = GgufFile.open(tmp_path / "tied.gguf")
     embedding = file.tensors["token_embd.weight"]
-    entries = [TensorEntry(one.name, one.type, one.shape) for one in file.tensors.values()]
+    entries = [TensorEntry(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
     entries.append(TensorEntry("output.weight", embedding.type, embedding.shape))
     head, _ = writer.header(raw_keys(file), entries)
     body = (tmp_path / "tied.gguf").read_bytes()[file.data_offset :]
@@ -220,7 +220,7 @@ def test_a_head_that_repeats_the_embedding_gets_the_rows_too(
         assert both[0] == both[1] != file.rows("token_embd.weight", token_id, token_id + 1).tobytes()
 
 
-def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
+def test_plan_shows_what_a_patch_would_do_and_writes_nothing(
     base_gguf: Bases, wide_adapters: dict[str, Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -241,11 +241,11 @@ def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
 
 @pytest.mark.smollm2
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M"])
-def test_smollm2_with_new_tokens_is_patched_to_the_byte(smollm2: Path, tmp_path: Path, kind: str) -> None:
-    """Its size of vocabulary alone makes the converter write a flag, which the grown model has not."""
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M"])
+def test_smollm2_with_new_tokens_is_patched_to_the_byte(smollm2: Path, tmp_path: Path, quant: str) -> None:
+    """The converter writes a flag for its size of vocabulary alone; the grown model has no such flag."""
     adapter = adapters.stock_rows_new_tokens(smollm2, tmp_path / "adapter", ("<lamp>", "<ship>"), (2, 33))
-    succeed("export", smollm2, "--to", "gguf", "--quant", kind, "-o", tmp_path / "base.gguf")
-    succeed("merge", adapter, "--to", "gguf", "--quant", kind, "-o", tmp_path / "want.gguf")
+    succeed("export", smollm2, "--to", "gguf", "--quant", quant, "-o", tmp_path / "base.gguf")
+    succeed("merge", adapter, "--to", "gguf", "--quant", quant, "-o", tmp_path / "want.gguf")
     succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf")
     assert (tmp_path / "got.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()

@@ -1,4 +1,4 @@
-"""Folders of other tools are recognised by their graphs, and patched to what those tools make of the merged model."""
+"""Folders of other tools are recognised by their graphs, and become what those tools make of the merged model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Folders = dict[str, Path]
 def exported(
     tiny_tied: Path, tiny_adapter: Path, tiny_new_tokens_adapter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Folders:
-    """The base, and the merged models with known and with new tokens, as we write them."""
+    """The base, and the merged models with known and with new tokens, as ttexport writes them."""
     folder = tmp_path_factory.mktemp("exported")
     succeed("export", tiny_tied, *options("fp32"), "--verify", "off", "-o", folder / "base")
     succeed("merge", tiny_adapter, *options("fp32"), "--verify", "off", "-o", folder / "known")
@@ -34,7 +34,7 @@ def exported(
 
 
 def content(folder: Path) -> bytes:
-    """A model with its weights, wherever they lie."""
+    """The bytes of a model with its weights, inside the file or not."""
     model = onnx.load(folder / "onnx" / "model.onnx")
     for tensor in model.graph.initializer:
         tensor.ClearField("external_data")
@@ -59,7 +59,9 @@ def test_a_patch_gives_what_the_tool_would_make_of_the_merged_model(
     want = rewritten(exported[tokens], tmp_path / "want", inside=inside, quant=quant)
     succeed("patch", base, adapter, "-o", tmp_path / "got", "--verify", "weights")
     assert content(tmp_path / "got") == content(want)
-    beside = [{n: c for n, c in tree(one).items() if not n.startswith("onnx/")} for one in (tmp_path / "got", want)]
+    beside = [
+        {n: c for n, c in tree(folder).items() if not n.startswith("onnx/")} for folder in (tmp_path / "got", want)
+    ]
     assert beside[0] == beside[1]
 
 
@@ -71,13 +73,13 @@ def test_a_patched_folder_of_another_tool_runs(
     want = rewritten(exported["new"], tmp_path / "want", quant=quant)
     succeed("patch", base, tiny_new_tokens_adapter, "-o", tmp_path / "got")
     ids = np.array([[512, 5, 300, 514]])
-    found = []
+    results = []
     for folder in (tmp_path / "got", want):
         session = Session(folder / "onnx" / "model.onnx")
         logits, _ = session.run(ids, np.ones_like(ids), np.arange(4)[None], session.empty_cache(1))
-        found.append(logits)
-    assert found[0].shape == (1, 4, 515)
-    np.testing.assert_array_equal(found[0], found[1])
+        results.append(logits)
+    assert results[0].shape == (1, 4, 515)
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_growth_keeps_alignments_and_gaps_that_are_not_ours(
@@ -88,8 +90,8 @@ def test_growth_keeps_alignments_and_gaps_that_are_not_ours(
 
     def offsets(folder: Path) -> dict[str, int]:
         model = onnx.load(folder / "onnx" / "model.onnx", load_external_data=False)
-        told = {one.name: {e.key: e.value for e in one.external_data} for one in model.graph.initializer}
-        return {name: int(entries.get("offset", 0)) for name, entries in told.items() if entries}
+        places = {tensor.name: {e.key: e.value for e in tensor.external_data} for tensor in model.graph.initializer}
+        return {name: int(entries.get("offset", 0)) for name, entries in places.items() if entries}
 
     old, new = offsets(base), offsets(tmp_path / "got")
     assert old.keys() == new.keys()
@@ -105,18 +107,18 @@ def changed(base: Path, change: object) -> None:
 
 
 def test_a_head_that_the_config_unties_is_left_alone(exported: Folders, tiny_adapter: Path, tmp_path: Path) -> None:
-    """The rows of a tied adapter come twice; one of an older PEFT has them once."""
+    """A tied adapter holds its rows twice; an adapter of an older PEFT holds them once."""
     base = rewritten(exported["base"], tmp_path / "base", inside=True)
     adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "once"))
     rows = {n: v for n, v in load_file(adapter / "adapter_model.safetensors").items() if "lm_head" not in n}
     save_file(rows, adapter / "adapter_model.safetensors")
 
     def heads() -> list[bytes]:
-        found = []
+        stored = []
         for folder in (base, tmp_path / "got"):
             model = onnx.load(folder / "onnx" / "model.onnx")
-            found.append(next(one.raw_data for one in model.graph.initializer if one.name == HEAD))
-        return found
+            stored.append(next(tensor.raw_data for tensor in model.graph.initializer if tensor.name == HEAD))
+        return stored
 
     succeed("patch", base, adapter, "-o", tmp_path / "got")
     assert len(set(heads())) == 2
@@ -126,14 +128,14 @@ def test_a_head_that_the_config_unties_is_left_alone(exported: Folders, tiny_ada
     assert len(set(heads())) == 1
 
 
-def refused(capsys: Capture, tmp_path: Path, code: int, words: str, *argv: object) -> None:
+def refused(capsys: Capture, tmp_path: Path, code: int, message: str, *argv: object) -> None:
     capsys.readouterr()
     out = tmp_path / "refused"
     assert run(["patch", *map(str, argv), "-o", str(out)]) == code
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
     assert not out.exists()
 
 
@@ -146,23 +148,23 @@ def strange_head(model: ModelProto) -> None:
 
 
 def integers(model: ModelProto) -> None:
-    tensor = next(one for one in model.graph.initializer if one.name == HEAD)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == HEAD)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int8), HEAD))
 
 
 def smaller_head(model: ModelProto) -> None:
-    tensor = next(one for one in model.graph.initializer if one.name == HEAD)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == HEAD)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:, :500], HEAD))
 
 
 def one_by_one(model: ModelProto) -> None:
-    tensor = next(one for one in model.graph.initializer if one.name == HEAD)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == HEAD)
     tensor.float_data.extend(numpy_helper.to_array(tensor).reshape(-1).tolist())
     tensor.ClearField("raw_data")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (strange_ids, "no look-up by input_ids"),
         (strange_head, "no matrix in front of the logits"),
@@ -171,15 +173,15 @@ def one_by_one(model: ModelProto) -> None:
         (one_by_one, "one by one"),
     ],
 )
-def test_what_is_not_recognised(
-    exported: Folders, tiny_adapter: Path, tmp_path: Path, capsys: Capture, change: object, words: str
+def test_graphs_that_are_not_recognised(
+    exported: Folders, tiny_adapter: Path, tmp_path: Path, capsys: Capture, change: object, message: str
 ) -> None:
     base = rewritten(exported["base"], tmp_path / "base", inside=True)
     changed(base, change)
-    refused(capsys, tmp_path, 5, words, base, tiny_adapter, "--trust-base")
+    refused(capsys, tmp_path, 5, message, base, tiny_adapter, "--trust-base")
 
 
-def test_a_model_beside_that_is_not_recognised_would_go_stale(
+def test_another_model_of_the_folder_that_is_not_recognised(
     exported: Folders, tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     base = Path(shutil.copytree(exported["base"], tmp_path / "base"))
@@ -217,17 +219,17 @@ def test_another_base_is_refused_for_every_model_of_the_folder(
     exported: Folders, tiny_untied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     foreign = rewritten(exported["base"], tmp_path / "foreign")
-    for base, words in ((exported["base"], "another base"), (foreign, "expected row 0 of")):
+    for base, message in ((exported["base"], "another base"), (foreign, "expected row 0 of")):
         other = Path(shutil.copytree(tiny_untied, tmp_path / "other", dirs_exist_ok=True))
         arrays = load_file(other / "model.safetensors")
         name = "model.embed_tokens.weight"
         arrays[name] = arrays[name] * np.asarray(1.01, arrays[name].dtype)
         save_file(arrays, other / "model.safetensors", {"format": "pt"})
-        refused(capsys, tmp_path, 4, words, base, tiny_adapter, "--base", other)
+        refused(capsys, tmp_path, 4, message, base, tiny_adapter, "--base", other)
         succeed("patch", base, tiny_adapter, "--trust-base", "--force", "-o", tmp_path / "trusted")
 
 
-def test_options_that_a_folder_has_no_use_for(
+def test_options_that_do_not_apply_to_a_folder(
     exported: Folders, tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     base = exported["base"]
@@ -238,7 +240,7 @@ def test_options_that_a_folder_has_no_use_for(
         assert "apart from the inputs" in capsys.readouterr().err
 
 
-def test_tokens_that_nobody_names_or_sets(
+def test_tokens_without_a_tokenizer_or_a_row(
     exported: Folders, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     adapter = Path(shutil.copytree(tiny_new_tokens_adapter, tmp_path / "adapter"))

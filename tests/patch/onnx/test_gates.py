@@ -1,4 +1,4 @@
-"""Each check of a patched folder closes when what it guards is wrong."""
+"""Each check of a patched folder fails on damage to what it compares."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def pair(
 
 def flip(folder: Path, tensor: str, token: int, model: str = "model") -> None:
     """One bit of the first byte of a row."""
-    one = OnnxFile.open(folder / "onnx" / f"{model}.onnx").initialisers[tensor]
-    assert one.place
-    at = one.place.offset_bytes + token * (one.nbytes // one.shape[0])
-    data = bytearray(one.place.path.read_bytes())
+    stored = OnnxFile.open(folder / "onnx" / f"{model}.onnx").initialisers[tensor]
+    assert stored.place
+    at = stored.place.offset_bytes + token * (stored.nbytes // stored.shape[0])
+    data = bytearray(stored.place.path.read_bytes())
     data[at] ^= 16
-    one.place.path.write_bytes(data)
+    stored.place.path.write_bytes(data)
 
 
 def graph(change: Callable[[onnx.ModelProto], object]) -> Damage:
@@ -57,9 +57,9 @@ def graph(change: Callable[[onnx.ModelProto], object]) -> Damage:
 
 def config(name: str, change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(folder: Path) -> None:
-        told = json.loads((folder / name).read_text())
-        change(told)
-        (folder / name).write_text(json.dumps(told))
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
 
     return damage
 
@@ -71,11 +71,11 @@ def swap_inputs(model: onnx.ModelProto) -> None:
 
 def another_epsilon(model: onnx.ModelProto) -> None:
     node = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
-    next(one for one in node.attribute if one.name == "epsilon").f = 1e-6
+    next(attribute for attribute in node.attribute if attribute.name == "epsilon").f = 1e-6
 
 
 def another_constant(model: onnx.ModelProto) -> None:
-    tensor = next(one for one in model.graph.initializer if one.name == "vector_515")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "vector_515")
     tensor.raw_data = np.array([514]).tobytes()
 
 
@@ -99,10 +99,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "readme": (lambda folder: (folder / "README.md").unlink(), "other files"),
     "stray file": (lambda folder: (folder / "onnx" / "x").write_text(""), "other files"),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer files"),
-    "size": (config("config.json", lambda told: told.update(vocab_size=512)), "configs"),
-    "setting": (config("config.json", lambda told: told.update(rope_theta=5)), "configs"),
-    "genai size": (config("genai_config.json", lambda told: told["model"].update(vocab_size=512)), "configs"),
-    "end of text": (config("config.json", lambda told: told.update(eos_token_id=7)), "special ids"),
+    "size": (config("config.json", lambda content: content.update(vocab_size=512)), "configs"),
+    "setting": (config("config.json", lambda content: content.update(rope_theta=5)), "configs"),
+    "genai size": (config("genai_config.json", lambda content: content["model"].update(vocab_size=512)), "configs"),
+    "end of text": (config("config.json", lambda content: content.update(eos_token_id=7)), "special ids"),
 }
 
 
@@ -113,23 +113,23 @@ def test_a_damage_is_found(pair: tuple[Path, Path, Path], tmp_path: Path, what: 
     damage, check = DAMAGES[what]
     before = Before.read(base, model_files(base), [Adapter.open(adapter)], every=every)
     copy = Path(shutil.copytree(patched, tmp_path / "copy"))
-    assert all(one.passed for one in check_patched(copy, before))
+    assert all(result.passed for result in check_patched(copy, before))
     damage(copy)
-    assert [one.name for one in check_patched(copy, before) if not one.passed] == [check]
+    assert [result.name for result in check_patched(copy, before) if not result.passed] == [check]
 
 
 @pytest.mark.parametrize("scales", ["F32", "F16"])
 @pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, False), (8, True)])
-def test_blocks_are_judged_as_the_runtimes_quantiser_makes_them(bits: int, zeros: bool, scales: str) -> None:
+def test_blocks_are_compared_as_the_runtimes_quantiser_makes_them(bits: int, zeros: bool, scales: str) -> None:
     rows: Array = np.random.default_rng(bits).normal(size=(40, 96)).astype(np.float32)
     rows[0] = 0
     rows[1, :32] = 0
     rows[2] = np.abs(rows[2])
-    kind = BlockStorage(bits, 32, zeros, scales)
-    raw = kind.encode(rows)
-    assert kind.holds(rows, raw).all()
+    storage = BlockStorage(bits, 32, zeros, scales)
+    raw = storage.encode(rows)
+    assert storage.holds(rows, raw).all()
     for byte in range(raw.shape[1]):
         wrong = raw.copy()
         wrong[3:, byte] ^= 2  # a neighbour may be as near as the right code
-        assert not kind.holds(rows, wrong)[3:].any(), byte
-    assert not kind.holds(rows * np.float32(1.001), raw)[2:].any()
+        assert not storage.holds(rows, wrong)[3:].any(), byte
+    assert not storage.holds(rows * np.float32(1.001), raw)[2:].any()

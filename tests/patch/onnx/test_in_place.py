@@ -1,4 +1,4 @@
-"""A folder of ONNX models patched where it lies: whatever happens on the way, the old models or the new are there."""
+"""A folder of ONNX models patched in place: after any interruption, it holds the old models or the new ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def adapter(tiny_padded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def folders(tiny_padded: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("in-place")
     succeed("export", tiny_padded, *options("fp32", "int8"), "--verify", "off", "-o", folder / "base")
-    (folder / "base" / "added_tokens.json").write_text("{}")  # goes: the adapter's tokenizer has no such file
+    (folder / "base" / "added_tokens.json").write_text("{}")  # removed: the adapter's tokenizer has no such file
     succeed("patch", folder / "base", adapter, "-o", folder / "patched")
     return {name: folder / name for name in ("base", "patched")}
 
@@ -47,8 +47,8 @@ def base(folders: dict[str, Path], tmp_path: Path) -> Path:
     return copy
 
 
-def in_place(base: Path, adapter: Path, *words: str) -> int:
-    return run(["patch", str(base), str(adapter), "--in-place", "-q", *words])
+def in_place(base: Path, adapter: Path, *arguments: str) -> int:
+    return run(["patch", str(base), str(adapter), "--in-place", "-q", *arguments])
 
 
 def test_in_place_gives_the_files_of_the_copy(base: Path, folders: dict[str, Path], adapter: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_device_that_refuses_leaves_the_old_folder(
 ) -> None:
     calls, real = [], getattr(os, call)
 
-    def refuse(*words: object, **options: object) -> object:
-        calls.append(words)
+    def refuse(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
         if len(calls) == (1 if call == "unlink" else 5):
             raise OSError(28, "No space left on device")
-        return real(*words, **options)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(os, call, refuse)
     assert in_place(base, adapter) == 7

@@ -1,4 +1,4 @@
-"""A patched folder has the bytes that merging and exporting anew would give, side files and metadata included."""
+"""A patched folder has the bytes that merging and exporting anew would give, auxiliary files and metadata included."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 PRECISIONS = ("fp32", "fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym")
-FILES = [stem for one in PRECISIONS for stem in TABLE[one].stems]
+FILES = [stem for name in PRECISIONS for stem in TABLE[name].stems]
 Bases = Callable[[str, str], Path]
 
 
-def succeed(*words: object) -> None:
-    assert run([*map(str, words), "-q"]) == 0
+def succeed(*arguments: object) -> None:
+    assert run([*map(str, arguments), "-q"]) == 0
 
 
 def options(*precisions: str, ops: str = "standard") -> list[str]:
-    return ["--to", "onnx", "--onnx-ops", ops, *(word for one in precisions for word in ("--quant", one))]
+    return ["--to", "onnx", "--onnx-ops", ops, *(argument for name in precisions for argument in ("--quant", name))]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -36,9 +36,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def assert_same(got: Path, want: Path) -> None:
-    found, expected = tree(got), tree(want)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    actual, expected = tree(got), tree(want)
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if actual[name] != expected[name]] == []
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_two_names_of_one_data_file_stay_so(base_onnx: Bases, row_adapters: dict
     shared.hardlink_to(base / "onnx" / "model_int8.onnx_data")
     for tokens in ("known", "new"):
         succeed("patch", base, row_adapters[f"tied-{tokens}"], "-o", tmp_path / tokens)
-        one, other = (tmp_path / tokens / "onnx" / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
-        assert one.samefile(other)
+        int8, quantized = (tmp_path / tokens / "onnx" / f"model_{name}.onnx_data" for name in ("int8", "quantized"))
+        assert int8.samefile(quantized)
 
 
 def test_new_tokens_take_padding_rows_first(tiny_padded: Path, tiny_padded_adapter: Path, tmp_path: Path) -> None:
@@ -135,16 +135,14 @@ def test_special_tokens_template_and_settings_of_the_adapter_travel_along(
 
 
 def test_several_adapters_are_one_patch(tiny_tied: Path, tmp_path: Path) -> None:
-    found = [adapters.stock_rows(tiny_tied, tmp_path / f"a{ids[0]}", ids, seed=ids[0]) for ids in ((5, 6), (7, 8))]
+    several = [adapters.stock_rows(tiny_tied, tmp_path / f"a{ids[0]}", ids, seed=ids[0]) for ids in ((5, 6), (7, 8))]
     succeed("export", tiny_tied, *options("q4"), "-o", tmp_path / "base")
-    succeed("merge", *found, *options("q4"), "-o", tmp_path / "want")
-    succeed("patch", tmp_path / "base", *found, "-o", tmp_path / "got")
+    succeed("merge", *several, *options("q4"), "-o", tmp_path / "want")
+    succeed("patch", tmp_path / "base", *several, "-o", tmp_path / "got")
     assert_same(tmp_path / "got", tmp_path / "want")
 
 
-def test_what_else_lies_in_the_folder_is_copied(
-    base_onnx: Bases, row_adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_other_files_of_the_folder_are_copied(base_onnx: Bases, row_adapters: dict[str, Path], tmp_path: Path) -> None:
     succeed("patch", base_onnx("tied", "standard"), row_adapters["tied-known"], "-o", tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text("read me")
     (tmp_path / "base" / "onnx" / "notes.json").write_text("{}")
@@ -156,7 +154,7 @@ def test_what_else_lies_in_the_folder_is_copied(
     assert not any(name.startswith(".cache") for name in names)
 
 
-def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
+def test_plan_shows_what_a_patch_would_do_and_writes_nothing(
     base_onnx: Bases,
     row_adapters: dict[str, Path],
     tmp_path: Path,
@@ -179,12 +177,12 @@ def test_plan_tells_what_a_patch_would_do_and_writes_nothing(
     assert document["targets"][0]["nbytes"] == sum(map(len, tree(tmp_path / "out").values()))
 
 
-def test_a_report_says_whose_rows_were_checked(
+def test_a_report_names_the_model_and_matrix_of_every_row_check(
     base_onnx: Bases, row_adapters: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
-    words = [base_onnx("untied", "ort"), row_adapters["untied-known"], "-o", tmp_path / "out", "--json"]
-    capsys.readouterr()  # what making the base said
-    assert run(["patch", *map(str, words)]) == 0
+    arguments = [base_onnx("untied", "ort"), row_adapters["untied-known"], "-o", tmp_path / "out", "--json"]
+    capsys.readouterr()  # what making the base printed
+    assert run(["patch", *map(str, arguments)]) == 0
     (artifact,) = json.loads(capsys.readouterr().out)["artifacts"]
     names = [check["name"] for check in artifact["verification"]["checks"]]
     assert "model_q4f16: lm_head.weight rows" in names
