@@ -31,13 +31,13 @@ CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if 
 
 
 def drawn() -> dict[str, tuple[str, int | None]]:
-    """The tree of the module's docstring: class name → (parent's name, exit code if one is written there)."""
+    """The tree of the module's docstring: class name → (parent's name, exit code if given)."""
     assert errors.__doc__
     tree: dict[str, tuple[str, int | None]] = {}
     stack: list[tuple[int, str]] = []
     for line in errors.__doc__.splitlines():
-        if found := re.match(r"^([ │├└─]*)(\w+) {2,}(?:(\d) )?", line):
-            depth, name, code = len(found[1]), found[2], found[3]
+        if match := re.match(r"^([ │├└─]*)(\w+) {2,}(?:(\d) )?", line):
+            depth, name, code = len(match[1]), match[2], match[3]
             stack = [entry for entry in stack if entry[0] < depth]
             tree[name] = (stack[-1][1] if stack else "Exception", int(code) if code else None)
             stack.append((depth, name))
@@ -46,20 +46,20 @@ def drawn() -> dict[str, tuple[str, int | None]]:
 
 def test_the_drawn_tree_is_the_tree() -> None:
     tree = drawn()
-    assert tree.keys() == {one.__name__ for one in CLASSES}
-    for one in CLASSES:
-        parent, code = tree[one.__name__]
-        assert one.__base__ is not None
-        assert parent == one.__base__.__name__
-        assert code is None or code == one.exit_code
+    assert tree.keys() == {cls.__name__ for cls in CLASSES}
+    for cls in CLASSES:
+        parent, code = tree[cls.__name__]
+        assert cls.__base__ is not None
+        assert parent == cls.__base__.__name__
+        assert code is None or code == cls.exit_code
 
 
 def test_exit_codes_are_the_contract() -> None:
     contract = {UsageError: 2, NotEquivalent: 3, BadInput: 4, NotExpressible: 5, MissingDependency: 6, OutputError: 7}
     assert TTExportError.exit_code == 1
-    for one in CLASSES:
-        branch = next((code for root, code in contract.items() if issubclass(one, root)), 1)
-        assert one.exit_code == branch
+    for cls in CLASSES:
+        branch = next((code for root, code in contract.items() if issubclass(cls, root)), 1)
+        assert cls.exit_code == branch
 
 
 def test_a_mismatch_names_file_tensor_expected_and_found() -> None:
@@ -70,7 +70,7 @@ def test_a_mismatch_names_file_tensor_expected_and_found() -> None:
     assert str(ledger) == "f: t: expected one rule, found none"
 
 
-def test_what_cannot_be_said_names_what_can() -> None:
+def test_not_expressible_names_an_alternative() -> None:
     assert str(NotExpressible("gguf", "no slot for it")) == "gguf: no slot for it"
     assert str(NotExpressible("gguf", "no slot for it", instead="use hf")) == "gguf: no slot for it; use hf"
     missing = MissingDependency("llama_cpp", needed_for="--runtime", install="ttexport[llamacpp]")
@@ -92,22 +92,22 @@ def test_what_cannot_be_said_names_what_can() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_comes_whole_from_another_process(error: TTExportError) -> None:
-    there = pickle.loads(pickle.dumps(error))
-    assert (type(there), str(there), vars(there)) == (type(error), str(error), vars(error))
+def test_an_error_keeps_its_attributes_between_processes(error: TTExportError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [(errno.ENOENT, "no such file"), (errno.EACCES, "Permission denied"), (errno.EIO, "error")]
+    ("number", "message"), [(errno.ENOENT, "no such file"), (errno.EACCES, "Permission denied"), (errno.EIO, "error")]
 )
-def test_trouble_with_an_input_names_the_file(number: int, says: str) -> None:
-    with pytest.raises(UnreadableFile, match=says) as caught, reading(Path("in.json")):
+def test_an_os_error_of_an_input_names_the_file(number: int, message: str) -> None:
+    with pytest.raises(UnreadableFile, match=message) as caught, reading(Path("in.json")):
         raise OSError(number, __import__("os").strerror(number))
     assert str(caught.value).startswith("in.json: ")
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_fault_in_values_gets_file_and_tensor_once() -> None:
+def test_an_error_of_values_gets_file_and_tensor_once() -> None:
     with pytest.raises(BadInput) as caught, in_tensor(Path("out"), "outer"), in_tensor(Path("in"), "embed"):
         raise BadInput("rows 0 to 1: found NaN")
     assert (str(caught.value), caught.value.path) == ("in: embed: rows 0 to 1: found NaN", Path("in"))
@@ -116,14 +116,14 @@ def test_a_fault_in_values_gets_file_and_tensor_once() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_called_so(number: int) -> None:
+def test_a_full_disk_is_named_in_the_message(number: int) -> None:
     with pytest.raises(OutputError, match=r"^out: no space left on the device$"), writing(Path("out")):
         raise OSError(number, "whatever")
 
 
-def test_other_errors_pass_both_seams_untouched() -> None:
-    for seam in (reading, writing):
-        with pytest.raises(BadInput, match="mine"), seam(Path("x")):
+def test_other_errors_pass_both_translations_unchanged() -> None:
+    for translate in (reading, writing):
+        with pytest.raises(BadInput, match="mine"), translate(Path("x")):
             raise BadInput("mine")
 
 

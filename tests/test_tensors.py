@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec, blocks, cast, read
+from exporter.tensors import (
+    DTYPES,
+    Array,
+    ByteRange,
+    TensorSpec,
+    blocks,
+    byte_blocks,
+    cast,
+    first_difference,
+    read,
+    same_bits,
+    same_values,
+)
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ALL_BF16 = np.arange(1 << 16, dtype=np.uint16)
@@ -37,13 +49,13 @@ def test_every_bfloat16_widens_exactly() -> None:
     narrow = ALL_BF16.view(BF16)
     wide = cast(narrow, "F32")
     assert wide.dtype == np.float32
-    # The upper half of a float32 is the definition of the format; ml_dtypes may quiet NaNs, so it judges numbers only.
+    # The upper half of a float32 is the definition of the format; ml_dtypes may quiet NaNs: it is compared on numbers.
     np.testing.assert_array_equal(wide.view(np.uint32), ALL_BF16.astype(np.uint32) << 16)
     number = ~np.isnan(wide)
     np.testing.assert_array_equal(wide[number], narrow.astype(np.float32)[number])
 
 
-def test_every_bfloat16_survives_the_way_there_and_back() -> None:
+def test_every_bfloat16_survives_a_round_trip() -> None:
     back = cast(cast(ALL_BF16.view(BF16), "F32"), "BF16")
     wide = cast(ALL_BF16.view(BF16), "F32")
     number = ~np.isnan(wide)
@@ -138,3 +150,36 @@ def test_the_dtype_table_has_the_sizes_of_the_format() -> None:
     for name, dtype in DTYPES.items():
         digits = "".join(c for c in name.split("_")[0] if c.isdigit()) or "8"
         assert dtype.itemsize * 8 == int(digits)
+
+
+def stored(folder: Path, name: str, value: Array, dtype: str) -> FileTensor:
+    (folder / name).write_bytes(value.tobytes())
+    return FileTensor(TensorSpec(name, dtype, value.shape), ByteRange(folder / name, 0, value.nbytes))
+
+
+def test_values_are_compared_across_dtypes_and_bits_within_one(tmp_path: Path) -> None:
+    narrow = np.array([[1.0, -0.0], [0.5, 2.0]], BF16)
+    pair = stored(tmp_path, "narrow", narrow, "BF16"), stored(tmp_path, "wide", narrow.astype(np.float32), "F32")
+    assert same_values(*pair)
+    assert not same_bits(*pair)
+    assert first_difference(*pair, 2) is None
+    zero = stored(tmp_path, "zero", np.abs(narrow), "BF16")
+    assert same_values(pair[0], zero), "-0.0 equals 0.0"
+    assert not same_bits(pair[0], zero)
+    assert first_difference(pair[0], zero, 2) == 0
+    nan = stored(tmp_path, "nan", np.array([[1.0, 2.0], [np.nan, 2.0]], np.float32), "F32")
+    assert same_bits(nan, nan)
+    assert not same_values(nan, nan)
+    assert not same_bits(nan, stored(tmp_path, "short", np.ones((1, 2), np.float32), "F32"))
+
+
+def test_a_difference_is_found_in_any_block(tmp_path: Path) -> None:
+    value = np.zeros((5000, 1024), np.float32)  # more than one block
+    base = stored(tmp_path, "base", value, "F32")
+    assert same_bits(base, base)
+    assert b"".join(byte_blocks(base)) == value.tobytes()
+    value[4321, 7] = 1
+    other = stored(tmp_path, "other", value, "F32")
+    assert first_difference(base, other, 5000) == 4321
+    assert first_difference(base, other, 4321) is None
+    assert not same_values(base, other)

@@ -1,4 +1,4 @@
-"""Every family: the description of a config is what transformers makes of it."""
+"""Every family: the spec of a config agrees with transformers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fixtures.models import families as tiny
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
-#: What a config of each model type must state; all else is left to the defaults.
-STATED: dict[str, dict[str, Any]] = {name: SIZES for name in FAMILIES}
-STATED |= {"mixtral": SIZES | MOE, "qwen3_moe": SIZES | MOE, "gpt2": GPT2}
-STATED["gemma3"] = {"text_config": SIZES | {"num_key_value_heads": 2}}
-# Where it is left out, transformers takes a number of its own for these, and not that of the heads.
+#: The settings that a config of each model type must have; all others are defaults.
+REQUIRED: dict[str, dict[str, Any]] = {name: SIZES for name in FAMILIES}
+REQUIRED |= {"mixtral": SIZES | MOE, "qwen3_moe": SIZES | MOE, "gpt2": GPT2}
+REQUIRED["gemma3"] = {"text_config": SIZES | {"num_key_value_heads": 2}}
+# For these model types transformers has a default of its own instead of the number of heads.
 for _name in set(FAMILIES) - {"llama", "gpt2", "gpt_neox", "olmo2", "granite", "cohere", "phi3", "gemma3"}:
-    STATED[_name] = STATED[_name] | {"num_key_value_heads": 2}
+    REQUIRED[_name] = REQUIRED[_name] | {"num_key_value_heads": 2}
 
 
 def config_of(model_type: str, **settings: Any) -> Any:
@@ -32,20 +32,22 @@ def config_of(model_type: str, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_a_config_leaves_out_is_what_transformers_takes(model_type: str) -> None:
-    stated = STATED[model_type]
-    full = config_of(model_type, **stated).to_dict()
-    assert describe({"model_type": model_type, **stated}, "gguf") == describe(full, "gguf")
+def test_omitted_settings_have_the_defaults_of_transformers(model_type: str) -> None:
+    required = REQUIRED[model_type]
+    full = config_of(model_type, **required).to_dict()
+    assert describe({"model_type": model_type, **required}, "gguf") == describe(full, "gguf")
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
-    kind, settings, tied = tiny.FAMILIES[name]
-    config = getattr(transformers, f"{kind}Config")(**settings, vocab_size=64, pad_token_id=0, tie_word_embeddings=tied)
+    prefix, settings, tied = tiny.FAMILIES[name]
+    config = getattr(transformers, f"{prefix}Config")(
+        **settings, vocab_size=64, pad_token_id=0, tie_word_embeddings=tied
+    )
     spec = describe(config.to_dict(), "gguf")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    # Experts are one tensor in the module and many on disk: they are counted by the conformance tests.
+    # Experts are one tensor in the module and many on disk: the conformance tests count them.
     experts = {name for name, slot in spec.naming_schemes[0].items() if slot.role.value.startswith("mlp.experts")}
     state = {key for key in model.state_dict() if not key.startswith("model.layers.") or ".experts." not in key}
     names = {name for name, slot in spec.naming_schemes[0].items() if not slot.optional} - experts
@@ -76,22 +78,22 @@ def test_slots_and_tensors_of_a_model_are_one_to_one(name: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "facts",
 )
-def test_a_description_names_what_sets_a_family_apart(name: str, facts: Callable[[Any], bool]) -> None:
-    kind, settings, tied = tiny.FAMILIES[name]
-    config = getattr(transformers, f"{kind}Config")(**settings, tie_word_embeddings=tied)
+def test_a_spec_has_the_special_features_of_its_family(name: str, facts: Callable[[Any], bool]) -> None:
+    prefix, settings, tied = tiny.FAMILIES[name]
+    config = getattr(transformers, f"{prefix}Config")(**settings, tie_word_embeddings=tied)
     assert facts(describe(config.to_dict(), "gguf"))
 
 
-def test_the_text_model_of_a_gemma_that_sees_has_both_its_names() -> None:
-    stored, today = describe({"model_type": "gemma3", **STATED["gemma3"]}, "gguf").naming_schemes
+def test_the_text_model_of_a_multimodal_gemma_has_both_naming_schemes() -> None:
+    stored, today = describe({"model_type": "gemma3", **REQUIRED["gemma3"]}, "gguf").naming_schemes
     assert stored["language_model.model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
     assert today["model.language_model.layers.2.self_attn.q_norm.weight"] == Slot(Role.Q_NORM, 2, "weight")
     assert stored["language_model.lm_head.weight"] == today["lm_head.weight"] == Slot(Role.HEAD, None, "weight")
 
 
-def test_a_model_that_sees_is_no_onnx_decoder() -> None:
+def test_a_multimodal_model_is_not_an_onnx_decoder() -> None:
     with pytest.raises(NotExpressible, match=r"onnx: model_type 'gemma3' has no family here \(known: (?!.*gemma3,)"):
-        describe({"model_type": "gemma3", **STATED["gemma3"]}, "onnx")
+        describe({"model_type": "gemma3", **REQUIRED["gemma3"]}, "onnx")
 
 
 def test_gpt2_is_read_with_and_without_its_prefix() -> None:
@@ -100,7 +102,7 @@ def test_gpt2_is_read_with_and_without_its_prefix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "change", "says"),
+    ("model_type", "change", "message"),
     [
         ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         (
@@ -119,14 +121,14 @@ def test_gpt2_is_read_with_and_without_its_prefix() -> None:
     ],
 )
 def test_variants_that_are_not_described_are_not_expressible(
-    model_type: str, change: dict[str, Any], says: str
+    model_type: str, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(NotExpressible, match=says):
-        describe({"model_type": model_type, **STATED[model_type], **change}, "gguf")
+    with pytest.raises(NotExpressible, match=message):
+        describe({"model_type": model_type, **REQUIRED[model_type], **change}, "gguf")
 
 
 @pytest.mark.parametrize(
-    ("model_type", "change", "says"),
+    ("model_type", "change", "message"),
     [
         ("mixtral", {"num_local_experts": None}, "num_local_experts: expected a positive"),
         ("mixtral", {"num_local_experts": 10**6}, "num_local_experts: expected at most 4096"),
@@ -147,14 +149,14 @@ def test_variants_that_are_not_described_are_not_expressible(
         ("granite", {"logits_scaling": 0}, "logits_scaling: expected a number above 0"),
     ],
 )
-def test_a_broken_value_is_named(model_type: str, change: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadInput, match=says):
-        describe({"model_type": model_type, **STATED[model_type], **change}, "gguf")
+def test_a_broken_value_is_named(model_type: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        describe({"model_type": model_type, **REQUIRED[model_type], **change}, "gguf")
 
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-#: Configs as they were published before transformers 5: rope beside its scaling, keys that have since moved.
+#: Configs as published before transformers 5: rope_theta beside rope_scaling, keys that moved since.
 PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     ("mistral", {"rope_theta": 1e6, "sliding_window": None, "max_position_embeddings": 32768}),
@@ -188,13 +190,13 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("model_type", "published"), PUBLISHED, ids=str)
 def test_a_published_config_is_read_as_transformers_reads_it(model_type: str, published: dict[str, Any]) -> None:
-    raw = STATED[model_type] | published
+    raw = REQUIRED[model_type] | published
     full = config_of(model_type, **{key: value for key, value in raw.items() if key != "num_local_experts" or value})
     assert core(describe({"model_type": model_type, **raw}, "gguf")) == core(describe(full.to_dict(), "gguf"))
 
 
 def core(spec: DecoderSpec) -> DecoderSpec:
-    """Without what transformers adds to a scaling table that has no key for it."""
+    """Without the keys that transformers adds to a rope scaling table."""
     if spec.rope is None or spec.rope.scaling is None:
         return spec
     kept = {key: value for key, value in spec.rope.scaling.items() if key in ("rope_type", "factor", "short_factor")}

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_a_description_says_what_transformers_read(tiny_tied: Path) -> None:
+def test_a_spec_has_the_values_of_transformers_config(tiny_tied: Path) -> None:
     spec, want = describe(Checkpoint.open(tiny_tied).config, "gguf"), AutoConfig.from_pretrained(tiny_tied)
     assert (spec.vocab, spec.hidden, spec.layers) == (want.vocab_size, want.hidden_size, want.num_hidden_layers)
     assert (spec.attention.heads, spec.attention.kv_heads) == (want.num_attention_heads, want.num_key_value_heads)
@@ -52,7 +52,7 @@ def test_no_two_tensors_share_a_slot() -> None:
     assert len(set(slots.values())) == len(slots)
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
+def test_omitted_settings_have_the_defaults_of_transformers() -> None:
     spec, want = describe(SMALL, "gguf"), LlamaConfig(**{k: v for k, v in SMALL.items() if k != "model_type"})
     assert spec.attention.kv_heads == want.num_key_value_heads
     assert spec.attention.head_dim == want.head_dim
@@ -89,7 +89,7 @@ def test_both_spellings_of_rope_are_read(config: dict[str, Any], theta: float, s
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
@@ -100,8 +100,8 @@ def test_both_spellings_of_rope_are_read(config: dict[str, Any], theta: float, s
         ({"model_type": ["llama"]}, "has no family"),
     ],
 )
-def test_variants_that_are_not_described_are_not_expressible(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(NotExpressible, match=says):
+def test_variants_that_are_not_described_are_not_expressible(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(NotExpressible, match=message):
         describe(SMALL | change, "gguf")
 
 
@@ -114,7 +114,7 @@ def test_a_size_must_be_a_positive_integer(key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"rms_norm_eps": 0}, "rms_norm_eps: expected a number above 0"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps: expected a number above 0"),
@@ -128,8 +128,8 @@ def test_a_size_must_be_a_positive_integer(key: str, value: object) -> None:
         ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers: expected at most 10000"),
     ],
 )
-def test_a_broken_value_is_named(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadInput, match=says):
+def test_a_broken_value_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         describe(SMALL | change, "gguf")
 
 

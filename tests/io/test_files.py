@@ -29,12 +29,12 @@ def device(path: Path) -> None:
 
 
 def bound_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as each:
-        each.bind(os.path.relpath(path))  # a short one: the name of a socket has a limit
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(os.path.relpath(path))  # relative, because the length of a socket's path is limited
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (pipe, "expected a regular file, found a pipe"),
         (device, "expected a regular file, found a device"),
@@ -44,17 +44,17 @@ def bound_socket(path: Path) -> None:
         (lambda path: path.symlink_to("nowhere"), "no such file"),
     ],
 )
-def test_what_is_no_regular_file_is_refused_without_waiting(
-    make: object, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_special_file_is_refused_without_blocking(
+    make: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert callable(make)
     make(tmp_path / "x")
-    with pytest.raises(UnreadableFile, match=says):
+    with pytest.raises(UnreadableFile, match=message):
         read_file(tmp_path / "x")
 
 
-def test_a_file_that_ends_early_gives_what_there_is(tmp_path: Path) -> None:
+def test_a_file_that_ends_early_gives_its_remaining_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"four")
     with opened(tmp_path / "x") as (file, size):
         assert size == 4

@@ -44,7 +44,7 @@ def test_few_bytes_of_many_values_are_not_parsed(item: str) -> None:
         parse_object(WHERE, text.encode(), what="config")
 
 
-def test_one_wide_character_makes_a_long_text_wide() -> None:
+def test_one_wide_character_multiplies_the_memory_of_a_long_text() -> None:
     narrow = json.dumps({"a": "x" * (20 << 20)}).encode()
     assert parse_object(WHERE, narrow, what="config")
     for wide in ("\U0001f600".encode(), rb"\ud83d\ude00"):

@@ -18,7 +18,7 @@ from tests.sources.folders import matrix
 
 SOURCE = np.random.default_rng(0).bytes(300_000)
 # How bytes can reach the disk: past the page cache, by the kernel, through this process.
-WAYS = ("direct", "kernel", "process")
+METHODS = ("direct", "kernel", "process")
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of some kilobytes take the way of large ones."""
+    """Makes files of a few kilobytes take the code path of large files."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 8192)
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way a file system may leave open, over many chunks."""
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every method that a file system may support, over many chunks."""
     if request.param != "direct":
         monkeypatch.setattr(kernel, "open_direct", lambda path: None)
     if request.param == "process":
@@ -52,7 +52,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
 
 
 def mixed(source: Path, out: Path, progress: Progress = silent) -> bytes:
-    """Write bytes, arrays and ranges of all lengths and places to ``out``; what it has to hold."""
+    """Write bytes, arrays and ranges of many lengths and offsets to ``out``; returns the expected content."""
     values = matrix(700, dtype=ml_dtypes.bfloat16)
     want = b""
     with OutputFile(out, progress) as file:
@@ -70,7 +70,7 @@ def mixed(source: Path, out: Path, progress: Progress = silent) -> bytes:
     return want
 
 
-def test_bytes_arrays_and_ranges_come_out_in_order(way: str, source: Path, tmp_path: Path) -> None:
+def test_bytes_arrays_and_ranges_come_out_in_order(method: str, source: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     want = mixed(source, tmp_path / "out", seen.append)
     assert (tmp_path / "out").read_bytes() == want
@@ -82,8 +82,8 @@ def test_a_file_of_one_chunk_is_the_same(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == want
 
 
-def test_the_beginning_may_be_known_last(
-    way: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_beginning_may_be_written_last(
+    method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[:4096], offset))
@@ -95,25 +95,25 @@ def test_the_beginning_may_be_known_last(
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_kernel_that_does_not_copy_is_asked_once(
+def test_a_kernel_without_copy_file_range_is_tried_once(
     number: int, small_chunks: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "open_direct", lambda path: None)
     monkeypatch.setattr(chunks, "_WORKERS", 1)
-    asked = []
+    calls = []
 
     def refused(*arguments: int) -> int:
-        asked.append(arguments)
+        calls.append(arguments)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "copy_file_range", refused)
     with OutputFile(tmp_path / "out") as file:
         file.copy(ByteRange(source, 0, len(SOURCE)))
     assert (tmp_path / "out").read_bytes() == SOURCE
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_a_file_system_that_takes_no_direct_write_after_all_gets_the_bytes_anyway(
+def test_a_file_system_that_refuses_a_direct_write_gets_a_plain_write(
     small_chunks: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound_open, sound_write = kernel.open_direct, os.pwrite
@@ -136,7 +136,7 @@ def test_a_file_system_that_takes_no_direct_write_after_all_gets_the_bytes_anywa
 
 
 def test_calls_that_move_a_little_at_a_time_move_all(
-    way: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, write, read = os.copy_file_range, os.pwrite, os.preadv
     counter = itertools.count(1)
@@ -144,7 +144,7 @@ def test_calls_that_move_a_little_at_a_time_move_all(
     def some(nbytes: int) -> int:
         return min(nbytes, 1 + next(counter) % 5000)
 
-    if way == "kernel":
+    if method == "kernel":
         monkeypatch.setattr(os, "copy_file_range", lambda a, b, n, *offsets: copy(a, b, some(n), *offsets))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[: some(len(data))], offset))
     monkeypatch.setattr(os, "preadv", lambda fd, views, offset: read(fd, [views[0][: some(len(views[0]))]], offset))
@@ -154,7 +154,7 @@ def test_calls_that_move_a_little_at_a_time_move_all(
 
 @pytest.mark.parametrize("before", [10, 100_000])
 def test_a_source_that_ends_early_is_refused_and_nothing_is_left(
-    before: int, way: str, source: Path, tmp_path: Path
+    before: int, method: str, source: Path, tmp_path: Path
 ) -> None:
     def write() -> None:
         with OutputFile(tmp_path / "out") as file:
@@ -167,11 +167,11 @@ def test_a_source_that_ends_early_is_refused_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("nbytes", [10, 100_000])
-def test_a_full_disk_is_an_output_error_on_every_way(
-    nbytes: int, way: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_an_output_error_with_every_method(
+    nbytes: int, method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, "pwrite", errno.ENOSPC)
-    if way != "process":
+    if method != "process":
         refuse(monkeypatch, "copy_file_range", errno.ENOSPC)
 
     def write() -> None:
@@ -188,7 +188,7 @@ Shared = list[tuple[int, int, int]]
 
 @pytest.fixture
 def sharing(small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> Shared:
-    """A file system that shares ranges, as Btrfs and XFS do: what was shared, as (from, to, length)."""
+    """A file system that shares ranges, like Btrfs and XFS. Lists them: (offset in the source, offset, length)."""
     shared: Shared = []
 
     def clone(fd: int, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
@@ -213,7 +213,7 @@ def test_neighbouring_ranges_are_shared_as_one(sharing: Shared, source: Path, tm
     assert sum(seen) == 250_105
 
 
-def test_what_lies_otherwise_within_its_block_is_copied(sharing: Shared, source: Path, tmp_path: Path) -> None:
+def test_a_range_with_another_alignment_is_copied(sharing: Shared, source: Path, tmp_path: Path) -> None:
     want = mixed(source, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == want
     assert sharing == []
@@ -222,11 +222,11 @@ def test_what_lies_otherwise_within_its_block_is_copied(sharing: Shared, source:
 def test_a_file_system_that_does_not_share_copies(
     small_chunks: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
+    calls: list[object] = []
     monkeypatch.setattr(output, "_CLONE_FROM_BYTES", 16_384)
 
     def refused(*arguments: int) -> bool:
-        asked.append(arguments)
+        calls.append(arguments)
         return False
 
     monkeypatch.setattr(kernel, "clone", refused)
@@ -234,21 +234,21 @@ def test_a_file_system_that_does_not_share_copies(
         for start in (0, 100_000, 0):
             file.copy(ByteRange(source, start, 90_112))
     assert (tmp_path / "out").read_bytes() == SOURCE[:90_112] + SOURCE[100_000:190_112] + SOURCE[:90_112]
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-@pytest.mark.parametrize("promised", [15, 17])
-def test_a_tensor_that_is_not_as_long_as_promised_is_caught(promised: int, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("planned", [15, 17])
+def test_a_tensor_of_another_length_than_planned_is_an_error(planned: int, source: Path, tmp_path: Path) -> None:
     def write() -> None:
         with OutputFile(tmp_path / "out") as file:
-            file.write_segments([ByteRange(source, 0, 8), matrix(1, 2)], promised)
+            file.write_segments([ByteRange(source, 0, 8), matrix(1, 2)], planned)
 
-    with pytest.raises(AssertionError, match=f"expected {promised} bytes, wrote 16"):
+    with pytest.raises(AssertionError, match=f"expected {planned} bytes, wrote 16"):
         write()
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_as_long_as_promised_is_caught(tmp_path: Path) -> None:
+def test_a_file_of_another_length_than_planned_is_an_error(tmp_path: Path) -> None:
     def write() -> None:
         with OutputFile(tmp_path / "out", nbytes=4) as file:
             file.write(b"abc")

@@ -24,14 +24,14 @@ def finish(final: Path, text: str, *, force: bool = False, resume: bool = False)
 
 
 def end_before_cleaning(final: Path, text: str, monkeypatch: pytest.MonkeyPatch, *, force: bool = False) -> None:
-    """As a process that dies right after the rename."""
+    """Like a process that dies right after the rename."""
     with monkeypatch.context() as patch:
         patch.setattr(staging, "_discard", lambda folder: None)
         finish(final, text, force=force)
     assert staging_folder(final).exists()
 
 
-def test_what_is_worth_keeping_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_kept_draft_is_resumed(tmp_path: Path) -> None:
     final = tmp_path / "out"
     interrupt(final)
     with resumable(final, force=False, resume=True) as stage:
@@ -41,12 +41,12 @@ def test_what_is_worth_keeping_is_gone_on_with(tmp_path: Path) -> None:
     assert not staging_folder(final).exists()
 
 
-def test_an_error_before_that_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_without_keep_leaves_nothing(tmp_path: Path) -> None:
     interrupt(tmp_path / "out", keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_leftover_is_neither_used_nor_removed_unasked(tmp_path: Path) -> None:
+def test_a_leftover_is_neither_used_nor_removed_without_an_option(tmp_path: Path) -> None:
     final = tmp_path / "out"
     interrupt(final)
     with pytest.raises(OutputError, match="--resume continues it, --force starts over"):
@@ -56,7 +56,7 @@ def test_a_leftover_is_neither_used_nor_removed_unasked(tmp_path: Path) -> None:
     assert (final / "file").read_text() == "new"
 
 
-def test_an_error_while_going_on_keeps_what_there_was(tmp_path: Path) -> None:
+def test_an_error_during_a_resumed_run_keeps_the_draft(tmp_path: Path) -> None:
     final = tmp_path / "out"
     interrupt(final)
     with pytest.raises(KeyboardInterrupt), resumable(final, force=False, resume=True):
@@ -65,7 +65,7 @@ def test_an_error_while_going_on_keeps_what_there_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_run_that_ended_right_after_the_rename_is_recognised(
+def test_a_run_that_ended_right_after_the_rename_counts_as_promoted(
     force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = tmp_path / "out"
@@ -78,7 +78,9 @@ def test_a_run_that_ended_right_after_the_rename_is_recognised(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_run_that_ended_while_it_cleaned_up_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ended_during_its_clean_up_counts_as_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(path: Path, *, missing_ok: bool = False) -> None:
         raise KeyboardInterrupt
 
@@ -90,12 +92,12 @@ def test_a_run_that_ended_while_it_cleaned_up_is_recognised(tmp_path: Path, monk
     ):
         (stage.folder / "work").mkdir()
         patch.setattr(Path, "unlink", die)
-    assert [path.name for path in staging_folder(final).iterdir()] == ["promoting"]  # the last file that goes
+    assert [path.name for path in staging_folder(final).iterdir()] == ["promoting"]  # removed last
     with resumable(final, force=False, resume=True) as stage:
         assert stage.promoted
 
 
-def test_an_empty_folder_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_an_empty_staging_folder_is_no_leftover(tmp_path: Path) -> None:
     final = tmp_path / "out"
     assert not has_leftover(final)
     staging_folder(final).mkdir()
@@ -107,7 +109,7 @@ def test_an_empty_folder_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     assert has_leftover(tmp_path / "other")
 
 
-def test_a_leftover_beside_another_folder_of_the_name_is_not_taken_for_promoted(
+def test_a_leftover_beside_another_folder_of_that_name_is_not_promoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = tmp_path / "out"

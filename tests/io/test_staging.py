@@ -25,16 +25,16 @@ with staged(Path(sys.argv[1]), force=True) as draft:
 """
 
 
-def build(draft: Path, kind: str, text: str) -> None:
-    if kind == "folder":
+def build(draft: Path, file_type: str, text: str) -> None:
+    if file_type == "folder":
         (draft / "deep").mkdir(parents=True)
         write_file(draft / "deep" / "file", text.encode())
     else:
         write_file(draft, text.encode())
 
 
-def break_off(draft: Path, kind: str, error: type[BaseException]) -> None:
-    build(draft, kind, "half")
+def break_off(draft: Path, file_type: str, error: type[BaseException]) -> None:
+    build(draft, file_type, "half")
     raise error("broken")
 
 
@@ -48,7 +48,7 @@ def left(folder: Path) -> list[str]:
 
 @contextmanager
 def holder(final: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process inside ``staged``; it ends when its standard input does."""
+    """Another process inside ``staged``; it ends when its standard input ends."""
     command = [sys.executable, "-c", HOLD, str(final)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -57,12 +57,12 @@ def holder(final: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_the_name_appears_when_the_body_has_ended(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_type", ["file", "folder"])
+def test_the_output_appears_when_the_body_has_ended(file_type: str, tmp_path: Path) -> None:
     final = tmp_path / "new" / "out"
     with staged(final, force=False) as draft:
         assert draft.name == final.name
-        build(draft, kind, "whole")
+        build(draft, file_type, "whole")
         assert not final.exists()
     assert content(final) == "whole"
     assert left(final.parent) == ["out"]
@@ -75,21 +75,21 @@ def test_an_exception_leaves_nothing(error: type[BaseException], tmp_path: Path)
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_an_exception_leaves_the_old_artifact_as_it_was(kind: str, tmp_path: Path) -> None:
-    build(tmp_path / "out", kind, "old")
+@pytest.mark.parametrize("file_type", ["file", "folder"])
+def test_an_exception_leaves_the_old_artifact_unchanged(file_type: str, tmp_path: Path) -> None:
+    build(tmp_path / "out", file_type, "old")
     with pytest.raises(ValueError, match="broken"), staged(tmp_path / "out", force=True) as draft:
-        break_off(draft, kind, ValueError)
+        break_off(draft, file_type, ValueError)
     assert content(tmp_path / "out") == "old"
     assert left(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_what_exists_is_not_replaced_without_force(kind: str, tmp_path: Path) -> None:
-    if kind == "dangling link":
+@pytest.mark.parametrize("file_type", ["file", "folder", "dangling link"])
+def test_an_existing_output_is_not_replaced_without_force(file_type: str, tmp_path: Path) -> None:
+    if file_type == "dangling link":
         (tmp_path / "out").symlink_to("nowhere")
     else:
-        build(tmp_path / "out", kind, "old")
+        build(tmp_path / "out", file_type, "old")
     with pytest.raises(OutputError, match="exists already; --force replaces it"), staged(tmp_path / "out", force=False):
         raise AssertionError("the body must not run")
     assert left(tmp_path) == ["out"]
@@ -97,7 +97,7 @@ def test_what_exists_is_not_replaced_without_force(kind: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("old", ["file", "folder"])
 @pytest.mark.parametrize("new", ["file", "folder"])
-def test_force_replaces_either_kind_by_either(old: str, new: str, tmp_path: Path) -> None:
+def test_force_replaces_files_and_folders_by_either(old: str, new: str, tmp_path: Path) -> None:
     build(tmp_path / "out", old, "old")
     with staged(tmp_path / "out", force=True) as draft:
         build(draft, new, "new")
@@ -106,22 +106,22 @@ def test_force_replaces_either_kind_by_either(old: str, new: str, tmp_path: Path
     assert left(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("file_type", ["file", "folder"])
 def test_force_replaces_on_file_systems_without_exchange(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(source: Path, target: Path, flags: int) -> None:
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(staging, "_renameat2", missing)
-    build(tmp_path / "out", kind, "old")
+    build(tmp_path / "out", file_type, "old")
     with staged(tmp_path / "out", force=True) as draft:
-        build(draft, kind, "new")
+        build(draft, file_type, "new")
     assert content(tmp_path / "out") == "new"
     assert left(tmp_path) == ["out"]
 
 
-def test_force_replaces_a_link_and_not_what_it_points_at(tmp_path: Path) -> None:
+def test_force_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
     build(tmp_path / "elsewhere", "folder", "precious")
     (tmp_path / "out").symlink_to("elsewhere")
     with staged(tmp_path / "out", force=True) as draft:
@@ -155,7 +155,7 @@ def test_the_leftover_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
     assert left(tmp_path) == ["out"]
 
 
-def test_a_second_living_run_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_second_concurrent_run_is_refused_without_effect(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with holder(final) as process:
         with pytest.raises(OutputError, match="another run is writing it"), staged(final, force=True):
@@ -174,7 +174,7 @@ def test_a_link_in_place_of_the_staging_folder_is_not_followed(tmp_path: Path) -
     assert content(tmp_path / "precious") == "kept"
 
 
-def test_a_leftover_with_links_loses_the_links_alone(tmp_path: Path) -> None:
+def test_clearing_a_leftover_removes_links_and_keeps_their_targets(tmp_path: Path) -> None:
     build(tmp_path / "precious", "folder", "kept")
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "link").symlink_to("../precious")
@@ -191,7 +191,9 @@ def test_a_body_that_builds_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "..", "/"])
-def test_a_folder_that_is_always_there_is_no_target(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_always_exists_is_refused_as_output(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match="expected a name"), staged(Path(name), force=True):
         raise AssertionError("the body must not run")

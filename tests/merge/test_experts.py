@@ -1,4 +1,4 @@
-"""LoRA on stacked experts, which checkpoints store one by one or as one tensor: the merge equals the unmerged model."""
+"""LoRA on stacked experts, stored as one tensor or one per expert: the merge equals the unmerged model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def tuned(base: Path, path: Path, targets: tuple[str, ...]) -> Array:
-    """Write a LoRA on ``targets`` to ``path``; the logits of stock PEFT with it, unmerged."""
+    """Write a LoRA on ``targets`` to ``path``; returns the logits of stock PEFT with it, unmerged."""
     config = LoraConfig(r=4, lora_alpha=12, target_modules=[], target_parameters=list(targets))
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     torch.manual_seed(5)
@@ -71,7 +71,7 @@ def tuned(base: Path, path: Path, targets: tuple[str, ...]) -> Array:
 
 
 @pytest.mark.parametrize("targets", [BOTH, BOTH[:1], BOTH[1:]], ids=["both", "gate_up", "down"])
-def test_experts_are_merged_as_they_were_trained(base: Path, targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_experts_are_merged_as_trained(base: Path, targets: tuple[str, ...], tmp_path: Path) -> None:
     want = tuned(base, tmp_path / "adapter", targets)
     out = tmp_path / "out"
     assert run(["merge", str(tmp_path / "adapter"), "--base", str(base), "-o", str(out), "--verify", "rows"]) == 0
@@ -84,7 +84,7 @@ def test_experts_are_merged_as_they_were_trained(base: Path, targets: tuple[str,
     assert all(".experts." in name for name in changed)
 
 
-def test_the_checker_sees_one_expert_that_was_left_out(base: Path, tmp_path: Path) -> None:
+def test_the_checker_detects_a_missing_expert(base: Path, tmp_path: Path) -> None:
     tuned(base, tmp_path / "adapter", BOTH)
     out = tmp_path / "out"
     assert run(["merge", str(tmp_path / "adapter"), "--base", str(base), "-o", str(out)]) == 0
@@ -104,6 +104,6 @@ def test_the_rounded_reference_is_what_stacks_compute_in_16_bits(base: Path, tmp
     as_trained = logits(model)
     with rounded(model, torch.bfloat16, vectors=True):
         want = logits(model)
-    assert np.array_equal(logits(model), as_trained), "the model is as it was"
+    assert np.array_equal(logits(model), as_trained), "the model is unchanged"
     assert np.abs(want - as_trained).max() > 1e-4
     assert np.abs(logits(out) - want).max() <= HF_ROUNDING_SHARE * np.abs(want - as_trained).max()

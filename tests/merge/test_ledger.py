@@ -23,27 +23,27 @@ def test_a_closed_ledger_names_every_rule() -> None:
     assert account.close() == {"one": "first", "two": "second"}
 
 
-def test_what_nobody_takes_is_named() -> None:
+def test_a_tensor_without_a_rule_is_named() -> None:
     account = ledger()
     account.take("one", "first")
     with pytest.raises(LedgerError, match=r"^a\.safetensors: two: expected one rule, found none: it would be lost$"):
         account.close()
 
 
-def test_what_two_take_is_named_with_both() -> None:
+def test_a_tensor_with_two_rules_is_named_with_both() -> None:
     account = ledger()
     account.take("one", "first")
     with pytest.raises(LedgerError, match="one: expected one rule, found two: first, again"):
         account.take("one", "again")
 
 
-def test_what_is_not_there_cannot_be_taken() -> None:
+def test_an_unknown_tensor_cannot_be_taken() -> None:
     with pytest.raises(LedgerError, match=r"three: expected a tensor of this file, found none by that name \(first\)"):
         ledger().take("three", "first")
 
 
 def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Break the pairing of adapter tensors with base tensors, as an edit of its rules might."""
+    """Break the pairing of adapter tensors with base tensors, as a bug in its rules might."""
     sound = changes._consumed
 
     def broken(checkpoint: Checkpoint, adapter: Adapter) -> object:
@@ -53,17 +53,17 @@ def mutate(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     monkeypatch.setattr(changes, "_consumed", broken)
 
 
-@pytest.mark.parametrize(("change", "says"), [("drop", "none: it would be lost"), ("double", "found two: ")])
+@pytest.mark.parametrize(("change", "message"), [("drop", "none: it would be lost"), ("double", "found two: ")])
 def test_a_rule_that_goes_missing_or_fires_twice_stops_the_merge(
-    change: str, says: str, tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, message: str, tiny_adapter: Path, tiny_tied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, adapter = Checkpoint.open(tiny_tied), Adapter.open(tiny_adapter)
     assert len(plan_merge(checkpoint, [adapter]).ledger_entries) == 2
     mutate(monkeypatch, change)
-    with pytest.raises(LedgerError, match=says) as caught:
+    with pytest.raises(LedgerError, match=message) as caught:
         plan_merge(checkpoint, [adapter])
     assert caught.value.path == tiny_adapter / "adapter_model.safetensors"
-    assert caught.value.tensor in {part.key for part in adapter.edits}
+    assert caught.value.tensor in {edit.key for edit in adapter.edits}
 
 
 def test_a_writer_that_forgets_a_tensor_or_repeats_one_is_stopped(tiny_tied: Path) -> None:

@@ -1,7 +1,7 @@
-"""Every kind of adapter on every way of tying in four families: the merged checkpoint against stock PEFT, unmerged.
+"""Every type of adapter on every tie layout in four families: the merged checkpoint against stock PEFT, unmerged.
 
-The reference is the model as it was trained, adapters unmerged. PEFT's own merge is none: where embedding and head
-share a tensor it applies some adapters twice and loses others, as a test here shows.
+The reference is the trained model with unmerged adapters, not PEFT's own merge: where embedding and head share a
+tensor, PEFT applies some adapters twice and loses others, as a test below shows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.merge.tuned import (
 Cell = tuple[str, str, str]
 
 #: On a tied base these make head and embedding differ: one tensor cannot hold both.
-PART_THE_TWO: Final = {
+SPLIT_THE_TIE: Final = {
     "rows of the head",
     "lora embedding",
     "lora head",
@@ -51,10 +51,10 @@ PART_THE_TWO: Final = {
     "rows and a saved head",
     "new tokens in saved modules",
 }
-#: PEFT knows embeddings to be tied by a few names, and "wte" is not among them.
+#: PEFT recognises tied embeddings by a few names, and "wte" is not among them.
 UNKNOWN_TO_PEFT: Final = {"lora embedding, tied", "saved embedding, tied"}
-#: PEFT 0.21 makes these on a tied base, but cannot run them: the head's rows are wrapped twice.
-NEVER_RAN: Final = {"rows of both", "new rows of both", "new rows of both, embedding saved"}
+#: PEFT 0.21 creates these on a tied base, but cannot run them: the head's rows are wrapped twice.
+NOT_RUNNABLE: Final = {"rows of both", "new rows of both", "new rows of both, embedding saved"}
 #: T5's encoder and decoder have embedding modules of their own, which "shared" does not reach.
 ONE_SIDE: Final = {
     "lora embedding",
@@ -69,9 +69,9 @@ ONE_SIDE: Final = {
     "rows and a saved head",
     "new tokens in saved modules",
 }
-#: An untied head gets noise for new tokens unless the adapter brings its rows, or the whole of it.
+#: Adapters without rows for the new tokens of an untied head, which would otherwise be noise.
 HEADLESS: Final = {"new rows", "lora and new rows"}
-#: What does not concern the vocabulary, or does as another kind does, need not meet every way of storing one.
+#: Adapters that do not change the vocabulary, or change it like another one, are tested on a few layouts.
 IN_FEW: Final = {
     "other rows",
     "rslora",
@@ -83,24 +83,24 @@ IN_FEW: Final = {
     "bias lora_only",
     "parameter",
 }
-#: The head of an untied T5 says "tied" in its config: resizing ties it, and PEFT refuses what would need it apart.
+#: The config of an untied T5 has a tied head: resizing ties it, and PEFT refuses adapters that need it untied.
 NOT_FOR_UNTIED_T5: Final = {"rows and lora of the head", "new rows of both", "new rows of both, embedding saved"}
 
 
 def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], str] | None:
-    """The error of a plain merge and what it has to say; None where the merge succeeds."""
+    """The error of a plain merge and its message; None where the merge succeeds."""
     tied = layout != "untied"
     if kind == "lora bias" and not FAMILIES[family].biased:
         return NotExpressible, "has no bias in the base"
     if family == "t5" and kind in ONE_SIDE:
         return NotExpressible, "encoder and decoder have an embedding module each"
-    if tied and kind in NEVER_RAN:
+    if tied and kind in NOT_RUNNABLE:
         return NotExpressible, "one tensor for both"
-    if tied and (kind in PART_THE_TWO or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
+    if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
         return NotExpressible, "--untie"
     if not tied and kind in HEADLESS and family == "t5":
         return NotExpressible, "although the config ties it"
-    # PEFT finds "wte" by its name and saves the whole head beside it; of other rows it saves the embedding alone.
+    # PEFT recognises "wte" by its name and also saves the whole head; otherwise it saves only the embedding.
     if not tied and (kind in HEADLESS or (kind == "new rows, embedding saved" and family in ("llama", "gemma3"))):
         return BadInput, "expected the adapters to set every new row"
     return None
@@ -159,17 +159,17 @@ def test_with_untie_the_head_gets_a_tensor_of_its_own_and_computes_the_same(
 
 
 @pytest.mark.parametrize("kind", ["lora embedding, tied", "lora and different rows", "rows of the head"])
-def test_what_peft_itself_merges_into_a_tied_base_is_not_what_was_trained(
+def test_pefts_own_merge_into_a_tied_base_differs_from_the_trained_model(
     kind: str, bench: Bench, tmp_path: Path
 ) -> None:
-    """PEFT adds the tied update twice to the one tensor, and gives rows of one use to the other as well."""
+    """PEFT adds the tied update twice to the one tensor, and also sets rows of one use in the other."""
     base, adapter = bench.base("llama", "tied"), bench.adapter("llama", "tied", kind)
     unmerged = bench.unmerged("llama", "tied", kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = logits(bench.tuned("llama", "tied", [adapter]).merge_and_unload())
     assert difference(theirs, unmerged) > 0.1
-    ours = merge(base, [adapter], tmp_path / "out", untie=kind in PART_THE_TWO)
+    ours = merge(base, [adapter], tmp_path / "out", untie=kind in SPLIT_THE_TIE)
     assert difference(logits(reloaded(ours, "llama")), unmerged) <= LOGITS_MAX_ABS
 
 
@@ -194,7 +194,7 @@ def test_a_bf16_base_gets_the_fp32_result_rounded_once(
 
 
 def test_a_saved_head_inside_the_wrapper_of_its_rows_is_still_a_head(bench: Bench, tmp_path: Path) -> None:
-    """PEFT 0.21 names it so where the base is tied; it is no changed base tensor that the embedding would follow."""
+    """PEFT 0.21 uses this name on a tied base; it is a trained copy, not a base tensor that the embedding shares."""
     base, adapter = bench.base("llama", "tied"), bench.adapter("llama", "tied", "rows and a saved head")
     renamed = tmp_path / "adapter"
     renamed.mkdir()
@@ -206,5 +206,5 @@ def test_a_saved_head_inside_the_wrapper_of_its_rows_is_still_a_head(bench: Benc
     rawtensors.replace(weights, {"base_model.model.lm_head.token_adapter.base_layer.weight": head})
     with pytest.raises(NotExpressible, match="--untie"):
         merge(base, [renamed], tmp_path / "tied")
-    one, other = (merge(base, [path], tmp_path / str(n), untie=True) for n, path in enumerate((adapter, renamed)))
-    assert stored(one) == stored(other)
+    first, second = (merge(base, [path], tmp_path / str(n), untie=True) for n, path in enumerate((adapter, renamed)))
+    assert stored(first) == stored(second)

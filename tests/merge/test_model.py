@@ -27,7 +27,7 @@ Make = Callable[[tuple[list[int], int, str | None]], tuple[MergedTensor, Array]]
 
 @pytest.fixture(scope="session")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """(ids, new rows, dtype) → a merged tensor over a file, and what it must be."""
+    """(ids, number of new rows, dtype) → (a merged tensor of a file, its expected value)."""
     path = tmp_path_factory.mktemp("merged") / "x"
     stored = matrix(STORED)
     path.write_bytes(b"before" + stored.tobytes() + b"after")
@@ -36,9 +36,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     def build(case: tuple[list[int], int, str | None]) -> tuple[MergedTensor, Array]:
         ids, grown, dtype = case
         ids = [*ids, *range(STORED, STORED + grown)]
-        kind = np.dtype(np.float16 if dtype else np.float32)
-        rows = matrix(len(ids), start=1000).astype(kind)
-        want = np.concatenate([stored, np.zeros((grown, 4), np.float32)]).astype(kind)
+        numpy_dtype = np.dtype(np.float16 if dtype else np.float32)
+        rows = matrix(len(ids), start=1000).astype(numpy_dtype)
+        want = np.concatenate([stored, np.zeros((grown, 4), np.float32)]).astype(numpy_dtype)
         want[ids] = rows
         replace = [ReplaceRows(tuple(ids), rows, STORED + grown)] if ids else []
         return MergedTensor("x", source, [*([Cast(dtype)] if dtype else []), *replace]), want
@@ -47,7 +47,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 def joined(tensor: LazyTensor) -> bytes:
-    """The bytes of all segments, ranges read from where they lie."""
+    """The bytes of all segments, ranges read from their files."""
     content = b""
     for segment in tensor.segments():
         if isinstance(segment, ByteRange):
@@ -66,9 +66,9 @@ def test_any_slice_is_the_slice_of_the_whole(
     np.testing.assert_array_equal(read(tensor), want)
     start = data.draw(st.integers(0, len(want)))
     stop = data.draw(st.integers(start, len(want)))
-    part = tensor.rows(start, stop)
-    assert part.dtype == want.dtype
-    np.testing.assert_array_equal(part, want[start:stop])
+    rows = tensor.rows(start, stop)
+    assert rows.dtype == want.dtype
+    np.testing.assert_array_equal(rows, want[start:stop])
 
 
 @given(Cases, st.integers(1, 200))
@@ -86,9 +86,9 @@ def test_segments_and_blocks_are_the_whole_at_any_block_size(
 
 def test_rows_that_nothing_touches_stay_ranges_of_the_file(make: Make) -> None:
     tensor, _ = make(([2, 3, 7], 1, None))
-    kinds = [segment.nbytes if isinstance(segment, ByteRange) else segment.shape for segment in tensor.segments()]
+    sizes = [segment.nbytes if isinstance(segment, ByteRange) else segment.shape for segment in tensor.segments()]
     width = 16
-    assert kinds == [2 * width, (2, 4), 3 * width, (1, 4), 4 * width, (1, 4)]
+    assert sizes == [2 * width, (2, 4), 3 * width, (1, 4), 4 * width, (1, 4)]
     first = next(iter(tensor.segments()))
     assert isinstance(first, ByteRange)
     assert first.offset_bytes == 6
@@ -113,21 +113,21 @@ def test_a_merge_reads_little_more_than_the_rows_it_changes(
     assert read_bytes == len(TRAINED_IDS) * model.specs[EMBED].row_nbytes
 
 
-def test_a_tensor_without_a_pass_is_the_stored_one(tiny_adapter: Path, tiny_tied: Path) -> None:
+def test_a_tensor_without_a_pass_is_the_stored_tensor(tiny_adapter: Path, tiny_tied: Path) -> None:
     checkpoint = Checkpoint.open(tiny_tied)
     model = plan_merge(checkpoint, [Adapter.open(tiny_adapter)]).model()
     merged = [name for name in model.specs if model.tensor(name) is not checkpoint.tensors[name]]
     assert merged == [EMBED]
 
 
-def test_a_pass_that_breaks_its_promise_is_caught(make: Make) -> None:
-    class Liar(Cast):
+def test_a_pass_with_another_result_than_its_spec_is_an_error(make: Make) -> None:
+    class WrongSpec(Cast):
         def out_spec(self, spec: TensorSpec) -> TensorSpec:
             return spec
 
     tensor, _ = make(([], 0, None))
     with pytest.raises(AssertionError, match="promised"):
-        MergedTensor("x", tensor.source, [Liar("F16")]).rows(0, 2)
+        MergedTensor("x", tensor.source, [WrongSpec("F16")]).rows(0, 2)
 
 
 def test_a_tensor_without_data_has_no_segments_to_loop_over(tmp_path: Path) -> None:

@@ -14,18 +14,18 @@ from exporter.tensors import DTYPES, Array, TensorSpec
 from tests.sources.folders import matrix
 
 
-def whole(one: Pass, value: Array) -> Array:
-    return one.apply(0, value)
+def whole(step: Pass, value: Array) -> Array:
+    return step.apply(0, value)
 
 
 @given(st.sets(st.integers(0, 29), min_size=1).map(sorted), st.integers(0, 29), st.integers(0, 30))
-def test_rows_land_in_any_block_as_in_the_whole(ids: list[int], start: int, length: int) -> None:
+def test_rows_are_replaced_in_any_block_as_in_the_whole(ids: list[int], start: int, length: int) -> None:
     base, rows = matrix(30), matrix(len(ids), start=1000)
-    one = ReplaceRows(tuple(ids), rows, 30)
+    step = ReplaceRows(tuple(ids), rows, 30)
     want = base.copy()
     want[ids] = rows
     stop = min(30, start + length)
-    np.testing.assert_array_equal(one.apply(start, base[start:stop]), want[start:stop])
+    np.testing.assert_array_equal(step.apply(start, base[start:stop]), want[start:stop])
     np.testing.assert_array_equal(base, matrix(30))
 
 
@@ -33,7 +33,7 @@ def test_rows_land_in_any_block_as_in_the_whole(ids: list[int], start: int, leng
 def test_touched_is_exactly_the_ids_in_runs(ids: list[int]) -> None:
     runs = ReplaceRows(tuple(ids), matrix(len(ids)), 41).touched(41)
     assert [row for start, stop in runs for row in range(start, stop)] == ids
-    assert all(one[1] < other[0] for one, other in pairwise(runs)), "adjacent runs are one"
+    assert all(run[1] < following[0] for run, following in pairwise(runs)), "adjacent runs are one"
 
 
 def test_rows_keep_their_bits() -> None:
@@ -47,7 +47,7 @@ def test_an_untouched_block_is_not_copied() -> None:
     assert ReplaceRows((9,), matrix(1), 10).apply(0, block) is block
 
 
-def test_a_matrix_grows_to_the_rows_promised() -> None:
+def test_a_matrix_grows_to_the_given_number_of_rows() -> None:
     assert ReplaceRows((6,), matrix(1), 7).out_spec(TensorSpec("x", "F32", (6, 4))).shape == (7, 4)
 
 
@@ -59,7 +59,7 @@ def test_only_floats_are_cast() -> None:
 
 
 @pytest.mark.parametrize("value", [65520.0, -1e30, np.inf])
-def test_what_float16_cannot_hold_is_refused_with_its_rows(value: float) -> None:
+def test_values_beyond_float16_are_refused_with_their_rows(value: float) -> None:
     block = matrix()
     block[3, 1] = value
     with pytest.raises(BadInput, match="rows 10 to 15: expected values that F16 can hold"):
@@ -68,6 +68,6 @@ def test_what_float16_cannot_hold_is_refused_with_its_rows(value: float) -> None
     assert Cast("F16").apply(10, block)[3, 1] == 65504
 
 
-def test_infinity_is_no_trouble_where_it_fits() -> None:
+def test_infinity_of_the_input_is_kept() -> None:
     block = np.array([[np.inf, -np.inf]], np.float32)
     np.testing.assert_array_equal(Cast("BF16").apply(0, block).astype(np.float32), block)

@@ -36,8 +36,8 @@ def value(model: MergedModel, name: str) -> Array:
 
 
 def base_of(folder: Path, tensors: Mapping[str, Array] | None = None, tied: bool = True, **config: object) -> Path:
-    held = tensors or ({EMBED: matrix()} if tied else {EMBED: matrix(), HEAD: matrix(start=500)})
-    return checkpoint(folder, held, vocab_size=6, tie_word_embeddings=tied, **config)
+    stored = tensors or ({EMBED: matrix()} if tied else {EMBED: matrix(), HEAD: matrix(start=500)})
+    return checkpoint(folder, stored, vocab_size=6, tie_word_embeddings=tied, **config)
 
 
 def tokenizer(folder: Path, ids: Sequence[int]) -> None:
@@ -53,12 +53,12 @@ def rule_of(plan: MergePlan) -> dict[str, tuple[str, ...]]:
     return {entry.key.split(".")[-2]: entry.into for entry in plan.ledger_entries}
 
 
-def test_tied_rows_go_into_the_one_tensor_once(tiny_adapter: Path, tiny_tied: Path) -> None:
+def test_tied_rows_are_applied_to_their_one_tensor_once(tiny_adapter: Path, tiny_tied: Path) -> None:
     assert rule_of(planned(tiny_tied, tiny_adapter)) == {"embed_tokens": (EMBED,), "lm_head": ()}
 
 
 @pytest.mark.parametrize("modules", [(E,), (H,), (E, H)])
-def test_rows_stored_once_or_twice_merge_alike_on_a_tied_base(modules: tuple[str, ...], tmp_path: Path) -> None:
+def test_rows_stored_once_or_twice_merge_to_the_same_on_a_tied_base(modules: tuple[str, ...], tmp_path: Path) -> None:
     rows = matrix(2, start=900)
     model = merged(base_of(tmp_path / "b"), adapter(tmp_path / "a", [4, 1], dict.fromkeys(modules, rows)))
     want = matrix()
@@ -86,10 +86,10 @@ def test_untied_matrices_get_only_their_own_rows(tmp_path: Path) -> None:
 
 
 def test_a_tied_base_with_other_rows_for_its_head_is_not_expressible(tmp_path: Path) -> None:
-    torn = adapter(tmp_path / "a", [2], {E: matrix(1, start=900), H: matrix(1, start=901)})
+    differing = adapter(tmp_path / "a", [2], {E: matrix(1, start=900), H: matrix(1, start=901)})
     with pytest.raises(NotExpressible, match=r"ties its head .* the two in different ways; --untie"):
-        planned(base_of(tmp_path / "b"), torn)
-    assert planned(base_of(tmp_path / "untied", tied=False), torn)
+        planned(base_of(tmp_path / "b"), differing)
+    assert planned(base_of(tmp_path / "untied", tied=False), differing)
 
 
 def test_rows_of_a_module_that_the_base_lacks_are_refused(tmp_path: Path) -> None:
@@ -107,22 +107,22 @@ def test_only_floating_point_matrices_take_rows(target: str, tmp_path: Path) -> 
 
 def test_two_adapters_with_disjoint_rows_are_both_applied_in_either_order(tmp_path: Path) -> None:
     base = base_of(tmp_path / "b")
-    one = adapter(tmp_path / "one", [5, 0], {E: matrix(2, start=700)})
-    other = adapter(tmp_path / "other", [3], {E: matrix(1, start=900), H: matrix(1, start=900)})
+    first = adapter(tmp_path / "first", [5, 0], {E: matrix(2, start=700)})
+    second = adapter(tmp_path / "second", [3], {E: matrix(1, start=900), H: matrix(1, start=900)})
     want = matrix()
     want[[5, 0]], want[3] = matrix(2, start=700), matrix(1, start=900)
-    for order in ((one, other), (other, one)):
+    for order in ((first, second), (second, first)):
         np.testing.assert_array_equal(value(merged(base, *order), EMBED), want)
 
 
 @pytest.mark.parametrize("module", [E, H])
 def test_adapters_that_set_the_same_row_are_refused(module: str, tmp_path: Path) -> None:
-    one = adapter(tmp_path / "one", [5, 0], {E: matrix(2, start=700)})
-    other = adapter(tmp_path / "other", [3, 5], {module: matrix(2, start=900)})
-    with pytest.raises(BadInput, match=r"other/.*found token 5 set by .*one/"):
-        planned(base_of(tmp_path / "b"), one, other)
+    first = adapter(tmp_path / "first", [5, 0], {E: matrix(2, start=700)})
+    second = adapter(tmp_path / "second", [3, 5], {module: matrix(2, start=900)})
+    with pytest.raises(BadInput, match=r"second/.*found token 5 set by .*first/"):
+        planned(base_of(tmp_path / "b"), first, second)
     with pytest.raises(BadInput, match="found token 0 set by"):
-        planned(base_of(tmp_path / "c"), one, one)
+        planned(base_of(tmp_path / "c"), first, first)
 
 
 def test_new_tokens_grow_matrix_and_config(tiny_new_tokens_adapter: Path, tiny_tied: Path) -> None:
@@ -132,7 +132,7 @@ def test_new_tokens_grow_matrix_and_config(tiny_new_tokens_adapter: Path, tiny_t
     assert model.specs[EMBED].shape == (plan.vocab, 64)
     assert model.config["vocab_size"] == plan.vocab
     assert model.files["tokenizer.json"].parent == tiny_new_tokens_adapter
-    assert Checkpoint.open(tiny_tied).config["vocab_size"] == 512, "the base's own config is not touched"
+    assert Checkpoint.open(tiny_tied).config["vocab_size"] == 512, "the base's config is unchanged"
 
 
 def test_padding_rows_are_used_before_the_matrix_grows(tiny_padded_adapter: Path, tiny_padded: Path) -> None:
@@ -151,10 +151,10 @@ def test_a_nested_config_grows_with_its_text_model(tmp_path: Path) -> None:
     plan = planned(base, rows)
     config = plan.model().config
     assert (config["vocab_size"], config["text_config"]["vocab_size"]) == (7, 7)
-    assert plan.checkpoint.text_config["vocab_size"] == 6, "the base's own config is not touched"
+    assert plan.checkpoint.text_config["vocab_size"] == 6, "the base's config is unchanged"
 
 
-def test_growing_needs_the_tokenizer_that_names_the_tokens(tmp_path: Path) -> None:
+def test_growing_needs_a_tokenizer_with_the_new_tokens(tmp_path: Path) -> None:
     base = base_of(tmp_path / "b")
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
     with pytest.raises(TensorMismatch, match=r"below 6 .*found 6 \(new tokens need the tokenizer"):
@@ -175,10 +175,10 @@ def test_growing_needs_every_new_row(token_id: int, tmp_path: Path) -> None:
 
 
 def test_two_adapters_may_share_the_new_rows(tmp_path: Path) -> None:
-    one, other = (adapter(tmp_path / str(n), [n], {E: matrix(1, start=n)}) for n in (6, 7))
-    for folder in (one, other):
+    first, second = (adapter(tmp_path / str(n), [n], {E: matrix(1, start=n)}) for n in (6, 7))
+    for folder in (first, second):
         tokenizer(folder, range(8))
-    got = value(merged(base_of(tmp_path / "b"), one, other), EMBED)
+    got = value(merged(base_of(tmp_path / "b"), first, second), EMBED)
     np.testing.assert_array_equal(got, np.concatenate([matrix(), matrix(1, start=6), matrix(1, start=7)]))
 
 
@@ -195,7 +195,7 @@ def test_growing_an_untied_base_needs_rows_for_its_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(value(model, HEAD)[6], matrix(1, start=50)[0])
 
 
-def test_a_tokenizer_that_names_more_than_the_matrix_holds_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
     tokenizer(rows, range(9))
     with pytest.raises(BadInput, match=r"tokenizer\.json: expected token ids below 7 .*found 8"):
@@ -213,7 +213,7 @@ def test_rows_are_rounded_once_to_the_stored_dtype(stored: type, tmp_path: Path)
     np.testing.assert_array_equal(np.delete(got, 3, 0), np.delete(matrix(dtype=stored), 3, 0))
 
 
-def test_with_a_wider_dtype_the_rows_are_not_rounded_at_all(tmp_path: Path) -> None:
+def test_rows_are_not_rounded_to_a_wider_dtype(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "b", {EMBED: matrix(dtype=ml_dtypes.bfloat16)}, dtype="bfloat16")
     model = merged(base, adapter(tmp_path / "a", [3], {E: ODD_ROWS}), dtype="F32")
     np.testing.assert_array_equal(value(model, EMBED)[3], ODD_ROWS[0])
@@ -246,7 +246,7 @@ def test_merging_stock_rows_equals_what_peft_merges(tiny_adapter: Path, tiny_tie
     assert set(np.flatnonzero((got != base).any(axis=1))) == set(TRAINED_IDS)
 
 
-def test_inputs_are_the_same_afterwards(tiny_untied: Path, tmp_path: Path) -> None:
+def test_a_merge_does_not_modify_its_inputs(tiny_untied: Path, tmp_path: Path) -> None:
     rows = stock.stock_rows(tiny_untied, tmp_path / "a", TRAINED_IDS, targets=stock.HEAD_AND_EMBEDDING)
     before = digests(tiny_untied), digests(rows)
     model = merged(tiny_untied, rows, dtype="F32")

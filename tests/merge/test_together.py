@@ -12,7 +12,7 @@ from exporter.errors import BadInput
 from fixtures.models.tie_layouts import FAMILIES
 from tests.merge.tuned import LOGITS_MAX_ABS, Bench, difference, logits, merge, reloaded, require_verified
 
-#: Kinds that are merged together: what each trains, the other leaves alone, or both add to it.
+#: Adapters merged together: they train different tensors, or all add to the same.
 TOGETHER: Final = [
     ("rows", "lora"),
     ("lora", "rows"),
@@ -33,12 +33,12 @@ def test_several_adapters_merge_into_what_they_compute_together(
     together = logits(bench.tuned(family, "tied", adapters))
     assert difference(logits(reloaded(out, family)), together) <= LOGITS_MAX_ABS
     for kind in kinds:
-        assert difference(together, bench.unmerged(family, "tied", kind)) > 0.01, "each of them matters"
+        assert difference(together, bench.unmerged(family, "tied", kind)) > 0.01, "every adapter has an effect"
     require_verified(out, base, adapters)
 
 
 @pytest.mark.parametrize("kinds", [("rows", "lora and rows"), ("rows", "rows once"), ("saved norm", "saved both")])
-def test_adapters_that_set_the_same_are_refused(kinds: Sequence[str], bench: Bench, tmp_path: Path) -> None:
+def test_adapters_that_set_the_same_values_are_refused(kinds: Sequence[str], bench: Bench, tmp_path: Path) -> None:
     adapters = [bench.adapter("llama", "untied", kind) for kind in kinds]
     adapters += adapters[-1:] if kinds[0] == "saved norm" else []
     with pytest.raises(BadInput, match=r"expected .* to be set once"):

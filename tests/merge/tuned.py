@@ -1,4 +1,4 @@
-"""What the matrix shares: bases, adapters and reference logits, built once a session, and a merge from end to end."""
+"""Shared by the matrix tests: bases, adapters and reference logits, built once per session, and an end-to-end merge."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fixtures.hostile import rawtensors
 from fixtures.models.tie_layouts import VOCAB, build
 from fixtures.peft_adapters import IDS, NEW_IDS, OTHER_IDS, RECIPES, build_adapter
 
-#: The same kernels in fp32 on both sides: what is left is the order of additions, up to 4e-6 on logits of up to 10.
+#: Both sides use the same kernels in fp32: only the order of additions differs, by up to 4e-6 on logits of up to 10.
 LOGITS_MAX_ABS: Final = HF_MAX_ABS
 _SEQUENCE: Final = (3, 17, 2, 9, 5, 30, 11, 8, 17, 36)
 _VOCABULARY: Final = ("embed_tokens", "wte", "shared", "lm_head")
-#: Segments of keys and stored names that do not tell modules apart.
+#: Segments of keys and stored names that do not distinguish modules.
 _WRAPPERS: Final = frozenset({"base_model", "model", "language_model", "transformer", "base_layer", "token_adapter"})
 _NOT_A_MODULE: Final = ("lora_", "trainable_tokens_", "modules_to_save", "weight", "bias")
 
@@ -36,10 +36,10 @@ Stored = tuple[str, tuple[int, ...], bytes]
 
 
 class Bench:
-    """Bases by family and layout, adapters and reference logits by kind as well. Folders are read-only."""
+    """Bases by family and layout; adapters and reference logits also by adapter kind. Folders are read-only."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` takes everything that is built."""
+        """``folder``: where everything is built."""
         self._folder = folder
         self._models: dict[tuple[str, str], Any] = {}
         self._logits: dict[tuple[str, str, str], torch.Tensor] = {}
@@ -50,14 +50,14 @@ class Bench:
         return path if path.exists() else build(path, family, layout, dtype=dtype)
 
     def model(self, family: str, layout: str) -> Any:
-        """A copy of the base in memory; layouts that differ on disk alone are one."""
+        """A copy of the base in memory; layouts that differ only on disk share one."""
         layout = "tied" if layout in ("duplicate", "copies") else layout
         if (family, layout) not in self._models:
             self._models[family, layout] = reloaded(self.base(family, layout), family)
         return copy.deepcopy(self._models[family, layout])
 
     def adapter(self, family: str, layout: str, kind: str) -> Path:
-        """The adapter, made on the base in memory."""
+        """The adapter, created on the base in memory."""
         layout = "tied" if layout in ("duplicate", "copies") else layout
         path = self._folder / f"{family}-{layout}-{kind}".replace(" ", "_")
         return path if path.exists() else build_adapter(self.model(family, layout), path, family, RECIPES[kind])
@@ -74,7 +74,7 @@ class Bench:
         """The model with adapters on it, unmerged."""
         model = self.model(family, layout)
         if grown:
-            torch.manual_seed(99)  # whatever the new rows start as, the adapter has to set them
+            torch.manual_seed(99)  # the adapter has to set the new rows, whatever their initial values
             model.resize_token_embeddings(VOCAB + len(NEW_IDS), mean_resizing=False)
         return attached(model, adapters)
 
@@ -84,24 +84,24 @@ def logits(model: Any, *, grown: bool = False) -> torch.Tensor:
     ids = torch.tensor([[*_SEQUENCE, *(NEW_IDS if grown else ())]])
     both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, **both).logits
-    return found
+        result: torch.Tensor = model(input_ids=ids, **both).logits
+    return result
 
 
 def attached(model: Any, adapters: Sequence[Path]) -> Any:
     """``model`` with adapters on it, unmerged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT warns of ties and of older files; what it makes of them is the point
+        warnings.simplefilter("ignore")  # PEFT warns of ties and of older files
         return attach(model, [str(path) for path in adapters]).eval()
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest distance of two logits."""
-    return (one - other).abs().max().item()
+def difference(logits: torch.Tensor, others: torch.Tensor) -> float:
+    """The largest absolute difference."""
+    return (logits - others).abs().max().item()
 
 
 def reloaded(path: Path, family: str = "") -> Any:
-    """What plain transformers makes of a checkpoint; every tensor of it is used, and none is made up."""
+    """The checkpoint loaded by plain transformers, which must use every tensor and initialise none."""
     auto: Any = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
     model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info
@@ -116,7 +116,7 @@ def merge(base: Path, adapters: Sequence[Path], out: Path, *, untie: bool = Fals
 
 
 def require_verified(out: Path, base: Path, adapters: Sequence[Path], *, untie: bool = False) -> None:
-    """The checker's own account of the weights agrees."""
+    """Verification at level rows must pass."""
     (report,) = verify([out], Reference.open(base, adapters, untie=untie), level="rows")
     assert report.passed, [check for check in report.checks if not check.passed]
 
@@ -137,7 +137,7 @@ def values(tensor: Stored) -> torch.Tensor:
 
 
 def require_untouched(out: Path, base: Path, adapter: Path) -> None:
-    """Modules that the adapter has no tensor for are the base's, byte for byte; so are rows that it does not train."""
+    """Modules without a tensor in the adapter, and rows that it does not train, must equal the base byte for byte."""
     keys = list(stored(adapter, "adapter_model.safetensors"))
     before, after = stored(base), stored(out)
     touched = {_path(key) for key in keys}
@@ -150,11 +150,11 @@ def require_untouched(out: Path, base: Path, adapter: Path) -> None:
             assert set(_changed_rows(tensor, after[name])) <= {*IDS, *OTHER_IDS}, f"{name}: other rows were not trained"
 
 
-def _path(name: str) -> tuple[str, ...]:
-    return tuple(part for part in name.split(".") if part not in _WRAPPERS and not part.startswith(_NOT_A_MODULE))
+def _path(key: str) -> tuple[str, ...]:
+    return tuple(name for name in key.split(".") if name not in _WRAPPERS and not name.startswith(_NOT_A_MODULE))
 
 
-def _changed_rows(one: Stored, other: Stored) -> Iterator[int]:
-    (_, (rows, *_), before), (*_, after) = one, other
+def _changed_rows(base: Stored, merged: Stored) -> Iterator[int]:
+    (_, (rows, *_), before), (*_, after) = base, merged
     width = len(before) // rows
     return (row for row in range(rows) if before[row * width :][:width] != after[row * width :][:width])

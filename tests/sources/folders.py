@@ -20,7 +20,7 @@ ROWS = ".trainable_tokens_delta"
 
 
 def matrix(n_rows: int = 6, width: int = 4, start: int = 0, dtype: Any = np.float32) -> Array:
-    """Different numbers everywhere."""
+    """A matrix of distinct numbers."""
     return (np.arange(n_rows * width) + start).reshape(n_rows, width).astype(dtype)
 
 
@@ -49,7 +49,7 @@ def write_index(folder: Path, weight_map: Mapping[str, object]) -> None:
 def adapter(
     folder: Path, token_ids: Sequence[int], rows: Mapping[str, Array], *, base: str | None = None, **config: object
 ) -> Path:
-    """A row adapter as PEFT writes it: module name → rows."""
+    """An adapter of token rows in PEFT's format. rows: module name → rows."""
     folder.mkdir(parents=True)
     table = {"peft_type": "TRAINABLE_TOKENS", "token_indices": list(token_ids), "base_model_name_or_path": base}
     (folder / "adapter_config.json").write_text(json.dumps(table | config))

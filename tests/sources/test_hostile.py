@@ -1,4 +1,4 @@
-"""Hostile input against the whole program: it ends with exit 4 and one line, and never needs much memory."""
+"""Hostile input for the whole program: it exits with 4 and one line, within a limit of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fixtures.hostile.cases import HOSTILE, MENTIONS
 from fixtures.hostile.containers import CONTAINERS
 from tests.processes import Ended, ttexport
 
-#: What a merge itself may take; the interpreter with numpy is 40 MB of it.
+#: Memory limit of a merge, of which the interpreter with numpy takes 40 MB.
 PEAK_BYTES: Final = 300 << 20
 
 
@@ -26,7 +26,7 @@ def require_refused(ended: Ended, *mentions: str) -> None:
         assert words.casefold() in ended.stderr.casefold()
 
 
-# What only GGUF reads of a tokenizer is copied by the others as it is.
+# Merges of the tokenizer are read by the GGUF writer only; other formats copy the file.
 @pytest.mark.parametrize("name", [*HOSTILE, *(name for name in BOMBS if name != "merges of lists")])
 def test_a_merge_of_hostile_input_is_refused_within_bounds(
     name: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
@@ -56,7 +56,7 @@ def test_a_hostile_container_is_refused_within_bounds(name: str, tmp_path: Path)
     (tmp_path / file).unlink()
 
 
-def test_the_measurement_sees_memory_and_success(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+def test_the_measurement_reports_memory_and_success(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     ended = ttexport("merge", tiny_adapter, "--base", tiny_tied, "-o", tmp_path / "x")
     assert ended.code == 0
     assert 20 << 20 < ended.peak_bytes < PEAK_BYTES

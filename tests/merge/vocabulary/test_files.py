@@ -54,7 +54,7 @@ def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(vocabulary: str, t
     }
 
 
-def test_the_adapters_chat_template_wins_alone(tmp_path: Path) -> None:
+def test_the_adapters_chat_template_replaces_the_bases(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja")
     files = merge_auxiliary_files(base, [adapter_with(tmp_path / "a", {"chat_template.jinja": "new"})])
     assert origins(files) == {"tokenizer.json": "base", "chat_template.jinja": "a"}
@@ -63,7 +63,7 @@ def test_the_adapters_chat_template_wins_alone(tmp_path: Path) -> None:
 MORE = "additional_chat_templates/tool_use.jinja"
 
 
-def test_named_chat_templates_travel_with_the_default_one(tmp_path: Path) -> None:
+def test_additional_chat_templates_are_copied_with_the_default_one(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base", "tokenizer.json", "chat_template.jinja", MORE)
     bare = merge_auxiliary_files(base, [adapter_with(tmp_path / "bare", {})])
     assert bare[MORE] == tmp_path / "base" / MORE
@@ -75,17 +75,17 @@ def test_named_chat_templates_travel_with_the_default_one(tmp_path: Path) -> Non
     assert named[MORE] == tmp_path / "named" / MORE
 
 
-def test_two_adapters_may_bring_the_same_file_but_not_different_ones(tmp_path: Path) -> None:
+def test_two_adapters_may_have_equal_files_but_not_different_ones(tmp_path: Path) -> None:
     base = base_with(tmp_path / "base")
-    one, twin, other = (
+    first, same, other = (
         adapter_with(tmp_path / name, {"tokenizer.json": json.dumps(text)})
-        for name, text in [("one", "x"), ("twin", "x"), ("other", "y")]
+        for name, text in [("first", "x"), ("same", "x"), ("other", "y")]
     )
-    assert origins(merge_auxiliary_files(base, [one, twin])) == {"tokenizer.json": "one"}
-    with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same file as .*one/tokenizer\.json"):
-        merge_auxiliary_files(base, [one, twin, other])
+    assert origins(merge_auxiliary_files(base, [first, same])) == {"tokenizer.json": "first"}
+    with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same file as .*first/tokenizer\.json"):
+        merge_auxiliary_files(base, [first, same, other])
 
 
-def test_strangers_stay_behind(tmp_path: Path) -> None:
-    stray = {"README.md": "x", "modeling_custom.py": "x", "optimizer.pt": "x", "training_args.bin": "x"}
-    assert merge_auxiliary_files(base_with(tmp_path / "base", *stray), [adapter_with(tmp_path / "a", stray)]) == {}
+def test_other_files_are_not_copied(tmp_path: Path) -> None:
+    others = {"README.md": "x", "modeling_custom.py": "x", "optimizer.pt": "x", "training_args.bin": "x"}
+    assert merge_auxiliary_files(base_with(tmp_path / "base", *others), [adapter_with(tmp_path / "a", others)]) == {}

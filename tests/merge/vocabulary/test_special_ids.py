@@ -12,17 +12,17 @@ from exporter.cli.main import run
 from fixtures import adapters as stock
 from tests.trained import TRAINED_IDS
 
-Retold = Callable[[str], Path]
+WithEos = Callable[[str], Path]
 
 
 @pytest.fixture
-def retold(tiny_tied: Path, tmp_path: Path) -> Retold:
-    """An adapter whose tokenizer has another end of text, as a chat model is taught."""
+def with_eos(tiny_tied: Path, tmp_path: Path) -> WithEos:
+    """Makes an adapter with another eos token in its tokenizer, as chat models have."""
 
-    def make(end: str) -> Path:
+    def make(eos_token: str) -> Path:
         folder = stock.stock_rows(tiny_tied, tmp_path / "adapter", TRAINED_IDS)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        tokenizer.eos_token = end
+        tokenizer.eos_token = eos_token
         tokenizer.save_pretrained(folder)
         return folder
 
@@ -30,12 +30,12 @@ def retold(tiny_tied: Path, tmp_path: Path) -> Retold:
 
 
 def configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    one, other = (json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json"))
-    return one, other
+    config, generation = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+    return config, generation
 
 
-def test_a_new_end_of_text_reaches_both_configs(retold: Retold, tiny_tied: Path, tmp_path: Path) -> None:
-    adapter = retold("<|endoftext|>")
+def test_a_new_eos_token_is_set_in_both_configs(with_eos: WithEos, tiny_tied: Path, tmp_path: Path) -> None:
+    adapter = with_eos("<|endoftext|>")
     token_id = AutoTokenizer.from_pretrained(adapter).eos_token_id
     assert token_id != AutoTokenizer.from_pretrained(tiny_tied).eos_token_id
     out = tmp_path / "out"
@@ -47,7 +47,7 @@ def test_a_new_end_of_text_reaches_both_configs(retold: Retold, tiny_tied: Path,
     assert {key for key in config if config[key] != base_config[key]} == {"eos_token_id"}
 
 
-def test_a_list_of_ends_keeps_its_other_members(retold: Retold, tiny_tied: Path, tmp_path: Path) -> None:
+def test_a_list_of_eos_ids_keeps_its_other_members(with_eos: WithEos, tiny_tied: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for path in tiny_tied.iterdir():
@@ -55,13 +55,13 @@ def test_a_list_of_ends_keeps_its_other_members(retold: Retold, tiny_tied: Path,
     (base / "generation_config.json").unlink()
     old = AutoTokenizer.from_pretrained(tiny_tied).eos_token_id
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [old, 9]}))
-    adapter, out = retold("<|endoftext|>"), tmp_path / "out"
+    adapter, out = with_eos("<|endoftext|>"), tmp_path / "out"
     assert run(["merge", str(adapter), "--base", str(base), "-o", str(out)]) == 0
     _, generation = configs(out)
     assert generation["eos_token_id"] == [AutoTokenizer.from_pretrained(adapter).eos_token_id, 9]
 
 
-def test_the_same_tokenizer_leaves_the_generation_config_as_it_lies(
+def test_the_same_tokenizer_leaves_the_generation_config_unchanged(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -70,10 +70,10 @@ def test_the_same_tokenizer_leaves_the_generation_config_as_it_lies(
     assert (out / name).read_bytes() == (tiny_tied / name).read_bytes()
 
 
-def test_the_checker_sees_an_id_that_did_not_follow(
-    retold: Retold, tiny_tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_checker_detects_a_special_id_that_was_not_updated(
+    with_eos: WithEos, tiny_tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter, out = retold("<|endoftext|>"), tmp_path / "out"
+    adapter, out = with_eos("<|endoftext|>"), tmp_path / "out"
     assert run(["merge", str(adapter), "--base", str(tiny_tied), "-o", str(out)]) == 0
     checking = ["verify", str(out), "--reference", str(tiny_tied), "--adapter", str(adapter), "--level", "rows"]
     assert run(checking) == 0

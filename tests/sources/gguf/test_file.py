@@ -23,12 +23,12 @@ def string(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-def key(name: bytes, kind: int, value: bytes) -> bytes:
-    return string(name) + struct.pack("<I", kind) + value
+def key(name: bytes, value_type: int, value: bytes) -> bytes:
+    return string(name) + struct.pack("<I", value_type) + value
 
 
-def tensor(name: bytes, lengths: Sequence[int], kind: int = 0, offset: int = 0) -> bytes:
-    return string(name) + struct.pack(f"<I{len(lengths)}QIQ", len(lengths), *lengths, kind, offset)
+def tensor(name: bytes, lengths: Sequence[int], ggml_type: int = 0, offset: int = 0) -> bytes:
+    return string(name) + struct.pack(f"<I{len(lengths)}QIQ", len(lengths), *lengths, ggml_type, offset)
 
 
 def container(
@@ -73,7 +73,7 @@ def test_values_and_tensors_are_read(tmp_path: Path) -> None:
     assert file.metadata == {"general.architecture": "llama", "a.number": 7, "a.float": 0.5, "a.flag": True}
     assert words.values() == ["one", "", "zwölf"]
     assert numbers.values() == [-1, 0, 1]
-    assert {name: (one.type, one.shape, one.nbytes) for name, one in file.tensors.items()} == {
+    assert {name: (stored.type, stored.shape, stored.nbytes) for name, stored in file.tensors.items()} == {
         "embd": ("F32", (3, 8), 96),
         "norm": ("F32", (8,), 32),
         "quantised": ("Q8_0", (2, 64), 136),
@@ -81,7 +81,7 @@ def test_values_and_tensors_are_read(tmp_path: Path) -> None:
     assert file.tensors["embd"].offset_bytes == file.data_offset == len(VALID) - 264
 
 
-def test_a_file_of_gguf_pys_writer_reads_as_its_own_reader_reads_it(tmp_path: Path) -> None:
+def test_a_file_of_gguf_pys_writer_reads_as_in_gguf_pys_reader(tmp_path: Path) -> None:
     path, rng = tmp_path / "theirs.gguf", np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_array("words", ["a", "", "灯台"])
@@ -98,11 +98,13 @@ def test_a_file_of_gguf_pys_writer_reads_as_its_own_reader_reads_it(tmp_path: Pa
     ours, theirs = GgufFile.open(path), gguf.GGUFReader(path)
     for name, value in ours.metadata.items():
         assert (value.values() if isinstance(value, GgufArray) else value) == theirs.fields[name].contents()
-    assert list(ours.tensors) == [one.name for one in theirs.tensors]
-    for one in theirs.tensors:
-        mine = ours.tensors[one.name]
-        assert (mine.offset_bytes, mine.shape) == (one.data_offset, tuple(int(n) for n in one.shape[::-1]))
-        assert np.array_equal(ours.rows(one.name, 0, mine.n_rows).reshape(-1), one.data.reshape(-1).view(np.uint8))
+    assert list(ours.tensors) == [stored.name for stored in theirs.tensors]
+    for stored in theirs.tensors:
+        mine = ours.tensors[stored.name]
+        assert (mine.offset_bytes, mine.shape) == (stored.data_offset, tuple(int(n) for n in stored.shape[::-1]))
+        assert np.array_equal(
+            ours.rows(stored.name, 0, mine.n_rows).reshape(-1), stored.data.reshape(-1).view(np.uint8)
+        )
 
 
 def test_type_tables_are_ggmls() -> None:
@@ -118,12 +120,12 @@ def test_type_tables_are_ggmls() -> None:
 
 
 def test_value_types_are_ggufs() -> None:
-    assert {kind.value for kind in gguf.GGUFValueType} == {*SCALARS, 8, 9}
+    assert {value_type.value for value_type in gguf.GGUFValueType} == {*SCALARS, 8, 9}
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "IQ4_NL", "Q4_K", "Q6_K"])
-def test_rows_become_the_numbers_that_gguf_py_makes_of_them(tmp_path: Path, kind: str) -> None:
-    enum = GGMLQuantizationType[kind]
+@pytest.mark.parametrize("ggml_type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "IQ4_NL", "Q4_K", "Q6_K"])
+def test_rows_are_dequantised_as_in_gguf_py(tmp_path: Path, ggml_type: str) -> None:
+    enum = GGMLQuantizationType[ggml_type]
     block, nbytes = gguf.GGML_QUANT_SIZES[enum]
     width = max(block, 256)
     # Bytes below 0x40 keep every float16 and bfloat16 scale finite.
@@ -143,7 +145,7 @@ def test_type_without_a_decoder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "start", "stop"), [("none", 0, 1), ("embd", 0, 4), ("embd", -1, 1), ("embd", 2, 1)])
-def test_rows_that_are_not_there_are_refused(tmp_path: Path, name: str, start: int, stop: int) -> None:
+def test_rows_out_of_range_are_refused(tmp_path: Path, name: str, start: int, stop: int) -> None:
     with pytest.raises(TensorMismatch, match=name):
         GgufFile.open(write(tmp_path, VALID)).rows(name, start, stop)
 
@@ -220,7 +222,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", range(0, len(VALID), 7))
-def test_every_cut_is_noticed(tmp_path: Path, length: int) -> None:
+def test_every_truncation_is_detected(tmp_path: Path, length: int) -> None:
     with pytest.raises(UnreadableFile):
         GgufFile.open(write(tmp_path, VALID[:length]))
 
@@ -248,9 +250,9 @@ def test_mutated_header_reads_or_is_refused(tmp_path: Path, changes: list[tuple[
         file = GgufFile.open(path)
     except UnreadableFile:
         return
-    for one in file.tensors.values():
-        assert one.offset_bytes + one.nbytes <= len(data)
-        assert file.rows(one.name, 0, one.n_rows).nbytes == one.nbytes
+    for stored in file.tensors.values():
+        assert stored.offset_bytes + stored.nbytes <= len(data)
+        assert file.rows(stored.name, 0, stored.n_rows).nbytes == stored.nbytes
     for value in file.metadata.values():
         if isinstance(value, GgufArray):
             assert len(value.values()) == value.count

@@ -35,13 +35,15 @@ NESTED_EMBED, NESTED_HEAD = "model.language_model.embed_tokens.weight", "lm_head
         (SAME.astype(np.float16), None, Tie(EMBED, HEAD, tied=False)),
     ],
 )
-def test_the_tie_follows_the_evidence(head: np.ndarray | None, flag: bool | None, tie: Tie, tmp_path: Path) -> None:
+def test_the_tie_follows_config_and_tensors(
+    head: np.ndarray | None, flag: bool | None, tie: Tie, tmp_path: Path
+) -> None:
     tensors = {EMBED: SAME} | ({} if head is None else {HEAD: head})
     config = {} if flag is None else {"tie_word_embeddings": flag}
     assert Checkpoint.open(checkpoint(tmp_path / "base", tensors, **config)).tie == tie
 
 
-def test_a_difference_in_the_last_row_alone_is_seen(tmp_path: Path) -> None:
+def test_a_difference_in_the_last_row_only_is_detected(tmp_path: Path) -> None:
     head = matrix(5000, 1024)  # more than one block
     embedding = head.copy()
     embedding[-1, -1] += 1
@@ -68,17 +70,17 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path: Path) -> None:
         ({"tie_word_embeddings": "no"}, {}, SAME, True),
     ],
 )
-def test_a_wrapper_and_its_text_model_are_both_heard(
+def test_the_flags_of_a_wrapper_and_its_text_model_are_combined(
     outer: dict[str, object], inner: dict[str, object], head: np.ndarray | None, tied: bool, tmp_path: Path
 ) -> None:
     tensors = {NESTED_EMBED: SAME} | ({} if head is None else {NESTED_HEAD: head})
-    found = Checkpoint.open(checkpoint(tmp_path / "base", tensors, **outer, text_config={"vocab_size": 6, **inner}))
-    assert found.text_config["vocab_size"] == 6
-    tie = found.tie
+    base = Checkpoint.open(checkpoint(tmp_path / "base", tensors, **outer, text_config={"vocab_size": 6, **inner}))
+    assert base.text_config["vocab_size"] == 6
+    tie = base.tie
     assert (tie.embedding, tie.head, tie.tied) == (NESTED_EMBED, None if head is None else NESTED_HEAD, tied)
 
 
-def test_an_embedding_without_columns_is_no_crash(tmp_path: Path) -> None:
+def test_an_embedding_without_columns_does_not_crash(tmp_path: Path) -> None:
     empty = np.zeros((5, 0), np.float32)
     assert Checkpoint.open(checkpoint(tmp_path / "base", {EMBED: empty, HEAD: empty})).tie.tied
 
@@ -90,10 +92,10 @@ def test_one_embedding_is_needed(names: list[str], tmp_path: Path) -> None:
         _ = Checkpoint.open(base).stored_embedding
 
 
-def test_tensors_whose_names_only_resemble_the_embedding_are_left_alone(tmp_path: Path) -> None:
+def test_tensors_with_names_like_the_embeddings_are_ignored(tmp_path: Path) -> None:
     like = ["model.embed_tokens_per_layer.weight", "model.embed_tokens.weight_scale", "my_lm_head.weight"]
-    found = Checkpoint.open(checkpoint(tmp_path / "base", {EMBED: SAME} | {name: SAME for name in like}))
-    assert (found.stored_embedding, found.stored_head) == (EMBED, None)
+    base = Checkpoint.open(checkpoint(tmp_path / "base", {EMBED: SAME} | {name: SAME for name in like}))
+    assert (base.stored_embedding, base.stored_head) == (EMBED, None)
 
 
 def test_the_digest_is_that_of_the_stored_bytes(tiny_tied: Path) -> None:
@@ -103,21 +105,20 @@ def test_the_digest_is_that_of_the_stored_bytes(tiny_tied: Path) -> None:
 
 
 def test_shards_hold_what_the_model_holds(tiny_sharded: Path) -> None:
-    found = Checkpoint.open(tiny_sharded)
-    assert len({tensor.place.path for tensor in found.tensors.values()}) == 3
+    base = Checkpoint.open(tiny_sharded)
+    assert len({tensor.place.path for tensor in base.tensors.values()}) == 3
     model = AutoModelForCausalLM.from_pretrained(tiny_sharded)
     state = model.state_dict()
-    assert found.tensors.keys() == state.keys()
-    for name, tensor in found.tensors.items():
+    assert base.tensors.keys() == state.keys()
+    for name, tensor in base.tensors.items():
         np.testing.assert_array_equal(read(tensor).astype(np.float32), state[name].float().numpy())
 
 
-def test_a_single_file_wins_over_an_index_as_in_transformers(tiny_tied: Path, tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_an_index_as_in_transformers(tiny_tied: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_tied, tmp_path / "base")
     (base / "stale.safetensors").write_bytes((base / "model.safetensors").read_bytes())
     rawtensors.replace(base / "stale.safetensors", {NORM: ("BF16", (64,), bytes(128))})
-    found = Checkpoint.open(base)
-    write_index(base, dict.fromkeys(found.tensors, "stale.safetensors"))
+    write_index(base, dict.fromkeys(Checkpoint.open(base).tensors, "stale.safetensors"))
     stored = read(Checkpoint.open(base).tensors[NORM]).astype(np.float32)
     loaded = AutoModelForCausalLM.from_pretrained(base).state_dict()[NORM].float().numpy()
     np.testing.assert_array_equal(stored, loaded)
@@ -144,7 +145,7 @@ def test_a_shard_outside_the_folder_is_refused(shard: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "says"),
+    ("weight_map", "message"),
     [
         ({EMBED: "1.safetensors", NORM: "1.safetensors"}, r"1\.safetensors: model.norm.weight: expected by the index"),
         ({EMBED: "2.safetensors"}, r"model.norm.weight: expected in None, found in 2\.safetensors"),
@@ -152,15 +153,15 @@ def test_a_shard_outside_the_folder_is_refused(shard: str, tmp_path: Path) -> No
         (["1.safetensors"], "expected a weight_map"),
     ],
 )
-def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map: object, says: str, tmp_path: Path) -> None:
+def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map: object, message: str, tmp_path: Path) -> None:
     base = two_shards(tmp_path / "base")
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(UnreadableFile, match=says):
+    with pytest.raises(UnreadableFile, match=message):
         Checkpoint.open(base)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"{", "config.json is not valid JSON"),
         (b"[]", "config.json: expected a JSON object, found list"),
@@ -171,31 +172,31 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(weight_map: object, 
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"{" + b'"a":{' * 100_000, "not valid JSON"),
     ],
-    ids=["cut", "list", "no-utf8", "twice", "twice-below", "half-a-character", "long-number", "deep"],
+    ids=["cut", "list", "no-utf8", "twice", "twice-below", "lone-surrogate", "long-number", "deep"],
 )
-def test_a_broken_config_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+def test_a_broken_config_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", {EMBED: SAME})
     (base / "config.json").write_bytes(content)
-    with pytest.raises(UnreadableFile, match=says):
+    with pytest.raises(UnreadableFile, match=message):
         Checkpoint.open(base)
 
 
-def test_what_is_no_checkpoint_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
-    for name, says in [
+    for name, message in [
         ("absent", "found nothing"),
         ("file", "found a file"),
         ("empty", "config.json: no such file"),
         ("bare", "expected model.safetensors or model.safetensors.index.json, found neither"),
     ]:
-        with pytest.raises(UnreadableFile, match=says):
+        with pytest.raises(UnreadableFile, match=message):
             Checkpoint.open(tmp_path / name)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_with_the_conversion(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     _, base = hostile.HOSTILE["pickle_base"](tiny_adapter, tiny_tied, tmp_path)
     with pytest.raises(TTExportError, match=r"pytorch_model\.bin: .*save_pretrained") as caught:
         Checkpoint.open(base)
@@ -203,8 +204,8 @@ def test_pickled_weights_are_refused_with_the_way_out(tiny_adapter: Path, tiny_t
     assert not (tmp_path / hostile.PICKLE_MARKER).exists()
 
 
-def test_auxiliary_files_are_those_that_exist(tiny_tied: Path) -> None:
-    found = Checkpoint.open(tiny_tied).auxiliary_files
-    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= found.keys()
-    assert "config.json" not in found
-    assert all(path.is_file() for path in found.values())
+def test_auxiliary_files_are_the_existing_ones(tiny_tied: Path) -> None:
+    files = Checkpoint.open(tiny_tied).auxiliary_files
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= files.keys()
+    assert "config.json" not in files
+    assert all(path.is_file() for path in files.values())

@@ -22,7 +22,7 @@ from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec, read
 from fixtures.hostile import rawtensors
 from tests.sources.mutations import mutated
 
-# What the library and numpy have in common without ml_dtypes.
+# The dtypes of both the library and numpy, without ml_dtypes.
 NATIVE = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 
@@ -39,12 +39,12 @@ def written(path: Path, header: Mapping[str, Any], nbytes: int, claim: int | Non
     return path
 
 
-def test_what_the_library_wrote_is_read_back(tmp_path: Path) -> None:
+def test_a_file_of_the_library_is_read_back(tmp_path: Path) -> None:
     tensors = {f"{dtype}.{n}": filled(dtype, shape) for dtype in NATIVE for n, shape in enumerate([(3, 2), (), (0, 4)])}
-    save_file(tensors, tmp_path / "x.safetensors", {"note": "kept by nobody"})
-    found = read_tensors(tmp_path / "x.safetensors")
-    assert found.keys() == tensors.keys()
-    for name, tensor in found.items():
+    save_file(tensors, tmp_path / "x.safetensors", {"note": "ignored"})
+    stored = read_tensors(tmp_path / "x.safetensors")
+    assert stored.keys() == tensors.keys()
+    for name, tensor in stored.items():
         assert tensor.spec == TensorSpec(name, name.split(".")[0], tensors[name].shape)
         np.testing.assert_array_equal(read(tensor), tensors[name])
         if tensor.spec.shape == (3, 2):
@@ -61,23 +61,23 @@ def test_a_prepared_header_is_read_by_the_library(tmp_path: Path) -> None:
         assert offset_bytes == len(content)
         assert offset_bytes % DTYPES[spec.dtype].itemsize == 0
         content += values[spec.name].tobytes()
-    found = load(bytes(content))
-    assert found.keys() == values.keys()
+    loaded = load(bytes(content))
+    assert loaded.keys() == values.keys()
     for name, value in values.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(loaded[name], value)
     (tmp_path / "x").write_bytes(content)
     with safe_open(tmp_path / "x", "np") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_tensors_keep_their_order_but_for_the_size_of_their_items() -> None:
+def test_tensors_keep_their_order_within_an_item_size() -> None:
     names = [("c", "I8"), ("b", "F32"), ("a", "F32"), ("d", "BF16"), ("e", "I8")]
     _, places = prepare([TensorSpec(name, dtype, (2,)) for name, dtype in names])
     assert [spec.name for spec, _ in places] == ["b", "a", "d", "c", "e"]
 
 
 @given(st.integers(0, 1 << 40).map(lambda n: 8 * n))
-def test_data_begins_where_it_does_in_another_file_within_its_page(offset: int) -> None:
+def test_data_begins_at_the_same_offset_within_a_page_as_in_another_file(offset: int) -> None:
     specs = [TensorSpec("a", "F32", (2,))]
     header, places = prepare(specs, like_offset_bytes=offset)
     assert places == [(specs[0], len(header))]
@@ -97,11 +97,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no entry": ({"a": 5}, 0, "a: expected dtype, shape and data_offsets"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "a: expected dtype"),
     "unknown dtype": ({"a": entry(0, 8, dtype="F128")}, 8, "a: expected a dtype of .*'F128'"),
-    "dtype of another kind": ({"a": entry(0, 8, dtype=["F32"])}, 8, "a: expected a dtype"),
+    "dtype that is a list": ({"a": entry(0, 8, dtype=["F32"])}, 8, "a: expected a dtype"),
     "negative length": ({"a": entry(0, 8, shape=(-2,))}, 8, "a: expected a shape .*-2"),
     "fraction": ({"a": entry(0, 8, shape=(2.0,))}, 8, "a: expected a shape"),
     "boolean": ({"a": entry(0, 4, shape=(True,))}, 4, "a: expected a shape"),
-    "shape of another kind": ({"a": entry(0, 8, shape="2")}, 8, "a: expected a shape"),
+    "shape that is a string": ({"a": entry(0, 8, shape="2")}, 8, "a: expected a shape"),
     "length beyond 63 bits": ({"a": entry(0, 8, shape=(1 << 63,))}, 8, "a: expected a shape"),
     "product that would wrap": ({"a": entry(0, 0, shape=(1 << 62, 1 << 62))}, 0, "a: expected a shape of at most"),
     "absurd without data": ({"a": entry(0, 0, shape=(1 << 62, 0))}, 0, "a: expected a shape of at most"),
@@ -113,16 +113,16 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_broken_header_is_refused_by_file_and_tensor(case: str, tmp_path: Path) -> None:
-    header, nbytes, says = REFUSED[case]
+    header, nbytes, message = REFUSED[case]
     path = written(tmp_path / "x.safetensors", header, nbytes)
-    with pytest.raises(UnreadableFile, match=says) as caught:
+    with pytest.raises(UnreadableFile, match=message) as caught:
         read_tensors(path)
     assert caught.value.path == path
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "found a file of 0 bytes"),
         (b"\x08\0\0", "found a file of 3 bytes"),
@@ -138,13 +138,13 @@ def test_a_broken_header_is_refused_by_file_and_tensor(case: str, tmp_path: Path
     ],
     ids=lambda value: f"{value[:12]!r}" if isinstance(value, bytes) else "",
 )
-def test_a_file_without_a_header_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+def test_a_file_without_a_header_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UnreadableFile, match=says):
+    with pytest.raises(UnreadableFile, match=message):
         read_tensors(tmp_path / "x")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="no such file"):
         read_tensors(tmp_path / "absent")
     with pytest.raises(UnreadableFile, match="directory"):

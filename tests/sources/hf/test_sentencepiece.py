@@ -1,4 +1,4 @@
-"""tokenizer.model is read as the sentencepiece package reads it, and a broken one is refused in one line."""
+"""tokenizer.model is read as by the sentencepiece package; a broken file is refused with one line."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def test_every_field_is_that_of_the_sentencepiece_package(tmp_path: Path, conten
     assert ours.remove_extra_whitespaces == theirs.normalizer_spec.remove_extra_whitespaces
 
 
-def test_fields_in_another_order_and_left_out_mean_the_same(tmp_path: Path) -> None:
-    # type before text; then a piece of a text alone, longer than one byte of length can say
+def test_reordered_and_omitted_fields_are_read(tmp_path: Path) -> None:
+    # type before text; then a piece with only a text, too long for a length of one byte
     pieces = b"\x0a\x08\x18\x03\x0a\x01a\x98\x06\x07" + b"\x0a\xcb\x01\x0a\xc8\x01" + b"b" * 200
-    found = read(tmp_path, pieces)
-    assert (found.texts, found.types, found.scores) == (["a", "b" * 200], [3, 1], [0.0, 0.0])
-    assert (found.algorithm, found.add_dummy_prefix, found.remove_extra_whitespaces) == (1, True, True)
+    model = read(tmp_path, pieces)
+    assert (model.texts, model.types, model.scores) == (["a", "b" * 200], [3, 1], [0.0, 0.0])
+    assert (model.algorithm, model.add_dummy_prefix, model.remove_extra_whitespaces) == (1, True, True)
 
 
 @pytest.mark.parametrize(
-    ("broken", "words"),
+    ("broken", "message"),
     [
         (b"", "pieces: expected one or more"),
         (b"{}", "expected a SentencePiece model"),
@@ -56,8 +56,8 @@ def test_fields_in_another_order_and_left_out_mean_the_same(tmp_path: Path) -> N
         (b"\x0b", "wire type 3"),
     ],
 )
-def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, broken: bytes, words: str) -> None:
-    with pytest.raises(UnreadableFile, match=r"tokenizer\.model: .*" + words):
+def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, broken: bytes, message: str) -> None:
+    with pytest.raises(UnreadableFile, match=r"tokenizer\.model: .*" + message):
         read(tmp_path, broken)
 
 

@@ -29,7 +29,7 @@ def test_a_unigram_list_counts_its_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({}, "model: Expected `object`, got `null`"),
         ({"model": []}, "model: Expected `object`, got `array`"),
@@ -45,24 +45,24 @@ def test_a_unigram_list_counts_its_pieces(tmp_path: Path) -> None:
         ({"model": {"vocab": {}}, "added_tokens": [{"id": {}}]}, "added_tokens: Expected `int`, got `object`"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(content: object, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UnreadableFile, match=re.escape(says)) as caught:
+    with pytest.raises(UnreadableFile, match=re.escape(message)) as caught:
         token_ids(path)
     assert caught.value.path == path
 
 
-def test_readers_share_a_tokenizer_while_somebody_holds_it(tiny_tied: Path, tmp_path: Path) -> None:
+def test_readers_share_a_tokenizer_while_it_is_referenced(tiny_tied: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     shutil.copy(tiny_tied / "tokenizer.json", path)
-    held = Tokenizer.open(path)
-    assert read_tokenizer(path) is held.content
+    tokenizer = Tokenizer.open(path)
+    assert read_tokenizer(path) is tokenizer.content
 
     content = json.loads(path.read_text())
     content["added_tokens"].append({"id": 9999, "content": "<late>", "special": True})
     path.write_text(json.dumps(content))
-    assert 9999 in token_ids(path)  # the file is another one now
+    assert 9999 in token_ids(path)  # the changed file is decoded again
 
-    gone = weakref.ref(Tokenizer.open(path))
-    assert gone() is None
+    reference = weakref.ref(Tokenizer.open(path))
+    assert reference() is None

@@ -1,4 +1,4 @@
-"""Repositories in a real cache on disk, offline: what is whole is used, what is not is named."""
+"""Repositories in a real cache on disk, offline: complete ones are used, missing files are named."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def sizes(files: Mapping[str, bytes]) -> dict[str, int]:
     return {name: len(content) for name, content in files.items()}
 
 
-def find(word: str = "org/model") -> Path:
-    return locate(word, asked_by="--base", content="checkpoint").path
+def find(name: str = "org/model") -> Path:
+    return locate(name, asked_by="--base", content="checkpoint").path
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_whole_repository_in_the_cache_is_used(listed: bool, cache: Path) -> None:
+def test_a_complete_repository_in_the_cache_is_used(listed: bool, cache: Path) -> None:
     snapshot = fill_cache(
         cache, "org/model", CHECKPOINT, commit=COMMIT, tree=sizes({**CHECKPOINT, "x.bin": b""}) if listed else None
     )
-    found = locate("org/model", asked_by="--base", content="checkpoint")
-    assert (found.path, found.repo, found.revision) == (snapshot, "org/model", COMMIT)
-    assert found.name == "model"
+    located = locate("org/model", asked_by="--base", content="checkpoint")
+    assert (located.path, located.repo, located.revision) == (snapshot, "org/model", COMMIT)
+    assert located.name == "model"
 
 
 def test_an_old_repository_has_no_owner(cache: Path) -> None:
@@ -70,8 +70,8 @@ def test_a_revision_that_is_not_cached_is_not_replaced_by_another(cache: Path) -
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("absent", sorted(CHECKPOINT))
 def test_a_file_that_the_cache_lacks_is_named(absent: str, listed: bool, cache: Path) -> None:
-    held = {name: content for name, content in CHECKPOINT.items() if name != absent}
-    fill_cache(cache, "org/model", held, commit=COMMIT, tree=sizes(CHECKPOINT) if listed else None)
+    present = {name: content for name, content in CHECKPOINT.items() if name != absent}
+    fill_cache(cache, "org/model", present, commit=COMMIT, tree=sizes(CHECKPOINT) if listed else None)
     with pytest.raises(BadInput, match=rf"^--base: org/model@main: {absent} is missing in the local cache, and HF_HUB"):
         find()
 
@@ -79,15 +79,15 @@ def test_a_file_that_the_cache_lacks_is_named(absent: str, listed: bool, cache: 
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_shard_that_the_cache_lacks_is_named(listed: bool, cache: Path) -> None:
     whole = {**SHARDED, SHARDS[0]: b"one", SHARDS[1]: b"two"}
-    held = {**SHARDED, SHARDS[0]: b"one"}
-    fill_cache(cache, "org/model", held, commit=COMMIT, tree=sizes(whole) if listed else None)
+    present = {**SHARDED, SHARDS[0]: b"one"}
+    fill_cache(cache, "org/model", present, commit=COMMIT, tree=sizes(whole) if listed else None)
     with pytest.raises(BadInput, match=rf"org/model@main: {SHARDS[1]} is missing"):
         find()
     snapshot = fill_cache(cache, "org/other", whole, commit=COMMIT, tree=sizes(whole) if listed else None)
     assert find("org/other") == snapshot
 
 
-def test_a_chat_template_that_only_the_listing_knows_is_missed(cache: Path) -> None:
+def test_a_missing_chat_template_is_known_from_the_listing(cache: Path) -> None:
     listing = {**sizes(CHECKPOINT), "chat_template.jinja": 9}
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT, tree=listing)
     with pytest.raises(BadInput, match=r"chat_template\.jinja is missing"):
@@ -101,7 +101,7 @@ def test_a_link_without_its_blob_is_a_missing_file(cache: Path) -> None:
         find()
 
 
-def test_a_file_shorter_than_its_listing_is_named_with_what_to_delete(cache: Path) -> None:
+def test_a_file_shorter_than_its_listing_is_named_with_the_blob_to_delete(cache: Path) -> None:
     listing = {**sizes(CHECKPOINT), "model.safetensors": 100}
     snapshot = fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT, tree=listing)
     blob = (snapshot / "model.safetensors").resolve()
@@ -112,22 +112,22 @@ def test_a_file_shorter_than_its_listing_is_named_with_what_to_delete(cache: Pat
 
 def test_an_adapter_needs_its_own_weights_only(cache: Path) -> None:
     both = {**CHECKPOINT, **ADAPTER}
-    held = {name: content for name, content in both.items() if name != "model.safetensors"}
-    snapshot = fill_cache(cache, "user/adapter", held, commit=COMMIT, tree=sizes(both))
+    present = {name: content for name, content in both.items() if name != "model.safetensors"}
+    snapshot = fill_cache(cache, "user/adapter", present, commit=COMMIT, tree=sizes(both))
     assert locate("user/adapter", asked_by="ADAPTER", content="adapter").path == snapshot
     assert locate("user/adapter", asked_by="SOURCE").path == snapshot
     with pytest.raises(BadInput, match=r"model\.safetensors is missing"):
         find("user/adapter")
 
 
-def test_a_checkpoint_is_no_adapter(cache: Path) -> None:
+def test_a_checkpoint_is_not_an_adapter(cache: Path) -> None:
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT, tree=sizes(CHECKPOINT))
     with pytest.raises(BadInput, match=r"^ADAPTER: org/model@main: adapter_config\.json is missing"):
         locate("org/model", asked_by="ADAPTER", content="adapter")
 
 
 @pytest.mark.parametrize("revision", ["../../../etc/passwd", "a/../b", "-x", "a b", ".hidden", "v1\n"])
-def test_a_revision_cannot_lead_out_of_the_cache(revision: str, cache: Path) -> None:
+def test_a_revision_cannot_escape_the_cache(revision: str, cache: Path) -> None:
     with pytest.raises(BadInput, match="expected a branch, tag or commit"):
         locate("org/model", asked_by="--base", content="checkpoint", revision=revision)
 
@@ -137,7 +137,7 @@ def test_a_name_that_the_hub_cannot_have_is_bad_input(cache: Path) -> None:
         find("org/two--dashes")
 
 
-def test_a_cache_without_room_is_an_output_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_disk_is_an_output_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(cache))
 

@@ -21,7 +21,7 @@ def adapter(folder: Path, base: str | None) -> Adapter:
     return Adapter.open(write_adapter(folder, [0], {"model.embed_tokens": matrix(1)}, base=base))
 
 
-def test_what_the_user_names_wins_over_the_adapter(tmp_path: Path, tiny_tied: Path) -> None:
+def test_the_base_option_takes_precedence_over_the_adapter(tmp_path: Path, tiny_tied: Path) -> None:
     assert find_base(str(tiny_tied), [adapter(tmp_path / "a", "/nowhere")]) == Located(tiny_tied)
 
 
@@ -44,7 +44,7 @@ def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "a/b/c", "missing", "a\0b/c", "a/b@"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
@@ -65,7 +65,7 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch
     ],
     ids=["name", "path", "hub id", "revision"],
 )
-def test_a_word_that_no_file_system_takes_is_bad_input_of_one_short_line(word: str, expected: str) -> None:
+def test_a_name_too_long_for_a_file_system_is_bad_input_with_a_short_message(word: str, expected: str) -> None:
     with pytest.raises(BadInput, match=f"^--base: .*expected {expected}, found ") as caught:
         locate(word, asked_by="--base", content="checkpoint")
     assert len(str(caught.value)) < 200
@@ -119,29 +119,30 @@ def test_adapters_of_two_revisions_are_refused(tmp_path: Path, two_revisions: tu
     assert find_base(None, same).path == two_revisions[0]
 
 
-def test_a_revision_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_revision_that_is_not_a_string_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"adapter_config\.json: revision: expected a branch, tag or commit, found 7"):
         find_base(None, [revised(tmp_path / "a", "org/base", 7)])
 
 
-def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_takes_precedence_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "base@v1").mkdir(parents=True)
     assert locate("org/base@v1", asked_by="--base") == Located(Path("org/base@v1"))
 
 
 def test_only_the_hub_is_an_origin(tmp_path: Path) -> None:
-    found = origins(Located(tmp_path), [Located(tmp_path), Located(tmp_path, "user/adapter", COMMIT)])
-    assert found == {"adapter.1.repo": "user/adapter", "adapter.1.revision": COMMIT}
+    recorded = origins(Located(tmp_path), [Located(tmp_path), Located(tmp_path, "user/adapter", COMMIT)])
+    assert recorded == {"adapter.1.repo": "user/adapter", "adapter.1.revision": COMMIT}
 
 
-def test_a_patch_numbers_its_adapters_behind_those_that_are_recorded(tmp_path: Path) -> None:
-    local, one, other = Located(tmp_path), Located(tmp_path, "a/one", COMMIT), Located(tmp_path, "a/other", COMMIT)
-    recorded = {"base.embedding_sha256": "00", **origins(local, [local, one])}
-    assert origins_after(recorded, None, [one]) == recorded
-    assert origins_after(recorded, local, [one, other]) == {
+def test_a_patch_numbers_its_adapters_after_the_recorded_ones(tmp_path: Path) -> None:
+    local = Located(tmp_path)
+    first, second = (Located(tmp_path, f"a/{name}", COMMIT) for name in ("first", "second"))
+    recorded = {"base.embedding_sha256": "00", **origins(local, [local, first])}
+    assert origins_after(recorded, None, [first]) == recorded
+    assert origins_after(recorded, local, [first, second]) == {
         **recorded,
-        "adapter.2.repo": "a/other",
+        "adapter.2.repo": "a/second",
         "adapter.2.revision": COMMIT,
     }
-    assert origins_after({}, one, [local, other]) == origins(one, [local, other])
+    assert origins_after({}, first, [local, second]) == origins(first, [local, second])

@@ -21,11 +21,11 @@ from exporter.tensors import Array
 from tests.sources.onnx.onnx_models import HEAD, HIDDEN, TABLE, VOCAB, save, tensor
 
 
-def external(name: str, value: Array, **told: object) -> TensorProto:
-    """A tensor whose bytes lie in ``weights`` from byte 16 on, with entries overridden."""
+def external(name: str, value: Array, **entries: object) -> TensorProto:
+    """A tensor with its bytes in ``weights`` from byte 16 on; ``entries`` override its external data entries."""
     proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
     proto.data_location = TensorProto.EXTERNAL
-    for key, entry in {"location": "weights", "offset": 16, "length": value.nbytes, **told}.items():
+    for key, entry in {"location": "weights", "offset": 16, "length": value.nbytes, **entries}.items():
         if entry is not None:
             proto.external_data.add(key=key, value=str(entry))
     return proto
@@ -37,11 +37,11 @@ PRODUCT = helper.make_node("MatMul", ["x", "head"], ["logits"])
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., Path]:
-    """model(**told): a model whose table is external data, described as ``told``."""
+    """model(**entries): a model whose table is external data, with ``entries`` overridden."""
 
-    def build(**told: object) -> Path:
+    def build(**entries: object) -> Path:
         (tmp_path / "weights").write_bytes(bytes(16) + TABLE.tobytes())
-        tensors = [external("table", TABLE, **told), tensor("head", HEAD.T.copy())]
+        tensors = [external("table", TABLE, **entries), tensor("head", HEAD.T.copy())]
         return save(tmp_path / "model.onnx", [LOOKUP, PRODUCT], tensors)
 
     return build
@@ -68,7 +68,7 @@ def test_rows_and_token_rows_read_what_they_name(model: Callable[..., Path]) -> 
     assert np.array_equal(file.token_rows("head", 1, 3), HEAD[1:3])
 
 
-def test_token_rows_of_an_external_matrix_that_lies_the_other_way(tmp_path: Path) -> None:
+def test_token_rows_of_a_transposed_external_matrix(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(16) + HEAD.T.tobytes())
     tensors = [tensor("table", TABLE), external("head", HEAD.T.copy())]
     file = OnnxFile.open(save(tmp_path / "model.onnx", [LOOKUP, PRODUCT], tensors))
@@ -111,7 +111,7 @@ def test_external_data_outside_the_folder_is_refused(model: Callable[..., Path],
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("entries", "reason"),
     [
         ({"location": "elsewhere"}, "elsewhere: no such file"),
         ({"length": 4}, "table: expected 96 bytes for its shape, found length 4"),
@@ -123,15 +123,15 @@ def test_external_data_outside_the_folder_is_refused(model: Callable[..., Path],
     ],
     ids=str,
 )
-def test_external_data_that_is_not_there_is_refused(
-    model: Callable[..., Path], told: dict[str, object], reason: str
+def test_external_data_with_wrong_entries_is_refused(
+    model: Callable[..., Path], entries: dict[str, object], reason: str
 ) -> None:
-    path = model(**told)
+    path = model(**entries)
     with pytest.raises(UnreadableFile, match=reason):
         OnnxFile.open(path)
 
 
-def test_pipe_in_place_of_data_is_refused_and_not_waited_for(model: Callable[..., Path]) -> None:
+def test_pipe_as_external_data_is_refused_without_blocking(model: Callable[..., Path]) -> None:
     path = model(location="pipe")
     os.mkfifo(path.parent / "pipe")
     with pytest.raises(UnreadableFile, match="regular file"):
@@ -181,14 +181,14 @@ def test_inline_tensor_that_contradicts_itself_is_refused(tmp_path: Path, proto:
         OnnxFile.open(path)
 
 
-def test_initialiser_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_initialiser_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "model.onnx", [PRODUCT], [tensor("w", TABLE), tensor("w", HEAD)])
     with pytest.raises(UnreadableFile, match="w: expected once, found twice"):
         OnnxFile.open(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx model", b"\x08\x0b", bytes(1000)])
-def test_bytes_that_are_no_model_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_not_a_model_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(UnreadableFile, match=r"model\.onnx: expected an ONNX model"):
         OnnxFile.open(tmp_path)
@@ -214,8 +214,8 @@ def test_flipped_bytes_are_read_or_refused_and_never_crash(model: Callable[..., 
         path.write_bytes(broken)
         try:
             file = OnnxFile.open(path)
-            for name, one in file.initialisers.items():
-                file.rows(name, 0, one.shape[0] if one.shape else 1)
+            for name, initialiser in file.initialisers.items():
+                file.rows(name, 0, initialiser.shape[0] if initialiser.shape else 1)
         except (BadInput, NotExpressible):
             refused += 1
     assert 0 < refused < 400
@@ -243,7 +243,7 @@ def test_quantised_matrix_is_its_codes_scales_and_zero_points_row_by_row(tmp_pat
     assert np.array_equal(file.token_bytes("w", 1, 4), want[1:4])
     data = (tmp_path / "data").read_bytes()
     places = file.token_places("w", 3)
-    assert b"".join(data[one.offset_bytes : one.offset_bytes + one.nbytes] for one in places) == want[3].tobytes()
+    assert b"".join(data[place.offset_bytes :][: place.nbytes] for place in places) == want[3].tobytes()
 
 
 def test_rows_inside_the_model_file_have_no_place(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Embedding and head are found in the graphs of any tool, from the structure alone."""
+"""Embedding and head are found in the graphs of any tool by their structure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from exporter.sources.onnx.file import OnnxFile
 from tests.sources.onnx.onnx_models import HIDDEN, VOCAB, save, tensor
 
 
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
-    return helper.make_node(kind, inputs.split(), [output], **attributes)
+def node(op_type: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(op_type, inputs.split(), [output], **attributes)
 
 
 GRAPHS: dict[str, tuple[list[NodeProto], dict[str, tuple[int, ...]], tuple[str, int, str, int]]] = {
@@ -70,7 +70,7 @@ GRAPHS: dict[str, tuple[list[NodeProto], dict[str, tuple[int, ...]], tuple[str, 
 
 
 @pytest.mark.parametrize("case", GRAPHS)
-def test_embedding_and_head_are_found_from_the_structure(tmp_path: Path, case: str) -> None:
+def test_embedding_and_head_are_found_by_the_structure(tmp_path: Path, case: str) -> None:
     nodes, shapes, (embedding, embedding_axis, head, head_axis) = GRAPHS[case]
     tensors = [tensor(name, np.zeros(shape, np.float32)) for name, shape in shapes.items()]
     file = OnnxFile.open(save(tmp_path / "model.onnx", nodes, tensors))

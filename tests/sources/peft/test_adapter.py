@@ -20,39 +20,39 @@ EMBED, HEAD = "model.embed_tokens", "lm_head"
 
 
 def test_rows_follow_their_ids_into_ascending_order(tiny_adapter: Path) -> None:
-    found = Adapter.open(tiny_adapter)
+    opened = Adapter.open(tiny_adapter)
     stored = load_file(tiny_adapter / WEIGHTS)
     listed = json.loads((tiny_adapter / CONFIG).read_text())["token_indices"]
     assert listed == list(TRAINED_IDS) != sorted(listed)
-    for part in found.rows:
-        assert part.token_ids == tuple(sorted(TRAINED_IDS))
-        for token_id, row in zip(part.token_ids, part.rows, strict=True):
-            np.testing.assert_array_equal(row, stored[part.key][listed.index(token_id)])
+    for edit in opened.rows:
+        assert edit.token_ids == tuple(sorted(TRAINED_IDS))
+        for token_id, row in zip(edit.token_ids, edit.rows, strict=True):
+            np.testing.assert_array_equal(row, stored[edit.key][listed.index(token_id)])
 
 
-def test_a_tied_model_has_its_rows_twice(tiny_adapter: Path) -> None:
-    embedding, head = sorted(Adapter.open(tiny_adapter).rows, key=lambda part: part.module, reverse=True)
+def test_an_adapter_of_a_tied_model_stores_its_rows_twice(tiny_adapter: Path) -> None:
+    embedding, head = sorted(Adapter.open(tiny_adapter).rows, key=lambda edit: edit.module, reverse=True)
     assert (embedding.module, head.module) == (EMBED, HEAD)
     np.testing.assert_array_equal(embedding.rows, head.rows)
 
 
 @pytest.mark.parametrize("modules", [(EMBED,), (HEAD,), (EMBED, HEAD)])
-def test_older_layouts_have_them_once(modules: tuple[str, ...], tmp_path: Path) -> None:
-    found = Adapter.open(adapter(tmp_path / "a", [3, 1], {module: matrix(2) for module in modules}))
-    assert {part.module for part in found.edits} == set(modules)
-    assert all(part.key == f"{PREFIX}{part.module}{ROWS}" for part in found.edits)
+def test_older_adapters_store_rows_once(modules: tuple[str, ...], tmp_path: Path) -> None:
+    opened = Adapter.open(adapter(tmp_path / "a", [3, 1], {module: matrix(2) for module in modules}))
+    assert {edit.module for edit in opened.edits} == set(modules)
+    assert all(edit.key == f"{PREFIX}{edit.module}{ROWS}" for edit in opened.edits)
 
 
-def test_both_matrices_of_an_untied_model_have_rows_of_their_own(tiny_both_adapter: Path) -> None:
-    one, other = Adapter.open(tiny_both_adapter).rows
-    assert {one.module, other.module} == {EMBED, HEAD}
-    assert not np.array_equal(one.rows, other.rows)
+def test_an_adapter_of_an_untied_model_has_rows_for_both_matrices(tiny_both_adapter: Path) -> None:
+    first, second = Adapter.open(tiny_both_adapter).rows
+    assert {first.module, second.module} == {EMBED, HEAD}
+    assert not np.array_equal(first.rows, second.rows)
 
 
-def test_what_travels_beside_the_rows_is_found(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
-    found = Adapter.open(tiny_adapter)
-    assert found.base_name == str(tiny_tied)
-    assert "tokenizer.json" in found.auxiliary_files
+def test_base_name_and_auxiliary_files_are_found(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+    opened = Adapter.open(tiny_adapter)
+    assert opened.base_name == str(tiny_tied)
+    assert "tokenizer.json" in opened.auxiliary_files
     bare = Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}))
     assert bare.base_name is None
     assert bare.auxiliary_files == {}
@@ -60,12 +60,12 @@ def test_what_travels_beside_the_rows_is_found(tiny_adapter: Path, tiny_tied: Pa
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_rows_keep_the_dtype_they_were_stored_in(dtype: type, tmp_path: Path) -> None:
-    (part,) = Adapter.open(adapter(tmp_path / "a", [5], {EMBED: matrix(1, dtype=dtype)})).rows
-    assert part.rows.dtype == dtype
+    (edit,) = Adapter.open(adapter(tmp_path / "a", [5], {EMBED: matrix(1, dtype=dtype)})).rows
+    assert edit.rows.dtype == dtype
 
 
 @pytest.mark.parametrize(
-    ("ids", "says"),
+    ("ids", "message"),
     [
         (None, "token_indices: expected a list of integers, found None"),
         ([1, "2"], "token_indices: expected a list of integers"),
@@ -76,9 +76,9 @@ def test_rows_keep_the_dtype_they_were_stored_in(dtype: type, tmp_path: Path) ->
         ([7, 1, 7], "each id once, found 7 2 times"),
     ],
 )
-def test_broken_ids_are_refused(ids: object, says: str, tmp_path: Path) -> None:
+def test_broken_ids_are_refused(ids: object, message: str, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", [0, 1], {EMBED: matrix(2)}, token_indices=ids)
-    with pytest.raises(UnreadableFile, match=says) as caught:
+    with pytest.raises(UnreadableFile, match=message) as caught:
         Adapter.open(folder)
     assert caught.value.path == folder / CONFIG
 
@@ -91,7 +91,7 @@ def test_a_repeated_id_is_found_among_many(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
         (matrix(3), r"expected 2 rows, one for each of token_indices, found shape \(3, 4\)"),
         (matrix(1, 8).reshape(8), "expected 2 rows"),
@@ -103,9 +103,9 @@ def test_a_repeated_id_is_found_among_many(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_broken_rows_are_refused_by_tensor(rows: np.ndarray, says: str, tmp_path: Path) -> None:
+def test_broken_rows_are_refused_by_tensor(rows: np.ndarray, message: str, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", [9, 4], {EMBED: rows})
-    with pytest.raises(TensorMismatch, match=says) as caught:
+    with pytest.raises(TensorMismatch, match=message) as caught:
         Adapter.open(folder)
     assert caught.value.tensor == f"{PREFIX}{EMBED}{ROWS}"
     assert caught.value.path == folder / WEIGHTS
@@ -125,21 +125,21 @@ def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
         Adapter.open(adapter(tmp_path / "a", [0], {}))
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "IA3"])
-def test_other_kinds_are_not_expressible_and_name_the_way(kind: str, tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=kind)
-    with pytest.raises(NotExpressible, match=f"peft_type {kind}: .*merge_and_unload"):
+@pytest.mark.parametrize("peft_type", ["LOHA", "IA3"])
+def test_other_peft_types_are_not_expressible_and_name_an_alternative(peft_type: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=peft_type)
+    with pytest.raises(NotExpressible, match=f"peft_type {peft_type}: .*merge_and_unload"):
         Adapter.open(folder)
 
 
-@pytest.mark.parametrize("kind", [None, 5, ["LORA"]])
-def test_a_config_without_a_kind_is_refused(kind: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("peft_type", [None, 5, ["LORA"]])
+def test_a_config_without_a_peft_type_is_refused(peft_type: object, tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="expected peft_type to name an adapter type"):
-        Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=kind))
+        Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=peft_type))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_every_hostile_input_is_refused_in_one_line_that_says_what_is_wrong(
+def test_every_hostile_input_is_refused_in_one_line_that_names_the_fault(
     name: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
 ) -> None:
     folder, base = HOSTILE[name](tiny_adapter, tiny_tied, tmp_path)

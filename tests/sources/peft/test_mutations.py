@@ -1,4 +1,4 @@
-"""Mutated adapter configs: whatever they say, the answer is a plan or one of our own errors."""
+"""Mutated adapter configs give a plan or an error of exporter.errors, never another exception."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def plan(base: Checkpoint, folder: Path) -> MergePlan:
     return plan_merge(base, [Adapter.open(folder)])
 
 
-def judge(base: Checkpoint, folder: Path, config: bytes) -> None:
+def plan_or_refuse(base: Checkpoint, folder: Path, config: bytes) -> None:
     (folder / CONFIG).write_bytes(config)
     with suppress(BadInput, NotExpressible):
         plan(base, folder)
@@ -87,22 +87,22 @@ many = settings(
 @many
 @given(config=mutated(json.dumps(ROWS_CONFIG).encode()))
 def test_a_mutated_config_of_rows_is_merged_or_refused(base: Checkpoint, rows: Path, config: bytes) -> None:
-    judge(base, rows, config)
+    plan_or_refuse(base, rows, config)
 
 
 @many
 @given(config=mutated(json.dumps(LORA_CONFIG).encode()))
 def test_a_mutated_config_of_updates_is_merged_or_refused(base: Checkpoint, updates: Path, config: bytes) -> None:
-    judge(base, updates, config)
+    plan_or_refuse(base, updates, config)
 
 
 def test_the_sound_adapters_behind_the_mutations_are_merged(base: Checkpoint, tmp_path: Path) -> None:
-    found = plan(base, lora(tmp_path / "lora", matrix(2, 4), matrix(8, 2)))
-    assert found.sources[f"{LINEAR}.weight"][1].updates
-    assert found.sources["model.embed_tokens.weight"][1].rows
+    sources = plan(base, lora(tmp_path / "lora", matrix(2, 4), matrix(8, 2))).sources
+    assert sources[f"{LINEAR}.weight"][1].updates
+    assert sources["model.embed_tokens.weight"][1].rows
 
 
-def test_a_rank_that_is_no_whole_number_is_refused(base: Checkpoint, updates: Path) -> None:
+def test_a_rank_that_is_not_a_whole_number_is_refused(base: Checkpoint, updates: Path) -> None:
     for config in (LORA_CONFIG | {"r": 0.5}, LORA_CONFIG | {"rank_pattern": {"up_proj": 1.5}}):
         (updates / CONFIG).write_text(json.dumps(config))
         with pytest.raises(UnreadableFile, match=r"expected a whole number|expected integers"):
@@ -124,7 +124,7 @@ def test_a_factor_that_is_not_finite_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("shapes", "says"),
+    ("shapes", "message"),
     [
         (((1 << 17, 1 << 20), (1 << 20, 1 << 17)), "expected a rank of at most 65536"),
         (((2, 1 << 30), (8, 2)), "the adapter was trained on another base"),
@@ -132,7 +132,7 @@ def test_a_factor_that_is_not_finite_is_refused_before_anything_is_written(
     ],
 )
 def test_factors_that_do_not_fit_are_refused_without_reading_them(
-    shapes: tuple[tuple[int, int], tuple[int, int]], says: str, base: Checkpoint, tmp_path: Path
+    shapes: tuple[tuple[int, int], tuple[int, int]], message: str, base: Checkpoint, tmp_path: Path
 ) -> None:
     """The file is sparse: reading half a terabyte of nothing would take minutes."""
     folder = lora(tmp_path / "lora", matrix(2, 4), matrix(8, 2))
@@ -143,5 +143,5 @@ def test_factors_that_do_not_fit_are_refused_without_reading_them(
         header[f"{PREFIX}{LINEAR}.{name}"] = entry
     rawtensors.write(folder / WEIGHTS, header, b"")
     os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size + end)
-    with pytest.raises(TensorMismatch, match=says):
+    with pytest.raises(TensorMismatch, match=message):
         plan(base, folder)
