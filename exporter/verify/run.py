@@ -128,8 +128,8 @@ def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level
 
         outcomes += check_graph(artifact, reference)
         outcomes += check_initialisers(artifact.path, reference, base) if every else []
-    if artifact.parts and every:
-        outcomes += check_weights(artifact.parts, reference)
+    if artifact.gguf and every:
+        outcomes += check_weights(artifact.gguf, reference)
     if artifact.format == "hf":
         outcomes += check_checkpoint(artifact.path, reference, untouched=every)
     rows = row_errors(artifact, reference)
@@ -148,11 +148,11 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
     """Check metadata and auxiliary files: once per path, however many models the folder holds."""
     match artifacts[0].format:
         case "gguf":
-            parts = artifacts[0].parts
-            assert parts is not None, "a GGUF is opened with its header"
-            yield from check_settings(parts, reference)
-            yield from check_tokens(parts, reference)
-            yield from check_specials(parts, reference)
+            gguf = artifacts[0].gguf
+            assert gguf is not None, "a GGUF is opened with its header"
+            yield from check_settings(gguf, reference)
+            yield from check_tokens(gguf, reference)
+            yield from check_specials(gguf, reference)
         case "onnx":
             from exporter.verify.onnx.folder import check_folder  # parses protobuf, which only ONNX needs
 

@@ -41,10 +41,10 @@ _FREE: Final = frozenset({"vocab_size", "tensor_data_layout"})
 _SAMPLING: Final = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
-def check_settings(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
+def check_settings(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Check the architecture, every key below it, the size of the vocabulary, and the sampling settings."""
     model_type = reference.checkpoint.config.get("model_type")
-    architecture = parts.metadata.get("general.architecture")
+    architecture = gguf.metadata.get("general.architecture")
     if model_type not in ARCHITECTURES:
         yield Skip("hyperparameters", f"llama.cpp's architecture for model type {model_type!r:.60} is unknown here")
     else:
@@ -57,15 +57,13 @@ def check_settings(parts: GgufModel, reference: Reference) -> Iterator[Check | S
         )
         yield Check(name="architecture", passed=passed, detail=detail)
         if passed:
-            yield from _check_keys(parts, expected, reference)
-    yield _check_sampling(parts, reference)
+            yield from _check_keys(gguf, expected, reference)
+    yield _check_sampling(gguf, reference)
 
 
-def _check_keys(parts: GgufModel, arch: str, reference: Reference) -> Iterator[Check | Skip]:
+def _check_keys(gguf: GgufModel, arch: str, reference: Reference) -> Iterator[Check | Skip]:
     wanted = hyperparameters(reference.checkpoint.text_config)
-    stated = {
-        key.removeprefix(f"{arch}."): value for key, value in parts.metadata.items() if key.startswith(f"{arch}.")
-    }
+    stated = {key.removeprefix(f"{arch}."): value for key, value in gguf.metadata.items() if key.startswith(f"{arch}.")}
     wrong, count = [], 0
     for name, want in sorted(wanted.items()):
         if name not in stated and _is_optional(name, arch, stated, wanted):
@@ -114,13 +112,13 @@ def _equal(value: Any, want: Any) -> bool:
     return bool(np.float32(value) == np.float32(want))
 
 
-def _check_sampling(parts: GgufModel, reference: Reference) -> Check:
+def _check_sampling(gguf: GgufModel, reference: Reference) -> Check:
     """Compare the sampling settings in the file with those of the generation config."""
     path = reference.auxiliary_files.get("generation_config.json")
     advice = read_object(path) if path else {}
     wrong = []
     for key, name in _SAMPLING.items():
-        value = parts.metadata.get(f"general.sampling.{name}")
+        value = gguf.metadata.get(f"general.sampling.{name}")
         if value is not None and not _equal(value, advice.get(key)):
             wrong.append(f"general.sampling.{name}: expected {advice.get(key)}, found {value}")
     detail = wrong[0] if wrong else "as in generation_config.json"

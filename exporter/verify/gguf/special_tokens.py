@@ -26,7 +26,7 @@ _ASSUMED: Final = {
 }
 
 
-def check_specials(parts: GgufModel, reference: Reference) -> Iterator[Check]:
+def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     """Ids as in the tokenizer's files, and flags that add the same tokens around a text as transformers."""
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
@@ -36,15 +36,15 @@ def check_specials(parts: GgufModel, reference: Reference) -> Iterator[Check]:
     wanted = _wanted(reference, path, content)
     wrong = []
     for role, key in _KEYS.items():
-        value = parts.metadata.get(key)
+        value = gguf.metadata.get(key)
         if value not in wanted[role]:
             expected = " or ".join(str(token_id) for token_id in wanted[role])
             wrong.append(f"{key}: expected {expected}, found {value}")
     for role in ("bos", "eos"):
         key = f"tokenizer.ggml.add_{role}_token"
         want = _adds(path, content, settings(files), role, wanted[role])
-        if _flag(parts, role) != want:
-            wrong.append(f"{key}: expected {want} as the tokenizer encodes a text, found {parts.metadata.get(key)}")
+        if _flag(gguf, role) != want:
+            wrong.append(f"{key}: expected {want} as the tokenizer encodes a text, found {gguf.metadata.get(key)}")
     detail = wrong[0] if wrong else "ids and flags as in the tokenizer"
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
@@ -101,9 +101,9 @@ def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role
     return bool(encoded) and encoded[0 if role == "bos" else -1] in ids
 
 
-def _flag(parts: GgufModel, role: str) -> bool:
-    value = parts.metadata.get(f"tokenizer.ggml.add_{role}_token")
+def _flag(gguf: GgufModel, role: str) -> bool:
+    value = gguf.metadata.get(f"tokenizer.ggml.add_{role}_token")
     if value is None:
-        names = {parts.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")}
+        names = {gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")}
         return bool(names & _ASSUMED[role])
     return bool(value)

@@ -23,22 +23,22 @@ _LOOKS_LIKE_CONTROL: Final = re.compile(
 _SPACE: Final = "\u2581"
 
 
-def check_tokens(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
+def check_tokens(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks. Without a tokenizer.json, only the chat template is compared."""
-    yield _check_template(parts, reference)
+    yield _check_template(gguf, reference)
     if not (content := reference.tokenizer):
         yield Skip("tokens", "the tuned model has no tokenizer.json")
         return
-    texts, types = (_array(parts, name) for name in ("tokens", "token_type"))
+    texts, types = (_array(gguf, name) for name in ("tokens", "token_type"))
     added_tokens, known = added(content), _vocabulary(content)
     yield _check_texts(texts, known, added_tokens, reference.vocab)
     yield _check_types(types, texts, content, known, added_tokens, reference)
-    if parts.metadata.get(f"{_KEYS}model") == "gpt2":
-        yield _check_merges(_array(parts, "merges"), content)
+    if gguf.metadata.get(f"{_KEYS}model") == "gpt2":
+        yield _check_merges(_array(gguf, "merges"), content)
 
 
-def _array(parts: GgufModel, name: str) -> list[Any]:
-    value = parts.metadata.get(_KEYS + name)
+def _array(gguf: GgufModel, name: str) -> list[Any]:
+    value = gguf.metadata.get(_KEYS + name)
     return value.values() if isinstance(value, GgufArray) else []
 
 
@@ -140,12 +140,12 @@ def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
     return Check(name="merges", passed=list(merges) == wanted, detail=detail)
 
 
-def _check_template(parts: GgufModel, reference: Reference) -> Check:
+def _check_template(gguf: GgufModel, reference: Reference) -> Check:
     """The same chat templates by name, with the same texts."""
     prefix = "tokenizer.chat_template"
     stored = {
         key.removeprefix(prefix).removeprefix(".") or "default": value
-        for key, value in parts.metadata.items()
+        for key, value in gguf.metadata.items()
         if key == prefix or key.startswith(f"{prefix}.")
     }
     files = reference.auxiliary_files

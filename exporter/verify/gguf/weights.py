@@ -24,9 +24,9 @@ from exporter.verify.values.computed import ulps
 from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 
 
-def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
+def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks. Memory: a block of rows; the whole tensor if it has another order or updates."""
-    config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
+    config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
         wanted, unknown = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
@@ -34,35 +34,35 @@ def check_weights(parts: GgufModel, reference: Reference) -> Iterator[Check | Sk
         yield Skip("other tensors", f"llama.cpp's order of elements for architecture {arch!r:.60} is unknown here")
         return
     generated_tensors = generated(config)
-    yield _check_names(parts, set(wanted) | set(generated_tensors))
+    yield _check_names(gguf, set(wanted) | set(generated_tensors))
     if unknown:
         yield Skip("other tensors", f"{len(unknown)} tensors of the base have none in a GGUF, such as {unknown[0]}")
     comparison = _Comparison()
-    for name in parts.tensors:
+    for name in gguf.tensors:
         if name in VOCABULARY:
             continue
         if name in generated_tensors:
-            comparison.compare(parts, name, generated_tensors[name][None], "F32")
+            comparison.compare(gguf, name, generated_tensors[name][None], "F32")
         elif name in wanted:
             sources = [reference.tensors[stored] for stored in wanted[name]]
-            _compare(parts, name, sources, arrangement(arch, name, config), comparison)
+            _compare(gguf, name, sources, arrangement(arch, name, config), comparison)
     yield from comparison.checks()
 
 
-def _check_names(parts: GgufModel, wanted: set[str]) -> Check:
+def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
     """The names match those of the base; the tie check compares embedding and head."""
-    wrong = sorted((parts.tensors.keys() ^ wanted) - set(VOCABULARY))
-    detail = f"{len(parts.tensors)} tensors, named as in the base"
+    wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
+    detail = f"{len(gguf.tensors)} tensors, named as in the base"
     if wrong:
-        detail = f"{wrong[0]}: {'not in the base' if wrong[0] in parts.tensors else 'expected, found none'}"
+        detail = f"{wrong[0]}: {'not in the base' if wrong[0] in gguf.tensors else 'expected, found none'}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _compare(
-    parts: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, comparison: _Comparison
+    gguf: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, comparison: _Comparison
 ) -> None:
     """Compare one tensor.  sources: its expected values, or those of the members of a stack, in order."""
-    tensor = parts.tensors[name]
+    tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
     for number, want in enumerate(sources):
         spec = want.source.spec
@@ -79,9 +79,9 @@ def _compare(
             if want.computed:
                 base = want.base.rows(start, stop)
                 base = (arrange(base) if arrange else base).reshape(-1, width)
-                comparison.compare_sum(parts, name, value, base, want.base.spec.dtype, first)
+                comparison.compare_sum(gguf, name, value, base, want.base.spec.dtype, first)
             else:
-                comparison.compare(parts, name, value, want.base.spec.dtype, first=first)
+                comparison.compare(gguf, name, value, want.base.spec.dtype, first=first)
             first += len(value)
 
 
@@ -94,9 +94,9 @@ class _Comparison:
         self.count = 0
         self.rows: dict[str, QuantisedRows] = {}
 
-    def compare(self, parts: GgufModel, name: str, value: Array, base_dtype: str, *, first: int = 0) -> None:
+    def compare(self, gguf: GgufModel, name: str, value: Array, base_dtype: str, *, first: int = 0) -> None:
         """Compare rows from ``first`` on with ``value`` (n, width).  base_dtype: dtype of the base's tensor."""
-        storage, raw = self._read(parts, name, first, len(value))
+        storage, raw = self._read(gguf, name, first, len(value))
         if storage not in FLOATS:
             self.rows.setdefault(name, QuantisedRows(storage)).add(raw, value, base_dtype, first)
             return
@@ -104,9 +104,9 @@ class _Comparison:
         if wrong.any():
             self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
 
-    def compare_sum(self, parts: GgufModel, name: str, value: Array, base: Array, base_dtype: str, first: int) -> None:
+    def compare_sum(self, gguf: GgufModel, name: str, value: Array, base: Array, base_dtype: str, first: int) -> None:
         """The same if ``value`` is ``base`` plus updates."""
-        storage, raw = self._read(parts, name, first, len(value))
+        storage, raw = self._read(gguf, name, first, len(value))
         if storage in FLOATS:
             wrong = ~(ulps(decode(raw, storage), value, storage) <= MERGED_ULPS).all(axis=1)
             fault = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
@@ -116,9 +116,9 @@ class _Comparison:
             fault = known_fault or ""
         self.wrong += [f"{name}: {fault}"] if fault else []
 
-    def _read(self, parts: GgufModel, name: str, first: int, count: int) -> tuple[str, Array]:
+    def _read(self, gguf: GgufModel, name: str, first: int, count: int) -> tuple[str, Array]:
         self.count += 1
-        return parts.tensors[name].type, parts.holder(name).rows(name, first, first + count)
+        return gguf.tensors[name].type, gguf.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
         """The check of all tensors, and a skip for those that could not be compared."""

@@ -48,27 +48,27 @@ class Before:
     untouched: tensor → digests of rows that must stay.  every: whether these are all rows.
     """
 
-    parts: GgufModel
+    gguf: GgufModel
     rows: Mapping[str, Mapping[int, Array]]
     dtype: str
     untouched: Mapping[str, Digests]
     every: bool
 
     @classmethod
-    def read(cls, parts: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
+    def read(cls, gguf: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
         """Read the data for the checks. every: all rows of every tensor, else some. Memory: 8 MiB, and the digests."""
-        rows = _rows(parts, adapters)
+        rows = _rows(gguf, adapters)
         untouched = {}
-        for name, tensor in parts.tensors.items():
+        for name, tensor in gguf.tensors.items():
             trained, n_rows = rows.get(name, {}).keys(), tensor.n_rows
             ranges = all_rows(n_rows, tensor.row_nbytes) if every else sampled_rows(n_rows, trained)
-            untouched[name] = digests(partial(parts.holder(name).rows, name), ranges, trained)
-        return cls(parts, rows, dtype, untouched, every)
+            untouched[name] = digests(partial(gguf.holder(name).rows, name), ranges, trained)
+        return cls(gguf, rows, dtype, untouched, every)
 
 
 def check_patched(path: Path, before: Before) -> Iterator[Check]:
     """Compare the patched model with the first file ``path`` with base and adapters."""
-    files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.parts.files))]
+    files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.gguf.files))]
     yield _check_keys(files[0], before)
     yield (tensors := _check_tensors(files, before))
     if not tensors.passed:
@@ -78,8 +78,8 @@ def check_patched(path: Path, before: Before) -> Iterator[Check]:
     yield _check_untouched(files, before)
 
 
-def _rows(parts: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
-    tied = _HEAD not in parts.tensors
+def _rows(gguf: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, Array]]:
+    tied = _HEAD not in gguf.tensors
     by_tensor: dict[str, dict[int, Array]] = {}
     for adapter in adapters:
         adapter_rows: dict[str, dict[int, Array]] = {}
@@ -87,19 +87,19 @@ def _rows(parts: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, 
             head = part.module.rpartition(".")[2] in HEADS
             name = _HEAD if head and not tied else _EMBEDDING
             adapter_rows.setdefault(name, {}).update(zip(part.token_ids, part.rows, strict=True))
-        if not tied and _HEAD not in adapter_rows and _has_duplicate_head(parts):
+        if not tied and _HEAD not in adapter_rows and _has_duplicate_head(gguf):
             adapter_rows[_HEAD] = adapter_rows[_EMBEDDING]
         for name, rows in adapter_rows.items():
             by_tensor.setdefault(name, {}).update(rows)
     return by_tensor
 
 
-def _has_duplicate_head(parts: GgufModel) -> bool:
+def _has_duplicate_head(gguf: GgufModel) -> bool:
     """Whether the head is a copy of the embedding."""
-    embedding, head = parts.tensors[_EMBEDDING], parts.tensors[_HEAD]
+    embedding, head = gguf.tensors[_EMBEDDING], gguf.tensors[_HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False
-    pairs = [(parts.holder(name), name) for name in (_EMBEDDING, _HEAD)]
+    pairs = [(gguf.holder(name), name) for name in (_EMBEDDING, _HEAD)]
     return all(
         len({file.rows(name, row, row + 1).tobytes() for file, name in pairs}) == 1 for row in sample(embedding.n_rows)
     )
@@ -118,11 +118,11 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
     """Every key is unchanged, except those about tokens; the list of tokens fits the matrix."""
-    old, new = _values(before.parts.files[0]), _values(file)
+    old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
-        [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.parts)]
+        [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]
     )
-    grown = rows != _n_rows(before.parts)
+    grown = rows != _n_rows(before.gguf)
     free = ("tokenizer.", *PROVENANCE, *(("general.size_label",) if grown else ()))
     wrong = [
         name
@@ -136,8 +136,8 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     return Check(name="metadata", passed=not wrong, detail=detail)
 
 
-def _n_rows(parts: GgufModel) -> int:
-    return parts.tensors[_EMBEDDING].n_rows
+def _n_rows(gguf: GgufModel) -> int:
+    return gguf.tensors[_EMBEDDING].n_rows
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
     """The same tensors with the same types and shapes in the same files; only embedding and head may grow."""
     wrong = []
-    for old, new in zip(before.parts.files, files, strict=True):
+    for old, new in zip(before.gguf.files, files, strict=True):
         if list(old.tensors) != list(new.tensors):
             wrong.append(f"{new.path.name} holds other tensors")
             continue

@@ -49,7 +49,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
     inner = reference.checkpoint.tensors.keys() - vocabulary
     changed = {name for name in inner if reference.tensors[name].changed}
     if changed:
-        changed -= set(_gguf(copied.parts, reference) if copied.parts else _onnx(copied, reference))
+        changed -= set(_gguf(copied.gguf, reference) if copied.gguf else _onnx(copied, reference))
     return copied.path, sorted(changed)
 
 
@@ -74,16 +74,16 @@ def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
         content = content[byte_range.nbytes :]
 
 
-def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
+def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
     """Write the base's values into the other tensors of a GGUF. Yields the stored names of the restored tensors."""
-    config, arch = reference.checkpoint.text_config, str(parts.metadata.get("general.architecture"))
+    config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
         wanted, _ = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
         return
-    for name in sorted(parts.tensors.keys() & wanted.keys() - set(VOCABULARY)):
-        tensor, arrange = parts.tensors[name], arrangement(arch, name, config)
+    for name in sorted(gguf.tensors.keys() & wanted.keys() - set(VOCABULARY)):
+        tensor, arrange = gguf.tensors[name], arrangement(arch, name, config)
         rows = tensor.n_rows // len(wanted[name])
         for number, stored in enumerate(wanted[name]):
             want = reference.tensors[stored]
@@ -96,7 +96,7 @@ def _gguf(parts: GgufModel, reference: Reference) -> Iterator[str]:
             except (MissingDependency, NotExpressible):
                 continue  # for example, a type that needs an importance matrix
             start = tensor.offset_bytes + number * rows * tensor.row_nbytes
-            _write([ByteRange(parts.holder(name).path, start, raw.nbytes)], raw.tobytes())
+            _write([ByteRange(gguf.holder(name).path, start, raw.nbytes)], raw.tobytes())
             yield stored
 
 

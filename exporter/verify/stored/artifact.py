@@ -51,7 +51,7 @@ class Artifact:
     files: ``path`` and the files that it refers to, for artifacts that can be copied file by file.
     types: types of all tensors, for GGUF.  inputs: input names of an ONNX graph.
     encoder_embedding: the embedding of an encoder with a file of its own; ``path`` is then the decoder.
-    parts: the opened GGUF, kept because parsing its header is slow: it has one text per token.
+    gguf: the opened GGUF, kept because parsing its header is slow: it has one text per token.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Artifact:
     types: frozenset[str] = frozenset()
     inputs: tuple[str, ...] = ()
     encoder_embedding: StoredMatrix | None = None
-    parts: GgufModel | None = None
+    gguf: GgufModel | None = None
 
     @property
     def storage(self) -> str:
@@ -148,23 +148,23 @@ def _open_hf(path: Path) -> Artifact:
 
 
 def _open_gguf(path: Path) -> Artifact:
-    parts = GgufModel.open(path)
+    gguf = GgufModel.open(path)
 
     def matrix(name: str) -> StoredMatrix:
-        file, tensor = parts.holder(name), parts.tensors[name]
+        file, tensor = gguf.holder(name), gguf.tensors[name]
 
         def places(row: int) -> list[ByteRange]:
             return [ByteRange(file.path, tensor.offset_bytes + row * tensor.row_nbytes, tensor.row_nbytes)]
 
         return StoredMatrix(name, tensor.type, tensor.shape[0], partial(file.rows, name), places)
 
-    if "token_embd.weight" not in parts.tensors:
+    if "token_embd.weight" not in gguf.tensors:
         raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
-    head = matrix("output.weight") if "output.weight" in parts.tensors else None
-    types = frozenset(tensor.type for tensor in parts.tensors.values())
-    files = [file.path for file in parts.files]
+    head = matrix("output.weight") if "output.weight" in gguf.tensors else None
+    types = frozenset(tensor.type for tensor in gguf.tensors.values())
+    files = [file.path for file in gguf.files]
     quantised = not types <= set(FLOATS)
-    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised, files, types, parts=parts)
+    return Artifact(path, "gguf", matrix("token_embd.weight"), head, quantised, files, types, gguf=gguf)
 
 
 def _open_onnx(path: Path) -> Artifact:
