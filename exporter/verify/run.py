@@ -23,7 +23,7 @@ from exporter.verify.gguf.weights import check_weights
 from exporter.verify.onnx.base_rows import BaseRows
 from exporter.verify.report import Check, Report, Skip
 from exporter.verify.running import gguf_loader
-from exporter.verify.running.execution import Execution, Run, Say
+from exporter.verify.running.execution import ArtifactResults, Execution, Say
 from exporter.verify.running.prompts import build_sequences
 from exporter.verify.running.texts import check_token_texts, run_texts
 from exporter.verify.runtimes.installed import require
@@ -112,7 +112,7 @@ class _Result:
     facts: dict[str, float | str]
     rows: list[RowErrors]
     skipped: list[Skip]
-    run: Run | None = None
+    run: ArtifactResults | None = None
 
 
 def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Result:

@@ -39,7 +39,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class FactorPair:
     """A low-rank update, W += scale * left @ right, with left: (out, r) and right: (r, in), float32.
 
     The columns of ``left`` from ``dense.shape[1]`` on are one-hot: column j has ``hot_value`` in row ``hot_rows[j]``,
@@ -78,7 +78,7 @@ class LoraLayout:
 
     header: bytes
     entries: Sequence[TensorEntry]
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, FactorPair]
     dtype: str
     nbytes: int
 
@@ -142,7 +142,7 @@ def write_gguf_lora(layout: LoraLayout, path: Path, progress: Progress = silent)
             raise AssertionError(f"{path}: expected {layout.nbytes} bytes, wrote {out.nbytes}")
 
 
-def _left(pair: Pair) -> Iterator[Array]:
+def _left(pair: FactorPair) -> Iterator[Array]:
     step = max(1, _BLOCK_BYTES // (4 * pair.rank))
     for start in range(0, pair.n_rows, step):
         yield pair.left(start, min(start + step, pair.n_rows))
@@ -198,7 +198,7 @@ def _pair(
     spec: DecoderSpec,
     row: Architecture,
     alpha: float,
-) -> Pair:
+) -> FactorPair:
     base = merge.checkpoint.tensors[stored]
     _refuse(name, base.place.path, change, slot)
     factors = [_factors(update, slot, spec) for update in change.updates]
@@ -216,7 +216,7 @@ def _pair(
     missing = rank - sum(len(right) for right in rights)
     rights.append(np.zeros((missing, width), np.float32))
     dense = np.concatenate([*lefts, np.zeros((n_out, 0), np.float32)], axis=1)
-    return Pair(read(row_order(_InMemory(dense), slot, spec, row)[0]), ids, np.concatenate(rights), undo)
+    return FactorPair(read(row_order(_InMemory(dense), slot, spec, row)[0]), ids, np.concatenate(rights), undo)
 
 
 def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Run:
+class ArtifactResults:
     """The results of one artifact's processes.
 
     rounding: the rounding of the reference that the artifact is compared with.  modes: its run modes.
@@ -68,7 +68,7 @@ class Execution:
     folder: Path
     say: Say
     required: Collection[str] = ()
-    runs: dict[Path, Run] = field(default_factory=dict)
+    runs: dict[Path, ArtifactResults] = field(default_factory=dict)
     reference_arrays: logits.Reader | None = None
 
     def run(self, artifact: Artifact) -> None:
@@ -81,7 +81,9 @@ class Execution:
         if runtime != "llamacpp":
             require([name], needed_for=f"running {artifact.path.name}")
         folder = self.folder / str(len(self.runs))
-        state = self.runs[artifact.path] = Run(artifact, runtime, reference_rounding(artifact, self.reference))
+        state = self.runs[artifact.path] = ArtifactResults(
+            artifact, runtime, reference_rounding(artifact, self.reference)
+        )
         if artifact.format == "onnx":
             state.modes, state.skipped = graph_modes(artifact)
         if runtime == "gguf_in_transformers":
@@ -116,7 +118,7 @@ class Execution:
             state.failure = str(exc)
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
-    def _run_loader(self, state: Run, job: dict[str, Any], folder: Path) -> None:
+    def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
         """Run a GGUF in transformers' own loader, too, or record the reason why not."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
@@ -196,7 +198,7 @@ class Execution:
         if state.runtime == "llamacpp":
             yield logits.check_tokens(self.sequences.text_ids, arrays, self.sequences.texts)
 
-    def _check_loader(self, state: Run, distances: Mapping[str, Distance]) -> Check:
+    def _check_loader(self, state: ArtifactResults, distances: Mapping[str, Distance]) -> Check:
         assert self.reference_arrays is not None, "the reference ran if any artifact did"
         assert state.arrays is not None
         assert state.loader_arrays is not None
@@ -207,7 +209,7 @@ class Execution:
         distance = gguf_loader.distance(self.reference_arrays, state.rounding, state.loader_arrays, numbers)
         return gguf_loader.check_exact(distance, rounding)
 
-    def _check_excess(self, state: Run, tuned: Distance) -> Iterator[Check]:
+    def _check_excess(self, state: ArtifactResults, tuned: Distance) -> Iterator[Check]:
         assert self.reference_arrays is not None, "the reference ran if any artifact did"
         assert state.arrays is not None
         assert state.base_arrays is not None
@@ -242,11 +244,11 @@ class Execution:
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
-    def _uses_mean(self, state: Run) -> bool:
+    def _uses_mean(self, state: ArtifactResults) -> bool:
         """Whether the artifact is compared by its mean KL, relative to the base in the same quantisation."""
         return state.artifact.quantised or self._router_is_noisy(state)
 
-    def _router_is_noisy(self, state: Run) -> bool:
+    def _router_is_noisy(self, state: ArtifactResults) -> bool:
         """Whether rounding may send tokens to other experts: llama.cpp rounds activations to a 16-bit file's type."""
         return self.reference.routed and state.artifact.storage in HALVES and state.runtime == "llamacpp"
 

@@ -21,7 +21,7 @@ from exporter.verify.runtimes.onnx_runtime import Session
 _USES_CACHE = "use_cache_branch"
 
 
-class Pair:
+class EncoderDecoder:
     """A loaded encoder and decoder."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
@@ -53,52 +53,52 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     Job: as for onnx_runtime, where artifact is the decoder, and start_token.
     modes: of full, cached (token by token) and right-padded (all sequences in one batch).
     """
-    pair = Pair(Path(job["artifact"]), job["cache_shape"])
+    model = EncoderDecoder(Path(job["artifact"]), job["cache_shape"])
     for mode in job["modes"]:
         more = job["more"] if mode == "full" else []
-        for number, logits in enumerate(_MODES[mode](pair, [*job["sequences"], *more])):
+        for number, logits in enumerate(_MODES[mode](model, [*job["sequences"], *more])):
             save(f"{mode}.{number}", logits)
     for number, prompt in enumerate(job["greedy_prompts"]):
-        save(f"greedy.{number}", _answer(pair, prompt, job["start_token"], job["greedy_tokens"]))
+        save(f"greedy.{number}", _answer(model, prompt, job["start_token"], job["greedy_tokens"]))
 
 
-def _encoded(pair: Pair, ids: Sequence[int]) -> dict[str, Array]:
+def _encoded(model: EncoderDecoder, ids: Sequence[int]) -> dict[str, Array]:
     tokens = np.array([list(ids)], np.int64)
-    return pair.encode(tokens, np.ones_like(tokens))
+    return model.encode(tokens, np.ones_like(tokens))
 
 
-def _full(pair: Pair, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+def _full(model: EncoderDecoder, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
     for ids in sequences:
-        yield pair.decode(np.array([ids], np.int64), _encoded(pair, ids), None)[0][0]
+        yield model.decode(np.array([ids], np.int64), _encoded(model, ids), None)[0][0]
 
 
-def _cached(pair: Pair, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
+def _cached(model: EncoderDecoder, sequences: Sequence[Sequence[int]]) -> Iterator[Array]:
     for ids in sequences:
-        encoded, cache, rows = _encoded(pair, ids), None, []
+        encoded, cache, rows = _encoded(model, ids), None, []
         for token_id in ids:
-            logits, cache = pair.decode(np.array([[token_id]], np.int64), encoded, cache)
+            logits, cache = model.decode(np.array([[token_id]], np.int64), encoded, cache)
             rows.append(logits[0, -1])
         yield np.stack(rows)
 
 
-def _right_padded(pair: Pair, sequences: Sequence[Sequence[int]]) -> list[Array]:
+def _right_padded(model: EncoderDecoder, sequences: Sequence[Sequence[int]]) -> list[Array]:
     ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
     mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
-    logits, _ = pair.decode(ids, pair.encode(ids, mask), None)
+    logits, _ = model.decode(ids, model.encode(ids, mask), None)
     return [logits[row, : len(sequence)] for row, sequence in enumerate(sequences)]
 
 
 _MODES: Final = {"full": _full, "cached": _cached, "right-padded": _right_padded}
 
 
-def _answer(pair: Pair, prompt: Sequence[int], start: int, tokens: int) -> Array:
-    encoded, cache = _encoded(pair, prompt), None
+def _answer(model: EncoderDecoder, prompt: Sequence[int], start: int, tokens: int) -> Array:
+    encoded, cache = _encoded(model, prompt), None
     chosen = [start]
     for _ in range(tokens):
-        logits, cache = pair.decode(np.array([chosen[-1:]], np.int64), encoded, cache)
+        logits, cache = model.decode(np.array([chosen[-1:]], np.int64), encoded, cache)
         chosen.append(int(logits[0, -1].argmax()))
     return np.array(chosen[1:], np.int64)
 

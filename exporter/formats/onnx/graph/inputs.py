@@ -16,7 +16,7 @@ SEQUENCE: Final = "sequence_length"
 PAST: Final = "past_sequence_length"
 TOTAL: Final = "total_sequence_length"
 
-Pair = tuple[ir.Value, ir.Value]
+KeyValue = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Inputs:
     input_ids: ir.Value
     attention_mask: ir.Value
     position_ids: ir.Value
-    past: Sequence[Pair]
+    past: Sequence[KeyValue]
 
     @property
     def values(self) -> list[ir.Value]:
