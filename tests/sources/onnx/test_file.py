@@ -37,7 +37,7 @@ PRODUCT = helper.make_node("MatMul", ["x", "head"], ["logits"])
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., Path]:
-    """model(**entries): a model whose table is external data, with ``entries`` overridden."""
+    """model(**entries): a model with its table as external data, and its ``entries`` overridden."""
 
     def build(**entries: object) -> Path:
         (tmp_path / "weights").write_bytes(bytes(16) + TABLE.tobytes())
