@@ -77,9 +77,7 @@ def plan_quantised(
     for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
         if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
             reason = f"{tensor_type} needs importances of its columns, and "
-            reason += (
-                "no --imatrix is given" if importances is None else "the importance matrix has none of this tensor"
-            )
+            reason += "no --imatrix is given" if importances is None else "the given matrix has none for this tensor"
             raise NotExpressible(f"gguf: {name}", reason)
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
