@@ -81,8 +81,8 @@ def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
 def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
     """Compare sampled rows; returns their number."""
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
-        found = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
-        raise TensorMismatch(matrix.path, matrix.name, expected=f"a base of shape {matrix.shape}", found=found)
+        actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
+        raise TensorMismatch(matrix.path, matrix.name, expected=f"a base of shape {matrix.shape}", found=actual)
     rows = sample(matrix.shape[0])
     for row in rows:
         if not np.array_equal(matrix.encode(stored.rows(row, row + 1)), matrix.read(row)):

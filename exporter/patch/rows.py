@@ -89,8 +89,8 @@ class RowEdits:
         values = np.stack([cast(rows[token_id], dtype) for token_id in token_ids])
         finite = np.isfinite(values.astype(np.float32)).all(axis=1)
         if not finite.all():
-            found = f"a larger one in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
-            raise TensorMismatch(source.path, source.key, expected=f"values that {dtype} can hold", found=found)
+            actual = f"a larger one in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
+            raise TensorMismatch(source.path, source.key, expected=f"values that {dtype} can hold", found=actual)
         with in_tensor(source.path, source.key):
             return token_ids, encoder(values)
 
@@ -170,9 +170,11 @@ def _require_same(base: VocabTensors, by_use: Mapping[str, TokenRows]) -> None:
 
 def _require_width(base: VocabTensors, name: str, token_rows: TokenRows) -> None:
     width = base.widths[name]
-    if (found := token_rows.rows.shape[1]) != width:
+    if (actual := token_rows.rows.shape[1]) != width:
         hint = f"the adapter was trained on another base than {base.path}"
-        raise TensorMismatch(token_rows.path, token_rows.key, expected=f"rows of width {width}", found=found, hint=hint)
+        raise TensorMismatch(
+            token_rows.path, token_rows.key, expected=f"rows of width {width}", found=actual, hint=hint
+        )
 
 
 def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:

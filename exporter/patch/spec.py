@@ -153,10 +153,10 @@ def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None
     name = names.pop() if len(names) == 1 else None
     if name is not None and Path(name).is_dir():
         return Located(Path(name))
-    found = f"{name!r}, which is no folder here" if name else "no one folder that the adapters name"
+    actual = f"{name!r}, which is no folder here" if name else "no one folder that the adapters name"
     if spec.level == "full":
-        raise UsageError(f"{_FULL}; expected --base CHECKPOINT, found {found}")
+        raise UsageError(f"{_FULL}; expected --base CHECKPOINT, found {actual}")
     raise BadInput(
         f"{spec.base}: expected --base CHECKPOINT to prove that the file was made from the adapters' base, found "
-        f"{found}; --trust-base skips the proof"
+        f"{actual}; --trust-base skips the proof"
     )

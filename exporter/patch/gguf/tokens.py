@@ -150,8 +150,8 @@ def _add_tokens(
                 types[token_id], retyped = token_type, True  # a plain token that the adapter's tokenizer never splits
             continue
         if types[token_id] != UNUSED:
-            found = f"{texts[token_id]!r} in {path}"
-            raise BadInput(f"{tokenizer}: token {token_id}: expected the base's vocabulary, {text!r} is {found}")
+            actual = f"{texts[token_id]!r} in {path}"
+            raise BadInput(f"{tokenizer}: token {token_id}: expected the base's vocabulary, {text!r} is {actual}")
         if text in ids:
             raise BadInput(f"{tokenizer}: {text!r}: expected a token that is new, found it as {ids[text]} in {path}")
         texts[token_id], types[token_id], new[token_id] = text, token_type, text

@@ -168,8 +168,8 @@ def _n_rows(models: Sequence[VocabModel]) -> int:
     """Rows of every matrix. Raises NotExpressible if their numbers differ."""
     sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
-        found = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
-        raise refusal(f"patch: {models[0].file.path.parent}", f"numbers of tokens: {found}")
+        actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
+        raise refusal(f"patch: {models[0].file.path.parent}", f"numbers of tokens: {actual}")
     return next(iter(sizes))
 
 
