@@ -92,7 +92,7 @@ class GgufOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The types asked for."""
+        """The requested types."""
         return ", ".join(self.types) or self.dtype or "as stored"
 
     @property
@@ -132,7 +132,7 @@ class GgufLoraOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The dtype asked for."""
+        """The requested dtype."""
         return self.dtype or "f32"
 
 

@@ -25,5 +25,5 @@ class HfOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The dtype asked for."""
+        """The requested dtype."""
         return self.dtype or "as stored"

@@ -39,7 +39,7 @@ class OnnxOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The precisions asked for."""
+        """The requested precisions."""
         return ", ".join(self.precisions) or ("fp32" if self.dtype is None else self.dtype)
 
     def chosen(self) -> Sequence[Precision]:
