@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from exporter.sources.journal import journal_of
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
 from exporter.verify.running import execution
-from exporter.verify.runtimes import installed, job
+from exporter.verify.runtimes import job
 from tests.documents import read_report
 from tests.patch.test_defaults import assert_same, files
 
@@ -223,7 +224,8 @@ def test_full_without_its_runtimes_is_refused_before_anything_is_written(
     content: str,
 ) -> None:
     needed = {"gguf": "transformers", "onnx": "onnxruntime"}[content]
-    monkeypatch.setattr(installed, "installed", lambda name: name != needed)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == needed else find_spec(name))
     assert patch(exported[content], tiny_adapter, "-o", tmp_path / "out", "--verify", "full") == 6
     assert f"--verify full needs {needed}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
