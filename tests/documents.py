@@ -1,4 +1,4 @@
-"""Every report that a test reads has to keep to the schema."""
+"""Read reports and validate them against the schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ttexport`` as a whole process, measured."""
+"""Run ``ttexport`` as a process and measure it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Final
 ROOT: Final = Path(__file__).parent.parent
 TTEXPORT: Final = (sys.executable, "-c", "from exporter.cli import main; main()")
 ENV: Final = {**os.environ, "PYTHONPATH": str(ROOT)}
-#: A process that hangs is ended by its own alarm clock; far beyond what any needs.
+#: A hanging process is ended by its own alarm, long after any test should have finished.
 _ALARM_SECONDS: Final = 60
-# Linux counts the memory of the process that forked, too, until the new program runs: so a small one must do it.
+# Until the new program runs, Linux counts the memory of the forking process as well, so a small process must fork.
 _LAUNCHER: Final = """
 import json, os, signal, subprocess, sys
 child = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.alarm(int(sys.argv[1])))
@@ -26,16 +26,16 @@ print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024]))
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit code (negative: the signal), what it said, and the most memory it ever held."""
+    """How a process ended: exit code (negative: the signal), its stderr, and its peak memory."""
 
     code: int
     stderr: str
     peak_bytes: int
 
 
-def ttexport(*words: object) -> Ended:
-    """Run the command line to its end."""
-    command = [sys.executable, "-c", _LAUNCHER, str(_ALARM_SECONDS), *TTEXPORT, *map(str, words)]
+def ttexport(*arguments: object) -> Ended:
+    """Run the command line until it ends."""
+    command = [sys.executable, "-c", _LAUNCHER, str(_ALARM_SECONDS), *TTEXPORT, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENV)
     code, peak_bytes = json.loads(done.stdout)
     return Ended(code, done.stderr, peak_bytes)

@@ -1,4 +1,4 @@
-"""What a command must not import: a verb that runs no model must not wait for what runs one."""
+"""Packages that a command must not import: verbs that run no model must not load packages that run models."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ print(json.dumps([code, [name for name in {(*HEAVY, *REPORTING)!r} if name in sy
 """
 
 
-def run_and_list(*words: object) -> tuple[int, list[str]]:
-    """Exit code, and which heavy packages the process of a command ended with."""
-    command = [sys.executable, "-c", PROBE, *map(str, words)]
+def run_and_list(*arguments: object) -> tuple[int, list[str]]:
+    """The exit code of a command, and the heavy packages that its process imported."""
+    command = [sys.executable, "-c", PROBE, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     code, loaded = json.loads(done.stderr.splitlines()[-1])
     return code, loaded
@@ -48,8 +48,8 @@ def test_a_merge_imports_nothing_heavy(target: str, tiny_adapter: Path, tiny_tie
 def test_a_patch_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(plan_gguf(plan_merge(Checkpoint.open(tiny_tied), []).model(), "Q8_0"), file)
-    for words in (["-o", tmp_path / "out.gguf"], ["--in-place"]):
-        assert run_and_list("patch", file, tiny_adapter, *words) == (0, [])
+    for arguments in (["-o", tmp_path / "out.gguf"], ["--in-place"]):
+        assert run_and_list("patch", file, tiny_adapter, *arguments) == (0, [])
 
 
 def test_a_patch_of_onnx_models_parses_them_and_imports_nothing_else_heavy(
@@ -58,14 +58,14 @@ def test_a_patch_of_onnx_models_parses_them_and_imports_nothing_else_heavy(
     base = tmp_path / "onnx"
     layout = plan_onnx(plan_merge(Checkpoint.open(tiny_tied), []).model("F32"), choose(None, ["int8", "q4"]))
     write_onnx(layout, base)
-    for words in (["-o", tmp_path / "out"], ["--in-place"]):
-        assert run_and_list("patch", base, tiny_adapter, *words) == (0, ["onnx"])
+    for arguments in (["-o", tmp_path / "out"], ["--in-place"]):
+        assert run_and_list("patch", base, tiny_adapter, *arguments) == (0, ["onnx"])
     assert run_and_list("plan", base, tiny_adapter) == (0, ["onnx"])
 
 
 def test_a_report_is_drawn_without_what_runs_models(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
-    words = ["--report", tmp_path / "report", "-o", tmp_path / "out"]
-    assert run_and_list("merge", tiny_adapter, "--base", tiny_tied, *words) == (0, list(REPORTING))
+    arguments = ["--report", tmp_path / "report", "-o", tmp_path / "out"]
+    assert run_and_list("merge", tiny_adapter, "--base", tiny_tied, *arguments) == (0, list(REPORTING))
 
 
 def test_a_plan_imports_nothing_heavy(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole way on a real model: SmolLM2-135M-Instruct, rows made by stock PEFT and by our own tuner."""
+"""Every format of a real model, SmolLM2-135M-Instruct, with rows made by stock PEFT and by our own tuner."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def tuned_adapter(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three new tokens and a known one, a few steps of our tuner: what counts is the way, not what was learned."""
+    """Three new tokens and a known one, after a few steps of our tuner; the quality of the rows does not matter."""
     folder = tmp_path_factory.mktemp("tune")
     lines = [{"text": f"{token} opens the door number {n}.<|im_end|>"} for n, token in enumerate(NEW_TOKENS * 2)]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tokens = [word for token in NEW_TOKENS for word in ("--new-token", token)]
+    tokens = [argument for token in NEW_TOKENS for argument in ("--new-token", token)]
     argv = ["tune", str(smollm2), "--data", str(folder / "data.jsonl"), *tokens, "--token", "<|im_end|>"]
     assert run([*argv, "--steps", "3", "--batch-size", "2", "-q", "-o", str(folder / "adapter")]) == 0
     return folder / "adapter"
 
 
 def verified(adapter: Path, base: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """Write every format and storage, verify all against one reference: artifact → its report."""
+    """Write every format and storage, verify all against one reference; artifact → its report."""
     common = ["merge", str(adapter), "--base", str(base), "--verify", "off", "-q"]
     assert run([*common, "--to", "hf", "--to", "gguf", "--to", "onnx", "-o", str(out)]) == 0
     for storage in (["--dtype", "f32"], ["--quant", "Q8_0"]):
@@ -42,7 +42,7 @@ def verified(adapter: Path, base: Path, out: Path) -> dict[str, dict[str, Any]]:
     argv = ["verify", str(out), "--reference", str(base), "--adapter", str(adapter), "-q", "--report", str(out)]
     assert run(argv) == 0
     document = read_report(out)
-    return {Path(one["artifact"]).name: one for one in document["artifacts"]}
+    return {Path(report["artifact"]).name: report for report in document["artifacts"]}
 
 
 def checks(report: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def assert_equivalent(reports: dict[str, dict[str, Any]]) -> None:
     assert checks(reports["m-f32.gguf"])["greedy tokens"]["detail"] == "128 of 128 identical"
     assert checks(reports[bf16])["mean KL"]["value"] <= 5e-4
     assert checks(reports["m-Q8_0.gguf"])["excess KL"]["value"] <= 0.10
-    for way in ("logits", "logits with cache", "logits left-padded"):
-        assert checks(reports["onnx"])[way]["value"] <= 2e-4
+    for check in ("logits", "logits with cache", "logits left-padded"):
+        assert checks(reports["onnx"])[check]["value"] <= 2e-4
 
 
 def test_rows_of_stock_peft_survive_in_every_format(smollm2: Path, smollm2_adapter: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from exporter.release.documents import manifest as manifests
 from exporter.release.documents import run_record as run_records
 from exporter.release.documents.manifest import FileEntry, Manifest
 from exporter.release.documents.signature import SIGNATURE, Trust, signature_fault
-from exporter.release.documents.tensor_digests import file_digest, in_threads, kind_of, list_files, tensor_digests
+from exporter.release.documents.tensor_digests import file_digest, file_kind, in_threads, list_files, tensor_digests
 from exporter.release.documents.write import NAMES, render_for_models
 from exporter.verify.report import Check, Report, Skip, document
 
@@ -150,7 +150,7 @@ class _ReleaseFolder:
 
     def _tensor_fault(self, file: FileEntry) -> str | None:
         """Compare the kind and the tensors of a file with the manifest."""
-        if (kind := kind_of(file.path)) != file.kind:
+        if (kind := file_kind(file.path)) != file.kind:
             return f"{file.path}: expected kind {file.kind}, found {kind}"
         try:
             tensors = tensor_digests(self.folder / file.path)
@@ -178,17 +178,17 @@ def _renderer_difference(manifest: Manifest) -> str | None:
     return None
 
 
-def _first_tensor(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
-    name = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return f"{name}: expected sha256 {expected.get(name)}, found {found.get(name)}"
+def _first_tensor(expected: Mapping[str, str], actual: Mapping[str, str]) -> str:
+    name = min(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+    return f"{name}: expected sha256 {expected.get(name)}, found {actual.get(name)}"
 
 
-def _first_difference(expected: bytes, found: bytes) -> str | None:
+def _first_difference(expected: bytes, actual: bytes) -> str | None:
     """The first line that differs, counted from 1; None for equal bytes."""
-    if expected == found:
+    if expected == actual:
         return None
-    expected_lines, found_lines = expected.splitlines(keepends=True), found.splitlines(keepends=True)
-    for number, (line, other) in enumerate(zip_longest(expected_lines, found_lines, fillvalue=b""), 1):
+    expected_lines, actual_lines = expected.splitlines(keepends=True), actual.splitlines(keepends=True)
+    for number, (line, other) in enumerate(zip_longest(expected_lines, actual_lines, fillvalue=b""), 1):
         if line != other:
             return f"line {number}: expected {line!r:.100}, found {other!r:.100}"
     raise AssertionError("bytes that differ have a line that differs")

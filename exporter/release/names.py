@@ -47,5 +47,5 @@ def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int, *, a
     stated = size.lower() in spec.name.lower().split("-")
     finetune = None if len(spec.models) == 1 else model
     size_label = None if stated else size
-    kind: Literal["LoRA"] | None = "LoRA" if adapter_only else None
-    return f"{gguf.utility.naming_convention(spec.name, None, finetune, None, size_label, storage, kind)}.gguf"
+    model_type: Literal["LoRA"] | None = "LoRA" if adapter_only else None
+    return f"{gguf.utility.naming_convention(spec.name, None, finetune, None, size_label, storage, model_type)}.gguf"

@@ -19,7 +19,7 @@ from tests.conformance.gguf import TRAINED_IDS, required_converter
 
 Capture = pytest.CaptureFixture[str]
 
-# Called as llama.cpp's script is: CHECKPOINT --outfile FILE --outtype TYPE.
+# Takes the arguments of llama.cpp's script: CHECKPOINT --outfile FILE --outtype TYPE.
 _STAND_IN = """
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ source = {source!r} or checkpoint
 write_gguf(plan_gguf(plan_merge(Checkpoint.open(Path(source)), []).model(), ftype.upper()), Path(out))
 """
 
-# What the user would call, but for the pre-tokenizer, which no tiny tokenizer's hash names.
+# llama.cpp's script with a fixed pre-tokenizer, because it does not know the hash of a tiny tokenizer.
 _LLAMA_CPP = """
 import sys
 root = {root!r}
@@ -85,7 +85,7 @@ def test_a_model_without_a_family_goes_through_llama_cpps_converter(tmp_path: Pa
     assert GgufFile.open(out).metadata["general.architecture"] == "olmo"
 
 
-def test_the_script_gets_the_merged_checkpoint_and_nothing_of_it_stays(
+def test_the_script_gets_the_merged_checkpoint_which_is_removed_afterwards(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "place"
@@ -104,7 +104,7 @@ def test_several_formats_beside_a_converted_one(tiny_adapter: Path, tiny_tied: P
     assert (out / "hf" / "model.safetensors").is_file()
 
 
-def test_a_script_that_loses_the_rows_is_found_out(
+def test_a_script_that_loses_the_rows_fails_the_verification(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     place = tmp_path / "place"
@@ -116,7 +116,7 @@ def test_a_script_that_loses_the_rows_is_found_out(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("raise SystemExit('this model is not supported')", "exit status 1: this model is not supported"),
         ("print('done')", "wrote no file: nothing on stderr"),
@@ -126,17 +126,17 @@ def test_a_script_that_loses_the_rows_is_found_out(
         ),
     ],
 )
-def test_a_script_that_fails_is_exit_4_with_its_last_words(
-    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, text: str, says: str
+def test_a_script_that_fails_is_exit_4_with_its_last_line(
+    tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, text: str, message: str
 ) -> None:
     place = tmp_path / "place"
     place.mkdir()
     assert merge(tiny_adapter, tiny_tied, script(tmp_path / "fail.py", text), place / "lamp.gguf", "-q") == 4
-    assert capsys.readouterr().err == f"ttexport: {tmp_path / 'fail.py'}: {says}\n"
+    assert capsys.readouterr().err == f"ttexport: {tmp_path / 'fail.py'}: {message}\n"
     assert list(place.iterdir()) == []
 
 
-def test_the_option_is_refused_where_it_has_no_meaning(
+def test_the_option_is_refused_where_it_does_not_apply(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     made, out = stand_in(tmp_path), tmp_path / "out"

@@ -55,9 +55,9 @@ def test_all_formats_in_one_go_with_one_report(
     before = digests(tiny_adapter, tiny_tied)
     assert run([*argv, "-o", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [one["format"] for one in document["artifacts"]] == ["hf", "gguf", "onnx"]
-    assert all(one["verification"]["passed"] for one in document["artifacts"])
-    assert all(Path(one["path"]).exists() for one in document["artifacts"])
+    assert [artifact["format"] for artifact in document["artifacts"]] == ["hf", "gguf", "onnx"]
+    assert all(artifact["verification"]["passed"] for artifact in document["artifacts"])
+    assert all(Path(artifact["path"]).exists() for artifact in document["artifacts"])
     assert read_report(out)["passed"]
     assert digests(tiny_adapter, tiny_tied) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -120,10 +120,10 @@ def test_quant_is_for_the_format_that_knows_it_in_any_case(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     argv = ["plan", str(tiny_adapter), "--base", str(tiny_tied), "--to", "gguf", "--to", "onnx", "--json"]
-    argv += [word for quant in ("q8_0", "f16", "fp16", "INT8", "Q4_K_M") for word in ("--quant", quant)]
+    argv += [argument for quant in ("q8_0", "f16", "fp16", "INT8", "Q4_K_M") for argument in ("--quant", quant)]
     assert run(argv) == 0
     targets = json.loads(capsys.readouterr().out)["targets"]
-    assert [one["storage"] for one in targets] == ["Q8_0", "F16", "Q4_K_M", "fp16, int8"]
+    assert [target["storage"] for target in targets] == ["Q8_0", "F16", "Q4_K_M", "fp16, int8"]
 
 
 def test_a_checkpoint_exports_without_any_adapter(tiny_untied: Path, tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_bad_input_is_exit_4_and_one_line(
     before = digests(tmp_path / "in")
     (tmp_path / "out").mkdir()
     assert run(["merge", str(adapter), "--base", str(base), "--to", fmt, "-o", str(tmp_path / "out" / "x")]) == 4
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert said.err.startswith("ttexport: ")
-    assert said.out == ""
-    for words in MENTIONS[name]:
-        assert words.casefold() in said.err.casefold()
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("ttexport: ")
+    assert captured.out == ""
+    for text in MENTIONS[name]:
+        assert text.casefold() in captured.err.casefold()
     assert list((tmp_path / "out").iterdir()) == []
     assert digests(tmp_path / "in") == before
     assert not (tmp_path / "in" / PICKLE_MARKER).exists()
@@ -154,7 +154,7 @@ def test_bad_input_is_exit_4_and_one_line(
 def test_a_merge_that_loses_a_row_is_not_promoted(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The maker is broken on purpose; the checker, which shares no code with it, stops the release."""
+    """The maker is broken on purpose; the checker, which shares no code with it, stops the merge."""
 
     def forgetful(self: ReplaceRows, start: int, block: Array) -> Array:
         return block
@@ -201,7 +201,7 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "words"),
+    ("argv", "code", "message"),
     [
         (["frobnicate"], 2, "No such command"),
         (["merge", "--to", "tflite"], 2, "tflite"),
@@ -234,15 +234,15 @@ def test_force_does_not_lose_the_old_artifact_to_a_failure(
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_every_refusal_has_its_exit_code_and_one_line(
-    argv: list[str], code: int, words: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path,
+    argv: list[str], code: int, message: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path,
     capsys: Capture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    filled = [word.format(adapter=tiny_adapter, base=tiny_tied) for word in argv]
+    filled = [argument.format(adapter=tiny_adapter, base=tiny_tied) for argument in argv]
     assert run(filled) == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     assert run([*filled, "--json"]) == code
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == code
@@ -263,8 +263,8 @@ def test_inspect_reads_what_merge_wrote(tiny_adapter: Path, tiny_tied: Path, tmp
     assert run([*argv, "-o", str(tmp_path / "out"), "-q"]) == 0
     capsys.readouterr()
     gguf = next((tmp_path / "out" / "gguf").iterdir())
-    kinds = {tiny_adapter: "adapter", tiny_tied: "checkpoint", gguf: "gguf", tmp_path / "out" / "onnx": "onnx"}
-    for path, kind in kinds.items():
+    expected_kinds = {tiny_adapter: "adapter", tiny_tied: "checkpoint", gguf: "gguf", tmp_path / "out" / "onnx": "onnx"}
+    for path, kind in expected_kinds.items():
         assert run(["inspect", str(path), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["kind"] == kind

@@ -1,4 +1,4 @@
-"""Names and texts of other people's files on the terminal."""
+"""Names and texts from untrusted files on the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def string(text: bytes) -> bytes:
 
 
 def gguf(path: Path) -> Path:
-    """One key, one text that is no UTF-8, one tensor of 8 numbers."""
+    """A file with one key, one text that is not UTF-8, and one tensor of 8 numbers."""
     key = string(b"some.[red]key") + struct.pack("<I", 8) + string(b"half \xff [/] \x1b[2J")
     tensor = string(EVIL.encode()) + struct.pack("<IQIQ", 1, 8, 0, 0)
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
@@ -47,10 +47,10 @@ def test_an_error_about_a_hostile_name_is_one_short_line(name: str, tmp_path: Pa
     (tmp_path / "config.json").write_text("{}")
     rawtensors.write(tmp_path / "model.safetensors", {name: {"dtype": "F32", "shape": [-1]}}, b"")
     assert run(["inspect", str(tmp_path)]) == 4
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "\x1b" not in said
-    assert len(said) < 2_100
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "\x1b" not in stderr
+    assert len(stderr) < 2_100
 
 
 def test_ordinary_text_stays_as_it_is() -> None:

@@ -27,7 +27,7 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def site(tmp_path: Path, tiny_sharded: Path, tiny_untied_adapter: Path) -> Iterator[Site]:
-    """``org/base`` in three shards, ``user/adapter`` for it, and beside them what must not be fetched."""
+    """``org/base`` in three shards and ``user/adapter`` for it, with files that must not be fetched."""
     with serving() as hub:
         useless = {"pytorch_model.bin": b"x", "modeling.py": b"y", "consolidated.safetensors": b"z", "README.md": b"w"}
         hub.add("org/base", tiny_sharded, extra=useless)
@@ -36,8 +36,8 @@ def site(tmp_path: Path, tiny_sharded: Path, tiny_untied_adapter: Path) -> Itera
 
 
 def test_a_merge_downloads_what_it_needs_and_the_next_one_is_offline_with_the_same_bytes(site: Site) -> None:
-    words = ["merge", "user/adapter", "--base", "org/base", "--to", "gguf"]
-    first = site.run(*words, "-o", "first.gguf")
+    arguments = ["merge", "user/adapter", "--base", "org/base", "--to", "gguf"]
+    first = site.run(*arguments, "-o", "first.gguf")
     assert first.returncode == 0, first.stderr
     assert site.hub.fetched() == {
         "adapter_config.json",
@@ -53,7 +53,7 @@ def test_a_merge_downloads_what_it_needs_and_the_next_one_is_offline_with_the_sa
         "tokenizer_config.json",
     }
     site.hub.requests.clear()
-    second = site.run(*words, "-o", "second.gguf", offline=True)
+    second = site.run(*arguments, "-o", "second.gguf", offline=True)
     assert second.returncode == 0, second.stderr
     assert site.hub.requests == []
     work = site.home / "work"
@@ -73,21 +73,23 @@ def test_a_patch_records_the_same_origins_as_a_merge(site: Site, to: str) -> Non
         files = [whole] if whole.is_file() else [path for path in sorted(whole.rglob("*")) if path.is_file()]
         return {path.relative_to(whole).as_posix(): path.read_bytes() for path in files}
 
-    base, want, got, again = (f"{name}.gguf" if to == "gguf" else name for name in ("base", "want", "got", "again"))
-    for words in (
+    base, merged, patched, again = (
+        f"{name}.gguf" if to == "gguf" else name for name in ("base", "merged", "patched", "again")
+    )
+    for arguments in (
         ["export", "org/base", "--to", to, "-o", base],
-        ["merge", "user/adapter", "--base", "org/base", "--to", to, "-o", want],
-        ["patch", base, "user/adapter", "--base", "org/base", "-o", got],
-        ["patch", got, "user/adapter", "--base", "org/base", "-o", again],
+        ["merge", "user/adapter", "--base", "org/base", "--to", to, "-o", merged],
+        ["patch", base, "user/adapter", "--base", "org/base", "-o", patched],
+        ["patch", patched, "user/adapter", "--base", "org/base", "-o", again],
         ["patch", base, "user/adapter", "--base", "org/base", "--in-place"],
     ):
-        done = site.run(*words, "-q")
+        done = site.run(*arguments, "-q")
         assert done.returncode == 0, done.stderr
-    assert content(got) == content(want) == content(again) == content(base)
-    assert any(b"ttexport.adapter.0.revision" in data for data in content(got).values())
+    assert content(patched) == content(merged) == content(again) == content(base)
+    assert any(b"ttexport.adapter.0.revision" in data for data in content(patched).values())
 
 
-def test_a_release_of_what_lies_on_the_hub_has_the_files_of_a_merge_and_names_commits(site: Site) -> None:
+def test_a_release_from_the_hub_has_the_files_of_a_merge_and_records_commits(site: Site) -> None:
     work = site.home / "work"
     work.mkdir()
     (work / "release.toml").write_text(
@@ -95,19 +97,22 @@ def test_a_release_of_what_lies_on_the_hub_has_the_files_of_a_merge_and_names_co
         'hf = {}\ngguf.types = ["Q8_0"]\nonnx = {}\nverify.level = "rows"\n'
     )
     merge = ["merge", "user/adapter", "--base", "org/base", "--to", "hf", "--to", "gguf", "--to", "onnx"]
-    for words in (["release", "release.toml", "-o", "out", "--no-cache"], [*merge, "--quant", "Q8_0", "-o", "merged"]):
-        done = site.run(*words, "-q")
+    for arguments in (
+        ["release", "release.toml", "-o", "out", "--no-cache"],
+        [*merge, "--quant", "Q8_0", "-o", "merged"],
+    ):
+        done = site.run(*arguments, "-q")
         assert done.returncode == 0, done.stderr
     for place in ("hf", "gguf", "onnx"):
-        found = {digest(path) for path in (work / "out" / place).rglob("*") if path.is_file()}
-        assert found == {digest(path) for path in (work / "merged" / place).rglob("*") if path.is_file()}
+        released = {digest(path) for path in (work / "out" / place).rglob("*") if path.is_file()}
+        assert released == {digest(path) for path in (work / "merged" / place).rglob("*") if path.is_file()}
     manifest = json.loads((work / "out" / "manifest.json").read_text())
     assert manifest["base"]["name"] == "org/base"
     assert manifest["base"]["revision"] == site.hub.repositories["org/base"].refs["main"]
     assert manifest["adapters"]["adapter"]["name"] == "user/adapter"
 
 
-def test_what_is_whole_in_the_cache_is_used_without_asking_the_hub(site: Site) -> None:
+def test_a_complete_cache_is_used_without_requests_to_the_hub(site: Site) -> None:
     assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
     site.hub.requests.clear()
     assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
@@ -149,13 +154,13 @@ def test_export_takes_a_checkpoint_or_an_adapter_from_the_hub(site: Site, tiny_u
 
 def test_an_artifact_is_verified_against_the_hub(site: Site) -> None:
     assert site.run("merge", "user/adapter", "--base", "org/base", "-o", "out", "-q").returncode == 0
-    words = ["verify", "out", "--reference", "org/base", "--adapter", "user/adapter", "--level", "rows", "-q"]
-    done = site.run(*words, offline=True)
+    arguments = ["verify", "out", "--reference", "org/base", "--adapter", "user/adapter", "--level", "rows", "-q"]
+    done = site.run(*arguments, offline=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
-    ("place", "fault", "said"),
+    ("place", "fault", "message"),
     [
         (BASE_API, "gated", "accept its terms at"),
         (BASE_API, "unauthorised", "HTTP 401: log in with `hf auth login`, or set HF_TOKEN"),
@@ -166,17 +171,17 @@ def test_an_artifact_is_verified_against_the_hub(site: Site) -> None:
         ("/org/base/resolve", "gated", "accept its terms at"),
     ],
 )
-def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str, said: str, site: Site) -> None:
+def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str, message: str, site: Site) -> None:
     site.hub.faults[place] = fault
     done = site.run("merge", "user/adapter", "--base", "org/base", "-o", "out", "-q")
     assert (done.returncode, done.stdout, site.left()) == (4, "", [])
     assert done.stderr.startswith("ttexport: --base: org/base@main: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["user/absent", "--base", "org/base"], "ADAPTER: user/absent@main: .*no such repository, or a private one"),
         (["user/adapter", "--base", "org/base@v9"], "--base: org/base@v9: .*no such revision"),
@@ -184,11 +189,11 @@ def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str,
         (["org/base", "--base", "org/base"], "ADAPTER: org/base@main: adapter_config.json is missing"),
     ],
 )
-def test_what_the_hub_does_not_have_is_one_line(words: list[str], said: str, site: Site) -> None:
-    done = site.run("merge", *words, "-o", "out", "-q")
+def test_a_missing_repository_or_revision_is_one_line(arguments: list[str], message: str, site: Site) -> None:
+    done = site.run("merge", *arguments, "-o", "out", "-q")
     assert (done.returncode, done.stdout, site.left()) == (4, "", [])
     assert done.stderr.count("\n") == 1
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(done.stderr)
 
 
@@ -202,8 +207,8 @@ def test_pickled_weights_are_not_fetched_but_named(site: Site, tiny_untied: Path
     assert "pytorch_model.bin" not in site.hub.fetched()
 
 
-def test_a_hub_out_of_reach_is_no_matter_when_the_cache_is_whole(site: Site) -> None:
-    """Without a listing (single files, fetched by another tool) the hub is asked, and may be silent."""
+def test_an_unreachable_hub_does_not_matter_if_the_cache_is_complete(site: Site) -> None:
+    """Without a listing (single files, fetched by another tool) the hub is asked, and may not answer."""
     assert site.run("plan", "user/adapter", "--base", "org/base", "-q").returncode == 0
     for listing in (site.home / "hf" / "hub").glob("models--*/trees/*.json"):
         listing.unlink()
@@ -216,7 +221,7 @@ def test_a_hub_out_of_reach_is_no_matter_when_the_cache_is_whole(site: Site) -> 
     assert "org/base@main: model-00002-of-00003.safetensors is missing in the local cache, and http" in done.stderr
 
 
-def test_a_download_that_breaks_in_the_middle_is_taken_up_again(site: Site, tiny_untied: Path) -> None:
+def test_an_interrupted_download_is_resumed(site: Site, tiny_untied: Path) -> None:
     site.hub.add("org/single", tiny_untied)
     commit = site.hub.repositories["org/single"].refs["main"]
     site.hub.faults[f"/org/single/resolve/{commit}/model.safetensors"] = "half"
@@ -244,8 +249,8 @@ def test_no_download_is_announced_offline(site: Site) -> None:
 def test_a_terminal_sees_bars_unless_quiet(quiet: bool, site: Site) -> None:
     reader, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))  # without a size a bar has no room
-    words = ["plan", "user/adapter", "--base", "org/base", "--json", *(["-q"] if quiet else [])]
-    done = site.run(*words, stderr=terminal)
+    arguments = ["plan", "user/adapter", "--base", "org/base", "--json", *(["-q"] if quiet else [])]
+    done = site.run(*arguments, stderr=terminal)
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # how a terminal says that its other end is closed

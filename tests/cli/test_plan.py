@@ -13,7 +13,7 @@ from exporter.cli.main import run
 Capture = pytest.CaptureFixture[str]
 
 
-def test_plan_writes_nothing_and_tells_size_and_ledger(
+def test_plan_writes_nothing_and_shows_size_and_ledger(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -21,22 +21,24 @@ def test_plan_writes_nothing_and_tells_size_and_ledger(
     assert run(["plan", *argv, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
-    assert {one["tensor"].rsplit(".", 2)[-2] for one in document["ledger"]} == {"embed_tokens", "lm_head"}
+    assert {entry["tensor"].rsplit(".", 2)[-2] for entry in document["ledger"]} == {"embed_tokens", "lm_head"}
     assert run(["merge", *argv, "-o", "out", "-q"]) == 0
-    gguf = next(one for one in document["targets"] if one["format"] == "gguf")
+    gguf = next(target for target in document["targets"] if target["format"] == "gguf")
     assert gguf["nbytes"] == (tmp_path / "out" / "gguf" / Path(gguf["path"]).name).stat().st_size
     assert run(["plan", *argv]) == 0
     shown = capsys.readouterr().out
     assert "rows of the embedding and the tied head" in shown
 
 
-def test_plan_says_which_target_cannot_hold_the_model(tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_plan_names_the_target_that_cannot_represent_the_model(
+    tiny_tied: Path, tmp_path: Path, capsys: Capture
+) -> None:
     other = Path(shutil.copytree(tiny_tied, tmp_path / "mamba"))
     config = json.loads((other / "config.json").read_text()) | {"model_type": "mamba"}
     (other / "config.json").write_text(json.dumps(config))
     assert run(["plan", str(other), "--to", "hf", "--to", "gguf", "--json"]) == 5
-    said = capsys.readouterr()
-    document = json.loads(said.out)
-    assert said.err.count("\n") == 1
-    assert [one["expressible"] for one in document["targets"]] == [True, False]
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert captured.err.count("\n") == 1
+    assert [target["expressible"] for target in document["targets"]] == [True, False]
     assert "mamba" in document["targets"][1]["reason"]

@@ -1,4 +1,4 @@
-"""``plan --to onnx`` says how the graph will come about: from a family's description, or traced."""
+"""``plan --to onnx`` names the maker of the graph: a family's description, or a trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         TRACED: tie_layouts.build(folder / "other", "llama", "tied"),
         SEQ2SEQ: seq2seq.build(folder / "t5", "t5"),
     }
-    rename(made[TRACED], "a-new-one")
+    rename(made[TRACED], "unknown-type")
     return made
 
 
@@ -55,7 +55,7 @@ def test_both_files_of_an_encoder_decoder_are_counted(
 
 
 @pytest.mark.parametrize("option", [["--quant", "int8"], ["--dtype", "f16"], ["--onnx-ops", "ort"]])
-def test_what_a_traced_model_cannot_have_is_said(
+def test_options_that_a_traced_model_does_not_have_are_refused(
     option: list[str], bases: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["plan", "--to", "onnx", str(bases[SEQ2SEQ]), *option]) == 5

@@ -21,7 +21,7 @@ def test_shards_are_for_checkpoints_only(tiny_adapter: Path, capsys: Capture) ->
     assert "--max-shard-size: needs --to hf" in capsys.readouterr().err
 
 
-def test_a_merge_splits_anew_and_is_verified(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
+def test_a_merge_splits_the_weights_again_and_is_verified(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "-o", str(tmp_path / "out"), "--verify", "full"]
     assert run([*argv, "--max-shard-size", "70kB"]) == 0
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -29,12 +29,14 @@ def test_a_merge_splits_anew_and_is_verified(tiny_adapter: Path, tiny_tied: Path
 
 
 @pytest.mark.parametrize("memory", ["1B", "1MiB", "8GiB"])
-def test_the_memory_that_is_allowed_does_not_change_a_byte(
+def test_the_memory_limit_does_not_change_a_byte(
     memory: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
 ) -> None:
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--dtype", "f32", "-q"]
     outs = [tmp_path / "default", tmp_path / "bounded"]
     assert run([*argv, "-o", str(outs[0])]) == 0
     assert run([*argv, "-o", str(outs[1]), "--memory", memory]) == 0
-    one, other = ({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()} for out in outs)
-    assert one == other
+    default, bounded = (
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()} for out in outs
+    )
+    assert default == bounded

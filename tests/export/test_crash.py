@@ -1,4 +1,4 @@
-"""A merge that is killed, lacks room, or meets another: the final name is absent or complete, inputs are whole."""
+"""A merge that is killed, runs out of space, or meets another one: OUT is absent or complete, inputs are unchanged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fixtures.hostile import rawtensors
 from fixtures.hostile.cases import BASE_WEIGHTS, copies
 from tests.processes import ENV, TTEXPORT
 
-#: Enough to be writing for some time; a merge of the tiny model alone is over before anybody can look.
+#: Makes the merge take some time; that of the tiny model alone would end before it can be interrupted.
 PADDING_BYTES: Final = 48 << 20
-#: Fractions of the bytes that have been written by then; the first is at once, the last when all of them are.
+#: Fractions of the bytes written before the kill: from none to all.
 MOMENTS: Final = (0.0, *sorted(random.Random(4).uniform(0.0, 1.0) for _ in range(18)), 1.0)
 
 Digests = dict[str, str]
@@ -37,13 +37,13 @@ def digests(folder: Path) -> Digests:
 
 @dataclass(frozen=True)
 class Job:
-    """A merge: its inputs with their digests, and what an undisturbed run gives."""
+    """A merge: its inputs with their digests, and the digests of an undisturbed run's output."""
 
     home: Path
     inputs: Digests
     result: Digests
 
-    def words(self, out: Path, *more: str) -> list[str]:
+    def arguments(self, out: Path, *more: str) -> list[str]:
         return ["merge", str(self.home / "adapter"), "--base", str(self.home / "base"), "-q", "-o", str(out), *more]
 
     def start(self, out: Path, *more: str, file_nbytes: int | None = None) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ class Job:
             if file_nbytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_nbytes, file_nbytes))
 
-        command = [*TTEXPORT, *self.words(out, *more)]
+        command = [*TTEXPORT, *self.arguments(out, *more)]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=ENV, preexec_fn=limit, stdout=pipe, stderr=pipe, text=True)
 
@@ -72,11 +72,11 @@ def wait_for_output(process: subprocess.Popen[str], out: Path) -> None:
 
 
 def wait_for_bytes(process: subprocess.Popen[str], nbytes: float) -> None:
-    """Return when the merge has written so many bytes, or is at its end. Source: proc_pid_io(5)."""
+    """Return when the merge has written ``nbytes``, or has ended. Source: proc_pid_io(5)."""
     while process.poll() is None:
         try:
             counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended
             return
         if int(counts["wchar"]) >= nbytes:
             return
@@ -90,20 +90,22 @@ def job(tiny_adapter: Path, tiny_tied: Path, tmp_path_factory: pytest.TempPathFa
     rawtensors.replace(base / BASE_WEIGHTS, {"model.padding": ("U8", (PADDING_BYTES,), noise)})
     before = digests(home)
     process = Job(home, before, {}).start(out)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
     return Job(home, before, digests(out))
 
 
-@pytest.mark.parametrize("kind", ["new", "replaced"])
-def test_a_killed_merge_leaves_nothing_or_all_and_the_next_one_cleans_up(job: Job, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("previous", ["absent", "replaced"])
+def test_a_killed_merge_leaves_nothing_or_everything_and_the_next_merge_cleans_up(
+    job: Job, previous: str, tmp_path: Path
+) -> None:
     hit = 0
     for number, moment in enumerate(MOMENTS):
-        if number % 2 == (kind == "new"):
+        if number % 2 == (previous == "absent"):
             continue
         out = tmp_path / "out"
         options = []
-        if kind == "replaced":
+        if previous == "replaced":
             options = ["--force"]
             out.mkdir()
             (out / "old").write_text("whole")
@@ -114,10 +116,10 @@ def test_a_killed_merge_leaves_nothing_or_all_and_the_next_one_cleans_up(job: Jo
         process.send_signal(signal.SIGKILL)
         process.communicate()
         hit += staging(out).exists()
-        assert out.exists() or kind == "new"
+        assert out.exists() or previous == "absent"
         assert not out.exists() or digests(out) in (old, job.result)
         job.require_untouched_inputs()
-        assert run([*job.words(out), "--force"]) == 0
+        assert run([*job.arguments(out), "--force"]) == 0
         assert digests(out) == job.result
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         shutil.rmtree(out)
@@ -126,7 +128,7 @@ def test_a_killed_merge_leaves_nothing_or_all_and_the_next_one_cleans_up(job: Jo
 
 @contextmanager
 def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
-    """A file system of ``nbytes`` in memory. Skips where this user may not mount one."""
+    """A file system of ``nbytes`` in memory. Skips the test if this user may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -138,62 +140,64 @@ def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("missing", "says"),
+    ("missing", "message"),
     [
         (PADDING_BYTES // 2, "are free"),  # known before a byte is written
         (-(16 << 10), "no space left on the device"),  # the weights fit, the tokenizer behind them does not
     ],
 )
-def test_a_full_disk_is_exit_7_and_leaves_nothing(job: Job, missing: int, says: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_exit_7_and_leaves_nothing(job: Job, missing: int, message: str, tmp_path: Path) -> None:
     weights = (job.home / "base" / BASE_WEIGHTS).stat().st_size
     with small_disk(tmp_path / "disk", weights - missing) as disk:
         process = job.start(disk / "out")
-        said = process.communicate()[1]
-        assert process.returncode == 7, said
-        assert says in said
-        assert said.count("\n") == 1
+        stderr = process.communicate()[1]
+        assert process.returncode == 7, stderr
+        assert message in stderr
+        assert stderr.count("\n") == 1
         assert list(disk.iterdir()) == []
     job.require_untouched_inputs()
 
 
-@pytest.mark.parametrize("kind", ["new", "replaced"])
-def test_a_file_that_may_not_grow_is_exit_7_and_leaves_what_was_there(job: Job, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("previous", ["absent", "replaced"])
+def test_a_limit_of_the_file_size_is_exit_7_and_leaves_the_previous_output(
+    job: Job, previous: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    if kind == "replaced":
+    if previous == "replaced":
         out.mkdir()
         (out / "old").write_text("whole")
     old, listed = digests(out), sorted(tmp_path.iterdir())
     process = job.start(out, "--force", file_nbytes=PADDING_BYTES // 3)
-    said = process.communicate()[1]
-    assert process.returncode == 7, said
-    assert str(BASE_WEIGHTS) in said
-    assert said.count("\n") == 1
+    stderr = process.communicate()[1]
+    assert process.returncode == 7, stderr
+    assert str(BASE_WEIGHTS) in stderr
+    assert stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == listed
     assert digests(out) == old
     job.require_untouched_inputs()
 
 
-def test_a_second_merge_into_a_place_that_is_being_written_says_so(job: Job, tmp_path: Path) -> None:
+def test_a_second_merge_into_the_same_place_is_refused(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = job.start(out)
     wait_for_output(first, out)
     first.send_signal(signal.SIGSTOP)
     second = job.start(out, "--force")
-    said = second.communicate()[1]
+    stderr = second.communicate()[1]
     first.send_signal(signal.SIGCONT)
-    assert second.returncode == 7, said
-    assert said == f"ttexport: {out}: another run is writing it\n"
+    assert second.returncode == 7, stderr
+    assert stderr == f"ttexport: {out}: another run is writing it\n"
     assert (first.communicate()[1], first.returncode) == ("", 0)
     assert digests(out) == job.result
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_of_two_merges_that_start_together_one_wins(job: Job, tmp_path: Path) -> None:
+def test_one_of_two_merges_that_start_together_wins(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = [job.start(out), job.start(out)]
-    said = [process.communicate()[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 7], said
-    (line,) = filter(None, said)
+    stderr = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 7], stderr
+    (line,) = filter(None, stderr)
     assert line.startswith(f"ttexport: {out}: ")
     assert any(reason in line for reason in ("another run is writing it", "exists already", "another run finished"))
     assert digests(out) == job.result

@@ -20,14 +20,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
 try:
     with OutputFile(out, nbytes=4 << 20) as file:
         file.write(bytes(1 << 20))
-        raise AssertionError("there was no room for the rest")
+        raise AssertionError("the file exceeds the limit")
 except OutputError as exc:
     assert str(exc) == f"{out}: File too large", exc
 assert not out.exists()
 """
 
 
-def test_room_that_is_not_there_shows_before_the_work_is_done(tmp_path: Path) -> None:
+def test_missing_space_is_reported_before_the_work_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "-B", "-c", RESERVED, str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -50,8 +50,8 @@ sys.exit(run(sys.argv[3:]))
 def test_a_limit_of_the_file_size_ends_a_merge_with_exit_7_and_nothing_left(
     kernel: str, limit: int, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
 ) -> None:
-    words = ["merge", tiny_adapter, "--base", tiny_tied, "-o", tmp_path / "out"]
-    command = [sys.executable, "-B", "-c", LIMITED, str(limit), kernel, *map(str, words)]
+    arguments = ["merge", tiny_adapter, "--base", tiny_tied, "-o", tmp_path / "out"]
+    command = [sys.executable, "-B", "-c", LIMITED, str(limit), kernel, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == OutputError.exit_code
     assert "Traceback" not in done.stderr

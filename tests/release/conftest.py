@@ -44,7 +44,7 @@ def several(
     """A release of two models, each in a folder; treat it as read-only."""
     folder = tmp_path_factory.mktemp("several") / "release"
     artifacts = write_artifacts(folder, tiny_tied, tiny_adapter, folder="rows")
-    artifacts += write_artifacts(folder, tiny_tied, tiny_new_tokens_adapter, folder="words")
+    artifacts += write_artifacts(folder, tiny_tied, tiny_new_tokens_adapter, folder="tokens")
     write_documents(folder, release(artifacts), RUN)
     return folder
 
@@ -62,7 +62,7 @@ def _inputs(tiny_tied: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def project(_inputs: Path, tmp_path: Path) -> Project:
-    """A tiny base with two row adapters, ``one`` and ``two``; a copy of its own for each test."""
+    """A tiny base with two row adapters, ``one`` and ``two``; copied for each test."""
     return Project(_inputs).copy(tmp_path / "project")
 
 

@@ -1,4 +1,4 @@
-"""A finished release of a tiny model, for tests of its documents: real artifacts, their facts by hand."""
+"""A finished release of a tiny model, for tests of its documents: real artifacts with facts written by hand."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def write_artifacts(draft: Path, base: Path, adapter: Path, *, folder: str = "")
 
 
 def release(artifacts: tuple[Artifact, ...]) -> Release:
-    """The facts of a release of ``artifacts``, of as many models as they name."""
-    models = sorted({one.model for one in artifacts})
+    """The facts of a release of ``artifacts``, with the models that they name."""
+    models = sorted({artifact.model for artifact in artifacts})
     return Release(
         name="Tiny-Lamps",
         version="1.0",

@@ -1,4 +1,4 @@
-"""Folders with a release.toml, a tiny base and its adapters; and what a test asks of the releases made from them."""
+"""Folders with a release.toml, a tiny base and its adapters, and helpers that read the releases made from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from exporter.cli.main import run
 
-#: All that two runs of one release may differ in.
+#: The only file that may differ between two runs of one release.
 RUN: Final = "run.json"
 FORMATS: Final = """
 [hf]
@@ -38,7 +38,7 @@ class Project:
         return self.folder / "release.toml"
 
     def write(self, *adapters: str, formats: str = FORMATS, verify: str = ROWS, more: str = "") -> Project:
-        """A release.toml with a model for each of ``adapters``, called like it."""
+        """Write a release.toml with a model for each of ``adapters``, named like the adapter."""
         models = "".join(f'[models.{name}]\nadapters = ["{name}"]\n' for name in adapters)
         self.toml.write_text(f'name = "Lamp"\nversion = "1.0"\nbase = "base"\n{more}{models}{formats}{verify}')
         return self
@@ -47,19 +47,19 @@ class Project:
         return Project(shutil.copytree(self.folder, to))
 
     def release(self, out: Path, *options: object, cache: Path | None = None) -> int:
-        """The exit code of the command."""
+        """Run the command; return its exit code."""
         store = ["--cache", cache] if cache else ["--no-cache"]
         return run(["release", *map(str, [self.toml, "-o", out, "-q", *store, *options])])
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Name → digest of every file but the one that may differ."""
+    """Name → digest of every file except run.json."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name != RUN}
 
 
 def jobs_of(out: Path) -> dict[str, Mapping[str, Any]]:
-    """Job → what run.json says of it, verifications left out."""
+    """Job → its entry in run.json, without verifications."""
     jobs: dict[str, Mapping[str, Any]] = json.loads((out / RUN).read_text())["jobs"]
     return {name: facts for name, facts in jobs.items() if "method" in facts}
 

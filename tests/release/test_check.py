@@ -42,7 +42,7 @@ def test_a_release_is_as_released_from_the_command_line(finished: Path, capsys: 
     assert run(["verify", str(finished), "--json"]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert document["passed"]
-    assert [one["name"] for one in document["artifacts"][0]["skipped"]] == ["signature"]
+    assert [skip["name"] for skip in document["artifacts"][0]["skipped"]] == ["signature"]
 
 
 def test_a_flipped_bit_in_any_file_is_found(mine: Path) -> None:
@@ -70,14 +70,14 @@ def test_every_line_of_a_document_counts(mine: Path, name: str) -> None:
             assert refused(mine) in ({3, 4} if name == "manifest.json" else {3}), (number, other)
 
 
-def test_a_file_more_and_a_file_less_are_found(mine: Path) -> None:
+def test_added_and_missing_files_are_found(mine: Path) -> None:
     (mine / "hf" / "pytorch_model.bin").write_bytes(b"x")
     (mine / "empty").mkdir()
     (mine / "onnx" / "config.json").unlink()
     assert failures(mine)["files"] == "onnx/config.json: expected, not found (and 2 more)"
 
 
-def test_what_git_and_the_hub_lay_beside_is_no_part_of_it(mine: Path) -> None:
+def test_files_of_git_and_the_hub_are_ignored(mine: Path) -> None:
     for path in (".gitattributes", ".git/config", ".cache/huggingface/download/x.lock"):
         (mine / path).parent.mkdir(parents=True, exist_ok=True)
         (mine / path).write_text("x")
@@ -94,19 +94,19 @@ def test_a_folder_of_links_as_in_the_hubs_cache_is_a_release(finished: Path, tmp
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "provenance.intoto.json", "run.json"])
-def test_a_document_that_is_gone_is_found(mine: Path, name: str) -> None:
+def test_a_missing_document_is_found(mine: Path, name: str) -> None:
     (mine / name).unlink()
     assert failures(mine) == {name: "no such file"}
 
 
-def test_a_pipe_in_place_of_a_file_does_not_wait(mine: Path) -> None:
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(mine: Path) -> None:
     (mine / "hf" / "config.json").unlink()
     os.mkfifo(mine / "hf" / "config.json")
     assert failures(mine)["digests"] == "hf/config.json: expected a regular file, found a pipe"
 
 
 def agree(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest as somebody would who knows the other documents, and has no key to sign with."""
+    """Change the manifest and rewrite the other documents consistently, without a key to sign with."""
     document = json.loads((folder / "manifest.json").read_bytes())
     change(document)
     built = msgspec.convert(document, manifest.Manifest)
@@ -119,8 +119,8 @@ def agree(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def other_tensor(document: dict[str, Any]) -> None:
-    one = next(one for one in document["files"] if one["path"] == "hf/model.safetensors")
-    one["tensors"]["model.norm.weight"] = "0" * 64
+    file = next(file for file in document["files"] if file["path"] == "hf/model.safetensors")
+    file["tensors"]["model.norm.weight"] = "0" * 64
 
 
 def other_kind(document: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
 
 
 @pytest.mark.parametrize(("change", "name", "detail"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_manifest_that_contradicts_the_files_is_found_whatever_agrees_with_it(
+def test_a_manifest_that_contradicts_the_files_is_found_despite_consistent_documents(
     mine: Path, change: Callable[[dict[str, Any]], None], name: str, detail: str
 ) -> None:
     agree(mine, lambda document: None)
@@ -172,7 +172,7 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "manifest.json is not valid JSON"),
         (b"[]", "manifest.json: expected a JSON object"),
@@ -185,19 +185,19 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_bad_input(
-    mine: Path, content: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+    mine: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (mine / "manifest.json").unlink()
     if content is not None:
         (mine / "manifest.json").write_bytes(content)
     assert run(["verify", str(mine), "-q"]) == 4
     line = capsys.readouterr().err
-    assert f"manifest.json: {said}" in line
+    assert f"manifest.json: {message}" in line
     assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a//b", "./a", "a\\b", "a\nb", ""])
-def test_a_manifest_that_leads_out_of_its_folder_is_bad_input(mine: Path, path: str) -> None:
+def test_a_manifest_with_paths_outside_of_its_folder_is_bad_input(mine: Path, path: str) -> None:
     document = json.loads((mine / "manifest.json").read_bytes())
     document["files"][0]["path"] = path
     (mine / "manifest.json").write_text(json.dumps(document))
@@ -206,7 +206,7 @@ def test_a_manifest_that_leads_out_of_its_folder_is_bad_input(mine: Path, path: 
 
 
 @pytest.mark.parametrize("keys", [("artifacts", 0, "model"), ("models", "tuned", "adapters", 0)])
-def test_a_manifest_that_names_what_is_not_in_it_is_bad_input(mine: Path, keys: tuple[Any, ...]) -> None:
+def test_a_manifest_with_unknown_references_is_bad_input(mine: Path, keys: tuple[Any, ...]) -> None:
     document = json.loads((mine / "manifest.json").read_bytes())
     place = document
     for key in keys[:-1]:
@@ -224,7 +224,7 @@ def test_checking_a_release_imports_nothing_that_runs_models(finished: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "message"),
     [
         (["--adapter", "a"], "need --reference"),
         (["--report", "r"], "need --reference"),
@@ -234,11 +234,11 @@ def test_checking_a_release_imports_nothing_that_runs_models(finished: Path) -> 
         (["--reference", "b", "--public-key", "k"], "are for release folders"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
-    finished: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_contradicting_options_are_refused(
+    finished: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["verify", str(finished), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert run(["verify", str(finished), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_artifact_still_needs_its_reference(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

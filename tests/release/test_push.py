@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_pushed_release_is_there_byte_by_byte(site: Site, finished: Path, tmp_path: Path) -> None:
+def test_a_pushed_release_has_the_same_bytes(site: Site, finished: Path, tmp_path: Path) -> None:
     document = site.pushed(finished)
     assert site.files() == {**contents(finished), ".gitattributes": b""}
     assert site.hub.messages == ["Tiny-Lamps 1.0"]
@@ -112,7 +112,7 @@ def test_branch_message_and_privacy_are_honoured(site: Site, finished: Path) -> 
     assert site.hub.messages == ["Lamps, first light"]
 
 
-def test_a_dry_run_tells_what_it_would_send_and_asks_nobody(site: Site, finished: Path) -> None:
+def test_a_dry_run_lists_the_files_without_network(site: Site, finished: Path) -> None:
     document = site.pushed(finished, "--dry-run")
     assert document["files"] == {path: len(content) for path, content in contents(finished).items()}
     assert document["dry_run"]
@@ -120,12 +120,11 @@ def test_a_dry_run_tells_what_it_would_send_and_asks_nobody(site: Site, finished
 
 
 def test_a_push_into_a_log_is_one_line(site: Site, finished: Path) -> None:
-    told = site.push(finished).stderr
-    [line] = told.splitlines()
+    [line] = site.push(finished).stderr.splitlines()
     assert line.startswith(f"org/lamps@main: {len(contents(finished))} files, ")
 
 
-def test_in_ci_a_push_is_dry_unless_it_is_asked_for(site: Site, finished: Path) -> None:
+def test_in_ci_a_push_is_dry_by_default(site: Site, finished: Path) -> None:
     assert json.loads(site.push(finished, environment={"CI": "true"}).stdout)["dry_run"]
     assert site.hub.requests == []
     assert not json.loads(site.push(finished, "--no-dry-run", environment={"CI": "true"}).stdout)["dry_run"]
@@ -137,7 +136,7 @@ def test_a_second_push_of_the_same_release_makes_no_commit(site: Site, finished:
     assert len(site.hub.messages) == 1
 
 
-def test_files_of_an_earlier_release_go_and_those_of_others_stay(site: Site, finished: Path) -> None:
+def test_files_of_an_earlier_release_are_deleted_and_other_files_are_kept(site: Site, finished: Path) -> None:
     site.pushed(finished)
     repository, listing = site.hub.repositories["org/lamps"], json.loads(site.files()["manifest.json"])
     old: dict[str, Any] = {"path": "gguf/old[1].gguf", "kind": "model", "size": 1, "sha256": "a" * 64, "tensors": {}}
@@ -163,20 +162,20 @@ def test_a_signature_does_not_outlive_its_release(site: Site, finished: Path, dr
 
 
 @pytest.mark.parametrize("fault", ["broken once", "drop once"])
-def test_a_fault_that_passes_is_not_noticed(site: Site, finished: Path, fault: str) -> None:
+def test_a_temporary_fault_is_retried(site: Site, finished: Path, fault: str) -> None:
     site.hub.faults["/lfs-storage/"] = fault
     site.pushed(finished)
     assert site.files() == {**contents(finished), ".gitattributes": b""}
 
 
-@pytest.mark.parametrize(("fault", "said"), [("broken", "HTTP 500"), ("drop", "the upload failed: ")])
+@pytest.mark.parametrize(("fault", "message"), [("broken", "HTTP 500"), ("drop", "the upload failed: ")])
 def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_file_again(
-    site: Site, finished: Path, fault: str, said: str
+    site: Site, finished: Path, fault: str, message: str
 ) -> None:
     site.hub.faults["/api/models/org/lamps/commit/"] = fault
     done = site.push(finished)
     assert done.returncode == 7
-    assert said in done.stderr
+    assert message in done.stderr
     assert "run it again with --resume" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert site.files() == {".gitattributes": b""}
@@ -187,7 +186,7 @@ def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_fi
     assert site.puts() == sent
 
 
-def test_what_lies_there_has_to_be_known_before_it_is_replaced(site: Site, finished: Path) -> None:
+def test_an_earlier_release_that_cannot_be_read_is_not_replaced(site: Site, finished: Path) -> None:
     site.pushed(finished)
     site.hub.faults["/org/lamps/resolve/"] = "forbidden"
     done = site.push(finished)
@@ -196,20 +195,20 @@ def test_what_lies_there_has_to_be_known_before_it_is_replaced(site: Site, finis
 
 
 @pytest.mark.parametrize("fault", ["unauthorised", "forbidden"])
-def test_a_token_that_may_not_write_is_told(site: Site, finished: Path, fault: str) -> None:
+def test_a_token_without_write_access_is_named(site: Site, finished: Path, fault: str) -> None:
     site.hub.faults["/api/repos/create"] = fault
     done = site.push(finished)
     assert done.returncode == 7
     assert "set HF_TOKEN to a token with write access" in done.stderr
 
 
-def test_offline_is_told(site: Site, finished: Path) -> None:
+def test_offline_mode_is_named(site: Site, finished: Path) -> None:
     done = site.push(finished, environment={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 7
     assert "HF_HUB_OFFLINE forbids an upload" in done.stderr
 
 
-def test_what_is_not_as_released_is_not_sent(finished: Path, tmp_path: Path) -> None:
+def test_a_changed_release_is_not_sent(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "release")
     (folder / "README.md").write_text("better\n")
     with pytest.raises(NotEquivalent, match="not what was released"):
@@ -217,31 +216,31 @@ def test_what_is_not_as_released_is_not_sent(finished: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("repo", ["lamps", "a/b/c", "org/", "--x/y", ""])
-def test_a_name_that_the_hub_does_not_take_is_told_before_anything(finished: Path, repo: str) -> None:
+def test_an_invalid_repository_id_is_refused_first(finished: Path, repo: str) -> None:
     with pytest.raises(UsageError, match="expected org/name"):
         push(finished, repo, dry_run=True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "message"),
     [
         (["--push-to-hub", "lamps"], "--push-to-hub: expected org/name, found 'lamps'"),
         (["--no-dry-run"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
         (["--revision", "v1"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
     ],
 )
-def test_a_push_that_cannot_be_is_told_before_anything_is_made(
-    words: list[str], said: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_of_a_push_are_refused_before_anything_is_made(
+    options: list[str], message: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert project.write("one").release(tmp_path / "out", *words) == 2
-    assert capsys.readouterr().err == f"ttexport: {said}\n"
+    assert project.write("one").release(tmp_path / "out", *options) == 2
+    assert capsys.readouterr().err == f"ttexport: {message}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
 def test_a_release_that_could_not_be_sent_is_sent_by_resume(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Offline, so that nothing is sent; then dry, so that nothing has to be."""
+    """Offline, so that the upload fails; then dry, so that it is not needed."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     project.write("one", formats="[hf]\n")
     piece, joined = tmp_path / "piece", tmp_path / "joined"

@@ -34,7 +34,7 @@ def refused(path: Path, content: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (text(top='basis = "x"\n'), "basis: unknown key; the nearest known one is base"),
         (text(rest='[gguf]\ntyps = ["f32"]\n'), "gguf.typs: unknown key; the nearest known one is types"),
@@ -92,8 +92,8 @@ def refused(path: Path, content: str) -> str:
         ),
     ],
 )
-def test_what_no_release_has_is_one_line_with_file_and_key(content: str, says: str, tmp_path: Path) -> None:
-    assert refused(tmp_path / "release.toml", content).startswith(says)
+def test_an_invalid_release_toml_is_one_line_with_file_and_key(content: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "release.toml", content).startswith(message)
 
 
 def test_the_page_on_releases_names_every_key() -> None:
@@ -106,11 +106,11 @@ def test_the_page_on_releases_names_every_key() -> None:
     assert keys - set(re.findall(r"`\[?([\w-]+)", section)) == set()
 
 
-def test_a_model_cannot_take_the_place_of_a_document(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_model_cannot_have_the_name_of_a_document(undisturbed: Path, tmp_path: Path) -> None:
     documents = [path.name for path in undisturbed.iterdir() if path.is_file()]
     for name in [*documents, "model.sig", "piece.json"]:
-        said = refused(tmp_path / "release.toml", text(models=f'[models."{name}"]\n[models.one]\n'))
-        assert said == f"models.{name}: expected a name for a folder, found that of a document of the release"
+        message = refused(tmp_path / "release.toml", text(models=f'[models."{name}"]\n[models.one]\n'))
+        assert message == f"models.{name}: expected a name for a folder, found that of a document of the release"
         (tmp_path / "release.toml").write_text(text(models=f'[models."{name}"]\n'))
         assert read_spec(tmp_path / "release.toml").models.keys() == {name}, "alone, it has no folder"
 
@@ -122,7 +122,7 @@ def test_a_wrong_key_is_exit_4_and_makes_nothing(project: Project, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
 
 
-def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "adapters" / "one").mkdir(parents=True)
     file = tmp_path / "release.toml"
     file.write_text(text(models='[models.one]\nadapters = ["adapters/one", "org/two"]\n'))
@@ -132,17 +132,17 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["base", "adapters"])
-def test_what_lies_where_the_command_runs_is_not_meant(
+def test_paths_that_exist_only_in_the_current_folder_are_refused(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same file must not be another release in another folder."""
+    """The same file must not describe another release in another current folder."""
     (tmp_path / "here" / "org" / "base@v1").mkdir(parents=True)
     (tmp_path / "here" / "one").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     content = text(models="[models.one]\n") if key == "base" else text().replace("org/base@v1", "org/other")
-    said = refused(tmp_path / "release.toml", content)
-    assert "expected a path relative to the folder of this file, or a hub id, found" in said
-    assert said.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
+    message = refused(tmp_path / "release.toml", content)
+    assert "expected a path relative to the folder of this file, or a hub id, found" in message
+    assert message.startswith(f"{'base' if key == 'base' else 'models.one.adapters'}: ")
 
 
 def test_every_model_gets_every_format(tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_every_model_gets_every_format(tmp_path: Path) -> None:
 def test_the_matrix_is_json_for_a_ci_system(project: Project, capsys: Capture) -> None:
     project.write("one", "two")
     for name in ("base", "one", "two"):
-        (project.folder / name).rename(project.folder / f"no-{name}")  # a matrix is had before anything is fetched
+        (project.folder / name).rename(project.folder / f"no-{name}")  # a matrix needs no inputs
     assert project.release(project.folder / "out", "--matrix") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == matrix(jobs_of(read_spec(project.toml)))
-    assert found["include"][5] == {
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == matrix(jobs_of(read_spec(project.toml)))
+    assert printed["include"][5] == {
         "job": "two/gguf-bf16",
         "piece": "two-gguf-bf16",
         "model": "two",

@@ -1,4 +1,4 @@
-"""How a release is verified is no part of what its artifacts are made of: a change of it repeats verification alone."""
+"""Artifacts do not depend on how they are verified: changing [verify] repeats only the verification."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Level and prompts of every verification that was begun; each is done by rows, as no model needs to run here."""
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Level and prompts of every requested verification; each runs at level rows, so that no model is run."""
     requests: list[tuple[str, ...]] = []
 
     def by_rows(*arguments: Any, **options: Any) -> list[Report]:
@@ -35,14 +35,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def describe(project: Project, level: str, prompt: str) -> None:
-    """A release.toml with ``level``; prompts go with full alone."""
+    """Write a release.toml with ``level``, and with prompts at level full."""
     (project.folder / "prompts.txt").write_text(f"{prompt}\n")
     prompts = PROMPTS if level == "full" else ""
     project.write("one", formats=FORMATS, verify=f'[verify]\nlevel = "{level}"\n{prompts}')
 
 
 def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """A run that fails when all is made and verified; the lines of its journal by kind and job or model."""
+    """Run until everything is made and verified, then fail; return the lines of the journal by job or model."""
 
     def full(draft: Path, *_: object) -> None:
         raise OutputError(draft, "no space left on the device")
@@ -64,36 +64,36 @@ def interrupt(project: Project, out: Path, monkeypatch: pytest.MonkeyPatch) -> d
         pytest.param(("off", "Hello."), ("full", "Hello."), [("full", "Hello.")], id="off to full"),
     ],
 )
-def test_what_is_verified_otherwise_is_not_made_again(
+def test_a_change_of_the_verification_does_not_make_artifacts_again(
     before: tuple[str, str],
     after: tuple[str, str],
     again: list[tuple[str, ...]],
     project: Project,
-    asked: list[tuple[str, ...]],
+    requested: list[tuple[str, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, want = tmp_path / "out", tmp_path / "want"
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
     describe(project, *before)
     journal = interrupt(project, out, monkeypatch)
     describe(project, *after)
-    asked.clear()
+    requested.clear()
     with monkeypatch.context() as patch:
         patch.delattr(ArtifactMaker, "make")
         assert project.release(out, "--resume") == 0
-    assert asked == again
+    assert requested == again
     assert {job: facts["seconds"] for job, facts in jobs_of(out).items()} == {
         job: journal[job]["seconds"] for job in ("hf", "gguf-bf16")
     }
-    assert project.release(want) == 0
-    assert contents(out) == contents(want), "an undisturbed run is verified no otherwise"
-    found, undisturbed = (json.loads((folder / RUN).read_text())["jobs"].get("verify one") for folder in (out, want))
-    assert (found and found["verification"]) == (undisturbed and undisturbed["verification"])
+    assert project.release(fresh) == 0
+    assert contents(out) == contents(fresh), "an undisturbed run gives the same files"
+    resumed, undisturbed = (json.loads((folder / RUN).read_text())["jobs"].get("verify one") for folder in (out, fresh))
+    assert (resumed and resumed["verification"]) == (undisturbed and undisturbed["verification"])
     assert (out / "report.json").exists() == (after[0] != "off")
 
 
 @pytest.mark.slow
-def test_at_another_level_the_report_is_of_that_level(
+def test_a_run_resumed_at_another_level_reports_that_level(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -101,13 +101,13 @@ def test_at_another_level_the_report_is_of_that_level(
     journal = interrupt(project, out, monkeypatch)
     describe(project, "full", "Hello.")
     assert project.release(out, "--resume") == 0
-    assert [one["level"] for one in read_report(out)["artifacts"]] == ["full", "full"]
+    assert [report["level"] for report in read_report(out)["artifacts"]] == ["full", "full"]
     assert jobs_of(out)["hf"]["seconds"] == journal["hf"]["seconds"], "a finished job was repeated"
 
 
 @pytest.mark.parametrize("only", [(), ("--only", "hf")], ids=["release", "piece"])
-@pytest.mark.usefixtures("asked")
-def test_what_is_finished_with_other_prompts_of_one_name_is_not_what_is_asked_for(
+@pytest.mark.usefixtures("requested")
+def test_a_release_finished_with_other_prompts_in_the_same_file_is_not_accepted(
     only: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
@@ -120,8 +120,8 @@ def test_what_is_finished_with_other_prompts_of_one_name_is_not_what_is_asked_fo
     assert capsys.readouterr().err == f"ttexport: {out}: exists already; --force replaces it\n"
 
 
-@pytest.mark.usefixtures("asked")
-def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
+@pytest.mark.usefixtures("requested")
+def test_pieces_verified_with_different_prompts_in_files_of_one_name_are_exit_4(
     project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     pieces = tmp_path / "pieces"
@@ -130,10 +130,10 @@ def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
         assert project.release(pieces / job, "--only", job) == 0
     capsys.readouterr()
     assert project.release(tmp_path / "out", "--assemble", pieces) == 4
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     place, first = pieces / "hf" / "piece.json", pieces / "gguf-bf16" / "piece.json"
-    assert said.startswith(f"ttexport: {place}: release.verify.prompts: expected those of {first} (digest ")
-    assert said.count("\n") == 1
+    assert stderr.startswith(f"ttexport: {place}: release.verify.prompts: expected those of {first} (digest ")
+    assert stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     describe(project, "full", "Hello.")
     assert project.release(pieces / "hf", "--only", "hf", "--force") == 0
@@ -143,8 +143,8 @@ def test_pieces_verified_with_different_prompts_of_one_name_are_exit_4(
     assert contents(tmp_path / "out") == contents(made)
 
 
-@pytest.mark.usefixtures("asked")
-def test_a_finished_release_that_was_not_cleaned_up_is_only_taken_for_what_it_is(
+@pytest.mark.usefixtures("requested")
+def test_a_finished_release_that_was_not_cleaned_up_is_accepted_only_with_the_same_settings(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

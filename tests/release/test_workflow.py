@@ -1,4 +1,4 @@
-"""The workflow and the action for GitHub: what can be known of them without GitHub."""
+"""The workflow and the action for GitHub, as far as they can be tested without GitHub."""
 
 from __future__ import annotations
 
@@ -42,20 +42,22 @@ def scripts() -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The words of every call of ttexport; variables of the shell stand for themselves."""
+    """The arguments of every call of ttexport, with variables of the shell unexpanded."""
     lines = [line for script in scripts() for line in script.replace("\\\n", " ").splitlines()]
-    found = [match[0] for line in lines for match in re.finditer(r"\bttexport [^|)]+", line) if "pip" not in line]
-    return [shlex.split(words)[1:] for words in found]
+    calls = [match[0] for line in lines for match in re.finditer(r"\bttexport [^|)]+", line) if "pip" not in line]
+    return [shlex.split(arguments)[1:] for arguments in calls]
 
 
 COMMANDS = commands()
 
 
 def test_the_calls_are_all_found() -> None:
-    verbs = [words[0] for words in COMMANDS]
+    verbs = [arguments[0] for arguments in COMMANDS]
     assert verbs.count("verify") == 2
     assert [
-        sorted({"--matrix", "--only", "--assemble"} & set(words)) for words in COMMANDS if words[0] == "release"
+        sorted({"--matrix", "--only", "--assemble"} & set(arguments))
+        for arguments in COMMANDS
+        if arguments[0] == "release"
     ] == [
         [],
         ["--matrix"],
@@ -65,23 +67,23 @@ def test_the_calls_are_all_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_command_line_takes_every_call(words: list[str]) -> None:
-    verb, *rest = words
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_the_command_line_takes_every_call(arguments: list[str]) -> None:
+    verb, *rest = arguments
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
     command.make_context(verb, list(rest))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_actions_of_others_are_pinned_by_commit(path: Path) -> None:
+def test_third_party_actions_are_pinned_by_commit(path: Path) -> None:
     used = [line.strip().removeprefix("- ") for line in path.read_text().splitlines() if "uses:" in line]
     used = [line for line in used if not line.startswith("#")]
     assert len(used) == sum("uses" in step for step in steps(path))
     assert [line for line in used if not (PINNED.fullmatch(line) or line.startswith("uses: ./.ttexport/"))] == []
 
 
-def test_jobs_may_only_what_they_need() -> None:
+def test_jobs_have_only_the_permissions_that_they_need() -> None:
     document = read(WORKFLOW)
     assert document["permissions"] == {}
     granted = {name: job["permissions"] for name, job in document["jobs"].items()}
@@ -103,7 +105,7 @@ def test_no_checkout_leaves_its_token_behind() -> None:
 
 
 def test_inputs_reach_scripts_as_variables_only() -> None:
-    """An expression inside a script would run whatever the input says."""
+    """An expression inside a script would execute the content of the input."""
     assert [script for script in scripts() if "${{" in script] == []
 
 
@@ -136,7 +138,7 @@ esac
 
 
 def attach(folder: Path, work: Path) -> Path:
-    """Run the script with a stand-in for gh; the folder of the assets."""
+    """Run the script with a stand-in for gh; return the folder of the assets."""
     assets = work / "assets"
     assets.mkdir(parents=True)
     (work / "gh").write_text(GH)

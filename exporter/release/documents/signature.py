@@ -109,12 +109,12 @@ def signature_fault(folder: Path, trust: Trust) -> str | None:
 
 
 @contextmanager
-def _loading_key(key: Path, kind: str) -> Iterator[None]:
-    """Translate errors of cryptography to BadInput. kind: private or public."""
+def _loading_key(key: Path, key_type: str) -> Iterator[None]:
+    """Translate errors of cryptography to BadInput. key_type: private or public."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
-        raise BadInput(f"{key}: expected a {kind} key of an elliptic curve in PEM: {exc}") from exc
+        raise BadInput(f"{key}: expected a {key_type} key of an elliptic curve in PEM: {exc}") from exc
 
 
 @contextmanager

@@ -49,7 +49,7 @@ _KINDS_BY_SUFFIX: Final = {
 }
 
 
-def kind_of(path: str) -> str:
+def file_kind(path: str) -> str:
     """The purpose of a file of a release, derived from its name."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
@@ -94,7 +94,7 @@ def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[
 def entry(folder: Path, path: str) -> FileEntry:
     """The size of a file, its digest, and the digests of its tensors by name."""
     size, digest = file_digest(folder / path)
-    return FileEntry(path=path, kind=kind_of(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
+    return FileEntry(path=path, kind=file_kind(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
 
 
 def file_digest(path: Path) -> tuple[int, str]:

@@ -132,11 +132,11 @@ def _is_of(job: Job, piece: Piece) -> bool:
     return (artifact.format, artifact.model, dict(artifact.parameters)) == (job.format, job.model, parameters)
 
 
-def _difference(expected: Any, found: Any, where: str = "release") -> str | None:
+def _difference(expected: Any, actual: Any, where: str = "release") -> str | None:
     """The first difference between two documents as text, or None. where: path of the compared values."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in sorted(expected.keys() | found.keys()):
-            if fault := _difference(expected.get(key), found.get(key), f"{where}.{key}"):
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        for key in sorted(expected.keys() | actual.keys()):
+            if fault := _difference(expected.get(key), actual.get(key), f"{where}.{key}"):
                 return fault
         return None
-    return None if expected == found else f"{where}: expected {expected!r:.80}, found {found!r:.80}"
+    return None if expected == actual else f"{where}: expected {expected!r:.80}, found {actual!r:.80}"

@@ -26,7 +26,7 @@ CLIENTS = {
 
 
 def built(drafted: Drafted, **changes: object) -> Manifest:
-    """A manifest of facts alone: what a card tells must not hang on files."""
+    """A manifest without files: a card must not depend on them."""
     facts: Release = replace(release(drafted.artifacts), **changes)  # type: ignore[arg-type]
     return manifest.build(facts, [])
 
@@ -43,7 +43,7 @@ def test_the_hub_reads_the_front_matter(finished: Path) -> None:
     assert data["tags"] == ["lamps", "ttexport", "gguf", "onnx"]
 
 
-def test_the_card_tells_every_artifact_with_its_verdict(finished: Path) -> None:
+def test_the_card_lists_every_artifact_with_its_verdict(finished: Path) -> None:
     page = (finished / "README.md").read_text()
     assert f"[org/tiny](https://huggingface.co/org/tiny) at `{COMMIT}`" in page
     assert sections(page, "##") == ["Limits", "Files", "Verification", "Use"]
@@ -52,19 +52,19 @@ def test_the_card_tells_every_artifact_with_its_verdict(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("fmt", CLIENTS)
-def test_usage_lines_are_for_the_artifacts_that_are_there(finished: Path, fmt: str) -> None:
+def test_usage_examples_are_for_the_artifacts_of_the_release(finished: Path, fmt: str) -> None:
     whole, _ = manifest.read(finished / "manifest.json")
     page = card.to_bytes(whole, "tuned").decode()
     assert sections(page, "###") == [*CLIENTS["gguf"], *CLIENTS["hf"], *CLIENTS["onnx"]]
-    kept = [one for one in whole.artifacts if one.format == fmt]
+    kept = [artifact for artifact in whole.artifacts if artifact.format == fmt]
     page = card.to_bytes(msgspec.structs.replace(whole, artifacts=kept), "tuned").decode()
     assert sections(page, "###") == CLIENTS[fmt]
 
 
-def test_paths_in_usage_lines_lie_in_the_folder_of_the_model(several: Path) -> None:
-    page = (several / "words" / "README.md").read_text()
+def test_paths_in_usage_examples_are_relative_to_the_folder_of_the_model(several: Path) -> None:
+    page = (several / "tokens" / "README.md").read_text()
     [path] = [line.split()[2] for line in page.splitlines() if line.startswith("llama-cli")]
-    assert (several / "words" / path).is_file()
+    assert (several / "tokens" / path).is_file()
     assert 'pipeline("text-generation", "./hf")' in page
 
 
@@ -75,30 +75,30 @@ def test_several_models_have_a_page_above_their_cards(several: Path) -> None:
     assert check_release(several).passed
 
 
-def test_a_measure_that_was_not_finite_is_told_as_it_is(drafted: Drafted) -> None:
-    one = drafted.artifacts[0]
+def test_a_measure_that_is_not_finite_is_recorded_by_name(drafted: Drafted) -> None:
+    artifact = drafted.artifacts[0]
     report = {
         "level": "full",
         "passed": True,
         "checks": [{"name": "max abs", "passed": True, "value": 2, "limit": 3.0}],
         "facts": {"mean KL": float("nan")},
     }
-    found = built(drafted, artifacts=(replace(one, report=report),))
-    assert found.artifacts[0].verdict is not None
-    assert found.artifacts[0].verdict.facts == {"mean KL": "nan"}
-    assert "| full | equivalent | 1 of 1 | 2.00e+00 |  |" in card.to_bytes(found, "tuned").decode()
+    whole = built(drafted, artifacts=(replace(artifact, report=report),))
+    assert whole.artifacts[0].verdict is not None
+    assert whole.artifacts[0].verdict.facts == {"mean KL": "nan"}
+    assert "| full | equivalent | 1 of 1 | 2.00e+00 |  |" in card.to_bytes(whole, "tuned").decode()
 
 
 def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
-    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    artifact = next(artifact for artifact in drafted.artifacts if artifact.format == "onnx")
     checks = [{"name": name, "passed": True, "value": None, "limit": None} for name in ("model: tie", "model_q4: tie")]
     checks.append({"name": "config", "passed": True, "value": None, "limit": None})
     facts = {"model: max abs": 1e-5, "model_q4: max abs": 4.0, "model_q4: mean KL": 0.08}
     report = {"level": "full", "passed": True, "checks": checks, "facts": facts}
     sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
-    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in ("model", "model_q4")]  # type: ignore[arg-type]
-    found = manifest.build(replace(release(drafted.artifacts), artifacts=(replace(one, report=report),)), files)
-    page = card.to_bytes(found, "tuned").decode()
+    files = [FileEntry(path=f"{artifact.path}/onnx/{stem}.onnx", **sums) for stem in ("model", "model_q4")]  # type: ignore[arg-type]
+    whole = manifest.build(replace(release(drafted.artifacts), artifacts=(replace(artifact, report=report),)), files)
+    page = card.to_bytes(whole, "tuned").decode()
     assert "| `onnx/onnx/model.onnx` | full | equivalent | 1 of 1 | 1.00e-05 |  |" in page
     assert "| `onnx/onnx/model_q4.onnx` | full | equivalent | 1 of 1 | 4.00e+00 | 8.00e-02 |" in page
     assert "| `onnx` | full | equivalent | 1 of 1 |  |  |" in page
@@ -114,31 +114,35 @@ def test_each_model_of_a_folder_has_its_own_figures(drafted: Drafted) -> None:
 def test_the_card_names_the_options_that_find_the_preferred_file(
     drafted: Drafted, stems: tuple[str, ...], options: str
 ) -> None:
-    one = next(one for one in drafted.artifacts if one.format == "onnx")
+    artifact = next(artifact for artifact in drafted.artifacts if artifact.format == "onnx")
     sums = {"size": 1, "sha256": "a" * 64, "kind": "model", "tensors": {}}
-    files = [FileEntry(path=f"{one.path}/onnx/{stem}.onnx", **sums) for stem in stems]  # type: ignore[arg-type]
-    found = manifest.build(replace(release(drafted.artifacts), artifacts=(one,)), files)
-    assert f", {{ {options} }});" in card.to_bytes(found, "tuned").decode()
+    files = [FileEntry(path=f"{artifact.path}/onnx/{stem}.onnx", **sums) for stem in stems]  # type: ignore[arg-type]
+    whole = manifest.build(replace(release(drafted.artifacts), artifacts=(artifact,)), files)
+    assert f", {{ {options} }});" in card.to_bytes(whole, "tuned").decode()
 
 
-def test_the_card_tells_whether_a_model_was_run(drafted: Drafted) -> None:
-    one = drafted.artifacts[0]
-    assert one.report is not None
-    for level, says in (("full", "from disk, run, and compared"), ("rows", "no model was run")):
-        found = built(drafted, artifacts=(replace(one, report={**one.report, "level": level}),))
-        assert says in card.to_bytes(found, "tuned").decode()
+def test_the_card_states_what_was_verified(drafted: Drafted) -> None:
+    artifact = drafted.artifacts[0]
+    assert artifact.report is not None
+    for level, sentence in (
+        ("full", "from disk, run, and compared"),
+        ("weights", "Every stored value of each artifact was read back from disk"),
+        ("rows", "The trained rows of each artifact were read back from disk"),
+    ):
+        whole = built(drafted, artifacts=(replace(artifact, report={**artifact.report, "level": level}),))
+        assert sentence in card.to_bytes(whole, "tuned").decode()
 
 
-def test_an_artifact_that_was_not_verified_does_not_look_as_if(drafted: Drafted) -> None:
-    found = built(drafted, artifacts=(replace(drafted.artifacts[0], report=None),))
-    page = card.to_bytes(found, "tuned").decode()
+def test_the_card_states_that_an_artifact_was_not_verified(drafted: Drafted) -> None:
+    whole = built(drafted, artifacts=(replace(drafted.artifacts[0], report=None),))
+    page = card.to_bytes(whole, "tuned").decode()
     assert "| off | not verified |" in page
     assert "No artifact was verified." in page
     assert "was read back" not in page
 
 
 @pytest.mark.parametrize("texts", [{"lisence": "mit"}, {"tags": "one"}, {"summary": 5}])
-def test_texts_that_no_card_has_are_refused(drafted: Drafted, texts: dict[str, object], tmp_path: Path) -> None:
+def test_unknown_texts_of_a_card_are_refused(drafted: Drafted, texts: dict[str, object], tmp_path: Path) -> None:
     facts = release(drafted.artifacts)
     models = {name: replace(model, card=texts) for name, model in facts.models.items()}
     folder = drafted.copy(tmp_path / "draft")
@@ -147,7 +151,7 @@ def test_texts_that_no_card_has_are_refused(drafted: Drafted, texts: dict[str, o
     assert not (folder / "README.md").exists()
 
 
-def test_the_modelfile_names_the_preferred_gguf_and_its_ends(several: Path) -> None:
+def test_the_modelfile_names_the_preferred_gguf_and_its_stop_texts(several: Path) -> None:
     lines = (several / "rows" / "Modelfile").read_text().splitlines()
     assert lines[1:] == [
         "FROM ./gguf/rows-Q8_0.gguf",
@@ -157,18 +161,18 @@ def test_the_modelfile_names_the_preferred_gguf_and_its_ends(several: Path) -> N
 
 
 def test_a_text_that_a_modelfile_cannot_quote_is_left_out() -> None:
-    words = ["<end>", 'quo"te', "new\nline", ""]
-    found = [list(modelfile.stops(words, {"tokenizer.ggml.eos_token_id": token})) for token in range(len(words) + 1)]
-    assert found == [['"<end>"'], [], [], [], []]
+    texts = ["<end>", 'quo"te', "new\nline", ""]
+    quoted = [list(modelfile.stops(texts, {"tokenizer.ggml.eos_token_id": token})) for token in range(len(texts) + 1)]
+    assert quoted == [['"<end>"'], [], [], [], []]
 
 
-def test_an_end_is_told_once_whatever_it_ends() -> None:
+def test_a_token_that_ends_both_text_and_turn_is_listed_once() -> None:
     ends = {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 1}
     assert list(modelfile.stops(["<turn>", "<text>"], ends)) == ['"<text>"', '"<turn>"']
 
 
-def test_a_split_gguf_is_told_for_llama_cpp_and_not_for_ollama(drafted: Drafted, tmp_path: Path) -> None:
-    gguf = next(one for one in drafted.artifacts if one.format == "gguf")
+def test_a_split_gguf_has_a_usage_example_for_llama_cpp_but_not_for_ollama(drafted: Drafted, tmp_path: Path) -> None:
+    gguf = next(artifact for artifact in drafted.artifacts if artifact.format == "gguf")
     folder = tmp_path / "draft"
     (folder / "gguf").mkdir(parents=True)
     parts = [folder / "gguf" / f"rows-0000{number}-of-00002.gguf" for number in (1, 2)]

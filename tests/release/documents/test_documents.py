@@ -47,14 +47,14 @@ def test_the_schema_on_disk_is_that_of_the_code() -> None:
     assert manifest.schema() == SCHEMA
 
 
-def test_sha256sum_accepts_the_checksums_and_they_list_every_file_but_the_run(finished: Path) -> None:
+def test_sha256sum_accepts_the_checksums_which_list_every_file_except_run_json(finished: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=finished, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = {line.partition(": ")[0] for line in done.stdout.splitlines()}
     assert listed == contents(finished).keys() - {"SHA256SUMS", "run.json"}
 
 
-def test_two_runs_differ_in_their_record_alone(drafted: Drafted, finished: Path, tmp_path: Path) -> None:
+def test_two_runs_differ_only_in_run_json(drafted: Drafted, finished: Path, tmp_path: Path) -> None:
     folder = drafted.copy(tmp_path / "elsewhere")
     later = replace(RUN, started="2027-01-01T00:00:00Z", finished="2027-01-01T00:00:09Z", invocation="other")
     write_documents(folder, release(drafted.artifacts), later)
@@ -64,7 +64,7 @@ def test_two_runs_differ_in_their_record_alone(drafted: Drafted, finished: Path,
 
 
 def test_every_file_is_in_the_manifest_with_its_digest(finished: Path) -> None:
-    listed = {one["path"]: (one["size"], one["sha256"]) for one in read(finished / "manifest.json")["files"]}
+    listed = {file["path"]: (file["size"], file["sha256"]) for file in read(finished / "manifest.json")["files"]}
     artifacts = contents(finished).keys() - set(NAMES)
     assert listed == {
         path: (len(content), hashlib.sha256(content).hexdigest())
@@ -74,16 +74,16 @@ def test_every_file_is_in_the_manifest_with_its_digest(finished: Path) -> None:
 
 
 def test_tensors_have_the_digests_that_other_readers_find(finished: Path) -> None:
-    """Of the safetensors package, of gguf's reader, and of onnx with its external data loaded."""
-    told = {one["path"]: one["tensors"] for one in read(finished / "manifest.json")["files"]}
+    """Compare with the safetensors package, gguf's reader, and onnx with its external data."""
+    listed = {file["path"]: file["tensors"] for file in read(finished / "manifest.json")["files"]}
     with safe_open(finished / "hf/model.safetensors", "pt") as file:
         values = {name: file.get_tensor(name).view(torch.uint8).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
-    assert told["hf/model.safetensors"] == digests(values)
+    assert listed["hf/model.safetensors"] == digests(values)
     reader = GGUFReader(finished / "gguf/rows-Q8_0.gguf")
-    assert told["gguf/rows-Q8_0.gguf"] == digests({one.name: one.data.tobytes() for one in reader.tensors})
+    assert listed["gguf/rows-Q8_0.gguf"] == digests({tensor.name: tensor.data.tobytes() for tensor in reader.tensors})
     graph = onnx.load(finished / "onnx/onnx/model.onnx").graph
-    assert told["onnx/onnx/model.onnx"] == digests(
-        {one.name: onnx.numpy_helper.to_array(one).tobytes() for one in graph.initializer}
+    assert listed["onnx/onnx/model.onnx"] == digests(
+        {value.name: onnx.numpy_helper.to_array(value).tobytes() for value in graph.initializer}
     )
 
 
@@ -91,11 +91,11 @@ def test_provenance_is_a_statement_about_every_file_and_the_manifest(finished: P
     document = read(finished / "provenance.intoto.json")
     statement = Statement.copy_from_pb(ParseDict(document, StatementMessage()))
     statement.validate()
-    subjects = {one["name"]: one["digest"]["sha256"] for one in document["subject"]}
-    unsaid = {"provenance.intoto.json", "SHA256SUMS", "run.json"}
-    assert subjects == digests({path: each for path, each in contents(finished).items() if path not in unsaid})
+    subjects = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
+    excluded = {"provenance.intoto.json", "SHA256SUMS", "run.json"}
+    assert subjects == digests({path: content for path, content in contents(finished).items() if path not in excluded})
     materials = document["predicate"]["buildDefinition"]["resolvedDependencies"]
-    assert [(one["name"], one["digest"]["sha256"][0], one.get("uri")) for one in materials] == [
+    assert [(material["name"], material["digest"]["sha256"][0], material.get("uri")) for material in materials] == [
         ("base: config.json", "a", f"pkg:huggingface/org/tiny@{COMMIT}#config.json"),
         ("base: model.safetensors", "b", f"pkg:huggingface/org/tiny@{COMMIT}#model.safetensors"),
         ("adapter tuned: adapter.safetensors", "c", None),
@@ -103,14 +103,14 @@ def test_provenance_is_a_statement_about_every_file_and_the_manifest(finished: P
     assert document["predicateType"] == "https://slsa.dev/provenance/v1"
 
 
-def test_no_clock_time_and_no_place_is_in_what_must_not_differ(finished: Path, drafted: Drafted) -> None:
+def test_documents_other_than_run_json_contain_no_time_and_no_local_path(finished: Path, drafted: Drafted) -> None:
     for path in ("manifest.json", "provenance.intoto.json", "SHA256SUMS", "README.md", "Modelfile"):
         text = (finished / path).read_text()
         assert RUN.started[:10] not in text
         assert str(drafted.folder.parent) not in text
 
 
-def test_an_artifact_that_is_not_there_is_not_promised(drafted: Drafted, tmp_path: Path) -> None:
+def test_a_missing_artifact_is_refused(drafted: Drafted, tmp_path: Path) -> None:
     folder = drafted.copy(tmp_path / "draft")
     (folder / "gguf/rows-Q8_0.gguf").unlink()
     with pytest.raises(OutputError, match="expected the artifact of job tuned-gguf-q8_0, found nothing"):
@@ -125,9 +125,9 @@ def test_a_name_that_checksums_cannot_hold_is_refused(drafted: Drafted, tmp_path
         write_documents(folder, release(drafted.artifacts), RUN)
 
 
-def test_no_document_is_written_over_a_file_that_is_there(drafted: Drafted, tmp_path: Path) -> None:
+def test_no_document_replaces_an_existing_file(drafted: Drafted, tmp_path: Path) -> None:
     folder = drafted.copy(tmp_path / "draft")
-    (folder / "README.md").write_text("somebody's own\n")
+    (folder / "README.md").write_text("written by hand\n")
     with pytest.raises(OutputError, match=r"README\.md: File exists"):
         write_documents(folder, release(drafted.artifacts), RUN)
-    assert (folder / "README.md").read_text() == "somebody's own\n"
+    assert (folder / "README.md").read_text() == "written by hand\n"

@@ -54,7 +54,7 @@ def code(folder: Path, key: Path | None = None) -> int:
     return run(["verify", str(folder), "-q", *(["--public-key", str(key)] if key else [])])
 
 
-def test_a_signed_release_holds_with_its_key_and_without_one(signed: Path, keys: tuple[Path, Path]) -> None:
+def test_a_signed_release_passes_with_its_key_and_without_one(signed: Path, keys: tuple[Path, Path]) -> None:
     assert code(signed, keys[1]) == 0
     assert [skip.reason for skip in check_release(signed).skipped] == ["no key was given"]
 
@@ -67,9 +67,7 @@ def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
     assert differing == ["run.json"]
 
 
-def test_the_key_of_somebody_else_does_not_open_it(
-    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_key_is_refused(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = write_keys(tmp_path)
     assert code(mine, other) == 3
     assert "not what was released: signature: Key mismatch" in capsys.readouterr().err
@@ -86,7 +84,7 @@ def test_a_flipped_bit_of_the_signature_is_found_without_a_key(mine: Path) -> No
 def test_a_signature_of_other_content_is_found_with_the_key(
     mine: Path, drafted: Drafted, keys: tuple[Path, Path]
 ) -> None:
-    """All documents rewritten in agreement, and the old signature: only the key tells."""
+    """A consistent rewrite of all documents beside the old signature is detected only with the key."""
     (mine / "hf" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     for name in ("manifest.json", "SHA256SUMS", "provenance.intoto.json", "run.json", "README.md", "Modelfile"):
         (mine / name).unlink()
@@ -116,14 +114,14 @@ def test_a_key_with_a_password_signs(drafted: Drafted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no key", b""])
-def test_what_is_no_key_is_told_by_name(signed: Path, content: bytes, tmp_path: Path) -> None:
+def test_an_unusable_key_is_exit_4(signed: Path, content: bytes, tmp_path: Path) -> None:
     key = tmp_path / "key.pub"
     key.write_bytes(content)
     assert code(signed, key) == 4
     assert code(signed, tmp_path / "absent.pub") == 4
 
 
-def test_a_key_of_another_kind_cannot_sign(drafted: Drafted, tmp_path: Path) -> None:
+def test_a_key_of_another_type_cannot_sign(drafted: Drafted, tmp_path: Path) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     path = tmp_path / "rsa.pem"
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -134,7 +132,7 @@ def test_a_key_of_another_kind_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("table", "message"),
     [
         ('key = "absent.pem"', "absent.pem: no such file"),
         ('key = "release.toml"', "release.toml: expected a private key of an elliptic curve in PEM: "),
@@ -145,8 +143,8 @@ def test_a_key_of_another_kind_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_key_that_cannot_sign_is_told_before_anything_is_made(
-    table: str, says: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unusable_key_is_refused_before_anything_is_made(
+    table: str, message: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_keys(project.folder, password=PASSWORD)
     project.write("one", formats="[hf]\n", verify=f"{ROWS}[signing]\n{table}\n")
@@ -155,13 +153,13 @@ def test_a_key_that_cannot_sign_is_told_before_anything_is_made(
     capsys.readouterr()
     for how in ((), ("--assemble", piece)):
         assert project.release(tmp_path / "out", *how) == 4
-        said = capsys.readouterr().err
-        assert says in said
-        assert said.count("\n") == 1
+        stderr = capsys.readouterr().err
+        assert message in stderr
+        assert stderr.count("\n") == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == ["piece", "project"]
 
 
-def test_a_release_is_signed_as_its_file_says(
+def test_a_release_is_signed_with_the_key_of_release_toml(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, public = write_keys(project.folder, password=PASSWORD)
@@ -171,7 +169,7 @@ def test_a_release_is_signed_as_its_file_says(
     assert code(tmp_path / "out", public) == 0
 
 
-def test_without_the_package_no_release_is_begun_that_is_to_be_signed(
+def test_without_the_package_a_release_to_be_signed_is_refused_at_the_start(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_keys(project.folder)
@@ -182,7 +180,7 @@ def test_without_the_package_no_release_is_begun_that_is_to_be_signed(
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
-def test_without_the_package_a_signature_is_not_promised(
+def test_without_the_package_a_signature_cannot_be_required(
     signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
@@ -191,11 +189,11 @@ def test_without_the_package_a_signature_is_not_promised(
     assert code(signed) == 0
 
 
-def test_where_sigstore_is_out_of_reach_nothing_is_signed_or_believed(
+def test_without_sigstore_nothing_is_signed_or_accepted(
     drafted: Drafted, signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
     folder = drafted.copy(tmp_path / "release")
     with pytest.raises(OutputError, match="Sigstore: no usable answer"):
         write_documents(folder, release(drafted.artifacts), RUN, signing=Signing(identity_token="token"))

@@ -1,4 +1,4 @@
-"""Releases that are killed, lack room, or cannot read: nothing is promoted, and --resume goes on where they ended."""
+"""Releases that are killed, run out of space, or cannot read an input: nothing is published, and --resume continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.processes import ENV, TTEXPORT
 from tests.release.projects import RUN, Project, contents, jobs_of
 
 KILLS: Final = 30
-#: Modules that a release imports on the way: imported once, before the forks.
+#: Modules that a release imports while it runs; imported once, before the forks.
 USED: Final = (
     "exporter.cli.main",
     "exporter.cli.verbs.release",
@@ -39,47 +39,47 @@ def staging(out: Path) -> Path:
 
 
 def finished_jobs(out: Path) -> dict[str, float]:
-    """Job → seconds, of the whole lines of the journal that a run left."""
+    """Job → seconds, from the complete lines of an interrupted run's journal."""
     journal = staging(out) / "journal.jsonl"
-    found = {}
+    seconds = {}
     for line in journal.read_text().splitlines() if journal.exists() else []:
         try:
-            told: dict[str, Any] = json.loads(line)
+            entry: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if told["type"] == "made":
-            found[told["job"]] = told["seconds"]
-    return found
+        if entry["type"] == "made":
+            seconds[entry["job"]] = entry["seconds"]
+    return seconds
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_moments_a_resumed_release_is_the_undisturbed_one(
+def test_a_release_killed_at_thirty_random_moments_and_resumed_equals_an_undisturbed_one(
     project: Project, undisturbed: Path, tmp_path: Path
 ) -> None:
     project.write("one", "two")
     work = tmp_path / "work"
     work.mkdir()
-    words = ["release", project.toml, "-q", "-o"]
+    arguments = ["release", project.toml, "-q", "-o"]
     with killer(work, *USED) as process:
-        code, events = process.run(*words, work / "0", "--cache", work / "cache0")
+        code, events = process.run(*arguments, work / "0", "--cache", work / "cache0")
         assert code == 0
         kept = 0
         for number, moment in enumerate(sorted(random.Random(8).sample(range(1, events), KILLS)), 1):
             out, cache = work / str(number), work / f"cache{number}"
-            code, _ = process.run(*words, out, "--cache", cache, kill_at=moment)
+            code, _ = process.run(*arguments, out, "--cache", cache, kill_at=moment)
             assert code == -signal.SIGKILL, f"event {moment} of {events} never came"
             assert not out.exists() or contents(out) == contents(undisturbed)
             finished = finished_jobs(out)
             kept += len(finished)
-            assert process.run(*words, out, "--cache", cache, "--resume")[0] == 0
+            assert process.run(*arguments, out, "--cache", cache, "--resume")[0] == 0
             assert contents(out) == contents(undisturbed)
             assert not staging(out).exists()
             again = {job: facts["seconds"] for job, facts in jobs_of(out).items() if job in finished}
             assert again == finished, "a finished job was repeated"
-        assert kept > KILLS, "hardly a kill came late enough to show anything"
+        assert kept > KILLS, "too few kills came late enough to test resuming"
 
 
-def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
+def test_leftovers_of_a_killed_run_are_neither_used_nor_removed_without_an_option(
     project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     project.write("one")
@@ -96,7 +96,7 @@ def test_what_a_killed_run_left_is_neither_used_nor_lost_by_accident(
 
 
 @pytest.mark.parametrize("how", ["changed", "gone", "other adapter", "stray"])
-def test_a_resumed_run_believes_the_files_and_not_the_journal(how: str, project: Project, tmp_path: Path) -> None:
+def test_a_resumed_run_checks_the_files_that_the_journal_lists(how: str, project: Project, tmp_path: Path) -> None:
     project.write("one")
     out, want = tmp_path / "out", tmp_path / "want"
     with killer(tmp_path, *USED) as process:
@@ -132,7 +132,7 @@ def test_a_release_that_is_finished_is_left_alone_by_resume(project: Project, tm
         assert "exists already; --force replaces it" in capsys.readouterr().err
 
 
-def test_what_is_finished_is_told_again_by_resume(project: Project, tmp_path: Path, capsys: Capture) -> None:
+def test_resume_prints_a_finished_release_again(project: Project, tmp_path: Path, capsys: Capture) -> None:
     project.write("one", formats='[hf]\n[gguf]\ntypes = ["bf16"]\n')
     pieces = tmp_path / "pieces"
     runs: list[tuple[Path, tuple[object, ...]]] = [
@@ -142,21 +142,19 @@ def test_what_is_finished_is_told_again_by_resume(project: Project, tmp_path: Pa
         (tmp_path / "joined", ("--assemble", pieces)),
     ]
     for out, options in runs:
-        told = []
+        documents = []
         for resume in ((), ("--resume",)):
             assert project.release(out, *options, *resume, "--json") == 0
-            told.append(json.loads(capsys.readouterr().out))
-            assert told[-1].pop("seconds") > 0
-        assert told[0] == told[1]
-        made = [one["job"] for one in told[0]["artifacts"]]
-        assert {*made, "verify one"} == told[0]["jobs"].keys()
-        assert all(facts["seconds"] > 0 for facts in told[0]["jobs"].values())
-        assert all(one["verification"]["passed"] for one in told[0]["artifacts"])
+            documents.append(json.loads(capsys.readouterr().out))
+            assert documents[-1].pop("seconds") > 0
+        assert documents[0] == documents[1]
+        made = [artifact["job"] for artifact in documents[0]["artifacts"]]
+        assert {*made, "verify one"} == documents[0]["jobs"].keys()
+        assert all(facts["seconds"] > 0 for facts in documents[0]["jobs"].values())
+        assert all(artifact["verification"]["passed"] for artifact in documents[0]["artifacts"])
 
 
-def test_a_piece_of_another_release_is_not_taken_for_this_ones(
-    project: Project, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_piece_of_another_release_is_refused(project: Project, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "piece"
     project.write("one", formats="[hf]\n")
     assert project.release(out, "--only", "hf") == 0
@@ -178,16 +176,16 @@ def start(project: Project, out: Path, *options: str, file_nbytes: int | None = 
     return subprocess.Popen(command, env=ENV, preexec_fn=limit, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_a_file_that_may_not_grow_is_exit_7_and_resume_goes_on(
+def test_a_limit_of_the_file_size_is_exit_7_and_resume_continues(
     project: Project, undisturbed: Path, tmp_path: Path
 ) -> None:
     project.write("one", "two")
     out = tmp_path / "out"
     largest = max(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file())
     process = start(project, out, file_nbytes=largest - 1)
-    said = process.communicate()[1]
-    assert process.returncode == 7, said
-    assert said.count("\n") == 1
+    stderr = process.communicate()[1]
+    assert process.returncode == 7, stderr
+    assert stderr.count("\n") == 1
     assert not out.exists()
     finished = finished_jobs(out)
     assert set(finished) == {"one/hf", "one/gguf-bf16", "one/gguf-Q8_0"}
@@ -196,18 +194,18 @@ def test_a_file_that_may_not_grow_is_exit_7_and_resume_goes_on(
     assert {job: jobs_of(out)[job]["seconds"] for job in finished} == finished
 
 
-def test_a_full_disk_is_exit_7_and_resume_goes_on_once_there_is_room(
+def test_a_full_disk_is_exit_7_and_resume_continues_with_more_space(
     project: Project, undisturbed: Path, tmp_path: Path
 ) -> None:
     project.write("one", "two")
     nbytes = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file())
-    with small_disk(tmp_path / "disk", nbytes) as disk:  # the release would fit, what is made on the way does not
+    with small_disk(tmp_path / "disk", nbytes) as disk:  # the release would fit, but not with its intermediate files
         out = disk / "out"
         process = start(project, out)
-        said = process.communicate()[1]
-        assert process.returncode == 7, said
-        assert "no space left on the device" in said
-        assert said.count("\n") == 1
+        stderr = process.communicate()[1]
+        assert process.returncode == 7, stderr
+        assert "no space left on the device" in stderr
+        assert stderr.count("\n") == 1
         assert not out.exists()
         assert finished_jobs(out)
         subprocess.run(["mount", "-o", f"remount,size={2 * nbytes}", str(disk)], check=True)
@@ -224,9 +222,9 @@ def test_a_file_that_cannot_be_read_is_exit_4_and_leaves_nothing(
     weights.unlink()
     weights.mkdir()
     assert project.release(out) == 4
-    said = capsys.readouterr().err
-    assert str(weights) in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert str(weights) in stderr
+    assert stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
     weights.rmdir()
     weights.write_bytes(content)

@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def farm(_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every job's piece, each made from inputs of its own as on a machine of its own; treat it as read-only."""
+    """The piece of every job, each made from a copy of the inputs as on another machine; treat it as read-only."""
     home = tmp_path_factory.mktemp("farm")
     for number, job in enumerate(JOBS):
         project = Project(_inputs).copy(home / f"machine{number}").write("one", "two")
@@ -24,12 +24,12 @@ def farm(_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "pieces"
 
 
-def test_joined_pieces_are_the_release_of_one_machine(
+def test_joined_pieces_equal_the_release_of_one_machine(
     farm: Path, project: Project, undisturbed: Path, tmp_path: Path
 ) -> None:
     project.write("one", "two")
     for name in ("base", "one", "two"):
-        shutil.rmtree(project.folder / name)  # who joins needs no inputs
+        shutil.rmtree(project.folder / name)  # joining needs no inputs
     assert project.release(tmp_path / "out", "--assemble", farm) == 0
     assert contents(tmp_path / "out") == contents(undisturbed)
     assert run(["verify", str(tmp_path / "out"), "-q"]) == 0
@@ -54,16 +54,16 @@ def change(pieces: Path, how: str) -> None:
         shutil.rmtree(pieces)
         pieces.mkdir()
     else:
-        found = json.loads(record.read_text())
+        description = json.loads(record.read_text())
         if how == "other tools":
-            found["release"]["tools"]["numpy"] = "0"
+            description["release"]["tools"]["numpy"] = "0"
         elif how == "other base":
-            found["release"]["base"]["files"]["config.json"] = "0"
-        record.write_text(json.dumps(found) if how != "broken" else "{")
+            description["release"]["base"]["files"]["config.json"] = "0"
+        record.write_text(json.dumps(description) if how != "broken" else "{")
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ("damaged", "one-hf/one/hf/model.safetensors: expected sha256"),
         ("file lost", "one-hf/one/hf/model.safetensors: expected the file of its job, found none"),
@@ -77,14 +77,14 @@ def change(pieces: Path, how: str) -> None:
     ],
 )
 def test_pieces_that_do_not_fit_are_exit_4(
-    how: str, says: str, farm: Path, project: Project, tmp_path: Path, capsys: Capture
+    how: str, message: str, farm: Path, project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     pieces = shutil.copytree(farm, tmp_path / "pieces")
     change(pieces, how)
     assert project.write("one", "two").release(tmp_path / "out", "--assemble", pieces) == 4
-    said = capsys.readouterr().err
-    assert says in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces", "project"]
 
 
@@ -99,10 +99,10 @@ def test_pieces_of_another_release_toml_are_exit_4(
 def test_an_unknown_job_is_exit_2(project: Project, tmp_path: Path, capsys: Capture) -> None:
     assert project.write("one").release(tmp_path / "out", "--only", "gguf") == 2
     assert "--only: expected one of hf, gguf-bf16, gguf-Q8_0, onnx, found 'gguf'" in capsys.readouterr().err
-    assert project.release(tmp_path / "out", "--only", "") == 2, "a variable that is not set is no whole release"
+    assert project.release(tmp_path / "out", "--only", "") == 2, "an empty variable must not make a whole release"
 
 
-def test_adapters_in_folders_of_one_name_are_told_apart(project: Project, tmp_path: Path) -> None:
+def test_adapters_in_folders_of_the_same_name_get_different_names(project: Project, tmp_path: Path) -> None:
     (project.folder / "other").mkdir()
     (project.folder / "two").rename(project.folder / "other" / "one")
     project.write("one", "other", formats="[hf]\n")

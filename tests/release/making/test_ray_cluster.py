@@ -37,7 +37,7 @@ def staging(out: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_a_release_on_ray_is_the_one_of_one_machine(
+def test_a_release_on_ray_equals_that_of_one_machine(
     project: Project, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.write("one", "two")
@@ -52,7 +52,7 @@ def test_a_release_on_ray_is_the_one_of_one_machine(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_a_piece_that_another_run_holds_ends_the_release_and_resume_keeps_finished_ones(
+def test_a_piece_locked_by_another_run_ends_the_release_and_resume_keeps_finished_pieces(
     project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
@@ -68,10 +68,10 @@ def test_a_piece_that_another_run_holds_ends_the_release_and_resume_keeps_finish
         assert project.release(out, "--ray", "local", "--resume") == 7
     finally:
         os.close(lock)
-    said = capsys.readouterr().err
-    assert said == f"ttexport: {pieces / 'gguf-bf16'}: another run is writing it\n"
+    stderr = capsys.readouterr().err
+    assert stderr == f"ttexport: {pieces / 'gguf-bf16'}: another run is writing it\n"
     assert not out.exists()
-    assert project.release(out, "--ray", "local") == 7, "what was left is neither used nor lost by accident"
+    assert project.release(out, "--ray", "local") == 7, "leftovers are neither used nor removed without an option"
     assert project.release(out, "--ray", "local", "--resume") == 0
     assert jobs_of(out)["hf"]["seconds"] == seconds, "a finished job was repeated"
     assert not staging(out).exists()
@@ -87,35 +87,35 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
     out = tmp_path / "out"
     assert project.write("one", formats="[hf]\n").release(out, "--ray", "local", "--json") == 3
-    told, said = capsys.readouterr()
+    stdout, stderr = capsys.readouterr()
     report = staging(out) / "pieces" / ".hf.partial" / "report.json"
-    assert said.startswith("ttexport: hf: hf: not equivalent: ")
-    assert said.endswith(f"nothing was released, the report is {report}\n")
-    assert json.loads(told)["artifacts"][0]["passed"] is False, "the report came back with the error"
+    assert stderr.startswith("ttexport: hf: hf: not equivalent: ")
+    assert stderr.endswith(f"nothing was released, the report is {report}\n")
+    assert json.loads(stdout)["artifacts"][0]["passed"] is False, "the report came back with the error"
     assert report.exists()
     assert not out.exists()
 
 
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize(
-    ("address", "code", "says"),
+    ("address", "code", "message"),
     [
         ("127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
         ("ray://127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
         ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
     ],
 )
-def test_where_no_cluster_is_nothing_is_left(
-    address: str, code: int, says: str, project: Project, tmp_path: Path, capsys: Capture
+def test_without_a_cluster_nothing_is_left(
+    address: str, code: int, message: str, project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     assert project.write("one").release(tmp_path / "out", "--ray", address) == code
-    said = capsys.readouterr().err
-    assert said.startswith(f"ttexport: --ray {address}: {says}")
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"ttexport: --ray {address}: {message}")
+    assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
-def test_without_ray_it_is_exit_6_with_what_to_install(
+def test_without_ray_it_is_exit_6_with_the_package_to_install(
     project: Project, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -124,24 +124,28 @@ def test_without_ray_it_is_exit_6_with_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
-def test_paths_reach_a_cluster_whole(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task starts in the folder of its node, not in that of who asks."""
-    handed: list[Path] = []
+def test_paths_passed_to_a_cluster_are_absolute(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task starts in a folder of its node, not in the current folder of the command."""
+    paths: list[Path] = []
 
     def stop(spec: ReleaseSpec, address: str, out: Path, hooks: Hooks, *, cache: Cache, **_: object) -> None:
-        handed.extend([Path(spec.base), Path(spec.models["one"].adapters[0]), cache.folder])
-        raise UsageError("far enough")
+        paths.extend([Path(spec.base), Path(spec.models["one"].adapters[0]), cache.folder])
+        raise UsageError("stopped by the test")
 
     monkeypatch.setattr("exporter.cli.verbs.release.release_on_ray", stop)
     monkeypatch.chdir(tmp_path)
     project.write("one")
     assert Project(Path("project")).release(Path("out"), "--ray", "auto", cache=Path("cache")) == 2
-    assert handed == [project.folder / "base", project.folder / "one", tmp_path / "cache"]
+    assert paths == [project.folder / "base", project.folder / "one", tmp_path / "cache"]
 
 
 @pytest.mark.parametrize(
-    "other", [("--only", "hf"), ("--matrix",), ("--assemble", "pieces")], ids=lambda words: words[0]
+    "other", [("--only", "hf"), ("--matrix",), ("--assemble", "pieces")], ids=lambda options: options[0]
 )
-def test_ray_does_a_whole_release(other: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture) -> None:
+def test_ray_excludes_the_options_of_partial_runs(
+    other: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture
+) -> None:
     assert project.write("one").release(tmp_path / "out", "--ray", "local", *other) == 2
     assert "--only, --matrix, --assemble, --ray are mutually exclusive" in capsys.readouterr().err

@@ -17,14 +17,14 @@ from tests.release.projects import RUN, Project, contents, jobs_of, methods
 GGUF_ALL = '[gguf]\ntypes = ["f32", "bf16", "Q8_0", "Q4_K_M", "Q6_K"]\n'
 
 
-def left(folder: Path) -> list[str]:
+def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_one_model_lies_at_the_top_under_conventional_names(project: Project, tmp_path: Path) -> None:
+def test_a_single_model_is_at_the_top_with_conventional_names(project: Project, tmp_path: Path) -> None:
     assert project.write("one").release(tmp_path / "out") == 0
     out = tmp_path / "out"
-    assert left(out) == [
+    assert names(out) == [
         "Modelfile",
         "README.md",
         "SHA256SUMS",
@@ -36,13 +36,13 @@ def test_one_model_lies_at_the_top_under_conventional_names(project: Project, tm
         "report.json",
         "run.json",
     ]
-    assert left(out / "gguf") == ["Lamp-107K-BF16.gguf", "Lamp-107K-Q8_0.gguf"]
+    assert names(out / "gguf") == ["Lamp-107K-BF16.gguf", "Lamp-107K-Q8_0.gguf"]
     assert run(["verify", str(out), "-q"]) == 0
 
 
 def test_several_models_have_a_folder_each(undisturbed: Path) -> None:
-    assert {"one", "two"} <= set(left(undisturbed))
-    assert left(undisturbed / "two" / "gguf") == ["Lamp-107K-two-BF16.gguf", "Lamp-107K-two-Q8_0.gguf"]
+    assert {"one", "two"} <= set(names(undisturbed))
+    assert names(undisturbed / "two" / "gguf") == ["Lamp-107K-two-BF16.gguf", "Lamp-107K-two-Q8_0.gguf"]
     assert run(["verify", str(undisturbed), "-q"]) == 0
 
 
@@ -55,12 +55,12 @@ def test_the_same_inputs_in_another_folder_give_the_same_bytes(
     assert (out / RUN).read_bytes() != (undisturbed / RUN).read_bytes()
 
 
-def test_no_document_names_a_place_of_the_machine(undisturbed: Path) -> None:
+def test_no_file_contains_a_local_path(undisturbed: Path) -> None:
     for path in undisturbed.rglob("*"):
         assert not path.is_file() or str(undisturbed.parent.parent).encode() not in path.read_bytes(), path
 
 
-def test_a_full_cache_and_none_give_the_same_bytes(project: Project, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_cold_and_a_warm_cache_give_the_same_bytes(project: Project, undisturbed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     project.write("one", "two")
     for name in ("cold", "warm"):
@@ -71,27 +71,27 @@ def test_a_full_cache_and_none_give_the_same_bytes(project: Project, undisturbed
 
 
 def test_the_second_adapter_patches_what_the_first_one_converted(undisturbed: Path) -> None:
-    found = methods(undisturbed)
-    kinds = ("gguf-bf16", "gguf-Q8_0", "onnx")
-    assert {found[f"one/{kind}"] for kind in kinds} == {"converted, patched"}
-    assert {found[f"two/{kind}"] for kind in kinds} == {"patched"}
+    used = methods(undisturbed)
+    jobs = ("gguf-bf16", "gguf-Q8_0", "onnx")
+    assert {used[f"one/{job}"] for job in jobs} == {"converted, patched"}
+    assert {used[f"two/{job}"] for job in jobs} == {"patched"}
 
 
-def test_released_files_are_those_of_a_merge(project: Project, tmp_path: Path) -> None:
+def test_released_files_equal_those_of_a_merge(project: Project, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert project.write("one", formats=f"[hf]\n{GGUF_ALL}[onnx]\nprecisions = ['fp32', 'int4']\n").release(out) == 0
-    words = ["merge", str(project.folder / "one"), "--base", str(project.folder / "base"), "-q"]
+    arguments = ["merge", str(project.folder / "one"), "--base", str(project.folder / "base"), "-q"]
     merged = tmp_path / "merged"
-    kinds = [word for kind in ("Q8_0", "Q4_K_M", "Q6_K", "fp32", "int4") for word in ("--quant", kind)]
-    assert run([*words, "--to", "hf", "--to", "gguf", "--to", "onnx", *kinds, "-o", str(merged)]) == 0
+    quants = [argument for quant in ("Q8_0", "Q4_K_M", "Q6_K", "fp32", "int4") for argument in ("--quant", quant)]
+    assert run([*arguments, "--to", "hf", "--to", "gguf", "--to", "onnx", *quants, "-o", str(merged)]) == 0
     for dtype in ("f32", "bf16"):
         file = merged / "gguf" / f"one-{dtype.upper()}.gguf"
-        assert run([*words, "--to", "gguf", "--dtype", dtype, "-o", str(file)]) == 0
+        assert run([*arguments, "--to", "gguf", "--dtype", dtype, "-o", str(file)]) == 0
     for place in ("hf", "onnx"):
         assert contents(out / place) == contents(merged / place)
-    kinds = ["F32", "BF16", "Q8_0", "Q4_K_M", "Q6_K"]
-    want = {kind: (merged / "gguf" / f"one-{kind}.gguf").read_bytes() for kind in kinds}
-    assert {kind: (out / "gguf" / f"Lamp-107K-{kind}.gguf").read_bytes() for kind in kinds} == want
+    types = ["F32", "BF16", "Q8_0", "Q4_K_M", "Q6_K"]
+    expected = {name: (merged / "gguf" / f"one-{name}.gguf").read_bytes() for name in types}
+    assert {name: (out / "gguf" / f"Lamp-107K-{name}.gguf").read_bytes() for name in types} == expected
 
 
 def test_an_adapter_with_more_than_rows_is_merged(project: Project, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_an_adapter_with_more_than_rows_is_merged(project: Project, tmp_path: Pa
     out, cache = tmp_path / "out", tmp_path / "cache"
     assert project.write("lora", formats=GGUF_ALL).release(out, cache=cache) == 0
     assert set(methods(out).values()) == {"merged"}
-    assert not (cache / "artifacts").exists(), "what is merged serves this release alone"
+    assert not (cache / "artifacts").exists(), "merged artifacts are not cached"
     merged = tmp_path / "merged.gguf"
-    words = ["merge", str(project.folder / "lora"), "--base", str(project.folder / "base"), "--to", "gguf"]
-    assert run([*words, "--quant", "Q4_K_M", "-q", "-o", str(merged)]) == 0
+    arguments = ["merge", str(project.folder / "lora"), "--base", str(project.folder / "base"), "--to", "gguf"]
+    assert run([*arguments, "--quant", "Q4_K_M", "-q", "-o", str(merged)]) == 0
     assert next((out / "gguf").glob("*Q4_K_M.gguf")).read_bytes() == merged.read_bytes()
 
 
@@ -113,8 +113,8 @@ def test_new_tokens_are_patched_in(project: Project, tiny_new_tokens_adapter: Pa
     assert project.write("new").release(out) == 0
     assert methods(out)["gguf-Q8_0"] == "converted, patched"
     merged = tmp_path / "merged.gguf"
-    words = ["merge", str(project.folder / "new"), "--base", str(project.folder / "base"), "--to", "gguf"]
-    assert run([*words, "--quant", "Q8_0", "-q", "-o", str(merged)]) == 0
+    arguments = ["merge", str(project.folder / "new"), "--base", str(project.folder / "base"), "--to", "gguf"]
+    assert run([*arguments, "--quant", "Q8_0", "-q", "-o", str(merged)]) == 0
     assert next((out / "gguf").glob("*Q8_0.gguf")).read_bytes() == merged.read_bytes()
 
 
@@ -126,10 +126,10 @@ def test_a_model_without_adapters_is_the_base_itself(project: Project, tmp_path:
     assert weights == (project.folder / "base" / "model.safetensors").read_bytes()
 
 
-def test_files_are_cut_into_parts_as_asked(project: Project, tmp_path: Path) -> None:
+def test_files_are_split_at_the_given_limit(project: Project, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert project.write("one", formats='[gguf]\ntypes = ["Q8_0"]\nsplit-max-tensors = 10\n').release(out) == 0
-    assert left(out / "gguf") == [f"Lamp-107K-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    assert names(out / "gguf") == [f"Lamp-107K-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
     assert run(["verify", str(out), "-q"]) == 0
 
 
@@ -139,9 +139,9 @@ def test_every_artifact_is_run_before_the_release_gets_its_name(project: Project
     out = tmp_path / "out"
     assert project.write("one", formats=formats, verify="").release(out) == 0
     report = read_report(out)
-    assert [one["level"] for one in report["artifacts"]] == ["full"] * 3
+    assert [entry["level"] for entry in report["artifacts"]] == ["full"] * 3
     assert report["passed"]
-    assert {one["facts"]["runtime"] for one in report["artifacts"]} == {"transformers", "llama.cpp", "ONNX Runtime"}
+    assert {entry["facts"]["runtime"] for entry in report["artifacts"]} == {"transformers", "llama.cpp", "ONNX Runtime"}
     pieces = tmp_path / "pieces"
     for job in ("hf", "gguf-f32", "onnx"):
         assert project.release(pieces / job, "--only", job) == 0
@@ -149,7 +149,7 @@ def test_every_artifact_is_run_before_the_release_gets_its_name(project: Project
     assert contents(tmp_path / "joined") == contents(out), "verified one by one, the figures are the same"
 
 
-def test_a_failed_verification_promotes_nothing_and_says_where_to_look(
+def test_a_failed_verification_publishes_nothing_and_names_the_report(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -157,15 +157,15 @@ def test_a_failed_verification_promotes_nothing_and_says_where_to_look(
     with monkeypatch.context() as patch:
         patch.setattr(ReplaceRows, "apply", lambda self, start, value: value)
         assert project.release(out) == 3
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     report = tmp_path / ".out.partial" / "report.json"
-    assert said.startswith("ttexport: hf: hf: not equivalent: ")
-    assert said.endswith(f"nothing was released, the report is {report}\n")
+    assert stderr.startswith("ttexport: hf: hf: not equivalent: ")
+    assert stderr.endswith(f"nothing was released, the report is {report}\n")
     assert not out.exists()
-    assert [one["passed"] for one in read_report(report.parent)["artifacts"]] == [False, True, True, True]
-    assert project.release(out, "--resume") == 3, "what was made wrong is still wrong"
+    assert [entry["passed"] for entry in read_report(report.parent)["artifacts"]] == [False, True, True, True]
+    assert project.release(out, "--resume") == 3, "the wrong artifact is kept"
     assert project.release(out, "--force") == 0
-    assert left(tmp_path) == ["out", "project"]
+    assert names(tmp_path) == ["out", "project"]
 
 
 def test_the_same_in_python(project: Project, undisturbed: Path, tmp_path: Path) -> None:
@@ -173,31 +173,31 @@ def test_the_same_in_python(project: Project, undisturbed: Path, tmp_path: Path)
     assert [job.name for job in plan.jobs][:4] == ["one/hf", "one/gguf-bf16", "one/gguf-Q8_0", "one/onnx"]
     made = run_release(plan, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(undisturbed)
-    assert {one.job for one in made.artifacts} == set(jobs_of(tmp_path / "out"))
+    assert {artifact.job for artifact in made.artifacts} == set(jobs_of(tmp_path / "out"))
     run_release(plan, tmp_path / "piece", only=find_job(plan.jobs, "two/hf"))
     assert json.loads((tmp_path / "piece" / "piece.json").read_text())["made"]["job"] == "two/hf"
 
 
-@pytest.mark.parametrize("word", ["missing/one/there", "org/absent", "a" * 5000], ids=["path", "hub id", "too long"])
+@pytest.mark.parametrize("source", ["missing/one/there", "org/absent", "a" * 5000], ids=["path", "hub id", "too long"])
 @pytest.mark.parametrize(
     ("key", "line"), [("base", 'base = "base"'), ("models.one.adapters", 'adapters = ["one"]')], ids=["base", "adapter"]
 )
-def test_an_input_that_cannot_be_had_is_exit_4_naming_file_and_key(
-    key: str, line: str, word: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_input_is_exit_4_with_file_and_key(
+    key: str, line: str, source: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("one", formats="[hf]\n")
     toml = project.toml.rename(project.folder / "lamp.toml")
     text = toml.read_text()
     assert line in text
-    toml.write_text(text.replace(line, line.replace('"base"' if key == "base" else '"one"', f'"{word}"')))
+    toml.write_text(text.replace(line, line.replace('"base"' if key == "base" else '"one"', f'"{source}"')))
     assert run(["release", str(toml), "-q", "--no-cache", "-o", str(tmp_path / "out")]) == 4
-    said = capsys.readouterr().err
-    assert said.startswith(f"ttexport: {toml}: {key}: ")
-    assert said.count("\n") == 1
-    assert left(tmp_path) == ["project"]
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"ttexport: {toml}: {key}: ")
+    assert stderr.count("\n") == 1
+    assert names(tmp_path) == ["project"]
 
 
-def test_no_force_reaches_the_inputs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_force_does_not_replace_inputs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.write("one")
     for out in (project.folder, project.folder / "base"):
         assert project.release(out, "--force") == 2

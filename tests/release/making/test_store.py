@@ -34,7 +34,7 @@ def build(folder: Path) -> None:
 
 
 def never(folder: Path) -> None:
-    pytest.fail("it was there")
+    pytest.fail("the entry exists")
 
 
 def make(folder: Path) -> Path:
@@ -48,7 +48,7 @@ def test_an_entry_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone", "more", "record gone", "record broken"])
-def test_an_entry_that_is_not_what_was_made_is_made_again(how: str, tmp_path: Path) -> None:
+def test_a_changed_entry_is_made_again(how: str, tmp_path: Path) -> None:
     file = make(tmp_path)
     record = file.parent.parent / "entry.json"
     if how == "changed":
@@ -65,12 +65,12 @@ def test_an_entry_that_is_not_what_was_made_is_made_again(how: str, tmp_path: Pa
         record.unlink()
     else:
         record.write_text("{}")
-    content, held = Store(tmp_path).get(RECIPE, build)
-    assert not held
+    content, existed = Store(tmp_path).get(RECIPE, build)
+    assert not existed
     assert [(path.name, path.read_text()) for path in content.iterdir()] == [("file", "content")]
 
 
-def test_what_a_failed_build_left_is_no_entry(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_entry(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         build(folder)
         raise OutputError(folder, "no space left on the device")
@@ -80,7 +80,7 @@ def test_what_a_failed_build_left_is_no_entry(tmp_path: Path) -> None:
     assert not Store(tmp_path).get(RECIPE, build)[1]
 
 
-def test_of_two_runs_one_makes_the_entry_and_the_other_waits(tmp_path: Path) -> None:
+def test_one_of_two_runs_makes_the_entry_and_the_other_waits(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENV}
     with subprocess.Popen(command, **pipes) as first:  # type: ignore[call-overload]
@@ -90,7 +90,7 @@ def test_of_two_runs_one_makes_the_entry_and_the_other_waits(tmp_path: Path) -> 
             assert second.communicate()[0] == "True\n"
 
 
-def test_a_run_that_is_killed_while_it_makes_an_entry_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_run_killed_while_it_makes_an_entry_does_not_block_others(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV) as first:
         assert first.stdout is not None
@@ -115,7 +115,7 @@ def test_a_damaged_artifact_of_the_base_does_not_reach_a_release(
     assert methods(tmp_path / "second")["one/gguf-Q8_0"] == "converted, patched"
 
 
-def test_a_cache_that_cannot_be_written_is_missed_only_if_it_was_asked_for(
+def test_an_unwritable_cache_is_an_error_only_if_it_was_given(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = tmp_path / "file"
