@@ -97,14 +97,13 @@ class GgufOptions(FormatOptions):
 
     @property
     def storage(self) -> str | None:
-        """Of one file: the dtype of unquantised tensors in safetensors spelling; None: as stored."""
-        plain = next((name for name in self.types if name in DTYPES), self.dtype)
-        return DTYPES[plain] if plain else None
+        """``dtype`` in safetensors spelling; None: as stored."""
+        return DTYPES[self.dtype] if self.dtype else None
 
     @property
-    def quantisation(self) -> str | None:
-        """Of one file: its quantisation, or another word that no file type is; None: not quantised."""
-        return next((name for name in self.types if name not in DTYPES), None)
+    def file_type(self) -> str | None:
+        """The type of one file, or another word that no file type is; None: ``storage``."""
+        return self.types[0].upper() if self.types else None
 
     @property
     def split(self) -> Split | None:

@@ -23,12 +23,12 @@ from exporter.progress import Progress
 
 def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
     """Lay out one file; reads shapes and the tokenizer. Raises NotExpressible, BadInput."""
-    quantisation = options.quantisation
+    file_type = options.file_type
     overridden = options.token_embedding_type or options.output_tensor_type
     if options.converter:
         settings = _converted(options, options.converter, merge, budget)
-    elif quantisation in FILE_TYPES and (quantisation not in NATIVE_FILE_TYPES or overridden):
-        settings = _quantised(options, FILE_TYPES[quantisation], merge, budget)
+    elif file_type in FILE_TYPES and (file_type not in NATIVE_FILE_TYPES or overridden):
+        settings = _quantised(options, FILE_TYPES[file_type], merge, budget)
     else:
         settings = _native(options, merge, budget)
     if split := options.split:
@@ -64,7 +64,7 @@ def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget)
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:
     # With a requested dtype the writer rounds base and rows once; otherwise the stored dtype is kept.
     model = merge.model("F32" if options.storage else None, budget)
-    layout = plan_gguf(model, options.quantisation or options.storage, pre_tokenizer=options.pre_tokenizer)
+    layout = plan_gguf(model, options.file_type or options.storage, pre_tokenizer=options.pre_tokenizer)
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:
         write_gguf(layout, path, progress)
@@ -106,7 +106,7 @@ def _quantised(options: GgufOptions, file_type: FileType, merge: MergePlan, budg
 
 def _converted(options: GgufOptions, script: Path, merge: MergePlan, budget: Budget) -> dict[str, Any]:
     model = merge.model("F32" if options.storage else None, budget)
-    layout = plan_converter(model, script, options.quantisation or options.storage)
+    layout = plan_converter(model, script, options.file_type or options.storage)
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:
         write_converted(layout, path, progress)

@@ -8,7 +8,7 @@ quantisations start from is an entry of a store as well.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import NotExpressible
@@ -72,8 +72,6 @@ class ArtifactMaker:
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
         """Write ``merge`` with the writer of its format. store: for the file that quantisations start from."""
-        if isinstance(options, GgufOptions) and options.storage == _stored(merge) and not options.quantisation:
-            options = replace(options, types=(), dtype=None)  # the same bytes, as raw ranges
         target = plan_target(options, merge, self.plan.spec.merge.budget)
         target.make(place, progress, _StoreScratch(self.plan, merge, options, store))
 
@@ -90,9 +88,10 @@ class _StoreScratch:
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """See ``exporter.formats.target.Scratch``."""
         assert isinstance(self.options, GgufOptions), "only quantised GGUF files are made from another file"
-        dtype = self.options.dtype or (_stored(self.merge) or "").lower()
-        plain = GgufOptions(types=(dtype,) if dtype else (), pre_tokenizer=self.options.pre_tokenizer)
-        more = {} if dtype else {"mixed": "F32"}
+        stored = _stored(self.merge)
+        types = (stored,) if stored and not self.options.dtype else ()
+        plain = GgufOptions(types=types, dtype=self.options.dtype, pre_tokenizer=self.options.pre_tokenizer)
+        more = {} if types or plain.dtype else {"mixed": "F32"}
         content_name = _content_name(plain)
         content, cached = self.store.get(
             self.plan.recipe(self.merge, plain, **more), lambda folder: write(folder / content_name)
