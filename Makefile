@@ -98,4 +98,4 @@ bench: $(VENV)/.dev
 	done
 
 clean:
-	rm -rf $(VENV) .node .converter build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .node .converter .tiny build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

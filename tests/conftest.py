@@ -19,6 +19,7 @@ import pytest
 
 pytest_plugins = (
     "tests.session.encoder_decoders",
+    "tests.session.made",
     "tests.session.smollm2",
     "tests.session.tiny",
     "tests.session.warm",

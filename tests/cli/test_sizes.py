@@ -21,6 +21,7 @@ def test_shards_are_for_checkpoints_only(tiny_adapter: Path, capsys: Capture) ->
     assert "--max-shard-size: needs --to hf" in capsys.readouterr().err
 
 
+@pytest.mark.models
 def test_a_merge_splits_the_weights_again_and_is_verified(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "-o", str(tmp_path / "out"), "--verify", "full"]
     assert run([*argv, "--max-shard-size", "70kB"]) == 0

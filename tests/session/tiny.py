@@ -1,7 +1,4 @@
-"""Tiny llama checkpoints and adapters for them. Treat the folders as read-only.
-
-What builds them imports torch, so it is imported by the fixture that needs it.
-"""
+"""Tiny llama checkpoints and adapters for them. Treat the folders as read-only."""
 
 from __future__ import annotations
 
@@ -10,91 +7,63 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.session.made import LLAMA, NEW_ROWS, ROWS, Make
+from tests.trained import HEAD_AND_EMBEDDING, NEW_TOKENS, TRAINED_IDS
 
 if TYPE_CHECKING:
     from tests.merge.tuned import Bench
 
 
 @pytest.fixture(scope="session")
-def tiny_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fixtures import tiny
-
-    return tiny.build_llama(tmp_path_factory.mktemp("tiny") / "tied")
+def tiny_tied(make: Make) -> Path:
+    return make(LLAMA, "tied")
 
 
 @pytest.fixture(scope="session")
-def tiny_untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fixtures import tiny
-
-    return tiny.build_llama(tmp_path_factory.mktemp("tiny") / "untied", tied=False)
+def tiny_untied(make: Make) -> Path:
+    return make(LLAMA, "untied", tied=False)
 
 
 @pytest.fixture(scope="session")
-def tiny_padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_padded(make: Make) -> Path:
     """Tied, with 8 rows that no token uses."""
-
-    from fixtures import tiny
-
-    return tiny.build_llama(tmp_path_factory.mktemp("tiny") / "padded", padding_rows=8)
+    return make(LLAMA, "padded", padding_rows=8)
 
 
 @pytest.fixture(scope="session")
-def tiny_sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sharded(make: Make) -> Path:
     """Untied, in three weight files with an index."""
-
-    from fixtures import tiny
-
-    return tiny.build_llama(tmp_path_factory.mktemp("tiny") / "sharded", tied=False, shards=3)
+    return make(LLAMA, "sharded", tied=False, shards=3)
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_adapter(tiny_tied: Path, make: Make) -> Path:
     """Rows of three existing tokens, for ``tiny_tied``."""
-
-    from fixtures import adapters
-
-    return adapters.stock_rows(tiny_tied, tmp_path_factory.mktemp("adapter") / "rows", TRAINED_IDS)
+    return make(ROWS, "rows", TRAINED_IDS, base=tiny_tied)
 
 
 @pytest.fixture(scope="session")
-def tiny_untied_adapter(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_untied_adapter(tiny_untied: Path, make: Make) -> Path:
     """Rows of three existing tokens in the embedding only, for ``tiny_untied``."""
-
-    from fixtures import adapters
-
-    return adapters.stock_rows(tiny_untied, tmp_path_factory.mktemp("adapter") / "rows", TRAINED_IDS)
+    return make(ROWS, "rows", TRAINED_IDS, base=tiny_untied)
 
 
 @pytest.fixture(scope="session")
-def tiny_both_adapter(tiny_untied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_both_adapter(tiny_untied: Path, make: Make) -> Path:
     """Different rows in the embedding and in the head, for ``tiny_untied``."""
-
-    from fixtures import adapters
-
-    return adapters.stock_rows(
-        tiny_untied, tmp_path_factory.mktemp("adapter") / "both", TRAINED_IDS, targets=adapters.HEAD_AND_EMBEDDING
-    )
+    return make(ROWS, "both", TRAINED_IDS, base=tiny_untied, targets=HEAD_AND_EMBEDDING)
 
 
 @pytest.fixture(scope="session")
-def tiny_new_tokens_adapter(tiny_tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_new_tokens_adapter(tiny_tied: Path, make: Make) -> Path:
     """Three new tokens, so the vocabulary grows, and one existing token, for ``tiny_tied``."""
-
-    from fixtures import adapters
-
-    return adapters.stock_rows_new_tokens(
-        tiny_tied, tmp_path_factory.mktemp("adapter") / "new", NEW_TOKENS, TRAINED_IDS[:1]
-    )
+    return make(NEW_ROWS, "new", NEW_TOKENS, TRAINED_IDS[:1], base=tiny_tied)
 
 
 @pytest.fixture(scope="session")
-def tiny_padded_adapter(tiny_padded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_padded_adapter(tiny_padded: Path, make: Make) -> Path:
     """Three new tokens that fit the padding rows, for ``tiny_padded``."""
-
-    from fixtures import adapters
-
-    return adapters.stock_rows_new_tokens(tiny_padded, tmp_path_factory.mktemp("adapter") / "padded", NEW_TOKENS)
+    return make(NEW_ROWS, "padded", NEW_TOKENS, base=tiny_padded)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from typing import IO, Final
 import pytest
 
 from exporter.io import processes
+from tests.tiers.guard.sitecustomize import NotQuick
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -130,12 +131,14 @@ def servers() -> list[ForkServer]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_runtimes() -> Iterator[Mapping[str, ForkServer]]:
+def warm_runtimes(pytestconfig: pytest.Config) -> Iterator[Mapping[str, ForkServer]]:
     """Module → the process that forks it. ``fresh_runtimes`` is for tests of the start itself."""
     started = servers()
     warm = {module: server for server in started for module in server.modules}
 
     def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
+        if pytestconfig.getoption("--quick"):
+            raise NotQuick(f"{module} was started")
         start = warm[module].launch if module in warm else launch_fresh
         return start(module, arguments, environment)
 

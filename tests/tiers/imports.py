@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import dis
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from inspect import unwrap
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from tests.tiers.guard.sitecustomize import HEAVY
@@ -18,6 +18,9 @@ _FIRST_PARTY: Final = ("benchmarks", "exporter", "fixtures", "tests", "tuner")
 _HELPERS: Final = ("fixtures", "tests")
 #: Modules of other packages that import one of HEAVY.
 _THROUGH: Final = ("accelerate", "safetensors.torch")
+
+#: Modules that start processes: a start of Python takes longer than most quick tests.
+_PROCESSES: Final = ("multiprocessing", "subprocess")
 
 #: Modules in the order of the imports, the heavy one last; empty where nothing heavy is imported.
 Chain = tuple[str, ...]
@@ -29,26 +32,40 @@ def heavy_file(path: Path) -> Chain:
     return _search(_at_import(path))
 
 
+@cache
 def heavy_function(function: Callable[..., Any]) -> Chain:
-    """What a call of ``function`` leads to, through its own imports and the functions of tests and fixtures it names.
+    """What a call of ``function`` leads to, through its own imports and the helpers that it names.
 
-    Imports that shipped code makes when it is called are not followed: every command can make each of them.
+    Helpers are functions, and classes with all their methods, of tests and fixtures. The start of a process counts as
+    heavy. Imports that shipped code makes when it is called are not followed: every command can make each of them.
     """
-    todo, seen = [unwrap(function)], set()
+    todo, seen = list(_functions(function)), set()
     while todo:
         called = todo.pop()
-        if not isinstance(called, FunctionType) or called in seen:
+        if called in seen:
             continue
         seen.add(called)
-        if chain := _search(_in_code(called.__code__)):
+        named = {name: called.__globals__.get(name) for code in _codes(called.__code__) for name in code.co_names}
+        processes = sorted(name for name, value in named.items() if name == "fork" or _is_of(value, _PROCESSES))
+        if chain := _search(_in_code(called.__code__)) or tuple(processes[:1]):
             return (f"{called.__module__}.{called.__qualname__}", *chain)
-        named = (called.__globals__.get(name) for code in _codes(called.__code__) for name in code.co_names)
-        todo += [unwrap(one) for one in named if callable(one) and _is_helper(one)]
+        todo += [method for value in named.values() if _is_of(value, _HELPERS) for method in _functions(value)]
     return ()
 
 
-def _is_helper(function: Callable[..., Any]) -> bool:
-    return str(getattr(function, "__module__", None)).partition(".")[0] in _HELPERS
+def _is_of(value: object, packages: Collection[str]) -> bool:
+    """Whether ``value`` is one of these modules, or a function or class of one."""
+    name = getattr(value, "__name__", "") if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return str(name).partition(".")[0] in packages
+
+
+def _functions(value: object) -> Iterator[FunctionType]:
+    """The function itself, without decorators; of a class, its methods."""
+    unwrapped = unwrap(value) if callable(value) else value
+    if isinstance(unwrapped, FunctionType):
+        yield unwrapped
+    elif isinstance(unwrapped, type):
+        yield from (member for member in vars(unwrapped).values() if isinstance(member, FunctionType))
 
 
 def _search(names: Iterable[str]) -> Chain:
@@ -62,6 +79,17 @@ def _search(names: Iterable[str]) -> Chain:
         chains |= {found: (*chains[name], found) for found in new}
         todo += dict.fromkeys(new)
     return ()
+
+
+def sources(module: str) -> list[Path]:
+    """The first-party files that are executed to import ``module``, sorted."""
+    names = [module]
+    files: dict[Path, None] = {}
+    for name in names:  # grows
+        new = [path for path in _files(name) if path not in files]
+        files |= dict.fromkeys(new)
+        names += [imported for path in new for imported in sorted(_at_import(path))]
+    return sorted(files)
 
 
 @cache

@@ -63,6 +63,10 @@ def calls() -> None:
     imports()
 
 
+def starts() -> None:
+    subprocess.run(["true"], check=True)
+
+
 def light() -> None:
     import json
 
@@ -74,6 +78,7 @@ def test_what_a_function_imports_is_found_through_helpers() -> None:
     assert heavy_function(calls)[-1] == "torch"
     assert heavy_function(nested)[-1] == "llama_cpp"
     assert heavy_function(skipped)[-1] == "llama_cpp"
+    assert heavy_function(starts) == (f"{__name__}.starts", "subprocess")
     assert heavy_function(light) == ()
 
 
@@ -100,7 +105,10 @@ def test_unseen_where_the_package_may_be_missing():
     except Exception:
         pass
 def test_unseen_in_another_process():
-    assert subprocess.run([sys.executable, "-c", "import onnxruntime"]).returncode == 0
+    run = getattr(__import__("sub" + "process"), "run")
+    assert run([sys.executable, "-c", "import onnxruntime"]).returncode == 0
+def test_by_its_process():
+    subprocess.run(["true"])
 """
 
 
@@ -118,5 +126,5 @@ def test_a_quick_run_leaves_out_what_is_heavy_and_fails_at_what_it_did_not_see(t
         "test_unseen_where_the_package_may_be_missing": "FAILED",
         "test_unseen_in_another_process": "FAILED",
     }
-    assert "onnxruntime imported by a quick test" in done.stdout
-    assert "3 deselected" in done.stdout
+    assert "NotQuick: onnxruntime was imported by a quick test" in done.stdout
+    assert "4 deselected" in done.stdout

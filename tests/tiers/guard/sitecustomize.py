@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+_FOLDER: Final = str(Path(__file__).parent)
 #: Packages that a quick test does not import.
 HEAVY: Final = ("torch", "transformers", "peft", "onnxruntime", "llama_cpp")
 
 
-class HeavyImport(BaseException):
+class NotQuick(BaseException):
     """A quick test imported a package that runs models. No Exception, so that no fallback for missing ones hides it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} by a quick test; the marker or fixture `models` takes it out of make quick")
 
 
 class _Refusal(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        raise HeavyImport(
-            f"{module.__name__} imported by a quick test: tests/tiers/quick.py says which tests are quick, "
-            "the marker `models` takes one out"
-        )
+        raise NotQuick(f"{module.__name__} was imported")
 
 
 class _Guard(MetaPathFinder):
@@ -46,8 +47,14 @@ def install() -> None:
     """Guard this process and, through the environment, the Python processes that it starts."""
     if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
-    folders = [str(Path(__file__).parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
+    os.environ.update(unguarded(os.environ))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_FOLDER, os.environ["PYTHONPATH"]]))
+
+
+def unguarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` for a process that may import all packages."""
+    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return {**environment, "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder != _FOLDER)}
 
 
 if __name__ == "sitecustomize":

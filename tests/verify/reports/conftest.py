@@ -17,7 +17,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def report(tuned: Tuned, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tuned: Tuned, prompts: Path, models: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A read-only folder with the reports of three sound artifacts and one with a wrong norm."""
     out = tmp_path_factory.mktemp("verified")
     (out / "gguf").mkdir()

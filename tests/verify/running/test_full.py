@@ -13,6 +13,8 @@ from tests.marks import needs_llama_cpp
 from tests.verify.conftest import Tuned
 from tests.verify.damage import corruptions
 
+pytestmark = pytest.mark.models
+
 
 def failed(folder: Path) -> dict[str, set[str]]:
     """artifact name → names of its failed checks."""

@@ -14,6 +14,7 @@ from exporter.verify.runtimes.job import RuntimeFailed, run
 from tests.session.warm import ForkServer, launch_fresh
 from tests.verify.conftest import Tuned
 
+pytestmark = pytest.mark.models
 SEQUENCES = [[17, 300, 2, 5, 9], [4, 8, 15]]
 
 

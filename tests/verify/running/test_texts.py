@@ -31,6 +31,7 @@ def test_tokens_and_chats_that_become_other_texts_are_found(tuned: Tuned, tmp_pa
     assert {name for name in GATES if failed[1].get(name) is False} == {"decoding", "rendered chats"}
 
 
+@pytest.mark.models
 def test_a_tokenizer_that_transformers_cannot_load_is_found(tuned: Tuned, tmp_path: Path) -> None:
     folder = corruptions.copy(tuned.hf, tmp_path)
     mutants_hf.edit(folder / "tokenizer.json", lambda content: content["model"].update(type="Nope"))
