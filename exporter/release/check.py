@@ -150,8 +150,8 @@ class _ReleaseFolder:
 
     def _tensor_fault(self, file: FileEntry) -> str | None:
         """Compare the kind and the tensors of a file with the manifest."""
-        if (kind := file_kind(file.path)) != file.kind:
-            return f"{file.path}: expected kind {file.kind}, found {kind}"
+        if (actual := file_kind(file.path)) != file.kind:
+            return f"{file.path}: expected kind {file.kind}, found {actual}"
         try:
             tensors = tensor_digests(self.folder / file.path)
         except UnreadableFile as exc:
