@@ -21,7 +21,7 @@ from exporter.formats.onnx.options import OnnxOptions
 from exporter.options import Option, OptionError, Options, ValueType, as_flag, as_key
 from exporter.release.spec import read_spec
 from exporter.verify.options import VerifyOptions
-from tests.options_page import PAGE, render
+from tests.support.options_page import PAGE, render
 
 GROUPS: list[type[Options]] = [*format_groups(), VerifyOptions, MergeOptions]
 EVERY = [(group, entry) for group in GROUPS for entry in group.options().values()]
@@ -86,7 +86,7 @@ def test_every_option_is_an_argument_of_a_public_class(group: type[Options], ent
 
 
 def test_every_option_is_documented_as_it_is() -> None:
-    assert PAGE.read_text() == render(), "python -m tests.options_page writes it"
+    assert PAGE.read_text() == render(), "python -m tests.support.options_page writes it"
 
 
 def names(group: type[Options]) -> dict[str, str]:

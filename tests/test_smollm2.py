@@ -10,9 +10,9 @@ import pytest
 
 from exporter.cli.main import run
 from exporter.sources.hf.checkpoint import Checkpoint
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
-from tests.trained import NEW_TOKENS
+from tests.support.documents import read_report
+from tests.support.trained import NEW_TOKENS
 
 pytestmark = [
     pytest.mark.smollm2,

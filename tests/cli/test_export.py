@@ -16,8 +16,8 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
 from fixtures.hostile.cases import HOSTILE, MENTIONS, PICKLE_MARKER
-from tests.documents import read_report
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.documents import read_report
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ import pytest
 
 from exporter.sources.gguf.file import GgufFile
 from fixtures.hub.server import serving
-from tests.hub import Site
+from tests.support.hub import Site
 
 BASE_API = "/api/models/org/base"
 

@@ -20,7 +20,7 @@ import pytest
 from exporter.cli.main import run
 from fixtures.hostile import rawtensors
 from fixtures.hostile.cases import BASE_WEIGHTS, copies
-from tests.processes import ENV, TTEXPORT
+from tests.support.processes import ENV, TTEXPORT
 
 #: Makes the merge take some time; that of the tiny model alone would end before it can be interrupted.
 PADDING_BYTES: Final = 48 << 20

@@ -18,7 +18,7 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, blocks, read
 from tests.sources.folders import EMBED, matrix
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 STORED = 12
 Cases = st.tuples(st.sets(st.integers(0, STORED - 1)).map(sorted), st.integers(0, 4), st.sampled_from([None, "F16"]))

@@ -18,7 +18,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, read
 from fixtures import adapters as stock
 from tests.sources.folders import EMBED, HEAD, NORM, adapter, checkpoint, matrix
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 E, H = "model.embed_tokens", "lm_head"
 

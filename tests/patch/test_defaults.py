@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporter.cli.main import run
 from fixtures import adapters, tiny
 from fixtures.peft_adapters import perturb
-from tests.trained import NEW_TOKENS
+from tests.support.trained import NEW_TOKENS
 
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = "adapter_model.safetensors"

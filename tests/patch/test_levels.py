@@ -24,8 +24,8 @@ from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
 from exporter.verify.running import execution
 from exporter.verify.runtimes import job
-from tests.documents import read_report
 from tests.patch.test_defaults import assert_same, files
+from tests.support.documents import read_report
 
 Capture = pytest.CaptureFixture[str]
 FORMATS = ("gguf", "onnx")

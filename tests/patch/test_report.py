@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from tests.documents import read_report
+from tests.support.documents import read_report
 
 
 @pytest.fixture(scope="module", params=["gguf", "onnx"])

@@ -11,8 +11,8 @@ from exporter.cli.main import run
 from exporter.merge.passes import ReplaceRows
 from exporter.sources.gguf.file import GgufFile
 from tests.cli.test_converter import stand_in
-from tests.documents import read_report
 from tests.release.projects import FORMATS, ROWS, Project, contents
+from tests.support.documents import read_report
 
 REPORT = f'{ROWS}report = "reports"\n'
 REPORT_FILES = ["report.html", "report.json", "report.xml"]

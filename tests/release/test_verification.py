@@ -12,8 +12,8 @@ from exporter.errors import OutputError
 from exporter.release.making.make import ArtifactMaker
 from exporter.verify.report import Report
 from exporter.verify.run import verify
-from tests.documents import read_report
 from tests.release.projects import RUN, Project, contents, jobs_of
+from tests.support.documents import read_report
 
 FORMATS = '[hf]\n[gguf]\ntypes = ["bf16"]\n'
 PROMPTS = 'prompts = "prompts.txt"\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trained import T5_IDS
+from tests.support.trained import T5_IDS
 
 
 @pytest.fixture(scope="session")

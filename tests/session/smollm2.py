@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trained import SMOLLM2_IDS
+from tests.support.trained import SMOLLM2_IDS
 
 
 @pytest.fixture(scope="session")

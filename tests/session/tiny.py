@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.session.made import LLAMA, NEW_ROWS, ROWS, Make
-from tests.trained import HEAD_AND_EMBEDDING, NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import HEAD_AND_EMBEDDING, NEW_TOKENS, TRAINED_IDS
 
 if TYPE_CHECKING:
     from tests.merge.tuned import Bench

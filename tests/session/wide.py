@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.session.made import LLAMA, NEW_ROWS, ROWS, Make
-from tests.trained import HEAD_AND_EMBEDDING, NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import HEAD_AND_EMBEDDING, NEW_TOKENS, TRAINED_IDS
 
 
 @pytest.fixture(scope="session")

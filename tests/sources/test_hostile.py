@@ -11,7 +11,7 @@ import pytest
 from fixtures.hostile.bombs import BOMBS, TOKENIZER, WHERE
 from fixtures.hostile.cases import HOSTILE, MENTIONS
 from fixtures.hostile.containers import CONTAINERS
-from tests.processes import Ended, ttexport
+from tests.support.processes import Ended, ttexport
 
 #: Memory limit of a merge, of which the interpreter with numpy takes 40 MB.
 PEAK_BYTES: Final = 300 << 20

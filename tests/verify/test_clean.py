@@ -11,7 +11,7 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
 from fixtures import adapters
 from fixtures.models import families
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 from tests.verify.subjects import make
 
 SEEDS = (0, 1, 2)

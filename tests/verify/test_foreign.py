@@ -11,8 +11,8 @@ import pytest
 
 from exporter.cli.main import run
 from tests.conformance.gguf import convert, required_converter
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
+from tests.support.documents import read_report
 from tests.verify import foreign
 
 Build = Callable[[Path, Path], Path]

@@ -22,7 +22,7 @@ from exporter.verify.gguf.lora import check_lora
 from fixtures.peft_adapters import perturb
 from tests.formats.gguf import runtime
 from tests.formats.gguf.test_llama_cpp import mean_kl, reference
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = "adapter_model.safetensors"

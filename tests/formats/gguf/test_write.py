@@ -25,7 +25,7 @@ from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
 from tests.formats.gguf.conftest import Write, merged
 from tests.formats.gguf.models import SMOLLM, checkpoint, config, tokenizer_json
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 
 def edit_config(folder: Path, **changes: object) -> None:

@@ -15,7 +15,7 @@ from exporter.sources.peft.adapter import Adapter
 from fixtures import adapters as stock
 from tests.formats.merged import Merge, files, loaded, raw
 from tests.sources.folders import EMBED, adapter, matrix, sharded
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 
 def test_shards_keep_their_split(tiny_sharded: Path, tmp_path: Path, merge: Merge) -> None:

@@ -23,7 +23,7 @@ from fixtures import adapters as stock
 from fixtures.corpus import PROMPTS
 from tests.formats.merged import Merge, files, loaded, raw
 from tests.sources.folders import EMBED, HEAD, checkpoint, matrix
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 
 def unmerged(base: Path, rows: Path) -> Any:

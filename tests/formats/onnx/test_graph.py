@@ -15,7 +15,7 @@ from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import cast, read
 from tests.formats.onnx.conftest import Write
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 CACHE = ["batch_size", 2, "past_sequence_length", 16]
 PRESENT = ["batch_size", 2, "total_sequence_length", 16]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from exporter.cli.main import run
 from fixtures import adapters as stock
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 WithEos = Callable[[str], Path]
 

@@ -20,7 +20,7 @@ from exporter.patch.gguf.evidence import base_dtype
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.split_files import GgufModel
 from fixtures import adapters
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS")

@@ -13,7 +13,7 @@ import pytest
 from exporter.cli.main import run
 from exporter.formats.onnx.weights.precision import PRECISIONS as TABLE
 from fixtures import adapters
-from tests.trained import NEW_TOKENS, TRAINED_IDS
+from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
 PRECISIONS = ("fp32", "fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym")

@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 
 from tests.export.test_crash import small_disk
-from tests.killed import killer
-from tests.processes import ENV, TTEXPORT
 from tests.release.projects import RUN, Project, contents, jobs_of
+from tests.support.killed import killer
+from tests.support.processes import ENV, TTEXPORT
 
 KILLS: Final = 30
 #: Modules that a release imports while it runs; imported once, before the forks.

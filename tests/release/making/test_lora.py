@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard
 
 from exporter.cli.main import run
 from exporter.release import plan_release, read_spec
-from tests.documents import read_report
 from tests.formats.gguf import runtime
 from tests.formats.gguf.test_llama_cpp import mean_kl, reference
 from tests.release.projects import Project, contents, methods
+from tests.support.documents import read_report
 
 FORMATS = '[gguf]\ntypes = ["f32"]\n[gguf-lora]\n'
 FULL = '[verify]\nlevel = "full"\n'

@@ -12,8 +12,8 @@ from exporter.errors import UsageError
 from exporter.progress import Hooks
 from exporter.release.making.store import Cache
 from exporter.release.spec import ReleaseSpec
-from tests.processes import ROOT
 from tests.release.projects import Project, contents, jobs_of
+from tests.support.processes import ROOT
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,8 +11,8 @@ from exporter.cli.main import run
 from exporter.merge.passes import ReplaceRows
 from exporter.release import find_job, plan_release, read_spec, run_release
 from fixtures.peft_adapters import RECIPES, build_adapter
-from tests.documents import read_report
 from tests.release.projects import RUN, Project, contents, jobs_of, methods
+from tests.support.documents import read_report
 
 GGUF_ALL = '[gguf]\ntypes = ["f32", "bf16", "Q8_0", "Q4_K_M", "Q6_K"]\n'
 

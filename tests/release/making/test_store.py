@@ -11,8 +11,8 @@ from exporter.cli.main import run
 from exporter.errors import OutputError
 from exporter.io.digests import FileDigests
 from exporter.release.making.store import Store
-from tests.processes import ENV
 from tests.release.projects import Project, contents, methods
+from tests.support.processes import ENV
 
 RECIPE = {"made of": "this"}
 MAKER = """

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from exporter.errors import UnreadableFile
 from exporter.sources.hf.tokenizer import Tokenizer, read_tokenizer, token_ids
-from tests.trained import NEW_TOKENS
+from tests.support.trained import NEW_TOKENS
 
 
 def test_every_id_of_the_tokenizer_is_found(tiny_tied: Path, tiny_new_tokens_adapter: Path) -> None:

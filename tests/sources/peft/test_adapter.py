@@ -14,7 +14,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import CONFIG, WEIGHTS, Adapter
 from fixtures.hostile.cases import HOSTILE, MENTIONS, PICKLE_MARKER
 from tests.sources.folders import PREFIX, ROWS, adapter, matrix
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fixtures.hub.server import serving
 from fixtures.tiny import build_llama
-from tests.hub import Site
+from tests.support.hub import Site
 
 TUNE = ("--data", "data.jsonl", "--new-token", "<ship>", "--steps", "1", "-o", "adapter")
 

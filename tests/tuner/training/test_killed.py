@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from exporter.io.staging import staging_folder
-from tests.killed import killer
+from tests.support.killed import killer
 from tuner.training.folder import staged_adapter
 
 MODULE: Final = __name__

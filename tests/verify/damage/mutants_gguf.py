@@ -12,7 +12,7 @@ import numpy as np
 from exporter.formats.gguf import writer
 from exporter.sources.gguf.file import GgufFile
 from exporter.tensors import Array
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 from tests.verify.damage import gguf_edit
 from tests.verify.damage.corruptions import poke
 

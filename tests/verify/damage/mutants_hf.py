@@ -13,7 +13,7 @@ import numpy as np
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.tensors import Array
 from fixtures.hostile import rawtensors
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 from tests.verify.damage.corruptions import hf_stale_head, poke
 
 Damage = Callable[[Path, np.random.Generator], None]

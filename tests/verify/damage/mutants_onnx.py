@@ -12,7 +12,7 @@ import onnx
 
 from exporter.sources.onnx.file import OnnxFile
 from exporter.tensors import Array
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 from tests.verify.damage.corruptions import onnx_set_attribute, onnx_shift_queries, onnx_stale_head, poke
 from tests.verify.damage.mutants_hf import AUXILIARY, Damage, edit
 

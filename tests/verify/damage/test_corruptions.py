@@ -15,8 +15,8 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.run import verify
 from fixtures import adapters
 from fixtures.models import families
-from tests.processes import ttexport
-from tests.trained import TRAINED_IDS
+from tests.support.processes import ttexport
+from tests.support.trained import TRAINED_IDS
 from tests.verify.damage import mutants_hf, mutants_onnx
 from tests.verify.damage.mutants_gguf import GGUF
 from tests.verify.damage.mutants_hf import HF, Damage

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli.main import run
 from exporter.verify.tolerances import QUANTISED_EXCESS
-from tests.documents import read_report
+from tests.support.documents import read_report
 
 ROWS = [5, 300]
 

@@ -18,8 +18,8 @@ from exporter.verify.tolerances import UPDATE_SHARE
 from exporter.verify.values.quantised_rows import sum_fault
 from fixtures import tiny
 from fixtures.adapters import load
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
+from tests.support.documents import read_report
 from tests.verify.damage import corruptions
 
 pytestmark = needs_llama_cpp

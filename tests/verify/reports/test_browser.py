@@ -16,7 +16,7 @@ import pytest
 from matplotlib.image import imread
 
 from exporter.tensors import Array
-from tests.documents import read_report
+from tests.support.documents import read_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DARK = "--blink-settings=preferredColorScheme=0"

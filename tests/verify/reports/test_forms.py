@@ -13,7 +13,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped
 from exporter.cli.main import run
 from exporter.verify.reports.html import to_html
 from exporter.verify.reports.junit import to_junit
-from tests.documents import read_report, validate
+from tests.support.documents import read_report, validate
 from tests.verify.conftest import Tuned
 
 

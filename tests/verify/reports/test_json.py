@@ -17,8 +17,8 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.verify.findings import RowErrors
 from exporter.verify.report import SCHEMA as VERSION
 from exporter.verify.report import Check, Report, document
-from tests.documents import SCHEMA, read_report, validate
-from tests.trained import TRAINED_IDS
+from tests.support.documents import SCHEMA, read_report, validate
+from tests.support.trained import TRAINED_IDS
 from tests.verify.conftest import Tuned
 
 FORMS = ("report.json", "report.xml", "report.html")

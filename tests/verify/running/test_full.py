@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
+from tests.support.documents import read_report
 from tests.verify.conftest import Tuned
 from tests.verify.damage import corruptions
 

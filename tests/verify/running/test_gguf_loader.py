@@ -14,8 +14,8 @@ from exporter.verify.running.metrics import Distance, compare
 from exporter.verify.tolerances import HF_ROUNDING_SHARE, LOADER_KL, LOADER_MAX_ABS
 from fixtures.adapters import stock_rows
 from fixtures.models.families import build
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
+from tests.support.documents import read_report
 from tests.verify.conftest import Tuned
 
 REFERENCE = np.random.default_rng(0).normal(0, 3, (12, 64)).astype(np.float32)

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.cli.main import run
 from fixtures.models.families import build
-from tests.documents import read_report
+from tests.support.documents import read_report
 from tests.verify.conftest import Tuned
 
 #: name → (module that is hidden, the pip command in the message)

@@ -9,8 +9,8 @@ import pytest
 from exporter.cli.main import run
 from fixtures.adapters import stock_rows
 from fixtures.models.families import build
-from tests.documents import read_report
 from tests.marks import needs_llama_cpp
+from tests.support.documents import read_report
 from tests.verify.damage import corruptions
 
 pytestmark = needs_llama_cpp

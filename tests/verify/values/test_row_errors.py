@@ -12,8 +12,8 @@ from exporter.verify.findings import RowErrors
 from exporter.verify.tolerances import ROW_ERROR_SHARE
 from exporter.verify.values.row_errors import check_row_errors
 from fixtures import adapters
-from tests.documents import read_report
-from tests.trained import TRAINED_IDS
+from tests.support.documents import read_report
+from tests.support.trained import TRAINED_IDS
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.9, True), (1.1, False), (np.nan, False)])

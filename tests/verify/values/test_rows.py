@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.main import run
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 from tests.verify.conftest import Tuned
 from tests.verify.damage import corruptions
 

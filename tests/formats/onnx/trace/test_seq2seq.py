@@ -18,7 +18,7 @@ from exporter.sources.onnx.file import OnnxFile
 from fixtures import adapters as stock
 from fixtures.models import seq2seq
 from fixtures.models.seq2seq import HEADS, HIDDEN, LAYERS, VOCAB
-from tests.trained import T5_IDS
+from tests.support.trained import T5_IDS
 from tests.verify.damage.corruptions import base_row, copy, poke
 
 pytestmark = pytest.mark.slow

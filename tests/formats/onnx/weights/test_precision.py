@@ -24,7 +24,7 @@ from tests.formats.onnx.clients.test_client_files import settings
 from tests.formats.onnx.conftest import Change, Write, merged, random_ids
 from tests.formats.onnx.test_graph import differing
 from tests.formats.onnx.test_write import contents
-from tests.trained import TRAINED_IDS
+from tests.support.trained import TRAINED_IDS
 
 ALL = ("fp32", "fp16", "int8", "q4", "q4-sym", "q4f16", "q4f16-sym")
 QUANTISED = ("int8", "q4", "q4-sym", "q4f16", "q4f16-sym")

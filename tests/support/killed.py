@@ -1,10 +1,10 @@
 """Commands in forked processes, some of which kill themselves at their n-th file event in a folder.
 
-``python -m tests.killed FOLDER MODULE...`` imports the modules, so that no fork imports them again, and reads lines of
-JSON: {"function": "module:name", "arguments": […], "kill_at": n or null}. The function takes the arguments as one list
-and returns an exit code. The answer to each line is {"code": …, "events": …}; code is negative for a signal. Python
-reports each file that is opened, made, renamed or removed before it happens (an audit hook), so the moment of the kill
-does not depend on a clock.
+``python -m tests.support.killed FOLDER MODULE...`` imports the modules, so that no fork imports them again, and reads
+lines of JSON: {"function": "module:name", "arguments": […], "kill_at": n or null}. The function takes the arguments as
+one list and returns an exit code. The answer to each line is {"code": …, "events": …}; code is negative for a signal.
+Python reports each file that is opened, made, renamed or removed before it happens (an audit hook), so the moment of
+the kill does not depend on a clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.processes import ENV, ROOT
+from tests.support.processes import ENV, ROOT
 
 COMMAND: Final = "exporter.cli.main:run"
 EVENTS: Final = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree"})
@@ -29,7 +29,7 @@ EVENTS: Final = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmd
 @contextmanager
 def killer(folder: Path, *modules: str) -> Iterator[Killer]:
     """A process that forks for each command; it ends with the body. modules: imported before the first fork."""
-    command = [sys.executable, "-m", "tests.killed", str(folder), *modules]
+    command = [sys.executable, "-m", "tests.support.killed", str(folder), *modules]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT
     ) as process:

@@ -1,4 +1,4 @@
-"""docs/options.md, made from the option groups: ``python -m tests.options_page`` writes it."""
+"""docs/options.md, made from the option groups: ``python -m tests.support.options_page`` writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exporter.export.spec import MergeOptions
 from exporter.options import Options, as_key
 from exporter.verify.options import VerifyOptions
 
-PAGE = Path(__file__).parents[1] / "docs" / "options.md"
+PAGE = Path(__file__).parents[2] / "docs" / "options.md"
 _HEAD = """# Options
 
 Options of `merge`, `export` and `release`. Each is a field of a Python class, a flag of the command line, and a key of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from fixtures.hub.server import Hub
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 _CODE: Final = "import sys; from exporter.cli.main import run; sys.exit(run(sys.argv[1:]))"
 #: Ends of the names of variables that would bypass the local server, or hide bars that a user sees.

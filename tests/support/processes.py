@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 TTEXPORT: Final = (sys.executable, "-c", "from exporter.cli import main; main()")
 ENV: Final = {**os.environ, "PYTHONPATH": str(ROOT)}
 #: A hanging process is ended by its own alarm, long after any test should have finished.
