@@ -1,4 +1,4 @@
-"""The table of families. A family is one file, one row of this table, one fixture."""
+"""The table of families. Each family has its own file, its own row in this table, and its own fixture."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 )
 
 
-#: Alternatives for a model without a family, by target.
+#: Alternatives to suggest for a model without a family, by target.
 _INSTEAD: Final = {
     "gguf": "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
-    "and `ttexport patch` puts token rows into a GGUF that exists already",
+    "and `ttexport patch` writes token rows into an existing GGUF",
 }
 
 
 def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
-    """The spec of the decoder of ``config`` (a parsed config.json) for ``target`` ("gguf", "onnx").
+    """Describe the decoder of ``config`` (a parsed config.json) for ``target`` ("gguf" or "onnx").
 
-    Raises NotExpressible for a model_type without a family, BadInput for a broken config.
+    Raises NotExpressible for a model_type without a family, and BadInput for an invalid config.
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -53,7 +53,7 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
         known = ", ".join(name for name, row in FAMILIES.items() if target in row.targets)
         raise NotExpressible(
             target,
-            f"model_type {model_type!r} has no family here (known: {known})",
+            f"model_type {model_type!r} is not supported (supported: {known})",
             instead=_INSTEAD.get(target, "--to hf can hold it"),
         )
     return family.describe(config)

@@ -1,4 +1,4 @@
-"""Building blocks of several families: attention heads, rotary embedding, sliding windows, tensor names."""
+"""Functions and tables shared by families, for attention heads, rotary embeddings, sliding windows, tensor names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from exporter.errors import BadInput, NotExpressible
 from exporter.families.config import Settings
 from exporter.families.spec import Role, Rope, Slot
 
-#: Attention biases of models in which one flag gives all four projections a bias.
+#: Attention biases of models in which a single flag gives all four projections a bias.
 ATTENTION_BIASES: Final = frozenset({Role.Q, Role.K, Role.V, Role.ATTN_OUT})
 MLP_BIASES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN})
 
-#: Names of a llama and of the models that follow it, outside the layers and inside a layer.
+#: Module names of Llama and of models with Llama's layout, outside the layers and inside a layer.
 OUTSIDE: Final = {"model.embed_tokens": Role.EMBED, "model.norm": Role.FINAL_NORM, "lm_head": Role.HEAD}
 ATTENTION: Final = {
     "self_attn.q_proj": Role.Q,
@@ -28,9 +28,9 @@ LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
 
 
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
-    """(query heads, key heads, width of a head); the width from the config, else ``head_dim``, else hidden / heads.
+    """Read (query heads, key heads, head width). The width comes from the config, else ``head_dim``, else hidden / heads.
 
-    Raises BadInput for numbers that do not fit together.
+    Raises BadInput if the number of query heads is not a multiple of the number of key heads.
     """
     count = settings.integer("num_attention_heads")
     width = settings.integer("head_dim", head_dim or settings.integer("hidden_size") // count)
@@ -41,9 +41,9 @@ def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int,
 
 
 def rope_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rope parameters of a config: ``rope_parameters`` of transformers 5, or the older ``rope_scaling``.
+    """Return a config's rope parameters: ``rope_parameters`` (transformers 5), else ``rope_scaling`` (older versions).
 
-    The result always has ``rope_type``. Raises BadInput for a value that is not a table.
+    The result always has the key ``rope_type``. Raises BadInput if the parameters are not a table.
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):
@@ -60,22 +60,22 @@ def rope(
     theta: float = 10000.0,
     partial: float | None = None,
 ) -> Rope:
-    """The rotary embedding of a config, ``theta`` and ``partial`` being the family's defaults.
+    """Read the rotary embedding of a config. ``theta`` and ``partial`` are the family's defaults.
 
-    rope_types: the rope types of the family beside "default". partial None: the family rotates whole heads.
-    Raises NotExpressible for another rope type, BadInput for invalid numbers.
+    rope_types: the family's rope types in addition to "default". partial: None if the family rotates whole heads.
+    Raises NotExpressible for any other rope type, and BadInput for invalid numbers.
     """
     table = rope_table(config)
     rope_type = table["rope_type"]
     if rope_type not in ("default", *rope_types):
-        raise NotExpressible(family, f"rope type {rope_type!r:.80} is not described by this family")
+        raise NotExpressible(family, f"rope type {rope_type!r:.80} is not supported for this model family")
     values = Settings(
         {"rope_theta": theta, "partial_rotary_factor": 1.0 if partial is None else partial, **config, **table}
     )
     base, factor = values.number("rope_theta"), values.number("partial_rotary_factor")
     dims = int(head_dim * factor)
     if partial is None and factor != 1:
-        raise NotExpressible(family, "partial_rotary_factor is not described by this family")
+        raise NotExpressible(family, "partial_rotary_factor is not supported for this model family")
     if dims % 2 or not 0 < dims <= head_dim:
         raise BadInput(f"config.json: rotary dimensions: expected an even number up to {head_dim}, found {dims}")
     if rope_type == "default":
@@ -85,28 +85,31 @@ def rope(
 
 
 def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> int | None:
-    """The context before scaling: from the table, else from the config, else the whole context; None without any."""
+    """Context length before rope scaling: the value in the table, else in the config, else the full context length.
+
+    None if no context length is given.
+    """
     key = "original_max_position_embeddings"
     value = table.get(key) or config.get(key) or config.get("max_position_embeddings")
     return None if value is None else Settings({key: value}).integer(key)
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """The layers with a window: those of ``layer_types``, else ``default``. Raises NotExpressible for other types."""
+    """Layers with a sliding window, by ``layer_types``, else ``default``. Raises NotExpressible for unknown types."""
     types = config.get("layer_types")
     if types is None:
         return frozenset(default)
     if not isinstance(types, list) or len(types) != layers:
         raise BadInput(f"config.json: layer_types: expected a list of {layers}, found {types!r:.80}")
     if unknown := {str(layer_type) for layer_type in types} - {"full_attention", "sliding_attention"}:
-        raise NotExpressible(family, f"layer type {min(unknown)!r:.80} is not described by this family")
+        raise NotExpressible(family, f"layer type {min(unknown)!r:.80} is not supported for this model family")
     return frozenset(layer for layer, layer_type in enumerate(types) if layer_type == "sliding_attention")
 
 
 def window(
     family: str, settings: Settings, layers: int, *, default: int | None = None, only: Collection[int] | None = None
 ) -> tuple[int | None, frozenset[int]]:
-    """(``sliding_window``, the layers with it): the layers of ``layer_types``, else ``only``, else all layers."""
+    """(Window size, layers with a window). The layers are those of ``layer_types``, else ``only``, else all layers."""
     size = settings.table.get("sliding_window", default)
     if size is None:
         return None, frozenset()
@@ -124,10 +127,10 @@ def naming_scheme(
     optional: Collection[Role] = (),
     members: Mapping[Role, int] | None = None,
 ) -> dict[str, Slot]:
-    """Tensor name → slot, expanded from module name → role.
+    """Expand a table of module name → role into tensor name → slot.
 
-    layer: names inside a layer; ``{}`` stands for the number of the expert or head, and ``members`` has their count by
-    role. biases: roles with a bias; optional: roles with a bias in some checkpoints.
+    layer: module names inside a layer; ``{}`` stands for the number of an expert or head. members: the number of
+    experts or heads for each role. biases: roles with a bias. optional: roles with a bias in some checkpoints only.
     """
     out: dict[str, Slot] = {}
 

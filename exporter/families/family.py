@@ -12,9 +12,10 @@ from exporter.families.spec import DecoderSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One model type. describe: reads its config. llama_cpp: how a GGUF holds it.
+    """A supported model type.
 
-    targets: the formats that can hold the model by its decoder alone.
+    describe: a function that turns a config into a DecoderSpec. llama_cpp: the model's architecture in a GGUF.
+    targets: formats that can be written from the DecoderSpec.
     """
 
     model_type: str

@@ -1,6 +1,6 @@
-"""llama.cpp's architecture of a family: its name, its metadata keys, and the values hard-coded in llama.cpp.
+"""llama.cpp's architectures: their names, their metadata keys, and the values hard-coded in llama.cpp.
 
-A hard-coded value has no key, so a config with another value cannot be represented in a GGUF.
+A hard-coded value has no metadata key, so a config with a different value cannot be represented in a GGUF.
 Sources: the model classes of llama.cpp's converter, and load_arch_hparams, load_arch_tensors and build_arch_graph of
 each architecture.
 """
@@ -28,15 +28,16 @@ Check = Callable[[DecoderSpec], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A row of the table.
+    """An architecture of llama.cpp.
 
-    keys: names below ``{name}.``; "norm" stands for the epsilon, "rope.scaling" for all keys of a scaling.
-    head_length: whether the width of an attention head is written always, only if config.json states it, or never.
-    interleaved: a rotary pair is two neighbouring rows of a head. head: whether the file may, must or cannot hold an
-    untied LM head. biases: linears that may have a bias; needed: linears that must have one.
-    scalings: supported rope types. square: the attention heads must fill the hidden size.
-    copies_prefix_space: the converter copies the tokenizer's add_prefix_space. logit_scale_divides: the key holds the
-    inverse of the factor. check: verifies other hard-coded values; returns the reason for a refusal.
+    keys: metadata keys below ``{name}.``; "norm" stands for the epsilon, "rope.scaling" for all rope scaling keys.
+    head_length: when the width of an attention head is written: "stated" means only if config.json contains the width.
+    interleaved: rotary pairs are neighbouring rows of a head. head: whether the file may, must or must not contain an
+    untied LM head. biases: linear layers that may have a bias. needed: linear layers that must have a bias.
+    scalings: supported rope types. square: attention heads times head width must equal the hidden size.
+    copies_prefix_space: the converter copies the tokenizer's add_prefix_space. logit_scale_divides: the metadata key
+    contains the inverse of the logit scale. check: a function that compares a decoder with further hard-coded values
+    and returns a reason for refusal, or None.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The description of a decoder, read from a Hugging Face config and used by both the GGUF and the ONNX writer.
 
-A family file turns a config into a ``DecoderSpec``, with the role of every checkpoint tensor. Writers use roles and
-numbers, never ``model_type``. A writer must use every field or refuse its value: a file that ignores a field computes
-something else.
+A family's module turns a config into a ``DecoderSpec``, with the role of every checkpoint tensor. Writers use the roles
+and numbers of the spec, never ``model_type``. A writer must use every field or refuse the field's value, because an
+artifact that ignores a field computes a different model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 
 class Role(Enum):
-    """The role of a tensor in a decoder. The value is its dotted path inside a graph."""
+    """The role of a tensor in a decoder. The enum value is the dotted module path in an ONNX graph."""
 
     EMBED = "embed_tokens"
     POSITIONS = "embed_positions"
@@ -44,10 +44,11 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of a tensor: role, layer (None outside the stack), weight or bias, and its number among several.
+    """The place of a tensor in the decoder.
 
-    member: the expert of an expert's matrix, or the head of a norm that is stored per head; else None.
-    optional: the tensor may be missing. Only biases may; a bias that exists is used.
+    layer: the layer's number, or None outside the layers. member: the expert's number for an expert's matrix, the
+    head's number for a norm stored per head, else None. optional: the tensor may be missing from a checkpoint. Only
+    biases are optional, and a bias in the checkpoint is always used.
     """
 
     role: Role
@@ -59,9 +60,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """All norms of the decoder: ``offset`` is added to the stored weight; "layer" also subtracts the mean.
+    """Parameters of the decoder's norms. ``offset`` is added to the stored weight; "layer" norms also subtract the mean.
 
-    The roles of the tensors determine which norms exist (before or after a block, on queries and keys).
+    The roles of the tensors determine where norms are applied (before or after a block, on queries and keys).
     """
 
     type: Literal["rms", "layer"]
@@ -74,8 +75,9 @@ class Rope:
     """Rotary embedding on the first ``dims`` of each head, pairing i with i + dims/2 (the Hugging Face order).
 
     scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"),
-    or None. original_positions: the context before scaling. local_theta: for layers with a window, which are never
-    scaled; None: as the others. interleaved: pairs 2i with 2i + 1 instead. skipped: layers without positions.
+    or None. original_positions: the context length before scaling. local_theta: theta of sliding-window layers, which
+    are never scaled; None if all layers have the same theta. interleaved: pair 2i with 2i + 1 instead of i with
+    i + dims/2. skipped: layers without rotary embedding.
     """
 
     dims: int
@@ -91,11 +93,13 @@ class Rope:
 class Attention:
     """Grouped-query attention; ``scale`` multiplies q·k before the softmax.
 
-    qk_norm: "head" normalises each head with one shared weight (head_dim,), "each" with a weight per head
-    (heads, head_dim), "all" the whole projection with one weight (heads * head_dim,); before the rotary embedding.
-    qkv: a matrix each ("split"), or one matrix with all queries, then keys, then values ("blocks"), or with these three
-    for every head in turn ("heads"). windowed: the layers in which a query sees only the last ``window`` positions,
-    including its own. softcap c: scores become c * tanh(score / c).
+    qk_norm: normalisation of queries and keys before the rotary embedding. "head" normalises each head with a shared
+    weight (head_dim,). "each" normalises each head with a separate weight (heads, head_dim). "all" normalises the whole
+    projection with a weight (heads * head_dim,).
+    qkv: how queries, keys and values are stored. "split" means three matrices. "blocks" means a joint matrix with all
+    queries, then all keys, then all values. "heads" means a joint matrix with queries, keys and values of each head in
+    turn. windowed: layers in which a query attends only to the last ``window`` positions, including the query's own.
+    softcap: if c, scores become c * tanh(score / c).
     """
 
     heads: int
@@ -113,7 +117,7 @@ class Attention:
 class Mlp:
     """down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
 
-    The role GATE_UP joins both in one matrix, gate first. "gelu" is the exact form with the error function.
+    The role GATE_UP is a joint matrix, first gate, then up. "gelu" is the exact GELU with the error function.
     """
 
     inner: int
@@ -125,7 +129,7 @@ class Mlp:
 class Moe:
     """A router's softmax selects ``top_k`` of ``experts`` gated MLPs of width ``inner``, in every layer.
 
-    normalised: the chosen probabilities are divided by their sum.
+    normalised: the probabilities of the selected experts are divided by their sum.
     """
 
     experts: int
@@ -138,13 +142,13 @@ class Moe:
 class DecoderSpec:
     """A decoder: x += attn(norm(x)); x += mlp(norm(x)); logits = head(norm(x)).
 
-    A norm without a tensor of its role is omitted: without ATTN_NORM attention reads x itself. ATTN_POST_NORM and
-    MLP_POST_NORM normalise the output of a block before it is added. parallel: both blocks read the same x, and
-    without MLP_NORM the same normalised x. residual_scale multiplies the output of each block; embed_scale the
-    embedding; logit_scale the logits, then logit_softcap c makes them c * tanh(logit / c).
-    naming_schemes: the names that checkpoints use, each scheme a complete mapping of tensor name to slot.
-    transposed: roles stored as (in, out) instead of (out, in). foreign_prefixes: prefixes of tensors outside the
-    decoder, such as those of a vision tower.
+    A norm is omitted if no tensor has the norm's role: without ATTN_NORM, attention reads x itself. ATTN_POST_NORM and
+    MLP_POST_NORM normalise the output of a block before the output is added to x. parallel: attention and MLP read the
+    same x and, without MLP_NORM, share the normalised x. residual_scale multiplies the output of each block.
+    embed_scale multiplies the embedding. logit_scale multiplies the logits. logit_softcap: if c, the scaled logits
+    become c * tanh(logit / c). naming_schemes: the naming schemes found in checkpoints; each scheme maps every tensor
+    name to a slot. transposed: roles stored as (in, out) instead of (out, in). foreign_prefixes: prefixes of tensors
+    outside the decoder, for example of a vision tower.
     """
 
     family: str

@@ -135,7 +135,7 @@ def test_variants_that_are_not_described_are_not_expressible(
         ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok: expected at most 4, found 9"),
         ("qwen2", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types: expected a list of 3"),
         ("qwen2", {"use_sliding_window": "yes"}, "use_sliding_window: expected true or false"),
-        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers: expected 3 of 0 and 1"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers: expected a list of 3 zeros and ones"),
         ("gpt2", {"n_head": 5}, "n_head: expected a divisor of 32, found 5"),
         ("gpt_neox", {"rotary_pct": 0.5, "num_attention_heads": 16}, "rotary dimensions: expected an even number"),
         ("stablelm", {"partial_rotary_factor": 2.0}, "rotary dimensions: expected an even number up to 8, found 16"),

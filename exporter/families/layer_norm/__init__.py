@@ -1,1 +1,1 @@
-"""Decoders with layer norms (mean and variance), like GPT-2."""
+"""Decoders with layer norms, which normalise mean and variance, like GPT-2."""

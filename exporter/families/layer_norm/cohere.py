@@ -1,4 +1,7 @@
-"""Cohere's Command R: both blocks read one norm without bias, adjacent dimensions rotate, logits are scaled.
+"""Cohere's Command R.
+
+Attention and MLP read the output of a shared norm without bias. The rotary embedding pairs adjacent dimensions, and the
+logits are scaled.
 
 Source: transformers' CohereConfig and CohereForCausalLM.
 """
@@ -20,7 +23,7 @@ _LAYER: Final = {"input_layernorm": Role.ATTN_NORM} | ATTENTION | GATED_MLP
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a cohere config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a cohere config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     normed = settings.flag("use_qk_norm", False)
     spec = like_llama(
@@ -32,7 +35,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     )
     return replace(
         spec,
-        # Command R was trained on far more positions than max_position_embeddings.
+        # Command R was trained with a much longer context than max_position_embeddings.
         max_positions=settings.integer("model_max_length", spec.max_positions),
         norm=Norm(type="layer", eps=settings.number("layer_norm_eps", 1e-5)),
         rope=replace(rope("cohere", config, spec.attention.head_dim, theta=500000.0), interleaved=True),
@@ -43,9 +46,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for this model only."""
+    """llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only."""
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
-        return f"use_qk_norm: llama.cpp decides it by the number of layers (64 or more), found {spec.layers} layers"
+        return f"use_qk_norm: llama.cpp uses the norms only with 64 or more layers, found {spec.layers} layers"
     return None
 
 

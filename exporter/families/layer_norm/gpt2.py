@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms and biases everywhere, matrices stored (in, out).
+"""GPT-2: learned position embeddings, layer norms, biases on all linear layers, matrices stored as (in, out).
 
 Source: transformers' GPT2Config and GPT2LMHeadModel.
 """
@@ -35,7 +35,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     if hidden % heads:
         raise BadInput(f"config.json: n_head: expected a divisor of {hidden}, found {heads}")
     if config.get("scale_attn_by_inverse_layer_idx") or not settings.flag("scale_attn_weights", True):
-        raise NotExpressible("gpt2", "attention scales other than that of the head's width are not described")
+        raise NotExpressible("gpt2", "only the default attention scale, 1 / sqrt(head width), is supported")
     return DecoderSpec(
         family="gpt2",
         vocab=settings.integer("vocab_size"),
@@ -52,7 +52,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
             activation=settings.activation("gpt2", "activation_function", "gelu_new", ("gelu", "gelu_tanh")),
             gated=False,
         ),
-        # Checkpoints from before transformers had heads omit the prefix.
+        # Early checkpoints, saved without an LM head, omit the prefix.
         naming_schemes=tuple(
             naming_scheme(
                 layers,

@@ -1,4 +1,6 @@
-"""GPT-NeoX and Pythia: both blocks read the same input; one matrix has queries, keys and values head by head.
+"""GPT-NeoX and Pythia.
+
+Attention and MLP run in parallel. A single matrix contains queries, keys and values, head by head.
 
 Source: transformers' GPTNeoXConfig and GPTNeoXForCausalLM.
 """

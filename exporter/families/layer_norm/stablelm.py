@@ -1,4 +1,4 @@
-"""StableLM 2: layer norms, partial rotary embedding; in the 12B model both blocks read one norm.
+"""StableLM 2: layer norms, partial rotary embedding. In the 12B model, attention and MLP share a norm.
 
 Source: transformers' StableLmConfig and StableLmForCausalLM.
 """
@@ -24,7 +24,7 @@ _NORMS: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM})
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a stablelm config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a stablelm config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     spec = like_llama("stablelm", {**config, "partial_rotary_factor": 1, "rope_parameters": None}, max_positions=4096)
     attention = spec.attention

@@ -1,4 +1,4 @@
-"""StarCoder 2: layer norms, an MLP without gate, biases on every linear layer.
+"""StarCoder 2: layer norms, an MLP without a gate, biases on every linear layer.
 
 Source: transformers' Starcoder2Config and Starcoder2ForCausalLM.
 """

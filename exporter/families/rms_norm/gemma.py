@@ -1,4 +1,7 @@
-"""Gemma 1, 2, 3 (text): norms with an offset of 1, scaled embedding, GELU gates, alternating window and full layers.
+"""Gemma 1, 2 and 3 (text).
+
+Norms have an offset of 1, the embedding is scaled, and the MLP's gate is a GELU. From Gemma 2 on, layers with a sliding
+window alternate with full-attention layers.
 
 Source: transformers' GemmaConfig, Gemma2Config, Gemma3TextConfig and their ForCausalLM classes.
 """
@@ -33,7 +36,7 @@ _FOUR_NORMS: Final = {
     "post_feedforward_layernorm": Role.MLP_POST_NORM,
 }
 
-#: Prefixes of vision tower and projector: as stored, and in current classes.
+#: Prefixes of the vision tower and the projector, in checkpoints and in current transformers classes.
 _VISION: Final = tuple(
     f"{outer}{module}." for outer in ("", "model.") for module in ("vision_tower", "multi_modal_projector")
 )
@@ -45,7 +48,7 @@ def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a gemma2 config. Raises BadInput and NotExpressible like gemma's."""
+    """Describe a gemma2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     spec = _gemma("gemma2", config, layer=_FOUR_NORMS | ATTENTION | GATED_MLP)
     size, which = window("gemma2", settings, spec.layers, default=4096, only=range(0, spec.layers, 2))
@@ -58,10 +61,13 @@ def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe the config of a gemma3 text model. Raises BadInput and NotExpressible like gemma's."""
+    """Describe the config of a gemma3 text model.
+
+    Raises BadInput for a missing value, NotExpressible for an unsupported variant.
+    """
     settings = Settings(config)
     if config.get("use_bidirectional_attention"):
-        raise NotExpressible("gemma3_text", "use_bidirectional_attention is not described by this family")
+        raise NotExpressible("gemma3_text", "use_bidirectional_attention is not supported for this model family")
     flat, local_theta = _flat_rope(config)
     spec = _gemma("gemma3_text", flat, layer=_FOUR_NORMS | ATTENTION | QK_NORMS | GATED_MLP, theta=1e6)
     period = settings.integer("sliding_window_pattern", settings.integer("_sliding_window_pattern", 6))
@@ -84,14 +90,17 @@ def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe the text decoder of a multimodal gemma3 config. Raises BadInput and NotExpressible like gemma's."""
+    """Describe the text decoder of a multimodal gemma3 config.
+
+    Raises BadInput for a missing value, NotExpressible for an unsupported variant.
+    """
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise BadInput(f"config.json: text_config: expected a table, found {text!r:.80}")
     spec = describe_gemma3({"vocab_size": 262208} | dict(text))
 
     def named(inner: str, head: str) -> dict[str, Slot]:
-        """The names of the text model below its prefixes in the whole model."""
+        """The text model's naming scheme with the prefixes of the multimodal model."""
         return {
             (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
             for name, slot in spec.naming_schemes[0].items()
@@ -102,7 +111,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """(the config with the rope table of its full layers only, theta of the layers with a window)."""
+    """(The config reduced to the rope table of the full-attention layers, theta of the sliding-window layers)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
@@ -111,7 +120,7 @@ def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
     local = table.get("sliding_attention", {})
     if local.get("rope_type", "default") != "default":
         raise NotExpressible(
-            "gemma3_text", f"rope type {local['rope_type']!r:.80} in layers with a window is not described"
+            "gemma3_text", f"rope type {local['rope_type']!r:.80} in sliding-window layers is not supported"
         )
     theta = local.get("rope_theta", config.get("rope_local_base_freq", 10000.0))
     flat = {key: value for key, value in config.items() if key != "rope_parameters"}
@@ -133,7 +142,7 @@ def _gemma(
     scalar: int | None = 256,
     theta: float = 10000.0,
 ) -> DecoderSpec:
-    """The common base of the three. scalar: default of ``query_pre_attn_scalar``; None: the head's width instead."""
+    """The common base of Gemma 1, 2 and 3. scalar: default of ``query_pre_attn_scalar``, or None for the head width."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings, head_dim=256)
     layers, hidden = settings.layers(), settings.integer("hidden_size")
@@ -161,7 +170,11 @@ _GEMMA_KEYS: Final = PLAIN_KEYS - {"rope.freq_base"}
 
 
 def _fixed_sizes(large: int | None, period: int | None) -> Check:
-    """large: the number of layers by which llama.cpp recognises the 27B model, which has another attention scale."""
+    """Check sizes that llama.cpp hard-codes.
+
+    large: number of layers of the 27B model. llama.cpp recognises the 27B model by this number, and gives it a
+    different attention scale. period: every ``period``-th layer has full attention in llama.cpp.
+    """
 
     def check(spec: DecoderSpec) -> str | None:
         attention = spec.attention
@@ -170,7 +183,7 @@ def _fixed_sizes(large: int | None, period: int | None) -> Check:
             return f"attention scale: llama.cpp hard-codes {base**-0.5:.6g} for this size, found {attention.scale:.6g}"
         fixed = frozenset(layer for layer in range(spec.layers) if (layer + 1) % period) if period else frozenset[int]()
         if attention.windowed != fixed and (attention.window is not None or period == 2):
-            return f"layers with a window: llama.cpp hard-codes {sorted(fixed)}, found {sorted(attention.windowed)}"
+            return f"sliding-window layers: llama.cpp hard-codes {sorted(fixed)}, found {sorted(attention.windowed)}"
         return None
 
     return check
@@ -217,6 +230,6 @@ FAMILIES: Final = (
         ),
     ),
     Family(model_type="gemma3_text", describe=describe_gemma3, llama_cpp=_GEMMA3),
-    # An ONNX folder has the whole model's config, by which clients would look for the vision tower.
+    # An ONNX folder contains the multimodal config, so clients would look for the vision tower.
     Family(model_type="gemma3", describe=describe_gemma3_multimodal, llama_cpp=_GEMMA3, targets=("gguf",)),
 )

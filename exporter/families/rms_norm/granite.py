@@ -1,4 +1,4 @@
-"""Granite: a llama with four multipliers.
+"""Granite: Llama's architecture with four multipliers.
 
 Source: transformers' GraniteConfig and GraniteForCausalLM.
 """
@@ -18,7 +18,7 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a granite config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a granite config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()

@@ -1,4 +1,4 @@
-"""The llama family: Llama 2 and 3.x, SmolLM2, and the many models of the same architecture.
+"""The Llama family: Llama 2 and 3.x, SmolLM2, and other models with Llama's architecture.
 
 Source: transformers' LlamaConfig and LlamaForCausalLM.
 """
@@ -30,7 +30,7 @@ def like_llama(
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
-    """A llama; other families differ in a few fields. max_positions, theta: defaults of the family's config."""
+    """A spec with Llama's architecture. max_positions, theta: defaults of the family's config class."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

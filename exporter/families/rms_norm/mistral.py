@@ -1,4 +1,4 @@
-"""Mistral: a llama with a sliding window; and Mixtral, with experts instead of the MLP.
+"""Mistral, which is Llama with a sliding window, and Mixtral, which has experts instead of the MLP.
 
 Source: transformers' MistralConfig, MixtralConfig and their ForCausalLM classes.
 """
@@ -25,12 +25,12 @@ _EXPERTS: Final = {
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a mistral config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a mistral config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     return _windowed(like_llama("mistral", config, max_positions=131072), config, default=4096)
 
 
 def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a mixtral config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a mixtral config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     spec = _windowed(like_llama("mixtral", config, max_positions=131072, theta=1e6), config, default=None)
     experts = settings.experts("num_local_experts", "num_experts")

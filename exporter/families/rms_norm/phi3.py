@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: one matrix for queries, keys and values, one for gate and up, long rope.
+"""Phi-3 and Phi-4-mini: a joint matrix for queries, keys and values, a joint matrix for gate and up, longrope.
 
 Source: transformers' Phi3Config and Phi3ForCausalLM.
 """
@@ -28,7 +28,7 @@ _LONG: Final = ("su", "yarn", "longrope")
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a phi3 config. Raises BadInput for factors that do not fit the heads, and errors like llama's."""
+    """Describe a phi3 config. Raises BadInput for invalid values, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     table = dict(rope_table(config))
     if table["rope_type"] in _LONG:

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5 (biases on queries, keys and values), Qwen 3 (norms on them), and Qwen 3 with experts.
+"""Qwen 2 and 2.5 (biases on queries, keys, values), Qwen 3 (norms on queries and keys), and Qwen 3 with experts.
 
 Source: transformers' Qwen2Config, Qwen3Config, Qwen3MoeConfig and their ForCausalLM classes.
 """
@@ -35,22 +35,22 @@ _EXPERTS: Final = {
 
 
 def describe_qwen2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen2 config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a qwen2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     biases = (Role.Q, Role.K, Role.V)
     return _windowed(like_llama("qwen2", config, max_positions=_POSITIONS, biases=biases), config)
 
 
 def describe_qwen3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen3 config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a qwen3 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     return _windowed(_qwen3("qwen3", {"head_dim": 128, **config}), config)
 
 
 def describe_qwen3_moe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen3_moe config. Raises NotExpressible if some layers have no experts, BadInput like llama's."""
+    """Describe a qwen3_moe config. Raises BadInput for a missing value, NotExpressible for layers without experts."""
     settings = Settings(config)
     if config.get("mlp_only_layers") or settings.integer("decoder_sparse_step", 1) != 1:
         raise NotExpressible(
-            "qwen3_moe", "layers without experts (mlp_only_layers, decoder_sparse_step) are not described"
+            "qwen3_moe", "layers without experts (mlp_only_layers, decoder_sparse_step) are not supported"
         )
     spec = _qwen3("qwen3_moe", config)
     experts = settings.experts("num_local_experts", "num_experts")
@@ -89,7 +89,7 @@ def _attention_biases(settings: Settings) -> frozenset[Role]:
 
 
 def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
-    """Layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` is set."""
+    """Apply the sliding window to the layers from ``max_window_layers`` on, if ``use_sliding_window`` is set."""
     settings = Settings(config)
     if not settings.flag("use_sliding_window", False):
         return spec
@@ -100,7 +100,7 @@ def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
 
 def _qwen3_moe(spec: DecoderSpec) -> str | None:
     if spec.moe and not spec.moe.normalised:
-        return "norm_topk_prob: llama.cpp always normalises the weights of the chosen experts, this config does not"
+        return "norm_topk_prob is false, but llama.cpp always normalises the weights of the chosen experts"
     return None
 
 

@@ -1,4 +1,4 @@
-"""SmolLM3: a llama in which some layers, every fourth in the published models, have no positions.
+"""SmolLM3: Llama with some layers that skip the rotary embedding (every fourth layer in the published models).
 
 Source: transformers' SmolLM3Config and SmolLM3ForCausalLM.
 """
@@ -19,7 +19,7 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a smollm3 config. Raises BadInput and NotExpressible like llama's."""
+    """Describe a smollm3 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()
@@ -28,7 +28,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     default = [int((layer + 1) % interval != 0) for layer in range(spec.layers)]
     rotated = default if config.get("no_rope_layers") is None else config["no_rope_layers"]
     if not isinstance(rotated, list) or len(rotated) != spec.layers or not set(rotated) <= {0, 1}:
-        raise BadInput(f"config.json: no_rope_layers: expected {spec.layers} of 0 and 1, found {rotated!r:.80}")
+        raise BadInput(
+            f"config.json: no_rope_layers: expected a list of {spec.layers} zeros and ones, found {rotated!r:.80}"
+        )
     skipped = frozenset(layer for layer, rotates in enumerate(rotated) if not rotates)
     size, which = None, frozenset[int]()
     if settings.flag("use_sliding_window", False):
@@ -44,7 +46,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 def _no_rope_layers(spec: DecoderSpec) -> str | None:
     fixed = frozenset(range(3, spec.layers, 4))
     if spec.rope and spec.rope.skipped != fixed:
-        return f"layers without positions: llama.cpp hard-codes {sorted(fixed)}, found {sorted(spec.rope.skipped)}"
+        return (
+            f"layers without rotary embedding: llama.cpp hard-codes {sorted(fixed)}, found {sorted(spec.rope.skipped)}"
+        )
     return None
 
 
