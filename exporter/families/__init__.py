@@ -53,7 +53,7 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
         known = ", ".join(name for name, row in FAMILIES.items() if target in row.targets)
         raise NotExpressible(
             target,
-            f"model_type {model_type!r} is not supported (supported: {known})",
+            f"model_type {model_type!r} is not a built-in model family (built-in: {known})",
             instead=_INSTEAD.get(target, "--to hf can hold it"),
         )
     return family.describe(config)

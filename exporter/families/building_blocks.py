@@ -28,8 +28,9 @@ LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
 
 
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
-    """Read (query heads, key heads, head width). The width comes from the config, else ``head_dim``, else hidden / heads.
+    """Read (query heads, key heads, head width) from a config.
 
+    head_dim: the width if the config gives no width; None for hidden size / query heads.
     Raises BadInput if the number of query heads is not a multiple of the number of key heads.
     """
     count = settings.integer("num_attention_heads")

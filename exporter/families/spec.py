@@ -60,7 +60,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """Parameters of the decoder's norms. ``offset`` is added to the stored weight; "layer" norms also subtract the mean.
+    """Parameters of a decoder's norms. ``offset`` is added to the stored weight; "layer" norms also subtract the mean.
 
     The roles of the tensors determine where norms are applied (before or after a block, on queries and keys).
     """

@@ -100,7 +100,7 @@ def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
 
 def _qwen3_moe(spec: DecoderSpec) -> str | None:
     if spec.moe and not spec.moe.normalised:
-        return "norm_topk_prob is false, but llama.cpp always normalises the weights of the chosen experts"
+        return "norm_topk_prob: llama.cpp always normalises the weights of the chosen experts, found false"
     return None
 
 
