@@ -92,7 +92,9 @@ def test_the_text_model_of_a_multimodal_gemma_has_both_naming_schemes() -> None:
 
 
 def test_a_multimodal_model_is_not_an_onnx_decoder() -> None:
-    with pytest.raises(NotExpressible, match=r"onnx: model_type 'gemma3' is not a built-in model family \(built-in: (?!.*gemma3,)"):
+    with pytest.raises(
+        NotExpressible, match=r"onnx: model_type 'gemma3' is not a built-in .* \(built-in: (?!.*gemma3,)"
+    ):
         describe({"model_type": "gemma3", **REQUIRED["gemma3"]}, "onnx")
 
 
