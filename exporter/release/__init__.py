@@ -1,9 +1,9 @@
-"""Releases: artifacts of several models from one ``release.toml``, verified, reproducible, signed on request.
+"""Releases: artifacts of one or more models, made from one ``release.toml``, verified, reproducible, signed if wanted.
 
-``plan_release(read_spec(path), cache=Cache.of_user())`` locates and hashes the inputs and plans every artifact;
-``run_release(plan, out)`` makes, verifies and publishes the release; ``assemble_release`` joins the pieces that
-``run_release(…, only=job)`` made elsewhere; ``release_on_ray`` does both on a Ray cluster. Each function lists the
-errors that it raises.
+``plan_release(read_spec(path), cache=Cache.of_user())`` locates and hashes the inputs and plans every artifact.
+``run_release(plan, out)`` makes, verifies and publishes the release. ``assemble_release`` joins the pieces that
+``run_release(…, only=job)`` made elsewhere. ``release_on_ray`` makes and joins the pieces on a Ray cluster. The
+docstring of each function lists the errors that the function raises.
 """
 
 from __future__ import annotations

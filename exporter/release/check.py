@@ -1,7 +1,8 @@
-"""Check a release folder against its manifest, offline: every file, every tensor, every document.
+"""Check a release folder offline against its manifest: every file, every tensor and every document.
 
-The other documents are rendered again from the manifest and compared byte by byte, so an edit of the manifest alone
-is detected. A consistent rewrite of all documents is detected only by the signature, which proves the origin.
+The check renders every document except the manifest again and compares the bytes with the file on disk. An edit of the
+manifest alone is therefore detected. A consistent rewrite of all documents is detected only by the signature, which
+proves the origin.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ _SIGNED: Final = "signature"
 
 
 def is_release(path: Path) -> bool:
-    """Whether ``path`` is a folder with at least one of the documents that only a release has."""
+    """Whether ``path`` is a folder with at least one document that occurs only in releases."""
     return path.is_dir() and any((path / name).is_file() for name in NAMES)
 
 
 def check_release(folder: Path, trust: Trust | None = None) -> Report:
-    """Check every part of a release. trust: the required signer; None: the signature is not checked.
+    """Check every part of a release. trust: the required signer; if None, the signature is not checked.
 
-    Raises UnreadableFile for a manifest that cannot be read or is of another version, BadInput for an unusable key,
-    MissingDependency without the package that verifies signatures.
+    Raises UnreadableFile if the manifest cannot be read or has another schema version, BadInput if the key is unusable,
+    and MissingDependency if the package that verifies signatures is not installed.
     """
     manifest, content = manifests.read(folder / manifests.NAME)
     release = _ReleaseFolder(folder, manifest, content)
@@ -49,7 +50,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
         reason = "no key was given" if (folder / SIGNATURE).is_file() else "the release has no signature"
         skipped.append(Skip(_SIGNED, reason))
     unverified = [artifact.path for artifact in manifest.artifacts if artifact.verdict is None]
-    skipped += [Skip(f"verdict of {path}", "it was released without verification") for path in unverified]
+    skipped += [Skip(f"verdict of {path}", "the artifact was released without verification") for path in unverified]
     if difference := _renderer_difference(manifest):
         skipped.append(Skip("cards and Modelfiles made again", difference))
     facts: dict[str, float | str] = {"release": f"{manifest.name} {manifest.version}", "files": len(manifest.files)}
@@ -57,22 +58,22 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
 
 
 def require_as_released(report: Report) -> None:
-    """Raise NotEquivalent with the first failed check and the number of others."""
+    """Raise NotEquivalent with the first failed check and the number of further failed checks."""
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more)" if others else ""
-        line = f"{report.artifact}: not what was released: {first.name}: {first.detail}{more}"
+        line = f"{report.artifact}: differs from what was released: {first.name}: {first.detail}{more}"
         raise NotEquivalent(line, document([report]))
 
 
 class _ReleaseFolder:
-    """A release on disk, with its parsed manifest and the manifest's bytes."""
+    """A release on disk with its parsed manifest and the manifest's bytes."""
 
     def __init__(self, folder: Path, manifest: Manifest, content: bytes) -> None:
         self.folder, self.manifest, self.content = folder, manifest, content
 
     def documents(self) -> Iterator[Check]:
-        """Compare the documents with the manifest, and the manifest with its canonical form."""
+        """Compare the documents with the manifest, and the manifest's bytes with the canonical form of the manifest."""
         canonical = manifests.to_bytes(self.manifest)
         paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
@@ -80,14 +81,15 @@ class _ReleaseFolder:
         yield _check(manifests.NAME, _first_difference(canonical, self.content) or disorder)
         statement = provenance.to_bytes(self.manifest)
         yield self._compared(provenance.NAME, statement)
-        # The manifest's bytes on disk are used: if they are not canonical, the checksums must not match either.
+        # The checksums are computed from the manifest's bytes on disk: if the bytes are not canonical, the checksums
+        # differ.
         sums = checksums.to_bytes(self.manifest, {manifests.NAME: self.content, provenance.NAME: statement})
         yield self._compared(checksums.NAME, sums)
         if not _renderer_difference(self.manifest):
             yield _check("cards and Modelfiles", self._card_fault())
 
     def files(self) -> Iterator[Check]:
-        """Compare the folder's files with those that the manifest lists."""
+        """Compare the files in the folder with the files that the manifest lists."""
         listed = {file.path: file for file in self.manifest.files}
         present = set(list_files(self.folder)) - {*NAMES, SIGNATURE}
         missing, extra = sorted(listed.keys() - present), sorted(present - listed.keys())
@@ -96,13 +98,13 @@ class _ReleaseFolder:
         files = [listed[path] for path in sorted(listed.keys() & present)]
         reasons = in_threads(self._content_fault, files)
         yield _check("digests", _first_of(filter(None, reasons)))
-        # Tensors of a file with other bytes are not compared: the failed digest says enough.
+        # The tensors of a file are not compared if the digest of the file differs: that check has already failed.
         intact = [file for file, reason in zip(files, reasons, strict=True) if reason is None]
         yield _check("tensors", _first_of(filter(None, in_threads(self._tensor_fault, intact))))
         yield _check("artifacts", self._artifact_fault(listed))
 
     def run(self) -> Check:
-        """Compare run.json with its own digest, the manifest and the signature."""
+        """Compare run.json with its own digest, with the manifest and with the signature."""
         try:
             record, content = run_records.read(self.folder / run_records.NAME)
         except UnreadableFile as exc:
@@ -110,9 +112,9 @@ class _ReleaseFolder:
         signature = self.folder / SIGNATURE
         digest = file_digest(signature)[1] if signature.is_file() else None
         if record.sha256 != run_records.own_digest(record) or manifests.to_bytes(record) != content:
-            return _check(run_records.NAME, "its content does not match its own digest")
+            return _check(run_records.NAME, "the content does not match the digest that the file gives for itself")
         if record.manifest_sha256 != hashlib.sha256(self.content).hexdigest():
-            return _check(run_records.NAME, f"it records a run that made another {manifests.NAME}")
+            return _check(run_records.NAME, f"the file describes a run that made another {manifests.NAME}")
         if record.signature_sha256 != digest:
             expected = "no signature" if record.signature_sha256 is None else f"sha256 {record.signature_sha256}"
             return _check(run_records.NAME, f"{SIGNATURE}: expected {expected}, found {digest or 'none'}")
@@ -126,7 +128,7 @@ class _ReleaseFolder:
         return _check(name, _first_difference(expected, content))
 
     def _card_fault(self) -> str | None:
-        """Compare cards and Modelfiles with those rendered again from the manifest."""
+        """Compare the cards and Modelfiles with cards and Modelfiles rendered again from the manifest."""
         try:
             rendered = render_for_models(self.folder, self.manifest)
         except TTExportError as exc:  # such as a GGUF that cannot be opened, which the digests report as well
@@ -163,18 +165,18 @@ class _ReleaseFolder:
             if not any(path == artifact.path or path.startswith(f"{artifact.path}/") for path in listed):
                 return f"{artifact.path}: expected files of job {artifact.job}, found none"
             if artifact.verdict is not None and not artifact.verdict.passed:
-                return f"{artifact.path}: its verification failed"
+                return f"{artifact.path}: the verification of this artifact failed"
         return None
 
 
 def _renderer_difference(manifest: Manifest) -> str | None:
-    """The first renderer of cards whose version differs from the release's, or None.
+    """The first package whose installed version differs from the version that rendered the cards, or None.
 
-    Another version may render other bytes; the digests in the manifest cover the cards in any case.
+    Another version may render other bytes. The digests in the manifest cover the cards in any case.
     """
     for name, version in card.renderers().items():
         if (used := manifest.tools.get(name)) != version:
-            return f"they were made by {name} {used or 'unknown'}, installed is {version}"
+            return f"the documents were made by {name} {used or 'unknown'}, but {version} is installed"
     return None
 
 
@@ -184,7 +186,7 @@ def _first_tensor(expected: Mapping[str, str], actual: Mapping[str, str]) -> str
 
 
 def _first_difference(expected: bytes, actual: bytes) -> str | None:
-    """The first line that differs, counted from 1; None for equal bytes."""
+    """The first line that differs, with its number counted from 1. None if the bytes are equal."""
     if expected == actual:
         return None
     expected_lines, actual_lines = expected.splitlines(keepends=True), actual.splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""The facts of a finished release, from which manifest, checksums, provenance, cards and signature are made."""
+"""Facts of a finished release, from which the manifest, checksums, provenance, cards and signature are made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """An input: the base or an adapter. ``name``: a hub id or the folder's name, never a local path.
+    """An input: the base or an adapter.
 
-    revision: the hub's commit, or None. files: name below the folder → sha256, of every file that was read.
+    name: a hub id or the folder's name, never a local path. revision: the commit on the hub, or None.
+    files: name below the folder → sha256, for every file that was read.
     """
 
     name: str
@@ -21,10 +22,11 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An output: a file or a folder. ``path``: below the release folder, with slashes.
+    """An output: a file or a folder.
 
-    model: a key of ``Release.models``. format, storage: as in ``ttexport plan``. parameters: the job's options as JSON
-    values. report: the artifact's part of ``report.json``; None if it was not verified.
+    path: path below the release folder, with slashes. model: a key of ``Release.models``. format, storage: the names
+    that ``ttexport plan`` prints. parameters: the options of the job as JSON values. report: the entry for this
+    artifact in ``report.json``; None if the artifact was not verified.
     """
 
     job: str
@@ -38,10 +40,11 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A tuned model of the release: the base with its adapters.
+    """A tuned model of the release: the base with adapters.
 
-    folder: of its card and artifacts, below the release folder; empty if the release has one model. card: texts from
-    ``release.toml``. parameter_count: of the merged model. size_label: for llama.cpp's file names, such as ``135M``.
+    folder: folder of the card and the artifacts, below the release folder; empty if the release has only one model.
+    card: texts from ``release.toml``. parameter_count: number of parameters of the merged model. size_label: label for
+    llama.cpp's file names, such as ``135M``.
     """
 
     name: str
@@ -54,9 +57,9 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A whole release. tools: package → version, including the quantiser's build.
+    """A whole release. tools: package → version, including the build of the quantiser.
 
-    Contains no clock time, host or path, so two runs of the same release have equal facts.
+    A release contains no clock time, host or path, so two runs of the same release have equal facts.
     """
 
     name: str
@@ -66,7 +69,7 @@ class Release:
     models: Mapping[str, Model]
     artifacts: tuple[Artifact, ...]
     tools: Mapping[str, str]
-    spec: Mapping[str, Any]  # release.toml as it was parsed, with names in place of paths
+    spec: Mapping[str, Any]  # release.toml as it was parsed; each path is replaced by a name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The jobs of a release: one artifact each, for every model in every format; any machine can run a job on its own."""
+"""The jobs of a release. Each job makes one artifact: one model in one format. Any machine can run a single job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.release.spec import ReleaseSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to make. ``name`` is unique within the release; ``options`` belong to this artifact alone."""
+    """One artifact to make. ``name`` is unique within the release. ``options`` apply only to this artifact."""
 
     name: str
     model: str
@@ -31,17 +31,17 @@ class Job:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Every option that differs from its default, as JSON values; files by their names alone."""
+        """Every option that differs from its default, as JSON values. Each file is represented by its name."""
         return self.options.changed()
 
     @property
     def slug(self) -> str:
-        """The job's name, usable in file names."""
+        """The name of the job in a form that is valid in file names."""
         return self.name.replace("/", "-")
 
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
-    """All jobs in the order in which one machine runs them: model by model."""
+    """All jobs in the order in which a single machine runs the jobs: model by model."""
     single_model = len(spec.models) == 1
     artifacts = [
         (f"{group.section}-{options.label}" if options is not group else group.section, options)
@@ -56,7 +56,7 @@ def jobs_of(spec: ReleaseSpec) -> list[Job]:
 
 
 def find_job(jobs: Sequence[Job], name: str) -> Job:
-    """The job called ``name``. Raises UsageError if there is none."""
+    """The job named ``name``. Raises UsageError if no job has this name."""
     for job in jobs:
         if job.name == name:
             return job
@@ -64,7 +64,7 @@ def find_job(jobs: Sequence[Job], name: str) -> Job:
 
 
 def matrix(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The matrix of a CI system, with one entry per job; ``piece`` names the folder for the job's piece."""
+    """The job matrix for a CI system, with one entry per job. ``piece`` names the folder for the piece of a job."""
     return {
         "include": [
             {"job": job.name, "piece": job.slug, "model": job.model, "format": job.format, "storage": job.storage}

@@ -1,4 +1,4 @@
-"""Names within a release: folders, and GGUF files by llama.cpp's naming convention."""
+"""Names within a release: names of folders, and names of GGUF files by llama.cpp's naming convention."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from exporter.release.spec import ReleaseSpec
 
 
 def label(parameters: int) -> str:
-    """The number of parameters as file names write it, such as ``135M``."""
+    """The number of parameters in the form used in file names, such as ``135M``."""
     return size_label(parameters)
 
 
 def model_folder(spec: ReleaseSpec, model: str) -> str:
-    """The model's folder below the release; empty, the release itself, if it is the only model."""
+    """The folder of the model below the release. Empty if the release has only one model."""
     return "" if len(spec.models) == 1 else model
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """The model's name for people: the release's, and its own if there are several."""
+    """The name of the model in texts: the release's name, plus the model's name if there are two or more models."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 
 def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -> str:
-    """The artifact's path below the release, with slashes. storage: of the planned target."""
+    """The path of the artifact below the release, with slashes. storage: storage of the planned target."""
     name, row = job.format, FORMATS[job.format]
     if row.is_file:
         name += f"/{gguf_name(spec, job.model, storage, parameters, adapter_only=row.adapter_only)}"
@@ -37,11 +37,11 @@ def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -
 
 
 def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int, *, adapter_only: bool = False) -> str:
-    """BaseName-SizeLabel-FineTune-Encoding-Type.gguf, without the size where the name contains it.
+    """BaseName-SizeLabel-FineTune-Encoding-Type.gguf. The size is left out if the name already contains the size.
 
-    The type is that of an adapter, LoRA; models have none.
+    The type of an adapter is LoRA; models have no type. The version is left out, so that links stay valid.
 
-    Source: docs/gguf.md of ggml, through the gguf package. Without the version, so that links stay valid.
+    Source: docs/gguf.md of ggml, through the gguf package.
     """
     size = label(parameters)
     stated = size.lower() in spec.name.lower().split("-")

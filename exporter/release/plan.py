@@ -1,4 +1,4 @@
-"""Plan a release: inputs with their digests, jobs, targets and sizes, before any artifact is written."""
+"""Plan a release: inputs with digests, jobs, targets and sizes, all known before any artifact is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import TokenRows
 from exporter.verify.request import require_verifiable
 
-#: The file that errors name if the caller gives none.
+#: File name in error messages if the caller gives no file name.
 FILE: Final = Path("release.toml")
 
 
@@ -42,8 +42,8 @@ FILE: Final = Path("release.toml")
 class ModelPlan:
     """One model of the release.
 
-    folder: below the release. adapters: their names among the release's materials. adapter_sources: each adapter as an
-    argument of ``ttexport patch``: a path, or a hub id with its commit.
+    folder: path below the release. adapters: names of the model's adapters among the materials of the release.
+    adapter_sources: each adapter as an argument of ``ttexport patch``: a path, or a hub id with its commit.
     """
 
     name: str
@@ -62,14 +62,14 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """The plan of a whole release. base: merge without adapters, for the artifacts that patches start from."""
+    """The plan of a whole release. base: merge without adapters, for the base artifacts that patches start from."""
 
     spec: ReleaseSpec
     jobs: Sequence[Job]
     base: MergePlan
     models: Mapping[str, ModelPlan]
-    targets: Mapping[str, Target]  # by job
-    facts: Release  # without artifacts
+    targets: Mapping[str, Target]  # job → target
+    facts: Release  # the facts without artifacts
     digests: FileDigests
     prompts: tuple[str, ...]
     cache: Cache | None
@@ -82,11 +82,11 @@ class ReleasePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all artifacts together; partly an estimate."""
+        """Total size of all artifacts in bytes, partly estimated."""
         return sum(target.nbytes for target in self.targets.values())
 
     def recipe(self, merge: MergePlan, options: FormatOptions, **more: Any) -> dict[str, Any]:
-        """Everything that determines the bytes of an artifact made from ``merge`` with ``options``, as JSON values."""
+        """All values that determine the bytes of an artifact made from ``merge`` with ``options``, as JSON values."""
         return {
             "format": options.section,
             "parameters": options.changed(),
@@ -102,17 +102,17 @@ class ReleasePlan:
         }
 
     def key(self, job: Job) -> str:
-        """Digest of the job's name, path and recipe: an equal key means that a finished job is up to date.
+        """Digest of the job's name, path and recipe. If the key is unchanged, a finished job is up to date.
 
-        Independent of how the artifact is verified.
+        The key does not depend on the verification of the artifact.
         """
         recipe = self.recipe(self.models[job.model].merge, job.options)
         return digest_of(json.dumps([job.name, self.place(job), recipe], sort_keys=True).encode())
 
     def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Model → digest of the verification settings for the artifacts of ``jobs``; empty at level ``off``.
+        """Model → digest of the verification settings for the artifacts of ``jobs``. Empty at level ``off``.
 
-        A recorded verification is up to date if this digest and the keys of the model's jobs are equal.
+        A recorded verification is up to date if this digest and the keys of the model's jobs are unchanged.
         """
         options = self.spec.verify
         if options.level == "off":
@@ -134,10 +134,10 @@ def plan_release(
 ) -> ReleasePlan:
     """Locate and hash the inputs, and plan every artifact from shapes alone.
 
-    cache: kept from release to release; None keeps nothing. quiet: no progress bars during downloads.
-    asked_by: the file that ``spec`` was read from, for errors.
-    Raises BadInput for unusable inputs, NotExpressible for an artifact that its format cannot represent,
-    MissingDependency for a required runtime.
+    cache: cache that is kept across releases; None keeps nothing. quiet: no progress bars during downloads.
+    asked_by: name of the file that ``spec`` was read from, used in error messages.
+    Raises BadInput if an input is unusable, NotExpressible if a format cannot represent an artifact, and
+    MissingDependency if a required runtime is not installed.
     """
     prompts = tuple(require_verifiable(spec.verify, needed_for="verify.require"))
     digests = FileDigests(cache.digests if cache else None)
@@ -166,7 +166,7 @@ def plan_release(
 def _plan_targets(
     spec: ReleaseSpec, jobs: Sequence[Job], base: MergePlan, models: Mapping[str, ModelPlan]
 ) -> dict[str, Target]:
-    """Job → its planned target. Models whose rows are patched share the target of the base."""
+    """Job → planned target of the job. Models with patched rows share the target of the base."""
     shared: dict[str, Target] = {}
     targets = {}
     for job in jobs:
@@ -188,7 +188,7 @@ def _argument(source: Located) -> str:
 
 
 def _add_material(materials: dict[str, Material], source: Located, adapter: Adapter, digests: FileDigests) -> str:
-    """Add the adapter to ``materials`` and return its key: its name, numbered if another adapter has the same name."""
+    """Add the adapter to ``materials`` and return the key: its name, with a number if the name is already taken."""
     material = _material(source, adapter_files(adapter), digests)
     key, number = source.name, 1
     while key in materials and materials[key] != material:
@@ -236,7 +236,7 @@ def _facts(
 
 
 def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """``release.toml`` as it was parsed, with names in place of paths. adapters: names of each model's adapters."""
+    """``release.toml`` as it was parsed, with names in place of paths. adapters: model → names of its adapters."""
     recorded = {**spec.to_json(), "base": base}
     for name, keys in adapters.items():
         recorded["models"][name]["adapters"] = list(keys)
@@ -244,6 +244,6 @@ def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[
 
 
 def _parameters(merge: MergePlan) -> int:
-    """The number of parameters of the merged model; tied tensors count once."""
+    """The number of parameters of the merged model. Tied tensors count once."""
     duplicates = merge.tie.duplicates
     return sum(math.prod(spec.shape) for name, spec in merge.model().specs.items() if name not in duplicates)

@@ -1,7 +1,7 @@
 """Push a release to the Hugging Face hub through huggingface_hub, which resumes interrupted uploads.
 
-Only a release that ``ttexport verify`` accepts is uploaded. Files of an earlier release that this one lacks are
-deleted, so that the repository holds one release; files that no release put there are kept.
+Only a release that ``ttexport verify`` accepts is uploaded. Files of an earlier release that are missing from the new
+release are deleted, so that the repository contains one release. Files that do not belong to any release are kept.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _DEFAULT_BRANCH: Final = "main"
-_RETRY: Final = "run it again with --resume: files that have arrived are not sent again"
+_RETRY: Final = "run the command again with --resume: files that have arrived are not sent again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """An upload, or its preview. files: path → bytes. deleted: files of an earlier release. commit: None if dry."""
+    """An upload, or the preview of an upload.
+
+    files: path → size in bytes. deleted: files of an earlier release. commit: None for a preview.
+    """
 
     repo: str
     revision: str
@@ -55,7 +58,7 @@ class Pushed:
 
 
 def in_ci() -> bool:
-    """Whether this runs in a CI job, by the environment variable CI. There a push is dry by default."""
+    """Whether the process runs in a CI job, from the environment variable CI. In CI, a push is a dry run by default."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -70,13 +73,15 @@ def push(
     endpoint: str | None = None,
     quiet: bool = False,
 ) -> Pushed:
-    """Send the release in ``folder`` to ``repo`` (org/name, made if absent) in one commit.
+    """Send the release in ``folder`` to ``repo`` in one commit.
 
-    revision: a branch, made from main if absent. dry_run: return the preview without network access; None: only in CI.
-    private: applies to a new repository. endpoint: URL of the hub; default: HF_ENDPOINT. The token is HF_TOKEN's or
-    that of ``hf auth login``. Above 256 files or five minutes huggingface_hub makes several commits.
-    Raises NotEquivalent for a folder that differs from what was released, UsageError for an invalid repository id,
-    OutputError if the hub refuses, fails or cannot be reached; calling again resumes the upload.
+    repo: org/name; created if the repository does not exist. revision: a branch, created from main if the branch does
+    not exist. dry_run: return the preview without network access; None means a dry run only in CI. private: visibility
+    of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. The token is HF_TOKEN or the token of ``hf
+    auth login``. If there are more than 256 files or the upload takes more than five minutes, huggingface_hub makes two
+    or more commits.
+    Raises NotEquivalent if the folder differs from what was released, UsageError if the repository id is invalid, and
+    OutputError if the hub refuses, fails or cannot be reached. Calling ``push`` again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))
@@ -92,7 +97,7 @@ def push(
         return preview
     try:
         return _send(folder, preview, private=private, endpoint=endpoint, quiet=quiet)
-    except Exception as exc:  # the errors of hub, network and files share no base class
+    except Exception as exc:  # the errors of hub, network and files have no common base class
         raise OutputError(repo, f"{_reason(exc)}; {_RETRY}") from exc
 
 
@@ -100,7 +105,7 @@ def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None,
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if quiet or not sys.stderr.isatty():  # in a log, each update of a bar would be a line
+    if quiet or not sys.stderr.isatty():  # in a log file, each update of a progress bar would be a line
         disable_progress_bars()
     api = HfApi(endpoint=endpoint)
     api.create_repo(preview.repo, private=private, exist_ok=True)
@@ -119,9 +124,9 @@ def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None,
 
 
 def _earlier_files(api: HfApi, preview: Pushed) -> set[str]:
-    """Files of the repository that the manifest of its present release lists, and its signature.
+    """Files that the manifest of the repository's present release lists, and the signature of this release.
 
-    Empty if the repository has no release with a readable manifest.
+    Empty if the repository contains no release with a readable manifest.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -147,17 +152,17 @@ def require_repo_id(repo: str) -> None:
 
 
 def _reason(exc: BaseException) -> str:
-    """One line: why the upload failed, and the remedy if it is known."""
+    """One line with the reason why the upload failed, and with the remedy if the remedy is known."""
     from huggingface_hub import errors
 
-    # Errors of upload threads are wrapped; the hub's answer is their cause.
+    # Errors in upload threads are wrapped. The answer of the hub is the cause of the wrapped error.
     while exc.__cause__ is not None and not isinstance(exc, errors.HfHubHTTPError):
         exc = exc.__cause__
     if isinstance(exc, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids an upload: unset it"
+        return "HF_HUB_OFFLINE forbids an upload: unset the variable"
     if isinstance(exc, errors.HfHubHTTPError):
         status = exc.response.status_code
         if status in (401, 403, 404):
-            return f"the hub refuses the upload with HTTP {status}: set HF_TOKEN to a token with write access"
-        return f"the hub answers with HTTP {status}" + (f" ({exc.server_message})" if exc.server_message else "")
+            return f"the hub refused the upload with HTTP {status}: set HF_TOKEN to a token with write access"
+        return f"the hub answered with HTTP {status}" + (f" ({exc.server_message})" if exc.server_message else "")
     return f"the upload failed: {type(exc).__name__}: {foreign_line(exc, 0)}"

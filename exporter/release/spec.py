@@ -1,4 +1,4 @@
-"""``release.toml``: the description of a release, parsed strictly. Its paths are relative to its folder."""
+"""``release.toml``: the description of a release, parsed strictly. Paths in the file are relative to its folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from exporter.release.documents.manifest import CardEntry, card_texts
 from exporter.release.tables import HubTable, ModelTable, SigningTable, unknown_keys
 from exporter.verify.options import VerifyOptions
 
-#: Names that become part of paths in the release and of repository names on hubs.
+#: Pattern of names that become part of paths in the release and of repository names on hubs.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-#: Files beside the folders of several models, whose names no model may have.
+#: Names of files next to the folders of the models. No model may have one of these names.
 _RESERVED: Final = frozenset(
     {
         "manifest.json",
@@ -37,7 +37,7 @@ _RESERVED: Final = frozenset(
         "sha256sums",
     }
 )
-#: Tables that are option groups, each with the defaults that a release overrides: its level of verification is full.
+#: Tables that are option groups, each with the defaults that differ in a release. The verification level is ``full``.
 GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
     **{name: (row.options, {}) for name, row in FORMATS.items()},
     VerifyOptions.section: (VerifyOptions, {"level": "full"}),
@@ -45,7 +45,7 @@ GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole file. base and adapters: paths or hub ids (org/name, org/name@revision)."""
+    """The whole ``release.toml``. base, adapters: paths or hub ids (org/name, org/name@revision)."""
 
     name: str
     version: str
@@ -59,7 +59,7 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     hub: HubTable | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The file as it was parsed: every key with its value; files by their names alone."""
+        """The file as it was parsed: every key with its value. Each file is represented by its name."""
         return {
             "name": self.name,
             "version": self.version,
@@ -90,9 +90,9 @@ _PLAIN_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"signing": SigningTa
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """Read ``release.toml`` and resolve its paths against its folder.
+    """Read ``release.toml`` and make its paths relative to its folder absolute.
 
-    Raises UnreadableFile for invalid TOML, BadInput for an unknown key or an invalid value.
+    Raises UnreadableFile if the file is not valid TOML, and BadInput if a key is unknown or a value is invalid.
     """
     try:
         document = tomllib.loads(read_file(path).decode())
@@ -140,7 +140,7 @@ def _parse(group: type[Options], table: Mapping[str, Any], defaults: Mapping[str
 
 
 def _unknown_keys(document: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each unknown key, with the nearest known key of its table."""
+    """One line for each unknown key, with the most similar known key of the table."""
     fields = msgspec.structs.fields(_Plain)
     known = (
         [field.encode_name for field in fields] + [entry.key for entry in MergeOptions.options().values()] + [*GROUPS]
@@ -164,7 +164,7 @@ def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
-    """One line for each violated rule that the types of the values do not express."""
+    """One line for each violation of a rule that the types of the values do not express."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -174,17 +174,17 @@ def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
         yield f"models: expected names that differ in more than case, found {', '.join(spec.models)}"
     for name in spec.models if len(spec.models) > 1 else ():
         if name.lower() in _RESERVED:
-            yield f"models.{name}: expected a name for a folder, found that of a document of the release"
+            yield f"models.{name}: expected another name: a document of the release has this name"
     if not spec.formats:
         yield f"expected at least one table of {', '.join(FORMATS)}, found none"
     if spec.signing and bool(spec.signing.key) == spec.signing.sigstore:
-        yield "signing: expected either a key or sigstore = true"
+        yield "signing: expected either a key or sigstore = true, found both or neither"
 
 
 def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
     """One line for each input that exists in the current folder but not below ``folder``.
 
-    Such a path would name nothing, or another input, when the command runs in another folder.
+    If the command runs in another folder, a relative path of this kind would name nothing or another input.
     """
     inputs = [("base", spec.base)]
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]
@@ -195,7 +195,7 @@ def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
 
 
 def _resolve_paths(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
-    """``spec`` with paths below ``folder``; an input that does not exist there may be a hub id and is kept."""
+    """``spec`` with paths below ``folder``. An input that does not exist there is kept, because it may be a hub id."""
 
     def resolve(source: str) -> str:
         path = folder / source

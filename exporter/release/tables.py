@@ -11,25 +11,28 @@ import msgspec
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of ``release.toml``; its keys are written with dashes."""
+    """A table of ``release.toml``. The keys of the table are written with dashes."""
 
 
 class ModelTable(_Table, frozen=True):
-    """``[models.NAME]``: adapters merged into the base together. card: texts that override those of ``[card]``."""
+    """``[models.NAME]``: adapters that are merged into the base together. card: texts that override ``[card]``."""
 
     adapters: list[str] = []
     card: dict[str, Any] = {}
 
 
 class SigningTable(_Table, frozen=True):
-    """``[signing]``: a private key file, or Sigstore. password_env: environment variable with the key's password."""
+    """``[signing]``: a private key file or Sigstore.
+
+    password_env: environment variable with the password of the key.
+    """
 
     key: str | None = None
     password_env: str | None = None
     sigstore: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The table, with the key file's name in place of its path."""
+        """The table, with the name of the key file in place of its path."""
         return {**msgspec.to_builtins(self), "key": Path(self.key).name if self.key else None}
 
 
@@ -42,7 +45,7 @@ class HubTable(_Table, frozen=True):
 
 
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
-    """One line for each key of ``table`` that is not ``known``, with the nearest known key.
+    """One line for each key of ``table`` that is not in ``known``, with the most similar known key.
 
     where: prefix of the key in the line, such as ``models.one.``.
     """
@@ -51,4 +54,4 @@ def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.S
     for key in table:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, 1, 0.0)
-            yield f"{where}{key}: unknown key; the nearest known one is {nearest[0]}"
+            yield f"{where}{key}: unknown key; the most similar known key is {nearest[0]}"

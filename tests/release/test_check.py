@@ -147,7 +147,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (other_tensor, "tensors", "hf/model.safetensors: model.norm.weight: expected sha256 0000"),
     (other_kind, "tensors", "Modelfile: expected kind weights, found modelfile"),
     (other_order, "manifest.json", "expected each file once, in order"),
-    (other_verdict, "artifacts", "its verification failed"),
+    (other_verdict, "artifacts", "the verification of this artifact failed"),
     (other_artifact, "artifacts", "expected files of job"),
     (other_title, "cards and Modelfiles", "Modelfile: line 1: expected b'# Large"),
 ]
@@ -167,7 +167,9 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
     agree(mine, lambda document: document["tools"].update(Jinja2="1.0"))
     report = check_release(mine)
     made_again = "cards and Modelfiles made again"
-    assert {skip.name: skip.reason for skip in report.skipped}[made_again].startswith("they were made by Jinja2 1.0")
+    assert {skip.name: skip.reason for skip in report.skipped}[made_again].startswith(
+        "the documents were made by Jinja2 1.0"
+    )
     assert report.passed
 
 
@@ -177,7 +179,7 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
         (b"", "manifest.json is not valid JSON"),
         (b"[]", "manifest.json: expected a JSON object"),
         (b'{"schema": 1, "schema": 1}', "manifest.json: schema: expected once, found twice"),
-        (b'{"schema": 1}', "expected a document of ttexport's schema 2"),
+        (b'{"schema": 1}', "expected a document with ttexport's schema 2"),
         (b"[" * 100_000, "manifest.json is not valid JSON"),
         (b"\xff", "manifest.json is not valid JSON"),
         (b'{"spec": [' + b"{}," * 5_000_000 + b"{}]}", "manifest.json: expected JSON that takes up to 128 MB"),

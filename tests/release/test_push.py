@@ -176,7 +176,7 @@ def test_a_commit_that_fails_changes_nothing_and_the_next_push_sends_no_large_fi
     done = site.push(finished)
     assert done.returncode == 7
     assert message in done.stderr
-    assert "run it again with --resume" in done.stderr
+    assert "run the command again with --resume" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert site.files() == {".gitattributes": b""}
     sent = site.puts()
@@ -211,7 +211,7 @@ def test_offline_mode_is_named(site: Site, finished: Path) -> None:
 def test_a_changed_release_is_not_sent(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "release")
     (folder / "README.md").write_text("better\n")
-    with pytest.raises(NotEquivalent, match="not what was released"):
+    with pytest.raises(NotEquivalent, match="differs from what was released"):
         push(folder, "org/lamps", dry_run=True)
 
 
@@ -247,7 +247,7 @@ def test_a_release_that_could_not_be_sent_is_sent_by_resume(
     assert project.release(piece, "--only", "hf") == 0
     for out, how in ((tmp_path / "out", ()), (joined, ("--assemble", piece))):
         assert project.release(out, *how, "--push-to-hub", "org/lamps", "--no-dry-run") == 7
-        assert "run it again with --resume" in capsys.readouterr().err
+        assert "run the command again with --resume" in capsys.readouterr().err
         run = (out / "run.json").read_bytes()
         assert project.release(out, *how, "--push-to-hub", "org/lamps", "--resume", "--dry-run", "--json") == 0
         assert json.loads(capsys.readouterr().out)["pushed"]["files"].keys() == contents(out).keys()

@@ -36,17 +36,20 @@ def refused(path: Path, content: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (text(top='basis = "x"\n'), "basis: unknown key; the nearest known one is base"),
-        (text(rest='[gguf]\ntyps = ["f32"]\n'), "gguf.typs: unknown key; the nearest known one is types"),
-        (text(rest="[hf]\n[onxx]\n"), "onxx: unknown key; the nearest known one is onnx"),
+        (text(top='basis = "x"\n'), "basis: unknown key; the most similar known key is base"),
+        (text(rest='[gguf]\ntyps = ["f32"]\n'), "gguf.typs: unknown key; the most similar known key is types"),
+        (text(rest="[hf]\n[onxx]\n"), "onxx: unknown key; the most similar known key is onnx"),
         (
             text(models="[models.one]\nadapter = 1\n"),
-            "models.one.adapter: unknown key; the nearest known one is adapters",
+            "models.one.adapter: unknown key; the most similar known key is adapters",
         ),
-        (text(rest='[hf]\n[card]\nlicence = "mit"\n'), "card.licence: unknown key; the nearest known one is license"),
+        (
+            text(rest='[hf]\n[card]\nlicence = "mit"\n'),
+            "card.licence: unknown key; the most similar known key is license",
+        ),
         (
             text(models='[models.one.card]\nlicence = "mit"\n'),
-            "models.one.card.licence: unknown key; the nearest known one is license",
+            "models.one.card.licence: unknown key; the most similar known key is license",
         ),
         (
             text(rest='[hf]\n[verify]\nlevel = "some"\n'),
@@ -67,7 +70,7 @@ def refused(path: Path, content: str) -> str:
             text(models='[models."../x"]\n'),
             "models: expected letters, digits, dots, dashes or underscores, found '../x'",
         ),
-        (text(rest="[hf]\n[signing]\n"), "signing: expected either a key or sigstore = true"),
+        (text(rest="[hf]\n[signing]\n"), "signing: expected either a key or sigstore = true, found both or neither"),
         (text(rest='[hf]\n[verify]\nrequire = ["x"]\n'), "verify.require: expected llama.cpp, onnxruntime, "),
         ("name = \n", "expected TOML: "),
         (
@@ -110,7 +113,7 @@ def test_a_model_cannot_have_the_name_of_a_document(undisturbed: Path, tmp_path:
     documents = [path.name for path in undisturbed.iterdir() if path.is_file()]
     for name in [*documents, "model.sig", "piece.json"]:
         message = refused(tmp_path / "release.toml", text(models=f'[models."{name}"]\n[models.one]\n'))
-        assert message == f"models.{name}: expected a name for a folder, found that of a document of the release"
+        assert message == f"models.{name}: expected another name: a document of the release has this name"
         (tmp_path / "release.toml").write_text(text(models=f'[models."{name}"]\n'))
         assert read_spec(tmp_path / "release.toml").models.keys() == {name}, "alone, it has no folder"
 

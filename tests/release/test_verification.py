@@ -132,7 +132,7 @@ def test_pieces_verified_with_different_prompts_in_files_of_one_name_are_exit_4(
     assert project.release(tmp_path / "out", "--assemble", pieces) == 4
     stderr = capsys.readouterr().err
     place, first = pieces / "hf" / "piece.json", pieces / "gguf-bf16" / "piece.json"
-    assert stderr.startswith(f"ttexport: {place}: release.verify.prompts: expected those of {first} (digest ")
+    assert stderr.startswith(f"ttexport: {place}: release.verify.prompts: expected the prompts of {first} (digest ")
     assert stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     describe(project, "full", "Hello.")

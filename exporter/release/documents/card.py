@@ -1,4 +1,4 @@
-"""README.md: the model card, with the results of the verification and usage examples."""
+"""README.md: the model card with the results of the verification and with usage examples."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 NAME: Final = "README.md"
-#: Texts that become the card's front matter, except the tags, to which the formats add theirs.
+#: Texts that become the card's front matter. Tags are not in this list, because the formats add tags of their own.
 _METADATA: Final = ("language", "license", "license_name", "license_link", "datasets", "pipeline_tag")
-#: Texts that become sections → their headings.
+#: Text → heading of the section that the text becomes.
 _HEADINGS: Final = {
     "use": "Intended use",
     "limits": "Limits",
@@ -33,9 +33,9 @@ _HEADINGS: Final = {
     "citation": "Citation",
 }
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-#: The end of the name of the check that only quantised models have.
+#: The last part of the name of a check that only quantised models have.
 _EXCESS: Final = "excess KL"
-#: Packages whose version may change the bytes of a card.
+#: Packages whose version can change the bytes of a card.
 _RENDERERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 
 
@@ -64,7 +64,7 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
 
 
 def index_to_bytes(manifest: Manifest) -> bytes:
-    """The page above the cards of several models, with the texts that all of them share."""
+    """The page above the cards of the models, with the texts that all cards share."""
     cards = [msgspec.structs.asdict(entry.card) for entry in manifest.models.values()]
     shared = {key: value for key, value in cards[0].items() if all(card[key] == value for card in cards)}
     models = [
@@ -92,7 +92,7 @@ def index_to_bytes(manifest: Manifest) -> bytes:
 def _render(
     template: str, manifest: Manifest, card: CardEntry, described: Sequence[ArtifactEntry], **values: Any
 ) -> bytes:
-    """A page about ``described`` artifacts; ``values``: further variables of its template."""
+    """A page about ``described`` artifacts. values: further variables of the template."""
     from huggingface_hub import ModelCardData
 
     page = _template(template).render(
@@ -107,7 +107,7 @@ def _render(
 
 @cache
 def _template(name: str) -> Template:
-    """The compiled template called ``name``, from this package."""
+    """The compiled template named ``name``, from this package."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -118,7 +118,7 @@ def _template(name: str) -> Template:
 
 @cache
 def renderers() -> dict[str, str]:
-    """Package → version, of all packages that affect the bytes of a card or a Modelfile."""
+    """Package → version, for all packages that affect the bytes of a card or a Modelfile."""
     return {"ttexport": __version__} | {name: version(name) for name in _RENDERERS}
 
 
@@ -129,7 +129,7 @@ def _formats(artifacts: Sequence[ArtifactEntry]) -> list[Format]:
 
 
 def _usage(manifest: Manifest, model: str) -> Iterator[Usage]:
-    """Usage examples for the artifacts of ``model``: files first, which need no Python."""
+    """Usage examples for the artifacts of ``model``. Examples for files come first, because files need no Python."""
     for row in sorted(FORMATS.values(), key=lambda row: not row.is_file):
         if artifacts := artifacts_of(manifest, model, row.name):
             yield from row.usage(artifacts, manifest.models[model].name)
@@ -151,7 +151,7 @@ def _metadata(manifest: Manifest, card: CardEntry, artifacts: Sequence[ArtifactE
 
 
 def _linked(material: MaterialEntry, key: str | None = None) -> str:
-    """The material as Markdown, with a link if it is from the hub. key: its name in the manifest, which is unique."""
+    """The material as Markdown, with a link if the material is on the hub. key: its unique name in the manifest."""
     revision = f" at `{material.revision}`" if material.revision else ""
     if _HUB_ID.fullmatch(material.name):
         return f"[{material.name}](https://huggingface.co/{material.name}){revision}"
@@ -159,7 +159,7 @@ def _linked(material: MaterialEntry, key: str | None = None) -> str:
 
 
 def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
-    """The adapters of a model as a phrase."""
+    """The adapters of a model as a phrase for a sentence."""
     names = [_linked(manifest.adapters[name], name) for name in entry.adapters]
     if not names:
         return "no adapter"
@@ -167,7 +167,7 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """An artifact as a row of the table of files."""
+    """An artifact as a row of the table that lists the files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     return {
         "path": relative_path(manifest, artifact.model, artifact.path),
@@ -178,9 +178,10 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
-    """An artifact as rows of the table of verdicts. A folder of several models has one for each, and one for the rest.
+    """An artifact as rows of the table of verdicts.
 
-    One row for all would mix the figures of exact and quantised models.
+    A folder with two or more models has one row for each model and one row for everything else. A single row would mix
+    the values of exact and quantised models.
     """
     path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:
@@ -215,12 +216,12 @@ def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
 
 
 def _owner(name: str) -> str:
-    """The file stem of the model that a check or fact belongs to; empty if its name has none."""
+    """File stem of the model that a check or fact belongs to. Empty if the name of the check contains no model."""
     return name.rpartition(": ")[0]
 
 
 def _worst(verdict: Verdict, measure: str) -> str:
-    """The largest value of a measure among checks and facts, in three digits; empty if no model was run."""
+    """Largest value of a measure among the checks and facts, with three digits. Empty if no model was run."""
     values = list(_values(verdict, measure))
     return f"{max(values):.2e}" if values else ""
 

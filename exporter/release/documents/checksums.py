@@ -1,4 +1,4 @@
-"""SHA256SUMS: one line for each file, as ``sha256sum -c`` reads it."""
+"""SHA256SUMS: one line for each file, in the format of ``sha256sum -c``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ NAME: Final = "SHA256SUMS"
 
 
 def to_bytes(manifest: Manifest, documents: dict[str, bytes]) -> bytes:
-    """The lines of all files of the manifest and of ``documents`` (name → content), sorted by path."""
+    """One line for each file of the manifest and of ``documents`` (name → content), sorted by path."""
     digests = {entry.path: entry.sha256 for entry in manifest.files}
     digests |= {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
-    # Two spaces mark text mode, which GNU coreutils treat like binary mode on all systems of today.
+    # Two spaces mean text mode. GNU coreutils treats text mode like binary mode on all current systems.
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())).encode()

@@ -1,7 +1,8 @@
-"""manifest.json: everything about a release except its run. The other documents are rendered and checked from it.
+"""manifest.json: all facts about a release except its run. The other documents are rendered and checked from it.
 
-Its JSON schema, ``manifest.schema.json``, is written by ``python -m exporter.release.documents.manifest``. A manifest
-has one canonical form: sorted keys, two spaces of indentation, a newline at the end. ttexport writes no other form.
+The JSON schema of the manifest, ``manifest.schema.json``, is written by ``python -m
+exporter.release.documents.manifest``. A manifest has exactly one canonical form: sorted keys, two spaces of
+indentation, a newline at the end. ttexport writes only the canonical form.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from exporter.release.facts import Artifact, Material, Model, Release
 NAME: Final = "manifest.json"
 #: Incremented when a key is removed or changes its meaning.
 SCHEMA: Final = 2
-#: 60,000 tensors, as in the largest mixtures of experts, take 7 MB per format.
+#: Size limit of a manifest. 60,000 tensors, as in the largest mixtures of experts, take 7 MB per format.
 _MAX_BYTES: Final = 48 << 20
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -30,7 +31,7 @@ _Document = TypeVar("_Document")
 
 
 class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An input: a hub id or a folder's name, the hub's commit, and name → sha256 of every file that was read."""
+    """An input: a hub id or a folder name, the commit on the hub, and the name → sha256 of every file that was read."""
 
     name: str
     revision: str | None
@@ -38,7 +39,7 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts of ``release.toml`` for a model card: front matter in the hub's terms, then paragraphs."""
+    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, then paragraphs."""
 
     language: str | list[str] | None = None
     license: str | None = None
@@ -56,7 +57,7 @@ class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tuned model: names of its adapters, its folder (empty: the release itself), and the texts of its card."""
+    """A tuned model: names of its adapters, its folder (empty for the release folder), and the texts of its card."""
 
     name: str
     adapters: list[str]
@@ -67,7 +68,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A check of the verification. value, limit: null for a yes-or-no check; text if not finite."""
+    """A check of the verification. value, limit: null for a yes-or-no check; text if the number is not finite."""
 
     name: str
     passed: bool
@@ -83,7 +84,7 @@ class SkipEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The result of verifying an artifact. facts: measurements without a limit."""
+    """The result of verifying an artifact. facts: measured values that have no limit."""
 
     level: str
     passed: bool
@@ -93,7 +94,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An output: ``path`` is a file or a folder below the release."""
+    """An output. ``path`` is a file or a folder below the release."""
 
     job: str
     model: str
@@ -105,7 +106,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file below the release. tensors: name → sha256 of the stored bytes; empty for files without tensors."""
+    """A file below the release. tensors: name → sha256 of the stored bytes; empty for a file without tensors."""
 
     path: str
     kind: str
@@ -115,7 +116,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole document. tools: package → version, including the quantiser's build."""
+    """The whole manifest. tools: package → version, including the build of the quantiser."""
 
     schema: Literal[2]
     kind: Literal["ttexport release"]
@@ -133,7 +134,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
     """The manifest of ``release``. files: all files except the documents that are rendered from the manifest.
 
-    Raises BadInput for facts that a manifest cannot hold, such as unknown texts of a card.
+    Raises BadInput if a manifest cannot represent the facts, for example because a card has unknown texts.
     """
     document = {
         "schema": SCHEMA,
@@ -148,15 +149,16 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
         "spec": dict(release.spec),
         "files": [msgspec.to_builtins(file) for file in sorted(files, key=lambda file: file.path)],
     }
-    # Through JSON, so that the result equals the manifest read from disk: tuples become lists, integers floats.
+    # The result is passed through JSON once: tuples become lists and integers floats, as in a manifest read from
+    # disk.
     try:
         return msgspec.json.decode(msgspec.json.encode(document), type=Manifest)
     except msgspec.ValidationError as exc:
-        raise BadInput(f"{release.name}: its facts make no {NAME}: {exc}") from exc
+        raise BadInput(f"{release.name}: {NAME} cannot represent the facts of this release: {exc}") from exc
 
 
 def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
-    """Parse ``table`` of ``release.toml``. Raises BadInput, naming ``where``, for an unknown key or invalid value."""
+    """Parse ``table`` of ``release.toml``. Raises BadInput with ``where`` if a key is unknown or a value is invalid."""
     try:
         return msgspec.convert(dict(table), CardEntry)
     except msgspec.ValidationError as exc:
@@ -164,15 +166,15 @@ def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
 
 
 def to_bytes(document: object) -> bytes:
-    """The canonical form of ``document`` (a struct, or JSON values)."""
+    """The canonical form of ``document``. document: a struct or JSON values."""
     return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2) + b"\n"
 
 
 def read(path: Path) -> tuple[Manifest, bytes]:
-    """The manifest at ``path``, and its bytes, which need not be in canonical form.
+    """The manifest at ``path`` and its bytes. The bytes need not be in canonical form.
 
-    Raises UnreadableFile for another document or schema version, for references to unknown models or adapters, and
-    for paths outside of the manifest's folder.
+    Raises UnreadableFile if the file is another document or has another schema version, if it refers to unknown models
+    or adapters, or if it contains a path outside of the manifest's folder.
     """
     content = read_file(path, max_nbytes=_MAX_BYTES)
     manifest = decode(path, content, Manifest)
@@ -182,23 +184,23 @@ def read(path: Path) -> tuple[Manifest, bytes]:
         if not is_inside(place):
             raise UnreadableFile(path, f"expected paths below the release, found {place!r:.80}")
     if unknown := {artifact.model for artifact in manifest.artifacts} - manifest.models.keys():
-        raise UnreadableFile(path, f"expected every artifact to have a known model, found {min(unknown)!r:.80}")
+        raise UnreadableFile(path, f"expected a known model for every artifact, found {min(unknown)!r:.80}")
     if unknown := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
-        raise UnreadableFile(path, f"expected every model to have known adapters, found {min(unknown)!r:.80}")
+        raise UnreadableFile(path, f"expected known adapters for every model, found {min(unknown)!r:.80}")
     return manifest, content
 
 
 def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Document:
-    """Decode ``content`` strictly: no key unknown, missing or repeated. Raises UnreadableFile."""
-    parse_object(path, content, what=path.name)  # its bounds on memory and depth hold for msgspec as well
+    """Decode ``content`` strictly. Raises UnreadableFile if a key is unknown, missing or repeated."""
+    parse_object(path, content, what=path.name)  # parse_object limits memory and depth before msgspec parses
     try:
         return msgspec.json.decode(content, type=document_type)
     except msgspec.MsgspecError as exc:
-        raise UnreadableFile(path, f"expected a document of ttexport's schema {SCHEMA}: {exc}") from exc
+        raise UnreadableFile(path, f"expected a document with ttexport's schema {SCHEMA}: {exc}") from exc
 
 
 def is_inside(path: str) -> bool:
-    """Whether ``path`` is a plain relative path in the canonical form that checksum files can hold."""
+    """Whether ``path`` is a plain relative path in the canonical form that checksum files can represent."""
     pure = PurePosixPath(path)
     plain = not set(path) & {"\\", "\0"} and path.isprintable()
     return plain and bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and str(pure) == path
@@ -232,7 +234,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The checks of a report without their details, which may contain local paths."""
+    """The checks of a report without the details of each check, because details may contain local paths."""
     return {
         "level": report["level"],
         "passed": report["passed"],
@@ -245,7 +247,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """``value``, or its name if it is NaN or infinite, which JSON cannot represent."""
+    """``value``. A NaN or an infinity is replaced by its name, because JSON cannot represent these numbers."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

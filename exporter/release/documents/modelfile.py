@@ -1,7 +1,8 @@
-"""Modelfile: how Ollama loads a GGUF of the release.
+"""Modelfile: the file from which Ollama loads a GGUF of the release.
 
-It has no TEMPLATE: Ollama reads the chat template of the GGUF, from which a translation into Ollama's own template
-language might differ. It has the texts that end a reply, which not every version of Ollama takes from the GGUF.
+The Modelfile has no TEMPLATE, because Ollama reads the chat template from the GGUF. A translation into Ollama's own
+template language might differ. The Modelfile lists the texts that end a reply, because some versions of Ollama do not
+take these texts from the GGUF.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 
 
 def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
-    """The Modelfile of ``model`` (a key of the manifest's models); None without a GGUF model in one file.
+    """The Modelfile of ``model`` (a key of the manifest's models). None if the model has no GGUF in a single file.
 
-    Ollama does not join split files. folder: of the release; the header of the GGUF names the tokens
-    that end a reply. Raises UnreadableFile.
+    Ollama does not join the parts of a split GGUF. folder: the release folder; the tokens that end a reply are read
+    from the header of the GGUF in this folder. Raises UnreadableFile.
     """
     artifacts = artifacts_of(manifest, model, GgufOptions.section)
     files = preferred_gguf([artifact for artifact in artifacts if not artifact.is_split])
@@ -43,7 +44,10 @@ def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
 
 
 def stops(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The ``tokens`` that end a text or a turn, quoted, except those that need escapes, which Modelfiles lack."""
+    """The ``tokens`` that end a text or a turn, in quotes.
+
+    Tokens that need escapes are left out, because Modelfiles have no escapes.
+    """
     ids = dict.fromkeys(metadata[key] for key in _ENDS if isinstance(metadata.get(key), int))
     for text in (tokens[token_id] for token_id in ids if 0 <= token_id < len(tokens)):
         if text.isprintable() and '"' not in text and text:

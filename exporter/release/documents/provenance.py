@@ -1,8 +1,8 @@
-"""provenance.intoto.json: which files were made from which inputs, as an in-toto statement with SLSA provenance.
+"""provenance.intoto.json: the inputs from which the files were made, as an in-toto statement with SLSA provenance.
 
 Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. The statement contains no time, so
-that two builds give the same bytes; time and machine are in run.json. It has no signature of its own: that of the
-release covers it like every other file.
+two builds give equal bytes. Time and machine are in run.json. The statement has no signature of its own: the signature
+of the release covers all files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from exporter.release.documents.manifest import Manifest, MaterialEntry
 NAME: Final = "provenance.intoto.json"
 _STATEMENT: Final = "https://in-toto.io/Statement/v1"
 _PREDICATE: Final = "https://slsa.dev/provenance/v1"
-#: externalParameters hold ``release``: release.toml as it was parsed.
+#: The key ``release`` of externalParameters contains release.toml as it was parsed.
 _BUILD_TYPE: Final = "urn:ttexport:release:v1"
-#: Self-asserted; only the signature of the release authenticates the builder.
+#: The builder id is self-asserted. Only the signature of the release authenticates the builder.
 _BUILDER: Final = "urn:ttexport:builder:v1"
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The statement about every file of ``manifest`` and the manifest itself."""
+    """The statement about every file of ``manifest`` and about the manifest itself."""
     digest = hashlib.sha256(manifests.to_bytes(manifest)).hexdigest()
     subjects = {entry.path: entry.sha256 for entry in manifest.files} | {manifests.NAME: digest}
     statement = {
@@ -46,7 +46,7 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """A resource descriptor for each input file: first of the base, then of the adapters by name."""
+    """One resource descriptor for each input file. The files of the base come before those of the adapters by name."""
     materials = {"base": manifest.base} | {
         f"adapter {name}": material for name, material in sorted(manifest.adapters.items())
     }
@@ -59,6 +59,9 @@ def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 
 def _package_url(material: MaterialEntry, path: str) -> str:
-    """Source: package-url, type ``huggingface``: namespace, name, commit in lower case, and the file as subpath."""
+    """Package URL of an input file.
+
+    Source: package-url, type ``huggingface``: namespace, name, commit in lower case, and the file as subpath.
+    """
     name = quote(material.name, safe="/")
     return f"pkg:huggingface/{name}@{quote((material.revision or '').lower(), safe='')}#{quote(path, safe='/')}"

@@ -1,7 +1,8 @@
-"""run.json: time, machine and durations of a run; the only file that may differ between two runs of one release.
+"""run.json: time, machine and durations of a run. It is the only file that may differ between two runs of a release.
 
-It holds the digests of the manifest, of the signature and of its own content, which reveal damage and careless edits.
-A complete rewrite is not detected; it cannot change the released files, which the manifest describes.
+run.json contains the digests of the manifest, of the signature and of its own content. The digests reveal damage and
+careless edits. A complete rewrite of run.json is not detected, but a rewrite cannot change the released files, which
+the manifest describes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAME: Final = "run.json"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The document. sha256: of its canonical form with an empty string as this value."""
+    """The content of run.json. sha256: digest of the canonical form of this record with an empty sha256."""
 
     schema: int
     manifest_sha256: Sha256
@@ -36,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
-    """The record of ``run``, with the digests of its ``manifest`` and ``signature``."""
+    """The record of ``run`` as bytes, with the digests of ``manifest`` and ``signature``."""
     record = Record(
         schema=SCHEMA,
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
@@ -58,5 +59,5 @@ def read(path: Path) -> tuple[Record, bytes]:
 
 
 def own_digest(record: Record) -> str:
-    """sha256 of everything in ``record`` except this digest."""
+    """sha256 of everything in ``record`` except the digest itself."""
     return hashlib.sha256(manifests.to_bytes(msgspec.structs.replace(record, sha256=""))).hexdigest()

@@ -1,8 +1,8 @@
 """model.sig: an OpenSSF model signature over all files of a release except run.json.
 
-It is made with a private key, without network, or through Sigstore with the identity of a person or a CI job. run.json
-is not signed because it holds the signature's digest. That digest reveals a lost or changed signature without a key,
-and keeps all other files independent of signing.
+The signature is made with a private key without network access, or through Sigstore with the identity of a person or a
+CI job. run.json is not signed, because it contains the digest of the signature. That digest reveals a lost or changed
+signature even if no key is known, and keeps all other files independent of signing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ _MAX_REASON_CHARS: Final = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Signing:
-    """Settings of a signature. private_key: PEM file of an elliptic curve (P-256, P-384, P-521); None: Sigstore.
+    """Settings of a signature.
 
-    identity_token: for Sigstore; None: that of the CI job, otherwise Sigstore opens a browser.
+    private_key: PEM file of an elliptic curve (P-256, P-384, P-521). If None, Sigstore signs.
+    identity_token: token for Sigstore. If None, the token of the CI job is used; outside of CI, Sigstore opens a
+    browser.
     """
 
     private_key: Path | None = None
@@ -35,9 +37,9 @@ class Signing:
 
 
 def sign(folder: Path, signing: Signing) -> bytes:
-    """Write the signature into ``folder`` and return it.
+    """Write the signature into ``folder`` and return the signature.
 
-    Raises BadInput for an unusable key, OutputError if Sigstore does not answer.
+    Raises BadInput if the key is unusable and OutputError if Sigstore does not answer.
     """
     path = folder / SIGNATURE
     if signing.private_key is None:
@@ -56,9 +58,9 @@ def sign(folder: Path, signing: Signing) -> bytes:
 
 
 def require_signer(signing: Signing) -> None:
-    """Raise MissingDependency, or BadInput for an unusable key, before there is anything to sign.
+    """Check before any work that ``sign`` will be possible. Raises MissingDependency, or BadInput for an unusable key.
 
-    A Sigstore identity is checked only while signing, because its tokens expire within minutes.
+    A Sigstore identity is checked only during signing, because Sigstore tokens expire within minutes.
     """
     if signing.private_key is None:
         require_model_signing()
@@ -70,7 +72,7 @@ def _with_key(key: Path, password: str | None) -> Any:
     model_signing = require_model_signing()
     config = model_signing.signing.Config().set_hashing_config(_hashing(model_signing))
     with reading(key), _loading_key(key, "private"):
-        # Annotated as text, but passed to cryptography, which requires bytes.
+        # The parameter is annotated as text but passed to cryptography, which requires bytes.
         config.use_elliptic_key_signer(private_key=key, password=password.encode() if password is not None else None)
     return config
 
@@ -85,10 +87,10 @@ class Trust:
 
 
 def signature_fault(folder: Path, trust: Trust) -> str | None:
-    """Why the signature in ``folder`` is not valid for its files, or None if it is.
+    """The reason why the signature in ``folder`` is not valid for the files, or None if the signature is valid.
 
-    A key needs no network; Sigstore fetches its roots of trust. Raises BadInput for an unusable key, OutputError if
-    the roots cannot be fetched.
+    A check with a key needs no network. A check with Sigstore fetches its roots of trust. Raises BadInput if the key is
+    unusable and OutputError if the roots cannot be fetched.
     """
     model_signing = require_model_signing()
     config = model_signing.verifying.Config()
@@ -98,19 +100,19 @@ def signature_fault(folder: Path, trust: Trust) -> str | None:
     else:
         with reading(trust.public_key), _loading_key(trust.public_key, "public"):
             config.use_elliptic_key_verifier(public_key=trust.public_key)
-    # A folder of the hub's cache consists of links; the content behind them is compared.
+    # A folder in the hub's cache consists of links. The content that the links point to is compared.
     config.set_hashing_config(_hashing(model_signing).set_allow_symlinks(True))
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as exc:  # a hostile signature fails in the parsers of several packages
-        # The message goes on with every file that differs, which the check of the digests reports as well.
+        # The rest of the message lists every file that differs. The check of the digests reports the same files.
         return foreign_line(exc, max_chars=_MAX_REASON_CHARS)
     return None
 
 
 @contextmanager
 def _loading_key(key: Path, key_type: str) -> Iterator[None]:
-    """Translate errors of cryptography to BadInput. key_type: private or public."""
+    """Translate errors of cryptography to BadInput. key_type: ``private`` or ``public``."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
@@ -119,7 +121,7 @@ def _loading_key(key: Path, key_type: str) -> Iterator[None]:
 
 @contextmanager
 def _contacting_sigstore() -> Iterator[None]:
-    """Translate errors to OutputError; every package between here and the service has exceptions of its own."""
+    """Translate errors to OutputError. Every package between ttexport and the service has its own exceptions."""
     try:
         yield
     except Exception as exc:

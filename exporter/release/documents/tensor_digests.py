@@ -1,4 +1,4 @@
-"""sha256 of files and of the tensors in them. Memory: one block for each thread."""
+"""sha256 of files and of the tensors in the files. Memory: one block for each thread."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from exporter.tensors import ByteRange
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-#: Added to the files of a repository by git and the hub's client; no runtime reads them.
+#: Files that git and the hub's client add to a repository. No runtime reads these files.
 FOREIGN: Final = (".git", ".gitattributes", ".cache/huggingface")
 _BLOCK_BYTES: Final = 1 << 20
-#: Hashing is bound by the processor and reading by the disk: more threads would only wait.
+#: Number of threads. Hashing is limited by the processor and reading by the disk, so more threads would only wait.
 _WORKERS: Final = 4
 
 _KINDS_BY_NAME: Final = {
@@ -50,13 +50,13 @@ _KINDS_BY_SUFFIX: Final = {
 
 
 def file_kind(path: str) -> str:
-    """The purpose of a file of a release, derived from its name."""
+    """The purpose of a file of a release, derived from the name of the file."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files, broken links and empty folders below ``folder``, with slashes, sorted.
+    """Sorted paths, with slashes, of all files, broken links and empty folders below ``folder``.
 
     Files that git and the hub's client add are left out.
     """
@@ -73,10 +73,10 @@ def list_files(folder: Path) -> list[str]:
 
 
 def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
-    """Hash the files at ``paths`` below ``folder``, each twice: as a whole, and tensor by tensor.
+    """Hash the files at ``paths`` below ``folder``. Each file is hashed as a whole and tensor by tensor.
 
-    Raises UnreadableFile for a path that is not a regular file and for a header that does not fit the content,
-    BadInput for a name that a checksum file cannot hold.
+    Raises UnreadableFile if a path is not a regular file or a header does not match the content, and BadInput if a
+    checksum file cannot represent a name.
     """
     names = list(paths)
     for path in names:
@@ -86,25 +86,25 @@ def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
 
 
 def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """The results of ``job`` in the order of ``items``. Hashing and reading release Python's global lock."""
+    """The results of ``job`` in the order of ``items``. Threads help, because hashing and reading release the GIL."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         return list(pool.map(job, items))
 
 
 def entry(folder: Path, path: str) -> FileEntry:
-    """The size of a file, its digest, and the digests of its tensors by name."""
+    """The size of a file, the digest of the file, and the digests of its tensors by name."""
     size, digest = file_digest(folder / path)
     return FileEntry(path=path, kind=file_kind(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
 
 
 def file_digest(path: Path) -> tuple[int, str]:
-    """(size in bytes, sha256)."""
+    """(size in bytes, sha256) of the file at ``path``."""
     with opened(path) as (file, size):
         return size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digests(path: Path) -> dict[str, str]:
-    """Tensor → sha256 of its stored bytes, sorted by name; empty for files without tensors."""
+    """Tensor name → sha256 of the stored bytes, sorted by name. Empty for a file without tensors."""
     return dict(sorted(_tensor_digests(path)))
 
 
@@ -116,7 +116,7 @@ def _tensor_digests(path: Path) -> Iterator[tuple[str, str]]:
         for name, tensor in GgufFile.open(path).tensors.items():
             yield name, _range_digest(ByteRange(path, tensor.offset_bytes, tensor.nbytes))
     elif path.suffix == ".onnx":
-        from exporter.sources.onnx.file import OnnxFile  # imports onnx, which other formats do not need
+        from exporter.sources.onnx.file import OnnxFile  # this module imports onnx, which other formats do not need
 
         graph = OnnxFile.open(path)
         for name, initialiser in graph.initialisers.items():
@@ -133,7 +133,9 @@ def _range_digest(place: ByteRange) -> str:
             view = memoryview(buffer)[: place.nbytes - done]
             nbytes = os.preadv(file.fileno(), [view], place.offset_bytes + done)
             if nbytes == 0:
-                raise UnreadableFile(place.path, f"file ends {place.nbytes - done} bytes before its tensor does")
+                raise UnreadableFile(
+                    place.path, f"the file ends {place.nbytes - done} bytes before the end of the tensor"
+                )
             digest.update(view[:nbytes])
             done += nbytes
     return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""Write the documents of a release, each covered by another.
+"""Write the documents of a release. Each document is covered by another document.
 
-The manifest lists cards, Modelfiles and artifacts; the provenance has the manifest as a subject; SHA256SUMS lists both;
-run.json holds the digests of the manifest and of the signature, which covers all files except itself and run.json. A
-consistent rewrite of all documents is detected only by the signature.
+The manifest lists cards, Modelfiles and artifacts. The provenance lists the manifest as a subject. SHA256SUMS lists the
+manifest and the provenance. run.json contains the digests of the manifest and of the signature. The signature covers
+all files except run.json and the signature itself. A consistent rewrite of all documents is detected only by the
+signature.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from exporter.release.documents.signature import Signing, sign
 from exporter.release.documents.tensor_digests import entries, entry, list_files
 from exporter.release.facts import Release, Run
 
-#: Documents at the top of a release, beside the cards and Modelfiles of its models.
+#: Documents at the top of a release. The cards and Modelfiles of the models are not in this list.
 NAMES = (manifests.NAME, checksums.NAME, provenance.NAME, run_record.NAME)
 
 
 def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing | None = None) -> None:
-    """Write every document into ``draft``, which must hold the artifacts and nothing else; fsynced, none overwritten.
+    """Write every document into ``draft``. ``draft`` must contain the artifacts and no other file.
 
-    The same release gives the same bytes, except run.json and a signature. Reads every artifact twice.
-    Raises OutputError for a document that exists already, BadInput for a file name that the manifest cannot hold.
+    Every document is fsynced and no file is overwritten. The same release gives the same bytes, except for run.json and
+    the signature. Every artifact is read twice. Raises OutputError if a document exists already and BadInput if the
+    manifest cannot represent a file name.
     """
     release = replace(release, tools={**release.tools, **card.renderers()})
     files = entries(draft, list_files(draft))
@@ -47,7 +49,7 @@ def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing
 
 
 def render_for_models(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Path below the release → content, of the cards and Modelfiles. folder: of the release."""
+    """Path below the release → content, for the cards and Modelfiles. folder: the release folder."""
     pages = {}
     for key, model in manifest.models.items():
         place = Path(model.folder)
@@ -61,7 +63,7 @@ def render_for_models(folder: Path, manifest: Manifest) -> dict[str, bytes]:
 
 
 def _require_artifacts(draft: Path, manifest: Manifest) -> None:
-    """Raise OutputError for an artifact of the manifest that does not exist."""
+    """Raise OutputError if an artifact of the manifest does not exist."""
     for artifact in manifest.artifacts:
         if not (draft / artifact.path).exists():
             raise OutputError(draft / artifact.path, f"expected the artifact of job {artifact.job}, found nothing")

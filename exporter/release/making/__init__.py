@@ -1,1 +1,1 @@
-"""Making a release: artifacts, their cache, the journal, pieces made elsewhere."""
+"""Making a release: the artifacts, the cache of artifacts, the journal, and pieces made elsewhere."""

@@ -1,4 +1,4 @@
-"""Join pieces that were made elsewhere into the release that one machine would have made."""
+"""Join pieces that were made elsewhere into the release that a single machine would have made."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def assemble_release(
     resume: bool = False,
     force: bool = False,
 ) -> Release:
-    """Copy the pieces in ``folders`` into a release at ``out``; return its facts. Needs neither base nor adapters.
+    """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
-    resume: return a finished release as it is. resume, force: an unfinished one is started over.
-    Raises the errors of ``CollectedPieces.open``, OutputError.
+    Neither the base nor the adapters are needed. resume: return a finished release without changes. With resume or
+    force, an unfinished release is started over. Raises OutputError and the errors of ``CollectedPieces.open``.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)
     keys, verifications = collected.keys, collected.verifications
     if resume and not has_leftover(out) and (release := finished_release(out, collected.release, keys, verifications)):
-        hooks.say(f"{out}: finished before")
+        hooks.say(f"{out}: already finished")
         return release
     require_finish(spec.signing)
     require_space(out, collected.nbytes)
@@ -50,7 +50,7 @@ def assemble_release(
 
 @dataclass(frozen=True)
 class CollectedPieces:
-    """One piece for each job, in the order of the jobs. pieces: folder → piece. sizes: folder → bytes."""
+    """One piece for each job, in the order of the jobs. pieces: folder → piece. sizes: folder → size in bytes."""
 
     spec: ReleaseSpec
     pieces: Mapping[Path, Piece]
@@ -58,9 +58,9 @@ class CollectedPieces:
 
     @classmethod
     def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> CollectedPieces:
-        """Find the pieces in ``folders`` and compare every file with the digest that its job recorded.
+        """Find the pieces in ``folders`` and compare every file with the digest that the piece's job recorded.
 
-        Raises BadInput for pieces that are missing, damaged or do not belong together.
+        Raises BadInput if a piece is missing or damaged, or if the pieces do not belong together.
         """
         available = find_pieces(folders)
         pieces = {folder: available[folder] for folder in match_pieces(spec, available).values()}
@@ -74,7 +74,7 @@ class CollectedPieces:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
+        """Total size of all files in bytes."""
         return sum(self.sizes.values())
 
     @property
@@ -85,18 +85,18 @@ class CollectedPieces:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Job → digest of its inputs and options."""
+        """Job → digest of the inputs and options of the job."""
         return {piece.made.job: piece.made.key for piece in self.pieces.values()}
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of its verification settings."""
+        """Model → digest of the verification settings of the model."""
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
-        """Fill the draft of ``stage`` with copies of the artifacts and their documents.
+        """Fill the draft of ``stage`` with copies of the artifacts and with the documents of the release.
 
-        started: time at which the run started, as RFC 3339 writes it.
+        started: time in RFC 3339 format at which the run started.
         """
         with writing(stage.draft):
             shutil.rmtree(stage.draft)

@@ -1,4 +1,4 @@
-"""The last step of a release: write reports and documents beside the artifacts."""
+"""The last step of a release: write reports and documents next to the artifacts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REPORT: Final = "report.json"
 
 
 def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
-    """Write the documents of the artifacts in ``draft``. Between two runs only run.json and a signature differ.
+    """Write the documents for the artifacts in ``draft``.
 
-    Raises OutputError, and the errors of ``write_documents``.
+    Only run.json and a signature differ between two runs. Raises OutputError and the errors of ``write_documents``.
     """
     reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
     if reports:
@@ -35,7 +35,7 @@ def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None
 
 
 def require_finish(signing: SigningTable | None) -> None:
-    """Raise MissingDependency or BadInput if ``finish`` could not sign the release later."""
+    """Raise MissingDependency or BadInput if ``finish`` will not be able to sign the release."""
     if signing:
         require_signer(_signing(signing))
 
@@ -43,25 +43,25 @@ def require_finish(signing: SigningTable | None) -> None:
 def _signing(table: SigningTable) -> Signing:
     password = os.environ.get(table.password_env) if table.password_env else None
     if table.password_env and password is None:
-        raise BadInput(f"signing.password-env: expected the environment variable {table.password_env}, found it unset")
+        raise BadInput(f"signing.password-env: expected the environment variable {table.password_env} to be set")
     return Signing(private_key=Path(table.key) if table.key else None, password=password)
 
 
 def run_facts(
     started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
-    """The facts of one run: seconds of making each job's artifact, and of verifying each model."""
+    """The facts of one run: seconds for making the artifact of each job and for verifying each model."""
     jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
-    """Entries of ``run.json`` for the jobs that made artifacts."""
+    """Entries in ``run.json`` for the jobs that made artifacts."""
     return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
 def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Entries of ``run.json`` for verifications. seconds, verifications (digest of the settings): by model."""
+    """Entries in ``run.json`` for verifications. seconds: by model. verifications: digest of the settings by model."""
     return {
         f"verify {model}": {"verification": verifications[model], "seconds": duration}
         for model, duration in seconds.items()
@@ -69,12 +69,12 @@ def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str])
 
 
 def now() -> str:
-    """The current time in UTC, as RFC 3339 writes it."""
+    """The current time in UTC, in RFC 3339 format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _host() -> dict[str, str]:
-    """Properties of the machine that can affect speed and rounding, without the names of host and user."""
+    """Properties of the machine that can affect speed and rounding, without the host name and the user name."""
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

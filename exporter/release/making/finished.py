@@ -1,6 +1,6 @@
-"""Recognise a finished release, or a finished piece, at OUT, so that ``--resume`` has nothing left to do.
+"""Recognise a finished release or piece at OUT, so that ``--resume`` has no work left.
 
-It is accepted only if release.toml, inputs, options and tools are the same as now.
+A release or piece counts as finished only if release.toml, inputs, options and tools are equal to the present ones.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MAX_REPORT_BYTES = 256 << 20
 def finished_release(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """``facts`` with the artifacts of the release at ``out``; None if ``out`` holds another release, or none.
+    """``facts`` with the artifacts of the release at ``out``. None if ``out`` contains another release or no release.
 
-    keys: job → digest of its inputs and options, for all jobs in order. verifications: model → digest of its
+    keys: job → digest of the inputs and options, for all jobs in order. verifications: model → digest of the
     verification settings.
     """
     try:
@@ -50,7 +50,7 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """As ``finished_release``, for the piece of the one job in ``keys``."""
+    """Like ``finished_release``, for the piece of the only job in ``keys``."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
@@ -62,19 +62,19 @@ def finished_piece(
 
 
 def require_same(out: Path, release: Release | None) -> Release:
-    """Return ``release``, which a run published before it was interrupted during its clean-up.
+    """Return ``release``, which was published by a run that was interrupted during the clean-up.
 
-    Raises OutputError for None: ``out`` holds something else.
+    Raises OutputError if ``release`` is None, because ``out`` then contains other content.
     """
     if release is None:
-        raise OutputError(out, "exists already, with other content; --force without --resume replaces it")
+        raise OutputError(out, "exists already with other content; use --force without --resume to replace the content")
     return release
 
 
 def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
     """Method and seconds of each job, and seconds of each model's verification, as recorded at ``out``.
 
-    ``out`` is a finished release or piece. Raises UnreadableFile.
+    ``out`` is a finished release or a finished piece. Raises UnreadableFile.
     """
     if (out / run_record.NAME).exists():
         return run_record.read(out / run_record.NAME)[0].jobs
@@ -84,7 +84,7 @@ def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:
-    """Path of an artifact below the release → its report; empty if nothing was verified."""
+    """Path of an artifact below the release → report of the artifact. Empty if no artifact was verified."""
     if not path.exists():
         return {}
     document: dict[str, Any] = msgspec.json.decode(read_file(path, max_nbytes=_MAX_REPORT_BYTES), type=dict[str, Any])

@@ -1,6 +1,7 @@
-"""The journal of an unfinished release: one line for each finished job and each verified model, each synced.
+"""The journal of an unfinished release: one line for each finished job and each verified model.
 
-A line is valid only if it is complete and its files exist with the recorded digests. All other files are removed.
+Each line is synced to disk. A line is valid only if the line is complete and the files of the line exist with the
+recorded digests. All other files are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from exporter.io.digests import FileDigests, files_below
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     """A finished job. key: digest of inputs and options. files: name below the release → sha256.
 
-    seconds: for making the artifact, without hashing and verification. method: such as ``merged`` or ``patched``.
+    seconds: time for making the artifact, without hashing and verification. method: for example ``merged`` or
+    ``patched``.
     """
 
     job: str
@@ -31,9 +33,9 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """The verified artifacts of one model. keys: job → its key. reports: job → its report as in report.json.
+    """The verified artifacts of one model.
 
-    verification: digest of the settings.
+    keys: job → key of the job. reports: job → report in the form of report.json. verification: digest of the settings.
     """
 
     model: str
@@ -48,7 +50,7 @@ Line = Made | Verified
 
 @dataclass
 class Journal:
-    """The journal at ``path``: its lines by job and by model."""
+    """The journal at ``path``, with its lines sorted by job and by model."""
 
     path: Path
     made: dict[str, Made] = field(default_factory=dict)
@@ -58,10 +60,10 @@ class Journal:
     def open(
         cls, path: Path, draft: Path, keys: Mapping[str, str], verifications: Mapping[str, str], digests: FileDigests
     ) -> Journal:
-        """Read the journal, if it exists, and drop the lines that are not valid for this run.
+        """Read the journal, if the file exists, and drop the lines that are not valid for this run.
 
-        draft: must hold the files of a line; all other files in it are removed. keys: job → its present key.
-        verifications: model → digest of its present settings. Raises UnreadableFile, OutputError.
+        draft: folder with the files that the lines list; all other files in the folder are removed. keys: job → present
+        key of the job. verifications: model → digest of the present settings. Raises UnreadableFile and OutputError.
         """
         journal = cls(path)
         for line in _lines(path):
@@ -85,9 +87,9 @@ class Journal:
         return journal
 
     def add(self, line: Line) -> None:
-        """Append ``line`` and sync it to disk. Raises OutputError."""
+        """Append ``line`` and sync the journal to disk. Raises OutputError."""
         with writing(self.path), self.path.open("ab") as file:
-            # the first newline ends a line that a crash left incomplete
+            # The first newline ends a line that may be incomplete after a crash.
             file.write(b"\n" + msgspec.json.encode(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -106,7 +108,7 @@ def _lines(path: Path) -> Iterator[Line]:
         try:
             yield msgspec.json.decode(line, type=Line)
         except msgspec.MsgspecError:
-            continue  # incomplete after a crash, or empty
+            continue  # the line is empty, or incomplete after a crash
 
 
 def _intact(draft: Path, files: Mapping[str, str], digests: FileDigests) -> bool:

@@ -1,8 +1,8 @@
-"""Make the artifact of a job: patch the base's artifact if only rows change, otherwise merge and write.
+"""Make the artifact of a job: patch the artifact of the base if only rows change, otherwise merge and write.
 
-Both methods give the same tensors, and the same bytes unless a converter of the user's writes the file. The base is
-converted and quantised once for all models and all releases that share a store. The unquantised file that several
-quantisations start from is an entry of a store as well.
+Patching and merging give the same tensors. The bytes are also equal, unless a converter chosen by the user writes the
+file. The base is converted and quantised only once for all models and for all releases that share a store. The
+unquantised file that two or more quantisations start from is also an entry of a store.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from exporter.release.plan import ReleasePlan
 
 @dataclass
 class ArtifactMaker:
-    """Makes artifacts. base_store: artifacts of the base, kept between runs. scratch_store: for this release only."""
+    """Makes artifacts.
+
+    base_store: artifacts of the base, kept between runs. scratch_store: files of this release only.
+    """
 
     plan: ReleasePlan
     base_store: Store
     scratch_store: Store
 
     def make(self, job: Job, place: Path, progress: Progress = silent) -> str:
-        """Write the artifact of ``job`` to ``place``, which must not exist; return the method used.
+        """Write the artifact of ``job`` to ``place``, which must not exist, and return the method used.
 
-        Raises BadInput, NotExpressible, OutputError; then nothing is left at ``place``.
+        Raises BadInput, NotExpressible and OutputError. After an error, nothing is left at ``place``.
         """
         model = self.plan.models[job.model]
         method = "merged"
@@ -50,7 +53,7 @@ class ArtifactMaker:
         return method
 
     def _base_artifact(self, job: Job, progress: Progress) -> tuple[Path, bool]:
-        """(the artifact of the base without adapters, whether it was cached)."""
+        """(the artifact of the base without adapters, whether the artifact was in the cache)."""
         base, options = self.plan.base, job.options.whole()
         name = _content_name(options)
         content, cached = self.base_store.get(
@@ -60,10 +63,11 @@ class ArtifactMaker:
         return content / name, cached
 
     def _plan_patch(self, job: Job, base: Path, place: Path) -> PatchPlan | None:
-        """The patch of ``base``, or None if the change can only be merged; that depends on the inputs alone."""
+        """The patch of ``base``, or None if the change can only be merged. The answer depends on the inputs alone."""
         adapters = self.plan.models[job.model].adapter_sources
         try:
-            # No proof of the base is needed: the store's entry is named by the recipe that the base was made with.
+            # The base needs no proof: the name of the store's entry is the digest of the recipe that made the base
+            # artifact.
             return plan_patch(
                 PatchSpec(base=base, adapters=adapters, out=place, trust_base=True, level="off", quiet=True)
             )
@@ -71,14 +75,14 @@ class ArtifactMaker:
             return None
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
-        """Write ``merge`` with the writer of its format. store: for the file that quantisations start from."""
+        """Write ``merge`` with the writer of the format. store: store of the file that quantisations start from."""
         target = plan_target(options, merge, self.plan.spec.merge.budget)
         target.make(place, progress, _StoreScratch(self.plan, merge, options, store))
 
 
 @dataclass(frozen=True)
 class _StoreScratch:
-    """Unquantised files as entries of a store, shared with jobs whose artifact is the same file."""
+    """Unquantised files as entries of a store. Jobs that start from the same file share one entry."""
 
     plan: ReleasePlan
     merge: MergePlan
@@ -100,11 +104,11 @@ class _StoreScratch:
 
 
 def _content_name(options: FormatOptions) -> str:
-    """The artifact's name within an entry of a store."""
+    """The name of the artifact within an entry of a store."""
     return "model.gguf" if FORMATS[options.section].is_file else "model"
 
 
 def _stored(merge: MergePlan) -> str | None:
-    """The dtype of the base's matrices if all have the same, else None."""
+    """The dtype of the base's matrices if all matrices have the same dtype, else None."""
     dtypes = {tensor.spec.dtype for tensor in merge.checkpoint.tensors.values() if len(tensor.spec.shape) > 1}
     return dtypes.pop() if len(dtypes) == 1 else None

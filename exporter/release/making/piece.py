@@ -1,4 +1,4 @@
-"""Pieces: the artifact of one job in a folder, with the description needed to join it with others elsewhere."""
+"""Pieces: a piece is a folder with the artifact of one job and the description needed to join it elsewhere."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``piece.json``. release: the facts without artifacts, equal in all pieces of a release.
+    """Content of ``piece.json``. release: the facts without artifacts, equal in all pieces of a release.
 
-    verification: digest of the verification settings; verify_seconds: its duration. Both are None for an artifact that
-    was not verified.
+    verification: digest of the verification settings. verify_seconds: duration of the verification. If the artifact was
+    not verified, verification and verify_seconds are None.
     """
 
     schema: int
@@ -40,12 +40,12 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of its verification settings; empty if it was not verified."""
+        """Model → digest of the verification settings. Empty if the artifact was not verified."""
         return {} if self.verification is None else {self.artifact.model: self.verification}
 
 
 def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
-    """Write the description of the one artifact of ``release`` into its ``folder``. Raises OutputError."""
+    """Write the description of the only artifact of ``release`` into ``folder``. Raises OutputError."""
     (artifact,) = release.artifacts
     piece = Piece(
         schema=_SCHEMA,
@@ -59,9 +59,9 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 
 
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
-    """Folder → description, for every piece among ``folders`` or directly below one of them.
+    """Folder → description, for every piece among ``folders`` or directly below a folder in ``folders``.
 
-    Raises UnreadableFile for a folder without a piece.
+    Raises UnreadableFile if a folder contains no piece.
     """
     pieces: dict[Path, Piece] = {}
     for folder in folders:
@@ -73,9 +73,9 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
 
 
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
-    """Job → folder of its piece, for every job of the release.
+    """Job → folder of the job's piece, for every job of the release.
 
-    Raises BadInput for a job without a piece, or with two, and for pieces of different inputs, prompts or tools.
+    Raises BadInput if a job has no piece or two pieces, or if pieces were made with different inputs, prompts or tools.
     """
     jobs = {job.name: job for job in jobs_of(spec)}
     by_job: dict[str, Path] = {}
@@ -83,7 +83,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
     made_from = shared.release.spec
     adapters = {name: model.adapters for name, model in shared.release.models.items() if name in spec.models}
     if fault := _difference(recorded_spec(spec, str(made_from["base"]), adapters), made_from, "release"):
-        raise BadInput(f"{first / NAME}: made from another release.toml: {fault}")
+        raise BadInput(f"{first / NAME}: the piece was made from another release.toml: {fault}")
     for folder, piece in pieces.items():
         name = piece.made.job
         if name not in jobs or not _is_of(jobs[name], piece):
@@ -91,9 +91,11 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
         if name in by_job:
             raise BadInput(f"{folder / NAME}: expected one piece per job, found {name} also in {by_job[name]}")
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
-            raise BadInput(f"{folder / NAME}: {fault} (the expected value is that of {first / NAME})")
-        if piece.verification != shared.verification:  # the levels are equal here, so the prompts differ
-            digests = f"expected those of {first / NAME} ({_short(shared)}), found others ({_short(piece)})"
+            raise BadInput(f"{folder / NAME}: {fault} (the expected value is from {first / NAME})")
+        if piece.verification != shared.verification:  # the levels are equal at this point, so the prompts differ
+            digests = (
+                f"expected the prompts of {first / NAME} ({_short(shared)}), found other prompts ({_short(piece)})"
+            )
             raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
         by_job[name] = folder
     if missing := [name for name in jobs if name not in by_job]:
@@ -102,10 +104,14 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
 
 
 def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
-    """Raise BadInput if a file of the piece is missing, unexpected, or not the one that its job made."""
+    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file that the job made."""
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
-        fault = "the file of its job, found none" if name in piece.made.files else "no such file, found one"
+        fault = (
+            "the file that its job made, found none"
+            if name in piece.made.files
+            else "no file with this name, found one"
+        )
         raise BadInput(f"{folder / name}: expected {fault}")
     for name, path in present.items():
         if (digest := digests.of(path)) != piece.made.files[name]:
@@ -133,7 +139,7 @@ def _is_of(job: Job, piece: Piece) -> bool:
 
 
 def _difference(expected: Any, actual: Any, where: str = "release") -> str | None:
-    """The first difference between two documents as text, or None. where: path of the compared values."""
+    """The first difference between two documents as text, or None. where: path to the compared values."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         for key in sorted(expected.keys() | actual.keys()):
             if fault := _difference(expected.get(key), actual.get(key), f"{where}.{key}"):

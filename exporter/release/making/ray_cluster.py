@@ -1,7 +1,7 @@
-"""Run the jobs of a release on a Ray cluster: each task makes one piece on a free node; this process joins them.
+"""Run the jobs of a release on a Ray cluster. Each task makes one piece on a free node; this process joins the pieces.
 
-Pieces are written to the staging folder of the release. All nodes must see that folder and the inputs under the same
-paths; Ray itself transports only the description of each job and its error.
+Pieces are written to the staging folder of the release. All nodes must see the staging folder and the inputs under the
+same paths. Ray itself transports only the description of each job and the error of the job.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from exporter.release.making.store import Cache
 from exporter.release.plan import FILE, ReleasePlan, plan_release
 from exporter.release.spec import ReleaseSpec
 
-#: CPUs per task: llama.cpp, ONNX Runtime and torch use all that they get, but a merge mostly waits for the disk.
+#: CPUs per task. llama.cpp, ONNX Runtime and torch use all available CPUs, but a merge mostly waits for the disk.
 CPUS: Final = 2
 _PIECES: Final = "pieces"
-#: Ray's minimum; only errors pass through its object store.
+#: Minimum size that Ray allows. Only errors pass through Ray's object store.
 _STORE_NBYTES: Final = 100 << 20
-#: For cancelled tasks to end; a lost node never answers.
+#: Time that cancelled tasks have to end. A lost node never answers.
 _CANCEL_SECONDS: Final = 30
 _CONNECT_SECONDS: Final = 10
 
@@ -51,26 +51,27 @@ def release_on_ray(
     quiet: bool = True,
     asked_by: Path = FILE,
 ) -> Release:
-    """Make a release as ``run_release`` does, with one Ray task per job; return its facts.
+    """Make a release like ``run_release`` does, with one Ray task per job, and return the facts of the release.
 
-    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. All nodes have this
-    version of ttexport and see ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths.
-    asked_by: as for ``plan_release``. The first failed job ends the release with its own error; finished pieces are
-    kept for ``resume``. Raises MissingDependency without Ray, UsageError for an invalid ``address``, OutputError if no
-    cluster answers, TTExportError for a task that dies, and the errors of the jobs.
+    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. All nodes need this
+    version of ttexport and must see ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths.
+    asked_by: see ``plan_release``. The first failed job ends the release with the error of the job; finished pieces are
+    kept for ``resume``. Raises MissingDependency if Ray is not installed, UsageError if ``address`` is invalid,
+    OutputError if no cluster answers, TTExportError if a task dies, and the errors of the jobs.
     """
     ray, hooks, started = require_ray(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(out, plan.inputs)
     keys, verifications = {job.name: plan.key(job) for job in plan.jobs}, plan.verifications(plan.jobs)
     if resume and not has_leftover(out) and (release := finished_release(out, plan.facts, keys, verifications)):
-        hooks.say(f"{out}: finished before")
+        hooks.say(f"{out}: already finished")
         return release
     require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
             return require_same(out, finished_release(out, plan.facts, keys, verifications))
-        # The pieces, some of which a resumed run has already, and their copies in the release.
+        # Space for the pieces and for the copies of the pieces in the release. A resumed run has some of the pieces
+        # already.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)
         pieces = stage.folder.absolute() / _PIECES
         try:
@@ -98,7 +99,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
     if address == "local":
         cpus = max(
             CPUS, len(os.sched_getaffinity(0))
-        )  # a task that requests more CPUs than the cluster has waits for ever
+        )  # a task that requests more CPUs than the cluster has would wait forever
         settings = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_NBYTES}
     try:
         _require_listener(address)
@@ -118,7 +119,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
 
 
 def _require_listener(address: str) -> None:
-    """Raise OSError if nothing listens at ``address``; ``ray.init`` would retry for a quarter of an hour."""
+    """Raise OSError if nothing listens at ``address``. Otherwise ``ray.init`` would retry for a quarter of an hour."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -142,9 +143,10 @@ def _make_all(ray: Any, plan: ReleasePlan, pieces: Path, hooks: Hooks) -> None:
 
 
 def _make(spec: ReleaseSpec, job: Job, place: Path, cache: Cache | None) -> Exception | None:
-    """Make or resume a piece at ``place``, as a Ray task; return the error, or None.
+    """Make or resume a piece at ``place``, as a Ray task. Return the error, or None.
 
-    Errors are returned, not raised: Ray would wrap them in its own classes, with a traceback as the message.
+    Errors are returned and not raised, because Ray would wrap a raised error in its own class, with a traceback as
+    message.
     """
     try:
         run_release(plan_release(spec, cache=cache), place, only=job, resume=True, force=True)
@@ -157,13 +159,13 @@ def _raise_error(ray: Any, ref: Any, job: Job) -> None:
     try:
         error = ray.get(ref)
     except ray.exceptions.RayError as exc:
-        raise TTExportError(f"{job.name}: its Ray task failed: {foreign_line(exc, -1)}") from exc
+        raise TTExportError(f"{job.name}: the Ray task of this job failed: {foreign_line(exc, -1)}") from exc
     if error is not None:
         raise error
 
 
 def _cancel(ray: Any, waiting: Mapping[Any, Job]) -> None:
-    """Cancel tasks that still run: none may write into the staging folder once its lock is released."""
+    """Cancel running tasks. No task may write into the staging folder after the lock of the folder is released."""
     for ref in waiting:
         ray.cancel(ref, force=True)
     if waiting:

@@ -1,6 +1,6 @@
 """Run a release: make each job's artifact in a staging folder, verify each model, then publish with one rename.
 
-Every finished job and every verified model is a line of a journal; a run with ``resume`` does only what is missing.
+Every finished job and every verified model is a line in a journal. A run with ``resume`` does only the missing work.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from exporter.verify.run import verify
 _JOURNAL: Final = "journal.jsonl"
 _WORK: Final = "work"
 _STORE: Final = "store"
-#: The report of a failed verification, in the staging folder.
+#: The report of a failed verification, written into the staging folder.
 _FAILED: Final = "report.json"
 
 
 @dataclass
 class ReleaseRun:
-    """One run. jobs: those of this run; the release may have more."""
+    """One run of a release. jobs: the jobs of this run, possibly fewer than the release has."""
 
     plan: ReleasePlan
     jobs: Sequence[Job]
@@ -54,7 +54,7 @@ class ReleaseRun:
     started: str = field(default_factory=now)
 
     def work(self) -> None:
-        """Make every missing artifact, and verify every model that is not verified yet."""
+        """Make every missing artifact and verify every model that is not verified yet."""
         for model in dict.fromkeys(job.model for job in self.jobs):
             jobs = [job for job in self.jobs if job.model == model]
             for job in jobs:
@@ -110,24 +110,27 @@ class ReleaseRun:
         self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=entries, seconds=seconds))
 
     def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
-        """Write ``[verify] report``, passed or not; with several models, into a folder for each."""
+        """Write ``[verify] report`` for a passed or failed verification.
+
+        If there are two or more models, each gets a folder.
+        """
         folder = self.plan.spec.verify.report
         if folder is None:
             return
-        from exporter.verify.reports.setting import setting  # lists installed packages, which takes time
+        from exporter.verify.reports.setting import setting  # this module lists installed packages, which takes time
 
         place = folder / model if len(self.plan.models) > 1 else folder
         write_report(place, reports, setting(reference, paths))
 
     def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
-        """Raise NotEquivalent for the first job that failed, leaving the reports beside the draft."""
+        """Raise NotEquivalent for the first job that failed. The reports are kept next to the draft."""
         for job, report in zip(jobs, reports, strict=True):
             if not report.passed:
                 place = self.stage.folder / _FAILED
                 place.unlink(missing_ok=True)
                 write_file(place, to_bytes(document(reports)))
                 raise NotEquivalent(
-                    f"{job.name}: {report.verdict()}; nothing was released, the report is {place}", document(reports)
+                    f"{job.name}: {report.verdict()}; nothing was released; the report is {place}", document(reports)
                 )
 
     def main_path(self, job: Job) -> str:
@@ -160,10 +163,10 @@ def run_release(
     resume: bool = False,
     force: bool = False,
 ) -> Release:
-    """Make, verify and publish a release at ``out``, or with ``only`` one piece of it; return its facts.
+    """Make, verify and publish a release at ``out`` and return its facts. With ``only``, publish one piece instead.
 
-    resume: continue an interrupted run. force: replace ``out``, and without ``resume`` start over.
-    Raises NotEquivalent, OutputError, BadInput; then ``out`` is unchanged and the run can be resumed.
+    resume: continue an interrupted run. force: replace ``out``; without ``resume``, also start over.
+    Raises NotEquivalent, OutputError and BadInput. After an error, ``out`` is unchanged and the run can be resumed.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()
@@ -171,7 +174,7 @@ def run_release(
     keys, verifications = {job.name: plan.key(job) for job in jobs}, plan.verifications(jobs)
     find = finished_piece if only else finished_release
     if resume and not has_leftover(out) and (finished := find(out, plan.facts, keys, verifications)):
-        hooks.say(f"{out}: finished before")
+        hooks.say(f"{out}: already finished")
         return finished
     if not only:
         require_finish(plan.spec.signing)
@@ -179,7 +182,7 @@ def run_release(
         if stage.promoted:
             return require_same(out, find(out, plan.facts, keys, verifications))
         _clear(stage.folder / _WORK)
-        digests = FileDigests()  # without a cache: artifacts are hashed again, whatever an earlier process recorded
+        digests = FileDigests()  # no cache: artifacts are hashed again, even if an earlier process recorded digests
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, verifications, digests)
         scratch = Store(stage.folder / _STORE, digests)
         maker = ArtifactMaker(plan, Store(plan.cache.artifacts, digests) if plan.cache else scratch, scratch)

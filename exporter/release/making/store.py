@@ -1,7 +1,8 @@
-"""A store of artifacts, addressed by the digest of their recipe; entries are made once and checked on every use.
+"""A store of artifacts. The address of an entry is the digest of its recipe.
 
-Several runs may share a store. The maker of an entry holds a lock on its name, and an entry appears by one rename. An
-entry whose bytes have changed (disk error, manual edit) is discarded and made again. Removing the folder is safe.
+An entry is made once and checked on every use. Two or more runs may share a store. The maker of an entry holds a lock
+on the name of the entry, and an entry appears by one rename. An entry with changed bytes (disk error, manual edit) is
+discarded and made again. Removing the folder is safe.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from exporter.errors import OutputError, TTExportError, writing
 from exporter.io.digests import FileDigests, digest_of, sizes_match
 from exporter.io.staging import sync_folder, write_file
 
-#: Incremented when entries of older versions must not be used any more.
+#: Incremented when entries of older versions must no longer be used.
 _SCHEMA: Final = 2
 _RECORD: Final = "entry.json"
 _CONTENT: Final = "content"
@@ -44,15 +45,15 @@ class _Entry(msgspec.Struct, frozen=True):
 
 @dataclass
 class Store:
-    """Entries in ``folder``. digests: of this process, so that each entry is hashed once."""
+    """Entries in ``folder``. digests: file digests of this process, so that each entry is hashed only once."""
 
     folder: Path
     digests: FileDigests = field(default_factory=FileDigests)
 
     def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
-        """(folder with the content for ``recipe``, whether it existed before).
+        """(folder with the content for ``recipe``, whether the folder existed before).
 
-        ``build`` writes the content into the empty folder that it gets. Raises OutputError, and the errors of
+        ``build`` gets an empty folder and writes the content into that folder. Raises OutputError and the errors of
         ``build``.
         """
         key = digest_of(json.dumps({"schema": _SCHEMA, **recipe}, sort_keys=True).encode())
@@ -99,7 +100,7 @@ class Store:
 
     @contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
-        """Hold the lock of an entry, for one maker at a time; it ends with the process, its file is kept."""
+        """Hold the lock of an entry for one maker at a time. The lock ends with the process; the lock file is kept."""
         path = place.with_name(f"{place.name}.lock")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache across releases: artifacts of bases, and digests of input files."""
+    """A cache across releases, with artifacts of bases and digests of input files."""
 
     folder: Path
 
@@ -123,7 +124,7 @@ class Cache:
         return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
 
     def require_writable(self) -> None:
-        """Create the folder if needed. Raises OutputError if it is not writable."""
+        """Create the folder if the folder does not exist. Raises OutputError if the folder is not writable."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""The tools behind an artifact's bytes: versions of the packages that affect them, and the build of llama.cpp."""
+"""Tools that determine the bytes of an artifact: versions of packages, and the build of llama.cpp."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ _PACKAGES: Final = (
     "torch",
     "transformers",
 )
-#: The libraries of llama.cpp that quantise.
+#: The llama.cpp libraries that contain the quantiser.
 _QUANTISER: Final = ("libggml-base*", "libggml-cpu*", "libllama.*")
 
 
 def tools(digests: FileDigests) -> dict[str, str]:
-    """Name → version of the installed tools; ``llama.cpp build``: its libraries' digest; ``machine``: architecture."""
+    """Name → version of the installed tools.
+
+    ``llama.cpp build`` → digest of the libraries of llama.cpp. ``machine`` → processor architecture.
+    """
     versions = {"ttexport": __version__, "machine": platform.machine()}
     versions |= {name: version for name, version in package_versions(_PACKAGES).items() if version}
     if libraries := _libraries():
@@ -44,7 +47,7 @@ def tools(digests: FileDigests) -> dict[str, str]:
 
 @cache
 def source_digest() -> str:
-    """sha256 of this package's code, which in a development checkout changes without a new version."""
+    """sha256 of this package's code. In a development checkout, the code changes without a new version."""
     root = Path(exporter.__file__).parent
     code = {path.relative_to(root).as_posix(): path.read_text() for path in files_below(root) if path.suffix == ".py"}
     return digest_of(json.dumps(code, sort_keys=True).encode())

@@ -70,7 +70,7 @@ def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
 def test_another_key_is_refused(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = write_keys(tmp_path)
     assert code(mine, other) == 3
-    assert "not what was released: signature: Key mismatch" in capsys.readouterr().err
+    assert "differs from what was released: signature: Key mismatch" in capsys.readouterr().err
 
 
 def test_a_flipped_bit_of_the_signature_is_found_without_a_key(mine: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_key_of_another_type_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
         ('key = "key.pem"', "key.pem: expected a private key of an elliptic curve in PEM: Password was not given"),
         (
             'key = "key.pem"\npassword-env = "NO_SUCH"',
-            "signing.password-env: expected the environment variable NO_SUCH, found it unset",
+            "signing.password-env: expected the environment variable NO_SUCH to be set",
         ),
     ],
 )

@@ -66,8 +66,8 @@ def change(pieces: Path, how: str) -> None:
     ("how", "message"),
     [
         ("damaged", "one-hf/one/hf/model.safetensors: expected sha256"),
-        ("file lost", "one-hf/one/hf/model.safetensors: expected the file of its job, found none"),
-        ("file more", "one-hf/one/hf/more.bin: expected no such file, found one"),
+        ("file lost", "one-hf/one/hf/model.safetensors: expected the file that its job made, found none"),
+        ("file more", "one-hf/one/hf/more.bin: expected no file with this name, found one"),
         ("lost", "expected a piece for every job, found none for two/onnx"),
         ("twice", "expected one piece per job, found two/onnx"),
         ("none", "expected a piece made by --only"),

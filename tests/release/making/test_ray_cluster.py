@@ -90,7 +90,7 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
     stdout, stderr = capsys.readouterr()
     report = staging(out) / "pieces" / ".hf.partial" / "report.json"
     assert stderr.startswith("ttexport: hf: hf: not equivalent: ")
-    assert stderr.endswith(f"nothing was released, the report is {report}\n")
+    assert stderr.endswith(f"nothing was released; the report is {report}\n")
     assert json.loads(stdout)["artifacts"][0]["passed"] is False, "the report came back with the error"
     assert report.exists()
     assert not out.exists()
