@@ -20,6 +20,7 @@ from tests.support.documents import read_report
 from tests.support.trained import NEW_TOKENS, TRAINED_IDS
 
 Capture = pytest.CaptureFixture[str]
+ALL_FORMATS = ("--to", "hf", "--to", "gguf", "--to", "onnx")
 
 
 def digests(*folders: Path) -> dict[str, str]:
@@ -51,7 +52,7 @@ def test_all_formats_in_one_go_with_one_report(
     tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
-    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "hf", "--to", "gguf", "--to", "onnx"]
+    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), *ALL_FORMATS]
     before = digests(tiny_adapter, tiny_tied)
     assert run([*argv, "-o", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -65,19 +66,7 @@ def test_all_formats_in_one_go_with_one_report(
 
 def test_two_runs_in_two_folders_give_the_same_bytes(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     def export(out: Path) -> dict[str, str]:
-        argv = [
-            "merge",
-            str(tiny_adapter),
-            "--base",
-            str(tiny_tied),
-            "--to",
-            "hf",
-            "--to",
-            "gguf",
-            "--to",
-            "onnx",
-            "-q",
-        ]
+        argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), *ALL_FORMATS, "-q"]
         assert run([*argv, "--quant", "Q8_0", "-o", str(out)]) == 0
         return {str(Path(path).relative_to(out)): digest for path, digest in digests(out).items()}
 
@@ -85,18 +74,7 @@ def test_two_runs_in_two_folders_give_the_same_bytes(tiny_adapter: Path, tiny_ti
 
 
 def test_new_tokens_grow_every_format(tiny_new_tokens_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
-    argv = [
-        "merge",
-        str(tiny_new_tokens_adapter),
-        "--base",
-        str(tiny_tied),
-        "--to",
-        "hf",
-        "--to",
-        "gguf",
-        "--to",
-        "onnx",
-    ]
+    argv = ["merge", str(tiny_new_tokens_adapter), "--base", str(tiny_tied), *ALL_FORMATS]
     assert run([*argv, "-q", "-o", str(tmp_path / "out")]) == 0
     checkpoint = Checkpoint.open(tmp_path / "out" / "hf")
     rows = Checkpoint.open(tiny_tied).config["vocab_size"] + len(NEW_TOKENS)
@@ -259,7 +237,7 @@ def test_a_full_disk_is_exit_7_before_anything_is_written(
 
 
 def test_inspect_reads_what_merge_wrote(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
-    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "hf", "--to", "gguf", "--to", "onnx"]
+    argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), *ALL_FORMATS]
     assert run([*argv, "-o", str(tmp_path / "out"), "-q"]) == 0
     capsys.readouterr()
     gguf = next((tmp_path / "out" / "gguf").iterdir())

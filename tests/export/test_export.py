@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import TTExportError, UsageError
+from exporter.export.inputs import option_files
 from exporter.export.run import plan_export, run_export
 from exporter.export.spec import ExportSpec
+from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
 from exporter.formats.table import FORMATS
 from exporter.progress import Hooks
+from exporter.verify.options import VerifyOptions
 from fixtures.hostile.cases import copies
 
 
@@ -45,6 +48,28 @@ def test_no_force_replaces_an_input(out: str, named: str, tiny_adapter: Path, ti
         export(adapter, home / named, home / out, "gguf")
     assert isinstance(caught.value, UsageError)
     assert digests(home) == before
+
+
+def test_files_that_options_name_are_inputs() -> None:
+    formats = (GgufOptions(types=("Q4_K_M",), imatrix=Path("imatrix.gguf")), GgufLoraOptions())
+    verify = VerifyOptions(level="full", prompts=Path("prompts.txt"), report=Path("reports"))
+    assert option_files(formats, verify) == {Path("imatrix.gguf"), Path("prompts.txt")}
+
+
+@pytest.mark.parametrize("option", ["converter", "prompts"])
+def test_no_force_replaces_a_file_of_an_option(
+    option: str, tiny_adapter: Path, tiny_tied: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("Hello.\n")
+    options = GgufOptions(converter=file if option == "converter" else None)
+    verify = VerifyOptions(level="full", prompts=file if option == "prompts" else None)
+    spec = ExportSpec(
+        adapters=(tiny_adapter,), base=str(tiny_tied), formats=(options,), verify=verify, out=file, force=True
+    )
+    with pytest.raises(UsageError, match="apart from the inputs"):
+        run_export(plan_export(spec), Hooks())
+    assert file.read_text() == "Hello.\n"
 
 
 def test_a_link_that_is_an_input_is_not_replaced(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:

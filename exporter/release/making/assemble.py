@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from exporter.errors import writing
 from exporter.io.digests import FileDigests
 from exporter.io.output import OutputFile
-from exporter.io.staging import Stage, has_leftover, require_space, resumable
+from exporter.io.staging import Stage, require_space, resumable
 from exporter.progress import Hooks, Progress
 from exporter.release.facts import Release
 from exporter.release.making.finish import finish, now, require_finish, run_facts
-from exporter.release.making.finished import finished_release, require_same
+from exporter.release.making.finished import finished_before, finished_release, require_same
 from exporter.release.making.piece import Piece, check_files, find_pieces, match_pieces
 from exporter.release.spec import ReleaseSpec
 from exporter.tensors import ByteRange
@@ -36,15 +37,14 @@ def assemble_release(
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)
-    keys, verifications = collected.keys, collected.verifications
-    if resume and not has_leftover(out) and (release := finished_release(out, collected.release, keys, verifications)):
-        hooks.say(f"{out}: already finished")
-        return release
+    find = partial(finished_release, out, collected.release, collected.keys, collected.verifications)
+    if resume and (finished := finished_before(out, find, hooks)):
+        return finished
     require_finish(spec.signing)
     require_space(out, collected.nbytes)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, finished_release(out, collected.release, keys, verifications))
+            return require_same(out, find())
         return collected.join(stage, hooks, started)
 
 

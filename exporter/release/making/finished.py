@@ -5,7 +5,7 @@ A release or piece counts as finished only if release.toml, inputs, options and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import msgspec
 
 from exporter.errors import OutputError, TTExportError
 from exporter.io.files import read_file
+from exporter.io.staging import has_leftover
+from exporter.progress import Hooks
 from exporter.release.documents import manifest, run_record
 from exporter.release.documents.manifest import ArtifactEntry
 from exporter.release.facts import Artifact, Release
@@ -59,6 +61,14 @@ def finished_piece(
     if (piece.release.spec, made_keys, piece.verifications) != (facts.spec, dict(keys), dict(verifications)):
         return None
     return replace(facts, artifacts=(piece.artifact,))
+
+
+def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks) -> Release | None:
+    """The release or piece that ``find`` recognises at ``out``, unless a run left its staging folder beside it."""
+    if has_leftover(out) or (release := find()) is None:
+        return None
+    hooks.say(f"{out}: already finished")
+    return release
 
 
 def require_same(out: Path, release: Release | None) -> Release:

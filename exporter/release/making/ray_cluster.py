@@ -11,19 +11,20 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import OutputError, TTExportError, UsageError, foreign_line
 from exporter.io.apart import require_apart
-from exporter.io.staging import has_leftover, require_space, resumable
+from exporter.io.staging import require_space, resumable
 from exporter.packages import RAY
 from exporter.progress import Hooks
 from exporter.release.facts import Release
 from exporter.release.jobs import Job
 from exporter.release.making.assemble import CollectedPieces
 from exporter.release.making.finish import now, require_finish
-from exporter.release.making.finished import finished_release, require_same
+from exporter.release.making.finished import finished_before, finished_release, require_same
 from exporter.release.making.run import run_release
 from exporter.release.making.store import Cache
 from exporter.release.plan import FILE, ReleasePlan, plan_release
@@ -63,13 +64,13 @@ def release_on_ray(
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
     require_apart(out, plan.inputs)
     keys, verifications = {job.name: plan.key(job) for job in plan.jobs}, plan.verifications(plan.jobs)
-    if resume and not has_leftover(out) and (release := finished_release(out, plan.facts, keys, verifications)):
-        hooks.say(f"{out}: already finished")
-        return release
+    find = partial(finished_release, out, plan.facts, keys, verifications)
+    if resume and (finished := finished_before(out, find, hooks)):
+        return finished
     require_finish(spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, finished_release(out, plan.facts, keys, verifications))
+            return require_same(out, find())
         # Space for the pieces and for the copies of the pieces in the release. A resumed run has some of the pieces
         # already.
         require_space(out, plan.nbytes if resume else 2 * plan.nbytes)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +18,12 @@ from exporter.export.inputs import reference_of
 from exporter.formats.table import FORMATS
 from exporter.io.apart import require_apart
 from exporter.io.digests import FileDigests, files_below
-from exporter.io.staging import Stage, has_leftover, require_space, resumable, sync_folder, write_file
+from exporter.io.staging import Stage, require_space, resumable, sync_folder, write_file
 from exporter.progress import Hooks
 from exporter.release.facts import Artifact, Release
 from exporter.release.jobs import Job
 from exporter.release.making.finish import finish, now, require_finish, run_facts
-from exporter.release.making.finished import finished_piece, finished_release, require_same
+from exporter.release.making.finished import finished_before, finished_piece, finished_release, require_same
 from exporter.release.making.journal import Journal, Made, Verified
 from exporter.release.making.make import ArtifactMaker
 from exporter.release.making.piece import write_piece
@@ -172,15 +173,14 @@ def run_release(
     hooks = hooks or Hooks()
     jobs = [only] if only else list(plan.jobs)
     keys, verifications = {job.name: plan.key(job) for job in jobs}, plan.verifications(jobs)
-    find = finished_piece if only else finished_release
-    if resume and not has_leftover(out) and (finished := find(out, plan.facts, keys, verifications)):
-        hooks.say(f"{out}: already finished")
+    find = partial(finished_piece if only else finished_release, out, plan.facts, keys, verifications)
+    if resume and (finished := finished_before(out, find, hooks)):
         return finished
     if not only:
         require_finish(plan.spec.signing)
     with resumable(out, force=force, resume=resume) as stage:
         if stage.promoted:
-            return require_same(out, find(out, plan.facts, keys, verifications))
+            return require_same(out, find())
         _clear(stage.folder / _WORK)
         digests = FileDigests()  # no cache: artifacts are hashed again, even if an earlier process recorded digests
         journal = Journal.open(stage.folder / _JOURNAL, stage.draft, keys, verifications, digests)
