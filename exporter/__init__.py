@@ -1,1 +1,1 @@
-"""ttexport: merge taught tokens into a model, write it for every runtime, and prove that it is the same model."""
+"""ttexport merges taught tokens into a model, writes the model for every runtime, and verifies the written model."""

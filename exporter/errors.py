@@ -1,17 +1,20 @@
-"""Every error that ttexport raises deliberately; each branch has its exit code.
+"""Every error that ttexport raises deliberately.
+
+Each branch of the tree has its own exit code.
 
     TTExportError            1  unexpected
     ├── UsageError           2  the command line contradicts itself
     ├── NotEquivalent        3  an artifact failed verification; nothing was promoted
-    ├── BadInput             4  an input file is broken, or two do not fit together
-    │   ├── UnreadableFile       cannot be opened or parsed, or is cut short
+    ├── BadInput             4  an input file is broken, or two input files do not fit together
+    │   ├── UnreadableFile       a file cannot be opened or parsed, or is cut short
     │   ├── TensorMismatch       a tensor does not fit the tensor that it belongs to
     │   └── LedgerError          a tensor would be dropped or applied twice
-    ├── NotExpressible       5  cannot be represented in the target format, or in this version
+    ├── NotExpressible       5  the request cannot be represented in the target format, or in this version
     ├── MissingDependency    6  an optional package is absent
-    └── OutputError          7  no space, no permission, or the output exists
+    └── OutputError          7  the output cannot be written: no space, no permission, or the output exists
 
-Messages are one line: file, tensor, expected, found. Callers read the attributes and never parse the text.
+A message is one line with the file, the tensor, the expected value and the actual value. Callers read the attributes of
+an error and never parse its message.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from typing import Any
 
 
 class TTExportError(Exception):
-    """Root of the tree; ``exit_code`` is the process exit code of the branch."""
+    """Base class of all errors of ttexport. ``exit_code`` is the exit code of the process for this branch of errors."""
 
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the attributes, too: unpickling skips constructors, some of which take more than the message."""
+        """Pickle the error with its attributes, because unpickling does not call the constructors."""
         return _revive, (type(self), self.args, self.__dict__)
 
 
@@ -51,19 +54,19 @@ class NotEquivalent(TTExportError):
     exit_code = 3
 
     def __init__(self, verdict: str, document: Mapping[str, object]) -> None:
-        """``verdict`` is the line to print; ``document`` the whole report, for callers that read JSON."""
+        """``verdict`` is the line to print. ``document`` is the whole report, for callers that read JSON."""
         super().__init__(verdict)
         self.document = document
 
 
 class BadInput(TTExportError):
-    """An input cannot be used as it is."""
+    """An input file or folder cannot be used unchanged."""
 
     exit_code = 4
     path: Path | None
 
     def __init__(self, message: str, *, path: Path | str | None = None) -> None:
-        """``path``: the file that ``message`` names; None if only the caller knows the file."""
+        """``path`` is the file that ``message`` names, or None if only the caller knows the file."""
         super().__init__(message)
         self.path = None if path is None else Path(path)
 
@@ -74,16 +77,16 @@ class UnreadableFile(BadInput):
     path: Path
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``reason`` follows the path and a colon."""
+        """``reason`` is the part of the message after the path and a colon."""
         super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
 
 
 class TensorMismatch(BadInput):
-    """A tensor's shape, dtype, ids or values do not fit their use."""
+    """A tensor has a shape, a dtype, ids or values that do not fit its use."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object, hint: str = "") -> None:
-        """``expected`` and ``found`` are printed unchanged; ``hint`` is the likely cause or the remedy."""
+        """``expected`` and ``found`` are printed unchanged. ``hint`` is the likely cause or the remedy."""
         tail = f" ({hint})" if hint else ""
         super().__init__(f"{path}: {tensor}: expected {expected}, found {found}{tail}", path=path)
         self.tensor = tensor
@@ -92,7 +95,7 @@ class TensorMismatch(BadInput):
 
 
 class LedgerError(BadInput):
-    """No rule takes a tensor, or more than one does."""
+    """A tensor is taken by no rule, or by more than one rule."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object) -> None:
         """``expected`` and ``found`` name the rules."""
@@ -101,12 +104,12 @@ class LedgerError(BadInput):
 
 
 class NotExpressible(TTExportError):
-    """The request is valid, but cannot be represented in the target format."""
+    """A valid request cannot be represented in the target format."""
 
     exit_code = 5
 
     def __init__(self, target: str, reason: str, *, instead: str = "") -> None:
-        """``target`` is the format or verb; ``instead`` names an alternative that works."""
+        """``target`` is the format or the command. ``instead`` names an alternative that works."""
         super().__init__(f"{target}: {reason}" + (f"; {instead}" if instead else ""))
         self.target = target
         self.reason = reason
@@ -125,21 +128,21 @@ class MissingDependency(TTExportError):
 
 
 class OutputError(TTExportError):
-    """The output cannot be written; nothing is left at its final name."""
+    """The output cannot be written. The final name of the output stays unused."""
 
     exit_code = 7
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``reason`` follows the path and a colon."""
+        """``reason`` is the part of the message after the path and a colon."""
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
 
 
 def foreign_line(exc: BaseException, line: int | None = None, *, max_chars: int | None = None) -> str:
-    """The message of another package's error as one line; the name of its class if the message is empty.
+    """The message of another package's error as one line, or the name of the error's class if the message is empty.
 
-    line: index of the line to use, such as -1 for the last; None: all lines, joined.
+    line: index of the line to use, such as -1 for the last line, or None to join all lines.
     """
     lines = [" ".join(text.split()) for text in str(exc).splitlines() if text.strip()]
     message = " ".join(lines) if line is None or not lines else lines[line]
@@ -159,7 +162,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_tensor(path: Path, tensor: str) -> Iterator[None]:
-    """Put file and tensor in front of a ``BadInput`` that names no file, such as the error of a value out of range."""
+    """Prefix the message of a ``BadInput`` that names no file with ``path`` and ``tensor``."""
     try:
         yield
     except BadInput as exc:

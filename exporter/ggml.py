@@ -1,6 +1,9 @@
-"""ggml's own row quantisers, from the library inside llama-cpp-python; loaded on first use.
+"""Row quantisers of ggml, from the library inside llama-cpp-python.
 
-Only this library gives the exact bytes of most quantised types: they depend on the order of operations in C.
+The library is loaded on first use.
+
+Only this library gives the exact bytes of most quantised types, because the bytes depend on the order of operations
+in C.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from exporter.packages import LLAMA_CPP
 from exporter.sources.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from exporter.tensors import Array
 
-#: The types that ggml_quantize_chunk supports; it ends the process for any other.
+#: Types that ggml_quantize_chunk supports. For any other type, ggml_quantize_chunk ends the process.
 _SUPPORTED: Final = frozenset({
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
     "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4",
@@ -27,23 +30,26 @@ _SUFFIX: Final = ".dylib" if sys.platform == "darwin" else ".so"
 
 
 def quantize_rows(rows: Array, ggml_type: str) -> Array:
-    """``rows`` (n, width) float32 in ``ggml_type``: (n, bytes a row) uint8, as llama-quantize writes them.
+    """Quantise ``rows`` (n, width) float32 to ``ggml_type``.
 
-    Uses no importance matrix, like llama.cpp for token_embd.weight and output.weight.
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a type that ggml does not quantise to, that
-    needs an importance matrix, or with blocks that do not divide the width, BadInput for values that do not fit.
+    Returns (n, bytes per row) uint8, as llama-quantize writes.
+
+    No importance matrix is used: llama.cpp uses none for token_embd.weight and output.weight either.
+    Raises MissingDependency if llama-cpp-python is not installed. Raises NotExpressible if ggml does not quantise to
+    the type, if the type needs an importance matrix, or if the block size does not divide the width. Raises BadInput if
+    a value is outside the range of the type.
     """
     if ggml_type not in _SUPPORTED:
-        raise NotExpressible(f"type {ggml_type}", "llama.cpp does not quantise to it")
+        raise NotExpressible(f"type {ggml_type}", "llama.cpp does not quantise to this type")
     number = TYPE_NUMBERS[ggml_type]
     _, block, block_nbytes = TENSOR_TYPES[number]
     n, width = rows.shape
     if width % block:
-        raise NotExpressible(f"type {ggml_type}", f"rows of {width} elements do not fill its blocks of {block}")
+        raise NotExpressible(f"type {ggml_type}", f"rows of {width} elements do not fill blocks of {block} elements")
     library = _library(ggml_type)
     if library.ggml_quantize_requires_imatrix(number):
         raise NotExpressible(
-            f"type {ggml_type}", "it needs an importance matrix, and embeddings have none in llama.cpp"
+            f"type {ggml_type}", "the type needs an importance matrix, and llama.cpp uses none for embeddings"
         )
     source = np.ascontiguousarray(rows, np.float32)
     if not np.isfinite(source).all():
@@ -52,7 +58,7 @@ def quantize_rows(rows: Array, ggml_type: str) -> Array:
     if n:
         done = library.ggml_quantize_chunk(number, source.ctypes.data, out.ctypes.data, 0, n, width, None)
         if done != out.nbytes or not library.ggml_validate_row_data(number, out.ctypes.data, out.nbytes):
-            raise BadInput(f"expected values in the range of type {ggml_type}, found others")
+            raise BadInput(f"expected values in the range of type {ggml_type}, found values outside of the range")
     return out
 
 
@@ -61,7 +67,7 @@ def _library(ggml_type: str) -> ctypes.CDLL:
     folder = LLAMA_CPP.folder()
     if folder is None:
         raise LLAMA_CPP.missing(f"type {ggml_type}")
-    # Only the library: importing the Python package would initialise every backend first.
+    # Loads only the library, because importing the Python package would initialise every backend first.
     path = folder / "lib" / f"libggml-base{_SUFFIX}"
     try:
         library = ctypes.CDLL(str(path))

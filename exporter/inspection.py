@@ -1,4 +1,4 @@
-"""Facts and tensors of a path, as plain data. Reads headers only, and the token rows of adapters."""
+"""Describes an input as plain data: its facts and its tensors. Reads only headers, and the token rows of adapters."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def inspect_path(located: Located) -> dict[str, Any]:
-    """``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder. Raises BadInput.
+    """Describe an adapter, checkpoint, .gguf file or ONNX folder as ``{"kind", "facts", "tensors"}``. Raises BadInput.
 
-    For ONNX also "models", every model file in the order of ``model_files``; facts and tensors are those of the first.
+    For an ONNX folder, the result also contains "models": every model file in the order of ``model_files``. The facts
+    and tensors of an ONNX folder are the facts and tensors of its first model file.
     """
     path = located.path
     if is_adapter(path):
@@ -92,13 +93,13 @@ def _gguf(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     facts: dict[str, Any] = {"version": model.files[0].version, "files": len(model.files)}
     for key, value in model.metadata.items():
         facts[key] = f"{value.count} items" if hasattr(value, "count") and not isinstance(value, str) else value
-    if "token_embd.weight" in model.tensors:  # a LoRA or a projector has none
+    if "token_embd.weight" in model.tensors:  # a LoRA or a projector has no embedding
         facts["head"] = "output.weight" if "output.weight" in model.tensors else "tied to token_embd.weight"
     return facts, [_tensor(tensor.name, tensor.type, tensor.shape, tensor.nbytes) for tensor in model.tensors.values()]
 
 
 def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from exporter.sources.onnx.file import OnnxFile  # a slow import, which only ONNX needs
+    from exporter.sources.onnx.file import OnnxFile  # imported here: the import is slow, and only ONNX needs the module
 
     file = OnnxFile.open(path)
     facts = {
@@ -113,7 +114,7 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _onnx_models(path: Path) -> list[dict[str, Any]]:
-    """``{"file", "precision", "nbytes"}`` of each model file; nbytes includes its external data."""
+    """``{"file", "precision", "nbytes"}`` of each model file. ``nbytes`` includes the external data of the file."""
     from exporter.sources.onnx.file import OnnxFile
 
     models = []
@@ -127,7 +128,7 @@ def _onnx_models(path: Path) -> list[dict[str, Any]]:
 
 
 def _precision(file: OnnxFile) -> str:
-    """Block formats of the matrices, then their dtypes, the most bytes first: "int4 x 32, int8 x 32, F16"."""
+    """Block formats of the matrices, then dtypes in descending order of bytes, such as "int4 x 32, int8 x 32, F16"."""
     sizes = Counter[str]()
     for tensor in file.initialisers.values():
         if len(tensor.shape) > 1 and (not file.block_formats or tensor.dtype in FLOATS):  # codes are in block_formats

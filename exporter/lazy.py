@@ -1,4 +1,4 @@
-"""Attributes of a package that are imported at first use, so that importing the package is cheap."""
+"""Imports attributes of a package on first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of ``package`` (PEP 562). homes: public name → full name of the module that defines it.
+    """The ``__getattr__`` of ``package`` (PEP 562).
 
-    It raises AttributeError for any other name.
+    homes: public name → full name of the module that defines the name. The returned function raises AttributeError for
+    a name that is not in ``homes``.
     """
 
     def find(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Options as data: one field defines the flag, the key of release.toml, the Python argument, the help and the rule.
+"""Options as data. One field defines the flag, the key in release.toml, the Python argument, the help and the rule.
 
-A group of options is a frozen dataclass with fields made by ``option``. It validates itself. Its errors name
-fields; the command line shows them as flags (``--imatrix``), release.toml as keys (``gguf.imatrix``).
+A group of options is a frozen dataclass with fields made by ``option``. The group validates itself. Error messages name
+options as flags on the command line (``--imatrix``), and as keys in release.toml (``gguf.imatrix``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REFERENCE: Final = re.compile(r"\{(\w+)\}")
 
 
 class ValueType(Enum):
-    """The type of an option's value; its text completes "expected …"."""
+    """The type of an option's value. The text of a member follows the word "expected" in messages."""
 
     TEXT = "a string"
     SIZE = "a size such as 500M, 2GB or 1.5GiB"
@@ -32,10 +32,11 @@ class ValueType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """The public face of a field.
+    """One option, as users see it.
 
-    flag: on the command line. choices: the allowed values; empty: any. repeatable: the field is a tuple, the flag may
-    be repeated, and the key holds a list. accepts: whether this option takes a value of a flag that formats share.
+    flag: name of the option on the command line. choices: the allowed values; an empty tuple allows any value.
+    repeatable: whether the field is a tuple. A repeatable flag may be given several times, and its key contains a list.
+    accepts: a function that returns whether this option takes a given value. Needed if several formats share one flag.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The option's name in a table of release.toml."""
+        """The name of the option in a table of release.toml."""
         return self.name.replace("_", "-")
 
 
@@ -63,7 +64,10 @@ def option(
     choices: Sequence[str] = (),
     accepts: Callable[[str], bool] | None = None,
 ) -> Any:
-    """A field of an ``Options`` class, repeatable if ``default`` is a tuple. flag: by default the name with dashes."""
+    """Make a field of an ``Options`` class. The option is repeatable if ``default`` is a tuple.
+
+    flag: name of the flag; by default the field's name with dashes.
+    """
     settings = {"help": help, "flag": flag, "type": type, "metavar": metavar, "choices": tuple(choices)}
     return field(default=default, metadata={_META: {**settings, "accepts": accepts}})
 
@@ -72,12 +76,12 @@ class OptionError(UsageError):
     """An option has an invalid value, or contradicts another option."""
 
     def __init__(self, group: type[Options], name: str, reason: str) -> None:
-        """reason: completes the sentence after the colon; ``{name}`` stands for another option of the group."""
+        """reason: the part of the message after the colon. In it, ``{name}`` stands for another option of the group."""
         self.group, self.name, self.reason = group, name, reason
         super().__init__(self.worded(lambda group, option: option.name))
 
     def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
-        """The message, with the names of options as ``spell`` writes them."""
+        """The message, with every option named by ``spell``."""
         known = self.group.options()
         reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
         return f"{spell(self.group, known[self.name])}: {reason}"
@@ -89,27 +93,31 @@ def as_flag(group: type[Options], option: Option) -> str:
 
 
 def as_key(group: type[Options], option: Option) -> str:
-    """The name of an option in release.toml, with its table."""
+    """The name of an option in release.toml, including the name of its table."""
     return f"{group.section}.{option.key}" if group.section else option.key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A group of options. section: its table in release.toml; empty for keys outside of tables.
+    """A group of options.
 
-    Accepts sizes as text (``2G``) and paths as strings. Raises OptionError, a UsageError.
+    section: name of the group's table in release.toml, or "" for keys outside of tables. The constructor accepts sizes
+    as text (``2G``) and paths as strings. Raises OptionError, a UsageError.
     """
 
     section: ClassVar[str] = ""
 
     @classmethod
     def options(cls) -> dict[str, Option]:
-        """Field name → option, in order."""
+        """Field name → option, in the order of the fields."""
         return {field.name: _option(field) for field in fields(cls)}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """The group with ``values``: field name → value from TOML or a command line; None: the default."""
+        """Make the group from ``values``: field name → value from TOML or a command line.
+
+        None stands for the default.
+        """
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def __post_init__(self) -> None:
@@ -123,18 +131,18 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Rules between options. Raises OptionError."""
+        """Check the rules between options. Raises OptionError."""
 
     def fault(self, name: str, reason: str) -> OptionError:
         """The error for the option ``name``."""
         return OptionError(type(self), name, reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Key → value, as in release.toml, for every option; files by their names alone."""
+        """Key → value of every option, as in release.toml. Files are given by their names without folders."""
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
     def changed(self) -> dict[str, Any]:
-        """As ``to_json``, for the options that differ from their defaults."""
+        """Key → value, as in ``to_json``, of the options that differ from their defaults."""
         return {
             _option(field).key: _json(getattr(self, field.name))
             for field in fields(self)
@@ -142,7 +150,7 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Key → path, for the options that name files or folders."""
+        """Key → path of the options that name files or folders."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 

@@ -1,4 +1,4 @@
-"""Optional Python packages: whether they are installed, at which version, and how to install them. Imports none."""
+"""Finds optional Python packages, their versions, and the command that installs them. Imports no optional package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from exporter.errors import MissingDependency
 class Requirement:
     """Packages that one feature needs together.
 
-    modules: their import names.  title: their names in messages.  install: the argument of ``pip install``.
+    modules: import names of the packages.  title: the packages' names in messages.  install: the argument of ``pip
+    install``.
     """
 
     modules: tuple[str, ...]
@@ -24,11 +25,11 @@ class Requirement:
     install: str
 
     def is_installed(self) -> bool:
-        """Whether every module can be found; none is imported."""
+        """Whether every module can be found. No module is imported."""
         return all(importlib.util.find_spec(module) is not None for module in self.modules)
 
     def folder(self) -> Path | None:
-        """Folder of the first module, None if it is not installed."""
+        """Folder of the first module, or None if the first module is not installed."""
         spec = importlib.util.find_spec(self.modules[0])
         return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
@@ -37,13 +38,13 @@ class Requirement:
         return MissingDependency(self.title, needed_for=needed_for, install=self.install)
 
     def require(self, needed_for: str) -> None:
-        """Raise MissingDependency unless every module can be found."""
+        """Raise MissingDependency if a module cannot be found."""
         if not self.is_installed():
             raise self.missing(needed_for)
 
 
 def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
-    """Requirements of one extra of ttexport, one per package. titles: import name → name in messages."""
+    """One requirement per package of one extra of ttexport. titles: import name → name of the package in messages."""
     return tuple(Requirement((module,), title, f"ttexport[{name}]") for module, title in titles.items())
 
 
@@ -53,14 +54,14 @@ def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
 REPORT: Final = _extra("report", jinja2="Jinja2", junitparser="junitparser", matplotlib="matplotlib")
 TRACE: Final = _extra("trace", torch="torch", transformers="transformers", onnxscript="onnxscript")
 TUNE: Final = _extra("tune", trl="trl", datasets="datasets", accelerate="accelerate", matplotlib="matplotlib")
-#: Needed by ``tune`` only if it logs to TensorBoard.
+#: ``tune`` needs this package only if ``tune`` logs to TensorBoard.
 (TENSORBOARD,) = _extra("tune", tensorboardX="tensorboardX")
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
     """Name on PyPI → installed version, in the order of ``names``.
 
-    None for a package that is not installed, such as ttexport itself when it runs from its source folder.
+    The version is None for a package that is not installed, such as ttexport itself when run from its source folder.
     """
     return {name: _version(name) for name in names}
 

@@ -15,7 +15,10 @@ def silent(nbytes: int) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Outputs of progress: ``start(label, nbytes)`` starts the bar of one artifact, ``say`` prints one line."""
+    """Functions that show progress. ``start(label, nbytes)`` starts the bar of one artifact.
+
+    ``say`` prints one line.
+    """
 
     start: Callable[[str, int], Progress] = field(default=lambda label, nbytes: silent)
     say: Callable[[str], None] = field(default=lambda line: None)

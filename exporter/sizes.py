@@ -1,11 +1,11 @@
-"""Numbers of bytes in text."""
+"""Converts numbers of bytes to text and back."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-#: Powers of 1000, as for disks; powers of 1024 if the unit has an ``i``.
+#: Exponents of the units. The base is 1000, as for disks, or 1024 if the unit has an ``i``.
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE: Final = re.compile(
     r"(?P<number>\d{1,9}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgt])(?P<binary>i?)b?|b)", re.IGNORECASE
@@ -13,9 +13,9 @@ _SIZE: Final = re.compile(
 
 
 def parse_size(text: str) -> int:
-    """Bytes, at least 1, from ``500M``, ``2GB`` or ``1.5GiB``; ``2G`` is ``2GB``.
+    """Number of bytes, at least 1, given by a text such as ``500M``, ``2GB`` or ``1.5GiB``. ``2G`` equals ``2GB``.
 
-    Raises ValueError with the expected and the given text.
+    Raises ValueError if ``text`` is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     nbytes = 0

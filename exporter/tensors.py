@@ -1,7 +1,7 @@
-"""Tensors before they are read: name, dtype, shape, and access to their bytes.
+"""Tensors that are read on demand: name, dtype, shape, and access to the bytes.
 
-Shapes are known without reading: planning uses ``TensorSpec`` only, and writers pull row blocks through
-``LazyTensor``. No torch: numpy holds every dtype, with ml_dtypes for those that numpy lacks.
+Shapes are known without reading: planning uses only ``TensorSpec``, and writers read blocks of rows through
+``LazyTensor``. Arrays are numpy arrays, not torch tensors. ml_dtypes adds the dtypes that numpy lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
-#: safetensors' dtype spelling → numpy dtype. Source: the dtype list of the safetensors format.
+#: Name of a dtype in safetensors → numpy dtype. Source: the dtype list of the safetensors format.
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -38,20 +38,21 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
 }
 
-#: The dtypes that merging and storage casts accept; all others are copied or refused.
+#: Dtypes that a merge or a cast accepts. Tensors of any other dtype are copied unchanged or refused.
 FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
-#: Rows are read and written in blocks of about this size: large enough that the cost of a call vanishes, small enough
-#: that several fit into the smallest memory limit (120 MB a process).
+#: Rows are read and written in blocks of about this size. A block of this size is large enough that the cost of a call
+#: is negligible, and small enough that several blocks fit into the smallest memory limit (120 MB per process).
 BLOCK_BYTES: Final = 8 << 20
 
-#: Bytes hashed at a time: memory of this size is reused from block to block, a larger block is allocated anew.
+#: Number of bytes hashed at a time. Memory of this size is reused from block to block; a larger block would be
+#: allocated anew each time.
 _HASHED_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (safetensors spelling) and shape of a tensor; no bytes."""
+    """Name, dtype (as safetensors names it) and shape of a tensor, without its bytes."""
 
     name: str
     dtype: str
@@ -64,7 +65,7 @@ class TensorSpec:
 
     @property
     def n_rows(self) -> int:
-        """Length of the first axis; a scalar counts as one row."""
+        """Length of the first axis. A scalar counts as one row."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -80,7 +81,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of a tensor on disk: ``offset_bytes`` counts from the start of the file."""
+    """A range of bytes in a file. ``offset_bytes`` counts from the start of the file."""
 
     path: Path
     offset_bytes: int
@@ -92,22 +93,25 @@ class LazyTensor(Protocol):
 
     @property
     def spec(self) -> TensorSpec:
-        """Name, dtype and shape of the values that reading gives."""
+        """Name, dtype and shape of the values that ``rows`` returns."""
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) along the first axis, dtype and trailing shape as in ``spec``."""
+        """Rows [start, stop) along the first axis, with the dtype and the other axes of ``spec``."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The tensor's bytes in order: ranges of files that hold them unchanged, and arrays for the rest."""
+        """The tensor's bytes in order.
+
+        Bytes that a file contains unchanged are given as ranges, all other bytes as arrays.
+        """
 
 
 def read(tensor: LazyTensor) -> Array:
-    """The whole tensor. Memory: the tensor."""
+    """Read the whole tensor. Memory: one copy of the tensor."""
     return tensor.rows(0, tensor.spec.n_rows).reshape(tensor.spec.shape)
 
 
 def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Array]]:
-    """(first row, rows) in order; each block has at most ``block_nbytes`` bytes, but at least one row."""
+    """(first row, rows) of each block, in order. A block has at most ``block_nbytes`` bytes, but at least one row."""
     spec = tensor.spec
     step = max(1, block_nbytes // max(1, spec.row_nbytes))
     for start in range(0, spec.n_rows, step):
@@ -121,14 +125,14 @@ def byte_blocks(tensor: LazyTensor) -> Iterator[memoryview]:
 
 
 def as_bytes(value: Array) -> memoryview:
-    """The bytes of ``value`` in C order; a view of it if it is contiguous."""
+    """The bytes of ``value`` in C order. The result is a view of ``value`` if ``value`` is contiguous."""
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def same_values(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two tensors have the same shape and equal values, whatever their dtypes. NaN equals nothing.
+    """Whether two tensors have equal shapes and equal values, whatever their dtypes. NaN equals no value.
 
-    Memory: a block of each.
+    Memory: one block of each tensor.
     """
     if first.spec.shape != second.spec.shape:
         return False
@@ -136,16 +140,17 @@ def same_values(first: LazyTensor, second: LazyTensor) -> bool:
 
 
 def same_bits(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two tensors have the same dtype, shape and bytes. Memory: a block of each."""
+    """Whether two tensors have the same dtype, shape and bytes. Memory: one block of each tensor."""
     if (first.spec.dtype, first.spec.shape) != (second.spec.dtype, second.spec.shape):
         return False
     return first_difference(first, second, first.spec.n_rows) is None
 
 
 def first_difference(first: LazyTensor, second: LazyTensor, n_rows: int) -> int | None:
-    """Index of the first of ``n_rows`` rows that differs in a bit of a value, in the wider dtype of the two; or None.
+    """Index of the first row that differs between two tensors within the first ``n_rows`` rows, or None.
 
-    The tensors have rows of the same shape. Memory: a block of each.
+    Values are compared bit by bit in the wider of the two dtypes. The rows of both tensors have the same shape. Memory:
+    one block of each tensor.
     """
     for start, left, right in _block_pairs(first, second, n_rows):
         dtype = np.promote_types(left.dtype, right.dtype)
@@ -160,7 +165,7 @@ def _bits(value: Array) -> Array:
 
 
 def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator[tuple[int, Array, Array]]:
-    """(first row, rows of ``first``, the same rows of ``second``), for rows [0, n_rows)."""
+    """(first row, rows of ``first``, the same rows of ``second``) for each block of the rows [0, n_rows)."""
     step = max(1, BLOCK_BYTES // max(1, first.spec.row_nbytes, second.spec.row_nbytes))
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
@@ -168,10 +173,12 @@ def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator
 
 
 def cast(value: Array, dtype: str) -> Array:
-    """``value`` in ``dtype``, rounded once to nearest even; the input itself if it has that dtype already.
+    """Cast ``value`` to ``dtype``, rounding once to nearest even.
 
-    Between float32 and bfloat16 the bits are shifted, which is several times faster than ml_dtypes' cast; NaNs keep
-    their sign and stay NaN. Source: bfloat16 is the upper half of an IEEE binary32.
+    Returns ``value`` itself if it already has ``dtype``.
+
+    Between float32 and bfloat16 the bits are shifted, which is several times faster than the cast of ml_dtypes. NaNs
+    keep their sign and stay NaN. Source: bfloat16 is the upper half of an IEEE binary32.
     """
     target = DTYPES[dtype]
     if value.dtype == target:
@@ -189,7 +196,9 @@ def cast(value: Array, dtype: str) -> Array:
 
 
 def _to_odd_f32(value: Array) -> Array:
-    """float64 to float32, inexact values to the odd neighbour: rounding the result again equals rounding once.
+    """Cast float64 to float32, rounding inexact values to odd.
+
+    A second rounding of the result then equals one rounding.
 
     Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """
@@ -208,6 +217,6 @@ def _round_to_bf16(value: Array) -> Array:
     out = (rounded >> np.uint32(16)).astype(np.uint16)
     nan = np.isnan(value)
     if nan.any():
-        # The rounding bias may carry a NaN's payload into infinity: set the quiet bit instead.
+        # The rounding bias may carry the payload of a NaN into infinity, so the quiet bit is set instead.
         out[nan] = ((bits[nan] >> np.uint32(16)) | np.uint32(0x40)).astype(np.uint16)
     return out.view(DTYPES["BF16"])

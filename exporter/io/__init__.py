@@ -1,1 +1,1 @@
-"""Reading and writing files: safe opening, streamed output, atomic names."""
+"""Reads and writes files: safe opening, streamed output, atomic renames."""

@@ -1,4 +1,4 @@
-"""Small files that are replaced atomically; the last writer wins."""
+"""Replaces small files atomically. Of several writers, the last writer wins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exporter.io.files import write_synced
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, creating its folder; readers see the old file or the new one, never a part.
+    """Write ``content`` to ``path`` and create its folder if necessary. Readers never see a partly written file.
 
     Raises OutputError.
     """

@@ -1,8 +1,8 @@
-"""Writes one file in chunks: several threads read their sources and write them past the page cache.
+"""Writes one file in chunks. Several threads read the sources of the chunks and write the chunks past the page cache.
 
-The page cache does not help a file that is written once and read by another process: it takes a new page for every
-byte, and the final sync waits for all of them at once. Here every chunk is on the disk when its write returns, and the
-sync has little left to do.
+The page cache does not help a file that is written once and read by another process: the cache allocates new pages for
+all bytes, and the final sync waits for all pages at once. With direct writes, every chunk is on the disk when the
+write call returns, and the final sync has little left to do.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from exporter.io import kernel
 from exporter.io.files import read_at
 from exporter.tensors import ByteRange
 
-#: Small enough that a chunk is still in the processor's cache when the disk fetches it, which is up to twice as fast as
-#: with 4 MB; with smaller chunks the cost of the calls shows.
+#: Size of a chunk. A chunk of 1 MB is still in the processor's cache when the disk fetches the chunk, which is up to
+#: twice as fast as with chunks of 4 MB. With smaller chunks, the cost of the system calls becomes measurable.
 CHUNK_BYTES: Final = 1 << 20
-#: Some threads fill chunks while others wait for the disk; 4 to 8 were the fastest on two processors.
+#: Number of threads. Some threads fill chunks while other threads wait for the disk. On two processors, 4 to 8 threads
+#: were the fastest.
 _WORKERS: Final = 6
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,7 +34,10 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Chunk:
-    """A piece of the file. ranges: (offset in ``buffer``, range of another file to read there); the rest is filled."""
+    """A part of the file to write. ranges: (offset in ``buffer``, range of another file to read to that offset).
+
+    All other bytes of ``buffer`` are filled already.
+    """
 
     offset_bytes: int
     buffer: mmap.mmap
@@ -42,20 +46,20 @@ class Chunk:
 
     @property
     def free_nbytes(self) -> int:
-        """Bytes that still fit."""
+        """Number of bytes that can still be added to the chunk."""
         return len(self.buffer) - self.nbytes
 
 
 class InputFiles:
-    """The files that ranges are read from, each opened once."""
+    """The input files of the ranges. Every file is opened once."""
 
     def __init__(self) -> None:
-        """Opens no file."""
+        """The constructor opens no file."""
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def fd(self, path: Path) -> int:
-        """The descriptor of ``path``, opened on first use. Raises UnreadableFile."""
+        """The file descriptor of ``path``. The file is opened on first use. Raises UnreadableFile."""
         with self._lock:
             if path not in self._fds:
                 with reading(path):
@@ -63,7 +67,7 @@ class InputFiles:
             return self._fds[path]
 
     def read_into(self, source: ByteRange, view: memoryview) -> None:
-        """Fill ``view`` with the range. Raises UnreadableFile if the file ends before the range does."""
+        """Fill ``view`` with the bytes of ``source``. Raises UnreadableFile if the file ends before the range does."""
         fd = self.fd(source.path)
         with reading(source.path):
             done = read_at(fd, view, source.offset_bytes)
@@ -81,7 +85,7 @@ class InputFiles:
 
 
 class ChunkWriter:
-    """Writes chunks of the file ``fd`` in a few threads; ``chunk`` blocks while too many are pending."""
+    """Writes chunks of the file ``fd`` in a few threads. ``chunk`` blocks while too many chunks are pending."""
 
     def __init__(self, path: Path, fd: int, sources: InputFiles) -> None:
         """Threads and buffers are created on first use."""
@@ -92,20 +96,20 @@ class ChunkWriter:
         self._pending: deque[Future[mmap.mmap]] = deque()
 
     def chunk(self, offset_bytes: int) -> Chunk:
-        """An empty chunk. Raises the error of the oldest pending chunk, if it waits for that."""
+        """Return an empty chunk. Waits for the oldest pending chunk if too many are pending, and raises its error."""
         if len(self._pending) > _WORKERS:
             return Chunk(offset_bytes, self._pending.popleft().result())
         return Chunk(offset_bytes, mmap.mmap(-1, CHUNK_BYTES))
 
     def submit(self, chunk: Chunk) -> None:
-        """Fill and write ``chunk`` in a thread. It begins and ends on a block boundary."""
+        """Fill and write ``chunk`` in a thread. ``chunk`` begins and ends on a block boundary."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_WORKERS)
             self._direct = kernel.open_direct(self._path)
         self._pending.append(self._pool.submit(self.write, chunk, direct=True))
 
     def write(self, chunk: Chunk, *, direct: bool = False) -> mmap.mmap:
-        """Fill and write ``chunk``; returns its buffer for reuse. Raises UnreadableFile, OutputError."""
+        """Fill and write ``chunk``. Returns the buffer of ``chunk`` for reuse. Raises UnreadableFile, OutputError."""
         if self._direct is None and self._copied_by_kernel(chunk):
             return chunk.buffer
         view = memoryview(chunk.buffer)
@@ -123,12 +127,17 @@ class ChunkWriter:
             try:
                 return os.pwrite(self._direct, view, offset)
             except OSError as exc:
-                if exc.errno != errno.EINVAL:  # larger blocks, or a file system that only refuses here
+                if (
+                    exc.errno != errno.EINVAL
+                ):  # EINVAL: larger blocks, or a file system that refuses direct writes only at this call
                     raise
         return os.pwrite(self._fd, view, offset)
 
     def _copied_by_kernel(self, chunk: Chunk) -> bool:
-        """Copy within the kernel where direct writes are not possible; False where this is not possible either."""
+        """Copy the chunk within the kernel. Returns False if the kernel cannot copy between the two files.
+
+        Used where direct writes are not possible.
+        """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False
         source, done = chunk.ranges[0][1], 0
@@ -142,19 +151,21 @@ class ChunkWriter:
                 if exc.errno in _NO_SPACE:
                     raise OutputError(self._path, "no space left on the device") from exc
                 moved = 0
-            if not moved:  # two file systems, one without the call, or the end of the source: reading finds out
+            if (
+                not moved
+            ):  # two file systems, a file system without the call, or the end of the source: a read finds the cause
                 self._kernel_copy = False
                 return False
             done += moved
         return True
 
     def finish(self) -> None:
-        """Wait for all pending chunks. Raises the error of the first that failed."""
+        """Wait for all pending chunks. Raises the error of the first failed chunk."""
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """Cancel pending chunks; no thread touches the file after this."""
+        """Cancel pending chunks. No thread accesses the file after ``close`` returns."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._direct is not None:

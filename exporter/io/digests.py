@@ -1,7 +1,7 @@
-"""sha256 of files, cached by inode, size and times, so that a file is read only once.
+"""Computes sha256 of files. Digests are cached by inode, size and times, so that a file is read only once.
 
-Only the first release that uses a base of many gigabytes hashes it. Rewriting a file in place changes its times; a file
-that changed a moment ago is not cached, because a second change might leave the same times.
+Only the first release that uses a base of many gigabytes hashes the base. Rewriting a file in place changes the file's
+times. A file that changed less than a few seconds ago is not cached, because a second change might leave equal times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _SETTLED_SECONDS: Final = 3
 
 @dataclass
 class FileDigests:
-    """Digests by inode, size and times. folder: keeps them between runs; None: they are kept in this process only."""
+    """Digests of files by inode, size and times.
+
+    folder: the folder that keeps the digests between runs, or None to keep the digests only in this process.
+    """
 
     folder: Path | None = None
     known: dict[str, str] = field(default_factory=dict)
@@ -42,19 +45,19 @@ class FileDigests:
                     hasher.update(block)
                 digest = hasher.hexdigest()
                 if _key(os.fstat(file.fileno())) != key:
-                    return digest  # another process writes the file: the digest is of these bytes only
+                    return digest  # another process writes the file, so the digest is not cached
                 self._cache(key, digest, status)
         self.known[key] = digest
         return digest
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """The digests of several files, read in parallel."""
+        """The digests of ``paths``. The files are read in parallel."""
         listed = list(paths)
         with ThreadPoolExecutor(min(4, len(listed) or 1)) as pool:
             return dict(zip(listed, pool.map(self.of, listed), strict=True))
 
     def below(self, folder: Path) -> dict[str, str]:
-        """Name below ``folder``, with slashes → digest of every file below it, in the order of names."""
+        """Name below ``folder``, with slashes → digest, for every file below ``folder``, in the order of names."""
         return {
             path.relative_to(folder).as_posix(): digest for path, digest in self.of_all(files_below(folder)).items()
         }
@@ -83,7 +86,7 @@ def digest_of(value: bytes) -> str:
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether ``folder`` holds exactly ``files``: name below it → size in bytes."""
+    """Whether ``folder`` contains exactly ``files``. files: name below ``folder`` → size in bytes."""
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_below(folder)} == dict(files)
 
 

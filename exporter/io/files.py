@@ -1,4 +1,4 @@
-"""Opening input files: regular files only, never a pipe, which would block until it has a writer."""
+"""Opens input files. Only regular files are opened: opening a pipe would block until the pipe has a writer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from exporter.errors import UnreadableFile, reading
 
-#: Limit for files that are read whole, such as tokenizers: the largest known has 34 MB.
+#: Limit for files that are read whole, such as tokenizers. The largest known tokenizer file has 34 MB.
 MAX_WHOLE_BYTES: Final = 64 << 20
 _FILE_TYPES: Final = {
     stat.S_IFIFO: "a pipe",
@@ -23,20 +23,23 @@ _FILE_TYPES: Final = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
-    """(file, its size in bytes). Follows links: the hub's cache consists of them.
+    """Open ``path`` and yield (file, size in bytes). Follows links, because the hub's cache consists of links.
 
-    Raises UnreadableFile for anything but a regular file, and for an OSError of the body.
+    Raises UnreadableFile if ``path`` is not a regular file, or if the body of the ``with`` block raises OSError.
     """
     with reading(path), FileIO(path, opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            actual = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "something else")
+            actual = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "a file of another type")
             raise UnreadableFile(path, f"expected a regular file, found {actual}")
         yield file, status.st_size
 
 
 def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
-    """The content of ``path``. Raises UnreadableFile for more than ``max_nbytes``, before it reads the file."""
+    """The content of ``path``.
+
+    Raises UnreadableFile, without reading, if the file has more than ``max_nbytes`` bytes.
+    """
     with opened(path) as (file, size):
         if size > max_nbytes:
             raise UnreadableFile(path, f"expected at most {max_nbytes} bytes, found {size}")
@@ -44,17 +47,20 @@ def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
 
 
 def read_exactly(file: FileIO, nbytes: int) -> bytes:
-    """The next ``nbytes`` of ``file``, fewer only at its end."""
+    """The next ``nbytes`` bytes of ``file``. Fewer bytes are returned only at the end of the file."""
     content = bytearray()
     while len(content) < nbytes and (part := file.read(nbytes - len(content))):
         if len(part) == nbytes:
-            return part  # the usual case, without a second copy
+            return part  # the usual case needs no second copy
         content += part
     return bytes(content)
 
 
 def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
-    """Fill ``view`` from ``offset_bytes`` on; the number of bytes read, fewer only at the end of the file."""
+    """Fill ``view`` with bytes of the file from ``offset_bytes`` on. Returns the number of bytes read.
+
+    Fewer bytes than ``view`` has are read only at the end of the file.
+    """
     done = 0
     while done < len(view) and (nbytes := os.preadv(fd, [view[done:]], offset_bytes + done)):
         done += nbytes
@@ -62,7 +68,7 @@ def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file whole and sync it; its mode follows the umask. Raises OSError."""
+    """Write a new file with ``content`` and sync the file. The mode of the file follows the umask. Raises OSError."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()

@@ -1,4 +1,4 @@
-"""Untrusted JSON objects: memory and depth are bounded, duplicate keys are refused."""
+"""Parses untrusted JSON objects with bounded memory and depth. Duplicate keys are refused."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from exporter.io.files import read_file
 
 #: Published configs have a few kilobytes.
 MAX_CONFIG_BYTES: Final = 16 << 20
-#: JSON may become forty times as many bytes of objects; text that may need more than this is not parsed.
+#: Parsed objects may take forty times as many bytes as the JSON text. Text that may need more memory than this limit is
+#: not parsed.
 _MAX_MEMORY_BYTES: Final = 128 << 20
-#: Upper bound of a value, or of a key and its table entry: measured with CPython 3.11, a key takes the most, 72.
+#: Upper bound of the bytes of a value, or of a key and its table entry. In CPython 3.11, a key takes 72 bytes, which is
+#: the largest measured size.
 _VALUE_BYTES: Final = 80
-#: Well below Python's recursion limit, so that the object can also be copied and written.
+#: Maximum depth. This depth is well below Python's recursion limit, so that the object can also be copied and written.
 _MAX_DEPTH: Final = 64
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises UnreadableFile for anything else, or for more than ``max_nbytes``."""
+    """The JSON object in ``path``. Raises UnreadableFile if the file is not a JSON object or exceeds ``max_nbytes``."""
     return parse_object(path, read_file(path, max_nbytes=max_nbytes), what=path.name)
 
 
 def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """The JSON object in ``text``.
 
-    Raises UnreadableFile for anything else, for duplicate keys, and for text that would need too much memory.
-    what: the text's name in messages.
+    Raises UnreadableFile if ``text`` is not a JSON object, has duplicate keys, or would need too much memory.
+    what: the name of the text in messages.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -42,12 +44,12 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
         return table
 
     if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
-        actual = f"found some that may take {nbytes >> 20} MB"
+        actual = f"found JSON that may take {nbytes >> 20} MB"
         raise UnreadableFile(path, f"{what}: expected JSON that takes up to {_MAX_MEMORY_BYTES >> 20} MB, {actual}")
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
         if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could be read, but not written again
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate can be read, but cannot be written again
     except (ValueError, RecursionError) as exc:
         raise UnreadableFile(path, f"{what} is not valid JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -58,16 +60,19 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
 
 
 def _memory_bytes(text: bytes) -> int:
-    """An upper bound of the memory of parsing: ``text``, the decoded text, its strings, and its values.
+    """An upper bound of the memory that parsing needs: ``text``, the decoded text, its strings, and its values.
 
-    A string takes one byte a character, or up to four if it has a character beyond Latin-1.
+    A string takes one byte per character, or up to four bytes if the string has a character beyond Latin-1.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     return len(text) * (1 + 2 * width) + _VALUE_BYTES * sum(map(text.count, (b",", b":", b"[", b"{")))
 
 
 def _is_shallow(value: object) -> bool:
-    """Walks level by level: recursion would itself fail on an object that is too deep."""
+    """Whether ``value`` has at most ``_MAX_DEPTH`` levels.
+
+    Recursion would fail on an object that is too deep, so the levels are visited one after another.
+    """
     level = [value]
     for _ in range(_MAX_DEPTH):
         tables = [item for item in level if isinstance(item, dict)]

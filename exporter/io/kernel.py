@@ -1,4 +1,4 @@
-"""File operations of Linux that Python does not offer: reserving space, sharing ranges between files."""
+"""File operations of Linux that Python does not offer: reserving space, and sharing ranges between files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import struct
 from pathlib import Path
 from typing import Final
 
-#: Both ends of a shared range must be multiples of this, in memory and on disk. Source: ioctl_ficlonerange(2), open(2).
+#: Both ends of a shared range, and of a direct write in memory and on disk, must be multiples of this number of bytes.
+#: Sources: ioctl_ficlonerange(2), open(2).
 ALIGNMENT: Final = 4096
 #: _IOW(0x94, 13, struct file_clone_range). Source: linux/fs.h.
 _FICLONERANGE: Final = 0x4020940D
 _CLONE_RANGE: Final = struct.Struct("=qQQQ")
 
-#: The file system or the pair of files does not support the operation.
+#: Error numbers of a file system, or of a pair of files, that does not support the operation.
 _UNSUPPORTED: Final = (
     errno.EOPNOTSUPP,
     errno.ENOSYS,
@@ -32,7 +33,7 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
     """Reserve space for bytes to be written, so that a full disk is detected before the work is done.
 
     Does nothing on a file system without the operation. Raises OSError if there is not enough space. Unlike
-    posix_fallocate, this never writes the range in order to reserve it.
+    posix_fallocate, ``reserve`` never writes the range in order to reserve space.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:
@@ -43,7 +44,10 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
 
 
 def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, nbytes: int) -> bool:
-    """Share a range of another file with ``fd``; False if the file system cannot. All three numbers are aligned."""
+    """Share a range of another file with ``fd``. Returns False if the file system cannot share ranges.
+
+    The two offsets and ``nbytes`` are multiples of ``ALIGNMENT``.
+    """
     try:
         fcntl.ioctl(fd, _FICLONERANGE, _CLONE_RANGE.pack(source_fd, source_offset_bytes, nbytes, offset_bytes))
     except OSError as exc:
@@ -54,7 +58,7 @@ def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, 
 
 
 def open_direct(path: Path) -> int | None:
-    """``path`` opened for writing past the page cache; None if the file system cannot."""
+    """Open ``path`` for writing past the page cache. Returns None if the file system does not support direct writes."""
     try:
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
     except OSError as exc:

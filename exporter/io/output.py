@@ -1,4 +1,4 @@
-"""Writes one artifact file front to back: bytes, tensors by range or by block, with every byte counted."""
+"""Writes one artifact file from start to end, as bytes or as tensors in ranges or blocks. Every byte is counted."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from exporter.io.chunks import Chunk, ChunkWriter, InputFiles
 from exporter.progress import Progress, silent
 from exporter.tensors import Array, ByteRange, as_bytes
 
-#: Smaller ranges are copied: sharing a range costs a call and two entries in the file's extent map.
+#: Ranges with fewer bytes are copied, because sharing a range costs a call and two extents in the file's extent map.
 _CLONE_FROM_BYTES: Final = 1 << 20
 
 
 class OutputFile:
-    """A new file, written front to back, synced on success and removed on failure.
+    """A new file, written from start to end, synced on success and removed on failure.
 
-    Ranges of other files are shared where the file system supports it, else copied; adjacent ranges are combined. The
-    mode follows the umask. Memory: a few chunks. Raises OutputError if the path exists or a write fails, UnreadableFile
-    for a range beyond the end of its file.
+    Ranges of other files are shared if the file system supports sharing, else copied. Adjacent ranges are combined. The
+    mode of the file follows the umask. Memory: a few chunks. Raises OutputError if the path exists or a write fails.
+    Raises UnreadableFile if a range exceeds the file that the range belongs to.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
-        """nbytes: the final size, if known: space is reserved. Nothing is opened before the ``with`` block."""
+        """nbytes: the final size, for which space is reserved, or None if the size is unknown.
+
+        The file is opened when the ``with`` block begins.
+        """
         self.path = path
         self.nbytes = 0
         self._expected_nbytes = nbytes
         self._progress = progress
         self._fd = -1
         self._sources = InputFiles()
-        self._range: ByteRange | None = None  # the last range, not copied yet: the next one may continue it
+        self._range: ByteRange | None = None  # the last range is not copied yet, because the next range may continue it
         self._chunk: Chunk | None = None
         self._shares = True
         self._beginning = b""
@@ -62,7 +65,10 @@ class OutputFile:
                 self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview | Array) -> None:
-        """Append ``data``, an array as its bytes in C order. Copies ``data``: the caller may reuse it."""
+        """Append ``data``. An array is written as its bytes in C order.
+
+        ``data`` is copied, so the caller may reuse it.
+        """
         self._flush_range()
         view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else as_bytes(data)
         self.nbytes += len(view)
@@ -74,7 +80,10 @@ class OutputFile:
             view = view[len(head) :]
 
     def begin_with(self, data: bytes) -> None:
-        """Replace the first bytes by ``data`` at the end, for content that is computed while the file is written."""
+        """Replace the first bytes of the file with ``data`` when the file is finished.
+
+        For content, such as a digest, that is computed while the file is written.
+        """
         self._beginning = data
 
     def pad_to(self, alignment: int) -> None:
@@ -82,7 +91,10 @@ class OutputFile:
         self.write(b"\0" * (-self.nbytes % alignment))
 
     def write_segments(self, segments: Iterable[ByteRange | Array], nbytes: int) -> None:
-        """Append a tensor. Raises AssertionError if it does not have the ``nbytes`` of the planned layout."""
+        """Append a tensor.
+
+        Raises AssertionError if the tensor does not have the ``nbytes`` bytes of the planned layout.
+        """
         before = self.nbytes
         for segment in segments:
             if isinstance(segment, ByteRange):

@@ -1,4 +1,4 @@
-"""Computes row blocks in parallel and returns them in order: the bytes do not depend on the number of threads."""
+"""Computes blocks of rows in parallel and returns the blocks in order, independently of the number of threads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Final
 
 from exporter.tensors import Array
 
-#: Rows are converted and merged in blocks of about this many stored bytes: the temporaries of a block (float32 copies,
-#: a product) then stay in the processor's cache, which is several times faster than memory.
+#: Rows are converted and merged in blocks of about this many stored bytes. The temporaries of such a block (float32
+#: copies, a product) stay in the processor's cache, which is several times faster than memory.
 TOUCHED_BYTES: Final = 512 << 10
 #: Peak memory of computing one block, in multiples of its stored size.
 _COPIES: Final = 8
@@ -22,19 +22,19 @@ _DEFAULT_MEMORY_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many bytes of tensor data may be in flight at once, and how many threads compute."""
+    """Limits of a computation: bytes of tensor data in memory at a time, and number of threads."""
 
     memory_bytes: int = _DEFAULT_MEMORY_BYTES
     workers: int = min(4, os.cpu_count() or 1)
 
     @property
     def ahead(self) -> int:
-        """Blocks that may be in progress or waiting at a time; at least one."""
+        """Maximum number of blocks that are in progress or waiting at a time; at least 1."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
     @property
     def block_nbytes(self) -> int:
-        """Peak memory of these blocks."""
+        """Peak memory of the blocks that are in progress or waiting."""
         return self.ahead * _COPIES * TOUCHED_BYTES
 
 
@@ -56,7 +56,10 @@ def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Ar
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread: products of thin factors are memory-bound, and its threads would compete with ours."""
+    """Limit BLAS to one thread.
+
+    Products of thin factors are memory-bound, and threads of BLAS would compete with ours.
+    """
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):

@@ -1,4 +1,4 @@
-"""Modules of this project run as ``python -m MODULE``, each in a process of its own, without the model hub."""
+"""Runs modules of this project as ``python -m MODULE``, each in its own process, without access to the model hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str | None:
-    """Run ``module`` to its end; return None if it succeeded, else the last line of its stderr or its exit code."""
+    """Run ``module`` to its end.
+
+    Returns None on success, else the last line of the module's stderr or its exit code.
+    """
     ended = launch(module, arguments, environment)
     if not ended.returncode:
         return None
@@ -21,6 +24,9 @@ def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str
 
 
 def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Start ``module`` in a fresh interpreter and wait for it. returncode: negative for the signal that ended it."""
+    """Start ``module`` in a new interpreter and wait for the end of the process.
+
+    A negative ``returncode`` is the number of the signal that ended the process.
+    """
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)

@@ -1,7 +1,7 @@
-"""Output gets its final name only when it is complete and verified: a staging folder beside it, then one rename.
+"""Builds an output in a staging folder beside the final path, and renames the complete, verified output once.
 
-An advisory lock protects the staging folder ``.NAME.partial`` while its process lives. The folder of a killed process
-is not locked: the next run clears it or resumes from it. A second concurrent run is refused.
+An advisory lock protects the staging folder ``.NAME.partial`` while its process lives. The staging folder of a killed
+process is not locked: the next run clears the folder or resumes from it. A second concurrent run is refused.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from exporter.io.files import write_synced
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
-#: File of a resumable staging folder: device and inode of the folder that is about to get its final name.
+#: Name of a file in a resumable staging folder, with device and inode of the folder that is about to be renamed.
 _PROMOTING: Final = "promoting"
 
 
 @contextmanager
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a path to build ``final`` at (a file or a folder); it moves to ``final`` when the body succeeds.
+    """Yield a draft path for a file or a folder. If the body succeeds, the draft is renamed to ``final``.
 
-    If the body leaves nothing at that path but several files beside it (a split file), these move beside ``final`` in
-    the reverse order of their names: the first file comes last, because readers open the others through it.
-    On an error the staging folder is removed and ``final`` is unchanged. Raises OutputError if ``final`` exists and
-    ``force`` is not set, or if another run is writing it.
+    The body may write the parts of a split file beside the draft path instead. The parts are then moved beside
+    ``final`` in the reverse order of their names: the first part comes last, because readers open the other parts
+    through the first. On an error the staging folder is removed and ``final`` is unchanged. Raises OutputError if
+    ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
     if final.name in ("", ".."):
-        raise OutputError(final, "expected a name to write, found a folder that is always there")
+        raise OutputError(
+            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
+        )
     _refuse_existing(final, force=force)
     folder = staging_folder(final)
     with writing(folder):
@@ -64,10 +66,11 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
 
 @dataclass
 class Stage:
-    """A staging folder that outlives its process. draft: the existing folder that will become ``final``.
+    """A staging folder that outlives its process.
 
-    keep: whether the folder stays after an error, for another run to resume. promoted: the previous run renamed its
-    draft to ``final``, and only this staging folder is left to remove.
+    draft: the existing folder that will become ``final``. keep: whether the staging folder stays after an error, so
+    that another run can resume. promoted: whether the previous run already renamed its draft to ``final``, so that only
+    the staging folder has to be removed.
     """
 
     folder: Path
@@ -77,19 +80,21 @@ class Stage:
 
 
 def staging_folder(final: Path) -> Path:
-    """The staging folder of ``final``; it exists while a run writes, and after an interrupted run."""
+    """The staging folder of ``final``. The folder exists while a run writes ``final``, and after an interrupted run."""
     return final.with_name(f".{final.name}.partial")
 
 
 @contextmanager
 def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
-    """As ``staged`` for a folder, but an error keeps the draft for a run with ``resume``; ``force`` alone starts over.
+    """Stage a folder as ``staged`` does, but keep the draft after an error for a run with ``resume``.
 
-    Raises OutputError if ``final`` exists and ``force`` is not set, if another run is writing it, or for a leftover
-    staging folder without ``resume`` or ``force``.
+    ``force`` without ``resume`` starts over. Raises OutputError if ``final`` exists and ``force`` is not set, if
+    another run is writing ``final``, or if a staging folder is left over and neither ``resume`` nor ``force`` is set.
     """
     if final.name in ("", ".."):
-        raise OutputError(final, "expected a name to write, found a folder that is always there")
+        raise OutputError(
+            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
+        )
     folder = staging_folder(final)
     if not resume:
         _refuse_existing(final, force=force)
@@ -102,7 +107,9 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
         if not stage.promoted:
             _refuse_existing(final, force=force)
             if any(folder.iterdir()) and not (resume or force):
-                raise OutputError(folder, "left by an interrupted run; --resume continues it, --force starts over")
+                raise OutputError(
+                    folder, "left by an interrupted run; --resume continues that run, --force starts over"
+                )
             if not resume:
                 _clear(folder)
             stage.keep = any(folder.iterdir())
@@ -122,9 +129,9 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
 
 
 def has_leftover(final: Path) -> bool:
-    """Whether an interrupted run left a draft to resume, or is still writing.
+    """Whether an interrupted run left a draft to resume, or a run is still writing the draft.
 
-    Removes an empty staging folder: a run may be killed during its clean-up.
+    Removes an empty staging folder, because a run may be killed during its clean-up.
     """
     folder = staging_folder(final)
     try:
@@ -150,7 +157,10 @@ def _discard(folder: Path) -> None:
 
 
 def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
-    """Rename the draft, after recording its inode, by which a later run detects that the rename happened."""
+    """Record the inode of the draft, then rename the draft.
+
+    By the inode, a later run detects that the rename happened.
+    """
     status = stage.draft.stat()
     write_file(stage.folder / _PROMOTING, f"{status.st_dev} {status.st_ino}".encode())
     with writing(final):
@@ -169,19 +179,25 @@ def _is_promoted(folder: Path, final: Path) -> bool:
 
 
 def require_space(out: Path, nbytes: int) -> None:
-    """Check before a long write that ``nbytes`` are free at ``out`` and its folder is writable. Raises OutputError."""
+    """Check before a long write that ``nbytes`` bytes are free at ``out`` and that the folder of ``out`` is writable.
+
+    Raises OutputError.
+    """
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if nbytes > free:
-        raise OutputError(out, f"needs {nbytes} bytes, {free} are free")
+        raise OutputError(out, f"the output needs {nbytes} bytes, but only {free} bytes are free")
     if not os.access(parent, os.W_OK):
-        raise OutputError(parent, "no permission to write here")
+        raise OutputError(parent, "no permission to write to this folder")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write and sync a small new file, creating its folder; the mode follows the umask. Raises OutputError."""
+    """Write and sync a small new file, and create its folder if necessary. The mode of the file follows the umask.
+
+    Raises OutputError.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, content)
@@ -189,28 +205,33 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _refuse_existing(final: Path, *, force: bool) -> None:
     if os.path.lexists(final) and not force:
-        raise OutputError(final, "exists already; --force replaces it")
+        raise OutputError(final, "the output exists already; --force replaces the output")
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` if necessary and lock it; the lock ends with the process."""
+    """Create ``folder`` if necessary and lock ``folder``. The lock ends with the process."""
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # its content may be deleted
+            lock = os.open(
+                folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            )  # no link, because the content of the folder may be deleted
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             os.close(lock)
-            raise OutputError(final, "another run is writing it") from exc
-        # Between mkdir and flock the previous owner may have finished and removed the folder: then try again.
+            raise OutputError(final, "another run is writing this output") from exc
+        # Between mkdir and flock the previous owner may have finished and removed the folder. If so, try again.
         if folder.is_dir() and os.stat(folder).st_ino == os.fstat(lock).st_ino:
             return lock
         os.close(lock)
 
 
 def _clear(folder: Path) -> None:
-    """Empty ``folder``; the record of a promotion goes last: without it a later run cannot explain the final folder."""
+    """Empty ``folder``.
+
+    The record of a promotion is removed last: a later run needs the record to recognise ``final``.
+    """
     with writing(folder):
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == _PROMOTING):
             if entry.is_dir() and not entry.is_symlink():
@@ -220,18 +241,21 @@ def _clear(folder: Path) -> None:
 
 
 def _promote(draft: Path, final: Path, *, force: bool) -> None:
-    """One rename. With ``force`` the old and the new artifact are exchanged, so that one of them always exists."""
+    """Rename the draft to ``final``.
+
+    With ``force``, one call exchanges the old and the new artifact, so that ``final`` always exists.
+    """
     try:
         if force and os.path.lexists(final):
             _renameat2(draft, final, _RENAME_EXCHANGE)
         else:
             _renameat2(draft, final, _RENAME_NOREPLACE)
     except FileExistsError as exc:
-        raise OutputError(final, "another run finished first") from exc
+        raise OutputError(final, "another run finished this output first; --force replaces the output") from exc
     except OSError as exc:
         if exc.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-        # A file system without these flags: a plain rename refuses an existing folder, and replaces a file.
+        # On a file system without the flags, a plain rename refuses an existing folder and replaces an existing file.
         if force and final.is_dir():
             final.rename(draft.with_name("replaced"))
         draft.rename(final)
@@ -248,19 +272,19 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 
 
 def _sync_tree(draft: Path) -> None:
-    """Sync folders only: files are synced when they are written."""
+    """Sync the folders of ``draft``. Files are synced when they are written."""
     if draft.is_dir():
         for folder, _, _ in os.walk(draft):
             sync_folder(Path(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync the entries of ``folder``, which makes a rename durable."""
+    """Sync ``folder``, which makes a rename in the folder durable."""
     _sync(folder, os.O_DIRECTORY)
 
 
 def sync_file(path: Path) -> None:
-    """Sync the content of a file that another process has written."""
+    """Sync the content of ``path``, a file that another process has written."""
     _sync(path, 0)
 
 

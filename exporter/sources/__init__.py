@@ -1,1 +1,1 @@
-"""Reading containers, checkpoints and adapters: headers on opening, bytes on demand."""
+"""Reads containers, checkpoints and adapters. Headers are read on opening, tensor bytes on demand."""

@@ -11,7 +11,10 @@ from exporter.sources.onnx.folder import has_model
 
 
 def detect(path: Path) -> str:
-    """The format: hf, gguf or onnx. Raises UnreadableFile for anything else, and after an interrupted patch."""
+    """The format of ``path``: hf, gguf or onnx.
+
+    Raises UnreadableFile for other formats and after an interrupted patch.
+    """
     if path.is_file():
         with reading(path), path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
@@ -28,7 +31,7 @@ def detect(path: Path) -> str:
 
 
 def _onnx(path: Path) -> str:
-    """Raises UnreadableFile after an interrupted patch; its journal may be beside a folder up to two levels above."""
+    """Raises UnreadableFile after an interrupted patch. The journal may be beside a folder up to two levels above."""
     absolute = path.absolute()
     for folder in (absolute, absolute.parent, absolute.parent.parent):
         refuse_interrupted(folder)

@@ -1,4 +1,4 @@
-"""Path of the journal of an in-place patch; a model with a journal is not read."""
+"""Finds the journal of an in-place patch. A model with a journal is not read, because the patch was interrupted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from exporter.errors import UnreadableFile
 
 
 def journal_of(path: Path) -> Path:
-    """The journal of an in-place patch of the model at ``path``, a file or a folder; it exists during the patch."""
+    """Path of the journal of an in-place patch of the model at ``path``, a file or a folder.
+
+    The journal exists only during the patch.
+    """
     named = path if path.name not in ("", "..") else path.resolve()
     return named.with_name(f"{named.name}.ttexport-journal")
 
 
 def refuse_interrupted(path: Path) -> None:
-    """Raises UnreadableFile for a model with an interrupted in-place patch."""
+    """Raises UnreadableFile if an in-place patch of the model at ``path`` was interrupted."""
     if journal_of(path).exists():
-        raise UnreadableFile(path, "a patch in place was interrupted here; run it again: it first undoes that")
+        raise UnreadableFile(
+            path,
+            "an in-place patch of this model was interrupted; run the patch again, which first restores the old bytes",
+        )

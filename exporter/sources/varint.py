@@ -1,4 +1,4 @@
-"""Variable-length integers of protobuf messages. Source: protobuf's encoding guide."""
+"""Reads variable-length integers of protobuf messages. Source: protobuf's encoding guide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 
 def read_varint(data: Sequence[int] | mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """(value, offset behind it) of the varint at ``at``. Raises ValueError if it exceeds ``end`` or 10 bytes."""
+    """(value, offset of the next byte) of the varint at ``at``.
+
+    Raises ValueError if the varint exceeds ``end`` or is longer than 10 bytes.
+    """
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

@@ -232,7 +232,7 @@ def test_a_full_disk_is_exit_7_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert run(["merge", str(tiny_adapter), "--base", str(tiny_tied), "-o", str(tmp_path / "x")]) == 7
-    assert "1000 are free" in capsys.readouterr().err
+    assert "1000 bytes are free" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -162,13 +162,13 @@ def test_an_artifact_is_verified_against_the_hub(site: Site) -> None:
 @pytest.mark.parametrize(
     ("place", "fault", "message"),
     [
-        (BASE_API, "gated", "accept its terms at"),
+        (BASE_API, "gated", "accept the terms at"),
         (BASE_API, "unauthorised", "HTTP 401: log in with `hf auth login`, or set HF_TOKEN"),
         (BASE_API, "forbidden", "HTTP 403: log in"),
         (BASE_API, "broken", "HTTP 500: try again later"),
         (BASE_API, "drop", "check the network and try again"),
         ("/org/base/resolve", "drop", "check the network and try again"),
-        ("/org/base/resolve", "gated", "accept its terms at"),
+        ("/org/base/resolve", "gated", "accept the terms at"),
     ],
 )
 def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str, message: str, site: Site) -> None:
@@ -183,7 +183,10 @@ def test_a_hub_that_fails_is_one_line_and_leaves_nothing(place: str, fault: str,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["user/absent", "--base", "org/base"], "ADAPTER: user/absent@main: .*no such repository, or a private one"),
+        (
+            ["user/absent", "--base", "org/base"],
+            "ADAPTER: user/absent@main: .*the repository does not exist or is private",
+        ),
         (["user/adapter", "--base", "org/base@v9"], "--base: org/base@v9: .*no such revision"),
         (["user/adapter", "--base", "user/adapter"], "--base: user/adapter@main: config.json is missing"),
         (["org/base", "--base", "org/base"], "ADAPTER: org/base@main: adapter_config.json is missing"),

@@ -186,7 +186,7 @@ def test_a_second_merge_into_the_same_place_is_refused(job: Job, tmp_path: Path)
     stderr = second.communicate()[1]
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 7, stderr
-    assert stderr == f"ttexport: {out}: another run is writing it\n"
+    assert stderr == f"ttexport: {out}: another run is writing this output\n"
     assert (first.communicate()[1], first.returncode) == ("", 0)
     assert digests(out) == job.result
     assert os.listdir(tmp_path) == ["out"]
@@ -199,6 +199,8 @@ def test_one_of_two_merges_that_start_together_wins(job: Job, tmp_path: Path) ->
     assert sorted(process.returncode for process in both) == [0, 7], stderr
     (line,) = filter(None, stderr)
     assert line.startswith(f"ttexport: {out}: ")
-    assert any(reason in line for reason in ("another run is writing it", "exists already", "another run finished"))
+    assert any(
+        reason in line for reason in ("another run is writing this output", "exists already", "another run finished")
+    )
     assert digests(out) == job.result
     assert os.listdir(tmp_path) == ["out"]

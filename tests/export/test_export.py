@@ -44,7 +44,7 @@ def test_no_force_replaces_an_input(out: str, named: str, tiny_adapter: Path, ti
     adapter, _ = copies(tiny_adapter, tiny_tied, home)
     (home / "link").symlink_to("base")
     before = digests(home)
-    with pytest.raises(TTExportError, match="apart from the inputs") as caught:
+    with pytest.raises(TTExportError, match="an output path that overwrites no input") as caught:
         export(adapter, home / named, home / out, "gguf")
     assert isinstance(caught.value, UsageError)
     assert digests(home) == before
@@ -75,7 +75,7 @@ def test_no_force_replaces_a_file_of_an_option(
 def test_a_link_that_is_an_input_is_not_replaced(tiny_adapter: Path, tiny_tied: Path, tmp_path: Path) -> None:
     adapter, base = copies(tiny_adapter, tiny_tied, tmp_path)
     (tmp_path / "link").symlink_to("base")
-    with pytest.raises(UsageError, match="apart from the inputs"):
+    with pytest.raises(UsageError, match="an output path that overwrites no input"):
         export(adapter, tmp_path / "link", tmp_path / "link")
     assert (tmp_path / "link").readlink() == Path("base")
     assert base.is_dir()

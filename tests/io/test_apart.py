@@ -30,7 +30,10 @@ def test_an_input_or_a_folder_above_it_is_refused_by_every_name(
     path = home / out if absolute else Path(out)
     with pytest.raises(UsageError) as caught:
         require_apart(path, [Path("../elsewhere"), Path(given)])
-    assert str(caught.value) == f"-o {path}: expected a place apart from the inputs, found {given} there"
+    assert (
+        str(caught.value)
+        == f"-o {path}: expected an output path that overwrites no input, found the input {given} there"
+    )
 
 
 @pytest.mark.parametrize("out", ["base/new", "link/new", "weights", "new", "base/weights.new", "../base"])
@@ -46,7 +49,7 @@ def test_a_link_that_is_an_input_is_refused_though_its_target_would_stay(home: P
 @pytest.mark.parametrize("out", ["base/new", "link/onnx/new", "link", "base", "."])
 def test_no_output_lies_inside_a_folder_that_is_read_whole(home: Path, out: str) -> None:
     for base in (Path("base"), home / "link"):
-        with pytest.raises(UsageError, match="apart from the inputs"):
+        with pytest.raises(UsageError, match="an output path that overwrites no input"):
             require_apart(Path(out), [], whole=[base])
     require_apart(Path("new"), [], whole=[Path("base")])
 

@@ -49,7 +49,7 @@ def test_an_error_without_keep_leaves_nothing(tmp_path: Path) -> None:
 def test_a_leftover_is_neither_used_nor_removed_without_an_option(tmp_path: Path) -> None:
     final = tmp_path / "out"
     interrupt(final)
-    with pytest.raises(OutputError, match="--resume continues it, --force starts over"):
+    with pytest.raises(OutputError, match="--resume continues that run, --force starts over"):
         finish(final, "new")
     assert (staging_folder(final) / "out" / "file").read_text() == "half"
     finish(final, "new", force=True)
@@ -125,7 +125,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with (
         resumable(final, force=False, resume=False),
-        pytest.raises(OutputError, match="another run is writing it"),
+        pytest.raises(OutputError, match="another run is writing this output"),
         resumable(final, force=True, resume=True),
     ):
         pass

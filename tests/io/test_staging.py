@@ -90,7 +90,10 @@ def test_an_existing_output_is_not_replaced_without_force(file_type: str, tmp_pa
         (tmp_path / "out").symlink_to("nowhere")
     else:
         build(tmp_path / "out", file_type, "old")
-    with pytest.raises(OutputError, match="exists already; --force replaces it"), staged(tmp_path / "out", force=False):
+    with (
+        pytest.raises(OutputError, match="the output exists already; --force replaces the output"),
+        staged(tmp_path / "out", force=False),
+    ):
         raise AssertionError("the body must not run")
     assert left(tmp_path) == ["out"]
 
@@ -136,7 +139,7 @@ def test_a_name_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
             build(draft, "file", "mine")
             build(tmp_path / "out", "file", "theirs")
 
-    with pytest.raises(OutputError, match="another run finished first"):
+    with pytest.raises(OutputError, match="another run finished this output first"):
         race()
     assert content(tmp_path / "out") == "theirs"
     assert left(tmp_path) == ["out"]
@@ -158,7 +161,7 @@ def test_the_leftover_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
 def test_a_second_concurrent_run_is_refused_without_effect(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with holder(final) as process:
-        with pytest.raises(OutputError, match="another run is writing it"), staged(final, force=True):
+        with pytest.raises(OutputError, match="another run is writing this output"), staged(final, force=True):
             raise AssertionError("the body must not run")
         process.communicate("")
         assert process.returncode == 0

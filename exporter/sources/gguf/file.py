@@ -1,10 +1,10 @@
-"""The GGUF container: a checked header and tensors that are byte ranges of the file.
+"""Reads the GGUF container: a checked header, and tensors that are byte ranges of the file.
 
-Format (llama.cpp's docs/gguf.md, version 3, little-endian): magic, version, number of tensors, number of keys; the
-keys with typed values; per tensor a name, its dimensions with the fastest-running first, a type and an offset; padding;
-then the data section, where every tensor starts at a multiple of ``general.alignment``.
-
-Not read with the gguf package, which parses a vocabulary string by string.
+The format (llama.cpp's docs/gguf.md, version 3, little-endian) begins with the magic, the version, the number of
+tensors and the number of keys. The keys with typed values follow. For every tensor, the header then gives a name, the
+dimensions with the fastest-running dimension first, a type and an offset. After padding, the data section follows, in
+which every tensor starts at a multiple of ``general.alignment``. The gguf package is not used to read the file, because
+the package parses a vocabulary string by string.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from exporter.tensors import DTYPES, Array, cast
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An opened GGUF: version, metadata in file order, tensors in data order, offset of the data section in bytes."""
+    """An opened GGUF file.
+
+    metadata: the keys, in file order. tensors: the tensors, in the order of their data. data_offset: offset of the data
+    section in bytes.
+    """
 
     path: Path
     version: int
@@ -39,25 +43,25 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read and check the header; reads no tensor.
+        """Read and check the header, without reading a tensor.
 
-        Raises UnreadableFile, naming the key or tensor, for: another magic, version or byte order; counts and lengths
-        that the file cannot hold; unknown types; duplicate names; an alignment that is no power of two; tensors that
-        overlap, leave holes or exceed the file.
+        Raises UnreadableFile, naming the key or tensor, for a wrong magic, version or byte order; for counts and
+        lengths that exceed the file; for unknown types; for duplicate names; for an alignment that is not a power of
+        two; and for tensors that overlap, leave holes or exceed the file.
         """
         with _scanner(path) as scanner:
             header = scanner.scan()
         return cls(path, header.version, header.metadata, header.tensors, header.alignment, header.data_offset)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of a tensor as stored bytes, uint8 of shape (stop - start, row_nbytes)."""
+        """Stored bytes of the rows [start, stop) of a tensor: uint8 of shape (stop - start, row_nbytes)."""
         tensor = self._tensor(name, start, stop)
         out = np.empty((stop - start, tensor.row_nbytes), np.uint8)
         read_into(self.path, tensor.offset_bytes + start * tensor.row_nbytes, out)
         return out
 
     def dequantize_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) as float32, shape (stop - start, last axis).
+        """Rows [start, stop) of a tensor as float32, with shape (stop - start, last axis).
 
         Raises NotExpressible for a type that the gguf package cannot decode.
         """
@@ -66,7 +70,8 @@ class GgufFile:
             return cast(raw.view(DTYPES[tensor.type]), "F32")
         if tensor.type == "Q8_0":
             return dequantize_q8_0(raw)
-        # Imported here: the package costs more than opening the file, and the common types do not need it.
+        # Imported here, because importing the package takes longer than opening the file, and common types do not need
+        # the package.
         from gguf import GGMLQuantizationType, quants
 
         try:
@@ -76,7 +81,7 @@ class GgufFile:
 
     def _tensor(self, name: str, start: int, stop: int) -> GgufTensor:
         if name not in self.tensors:
-            raise TensorMismatch(self.path, name, expected="a tensor by that name", found="none")
+            raise TensorMismatch(self.path, name, expected="a tensor with this name", found="no such tensor")
         tensor = self.tensors[name]
         if not 0 <= start <= stop <= tensor.n_rows:
             expected = f"rows within 0 and {tensor.n_rows}"
@@ -85,7 +90,10 @@ class GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a GGUF holds an adapter instead of a model; reads only up to the key ``general.type``."""
+    """Whether a GGUF file contains an adapter instead of a model.
+
+    Reads the header only up to the key ``general.type``.
+    """
     with _scanner(path) as scanner:
         return bool(scanner.value_of("general.type") == "adapter")
 

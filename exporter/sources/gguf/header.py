@@ -1,6 +1,7 @@
-"""Parses the header of a GGUF file in one pass, with every read checked and the resulting objects bounded.
+"""Parses the header of a GGUF file in one pass. Every read is checked, and the number of created objects is bounded.
 
-Arrays are skipped and decoded on demand, so a vocabulary of 150,000 costs hardly more than one of 50 tokens.
+Arrays are skipped and decoded on demand, so skipping a vocabulary of 150,000 tokens costs hardly more than skipping a
+vocabulary of 50 tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from exporter.errors import UnreadableFile
 from exporter.sources.gguf.types import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAGIC, SCALARS, STRING, TENSOR_TYPES, VERSION
 from exporter.sources.hf.safetensors import read_into
 
-#: Longer headers are refused: the largest known vocabularies have about 20 MB.
+#: Maximum length of a header. Longer headers are refused; the largest known vocabularies have about 20 MB.
 MAX_HEADER_BYTES: Final = 64 << 20
-#: Limits of what becomes Python objects, each far above any known model: keys, tensors, text outside of arrays.
+#: Limits on the number of Python objects created from keys, tensors and text. Every limit is far above any known model.
 _MAX_KEYS: Final = 1 << 12
 _MAX_TENSORS: Final = 1 << 16
 _MAX_TEXT_BYTES: Final = 16 << 20
@@ -34,7 +35,7 @@ _MAX_ELEMENTS: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array value that stays on disk until ``values`` is called. ``item_type`` is the type number of its items."""
+    """An array value that stays on disk until ``values`` is called. ``item_type`` is the type number of the items."""
 
     path: Path
     item_type: int
@@ -43,7 +44,7 @@ class GgufArray:
     nbytes: int
 
     def values(self) -> list[Any]:
-        """Decode the array. Strings become str; bytes that are not UTF-8 become surrogates. Raises UnreadableFile."""
+        """Decode the array. Strings become str, with surrogates for bytes that are not UTF-8. Raises UnreadableFile."""
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
         if self.item_type != STRING:
@@ -58,9 +59,10 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor in the file: ggml's name of its type, shape in numpy's order, offset from the start of the file.
+    """A tensor in the file.
 
-    A row is one run of the last axis: rows are quantised independently of each other.
+    type: ggml's name of the tensor type. shape: axes in numpy's order. offset_bytes: offset from the start of the file.
+    A row is one run along the last axis. Every row is quantised independently of all other rows.
     """
 
     name: str
@@ -82,7 +84,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The parsed header; its fields are those of ``GgufFile``."""
+    """The parsed header, with the same fields as ``GgufFile``."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -92,10 +94,10 @@ class Header:
 
 
 class Scanner:
-    """One pass over a header; every read is checked against the bytes left."""
+    """Reads a header in one pass. Every read is checked against the number of remaining bytes."""
 
     def __init__(self, path: Path, view: mmap.mmap, limit: int, size: int) -> None:
-        """``view``: the file of ``size`` bytes, of which the header may take ``limit``."""
+        """view: the mapped file. limit: maximum number of bytes of the header. size: number of bytes of the file."""
         self.path, self.view, self.limit, self.size = path, view, limit, size
         self.at = 0
         self.text_nbytes = 0
@@ -110,7 +112,7 @@ class Scanner:
             key = self._name(_MAX_KEY_BYTES)
             self.what = f"key {key}"
             if key in metadata:
-                raise self._bad("expected once, found twice")
+                raise self._bad("expected a unique name, found the name twice")
             metadata[key] = self._value()
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -121,14 +123,17 @@ class Scanner:
             name = self._name(_MAX_NAME_BYTES)
             self.what = name
             if name in entries:
-                raise self._bad("expected once, found twice")
+                raise self._bad("expected a unique name, found the name twice")
             entries[name] = self._tensor_entry()
         start = -(-self.at // alignment) * alignment
         tensors = self._place(entries, start, alignment)
         return Header(version, metadata, tensors, alignment, start)
 
     def value_of(self, wanted: str) -> Any:
-        """The value of the key ``wanted``, reading no further; None without the key. Raises UnreadableFile."""
+        """The value of the key ``wanted``, or None if the file lacks the key. Stops reading at the key.
+
+        Raises UnreadableFile.
+        """
         for index in range(self._preamble()[2]):
             self.what = f"key {index}"
             key = self._name(_MAX_KEY_BYTES)
@@ -142,7 +147,7 @@ class Scanner:
         return UnreadableFile(self.path, f"{self.what}: {reason}")
 
     def _take(self, nbytes: int) -> int:
-        """Skip ``nbytes``; returns the offset of the first."""
+        """Skip ``nbytes`` bytes. Returns the offset of the first skipped byte."""
         start = self.at
         if nbytes > self.limit - start:
             raise self._bad(
@@ -162,7 +167,7 @@ class Scanner:
             order = " (big-endian?)" if version and not version & 0xFFFF else ""
             raise UnreadableFile(self.path, f"expected GGUF version 2 or {VERSION}, found {version}{order}")
         n_tensors, n_keys = self._number("<Q"), self._number("<Q")
-        # The shortest key takes 13 bytes and the shortest tensor entry 24: larger counts cannot be true.
+        # The shortest key takes 13 bytes and the shortest tensor entry 24 bytes, so larger counts cannot be valid.
         if n_keys * 13 + n_tensors * 24 > self.limit - self.at:
             raise self._bad(f"{n_tensors} tensors and {n_keys} keys do not fit into {self.limit} bytes")
         if n_keys > _MAX_KEYS or n_tensors > _MAX_TENSORS:
@@ -187,7 +192,7 @@ class Scanner:
         try:
             return self._take_text(nbytes).decode()
         except UnicodeDecodeError as exc:
-            raise self._bad("expected a name in UTF-8, found other bytes") from exc
+            raise self._bad("expected a name in UTF-8, found bytes that are not UTF-8") from exc
 
     def _value(self) -> Any:
         value_type = self._number("<I")
@@ -195,7 +200,7 @@ class Scanner:
             dtype = SCALARS[value_type]
             start = self._take(dtype.itemsize)
             if value_type == BOOL and self.view[start] > 1:
-                raise self._bad(f"expected a truth value, found byte {self.view[start]}")
+                raise self._bad(f"expected 0 or 1 for a boolean, found byte {self.view[start]}")
             return np.frombuffer(self.view[start : self.at], dtype)[0].item()
         if value_type == STRING:
             return self._text(self._number("<Q"))
@@ -219,7 +224,7 @@ class Scanner:
         return GgufArray(self.path, item_type, count, start, self.at - start)
 
     def _skip_strings(self, count: int) -> None:
-        """The hot loop of a large vocabulary: reads only the lengths."""
+        """Skip ``count`` strings, reading only their lengths. This is the hot loop of a large vocabulary."""
         at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at > limit:
@@ -232,17 +237,17 @@ class Scanner:
         raise self._bad(f"strings reach beyond the {self.limit} bytes of header (truncated?)")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """(type, shape, size in bytes, offset in the data section)."""
+        """Read one tensor entry: (type, shape, size in bytes, offset in the data section)."""
         n_dims = self._number("<I")
         if not 1 <= n_dims <= _MAX_DIMS:
             raise self._bad(f"expected 1 to {_MAX_DIMS} axes, found {n_dims}")
         shape = tuple(self._number("<Q") for _ in range(n_dims))[::-1]
         number, offset = self._number("<I"), self._number("<Q")
         if number not in TENSOR_TYPES:
-            raise self._bad(f"expected a tensor type known here, found number {number}")
+            raise self._bad(f"expected a known tensor type, found type number {number}")
         name, block, block_nbytes = TENSOR_TYPES[number]
         if 0 in shape or math.prod(shape) > _MAX_ELEMENTS:
-            raise self._bad(f"expected lengths of 1 or more that fit a file, found {shape}")
+            raise self._bad(f"expected axes with lengths of 1 or more that fit into a file, found {shape}")
         if shape[-1] % block:
             raise self._bad(f"expected rows in blocks of {block} for {name}, found {shape[-1]} elements")
         return name, shape, math.prod(shape) // block * block_nbytes, offset
@@ -250,7 +255,7 @@ class Scanner:
     def _place(
         self, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], start: int, alignment: int
     ) -> dict[str, GgufTensor]:
-        """Tensors in the order of their data, which must be gapless except for the padding, as llama.cpp requires."""
+        """Tensors in the order of their data. As llama.cpp requires, the data has no gaps except for the padding."""
         tensors: dict[str, GgufTensor] = {}
         expected = 0
         for name, (ggml_type, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):

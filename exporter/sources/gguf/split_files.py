@@ -1,6 +1,6 @@
-"""A GGUF model on disk: one file, or split files named ``NAME-00001-of-0000N.gguf``.
+"""Opens a GGUF model: one file, or the parts of a split GGUF, named ``NAME-00001-of-0000N.gguf``.
 
-The first file holds all metadata; every file has tensors of its own (llama.cpp's gguf-split).
+The first part contains all metadata. Every tensor is stored in exactly one part (llama.cpp's gguf-split).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})
 
 @dataclass(frozen=True)
 class GgufModel:
-    """All files of one model, in order; the first holds the metadata."""
+    """All files of one model, in order. The first file contains the metadata."""
 
     files: Sequence[GgufFile]
 
     @classmethod
     def open(cls, path: Path) -> GgufModel:
-        """Open ``path`` and, if it is the first file of a split model, the other files; reads headers only.
+        """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF. Reads only headers.
 
-        Raises UnreadableFile for a file that is missing, has another number than its name, or repeats a tensor, and
-        for a model with an interrupted in-place patch.
+        Raises UnreadableFile if a part is missing, if the number of a part differs from the number in its name, if a
+        part repeats a tensor, or if an in-place patch of the model was interrupted.
         """
         refuse_interrupted(path)
         first = GgufFile.open(path)
@@ -43,51 +43,56 @@ class GgufModel:
             return cls([first])
         match = _SPLIT_NAME.fullmatch(path.name)
         if match is None or int(match["count"]) != count:
-            raise UnreadableFile(path, f"expected the name NAME-00001-of-{count:05}.gguf, found another")
+            raise UnreadableFile(
+                path,
+                f"expected the file name NAME-00001-of-{count:05}.gguf for the first part, found another file name",
+            )
         names = [split_file_name(match["stem"], number, count) for number in range(count)]
         if path.name != names[0]:
-            raise UnreadableFile(path, f"expected the first file, {names[0]}, found another")
+            raise UnreadableFile(
+                path, f"expected the first part, {names[0]}, found another part; give the path of the first part"
+            )
         files = [first, *(GgufFile.open(path.with_name(name)) for name in names[1:])]
         for number, file in enumerate(files):
             if (actual := file.metadata.get(SPLIT_NO)) != number or file.metadata.get(SPLIT_COUNT) != count:
                 raise UnreadableFile(file.path, f"{SPLIT_NO}: expected {number} of {count}, found {actual}")
         total, stored = first.metadata.get(SPLIT_TENSORS), [name for file in files for name in file.tensors]
         if len(set(stored)) != len(stored) or total not in (None, len(stored)):
-            raise UnreadableFile(path, f"{SPLIT_TENSORS}: expected {total} tensors, each once, found {len(stored)}")
+            raise UnreadableFile(path, f"{SPLIT_TENSORS}: expected {total} different tensors, found {len(stored)}")
         return cls(files)
 
     @property
     def path(self) -> Path:
-        """The first file, which stands for the model."""
+        """The path of the first file, which stands for the whole model."""
         return self.files[0].path
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The model's keys."""
+        """The metadata keys of the model."""
         return self.files[0].metadata
 
     @cached_property
     def tensors(self) -> Mapping[str, GgufTensor]:
-        """Every tensor of every file."""
+        """All tensors of all files."""
         return {name: tensor for file in self.files for name, tensor in file.tensors.items()}
 
     def holder(self, name: str) -> GgufFile:
-        """The file that holds tensor ``name``."""
+        """The file that contains the tensor ``name``."""
         return next(file for file in self.files if name in file.tensors)
 
 
 def split_file_name(stem: str, number: int, count: int) -> str:
-    """The name of file ``number``, counted from 0, as llama.cpp expects it."""
+    """The file name that llama.cpp expects for part ``number``, counted from 0."""
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
 def is_later_split_file(path: Path) -> bool:
-    """Whether ``path`` is named as a split file other than the first, which does not stand for the model."""
+    """Whether ``path`` is the second or a later part of a split GGUF, which does not stand for the model."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
 
 
 def split_file_stem(path: str) -> str | None:
-    """``NAME`` of a path ``NAME-00001-of-0000N.gguf``; None if the path is not that of a split file."""
+    """``NAME`` of a path ``NAME-00001-of-0000N.gguf``, or None if ``path`` is not a part of a split GGUF."""
     match = _SPLIT_NAME.fullmatch(path)
     return match["stem"] if match else None

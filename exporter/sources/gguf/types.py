@@ -1,4 +1,4 @@
-"""Constants of the GGUF format: value types of metadata, tensor types with their blocks; decoding of Q8_0."""
+"""Constants of the GGUF format: value types of metadata, and tensor types with their blocks. Decodes Q8_0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAGIC: Final = b"GGUF"
 VERSION: Final = 3
 DEFAULT_ALIGNMENT: Final = 32
 
-#: Value type number → numpy dtype of the fixed-size ones. Source: enum gguf_type in ggml's gguf.h.
+#: Number of a fixed-size value type → numpy dtype. Source: enum gguf_type in ggml's gguf.h.
 SCALARS: Final[dict[int, np.dtype[Any]]] = {
     number: np.dtype(name) for number, name in enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))
 } | {10: np.dtype("<u8"), 11: np.dtype("<i8"), 12: np.dtype("<f8")}
@@ -20,7 +20,7 @@ BOOL: Final = 7
 STRING: Final = 8
 ARRAY: Final = 9
 
-#: Type number → (name, elements a block, bytes a block). Source: enum ggml_type and the type table in ggml.c.
+#: Type number → (name, elements per block, bytes per block). Source: enum ggml_type and the type table in ggml.c.
 TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -62,7 +62,10 @@ TYPE_NUMBERS: Final = {name: number for number, (name, _, _) in TENSOR_TYPES.ite
 
 
 def dequantize_q8_0(raw: Array) -> Array:
-    """(n, blocks * 34) uint8 → (n, blocks * 32) float32. Source: block_q8_0 in ggml: a float16 scale, then 32 int8."""
+    """Decode (n, blocks * 34) uint8 to (n, blocks * 32) float32.
+
+    Source: block_q8_0 in ggml. A block is a float16 scale followed by 32 int8 values.
+    """
     blocks = raw.reshape(len(raw), -1, 34)
     scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
     return (blocks[..., 2:].view(np.int8) * scale).reshape(len(raw), -1)

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints and the hub."""
+"""Reads Hugging Face checkpoints and their tokenizers."""

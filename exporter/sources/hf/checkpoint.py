@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: config, shards, auxiliary files, and the tie between embedding and head."""
+"""Reads a Hugging Face checkpoint folder: config, shards, auxiliary files, and the tie of embedding and head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 GENERATION_CONFIG: Final = "generation_config.json"
-#: One of these files is the vocabulary of a tokenizer.
+#: File names of a tokenizer's vocabulary. A tokenizer has at least one file with such a name.
 VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-#: Auxiliary files, copied with the weights if they exist; no other file of the folder is copied.
+#: Auxiliary files. An export copies these files with the weights if the files exist, and copies no other file.
 AUXILIARY_FILES: Final = (
     GENERATION_CONFIG,
     "tokenizer.json",
@@ -35,29 +35,31 @@ AUXILIARY_FILES: Final = (
     "chat_template.jinja",
     "chat_template.json",
 )
-#: Chat templates besides the default one: a folder with one NAME.jinja each (transformers' layout).
+#: Chat templates besides the default template: a folder with a file NAME.jinja for each (transformers' layout).
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 
 #: Module names of the input embedding and the output head in published checkpoints.
 EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
 HEADS: Final = ("lm_head", "embed_out")
 
-#: transformers ties these whatever the flag's value; there, the flag controls how the head's input is scaled.
+#: Model types that transformers ties whatever the value of tie_word_embeddings. In these model types,
+#: tie_word_embeddings controls the scaling of the head's input.
 _ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
 
-#: An index has a line of about a hundred bytes a tensor, and models with many experts have 100,000 and more.
+#: Limit for an index. An index has about a hundred bytes per tensor, and a model with many experts may have more than
+#: 100,000 tensors.
 MAX_INDEX_BYTES: Final = 64 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
 
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """How the head gets its weight.
+    """The tie between embedding and head.
 
-    ``embedding`` and ``head``: stored tensor names (``head`` None if none is stored). ``tied``: both uses have the
-    same values. ``copies``: further tensors that repeat the embedding, as old encoder-decoder checkpoints store it for
-    each side. ``tied_in_config``: the config ties them; PEFT then sets the embedding's rows in the head, too, even if
-    a different head is stored.
+    embedding: name of the stored embedding. head: name of the stored head, or None if no head is stored. tied: whether
+    embedding and head have the same values. copies: further tensors that repeat the embedding; old encoder-decoder
+    checkpoints store a copy for each side. tied_in_config: whether the config ties embedding and head. PEFT then sets
+    the rows of the embedding in the head, too, even if a different head is stored.
     """
 
     embedding: str
@@ -68,13 +70,13 @@ class Tie:
 
     @property
     def duplicates(self) -> frozenset[str]:
-        """Stored tensors that repeat the embedding: its copies, and the head if it is tied."""
+        """Stored tensors that repeat the embedding: the copies of the embedding, and a tied head."""
         return frozenset((*self.copies, *([self.head] if self.tied and self.head else [])))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and safetensors shards. Opening reads headers, no tensor data."""
+    """A folder with ``config.json`` and safetensors shards. ``open`` reads headers, but no tensor data."""
 
     path: Path
     config: Mapping[str, Any]
@@ -82,7 +84,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read config and headers. Raises BadInput for a folder that is not a usable checkpoint."""
+        """Read the config and the headers. Raises BadInput if ``path`` is not a usable checkpoint folder."""
         if not path.is_dir():
             actual = "a file" if path.exists() else "nothing"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {actual}")
@@ -91,23 +93,26 @@ class Checkpoint:
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """The config of the text model, which multimodal wrappers nest."""
+        """The config of the text model. In a multimodal model, the text model's config is nested in the config."""
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether encoder and decoder share the input embedding."""
+        """Whether the model is an encoder-decoder, in which encoder and decoder share the input embedding."""
         return self.config.get("is_encoder_decoder") is True
 
     @property
     def stored_embedding(self) -> str:
-        """Name of the input embedding. Raises BadInput for none, or for several with different values."""
+        """Name of the input embedding.
+
+        Raises BadInput if there is no embedding, or if two embeddings differ in values.
+        """
         return self._embeddings[0]
 
     @property
     def stored_head(self) -> str | None:
-        """Name of the output head's own tensor, or None if none is stored. Raises BadInput for several."""
+        """Name of the stored output head, or None if no head is stored. Raises BadInput if several heads are stored."""
         names = self._named(HEADS)
         if len(names) > 1:
             raise BadInput(f"{self.path}: expected one output head, found {', '.join(names)}")
@@ -115,29 +120,34 @@ class Checkpoint:
 
     @cached_property
     def tie(self) -> Tie:
-        """Derived from config and tensors, as in transformers. Raises BadInput where they contradict each other.
+        """The tie, derived from config and tensors as in transformers.
 
-        A stored head with other values is never tied; a stored head with equal values is tied unless the config
-        unties it.
+        A stored head that differs from the embedding is never tied. A stored head that equals the embedding is tied
+        unless the config unties the head. Raises BadInput if config and tensors contradict each other.
         """
         (embedding, *copies), head = self._embeddings, self.stored_head
         flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
         values = {flag for flag in flags if isinstance(flag, bool)}
-        # transformers before 5 omitted a flag that equalled the class default, and a wrapper may contradict its text
-        # model: then the tensors alone decide.
+        # transformers before 5 omitted a flag that equalled the class default, and the config of a wrapper may
+        # contradict the config of its text model. In both cases, only the tensors decide.
         flag = values.pop() if len(values) == 1 else None
         if self.config.get("model_type") in _ALWAYS_TIED:
             flag = True
         if head is None:
             if flag is False:
-                raise BadInput(f"{self.path}: config unties the head: expected {' or '.join(HEADS)}, found neither")
+                raise BadInput(
+                    f"{self.path}: expected {' or '.join(HEADS)}, because the config unties the head; found no head"
+                )
             return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
         tied = flag is not False and same_bits(self.tensors[embedding], self.tensors[head])
         return Tie(embedding, head, tied, tuple(copies), tied_in_config=tied if flag is None else flag)
 
     @cached_property
     def embedding_digest(self) -> str:
-        """sha256 of the stored bytes of the input embedding: identifies a base at the cost of reading one tensor."""
+        """sha256 of the stored bytes of the input embedding.
+
+        The digest identifies a base, and only one tensor is read.
+        """
         return self.digest(self.tie.embedding)
 
     def digest(self, name: str) -> str:
@@ -149,12 +159,15 @@ class Checkpoint:
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Tokenizer, chat templates and generation config, as far as they exist: name → path."""
+        """Name → path of the existing auxiliary files: tokenizer, chat templates and generation config."""
         return auxiliary_files(self.path)
 
     @cached_property
     def _embeddings(self) -> list[str]:
-        """The input embedding, then its copies: encoder-decoder checkpoints may also store it for both sides."""
+        """Names of the input embedding and of its copies.
+
+        Encoder-decoder checkpoints may store a copy for each side.
+        """
         names = self._named(EMBEDDINGS)
         if not names:
             raise BadInput(f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found none")
@@ -164,7 +177,7 @@ class Checkpoint:
             raise BadInput(f"{self.path}: expected one input embedding, found {', '.join(sorted(names))}")
         for name in copies:
             if not same_bits(self.tensors[first], self.tensors[name]):
-                raise BadInput(f"{self.path}: {name}: expected the same values as {first}, found others")
+                raise BadInput(f"{self.path}: {name}: expected the same values as {first}, found different values")
         return [first, *copies]
 
     def _named(self, modules: tuple[str, ...]) -> list[str]:
@@ -173,9 +186,9 @@ class Checkpoint:
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:
-    """The ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder``: name, with slashes → path.
+    """Name, with slashes → path of the ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder``.
 
-    Includes broken links and unreadable files: their readers raise.
+    Broken links and unreadable files are included; the reader of such a file raises the error.
     """
     templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
     return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}
@@ -183,7 +196,9 @@ def auxiliary_files(folder: Path) -> dict[str, Path]:
 
 def _read_shards(path: Path) -> dict[str, FileTensor]:
     index, single = path / INDEX, path / WEIGHTS
-    if os.path.lexists(single):  # transformers prefers it to an index, too: verification must read the same weights
+    if os.path.lexists(
+        single
+    ):  # transformers also prefers a single file to an index, and both must read the same weights
         return read_tensors(single)
     if os.path.lexists(index):
         return _read_indexed(path, index)
@@ -193,13 +208,13 @@ def _read_shards(path: Path) -> dict[str, FileTensor]:
                 f"{path / name}: expected {WEIGHTS}, found pickled weights, which are not read; convert them "
                 "with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
-    raise UnreadableFile(path, f"expected {WEIGHTS} or {INDEX}, found neither")
+    raise UnreadableFile(path, f"expected {WEIGHTS} or {INDEX}, found no such file")
 
 
 def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
     weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise UnreadableFile(index, "expected a weight_map of tensor name to shard file, found none")
+        raise UnreadableFile(index, "expected a weight_map of tensor name to shard file, found no weight_map")
     tensors: dict[str, FileTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard in ("", ".", "..") or "\0" in shard:
@@ -210,5 +225,7 @@ def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
             tensors[name] = tensor
     if missing := weight_map.keys() - tensors.keys():
         name = min(missing)
-        raise UnreadableFile(path / weight_map[name], f"{name}: expected by the index, found nothing")
+        raise UnreadableFile(
+            path / weight_map[name], f"expected the tensor {name}, which the index lists; found no such tensor"
+        )
     return tensors

@@ -1,11 +1,10 @@
-"""The safetensors container: a checked header, and tensors that are byte ranges of the file.
+"""Reads the safetensors container: a checked header, and tensors that are byte ranges of the file.
 
-Format (from the safetensors README): 8 bytes little-endian header length N, N bytes of JSON
-``{name: {"dtype", "shape", "data_offsets": [begin, end]}}`` plus optional ``__metadata__``, then the data section.
-Offsets count from the start of the data section, which has no holes and no overlaps.
-
-The safetensors package is not used to read: it maps the file, so pages that were only copied would count as memory,
-and it does not give a tensor's offset in the file.
+The format (from the safetensors README) begins with the header length N in 8 bytes, little-endian. N bytes of JSON
+follow: ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}`` plus an optional ``__metadata__``. The data section
+follows the header. Offsets count from the start of the data section, which has no holes and no overlaps. The
+safetensors package is not used to read files. The package maps a file, so that pages which were only copied would count
+as memory, and the package does not give the offset of a tensor in the file.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ from exporter.io.files import opened, read_at, read_exactly
 from exporter.io.json_objects import parse_object
 from exporter.tensors import DTYPES, Array, ByteRange, TensorSpec
 
-#: The safetensors library's own limit: a longer header is refused before it is read.
+#: Maximum length of a header, as in the safetensors library. A longer header is refused before the header is read.
 _MAX_HEADER_BYTES: Final = 100_000_000
 _LENGTH: Final = struct.Struct("<Q")
-#: numpy's limit, and a size above any tensor: dimensions may be absurd even where a 0 among them leaves no data.
+#: Maximum number of axes (numpy's limit), and a size above any tensor. Both are checked because a shape that contains a
+#: 0 has no data, but may still have absurd other dimensions.
 _MAX_AXES: Final = 64
 _MAX_TENSOR_BYTES: Final = 1 << 40
-#: Unit in which file systems share ranges between files.
+#: Number of bytes of the unit in which file systems share ranges between files.
 _PAGE_BYTES: Final = 4096
 
 
@@ -43,31 +43,37 @@ class FileTensor:
     place: ByteRange
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), read from the file. Memory: these rows. Raises UnreadableFile if the file was cut."""
+        """Rows [start, stop), read from the file. Memory: the rows. Raises UnreadableFile if the file was cut short."""
         spec, place = self.spec, self.place
         out = np.empty((stop - start, *spec.shape[1:]), DTYPES[spec.dtype])
         read_into(place.path, place.offset_bytes + start * spec.row_nbytes, out)
         return out
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The tensor's one range."""
+        """The single byte range of the tensor."""
         yield self.place
 
 
 def read_into(path: Path, offset_bytes: int, out: Array) -> None:
-    """Fill ``out`` with bytes of ``path`` from ``offset_bytes`` on. Raises UnreadableFile if the file is too short."""
+    """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on.
+
+    Raises UnreadableFile if the file is too short.
+    """
     view = out.reshape(-1).view(np.uint8).data
     with opened(path) as (file, _):
         missing = len(view) - read_at(file.fileno(), view, offset_bytes)
     if missing:
-        raise UnreadableFile(path, f"file ends {missing} bytes before the tensor that its header promises")
+        raise UnreadableFile(
+            path, f"the file ends {missing} bytes before the end of a tensor that the header lists (truncated?)"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, FileTensor]:
-    """Every tensor of ``path`` by name, in the order of their bytes; reads the header only.
+    """Name → tensor of every tensor of ``path``, in the order of the data. Reads only the header.
 
-    Raises UnreadableFile naming the tensor for: a header that is cut, oversized or not a JSON object; an unknown dtype;
-    a shape that disagrees with its offsets; holes, overlaps, or a data section that ends early or late.
+    Raises UnreadableFile, naming the tensor, for a header that is cut short, oversized or not a JSON object; for an
+    unknown dtype; for a shape that contradicts the offsets; for holes or overlaps; and for a data section that ends
+    early or late.
     """
     header, data_start, data_nbytes = _read_header(path)
     entries = [(name, *_check_entry(path, name, entry)) for name, entry in header.items()]
@@ -76,7 +82,9 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     expected_begin = 0
     for name, spec, begin, end in entries:
         if begin != expected_begin:
-            raise UnreadableFile(path, f"{name}: data expected to begin at byte {expected_begin}, found {begin}")
+            raise UnreadableFile(
+                path, f"{name}: expected data from byte {expected_begin} on, found data from byte {begin} on"
+            )
         if end > data_nbytes:
             raise UnreadableFile(path, f"{name}: expected data up to byte {end}, found only {data_nbytes} (truncated?)")
         tensors[name] = FileTensor(spec, ByteRange(path, data_start + begin, end - begin))
@@ -87,14 +95,14 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """(entries without ``__metadata__``, offset of the data section, its length); all in bytes of ``path``."""
+    """(header entries without ``__metadata__``, offset of the data section, length of the data section), in bytes."""
     with opened(path) as (file, size):
         prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:
             raise UnreadableFile(path, f"expected a safetensors header, found a file of {size} bytes")
         (length,) = _LENGTH.unpack(prefix)
         if length > (limit := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
-            raise UnreadableFile(path, f"header length expected at most {limit}, found {length}")
+            raise UnreadableFile(path, f"expected a header length of at most {limit}, found {length}")
         text = read_exactly(file, length)
     header = parse_object(path, text, what="safetensors header")
     header.pop("__metadata__", None)
@@ -129,11 +137,12 @@ def _is_lengths(value: object) -> bool:
 def prepare(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, like_offset_bytes: int = 0
 ) -> tuple[bytes, list[tuple[TensorSpec, int]]]:
-    """(header bytes, [(spec, offset in the file)]) of a new file with ``specs``; needs no data.
+    """Lay out a new file with ``specs``, without data: (header bytes, [(spec, offset in the file)]).
 
-    Order: larger dtypes first, else as in ``specs``, which keeps every tensor aligned to its item size.
-    like_offset_bytes: the data section gets the same offset within a page, so that a file system can share pages with
-    a file that has the same data there. The header is padded with spaces for this, in steps of 8 bytes.
+    Tensors with larger dtypes come first, and tensors of equal item size keep the order of ``specs``, so that every
+    tensor is aligned to its item size. like_offset_bytes: offset of a data section in another file. The new data
+    section gets the same offset within a page, so that a file system can share pages of equal data between the two
+    files. For equal offsets within a page, the header is padded with spaces in steps of 8 bytes.
     """
     order = sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -1,10 +1,9 @@
-"""tokenizer.model: a SentencePiece model, which is a protobuf message.
+"""Reads tokenizer.model: a SentencePiece model, which is a protobuf message.
 
-Format (sentencepiece_model.proto): field 1 is a piece (1 text, 2 float score, 3 type), repeated in the order of the
-ids; field 2 the trainer's settings (3 the algorithm, 24 whitespace as suffix); field 3 the normalizer (2 the compiled
-character map, 3 add a dummy prefix, 4 remove extra whitespace). Fields with their default value are omitted.
-
-Not read with the sentencepiece package: a GGUF needs only these few fields.
+Format (sentencepiece_model.proto): field 1 is a piece (1 text, 2 float score, 3 type) and is repeated in the order of
+the ids. Field 2 contains the settings of the trainer (3 the algorithm, 24 whitespace as suffix). Field 3 contains the
+normalizer (2 the compiled character map, 3 add a dummy prefix, 4 remove extra whitespace). A field with its default
+value is omitted. The sentencepiece package is not used, because a GGUF file needs only the fields listed above.
 """
 
 from __future__ import annotations
@@ -37,9 +36,10 @@ _FLOAT: Final = struct.Struct("<f")
 
 @dataclass
 class SentencePieceModel:
-    """Pieces by id, and the settings that affect tokenisation.
+    """The pieces in the order of their ids, and the settings that affect tokenisation.
 
-    texts, scores, types: one entry a piece. charsmap: the normalizer's compiled map, b"" if there is none.
+    texts, scores, types: lists with one item per piece. charsmap: the compiled character map of the normalizer, or b""
+    if the normalizer has no character map.
     """
 
     algorithm: int = UNIGRAM
@@ -53,7 +53,10 @@ class SentencePieceModel:
 
 
 def read_model(path: Path) -> SentencePieceModel:
-    """Parse ``path``. Raises UnreadableFile, naming the field, for a file that is cut or not a SentencePiece model."""
+    """Parse ``path``.
+
+    Raises UnreadableFile, naming the field, if the file is cut short or not a SentencePiece model.
+    """
     data = read_file(path, max_nbytes=_MAX_BYTES)
     model, what = SentencePieceModel(), "message"
     try:
@@ -72,14 +75,16 @@ def read_model(path: Path) -> SentencePieceModel:
                 _normalizer(model, _bytes(value))
             what = "message"
     except (ValueError, IndexError, struct.error) as exc:  # UnicodeDecodeError is a ValueError
-        raise UnreadableFile(path, f"{what}: expected a SentencePiece model, found other or cut bytes ({exc})") from exc
+        raise UnreadableFile(
+            path, f"{what}: expected a SentencePiece model, found another format or a truncated file ({exc})"
+        ) from exc
     if not model.texts:
-        raise UnreadableFile(path, "pieces: expected one or more, found none")
+        raise UnreadableFile(path, "expected at least one piece, found no piece")
     return model
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
-    """(text, score, type). Fast path without a loop over fields for the usual layout: text, score, type."""
+    """Parse a piece: (text, score, type). The usual order of fields is parsed without a loop, which is faster."""
     if data and data[0] == 0x0A and data[1] < 0x80:
         end = 2 + data[1]
         tail = data[end:]
@@ -119,7 +124,10 @@ def _normalizer(model: SentencePieceModel, data: bytes) -> None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value): an integer for a varint, else the bytes. Source: protobuf's encoding guide."""
+    """(field number, value) of every field. The value of a varint is an integer, and any other value is given as bytes.
+
+    Source: protobuf's encoding guide.
+    """
     at, size = 0, len(data)
     while at < size:
         key, at = (data[at], at + 1) if data[at] < 0x80 else read_varint(data, at, size)

@@ -1,4 +1,4 @@
-"""Ids of a tokenizer's bos, eos and pad tokens."""
+"""Finds the ids of a tokenizer's bos, eos and pad tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, Final
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.tokenizer import added_tokens
 
-#: The special tokens with ids in config.json and generation_config.json.
+#: Special tokens whose ids are given in config.json and generation_config.json.
 SPECIAL_TOKENS: Final = ("bos", "eos", "pad")
 
 
 def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
-    """bos, eos, pad → id, for tokens that tokenizer_config.json (or special_tokens_map.json) and tokenizer.json define.
+    """Name (bos, eos, pad) → id of every special token that the tokenizer defines.
 
-    files: tokenizer files by name. Raises UnreadableFile for a file that cannot be parsed.
+    The names are defined in tokenizer_config.json or special_tokens_map.json, and the ids in tokenizer.json. files:
+    name → path of the tokenizer files. Raises UnreadableFile if a file cannot be parsed.
     """
     names = ("special_tokens_map.json", "tokenizer_config.json")
     settings: dict[str, Any] = {}
@@ -31,6 +32,6 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
 
 
 def _text(token: object) -> str:
-    """The text of a token, which is stored as a string or as a table with flags; "" for none."""
+    """The text of a token that is stored as a string or as a table with flags. Returns "" if ``token`` is neither."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else ""

@@ -1,7 +1,7 @@
-"""Reads tokenizer.json in three depths: the ids with a token, the added tokens, the settings that affect tokenisation.
+"""Reads parts of tokenizer.json: all ids, the added tokens, or the settings that affect tokenisation.
 
-Schemas name the fields to decode, and the decoder skips all others without creating objects: a vocabulary of 262,144
-then needs less memory than the merge itself. Objects are counted before they are created.
+Schemas name the fields to decode, and the decoder skips all other fields without creating objects. A vocabulary of
+262,144 tokens then needs less memory than the merge itself. Objects are counted before they are created.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from exporter.errors import UnreadableFile, reading
 from exporter.io.files import read_file
 from exporter.io.json_objects import parse_object
 
-#: Limits for hostile files, because their bytes could become many more objects: twice the largest vocabulary known, and
-#: four times its text, which may take four bytes a character.
+#: Limits against hostile files, whose bytes could become many times as many bytes of objects. The limits are twice the
+#: number of tokens of the largest known vocabulary and four times its text, which may take four bytes per character.
 _MAX_TOKENS: Final = 1 << 19
 _MAX_VOCAB_BYTES: Final = 32 << 20
-#: A merge is a pair, with a comma inside and one behind it; the longest list known has 580,000.
+#: Limit on the commas in the merges. A merge is a pair with one comma inside the pair and one comma after the pair. The
+#: longest known list has 580,000 merges.
 _MAX_MERGE_COMMAS: Final = 3 << 19
-#: Commas are counted in copies of this size: a memoryview cannot count, and a copy of the whole doubles the memory.
+#: Commas are counted in copies of this size, because a memoryview cannot count, and a copy of the whole text would
+#: double the memory.
 _COUNTED_BYTES: Final = 1 << 18
 _Id = Annotated[int, msgspec.Meta(ge=0)]
 _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Piece(msgspec.Struct, array_like=True, gc=False):
-    """One [piece, score] of a unigram vocabulary; only its existence matters."""
+    """One [piece, score] of a unigram vocabulary. Pieces are only counted, so no field is decoded."""
 
 
 class _Numbered(msgspec.Struct, gc=False):
@@ -43,7 +45,7 @@ class _Token(msgspec.Struct, gc=False):
 
 
 class _Model(msgspec.Struct):
-    """The settings that distinguish types of models, and the two long lists."""
+    """The settings that distinguish types of tokenizer models, and the two long lists: vocabulary and merges."""
 
     type: msgspec.Raw = _ABSENT
     byte_fallback: msgspec.Raw = _ABSENT
@@ -66,13 +68,14 @@ class _File(msgspec.Struct):
 
 
 class Tokenizer:
-    """One tokenizer.json, decoded on demand; results are cached as long as the object lives.
+    """One tokenizer.json, decoded on demand. Results are cached as long as the object exists.
 
-    ``open`` returns the existing object of a file, if there is one: readers share one decoded vocabulary.
+    ``open`` returns the existing object of a file if the file is open already, so that readers share a decoded
+    vocabulary.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UnreadableFile for a file that is not a tokenizer of the tokenizers library."""
+        """Raises UnreadableFile if ``path`` is not a tokenizer of the tokenizers library."""
         self.path = path
         text = read_file(path)
         try:
@@ -82,7 +85,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """The living object of the same, unchanged file, else a new one. Raises UnreadableFile."""
+        """The existing object of the same, unchanged file, or else a new object. Raises UnreadableFile."""
         with reading(path):
             status = path.stat()
         state = (path, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -92,7 +95,7 @@ class Tokenizer:
 
     @cached_property
     def ids(self) -> set[int]:
-        """Every id that has a token, added tokens included. Memory: the file and its vocabulary."""
+        """Ids of all tokens, including the added tokens. Memory: the file and its vocabulary."""
         vocab = self._vocab
         added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Numbered] | None) or []
         # a unigram vocabulary is in the order of its ids
@@ -100,16 +103,16 @@ class Tokenizer:
 
     @cached_property
     def added(self) -> dict[str, int]:
-        """Text → id of the added tokens."""
+        """Text → id of every added token."""
         added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Token] | None) or []
         return {token.content: token.id for token in added}
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The fields that affect tokenisation, without those that are null or absent.
+        """The fields that affect tokenisation, without fields that are null or absent.
 
-        ``model.vocab`` is a table of token to id, for a unigram model a list of [piece, score]; ``model.merges`` is a
-        list of pairs or of strings. Raises UnreadableFile.
+        ``model.vocab`` is a table of token to id, or, for a unigram model, a list of [piece, score]. ``model.merges``
+        is a list of pairs or of strings. Raises UnreadableFile.
         """
         path, model = self.path, self._model
         content = _small(path, self._file, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
@@ -138,28 +141,28 @@ _opened: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueD
 
 
 def token_ids(path: Path) -> set[int]:
-    """``Tokenizer.ids`` of a file."""
+    """``Tokenizer.ids`` of the file ``path``."""
     return Tokenizer.open(path).ids
 
 
 def added_tokens(path: Path) -> dict[str, int]:
-    """``Tokenizer.added`` of a file."""
+    """``Tokenizer.added`` of the file ``path``."""
     return Tokenizer.open(path).added
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """``Tokenizer.content`` of a file."""
+    """``Tokenizer.content`` of the file ``path``."""
     return Tokenizer.open(path).content
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Values of any type, within the limits of ``parse_object``."""
+    """Values of the fields ``names``, decoded without a schema, within the limits of ``parse_object``."""
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 
 
 def _merges(path: Path, raw: msgspec.Raw) -> Any:
-    """The merges: strings in older files, pairs in newer ones."""
+    """The merges. Older files store merges as strings, and newer files as pairs."""
     try:
         return _decode_counted(path, raw, "model.merges", list[tuple[str, str]], _MAX_MERGE_COMMAS)
     except _WrongType:
@@ -167,11 +170,11 @@ def _merges(path: Path, raw: msgspec.Raw) -> Any:
 
 
 class _WrongType(UnreadableFile):
-    """The JSON is valid, but of another type than the schema."""
+    """The JSON is valid, but its type differs from the type in the schema."""
 
 
 def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
-    """``raw`` decoded by ``schema``; its items are counted by their commas before any of them is created."""
+    """Decode ``raw`` by ``schema``. The items are counted by their commas before any item is created."""
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:
         raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")
@@ -179,7 +182,7 @@ def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_co
         sum(bytes(view[at : at + _COUNTED_BYTES]).count(b",") for at in range(0, view.nbytes, _COUNTED_BYTES))
         > max_commas
     ):
-        raise UnreadableFile(path, f"{what}: expected at most {max_commas} items, found more")
+        raise UnreadableFile(path, f"{what}: expected at most {max_commas} items, found more items")
     return _decode(path, raw, what, schema)
 
 

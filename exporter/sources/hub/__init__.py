@@ -1,1 +1,1 @@
-"""The Hugging Face hub: its cache, downloads, and inputs given by path or id."""
+"""Finds inputs by path or by id on the Hugging Face hub, in the hub's cache or by download."""

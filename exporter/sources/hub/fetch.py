@@ -1,9 +1,9 @@
-"""A repository of the Hugging Face hub as a folder: from the local cache if complete there, else downloaded.
+"""Fetches a repository of the Hugging Face hub as a folder. A repository that the cache lacks is downloaded.
 
-Only data is fetched (configs, tokenizer files, chat templates, the safetensors that will be read): never a pickle,
-never code. The cache is huggingface_hub's own, so other tools share the download; the name of a folder in it is its
-commit. huggingface_hub keeps the listing of each downloaded commit, with sizes: this distinguishes a partial cache from
-a complete one.
+Only data is fetched (configs, tokenizer files, chat templates, and the safetensors that will be read), never pickles
+and never code. The cache is the cache of huggingface_hub, so other tools share the download. The name of a folder in
+the cache is the commit. huggingface_hub keeps a listing of each downloaded commit, with sizes. The listing shows
+whether the cached folder is complete.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 
 RepoContent = Literal["adapter", "checkpoint"]
 
-#: Small files, fetched before the needed weights are known.
+#: Small files. These files are fetched first, because they determine which weights are needed.
 _SMALL: Final = (CONFIG, INDEX, ADAPTER_CONFIG, *AUXILIARY_FILES, ADDITIONAL_TEMPLATES)
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool) -> Path:
-    """The complete folder of ``repo`` at ``revision`` (branch, tag or commit); its name is the commit.
+    """The complete folder of ``repo`` at ``revision`` (branch, tag or commit). The name of the folder is the commit.
 
-    A complete folder of the cache is used without contacting the hub. content: the weights to fetch; None: an
-    adapter's if the repository is an adapter, else a checkpoint's.
-    Raises BadInput naming the missing file and a remedy, OutputError if the cache cannot be written.
+    A complete folder in the cache is used without contacting the hub. content: whether to fetch the weights of an
+    adapter or of a checkpoint. None fetches the weights of an adapter if the repository is an adapter, else of a
+    checkpoint. Raises BadInput, naming the missing file and a remedy. Raises OutputError if the cache cannot be
+    written.
     """
     from huggingface_hub import constants
 
@@ -57,7 +58,7 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
             folder = _download(repo, revision, content, bars=_bars(f"downloading {repo}@{revision}", quiet=quiet))
     except Exception as exc:  # the errors of hub, network and cache share no base class
         if cached and not gap:
-            return cached  # without a listing, no file is known to be missing
+            return cached  # without a listing, missing files cannot be detected
         if isinstance(exc, OSError) and exc.errno:
             raise OutputError(exc.filename or _cache(), f"the hub's cache: {exc.strerror}") from exc
         state = f"{gap} in" if gap else "neither a folder nor in"
@@ -68,12 +69,13 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
 
 
 def _in_cache(repo: str, revision: str) -> Path | None:
-    """The cached folder of the commit of ``revision``, complete or not."""
+    """The cached folder of the commit of ``revision``, or None. The folder may be incomplete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # No pattern, so that no file counts as missing: ``_gap`` checks completeness, which depends on the content.
+        # An empty list of patterns, so that no file counts as missing. ``_gap`` checks whether the folder is complete,
+        # which depends on ``content``.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[], local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
@@ -82,22 +84,22 @@ def _in_cache(repo: str, revision: str) -> Path | None:
 def _download(repo: str, revision: str, content: RepoContent | None, *, bars: Any) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    # snapshot_download would return a partial folder instead of raising a refusal of the hub; model_info raises.
+    # If the hub refuses the download, snapshot_download returns a partial folder, but model_info raises the error.
     HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_SMALL), tqdm_class=bars))
     weights = _weights(folder, _listing(repo, folder), content or _content_of(folder))
-    # The commit, not the branch: it must not move between config and weights.
+    # Uses the commit instead of the branch, because a branch may move between the downloads of config and weights.
     exact = [glob.escape(name) for name in weights]
     snapshot_download(repo, revision=folder.name, allow_patterns=exact, tqdm_class=bars)
     return folder
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """The first needed file that is incomplete, as a sentence; None if all are complete."""
+    """A message about the first needed file that is missing or incomplete, or None if all needed files are complete."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
-        if not file.is_file():  # also a link without its blob
+        if not file.is_file():  # also covers a link to a missing blob
             return f"{name} is missing"
         if size is not None and file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes (delete {file.resolve()})"
@@ -105,19 +107,21 @@ def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
 
 
 def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the files that the folder must have."""
+    """Names of the files that the folder must contain."""
     config = ADAPTER_CONFIG if content == "adapter" else CONFIG
     if sizes is not None:
         auxiliary = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
     elif content == "checkpoint" and not any((folder / name).is_file() for name in VOCABULARIES):
-        auxiliary = [VOCABULARIES[0]]  # without a listing, a folder without vocabulary looks like a partial download
+        auxiliary = [
+            VOCABULARIES[0]
+        ]  # without a listing, a folder without a vocabulary is treated as a partial download
     else:
         auxiliary = []
     return [config, *auxiliary, *_weights(folder, sizes, content)]
 
 
 def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the weight files that the readers will choose: a single file before an index."""
+    """Names of the weight files that the readers will open. The readers prefer a single file to an index."""
     if content == "adapter":
         return [ADAPTER_WEIGHTS]
     single = WEIGHTS in sizes if sizes is not None else (folder / WEIGHTS).is_file()
@@ -134,7 +138,7 @@ def _content_of(folder: Path) -> RepoContent:
 
 
 def _listing(repo: str, folder: Path) -> dict[str, int] | None:
-    """Name → size in bytes of every file of the commit; None without a cached listing of huggingface_hub."""
+    """Name → size in bytes of every file of the commit, or None if huggingface_hub has no cached listing."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -155,29 +159,31 @@ def _found_instead(repo: str, folder: Path) -> str:
 
 
 def _reason(repo: str, revision: str, exc: Exception) -> str:
-    """Why the hub failed, and a remedy; one line."""
+    """The reason why the hub failed and a remedy, in one line."""
     from huggingface_hub import constants, errors
 
-    # snapshot_download turns every failure into "not in the cache"; the failure itself is the cause.
+    # snapshot_download reports every failure as "not in the cache". The original failure is the cause of that
+    # exception.
     cause = exc.__cause__ if isinstance(exc, errors.LocalEntryNotFoundError) and exc.__cause__ else exc
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(cause, errors.HFValidationError):
-        return "the hub has no such names: expected org/name"
+        return "the name is not a valid repository name of the hub: expected org/name"
     if isinstance(cause, errors.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE forbids a download: unset it, or run `hf download {repo} --revision {revision}` first"
+        command = f"hf download {repo} --revision {revision}"
+        return f"HF_HUB_OFFLINE forbids a download: unset HF_HUB_OFFLINE, or run `{command}` first"
     if isinstance(cause, errors.GatedRepoError):
-        return f"the hub refuses it, it is gated: accept its terms at {constants.ENDPOINT}/{repo} and {login}"
+        return f"the repository is gated: accept the terms at {constants.ENDPOINT}/{repo} and {login}"
     if isinstance(cause, errors.RepositoryNotFoundError):
-        return f"the hub has no such repository, or a private one: check the name, or {login}"
+        return f"the repository does not exist or is private: check the name, or {login}"
     if isinstance(cause, errors.RevisionNotFoundError):
         return "the repository has no such revision: check the branch, tag or commit"
     if isinstance(cause, errors.HfHubHTTPError):
         status = cause.response.status_code
         advice = login if status in (401, 403) else "try again later"
-        return f"the hub answers with HTTP {status}: {advice}"
+        return f"the hub answered with HTTP {status}: {advice}"
     lines = str(cause).strip().splitlines()
     detail = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
-    return f"{constants.ENDPOINT} did not deliver it: check the network and try again ({detail})"
+    return f"the download from {constants.ENDPOINT} failed: check the network and try again ({detail})"
 
 
 def _cache() -> Path:
@@ -187,9 +193,10 @@ def _cache() -> Path:
 
 
 def _bars(line: str, *, quiet: bool) -> Any:
-    """The class of huggingface_hub's progress bars: None (its own) on a terminal, else a class that shows nothing.
+    """The class of progress bars for huggingface_hub. On a terminal, None stands for huggingface_hub's own class.
 
-    Prints ``line`` instead of bars, unless ``quiet``. (An environment variable overrides the hub's global switch.)
+    Without a terminal, or if ``quiet`` is set, the class shows no bars, and ``line`` is printed unless ``quiet`` is
+    set. The global switch of huggingface_hub is not used, because an environment variable overrides that switch.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -208,7 +215,7 @@ def _bars(line: str, *, quiet: bool) -> Any:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Hide huggingface_hub's log: the error contains what matters."""
+    """Hide the log of huggingface_hub, because the raised error contains all relevant information."""
     from huggingface_hub.utils import logging as hub_logging
 
     before = hub_logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Resolves an input to a folder on disk: a path, or ``org/name`` or ``org/name@revision`` on the hub."""
+"""Resolves an input to a folder on disk. An input is a path, or ``org/name`` or ``org/name@revision`` on the hub."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from exporter.errors import BadInput
 from exporter.sources.hub.fetch import RepoContent, fetch
 from exporter.sources.peft.adapter import CONFIG, Adapter
 
-#: The hub's names have at most 96 characters.
+#: Pattern of an id on the hub. A name on the hub has at most 96 characters.
 _ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]{,95}/)?\w[\w.-]{,95})(?:@(?P<revision>.+))?", re.ASCII)
-#: Common names of git; ``..`` is also refused, because the cache makes a path of the revision.
+#: Pattern of the usual names of branches, tags and commits in git. ``..`` is also refused, because the cache uses the
+#: revision in a path.
 _REVISION: Final = re.compile(r"\w[\w./+-]{,254}", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
 #: Prefix of an artifact's metadata keys for provenance.
 PREFIX: Final = "ttexport."
-#: Key of the merged adapters: their ``combined_digest``.
+#: Metadata key for the ``combined_digest`` of the merged adapters.
 ADAPTERS_DIGEST: Final = "adapters.sha256"
 _RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revision)")
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file or folder on disk. ``repo`` and ``revision``, the commit, are set if it came from the hub."""
+    """A file or folder on disk. ``repo`` and ``revision`` (the commit) are set only for an input from the hub."""
 
     path: Path
     repo: str | None = None
@@ -35,7 +36,7 @@ class Located:
 
     @property
     def name(self) -> str:
-        """Display name: the repository without its owner, or the folder."""
+        """Display name: the name of the repository without its owner, or the name of the folder."""
         return self.repo.split("/")[-1] if self.repo else self.path.resolve().name
 
 
@@ -47,14 +48,17 @@ def is_adapter(path: Path) -> bool:
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
     """The base checkpoint: ``named`` if given, else the base and revision that all adapters name.
 
-    Raises BadInput if no base is named, if the adapters name different bases, or if it cannot be found or downloaded.
+    Raises BadInput if no base is named, if the adapters name different bases, or if the base cannot be found or
+    downloaded.
     """
     if named is not None:
         return locate(named, asked_by="--base", content="checkpoint", quiet=quiet)
     where = adapters[0].path / CONFIG
     distinct = {(adapter.base_name, _base_revision(adapter)) for adapter in adapters}
     if {name for name, _ in distinct} == {None}:
-        raise BadInput(f"{where}: base_model_name_or_path: expected a path or hub id, found none; give --base")
+        raise BadInput(
+            f"{where}: base_model_name_or_path: expected a path or a hub id, found no value; give the base with --base"
+        )
     if len(distinct) > 1:
         actual = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
         raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {actual}")
@@ -64,7 +68,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
 
 
 def _base_revision(adapter: Adapter) -> str | None:
-    """PEFT's ``revision``: that of the base on which the adapter was trained; None for the default."""
+    """The revision of the base on which the adapter was trained, as PEFT's config gives it. None is the default."""
     revision = adapter.config.get("revision")
     if revision is not None and not isinstance(revision, str):
         raise BadInput(f"{adapter.path / CONFIG}: revision: expected a branch, tag or commit, found {revision!r:.80}")
@@ -74,10 +78,11 @@ def _base_revision(adapter: Adapter) -> str | None:
 def locate(
     word: str, *, asked_by: str, content: RepoContent | None = None, revision: str | None = None, quiet: bool = False
 ) -> Located:
-    """The file or folder that ``word`` names: an existing path, else a hub id, from the cache or downloaded.
+    """Find the file or folder that ``word`` names. ``word`` is an existing path, or else an id on the hub.
 
-    ``content`` is the required content (None: either). ``revision`` applies if ``word`` carries none. Raises BadInput,
-    which names ``asked_by``: the option or file that ``word`` comes from.
+    A repository of the hub comes from the cache or is downloaded. content: the required content, or None for an adapter
+    or a checkpoint. revision: the revision to use if ``word`` contains no revision. asked_by: the option or file that
+    ``word`` comes from, for messages. Raises BadInput.
     """
     path = Path(word)
     try:
@@ -86,7 +91,7 @@ def locate(
     except OSError as exc:  # a name that is too long, or a folder without permission
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
     match = _ID.fullmatch(word)
-    # Only old checkpoints have no owner (gpt2); otherwise a single word is a folder that does not exist.
+    # Only old checkpoints such as gpt2 have no owner. In all other cases a single word is a folder that does not exist.
     if match is None or ("/" not in match["repo"] and content != "checkpoint"):
         raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}, which does not exist")
     wanted = match["revision"] or revision or _DEFAULT_REVISION
@@ -100,10 +105,10 @@ def locate(
 
 
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
-    """Provenance of an artifact after a patch. recorded: the provenance before the patch, which stays.
+    """Provenance of an artifact after a patch.
 
-    New adapters are numbered after the recorded ones, in their order; an adapter that is recorded with the same commit
-    is not added again.
+    recorded: the provenance before the patch, which is kept. The new adapters are numbered after the recorded adapters,
+    in the order of ``adapters``. An adapter that is already recorded with the same commit is not added again.
     """
     known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
     present = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
@@ -121,7 +126,8 @@ def _renumbered(key: str, first: int) -> str:
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
     """Provenance of inputs from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
 
-    Without local paths: they mean nothing on another machine, and artifacts must not depend on where they are made.
+    Local paths are not recorded. A local path is meaningless on another machine, and the bytes of an artifact must not
+    depend on the machine.
     """
     named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
     return {

@@ -69,7 +69,7 @@ def test_a_piece_locked_by_another_run_ends_the_release_and_resume_keeps_finishe
     finally:
         os.close(lock)
     stderr = capsys.readouterr().err
-    assert stderr == f"ttexport: {pieces / 'gguf-bf16'}: another run is writing it\n"
+    assert stderr == f"ttexport: {pieces / 'gguf-bf16'}: another run is writing this output\n"
     assert not out.exists()
     assert project.release(out, "--ray", "local") == 7, "leftovers are neither used nor removed without an option"
     assert project.release(out, "--ray", "local", "--resume") == 0

@@ -52,7 +52,7 @@ def test_a_difference_in_the_last_row_only_is_detected(tmp_path: Path) -> None:
 
 def test_an_untied_model_without_a_head_is_refused(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", {EMBED: SAME}, tie_word_embeddings=False)
-    with pytest.raises(BadInput, match="unties the head: expected lm_head or embed_out, found neither"):
+    with pytest.raises(BadInput, match="expected lm_head or embed_out, because the config unties the head"):
         _ = Checkpoint.open(base).tie
 
 
@@ -147,7 +147,10 @@ def test_a_shard_outside_the_folder_is_refused(shard: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({EMBED: "1.safetensors", NORM: "1.safetensors"}, r"1\.safetensors: model.norm.weight: expected by the index"),
+        (
+            {EMBED: "1.safetensors", NORM: "1.safetensors"},
+            r"1\.safetensors: expected the tensor model.norm.weight, which the index lists",
+        ),
         ({EMBED: "2.safetensors"}, r"model.norm.weight: expected in None, found in 2\.safetensors"),
         ({EMBED: 1}, "expected a weight_map"),
         (["1.safetensors"], "expected a weight_map"),
@@ -190,7 +193,7 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         ("absent", "found nothing"),
         ("file", "found a file"),
         ("empty", "config.json: no such file"),
-        ("bare", "expected model.safetensors or model.safetensors.index.json, found neither"),
+        ("bare", "expected model.safetensors or model.safetensors.index.json, found no such file"),
     ]:
         with pytest.raises(UnreadableFile, match=message):
             Checkpoint.open(tmp_path / name)

@@ -46,7 +46,7 @@ def test_reordered_and_omitted_fields_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (b"", "pieces: expected one or more"),
+        (b"", "expected at least one piece"),
         (b"{}", "expected a SentencePiece model"),
         (b"\x0a\x05\x0a\x03ab", "expected 5 more bytes, found 4"),
         (b"\x0a\x03\x0a\x01\xff", "piece 0"),

@@ -68,7 +68,7 @@ def test_an_existing_output_is_refused(tmp_path: Path) -> None:
 def test_an_output_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
     with (
         staged_adapter(tmp_path / "out", force=False),
-        pytest.raises(OutputError, match="another run is writing it"),
+        pytest.raises(OutputError, match="another run is writing this output"),
         staged_adapter(tmp_path / "out", force=False),
     ):
         pass
@@ -92,7 +92,7 @@ def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
     base = adapter(tmp_path / "base")
     for out in (base, tmp_path):
         with (
-            pytest.raises(UsageError, match="expected a place apart from the inputs"),
+            pytest.raises(UsageError, match="expected an output path that overwrites no input"),
             staged_adapter(out, force=True, inputs=(base,)),
         ):
             pass

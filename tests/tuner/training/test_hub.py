@@ -60,7 +60,7 @@ def test_without_a_revision_none_is_recorded_and_the_cache_serves_offline(site: 
     ("name", "message"),
     [
         ("org/base@v9", "BASE: org/base@v9: .*no such revision"),
-        ("org/absent", "BASE: org/absent@main: .*no such repository, or a private one"),
+        ("org/absent", "BASE: org/absent@main: .*the repository does not exist or is private"),
         ("absent folder", "BASE: expected a path or a hub id, found 'absent folder', which does not exist"),
     ],
 )

@@ -113,8 +113,8 @@ def test_example_types_are_not_mixed(base: Path, data: Path, capfd: Any) -> None
 def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
     (data.parent / "there").mkdir()
     refused(capfd, 7, "exists already", base, data, *NEW, out=data.parent / "there")
-    refused(capfd, 2, "expected a place apart from the inputs", base, data, *NEW, out=data)
-    refused(capfd, 2, "expected a place apart from the inputs", base, data, *NEW, "--force", out=base)
+    refused(capfd, 2, "expected an output path that overwrites no input", base, data, *NEW, out=data)
+    refused(capfd, 2, "expected an output path that overwrites no input", base, data, *NEW, "--force", out=base)
 
 
 @pytest.fixture
@@ -138,7 +138,9 @@ def test_a_base_that_does_not_exist(data: Path, capfd: Any) -> None:
 
 def test_a_base_without_weights(broken: Path, data: Path, capfd: Any) -> None:
     (broken / "model.safetensors").unlink()
-    refused(capfd, 4, "expected model.safetensors or model.safetensors.index.json, found neither", broken, data, *NEW)
+    refused(
+        capfd, 4, "expected model.safetensors or model.safetensors.index.json, found no such file", broken, data, *NEW
+    )
 
 
 def test_pickled_weights_are_refused_with_the_conversion(broken: Path, data: Path, capfd: Any) -> None:
