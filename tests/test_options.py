@@ -115,13 +115,13 @@ def entry_default(group: type[Options], entry: Option) -> Any:
         (
             GgufOptions,
             {"converter": "c", "pre_tokenizer": "p"},
-            "--pre-tokenizer: has no use beside --conv",
+            "--pre-tokenizer: cannot be combined with --conv",
             "gguf.conv",
         ),
         (
             GgufOptions,
             {"dtype": "f16", "types": ["f32"]},
-            "--quant: expected quantisations beside --dtype",
+            "--quant: expected only quantisations in combination with --dtype",
             "gguf.dtype",
         ),
         (GgufOptions, {"split_max_size": "many"}, "--split-max-size: expected a size such as", "gguf.split-max-size"),

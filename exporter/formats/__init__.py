@@ -1,1 +1,1 @@
-"""The writers, a package per format; each consumes a ``MergedModel`` and knows nothing of adapters."""
+"""The writers: each format has a package, which takes a ``MergedModel`` and does not depend on adapters."""

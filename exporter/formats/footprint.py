@@ -1,6 +1,7 @@
 """Estimate the peak memory of a run before it starts.
 
-The sum of the process, the headers, blocks in flight, the factors of adapters, and what a format keeps in memory.
+Peak memory is the sum of the process, the headers, the blocks being processed, the adapters' factors, and the data that
+the format keeps in memory.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from exporter.io.parallel import Budget
 if TYPE_CHECKING:
     from exporter.merge.plan import MergePlan
 
-#: An interpreter with numpy, click and the readers. Measured with CPython 3.11.
+#: Memory of an interpreter with numpy, click and the readers, measured with CPython 3.11.
 _PROCESS_BYTES: Final = 40 << 20
-#: The specification, place and header entry of a tensor, in the base and in the artifact.
+#: Memory of a tensor's specification, slot and header entry, in the base and in the artifact.
 _TENSOR_BYTES: Final = 6 << 10
-#: Chunks in flight to the disk, and blocks that the checks compare.
+#: Memory of the chunks being written to disk, and of the blocks that the checks compare.
 _CHUNK_BYTES: Final = 6 << 20
-#: Bytes of memory per byte of tokenizer.json: for its ids only, and for its tokens and merges.
+#: Bytes of memory per byte of tokenizer.json: if only the ids are read, and if tokens and merges are read.
 _IDS_FACTOR: Final = 5
 _TOKENS_FACTOR: Final = 14
-#: llama.cpp's quantiser, a separate process, which holds a tensor in float32.
+#: Memory of llama.cpp's quantiser, a separate process that keeps a tensor in float32.
 _QUANTISER_BYTES: Final = 48 << 20
-#: transformers holds the model while torch traces it, and again while the graph is optimised.
+#: transformers keeps the model in memory while torch traces the model, and a second copy while the graph is optimised.
 _TRACER_BYTES: Final = 700 << 20
 _TRACER_FACTOR: Final = 3
 
@@ -38,11 +39,11 @@ def peak_nbytes(
     library_nbytes: int = 0,
     quantiser: bool = False,
 ) -> int:
-    """Bytes at the peak of writing a format.
+    """Estimated peak memory of writing a format, in bytes.
 
-    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read, not only ids. whole_matrices:
-    matrices other than embedding and head are transposed as a whole. library_nbytes: of packages that the format
-    imports. quantiser: llama.cpp's quantiser runs.
+    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read in addition to ids. whole_matrices:
+    matrices other than embedding and head are transposed as a whole. library_nbytes: memory of the packages that the
+    format imports. quantiser: llama.cpp's quantiser runs.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -57,11 +58,11 @@ def peak_nbytes(
 
 
 def tracing_nbytes(nbytes: int) -> int:
-    """Bytes at the peak of tracing a model with ``nbytes`` of weights."""
+    """Estimated peak memory of tracing a model with ``nbytes`` of weights, in bytes."""
     return _TRACER_BYTES + _TRACER_FACTOR * nbytes
 
 
 def _largest(merge: MergePlan, without: set[str | None]) -> int:
-    """Bytes of the largest tensor in float32."""
+    """Size of the largest tensor in float32, in bytes."""
     specs = {name: merge.checkpoint.tensors[stored].spec for name, (stored, _) in merge.sources.items()}
     return max((4 * spec.nbytes // spec.itemsize for name, spec in specs.items() if name not in without), default=0)

@@ -1,4 +1,4 @@
-"""Parameters of rotary embeddings that several formats store."""
+"""Parameters of rotary embeddings that are stored in both GGUF and ONNX files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from exporter.families.spec import Rope
 
 
 def longrope_magnitude(rope: Rope, max_positions: int) -> float:
-    """The factor of cosines and sines under longrope: ``attention_factor``, else computed from the context's growth.
+    """The factor by which longrope multiplies cosines and sines.
+
+    The factor is ``attention_factor`` if given, else computed from the ratio of the extended to the original context.
 
     Source: transformers.modeling_rope_utils.
     """

@@ -9,9 +9,9 @@ from exporter.tensors import DTYPES, Array, Float32, cast
 
 
 def narrowed(values: Array, dtype: str) -> Array:
-    """``values`` in the float dtype ``dtype`` (safetensors spelling), the input itself if it has that dtype.
+    """Round ``values`` to ``dtype`` (safetensors spelling). An array that already has the dtype is returned unchanged.
 
-    Values are rounded once, from float32, which holds all stored values exactly except F64's.
+    Values are rounded once, from float32. Float32 represents all stored values exactly, except those of F64 tensors.
     Raises BadInput for values beyond the range of F16.
     """
     if values.dtype == DTYPES[dtype]:
@@ -19,17 +19,17 @@ def narrowed(values: Array, dtype: str) -> Array:
     with np.errstate(over="ignore"):
         out = cast(cast(values, "F32"), dtype)
     if dtype == "F16" and not np.isfinite(out).all():
-        raise BadInput("expected finite values that F16 can hold (up to 65504), found another")
+        raise BadInput("expected finite values in the range of F16 (up to 65504), found a value out of range")
     return out
 
 
 def round_half_away(exact: Float32) -> Float32:
-    """The nearest integers, halves away from zero as C's roundf rounds; np.rint rounds halves to even.
+    """Round to the nearest integers, with halves away from zero, like C's roundf; np.rint rounds halves to even.
 
-    Overwrites ``exact``. Memory: one array more.
+    Overwrites ``exact``. Memory: an additional array of equal size.
     """
     whole = np.trunc(exact)
-    exact -= whole  # no bit is lost
+    exact -= whole  # this subtraction is exact
     whole += exact >= 0.5
     whole -= exact <= -0.5
     return whole

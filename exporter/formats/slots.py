@@ -1,4 +1,4 @@
-"""Assign stored tensors to the roles of a decoder, for every format that is built from a description."""
+"""Assign stored tensors to the roles of a decoder, for GGUF and ONNX files of the built-in model families."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from exporter.tensors import TensorSpec
 NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
 EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 
-#: Buffers that old checkpoints contain and every runtime computes.
+#: Names of buffers that are stored in old checkpoints although every runtime computes the buffers itself.
 _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|attn)\.masked_bias|attention\.bias)$")
 
 
 def assign(
     model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
 ) -> tuple[dict[str, Slot], dict[str, str]]:
-    """(stored tensor → slot, stored tensor → why it is dropped), both in the order of shard, then name.
+    """Assign stored tensors to slots: (tensor name → slot, dropped tensor's name → reason), ordered by shard and name.
 
-    specs: ``model.specs``. The ledger reports tensors in neither. Raises TensorMismatch for a missing tensor, or a
-    shape that contradicts the config.
+    specs: ``model.specs``. The ledger reports a tensor that is neither assigned nor dropped. Raises TensorMismatch for
+    a missing tensor, or for a shape that contradicts the config.
     """
-    # The checkpoint's naming scheme is the one that contains most of its tensors.
+    # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
     tie = model.tie
     kept: dict[str, Slot] = {}
@@ -39,7 +39,7 @@ def assign(
             want = shape(spec, slot)
             if specs[name].shape != want:
                 where = model.where(name)
-                raise TensorMismatch(where, name, expected=f"shape {want} by config.json", found=specs[name].shape)
+                raise TensorMismatch(where, name, expected=f"shape {want}, from config.json", found=specs[name].shape)
             kept[name] = slot
         elif _BUFFERS.search(name):
             dropped[name] = "computed by the runtime"
@@ -48,12 +48,12 @@ def assign(
     for name, slot in scheme.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
             want = shape(spec, slot)
-            raise TensorMismatch(model.path, name, expected=f"shape {want} by config.json", found="no tensor")
+            raise TensorMismatch(model.path, name, expected=f"shape {want}, from config.json", found="no tensor")
     return kept, dropped
 
 
 def shape(spec: DecoderSpec, slot: Slot) -> tuple[int, ...]:
-    """The shape in which a checkpoint stores the tensor of ``slot``."""
+    """The shape of the tensor of ``slot`` in a checkpoint."""
     role = slot.role
     if role in (Role.Q_NORM, Role.K_NORM):
         return _qk_norm(spec, slot)

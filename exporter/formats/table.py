@@ -1,4 +1,4 @@
-"""The formats, in the order in which they are written: one row each."""
+"""The table of formats, in the order in which the formats are written."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """What the verbs need to know of a format.
+    """Properties of a format that the command-line verbs use.
 
-    options: its options class; the section is the format's name. planner: module and function that turn one group of
-    options and a merge into a ``Target``; imported when it is needed. file: the name of an artifact written alone, with
-    ``{name}`` of the model and ``{storage}``. place: the same below a folder of several artifacts. patchable: whether
-    ``ttexport patch`` takes its artifacts. runtimes: what runs its artifacts in a verification. adapter_only: an
-    artifact holds the adapter without its base. library, tags: of model cards on the Hugging Face hub. usage: code
-    blocks of a card for the format's clients.
+    options: the format's options class; the class's section is the format's name. planner: the module and the function
+    that turn a group of options and a merge into a ``Target``; the module is imported on first use. file: the file name
+    of an artifact written alone, with the placeholders ``{name}`` (of the model) and ``{storage}``. place: the path of
+    an artifact in a folder of several artifacts, with the same placeholders. patchable: ``ttexport patch`` accepts the
+    format's artifacts. runtimes: the runtimes that a verification runs the artifacts with. adapter_only: an artifact
+    contains the adapter without the base. library, tags: metadata of model cards on the Hugging Face hub. usage: makes
+    the usage examples of a model card.
     """
 
     options: type[FormatOptions]
@@ -45,7 +46,7 @@ class Format:
 
     @property
     def name(self) -> str:
-        """The word after ``--to``."""
+        """The format's name, as given to ``--to``."""
         return self.options.section
 
     @property
@@ -56,7 +57,7 @@ class Format:
 
 def _by_name(*rows: Format) -> Mapping[str, Format]:
     table = {row.name: row for row in rows}
-    assert len(table) == len(rows), "a format is listed twice"
+    assert len(table) == len(rows), "two formats have the same name"
     return table
 
 
@@ -106,9 +107,9 @@ FORMATS: Final = _by_name(
 
 
 def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the artifact of ``options``, one of ``FormatOptions.artifacts()``; shapes only.
+    """Lay out the artifact of ``options``, an element of ``FormatOptions.artifacts()``. Reads tensor shapes only.
 
-    What the format cannot represent is the target's refusal. Raises BadInput for inputs that no format could take.
+    If the format cannot represent the model, the target has a ``refusal``. Raises BadInput for invalid inputs.
     """
     module, _, function = FORMATS[options.section].planner.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""One artifact to write: its format's own plan, or the reason why the format cannot hold the model."""
+"""An artifact to write: the format's plan, or the reason why the format cannot represent the model."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from exporter.errors import NotExpressible, writing
 from exporter.options import Options, option
 from exporter.progress import Progress
 
-#: ``dtype`` as users write it → safetensors spelling.
+#: User's spelling of a dtype → safetensors spelling.
 DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 def dtype_option() -> Any:
-    """The field ``dtype``, which every format has."""
-    return option(None, "Storage of unquantised tensors; default: as in the base.", choices=tuple(DTYPES))
+    """The option field ``dtype``, which every format has."""
+    return option(None, "Dtype of unquantised tensors. Default: the dtype in the base.", choices=tuple(DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions(Options):
-    """Options of one format; ``section`` is the format's name."""
+    """Options of a format. The class attribute ``section`` is the format's name."""
 
     def artifacts(self) -> Sequence[Self]:
-        """One group of options for each requested artifact."""
+        """Split the options into a group for each requested artifact."""
         return (self,)
 
     def whole(self) -> Self:
-        """The options without those that act on the finished artifact, such as limits of its parts."""
+        """The options without those options that act on the finished artifact, such as the size limit of GGUF parts."""
         return self
 
     @property
     def label(self) -> str:
-        """The requested storage, in a word or two: a dtype, a quantisation, precisions."""
+        """A short name of the requested storage: a dtype, a quantisation, or precisions."""
         raise NotImplementedError
 
 
 class Scratch(Protocol):
-    """Intermediate files shared by several artifacts."""
+    """Scratch files from which several artifacts of a run are made."""
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """(the file ``name``, whether it existed before). ``write`` makes it if it is missing."""
+        """Return (path of the file ``name``, whether the file existed). ``write`` creates a missing file."""
 
 
 @dataclass(frozen=True)
 class FolderScratch:
-    """Scratch files of one run, in a folder that exists."""
+    """Scratch files of a run, in an existing folder."""
 
     folder: Path
 
@@ -64,7 +64,7 @@ class FolderScratch:
 
 @contextmanager
 def scratch_beside(out: Path) -> Iterator[FolderScratch]:
-    """Scratch files in a hidden folder beside ``out``, removed at the end. Raises OutputError."""
+    """Provide scratch files in a hidden folder beside ``out``, and remove the folder at the end. Raises OutputError."""
     folder = out.with_name(f".{out.name}.scratch")
     with writing(folder):
         folder.mkdir()
@@ -76,13 +76,14 @@ def scratch_beside(out: Path) -> Iterator[FolderScratch]:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An artifact that can be written, or ``refusal``: why it cannot.
+    """A planned artifact, or a ``refusal`` with the reason why the artifact cannot be written.
 
-    write: makes the whole artifact at a path. finish: a last step, such as a split into parts; it may leave files
-    beside the path, named after it. notes: sentences on properties of the model that the format cannot represent.
-    nbytes: the size, an estimate if ``estimated``. work_nbytes: all bytes written to make it, if more. peak_nbytes:
-    estimated peak memory of writing it. maker: the program or method that writes it, for a format with several. place:
-    path below OUT; empty: OUT.
+    write: a function that writes the whole artifact to a path. finish: a function for a last step, such as splitting a
+    GGUF into parts; the function may create files beside the path, named after the path. notes: sentences on properties
+    of the model that the format cannot represent. nbytes: size of the artifact; an estimate if ``estimated``.
+    work_nbytes: all bytes written to make the artifact, if more than ``nbytes``. peak_nbytes: estimated peak memory of
+    writing the artifact. maker: the program or method that writes the artifact, for a format with several makers.
+    place: path of the artifact below OUT; empty if the artifact is OUT itself.
     """
 
     format: str
@@ -99,7 +100,7 @@ class Target:
     place: str = ""
 
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
-        """Write and finish the artifact. Raises ``refusal`` if there is one, and what the format's writer raises."""
+        """Write and finish the artifact. Raises the ``refusal`` if given, and the errors of the format's writer."""
         if self.refusal:
             raise self.refusal
         assert self.write is not None, "a target without a refusal can be written"
@@ -108,7 +109,7 @@ class Target:
             self.finish(path, progress)
 
     def to_json(self) -> dict[str, Any]:
-        """The target in ``plan --json``, without its name and place."""
+        """The target's entry in the output of ``plan --json``, without the artifact's name and place."""
         return {
             "expressible": self.refusal is None,
             "reason": str(self.refusal) if self.refusal else None,

@@ -1,4 +1,4 @@
-"""Usage examples of model cards: for each client of a format, the code that runs its artifacts."""
+"""Usage examples for model cards: code that runs the artifacts of a format, for each of the format's clients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Final
 
 from exporter.sources.gguf.split_files import split_file_stem
 
-#: The name of the file from which ``ollama create`` makes a model.
+#: Name of the file that ``ollama create`` reads.
 MODELFILE: Final = "Modelfile"
-#: File types in order of preference for a reader with several GGUF files: the smallest with next to no loss comes
-#: first, then its neighbours.
+#: File types in the order in which a model card recommends GGUF files: the smallest file type with almost no loss
+#: first, then file types of similar size.
 _PREFERRED: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "F16", "BF16", "F32")
-#: Files → the options by which transformers.js finds them, the preferred one first. Source: its
-#: DEFAULT_DTYPE_SUFFIX_MAPPING, which maps a dtype to the end of a file name; model_file_name is the rest of the name.
+#: Model files → the options by which transformers.js finds the files, preferred files first. Source: transformers.js'
+#: DEFAULT_DTYPE_SUFFIX_MAPPING, a table of dtype → end of the file name. model_file_name is the rest of the file name.
 _CHOICES_BY_STEM: Final = {
     "model_q4": 'dtype: "q4"',
     "model_q4f16": 'dtype: "q4f16"',
@@ -33,10 +33,10 @@ _PROMPT: Final = "Hello!"
 
 @dataclass(frozen=True, slots=True)
 class ReleasedArtifact:
-    """An artifact beside the card that describes it.
+    """An artifact that is described by a model card in the folder of the release.
 
-    path: of the file, of the first split file, or of the folder. files: all its files, sorted. Both are
-    relative to the folder of the card, with slashes.
+    path: path of the file, of the first part of a split GGUF, or of the folder. files: paths of all files of the
+    artifact, sorted. All paths are relative to the folder of the card, with slashes.
     """
 
     path: str
@@ -45,25 +45,25 @@ class ReleasedArtifact:
 
     @property
     def is_split(self) -> bool:
-        """Whether the artifact is a GGUF in split files."""
+        """Whether the artifact is a split GGUF."""
         return split_file_stem(self.path) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A code block of a card. language: the info string of the block in Markdown."""
+    """A code block of a model card. language: the info string of the Markdown code block."""
 
     client: str
     language: str
     code: str
 
 
-#: Makes the code blocks for all artifacts of one format, of the model with the given name.
+#: A function that makes the code blocks for all artifacts of a format. The second argument is the model's name.
 UsageOf = Callable[[Sequence[ReleasedArtifact], str], Iterator[Usage]]
 
 
 def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifact]:
-    """``artifacts`` with the preferred file type first."""
+    """Sort ``artifacts`` by preference of their file types, the preferred file type first."""
 
     def rank(artifact: ReleasedArtifact) -> tuple[int, str]:
         storage = artifact.storage.upper()
@@ -73,7 +73,7 @@ def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifa
 
 
 def checkpoint_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """A pipeline of transformers."""
+    """Usage of a Hugging Face checkpoint with a transformers pipeline."""
     yield Usage(
         "transformers",
         "python",
@@ -84,7 +84,7 @@ def checkpoint_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterat
 
 
 def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """llama.cpp with the preferred file, and Ollama with the Modelfile if a model is one file."""
+    """Usage of a GGUF: llama.cpp with the preferred file, and Ollama with the Modelfile if a model is not split."""
     preferred = preferred_gguf(artifacts)[0]
     yield Usage("llama.cpp", "sh", f"llama-cli -m {shlex.quote(preferred.path)} -p '{_PROMPT}'")
     if not all(artifact.is_split for artifact in artifacts):
@@ -93,14 +93,14 @@ def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usa
 
 
 def gguf_lora_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """llama.cpp with the adapter on a GGUF of the base."""
+    """Usage of a GGUF LoRA: llama.cpp with a GGUF of the base and the adapter."""
     path = shlex.quote(artifacts[0].path)
     comment = "# BASE.gguf: the base model without the adapter"
     yield Usage("llama.cpp with LoRA", "sh", f"{comment}\nllama-cli -m BASE.gguf --lora {path} -p '{_PROMPT}'")
 
 
 def onnx_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """onnxruntime-genai and transformers.js, each if the folder has its files."""
+    """Usage of an ONNX folder: onnxruntime-genai and transformers.js, if the folder contains the client's files."""
     folder = artifacts[0]
     if f"{folder.path}/genai_config.json" in folder.files:
         yield Usage("onnxruntime-genai", "python", _genai(folder.path))
@@ -136,6 +136,6 @@ def _transformers_js(path: str, choice: str) -> str:
 
 
 def _ollama_name(name: str) -> str:
-    """``name`` as Ollama accepts it: lower case letters and digits, with ``-_.`` between them."""
+    """Turn ``name`` into a valid Ollama model name: lower case letters and digits, separated by ``-_.``."""
     letters = [letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name]
     return "".join(letters).strip("-_.").lower() or "model"

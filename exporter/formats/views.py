@@ -1,6 +1,6 @@
-"""Lazy views of stored tensors in the form that a format needs, computed row block by row block.
+"""Lazy views of stored tensors: rows reordered, transposed, shifted or stacked, in blocks of rows.
 
-A view reads only the rows that a block needs, so that memory does not grow with the model.
+To compute a block, a view reads only the source rows of the block, so memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSp
 
 
 def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
-    """All rows, in blocks of about ``nbytes`` that consist of whole units; a block has at least one unit."""
+    """Yield all rows in blocks of about ``nbytes``. A block consists of whole units, and contains at least one unit."""
     spec = tensor.spec
     unit: int = getattr(tensor, "unit", 1)
     step = unit * max(1, nbytes // max(1, unit * spec.row_nbytes))
@@ -37,26 +37,26 @@ class _OneSource(ABC):
         """Rows [start, stop) of the view."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The rows in blocks."""
+        """Yield the rows of the view in blocks."""
         yield from row_blocks(self, BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
 class Interleaved(_OneSource):
-    """Rows i and i + d/2 of each of ``heads`` heads of d rows become neighbours.
+    """The source with rows i and i + d/2 of each head made neighbours, for ``heads`` heads of d rows.
 
-    Source: llama.cpp rotates neighbouring pairs in some architectures, transformers the two halves of a head.
+    Reason: llama.cpp rotates neighbouring rows in some architectures; transformers rotates the two halves of a head.
     """
 
     heads: int
 
     @property
     def unit(self) -> int:
-        """Rows of one head."""
+        """Number of rows of a head."""
         return self.spec.n_rows // self.heads
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: two copies of the heads that contain them."""
+        """Rows [start, stop) of the view. Memory: two copies of the heads that contain the rows."""
         width = self.unit
         first, last = start // width * width, -(-stop // width) * width
         stored = self.source.rows(first, last)
@@ -67,13 +67,13 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """Queries of all heads, then keys, then values, of a matrix that stores the three head by head."""
+    """All queries, then all keys, then all values, of a matrix that stores queries, keys and values head by head."""
 
     heads: int
 
     @property
     def unit(self) -> int:
-        """Rows of one head's queries, keys or values."""
+        """Number of rows of a head's queries, keys or values."""
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
@@ -93,7 +93,7 @@ class Regrouped(_OneSource):
 
 @dataclass(frozen=True)
 class Transposed(_OneSource):
-    """A stored matrix, transposed. Every block reads the whole source, so blocks are large."""
+    """A stored matrix, transposed. Each block needs a pass over the whole source, so blocks are large."""
 
     @property
     def spec(self) -> TensorSpec:
@@ -102,29 +102,29 @@ class Transposed(_OneSource):
 
     @property
     def unit(self) -> int:
-        """Columns of the source that fill a block."""
+        """Number of source columns that fill a block."""
         return max(1, BLOCK_BYTES // max(1, self.spec.row_nbytes))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: these rows and a block of the source."""
+        """Rows [start, stop) of the view. Memory: the returned rows and a block of the source."""
         value: Array | None = None
         for first, block in blocks(self.source):
             if value is None:
                 value = np.empty((stop - start, self.source.spec.n_rows), block.dtype)
             value[:, first : first + len(block)] = block[:, start:stop].T
-        assert value is not None, "a matrix without rows"
+        assert value is not None, "the matrix has no rows"
         return value
 
 
 @dataclass(frozen=True)
 class Shifted(_OneSource):
-    """The source plus a constant, in float32; a float16 source in float16, as in llama.cpp's converter."""
+    """The source plus a constant, in float16 for a float16 source, as in llama.cpp's converter, else in float32."""
 
     offset: float
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's spec, in the dtype of the sum."""
+        """The source's spec with the dtype of the sum."""
         stored = self.source.spec
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 
@@ -143,7 +143,7 @@ class Stacked:
 
     @property
     def spec(self) -> TensorSpec:
-        """The first source's spec, with the number of all rows."""
+        """The first source's spec with the total number of rows."""
         first = self.sources[0].spec
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 
@@ -158,6 +158,6 @@ class Stacked:
         return np.concatenate(parts)
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The segments of each source, in order."""
+        """Yield the segments of each source, in order."""
         for source in self.sources:
             yield from source.segments()

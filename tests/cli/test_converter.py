@@ -141,9 +141,9 @@ def test_the_option_is_refused_where_it_does_not_apply(
 ) -> None:
     made, out = stand_in(tmp_path), tmp_path / "out"
     assert merge(tiny_adapter, tiny_tied, tmp_path / "none.py", out) == 4
-    assert "none.py: expected llama.cpp's convert_hf_to_gguf.py, found no file" in capsys.readouterr().err
+    assert "none.py: expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q4_K_M") == 5
-    assert "the converter writes F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
+    assert "the converter supports only F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--pre-tokenizer", "smollm") == 2
     assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q8_0", "--output-tensor-type", "F16") == 2
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "onnx", "--converter", str(made)]

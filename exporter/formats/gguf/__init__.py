@@ -1,6 +1,6 @@
-"""GGUF: plan a file from a merged model, then write it.
+"""GGUF: plan a file from a merged model, then write the file.
 
-Names are imported on first use: a patch of a file needs other modules of this package, and none of the families.
+Names are imported on first use, because a patch of a file uses only some modules of this package and no families.
 """
 
 from __future__ import annotations

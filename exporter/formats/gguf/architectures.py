@@ -1,6 +1,6 @@
-"""Whether a GGUF can hold a decoder, and what llama.cpp computes differently though it holds the model.
+"""Check that a GGUF can represent a decoder, and list differences between llama.cpp's and transformers' results.
 
-The facts are the family's (``exporter/families/llama_cpp.py``).
+The facts about each architecture are in ``exporter/families/llama_cpp.py`` and the modules of the families.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from exporter.families.spec import DecoderSpec, Rope, Slot
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
-    """The table row for a decoder. Raises NotExpressible, with the reason, if llama.cpp cannot represent it."""
+    """Return the architecture of a decoder. Raises NotExpressible if llama.cpp cannot represent the decoder."""
     row = FAMILIES[spec.family].llama_cpp
     if reason := _refusal(spec, row):
         raise NotExpressible(f"gguf: {row.name}", reason)
     if row.head == "must" and tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp requires an untied LM head here, and this model's head is tied",
-            instead="--untie writes one",
+            "llama.cpp requires an untied LM head for this architecture, and this model's head is tied",
+            instead="--untie writes an untied head",
         )
     if row.head == "never" and not tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp ties the LM head to the embedding here, and this model's head differs from its embedding",
-            instead="--to hf and --to onnx can hold it",
+            "llama.cpp ties the LM head to the embedding, and this model's head differs from its embedding",
+            instead="use --to hf or --to onnx",
         )
     return row
 
@@ -39,19 +39,21 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     if rope_type is not None and rope_type not in row.scalings:
         return f"rope type {rope_type!r} is not supported by this architecture"
     if rope and rope_type == "yarn" and (odd := _odd_yarn(rope)):
-        return f"{odd} of rope type 'yarn': llama.cpp always scales attention as transformers does by default"
+        return f"{odd} of rope type 'yarn': llama.cpp supports only transformers' default attention scaling"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
-        return f"head_dim: llama.cpp computes {width} here, found {attention.head_dim}"
+        return f"head_dim: llama.cpp computes {width} for this architecture, found {attention.head_dim}"
     if row.square and attention.heads * attention.head_dim != spec.hidden:
-        return f"heads of {attention.head_dim} times {attention.heads}: llama.cpp expects {spec.hidden} in total"
+        return (
+            f"head_dim {attention.head_dim} times {attention.heads} heads: llama.cpp expects a product of {spec.hidden}"
+        )
     if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
-        return f"partial_rotary_factor: llama.cpp rotates whole heads here, found {rope.dims} of {attention.head_dim}"
+        return f"partial_rotary_factor: llama.cpp rotates whole heads, found {rope.dims} of {attention.head_dim} rows"
     return row.check(spec)
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """The first YaRN parameter that llama.cpp and transformers compute differently (a KL of 0.03 and more)."""
+    """Return the first YaRN parameter that gives a KL of 0.03 or more between llama.cpp and transformers."""
     table = rope.scaling or {}
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
@@ -64,18 +66,21 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
-    """Raises NotExpressible for a linear's bias that llama.cpp does not read, or that it needs and the model lacks."""
+    """Check the linear layers' biases.
+
+    Raises NotExpressible for a bias that llama.cpp does not read, and for a missing bias that llama.cpp needs.
+    """
     biased = {slot.role for slot in slots if slot.parameter == "bias"} & MOST_LINEARS
     if extra := biased - row.biases:
         name = min(role.value for role in extra)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias for {name} here, and this model has one")
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias for {name}, and this model has a bias")
     if missing := row.needed - biased:
         name = min(role.value for role in missing)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias for {name} here, and this model has none")
+        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias for {name}, and this model has no bias")
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
-    """Differences between llama.cpp's and transformers' results that do not prevent writing the model."""
+    """Notes on differences between llama.cpp's and transformers' results that do not prevent writing the model."""
     out = []
     attention = spec.attention
     ignored = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)

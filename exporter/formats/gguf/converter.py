@@ -1,7 +1,7 @@
-"""GGUF of models that no family describes: llama.cpp's converter, run on the merged checkpoint.
+"""GGUF of models without a family: run llama.cpp's converter on the merged checkpoint.
 
-The user names the script; it runs with this Python, in a separate process without network. Its file is verified like
-any other, so the script need not be trusted.
+The user gives the path of the script. The script runs with this Python, in a separate process without network access.
+The GGUF from the script is verified like every GGUF, so the script need not be trusted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The checkpoint to stage for ``script``, and the file type to request."""
+    """The merged checkpoint to stage for ``script``, and the file type to request from the script."""
 
     hf: HfLayout
     script: Path
@@ -46,35 +46,36 @@ class ConverterLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the staged checkpoint, an upper bound for the file."""
+        """Size of the staged checkpoint in bytes, an upper bound for the size of the GGUF."""
         return self.hf.nbytes
 
 
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
-    """Lay out the checkpoint of ``model`` for ``script``; reads shapes only.
+    """Lay out the checkpoint of ``model`` for ``script``. Reads shapes only.
 
-    ftype: F32, F16, BF16 or Q8_0; None for the dtype of the embedding. Raises NotExpressible for another type,
+    ftype: F32, F16, BF16 or Q8_0; None for the dtype of the embedding. Raises NotExpressible for any other type, and
     UnreadableFile if the script does not exist.
     """
     if not script.is_file():
-        raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, found no file")
+        raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
     ftype = ftype or model.specs[model.tie.embedding].dtype
     if ftype not in NATIVE_FILE_TYPES:
         known = ", ".join(NATIVE_FILE_TYPES)
-        raise NotExpressible("gguf: --converter", f"the converter writes {known}, not {ftype}")
+        raise NotExpressible("gguf: --converter", f"the converter supports only {known}, not {ftype}")
     return ConverterLayout(plan_hf(model), script.resolve(), ftype)
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
-    """Stage the merged checkpoint beside ``path``, let the script write ``path``, and remove the checkpoint again.
+    """Stage the merged checkpoint beside ``path``, let the script write ``path``, and remove the staged checkpoint.
 
-    Raises BadInput with the last line of the script's stderr if it fails or writes no file; OutputError.
+    Raises BadInput, with the last line of the script's stderr, if the script fails or writes no file. Raises
+    OutputError if the checkpoint cannot be written.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:
         with writing(place):
             place.mkdir()
-        checkpoint = place / model_name(layout.hf.model.path)  # llama.cpp names the model after its folder
+        checkpoint = place / model_name(layout.hf.model.path)  # llama.cpp names the model after the checkpoint's folder
         write_hf(layout.hf, checkpoint, progress)
         _run(layout, checkpoint, path)
     finally:

@@ -1,8 +1,8 @@
-"""Adapters as a GGUF LoRA: token rows as an exact low-rank pair, ordinary LoRA updates unchanged.
+"""Adapters as a GGUF LoRA: token rows become an exact low-rank pair, and ordinary LoRA updates stay unchanged.
 
 Replacing a row is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads the pair of
-``token_embd.weight`` transposed: ``lora_a`` is looked up by token, ``lora_b`` multiplies. Source: llama.cpp's
-llama-adapter.cpp and build_inp_embd; names and keys as its convert_lora_to_gguf.py writes them.
+``token_embd.weight`` transposed: a token selects a row of ``lora_a``, which is then multiplied by ``lora_b``.
+Sources: llama.cpp's llama-adapter.cpp and build_inp_embd; llama.cpp's convert_lora_to_gguf.py for names and keys.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, cast, rea
 
 #: llama.cpp reads the pair of this tensor transposed.
 _EMBEDDING: Final = "token_embd.weight"
-#: Rows of a one-hot matrix are made in blocks of about this many bytes.
+#: Approximate size of a block of rows of a one-hot matrix, in bytes.
 _BLOCK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class FactorPair:
-    """A low-rank update, W += scale * left @ right, with left: (out, r) and right: (r, in), float32.
+    """A low-rank update, W += scale * left @ right, with left (out, r) and right (r, in) in float32.
 
-    The columns of ``left`` from ``dense.shape[1]`` on are one-hot: column j has ``hot_value`` in row ``hot_rows[j]``,
-    and zeros elsewhere.
+    The first columns of ``left`` are ``dense``. The columns after ``dense`` are one-hot: one-hot column j has
+    ``hot_value`` in row ``hot_rows[j]``, and zeros elsewhere.
     """
 
     dense: Array
@@ -58,7 +58,7 @@ class FactorPair:
 
     @property
     def n_rows(self) -> int:
-        """Rows of ``left``, and of the matrix that the pair updates."""
+        """Number of rows of ``left`` and of the updated matrix."""
         return len(self.dense)
 
     def left(self, start: int, stop: int) -> Array:
@@ -74,7 +74,7 @@ class FactorPair:
 
 @dataclass(frozen=True)
 class LoraLayout:
-    """The planned file. pairs: llama.cpp's name of each tensor that an adapter changes → its pair."""
+    """The planned file. pairs: llama.cpp's name of a changed tensor → the tensor's factor pair."""
 
     header: bytes
     entries: Sequence[TensorEntry]
@@ -84,13 +84,13 @@ class LoraLayout:
 
 
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
-    """Lay out the adapters of ``merge`` as one LoRA in ``dtype``; reads their factors and the base's old rows.
+    """Lay out the adapters of ``merge`` as a single LoRA in ``dtype``. Reads adapter factors and the base's old rows.
 
     Raises NotExpressible for changes that a GGUF LoRA cannot represent: rows of a tied base, new tokens, whole tensors,
     DoRA, biases, experts.
     """
     if not merge.adapters:
-        raise NotExpressible("gguf-lora", "a LoRA file needs an adapter, and none was given", instead="--to gguf")
+        raise NotExpressible("gguf-lora", "a LoRA file needs an adapter, and no adapter was given", instead="--to gguf")
     merge = replace(merge, sources={name: _without_copy(merge, *source) for name, source in merge.sources.items()})
     _refuse_tied(merge)
     model = merge.model()
@@ -100,7 +100,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     alpha = _alpha(merge)
     changed = {name: source for name, source in merge.sources.items() if source[1] != Change()}
     if unplaced := changed.keys() - kept.keys():
-        raise NotExpressible("gguf-lora", f"an adapter changes {min(unplaced)}, which the file does not contain")
+        raise NotExpressible("gguf-lora", f"an adapter changes {min(unplaced)}, which is not a tensor of the GGUF")
     pairs = {
         tensor_name(slot): _pair(merge, name, *changed[name], slot, spec, row, alpha)
         for name, slot in kept.items()
@@ -128,7 +128,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
 
 
 def write_gguf_lora(layout: LoraLayout, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to ``path``, a new file. Memory: the factors and one block of a one-hot matrix."""
+    """Write ``layout`` to the new file ``path``. Memory: the factors and a block of a one-hot matrix."""
     with OutputFile(path, progress, nbytes=layout.nbytes) as out:
         out.write(layout.header)
         for name, pair in layout.pairs.items():
@@ -149,9 +149,9 @@ def _left(pair: FactorPair) -> Iterator[Array]:
 
 
 def _without_copy(merge: MergePlan, stored: str, change: Change) -> tuple[str, Change]:
-    """Drop a replacement that equals the base: PEFT saves embeddings whole beside updates of their rows.
+    """Drop a replacement that equals the base's tensor: PEFT saves whole embeddings beside updates of their rows.
 
-    Reads the base's tensor only if the adapter replaces it.
+    Reads the base's tensor only if the adapter replaces the tensor.
     """
     base, replacement = merge.checkpoint.tensors[stored], change.replaced
     if replacement and replacement.tensor.spec.shape == base.spec.shape and same_values(replacement.tensor, base):
@@ -167,22 +167,22 @@ def _refuse_tied(merge: MergePlan) -> None:
         folders = " ".join(str(adapter.path) for adapter in merge.adapters)
         raise NotExpressible(
             f"gguf-lora: {merge.checkpoint.path}: {tie.embedding}",
-            "the head is tied to the embedding; llama.cpp applies one LoRA pair to both, which aborts its process",
-            instead=f"ttexport patch BASE.gguf {folders} -o OUT.gguf writes the rows into a GGUF",
+            "the head is tied to the embedding; llama.cpp would apply the LoRA pair to the head, too, and abort",
+            instead=f"use ttexport patch BASE.gguf {folders} -o OUT.gguf to write the rows into a GGUF",
         )
     grown = merge.vocab - merge.checkpoint.tensors[tie.embedding].spec.n_rows
     if grown > 0:
         raise NotExpressible(
             f"gguf-lora: {merge.checkpoint.path}",
             f"the adapters add {grown} rows to the vocabulary, and a LoRA cannot add rows",
-            instead="ttexport patch BASE.gguf ADAPTER -o OUT.gguf adds them to a GGUF",
+            instead="use ttexport patch BASE.gguf ADAPTER -o OUT.gguf to add the rows to a GGUF",
         )
 
 
 def _alpha(merge: MergePlan) -> float:
-    """The alpha of the file: llama.cpp scales a pair of rank r by alpha / r; 0 means no scaling.
+    """Choose the alpha of the file: llama.cpp scales a pair of rank r by alpha / r; 0 means no scaling.
 
-    If all updates have the same alpha, the file has it too, so that their factors stay unchanged.
+    If all updates have the same alpha, the file gets that alpha, so that the updates' factors stay unchanged.
     """
     alphas = {update.scaling * update.rank for _, change in merge.sources.values() for update in change.updates}
     alpha = alphas.pop() if len(alphas) == 1 else 0.0
@@ -228,13 +228,13 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
     elif any(update.magnitude for update in change.updates):
         reason = "DoRA also scales the base's weights"
     elif slot.role in EXPERTS or slot.member is not None:
-        reason = "this version writes no updates of single experts"
+        reason = "this version does not support updates of single experts"
     if reason:
-        raise NotExpressible(f"gguf-lora: {path}: {name}", reason, instead="--to gguf merges it")
+        raise NotExpressible(f"gguf-lora: {path}: {name}", reason, instead="use --to gguf, which merges the adapter")
 
 
 def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
-    """(left, right) in the orientation of llama.cpp's matrix, (out, in)."""
+    """Return the factors (left, right) in the orientation of llama.cpp's matrix, (out, in)."""
     down, up = cast(read(update.down), "F32"), cast(read(update.up), "F32")
     if update.target_type == "embedding" or (update.target_type == "parameter" and slot.role in spec.transposed):
         return down.T, up.T
@@ -242,16 +242,16 @@ def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Arr
 
 
 def _deltas(new: TokenRows, base: LazyTensor) -> Array:
-    """New rows minus the base's, rounded once, float32 (rows, hidden)."""
+    """New rows minus the base's rows, rounded once to float32, (rows, hidden)."""
     assert new.token_ids[-1] < base.spec.n_rows, "new rows were refused before"
     old = np.concatenate([base.rows(token_id, token_id + 1) for token_id in new.token_ids])
     return (new.rows.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
 
 
 def _exact_rank(alpha: float, rank: int) -> int:
-    """A rank of at least ``rank`` for which rank / alpha is a power of two, so that scaling by it is exact.
+    """Return a rank of at least ``rank`` such that rank / alpha is a power of two, which makes the scaling exact.
 
-    ``rank`` itself if alpha is no integer.
+    Returns ``rank`` itself if alpha is not an integer.
     """
     if not alpha.is_integer():
         return rank

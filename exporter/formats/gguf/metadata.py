@@ -1,4 +1,4 @@
-"""Header keys except those of the tokenizer: architecture, hyperparameters, sampling, provenance."""
+"""Metadata keys for architecture, hyperparameters, sampling and provenance, without the tokenizer's keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUANTIZATION_VERSION: Final = 2
 #: llama.cpp's default for the base of the rotary frequencies.
 _DEFAULT_THETA: Final = 10000.0
 
-#: YaRN's parameters in config.json → in the GGUF.
+#: YaRN's parameter names in config.json → key names in a GGUF.
 _YARN: Final = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
@@ -30,7 +30,7 @@ _YARN: Final = {
 
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
-#: generation_config.json → general.sampling.*, in the order of llama.cpp's converter.
+#: Keys of generation_config.json → general.sampling.*, in the order of llama.cpp's converter.
 _SAMPLING: Final = {
     "top_k": ("top_k", int),
     "top_p": ("top_p", float),
@@ -48,7 +48,7 @@ _SAMPLING: Final = {
 
 
 def general_keys(arch: str, name: str, label: str, generation: Mapping[str, Any]) -> list[Key]:
-    """``general.*`` but for the file type. generation: the parsed generation_config.json, {} if there is none."""
+    """The keys ``general.*`` without the file type. generation: the parsed generation_config.json, {} if missing."""
     keys = [writer.text("general.architecture", arch), writer.text("general.type", "model")]
     keys += _sampling_keys(generation)
     keys.append(writer.text("general.name", name))
@@ -72,20 +72,21 @@ def _sampling_keys(generation: Mapping[str, Any]) -> list[Key]:
 
 
 def size_label(parameters: int) -> str:
-    """A rounded parameter count such as 135M or 1.2B, with at least two digits, as in GGUF's naming convention."""
+    """Round a parameter count to a label such as 135M or 1.2B, with at least two digits (GGUF's naming convention)."""
     scale, unit = next(((scale, unit) for scale, unit in _UNITS if parameters > scale), _UNITS[-1])
     digits = len(str(round(parameters / scale)).lstrip("0"))
     return f"{parameters / scale:.{max(2 - digits, 0)}f}{unit}"
 
 
 def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_length: bool) -> list[Key]:
-    """``{architecture}.*``, the file type and the quantisation version.
+    """The keys ``{architecture}.*``, the file type and the quantisation version.
 
-    head_length: whether config.json states the width of an attention head.
+    head_length: True if config.json gives the width of an attention head.
     """
     keys = [key for group, members in _candidates(row, spec, file_type).items() if group in row.keys for key in members]
     if spec.rope and "rope.freq_base" not in row.keys and spec.rope.theta != _DEFAULT_THETA:
-        # llama.cpp's converter omits this key here, and llama.cpp would then compute with its default.
+        # llama.cpp's converter omits the key for this architecture; llama.cpp would then compute with its default
+        # theta.
         keys.append(writer.f32(f"{row.name}.rope.freq_base", spec.rope.theta))
     if row.head_length == "always" or (row.head_length == "stated" and head_length):
         for part in ("key", "value"):
@@ -96,7 +97,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """The keys of all architectures for this decoder, by their name in the table of architectures."""
+    """All architecture keys with their values for this decoder, by the names used in ``Architecture.keys``."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -106,7 +107,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
         "feed_forward_length": spec.mlp.inner,
         "attention.head_count": attention.heads,
         "attention.head_count_kv": attention.kv_heads,
-        # Only Phi-3 has the key, with 0, if the model has no window.
+        # Only Phi-3 has this key if the model has no sliding window; the value is then 0.
         "attention.sliding_window": attention.window or (0 if arch == "phi3" else None),
         "expert_count": moe.experts if moe else None,
         "expert_used_count": moe.top_k if moe else None,
@@ -136,7 +137,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
 
 
 def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
-    """Keys of linear and YaRN scaling. The factors of llama3 and longrope are tensors."""
+    """Keys of linear and YaRN rope scaling. The factors of llama3 and longrope are stored as tensors."""
     rope = spec.rope
     scaling = Settings((rope.scaling if rope else None) or {})
     rope_type, prefix = scaling.table.get("rope_type"), f"{arch}.rope.scaling"
@@ -160,7 +161,7 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:
-    """The size label of a model; with experts, their number and the size with one expert a layer (8x7B)."""
+    """The size label of a model. With experts: the number of experts and the size with an expert per layer (8x7B)."""
     shared, expert, counts = 0, 0, []
     for entry in entries:
         size = math.prod(entry.shape)
@@ -173,12 +174,12 @@ def size_class(entries: Sequence[TensorEntry]) -> str:
 
 
 def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:
-    """The provenance of the artifact, under the prefix ``ttexport.``."""
+    """The artifact's provenance as keys with the prefix ``ttexport.``."""
     return [writer.text(f"ttexport.{name}", value) for name, value in sorted(provenance.items())]
 
 
 def model_name(path: Path) -> str:
-    """The folder's name; for a snapshot in the hub's cache, which is named by its commit, the repository's name."""
+    """The model's name: the folder's name, or the repository's name for a snapshot folder in the Hugging Face cache."""
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent.name.split("--")[-1]

@@ -40,7 +40,7 @@ _LAYER: Final[Mapping[Role, str]] = {
 
 
 def tensor_name(slot: Slot) -> str:
-    """llama.cpp's name of the tensor in ``slot``; for an expert, the name of the stack of all experts."""
+    """llama.cpp's name of the tensor in ``slot``. An expert's matrix gets the name of the stack of all experts."""
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.parameter}"
     return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.parameter}"

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def is_file_type(name: str) -> bool:
-    """Whether ``name``, in any case, is a dtype or one of llama.cpp's quantisations."""
+    """Whether ``name`` is a dtype or a quantisation of llama.cpp, ignoring case."""
     return name.lower() in DTYPES or name.upper() in FILE_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(FormatOptions):
-    """A GGUF file for each of ``types``, or one as the base is stored. split_max_size: bytes."""
+    """Options of GGUF files: a file for each type in ``types``. Default: a file in the base's dtype."""
 
     section: ClassVar[str] = "gguf"
 
     dtype: str | None = dtype_option()
     types: tuple[str, ...] = option(
         (),
-        "Type of a GGUF file: f32, f16, bf16, or a quantisation of llama.cpp, such as Q8_0 or Q4_K_M; each gives a "
-        "file. Default: as the base is stored.",
+        "Type of a GGUF file: f32, f16, bf16, or a quantisation of llama.cpp, such as Q8_0 or Q4_K_M. Several types "
+        "give several files. Default: the base's dtype.",
         flag="--quant",
         metavar="TYPE",
         accepts=is_file_type,
@@ -39,10 +39,10 @@ class GgufOptions(FormatOptions):
         None, "Importance matrix for llama.cpp's quantisations.", type=ValueType.PATH, metavar="FILE"
     )
     token_embedding_type: str | None = option(
-        None, "Type of token_embd.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
+        None, "Type of token_embd.weight in quantised files. Default: chosen by the file type.", metavar="TYPE"
     )
     output_tensor_type: str | None = option(
-        None, "Type of output.weight in quantised files; default: what the file type gives it.", metavar="TYPE"
+        None, "Type of output.weight in quantised files. Default: chosen by the file type.", metavar="TYPE"
     )
     split_max_size: int | None = option(
         None, "Split the file into parts of at most this size, such as 2G.", type=ValueType.SIZE, metavar="SIZE"
@@ -51,27 +51,27 @@ class GgufOptions(FormatOptions):
         None, "Split the file into parts of at most N tensors.", type=ValueType.COUNT, metavar="N"
     )
     pre_tokenizer: str | None = option(
-        None, "llama.cpp's name for the pre-tokenizer, where it is not recognised from tokenizer.json.", metavar="NAME"
+        None, "llama.cpp's name for the pre-tokenizer, if tokenizer.json has an unknown pre-tokenizer.", metavar="NAME"
     )
     converter: Path | None = option(
         None,
-        "llama.cpp's convert_hf_to_gguf.py, for models that ttexport has no description of. It runs on the merged "
-        "checkpoint, without network, and its output is verified.",
+        "Path of llama.cpp's convert_hf_to_gguf.py, for models without built-in support. The script runs on the merged "
+        "checkpoint without network access, and the script's output is verified.",
         type=ValueType.PATH,
         metavar="FILE",
     )
 
     def check(self) -> None:
-        """Options of llama.cpp's quantiser need a quantisation, and the converter replaces what it decides itself."""
+        """Check combinations of options. Options of llama.cpp's quantiser, for example, need a quantisation."""
         object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
         if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
-            raise self.fault("types", f"expected quantisations beside {{dtype}}, found {plain[0]}")
+            raise self.fault("types", f"expected only quantisations in combination with {{dtype}}, found {plain[0]}")
         quantised = [name for name in self.types if name in FILE_TYPES]
         for name in ("token_embedding_type", "output_tensor_type"):
             if (chosen := getattr(self, name)) is None:
                 continue
             if self.converter:
-                raise self.fault(name, "is for llama.cpp's quantiser, which does not run beside {converter}")
+                raise self.fault(name, "is an option of llama.cpp's quantiser and cannot be combined with {converter}")
             if not quantised:
                 raise self.fault(name, "needs a quantisation in {types}, such as Q4_K_M")
             if chosen.upper() not in SELECTABLE_TENSOR_TYPES:
@@ -80,14 +80,14 @@ class GgufOptions(FormatOptions):
         if self.imatrix is not None and not any(FILE_TYPES[name].uses_imatrix for name in quantised):
             raise self.fault("imatrix", "needs a quantisation below Q8_0 in {types} (Q8_0 ignores the matrix)")
         if self.converter and self.pre_tokenizer:
-            raise self.fault("pre_tokenizer", "has no use beside {converter}, which chooses the pre-tokenizer itself")
+            raise self.fault("pre_tokenizer", "cannot be combined with {converter}, which chooses a pre-tokenizer")
 
     def artifacts(self) -> Sequence[Self]:
-        """One group a file, without the options that its type does not use."""
+        """Split the options into a group per file, without options that the file's type does not use."""
         return [self._of(name) for name in self.types] or (self,)
 
     def whole(self) -> Self:
-        """The options of the file before it is split."""
+        """The options without the split into parts."""
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     @property
@@ -97,20 +97,21 @@ class GgufOptions(FormatOptions):
 
     @property
     def storage(self) -> str | None:
-        """``dtype`` in safetensors spelling; None: as stored."""
+        """``dtype`` in safetensors spelling, or None for the base's dtype."""
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
     def file_type(self) -> str | None:
-        """The type of one file, or another word that no file type is; None: ``storage``."""
+        """The type of the group's file, or None if ``storage`` decides. An unknown type is refused later."""
         return self.types[0].upper() if self.types else None
 
     @property
     def split(self) -> Split | None:
-        """The limits of the parts of a file."""
+        """The limits of the parts of a split file, or None for a single file."""
         if self.split_max_size is None and self.split_max_tensors is None:
             return None
-        from exporter.formats.gguf.split import Split  # reads GGUF files, which no option needs
+        from exporter.formats.gguf.split import Split  # imported here: the module reads GGUF files, and options alone
+        do not
 
         return Split(self.split_max_size, self.split_max_tensors)
 
@@ -123,7 +124,7 @@ class GgufOptions(FormatOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GgufLoraOptions(FormatOptions):
-    """The adapter alone, as a LoRA in GGUF for ``llama-cli --lora``."""
+    """Options of the adapter alone, as a GGUF LoRA for ``llama-cli --lora``."""
 
     section: ClassVar[str] = "gguf-lora"
 
@@ -136,5 +137,5 @@ class GgufLoraOptions(FormatOptions):
 
 
 def _spelled(name: str) -> str:
-    """Dtypes in lower case, quantisations in upper case, as llama.cpp spells them."""
+    """Spell a type as llama.cpp does: dtypes in lower case, quantisations in upper case."""
     return name.lower() if name.lower() in DTYPES else name.upper()
