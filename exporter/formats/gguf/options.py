@@ -110,8 +110,7 @@ class GgufOptions(FormatOptions):
         """The limits of the parts of a split file, or None for a single file."""
         if self.split_max_size is None and self.split_max_tensors is None:
             return None
-        from exporter.formats.gguf.split import Split  # imported here: the module reads GGUF files, and options alone
-        do not
+        from exporter.formats.gguf.split import Split  # a lazy import: the module reads GGUF files
 
         return Split(self.split_max_size, self.split_max_tensors)
 

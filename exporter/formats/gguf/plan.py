@@ -1,4 +1,4 @@
-"""Lay out the GGUF of a merged model: the offset of every byte is known before any weight is read."""
+"""Lay out the GGUF of a merged model: all offsets are computed before any weight is read."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from exporter.formats.views import Interleaved, Regrouped, Shifted, Stacked, Tra
 from exporter.merge.model import MergedModel
 from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
-#: llama.cpp's converter writes add_bos_token = false for models of the llama family with a vocabulary of this size
-#: (SmolLM, small Granites), whatever the tokenizer's files state: these models start no text with a BOS token.
+#: Llama models with a vocabulary of this size (SmolLM, small Granites) start no text with a BOS token. llama.cpp's
+#: converter writes add_bos_token = false for a vocabulary of this size, even if the tokenizer's files differ.
 NO_BOS_VOCAB: Final = 49152
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the file, made from stored tensors (``sources``, one or several), or a computed ``value``.
+    """A tensor of the file: made from stored tensors (``sources``), or a computed ``value``.
 
-    rule: how it was made, for the ledger. tensor: its rows in the dtype in which they are stored; None for a computed
-    value.
+    rule: the ledger's description of the conversion. tensor: the rows in the stored dtype; None for a computed value.
     """
 
     entry: TensorEntry
@@ -49,9 +48,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The planned file: metadata, tensors in order, its size.
+    """The planned file: metadata, and tensors in the order of the file.
 
-    keys: all metadata but provenance. dropped: stored tensor → rule, for tensors left out on purpose.
+    keys: all metadata except provenance. dropped: name of a stored tensor left out on purpose → ledger rule.
     notes: properties of the model that the format cannot represent.
     """
 
@@ -64,15 +63,15 @@ class GgufLayout:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size of the whole file."""
+        """Size of the whole file in bytes."""
         return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
 
     def draft_header(self) -> bytes:
-        """A header of the final length, with placeholders for values that must be read first."""
+        """A header of the final length, with placeholders for values that are computed from the weights."""
         return self._header(self.model.provenance_shape)
 
     def header(self) -> bytes:
-        """All bytes before the data. Reads the base's embedding for its digest, once."""
+        """All bytes before the data section. Reads the base's embedding once, to compute the embedding's digest."""
         return self._header(self.model.provenance)
 
     def _header(self, provenance: Mapping[str, str]) -> bytes:
@@ -84,12 +83,12 @@ class GgufLayout:
 def plan_gguf(
     model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None, mixed: str | None = None
 ) -> GgufLayout:
-    """Lay out the GGUF of ``model``; reads shapes and the tokenizer, no weights.
+    """Lay out the GGUF of ``model``. Reads shapes and the tokenizer, but no weights.
 
-    ftype: F32, F16, BF16 or Q8_0; None keeps the dtype in which the matrices are stored. pre_tokenizer: llama.cpp's
-    name of the pre-tokenizer, if it is not recognised from the tokenizer. mixed: the type if the matrices are stored
-    in several dtypes; None refuses such a model.
-    Raises NotExpressible for an unknown family, tokenizer or type, BadInput for tensors that do not fit the config.
+    ftype: F32, F16, BF16 or Q8_0; None keeps the stored dtype of the matrices. pre_tokenizer: llama.cpp's name of the
+    pre-tokenizer, to be written instead of the recognised name. mixed: the file type for a model with matrices in
+    several dtypes; None refuses a model with several dtypes.
+    Raises NotExpressible for an unknown family, tokenizer or type, and BadInput for tensors that do not fit the config.
     """
     spec = describe(model.config, "gguf")
     row = architecture(spec, tied=model.tie.tied)
@@ -118,10 +117,11 @@ def plan_gguf(
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
-    """(slot, names of its stored tensors) in the order of the file; several tensors are ordered by their number.
+    """List (slot, names of the slot's stored tensors) in the order of the file.
 
-    Experts, and norms stored head by head, become one tensor. llama.cpp's converter writes such a tensor after its last
-    part, and all experts of a layer together, in the order of the names of their first parts.
+    Experts, and norms stored head by head, are stacked into a single tensor, ordered by the number of the expert or
+    head. llama.cpp's converter writes a stacked tensor after the last part. The converter writes all experts of a layer
+    together, in the order of the names of their first parts.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
@@ -146,14 +146,14 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
         if spec.dtype not in FLOATS:
             raise NotExpressible(
                 f"gguf: {model.where(spec.name)}: {spec.name}",
-                f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} are written",
+                f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} can be converted",
             )
     if ftype is not None:
         if ftype not in NATIVE_FILE_TYPES:
             known = ", ".join(NATIVE_FILE_TYPES)
             raise NotExpressible(
                 "gguf",
-                f"{ftype} is not a file type: expected {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
+                f"unknown file type {ftype}: expected {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
             )
         return ftype
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
@@ -163,7 +163,7 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
         raise NotExpressible(
             f"gguf: {model.path}",
             f"the matrices are stored as {' and '.join(stored)}, which is not a single GGUF type",
-            instead="--dtype f32|f16|bf16 selects one",
+            instead="select a dtype with --dtype f32, f16 or bf16",
         )
     return stored[0]
 
@@ -182,7 +182,7 @@ def _planned(
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """(the rows in llama.cpp's form, what was changed, for the ledger)."""
+    """Return (the rows in llama.cpp's layout, the ledger's description of the change)."""
     tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
@@ -200,7 +200,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """(``tensor``, stored as (out, in), with its rows in llama.cpp's order; what was changed, for the ledger)."""
+    """Return (``tensor`` with the rows in llama.cpp's order, the ledger's description). ``tensor`` is (out, in)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", queries, keys and values apart"
@@ -211,7 +211,7 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Tensors of the factors by which a rope scaling divides each rotary frequency."""
+    """Tensors with the factors that divide the rotary frequencies under a rope scaling."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
@@ -226,16 +226,16 @@ def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
 
 
 def _llama3(rope: Rope, numbers: Settings) -> Array:
-    """llama3's factors, float32 (dims / 2,).
+    """The factors of rope type "llama3", float32 (dims / 2,).
 
-    Source: Llama 3.1's apply_scaling: frequencies above the high threshold stay, those below the low one are divided
-    by ``factor``, those between are blended.
+    Frequencies above the high threshold stay unchanged, frequencies below the low threshold are divided by ``factor``,
+    and frequencies between the thresholds are interpolated. Source: Llama 3.1's apply_scaling.
     """
     factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
-    # In float32 and in the converter's order of operations, so that the bytes equal the converter's.
+    # Computed in float32 and in the converter's order of operations, so that the bytes equal the converter's bytes.
     steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     freqs = np.float32(1) / np.power(np.float32(rope.theta), steps)
     waves = np.float32(2 * math.pi) / freqs
@@ -267,9 +267,10 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """The dtype to which rows are rounded before they are encoded, so that a patch can repeat the rounding.
+    """The dtype to which rows are rounded before encoding, recorded so that a patch can repeat the rounding.
 
-    A float32 model is rounded once, by the file type; a file quantised from it sees only the rounded values.
+    The file type rounds a float32 model once. A file quantised from the rounded file contains no trace of the float32
+    values.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -1,4 +1,4 @@
-"""The keys of an existing GGUF as raw bytes, so that a copy repeats them exactly."""
+"""Read the metadata keys of an existing GGUF as raw bytes, so that a copy of the file has identical keys."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from exporter.sources.gguf.header import GgufArray
 from exporter.sources.gguf.types import ARRAY, SCALARS, STRING
 from exporter.sources.hf.safetensors import read_into
 
-_PREAMBLE_BYTES: Final = 24  # magic, version, number of tensors, number of keys
+_PREAMBLE_BYTES: Final = 24  # size of magic, version, number of tensors, number of keys
 
 
 def raw_header(file: GgufFile) -> bytes:
-    """Everything before the data section."""
+    """All bytes of the file before the data section."""
     raw = np.empty(file.data_offset, np.uint8)
     read_into(file.path, 0, raw)
     return raw.tobytes()
 
 
 def raw_keys(file: GgufFile) -> list[Key]:
-    """Every key in the order of the file, with its value as raw bytes."""
+    """All metadata keys in the order of the file, with the values as raw bytes."""
     raw, at, keys = raw_header(file), _PREAMBLE_BYTES, []
     for name, value in file.metadata.items():
         at += 8 + len(name.encode())

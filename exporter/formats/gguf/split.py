@@ -1,6 +1,6 @@
-"""Split a GGUF into parts, named and numbered as by llama.cpp's converter and gguf-split.
+"""Split a GGUF into parts, with the file names and numbers that llama.cpp's converter and gguf-split use.
 
-The first part has all keys; the parts contain the tensors in order. Bytes of tensors are copied as raw ranges.
+The first part contains all metadata keys. The tensors keep their order across the parts, and are copied as raw bytes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _U16, _I32 = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Limits of a part: bytes of its tensors, and their number. None: no such limit."""
+    """Limits of a part: the size of the part's tensors in bytes, and the number of tensors. None means no limit."""
 
     max_nbytes: int | None = None
     max_tensors: int | None = None
 
     def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
-        """The tensors of each part, in order; a tensor is never divided."""
+        """Group ``tensors`` into parts, in order. A tensor is never divided between parts."""
         groups: list[list[GgufTensor]] = [[]]
         nbytes = 0
         for tensor in tensors:
@@ -49,9 +49,9 @@ class Split:
 
 
 def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Path]:
-    """Split the file at ``path`` into parts beside it and remove it. Returns the parts; a small file stays whole.
+    """Replace the file ``path`` by parts beside the file if the file exceeds the limits. Returns the parts' paths.
 
-    Memory: the header. Raises OutputError, UsageError for more parts than can be numbered.
+    Memory: the header. Raises OutputError, and UsageError if the number of parts does not fit in 16 bits.
     """
     file = GgufFile.open(path)
     groups = split.group(list(file.tensors.values()))

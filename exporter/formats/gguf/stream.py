@@ -1,4 +1,4 @@
-"""Write the planned file front to back: raw byte ranges where the dtype stays, encoded row blocks elsewhere."""
+"""Write the planned file from start to end: copy unchanged tensors as raw bytes, encode other tensors in blocks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from exporter.merge.model import MergedModel
 from exporter.progress import Progress, silent
 from exporter.tensors import LazyTensor
 
-#: Rows are converted in blocks of about this many stored bytes. Q8_0 needs several temporary float32 arrays; blocks
-#: that fit the processor's cache are twice as fast as large ones.
+#: Approximate size of a converted row block, in stored bytes. Q8_0 needs several temporary float32 arrays, and blocks
+#: that fit in the processor's cache are twice as fast as large blocks.
 _CONVERT_BYTES: Final = 1 << 20
 
 
 def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to ``path``, a new file; the same layout gives the same bytes.
+    """Write ``layout`` to the new file ``path``. Equal layouts give identical bytes.
 
-    Memory: the header and a few megabytes. Raises OutputError if the path exists or the device refuses, BadInput for
-    values that the type cannot hold or a checkpoint that changed; an error leaves no file at ``path``.
+    Memory: the header and a few megabytes. Raises OutputError if the path exists or writing fails, BadInput for values
+    that the type cannot represent or a checkpoint that has changed. After an error, no file is left at ``path``.
     """
     ledger = layout.model.ledger()
     with ThreadPoolExecutor(1) as executor, OutputFile(path, progress, nbytes=layout.nbytes) as out:
-        header = executor.submit(layout.header)  # it contains a digest of the base's embedding, which takes a while
+        header = executor.submit(layout.header)  # computing the digest of the base's embedding takes a while
         out.write(layout.draft_header())
         for planned in layout.tensors:
             if planned.tensor is None:

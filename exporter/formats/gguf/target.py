@@ -1,4 +1,4 @@
-"""Plan a GGUF file from its options: by our own writer, llama.cpp's quantiser, or its converter."""
+"""Plan a GGUF from options, with ttexport's own writer, llama.cpp's quantiser, or llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exporter.progress import Progress
 
 
 def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out one file; reads shapes and the tokenizer. Raises NotExpressible, BadInput."""
+    """Lay out a single file. Reads shapes and the tokenizer. Raises NotExpressible, BadInput."""
     file_type = options.file_type
     overridden = options.token_embedding_type or options.output_tensor_type
     if options.converter:
@@ -32,7 +32,7 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
     else:
         settings = _native(options, merge, budget)
     if split := options.split:
-        # The whole file is split at the end, so both are on the disk for a moment.
+        # The file is split at the end, so the whole file and the parts are on disk together for a moment.
         settings["work_nbytes"] = settings.get("work_nbytes", settings["nbytes"]) + settings["nbytes"]
         settings["finish"] = partial(_split, split)
     peak = peak_nbytes(
@@ -46,7 +46,7 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
 
 
 def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the adapter alone; reads its tensors. Raises NotExpressible."""
+    """Lay out the adapter alone. Reads the adapter's tensors. Raises NotExpressible."""
     layout = plan_gguf_lora(merge, DTYPES[options.label])
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:
@@ -62,7 +62,7 @@ def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget)
 
 
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:
-    # With a requested dtype the writer rounds base and rows once; otherwise the stored dtype is kept.
+    # If a dtype is requested, the writer rounds base and rows once; otherwise the writer keeps the stored dtype.
     model = merge.model("F32" if options.storage else None, budget)
     layout = plan_gguf(model, options.file_type or options.storage, pre_tokenizer=options.pre_tokenizer)
 

@@ -1,1 +1,1 @@
-"""Quantised GGUF files and tensors, as llama.cpp makes them."""
+"""Quantised GGUF files and tensors, with the values that llama.cpp's quantiser gives."""

@@ -8,10 +8,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A row of llama-quantize's table.
+    """A quantised file type from llama-quantize's table.
 
-    number: llama_ftype. type: ggml type of most matrices; llama.cpp varies it by tensor. needs_imatrix: llama.cpp
-    refuses to quantise a file to it without an importance matrix. uses_imatrix: the matrix changes the result.
+    number: value of llama_ftype. type: ggml type of most matrices; llama.cpp varies the type by tensor. needs_imatrix:
+    llama.cpp refuses to quantise to the file type without an importance matrix. uses_imatrix: an importance matrix
+    changes the result.
     """
 
     name: str
@@ -61,17 +62,17 @@ FILE_TYPES: Final = _by_name(
     FileType("MXFP4_MOE", 38, "MXFP4"),
     FileType("Q1_0", 40, "Q1_0"),
     FileType("Q2_0", 41, "Q2_0"),
-    # llama-quantize's short names
+    # short names of llama-quantize
     FileType("Q3_K", 12, "Q3_K"),
     FileType("Q4_K", 15, "Q4_K"),
     FileType("Q5_K", 17, "Q5_K"),
 )
 
-#: File types that are written without llama.cpp → general.file_type. Source: enum llama_ftype in llama.h.
+#: File types written by ttexport itself, without llama.cpp → general.file_type. Source: enum llama_ftype in llama.h.
 NATIVE_FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": FILE_TYPES["Q8_0"].number, "BF16": 32}
 
-#: ggml types that can be requested for a single tensor. Integers and types that only kernels use (Q8_K, …) cannot.
+#: ggml types that can be requested for a single tensor. Integer types and kernel-internal types (Q8_K, …) are excluded.
 SELECTABLE_TENSOR_TYPES: Final = frozenset({"F32", "F16", "BF16", *(row.type for row in FILE_TYPES.values())})
-#: ggml types that need the importances of the tensor that is quantised: without them ggml aborts the process.
+#: ggml types that need an importance matrix for the quantised tensor: without importances ggml aborts the process.
 #: Source: ggml_quantize_requires_imatrix.
 NEED_IMPORTANCES: Final = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})

@@ -1,4 +1,4 @@
-"""Whole files in llama.cpp's file types, quantised by llama.cpp from an unquantised file."""
+"""Quantise whole GGUF files with llama.cpp, from an unquantised GGUF."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
 
 
 class QuantiserFailed(TTExportError):
-    """llama.cpp's quantiser ended without an explanation."""
+    """llama.cpp's quantiser crashed without an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
-    """A file of ``file_type``, made from the unquantised file ``source``.
+    """A planned file of ``file_type``, quantised from the unquantised file ``source``.
 
-    Tensor types: ggml's names; None: the file type decides.
+    Tensor types: ggml's type names, or None if the file type decides.
     """
 
     source: GgufLayout
@@ -44,14 +44,14 @@ class QuantisedLayout:
 
     @property
     def nbytes(self) -> int:
-        """About the size of the file: llama.cpp chooses the type of each tensor while it writes."""
+        """Estimated size of the file in bytes. llama.cpp chooses the type of each tensor while writing the file."""
         entries = [tensor.entry for tensor in self.source.tensors]
         sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
         return len(self.source.draft_header()) + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:
-        """Bytes of the unquantised file and of this one."""
+        """Total size of the unquantised file and the quantised file in bytes."""
         return self.source.nbytes + self.nbytes
 
 
@@ -63,21 +63,24 @@ def plan_quantised(
     token_embedding_type: str | None = None,
     output_tensor_type: str | None = None,
 ) -> QuantisedLayout:
-    """Check what is known before llama.cpp runs. Types of single tensors: in ``SELECTABLE_TENSOR_TYPES``.
+    """Lay out a quantised file, and check the request before llama.cpp runs.
 
-    Raises MissingDependency without llama-cpp-python, NotExpressible for a type that needs missing importances,
-    UnreadableFile for a broken importance matrix.
+    Types of single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency without llama-cpp-python,
+    NotExpressible if a type needs importances and the importance matrix lacks them, UnreadableFile for a broken
+    importance matrix.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
         raise NotExpressible(
-            f"gguf {file_type.name}", "so few bits need an importance matrix", instead="--imatrix FILE gives one"
+            f"gguf {file_type.name}",
+            "this file type needs an importance matrix",
+            instead="give a matrix with --imatrix FILE",
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None
     for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
         if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
-            reason = f"{tensor_type} needs importances of its columns, and "
-            reason += "no --imatrix is given" if importances is None else "the given matrix has none for this tensor"
+            reason = f"{tensor_type} needs an importance matrix, and "
+            reason += "no --imatrix is given" if importances is None else "the given matrix lacks the tensor"
             raise NotExpressible(f"gguf: {name}", reason)
     build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
     return QuantisedLayout(
@@ -91,10 +94,11 @@ def plan_quantised(
 
 
 def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to ``path``, a new file, from the unquantised file ``source``.
+    """Write ``layout`` to the new file ``path``, from the unquantised file ``source``.
 
-    Memory: some rows in llama.cpp's process.
-    Raises NotExpressible with llama.cpp's reason if it refuses, QuantiserFailed if it crashes, OutputError.
+    Memory: a few rows of a tensor in llama.cpp's process.
+    Raises NotExpressible, with llama.cpp's reason, if llama.cpp refuses the request; QuantiserFailed if llama.cpp
+    crashes; OutputError if the file cannot be written.
     """
     job = {
         "source": str(source),
@@ -117,7 +121,7 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
 
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
-    """Run the worker, report its progress, and raise its failure."""
+    """Run the worker process and report the worker's progress. Raises an error if the worker fails."""
     artifact = f"gguf {layout.file_type.name}"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with (
@@ -149,8 +153,8 @@ def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> 
         return
     reason = errors[-1].partition("failed to quantize: ")[2] or errors[-1] if errors else f"code {process.returncode}"
     if "iostream error" in reason:
-        raise OutputError(path, "llama.cpp could not write it: no space left on the device?")
+        raise OutputError(path, "llama.cpp could not write the file; check the free space on the device")
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        raise QuantiserFailed(f"{artifact}: llama.cpp's quantiser was ended by {name}: {reason}")
-    raise NotExpressible(artifact, f"llama.cpp refuses: {reason}")
+        raise QuantiserFailed(f"{artifact}: llama.cpp's quantiser was terminated by {name}: {reason}")
+    raise NotExpressible(artifact, f"llama.cpp refused the request: {reason}")

@@ -1,6 +1,6 @@
-"""Read importance matrices as llama-imatrix writes them: a GGUF of sums and counts, or the legacy binary format.
+"""Read the importance matrices of llama-imatrix: a GGUF with sums and counts, or the legacy binary format.
 
-Source of both layouts and of the arithmetic: llama.cpp's loader in llama-quantize.
+Source of the two formats and of the arithmetic: llama.cpp's loader in llama-quantize.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _INT: Final = struct.Struct("<i")
 
 @dataclass(frozen=True)
 class Imatrix:
-    """values: tensor name → importance of its columns, float32 (experts * width).
+    """An importance matrix.
 
-    datasets: names of the texts. chunks: number of text chunks that were evaluated.
+    values: tensor name → importances of the tensor's columns, float32 (experts * width). datasets: file names of the
+    evaluated texts. chunks: number of evaluated text chunks.
     """
 
     values: Mapping[str, Array]
@@ -37,7 +38,7 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read ``path`` in either format. Raises UnreadableFile for another file or values that are not finite."""
+    """Read ``path`` in either format. Raises UnreadableFile for an unknown format or values that are not finite."""
     with reading(path), path.open("rb") as file:
         start = file.read(len(MAGIC))
     imatrix = _read_gguf(path) if start == MAGIC else _read_legacy(path)
@@ -62,10 +63,12 @@ def _read_gguf(path: Path) -> Imatrix:
         sums = file.dequantize_rows(name, 0, file.tensors[name].n_rows).reshape(-1)
         counts = file.dequantize_rows(stem + _COUNTS, 0, file.tensors[stem + _COUNTS].n_rows).reshape(-1)
         if sums.size % counts.size:
-            raise UnreadableFile(path, f"{stem}: expected one count an expert, found {counts.size} for {sums.size}")
+            raise UnreadableFile(
+                path, f"{stem}: expected one count per expert, found {counts.size} counts for {sums.size} sums"
+            )
         whole = np.round(counts).astype(np.float32)[:, None]
         experts = sums.reshape(counts.size, -1)
-        # To an expert that no text reached, all columns are equally important.
+        # If no text was routed to an expert, all columns of the expert are equally important.
         with np.errstate(divide="ignore", invalid="ignore"):
             values[stem] = np.where(whole > 0, experts / whole, np.float32(1)).reshape(-1)
     datasets, chunks = file.metadata.get("imatrix.datasets"), file.metadata.get("imatrix.chunk_count", 0)
@@ -89,7 +92,9 @@ def _read_legacy(path: Path) -> Imatrix:
     def take(nbytes: int) -> bytes:
         nonlocal at
         if not 0 <= nbytes <= len(data) - at:
-            reason = f"expected an importance matrix, found no {nbytes} bytes at {at}: another format, or truncated"
+            reason = (
+                f"expected an importance matrix with {nbytes} bytes at {at}, found a truncated file or another format"
+            )
             raise UnreadableFile(path, reason)
         at += nbytes
         return data[at - nbytes : at]

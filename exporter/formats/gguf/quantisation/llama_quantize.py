@@ -1,7 +1,7 @@
 """Run llama.cpp's ``llama_model_quantize`` in a separate process: ``python -m … JOB.json``.
 
-On a fault llama.cpp aborts its process, which must not be ours. The worker prints its progress on stdout (``TENSOR
-COUNT`` lines) and only errors on stderr.
+llama.cpp aborts its process on some errors, so the quantiser runs in a separate process. The process prints progress
+lines (``TENSOR COUNT``) on stdout, and only errors on stderr.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from exporter.sources.gguf.types import TYPE_NUMBERS
 
 _ERROR: Final = 4  # GGML_LOG_LEVEL_ERROR
 _STEP: Final = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
-#: Bytes of one tensor that are held at once. Rows quantise independently, so the result does not depend on it.
+#: Bytes of a tensor kept in memory. Rows are quantised independently, so the result does not depend on this number.
 _BUFFER_BYTES: Final = 64 << 20
 _STRING, _INT = 3, 0  # LLAMA_KV_OVERRIDE_TYPE_*
 
 
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds it at run time
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes creates the decorator at run time
 def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
     if level == _ERROR:
         os.write(2, text)
@@ -36,14 +36,14 @@ def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 
 
 def quantise(job: Mapping[str, Any]) -> int:
-    """Quantise ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code, 0 for success."""
+    """Quantise the file ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code (0 means success)."""
     llama_cpp.llama_log_set(_log, ctypes.c_void_p())
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = job["number"]
     for field in ("token_embedding_type", "output_tensor_type"):
         if job[field]:
             setattr(params, field, TYPE_NUMBERS[job[field]])
-    if hasattr(params, "max_buf_size"):  # not in older builds
+    if hasattr(params, "max_buf_size"):  # this field is missing in older builds
         params.max_buf_size = _BUFFER_BYTES
     kept_alive = (
         _with_imatrix(params, read_imatrix(Path(job["imatrix"])), Path(job["imatrix"]).name) if job["imatrix"] else []
@@ -54,9 +54,9 @@ def quantise(job: Mapping[str, Any]) -> int:
 
 
 def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
-    """Set the matrix in ``params``, with the keys that llama-quantize records. Returns the buffers to keep alive.
+    """Set the importance matrix in ``params``, with the keys of llama-quantize. Returns the buffers to keep alive.
 
-    Only the name of the file is recorded, without its folder: the result must not depend on where it was made.
+    Only the matrix's file name is recorded, without the folder, so that the result does not depend on the folder.
     """
     entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
     for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):

@@ -1,4 +1,4 @@
-"""Which ggml type each tensor of a file gets, and whether its rows fill the blocks of that type."""
+"""Choose the ggml type of each tensor of a file, and check that rows fill whole blocks of a type."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from exporter.formats.gguf.writer import encoded_nbytes
 from exporter.formats.slots import NORMS
 from exporter.sources.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 
-#: llama.cpp computes with norms, biases, position embeddings and routers in float32 only.
+#: llama.cpp supports norms, biases, position embeddings and routers in float32 only.
 _ALWAYS_F32: Final = NORMS | {Role.POSITIONS, Role.ROUTER}
-#: For an estimate of the size: embedding and head get more bits than the rest in most file types.
+#: Types for estimating the size: most file types store embedding and head with more bits than other tensors.
 _VOCABULARY_TYPE: Final = "Q6_K"
 _VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
 
 def fits(tensor_type: str, width: int) -> bool:
-    """Whether rows of ``width`` elements fill whole blocks of the type."""
+    """Whether rows of ``width`` elements fill whole blocks of ``tensor_type``."""
     return width % TENSOR_TYPES[TYPE_NUMBERS[tensor_type]][1] == 0
 
 
 def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
-    """The type of a tensor in a file of a native file type (F32, F16, BF16, Q8_0), as llama.cpp's converter chooses it.
+    """Choose a tensor's type in a file of type F32, F16, BF16 or Q8_0, like llama.cpp's converter.
 
-    Rows that do not fill whole blocks are stored in F16.
+    A tensor with rows that do not fill whole blocks is stored in F16.
     """
     if len(shape) < 2 or slot.parameter == "bias" or slot.role in _ALWAYS_F32:
         return "F32"
@@ -35,7 +35,7 @@ def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
 
 
 def estimated_nbytes(file_type: FileType, name: str, shape: Sequence[int]) -> int:
-    """About the bytes of a tensor in a file that llama.cpp quantises. Its exact rules vary with the version."""
+    """Estimated size of a tensor in a quantised file, in bytes. The exact rules depend on llama.cpp's version."""
     if len(shape) < 2:
         return encoded_nbytes("F32", math.prod(shape))
     wanted = _VOCABULARY_TYPE if name in _VOCABULARY else file_type.type

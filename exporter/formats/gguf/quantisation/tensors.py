@@ -1,4 +1,4 @@
-"""Encode rows in ggml's types: F32, F16, BF16 and Q8_0 natively, a few more by the gguf package, the rest by ggml."""
+"""Encode rows in ggml's types. F32, F16, BF16 and Q8_0 need numpy only; other types need the gguf package or ggml."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from exporter.formats.gguf.quantisation.tensor_types import fits
 from exporter.formats.rounding import narrowed, round_half_away
 from exporter.tensors import FLOATS, Array, cast
 
-#: Types for which the gguf package gives the same bytes as ggml, so that no compiled library is needed.
+#: Types that need no compiled library, because the gguf package gives bytes identical to ggml's.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"))
 
 _BLOCK: Final = 32
 
 
 def encode_rows(rows: Array, tensor_type: str) -> Array:
-    """``rows`` (n, width) in any ggml type: (n, bytes a row) uint8, the bytes that llama-quantize writes.
+    """Encode ``rows`` (n, width) in any ggml type: (n, bytes per row) uint8, equal to the output of llama-quantize.
 
-    Raises BadInput for values that the type cannot hold, NotExpressible for a type that llama.cpp does not quantise to,
-    and for rows that do not fill its blocks, MissingDependency for a type that needs llama-cpp-python if it is missing.
+    Raises BadInput for values that the type cannot represent; NotExpressible for a type that llama.cpp does not
+    quantise to, and for rows that do not fill whole blocks; MissingDependency if the type needs llama-cpp-python and
+    the package is missing.
     """
     if tensor_type in NATIVE_FILE_TYPES or tensor_type in FLOATS:
         return np.ascontiguousarray(encode(rows, tensor_type)).view(np.uint8).reshape(len(rows), -1)
@@ -31,28 +32,31 @@ def encode_rows(rows: Array, tensor_type: str) -> Array:
     if tensor_type not in _IN_PYTHON:
         return ggml.quantize_rows(wide, tensor_type)
     if not fits(tensor_type, rows.shape[1]):
-        raise NotExpressible(f"type {tensor_type}", f"rows of {rows.shape[1]} elements do not fill its blocks")
+        raise NotExpressible(
+            f"type {tensor_type}", f"rows of {rows.shape[1]} elements do not fill whole blocks of the type"
+        )
     if not np.isfinite(wide).all():
         raise BadInput(f"expected finite values for type {tensor_type}, found NaN or Inf")
-    from gguf import GGMLQuantizationType, quants  # its import takes longer than a patch of the common types
+    from gguf import GGMLQuantizationType, quants  # importing gguf takes longer than a patch of the common types
 
     return quants.quantize(wide, GGMLQuantizationType[tensor_type]).view(np.uint8).reshape(len(rows), -1)
 
 
 def encode(rows: Array, tensor_type: str) -> Array:
-    """``rows`` (n, ...) in F32, F16, BF16 or Q8_0: an array of that dtype, or uint8 blocks for Q8_0.
+    """Encode ``rows`` (n, ...) in F32, F16, BF16 or Q8_0. The result has the given dtype, or uint8 blocks for Q8_0.
 
-    Values are rounded once, from float32, which holds all stored values exactly except F64's.
-    Raises BadInput for values that the type cannot hold.
+    Values are rounded once, from float32. Float32 represents all stored values exactly, except those of F64 tensors.
+    Raises BadInput for values that the type cannot represent.
     """
     return _q8_0(cast(rows, "F32")) if tensor_type == "Q8_0" else narrowed(rows, tensor_type)
 
 
 def _q8_0(rows: Array) -> Array:
-    """(n, width) float32 → (n, width / 32 * 34) uint8.
+    """Encode rows (n, width) float32 in Q8_0: (n, width / 32 * 34) uint8.
 
-    Source: quantize_row_q8_0_ref in ggml-quants.c: per 32 values d = max|x| / 127, stored as float16, and
-    round(x * (1 / d)), halves rounded away from zero, with d still in float32.
+    A block of 32 values has a scale d = max|x| / 127, stored as float16, and codes round(x * (1 / d)). Halves are
+    rounded away from zero, and the codes are computed with d in float32.
+    Source: quantize_row_q8_0_ref in ggml-quants.c.
     """
     blocks = np.ascontiguousarray(rows).reshape(-1, _BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True)
@@ -61,7 +65,7 @@ def _q8_0(rows: Array) -> Array:
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
         stored = scale.astype(np.float16)
     if not np.isfinite(stored).all() or not np.isfinite(inverse).all():
-        raise BadInput("expected finite values in the range of Q8_0, found another")
+        raise BadInput("expected finite values in the range of Q8_0, found a value out of range")
     codes = round_half_away(blocks * inverse)
     out = np.empty((len(blocks), 2 + _BLOCK), np.uint8)
     out[:, :2] = stored.view(np.uint8)
