@@ -78,7 +78,7 @@ def scratch_beside(out: Path) -> Iterator[FolderScratch]:
 class Target:
     """A planned artifact, or a ``refusal`` with the reason why the artifact cannot be written.
 
-    write: a function that writes the whole artifact to a path. finish: a function for a last step, such as the split of a
+    write: a function that writes the artifact to a path. finish: a function for a last step, such as the split of a
     GGUF into parts; the function may create files beside the path, named after the path. notes: sentences on properties
     of the model that the format cannot represent. nbytes: size of the artifact; an estimate if ``estimated``.
     work_nbytes: all bytes written to make the artifact, if more than ``nbytes``. peak_nbytes: estimated peak memory of
