@@ -6,8 +6,9 @@
     for artifact in merged.artifacts:
         print(artifact.path, artifact.report.verdict())
 
-Each function does what the verb of its name does on the command line, raises subclasses of ``TTExportError``, and
-prints nothing. Names are imported on first use: importing this package imports neither torch nor a format's library.
+Each function does the same as the verb with the same name on the command line. Each function raises subclasses of
+``TTExportError`` and prints nothing. Names are imported on first use, so importing this package imports neither torch
+nor the library of a format.
 """
 
 from __future__ import annotations

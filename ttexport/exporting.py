@@ -1,4 +1,4 @@
-"""``merge``, ``export`` and ``plan`` as functions."""
+"""The verbs ``merge``, ``export`` and ``plan`` as functions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from exporter.sources.hub.locate import is_adapter, locate
 from exporter.verify.options import VerifyOptions
 from exporter.verify.report import Report
 
-#: A format by name, or its options.
+#: A format, given by name or by its options.
 Format = str | FormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedArtifact:
-    """One artifact on disk. path: a file or folder; of a split GGUF its first part.
+    """One artifact on disk. path: a file, a folder, or the first part of a split GGUF.
 
-    storage: dtype, quantisation or precisions. notes: what the format cannot represent. report: None if it was not
-    verified.
+    storage: dtype, quantisation or precisions. notes: properties of the model that the format cannot represent. report:
+    None if the artifact was not verified.
     """
 
     format: str
@@ -38,7 +38,7 @@ class ExportedArtifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export left: artifacts at or below ``out``."""
+    """The result of an export, with the artifacts at or below ``out``."""
 
     out: Path
     artifacts: Sequence[ExportedArtifact]
@@ -54,14 +54,15 @@ def merge(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Exported:
-    """Merge ``adapters`` into their base, write the formats of ``to``, verify what lies on disk.
+    """Merge ``adapters`` into their base, write the formats in ``to``, and verify the artifacts on disk.
 
-    adapters: PEFT adapters, paths or hub ids (org/name, org/name@revision). base: the same; None: what the adapters
-    name. to: names (hf, gguf, gguf-lora, onnx) or options, such as ``GgufOptions(types=("Q8_0",))``; one or several.
-    out: a file or folder, a folder for several artifacts; None: in the current folder, named after the first adapter.
-    verify: a level (off, rows, weights, full) or options. force: replace ``out``. hooks: progress callbacks.
-    Raises UsageError, BadInput, NotExpressible, MissingDependency, OutputError, and NotEquivalent, after which ``out``
-    is as it was before.
+    adapters: PEFT adapters, given as paths or hub ids (org/name, org/name@revision). base: a path or hub id; None means
+    the base named in the adapters. to: one or more formats, given as names (hf, gguf, gguf-lora, onnx) or as options,
+    such as ``GgufOptions(types=("Q8_0",))``. out: a file or folder; two or more artifacts need a folder; None means a
+    path in the current folder, named after the first adapter. verify: a level (off, rows, weights, full) or options.
+    force: replace ``out``. hooks: progress callbacks.
+    Raises UsageError, BadInput, NotExpressible, MissingDependency, OutputError and NotEquivalent. After an error,
+    ``out`` is unchanged.
     """
     made = plan(*adapters, base=base, to=to, out=out, options=options, verify=verify, force=force)
     return _run(made, hooks)
@@ -78,12 +79,15 @@ def export(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Exported:
-    """Write ``source``, a checkpoint or an adapter on its base, in other formats. Arguments and errors: ``merge``'s."""
+    """Write ``source``, a checkpoint or an adapter with its base, in other formats.
+
+    The arguments and errors are described in ``merge``.
+    """
     common: dict[str, Any] = {"to": to, "out": out, "options": options, "verify": verify, "force": force}
     if is_adapter(locate(str(source), asked_by="source").path):
         return _run(plan(source, base=base, **common), hooks)
     if base is not None:
-        raise UsageError(f"base: is for adapters, and {source} is a checkpoint")
+        raise UsageError(f"base: remove this argument, because {source} is a checkpoint; only an adapter has a base")
     return _run(plan(base=source, **common), hooks)
 
 
@@ -96,9 +100,10 @@ def plan(
     verify: str | VerifyOptions = "rows",
     force: bool = False,
 ) -> ExportPlan:
-    """What ``merge`` would write with the same arguments, from headers alone; without adapters, what ``export`` would.
+    """The plan of ``merge`` with the same arguments, made from headers alone. Without adapters, the plan of ``export``.
 
-    A format that cannot hold the model is the ``refusal`` of its target. Raises what ``merge`` raises before it writes.
+    If a format cannot represent the model, the target has a ``refusal``. Raises the errors that ``merge`` raises before
+    writing.
     """
     return plan_export(
         ExportSpec(

@@ -1,4 +1,4 @@
-"""``patch``, ``verify``, ``release``, ``inspect`` and ``tune`` as functions."""
+"""The verbs ``patch``, ``verify``, ``release``, ``inspect`` and ``tune`` as functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Patched:
-    """What a patch left. paths: the patched files, or the models of a folder. report: None if it was not verified."""
+    """The result of a patch. paths: patched files or models of a folder. report: None if the patch was not verified."""
 
     paths: Sequence[Path]
     report: Report | None
@@ -26,7 +26,7 @@ class Patched:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A trained adapter. record: what its train.json holds: tokens, losses, settings, versions."""
+    """A trained adapter. record: content of the adapter's train.json: tokens, losses, settings and versions."""
 
     adapter: Path
     record: dict[str, Any]
@@ -44,12 +44,13 @@ def patch(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Patched:
-    """Put the token rows of ``adapters`` into ``base``, a .gguf file or a folder of ONNX models, at the cost of a copy.
+    """Put the token rows of ``adapters`` into ``base``, a .gguf file or a folder of ONNX models. A patch costs one copy.
 
-    out: the file or folder to write, unless ``in_place`` changes ``base`` itself. checkpoint: what ``base`` was made
-    from, as the proof of it (path or hub id); None: what the adapters name. trust_base: go on without that proof.
-    dtype: f32, f16 or bf16, to which rows are rounded first; None: as ``base`` shows. verify: a level.
-    Raises UsageError, BadInput, NotExpressible, OutputError, NotEquivalent.
+    out: the file or folder to write. in_place: modify ``base`` itself, without ``out``. checkpoint: path or hub id of
+    the checkpoint that ``base`` was made from, as proof of the origin of ``base``; None means the checkpoint named in
+    the adapters. trust_base: continue without proof. dtype: f32, f16 or bf16, to which rows are rounded first; None
+    means the dtype of the rows in ``base``. verify: a level.
+    Raises UsageError, BadInput, NotExpressible, OutputError and NotEquivalent.
     """
     from exporter.patch import PatchSpec, plan_patch, restore, run_patch
 
@@ -81,11 +82,12 @@ def verify(
     options: VerifyOptions | None = None,
     hooks: Hooks | None = None,
 ) -> list[Report]:
-    """Compare ``artifact`` with ``reference`` and the ``adapters``, unmerged; a report for each artifact in a folder.
+    """Compare ``artifact`` with ``reference`` and the unmerged ``adapters``. Returns a report for each artifact.
 
-    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats. reference, adapters: paths or
-    hub ids. untie: it was merged with ``MergeOptions(untie=True)``. options: level and prompts; None: level full.
-    A failed check is in its report, not raised. Raises BadInput, NotExpressible, MissingDependency.
+    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of two or more formats. reference, adapters: paths
+    or hub ids. untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``. options: level and prompts;
+    None means level full.
+    A failed check is recorded in the report and raises no error. Raises BadInput, NotExpressible and MissingDependency.
     """
     from exporter.verify.options import VerifyOptions
     from exporter.verify.request import VerifyRequest, verify_request
@@ -110,10 +112,11 @@ def release(
     cache: str | Path | None = None,
     hooks: Hooks | None = None,
 ) -> Release:
-    """Make, verify and describe every artifact that ``toml``, a release.toml, asks for; the facts of the release.
+    """Make, verify and describe every artifact of a release. Returns the facts of the release.
 
-    out: None: NAME-VERSION in the current folder. resume: go on with what an interrupted run left. cache: the folder
-    that keeps artifacts of bases; None keeps none. Raises BadInput, NotExpressible, NotEquivalent, OutputError.
+    toml: the path of a release.toml. out: the folder to write; None means NAME-VERSION in the current folder. resume:
+    continue an interrupted run. cache: folder that keeps base artifacts; None keeps no artifacts. Raises BadInput,
+    NotExpressible, NotEquivalent and OutputError.
     """
     from exporter.release import Cache, plan_release, read_spec, run_release
 
@@ -124,9 +127,9 @@ def release(
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """What ``path`` holds: ``{"kind", "facts", "tensors"}`` of an adapter, checkpoint, .gguf file or ONNX folder.
+    """The content of ``path`` as ``{"kind", "facts", "tensors"}``. Only headers are read.
 
-    path: a path or hub id. Reads headers only. Raises BadInput.
+    path: path or hub id of an adapter, a checkpoint, a .gguf file or an ONNX folder. Raises BadInput.
     """
     from exporter.inspection import inspect_path
     from exporter.sources.hub.locate import locate
@@ -135,10 +138,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def tune(spec: TuneSpec) -> Tuned:
-    """Train the token rows that ``spec`` names and write the adapter to ``spec.out``.
+    """Train the token rows in ``spec`` and write the adapter to ``spec.out``.
 
-    Needs the extra ``tune``. Raises UsageError, BadInput, NotExpressible, OutputError; nothing is left at ``spec.out``
-    then.
+    Needs the extra ``tune``. Raises UsageError, BadInput, NotExpressible and OutputError. After an error, nothing is
+    left at ``spec.out``.
     """
     from tuner.extra import require_extra
 

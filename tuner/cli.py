@@ -23,7 +23,7 @@ __all__ = ["main", "tune"]
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(name="tune", short_help="Teach a model a few tokens; writes an adapter folder.")
+@click.command(name="tune", short_help="Teach a model a few tokens and write an adapter folder.")
 @click.argument("base")
 @click.option("--data", required=True, type=_FILE, help="JSON Lines of texts, prompts with completions, or chats.")
 @click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="A token to add. Repeatable.")

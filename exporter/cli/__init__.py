@@ -1,4 +1,4 @@
-"""The command line; ``main`` is the script's entry point."""
+"""The command line. The script's entry point is ``main``."""
 
 from __future__ import annotations
 

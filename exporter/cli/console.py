@@ -1,4 +1,4 @@
-"""Output for people: progress bars and lines on stderr, and a table of checks. Data goes to stdout."""
+"""Output for people: progress bars and lines on stderr, and a table of checks. Data is printed to stdout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.verify.report import Check, Report
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Hooks]:
-    """Hooks that draw bars on a terminal, print lines elsewhere, and do nothing with ``quiet``."""
+    """Hooks that draw bars on a terminal and print lines elsewhere. With ``quiet``, the hooks do nothing."""
     if quiet:
         yield Hooks()
     elif sys.stderr.isatty():
@@ -54,7 +54,7 @@ def _bars() -> Iterator[Hooks]:
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """Print a table of all checks on stderr, with details of failed ones."""
+    """Print a table of all checks on stderr, with details of the failed checks."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -67,7 +67,7 @@ def print_reports(reports: Sequence[Report]) -> None:
             table.add_row(_short(report) if number == 0 else "", *_cells(check))
         for skip in report.skipped:
             table.add_row("", skip.name, "[yellow]not run[/]", "", "", escape(skip.reason))
-    # Lines of a log may be long; folded at 80 columns, the table would be unreadable.
+    # Lines in a log file may be long. If the table were folded at 80 columns, the table would be unreadable.
     Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
 
 

@@ -1,4 +1,4 @@
-"""The common part of the verbs merge and export."""
+"""The common part of the verbs ``merge`` and ``export``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def export_options(command: _Command) -> _Command:
-    """Add the flags of merge and export."""
+    """Add the flags of the verbs ``merge`` and ``export``."""
     for add in (
         output_options,
         force_option,
@@ -51,7 +51,10 @@ def export_options(command: _Command) -> _Command:
 
 
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Plan, write and verify; then print the artifacts' paths to stdout, one per line, or a JSON document."""
+    """Plan, write and verify.
+
+    Then print the paths of the artifacts to stdout, one per line, or print a JSON document.
+    """
     started = time.perf_counter()
     del options["verbose"]
     plan = plan_export(export_spec(quiet=quiet, **options))
@@ -86,7 +89,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _nbytes(target: Target, path: Path) -> int:
-    """The size of a written file, in parts or whole, or the planned bytes of a folder's weights."""
+    """The size of a written file or split GGUF in bytes. For a folder, the planned bytes of the weights."""
     if target.finish:
         return sum(file.path.stat().st_size for file in GgufModel.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes
@@ -98,5 +101,5 @@ def _verdict(reports: list[Report], number: int) -> str:
     report = reports[number]
     count = len(report.checks)
     if report.level == "rows":
-        return f"verified on disk: rows and tie ({count} checks; --verify full also runs it)"
+        return f"verified on disk: rows and tie ({count} checks; --verify full also runs the model)"
     return f"equivalent ({count} checks)"

@@ -1,4 +1,4 @@
-"""``ttexport``: find the verb, run it, and turn errors into one line and an exit code."""
+"""``ttexport``: find the verb, run the verb, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.cli.text import printable
 from exporter.errors import NotEquivalent, OutputError, TTExportError, UsageError
 from exporter.version import __version__
 
-#: Verb → the module that defines it under its name. Only the verb that runs is imported.
+#: Verb → the module that defines the verb under the same name. Only the verb that runs is imported.
 VERBS: Final = {
     "merge": "exporter.cli.verbs.merge",
     "export": "exporter.cli.verbs.export",
@@ -26,30 +26,33 @@ VERBS: Final = {
     "tune": "tuner.cli",
     "release": "exporter.cli.verbs.release",
 }
-#: One line for each verb, here so that ``--help`` imports none of them.
+#: One summary line for each verb. The summaries are kept here so that ``--help`` does not import the verbs.
 _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
-    "export": "Write a checkpoint, or an adapter on its base, in another format.",
-    "patch": "Put an adapter's token rows into an existing GGUF or ONNX folder.",
-    "verify": "Prove that an artifact equals base and adapters, or a folder the release of its manifest.",
-    "plan": "Show what merge, export or patch would write; writes nothing.",
-    "inspect": "Show what an adapter, a checkpoint, a .gguf or an ONNX folder holds.",
-    "tune": "Teach a model a few tokens; writes an adapter folder.",
+    "export": "Write a checkpoint, or a base with an adapter, in another format.",
+    "patch": "Put an adapter's token rows into an existing GGUF file or ONNX folder.",
+    "verify": "Prove that an artifact equals base and adapters, or that a release equals its manifest.",
+    "plan": "Show what merge, export or patch would write, without writing anything.",
+    "inspect": "Show the content of an adapter, a checkpoint, a .gguf file or an ONNX folder.",
+    "tune": "Teach a model a few tokens and write an adapter folder.",
     "release": "Make, verify and describe every artifact that a release.toml asks for.",
 }
-#: A name in a hostile file may take megabytes.
+#: Maximum length of a printed line, because a name in a hostile file may take megabytes.
 _MAX_MESSAGE_CHARS: Final = 2000
 
 
 class Verbs(click.Group):
-    """A group that imports a verb when it runs, and reads ``ttexport --to gguf`` as ``ttexport export --to gguf``."""
+    """A group that imports a verb when the verb runs.
+
+    ``ttexport --to gguf`` is read as ``ttexport export --to gguf``.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order in which they are used."""
+        """The verbs, in the order of typical use."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The verb ``name``, imported now."""
+        """The verb named ``name``, imported by this call."""
         if name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(VERBS[name]), name)
@@ -61,7 +64,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(_SUMMARIES.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert ``export`` if the first argument is an option of that verb."""
+        """Insert ``export`` if the first argument is an option of the verb ``export``."""
         if args and args[0].split("=")[0] in ("--to", "--dtype", "--quant", "-o"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
@@ -70,7 +73,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="ttexport", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Ship models with taught tokens: merge, export, prove.
+    """Ship models with taught tokens: merge, export and prove.
 
     \b
     In an adapter folder:
@@ -90,30 +93,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; return its exit code.
+    """Run a command line and return the exit code.
 
-    An error is one line on standard error, and with --json also a JSON document on standard output.
+    An error is printed as one line on standard error. With --json, a JSON document is also printed on standard output.
     """
     try:
-        # click returns the exit code of a verb that called exit, otherwise the verb's return value
+        # click returns the exit code if a verb called exit, otherwise the return value of the verb.
         result = cli.main(args=list(arguments), prog_name="ttexport", standalone_mode=False)
     except click.Abort:
         return _fail(arguments, "interrupted", 130)
     except click.ClickException as exc:
-        # without click's usage lines, which --help prints
+        # click's usage lines are left out, because --help prints the usage.
         return _fail(arguments, exc.format_message(), UsageError.exit_code)
     except NotEquivalent as exc:
         return _fail(arguments, str(exc), exc.exit_code, exc.document)
     except TTExportError as exc:
         return _fail(arguments, str(exc), exc.exit_code)
     except BrokenPipeError:
-        return OutputError.exit_code  # the reader of standard output has closed it; a message would not arrive
+        return OutputError.exit_code  # the reader closed standard output, so a message would not arrive
     except OSError as exc:
         return _fail(arguments, str(exc), OutputError.exit_code)
     except Exception as exc:
         if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
-        return _fail(arguments, f"unexpected {type(exc).__name__}: {exc} (-v shows where)", 1)
+        return _fail(arguments, f"unexpected {type(exc).__name__}: {exc} (-v prints the traceback)", 1)
     return result if isinstance(result, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and flags made from the fields of option groups."""
+"""Flags that two or more verbs share, and flags made from the fields of option groups."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ to_option = click.option(
 base_option = click.option(
     "--base",
     metavar="CHECKPOINT",
-    help="Folder or hub id (org/name, org/name@revision); default: the base that the adapter's config names.",
+    help="Folder or hub id (org/name, org/name@revision) of the base; default: the base named in the adapter's config.",
 )
 out_option = click.option(
     "-o",
     "--out",
     type=PATH,
-    help="File or folder to write; a folder for several artifacts. Default: in the current folder, named after the "
-    "first input.",
+    help="File or folder to write; for two or more artifacts, a folder. Default: a name in the current folder, derived "
+    "from the first input.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing OUT.")
 dtype_choice = click.Choice(list(DTYPES))
@@ -55,19 +55,19 @@ _TALK_OPTIONS = (
 )
 _PATCH_OPTIONS = (
     click.option(
-        "--trust-base", is_flag=True, help="Patch without checking that BASE was made from the adapters' base."
+        "--trust-base", is_flag=True, help="Patch without a check that BASE was made from the base of the adapters."
     ),
     click.option(
         "--in-place",
         is_flag=True,
-        help="Change BASE itself. A journal beside it undoes an interrupted patch. If bytes would have to move, a new "
-        "file replaces BASE instead.",
+        help="Modify BASE itself. A journal next to BASE undoes an interrupted patch. If unchanged bytes would have to "
+        "move, a new file replaces BASE instead.",
     ),
 )
 
 
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
-    """Flag → the options that it sets, in order; several formats may share a flag."""
+    """Flag → the options that the flag sets, in order. Two or more formats may share a flag."""
     by_flag: dict[str, list[tuple[type[Options], Option]]] = {}
     for group in groups:
         for entry in group.options().values():
@@ -76,14 +76,14 @@ def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options]
 
 
 def format_groups() -> list[type[FormatOptions]]:
-    """The options of all formats."""
+    """The option groups of all formats."""
     return [row.options for row in FORMATS.values()]
 
 
 def group_options(*groups: type[Options], only: Collection[str] | None = None) -> _Decorator[Any]:
-    """Add a flag for every option of ``groups``, or only the flags in ``only``.
+    """Add a flag for every option of ``groups``, or only for the flags in ``only``.
 
-    The command gets each value under its flag's name; ``values_of`` collects the values of a group.
+    The command gets each value under the name of the flag. ``values_of`` collects the values of a group.
     """
 
     def add(command: _Command) -> _Command:
@@ -104,7 +104,7 @@ def output_options(command: _Command) -> _Command:
 
 
 def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Field → value, for the flags that the command line contains. given: click's parameters."""
+    """Field → value, for the flags in the command line. given: click's parameters."""
     return {
         name: value
         for name, entry in group.options().items()
@@ -114,7 +114,7 @@ def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def spelled_as_flags() -> Iterator[None]:
-    """Turn an OptionError raised in the body into a UsageError that names flags."""
+    """Turn an OptionError raised in the body into a UsageError that contains the names of the flags."""
     try:
         yield
     except OptionError as exc:
@@ -122,9 +122,11 @@ def spelled_as_flags() -> Iterator[None]:
 
 
 def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[FormatOptions, ...]:
-    """The options of each format of ``--to``; each value of a repeatable flag goes to the formats that accept it.
+    """The options of each format of ``--to``.
 
-    Raises UsageError for a flag that none of the formats has, OptionError.
+    Each value of a repeatable flag goes to the formats that accept the value.
+
+    Raises UsageError if no requested format has a flag that was given, and OptionError.
     """
     if len(set(names)) != len(names):
         raise UsageError(f"--to: expected each format once, found {', '.join(names)}")
@@ -144,8 +146,8 @@ def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Format
 def export_spec(
     *, adapters: tuple[str, ...], base: str | None, formats: tuple[str, ...], out: Path | None, **given: Any
 ) -> ExportSpec:
-    """The specification behind parsed flags. Raises UsageError."""
-    # Imported here because the verb patch uses this module too, and does not need the merge.
+    """The ExportSpec for the parsed flags. Raises UsageError."""
+    # The module is imported here because the verb ``patch`` uses this file but does not need the merge.
     from exporter.export.spec import ExportSpec, MergeOptions
 
     with spelled_as_flags():
@@ -162,7 +164,10 @@ def export_spec(
 
 
 def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
-    """The values for each of ``takers``. A value that none accepts goes to the first, so that its format refuses it."""
+    """The values for each of ``takers``.
+
+    A value that no format accepts goes to the first format, which then refuses the value.
+    """
     shares: list[list[str]] = [[] for _ in takers]
     for value in values:
         places = [n for n, (_, entry) in enumerate(takers) if entry.accepts and entry.accepts(value)]
@@ -176,7 +181,7 @@ def _parameter(flag: str) -> str:
 
 
 def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator[Any]:
-    """One flag; if several formats share it, their help texts are joined."""
+    """One flag. If two or more formats share the flag, the help texts of the formats are joined."""
     texts = dict.fromkeys(entry.help for _, entry in entries)
     if len(texts) > 1:
         texts = {f"{group.section}: {entry.help}": None for group, entry in entries}
@@ -204,12 +209,12 @@ def _click_type(entry: Option) -> click.ParamType[Any] | None:
 
 
 class _Size(click.ParamType[int]):
-    """Bytes, from ``500M``, ``2GB`` or ``1.5GiB``."""
+    """A number of bytes, parsed from ``500M``, ``2GB`` or ``1.5GiB``."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse ``value``; raises click's error for a bad one."""
+        """Parse ``value``. Raises click's error if the value is not a size."""
         if isinstance(value, int):
             return value
         try:

@@ -1,1 +1,1 @@
-"""One export: read, plan, stage, verify, publish."""
+"""A single export: read, plan, stage, verify, publish."""

@@ -1,4 +1,4 @@
-"""Inputs of exports and releases: adapters located and opened, their merge planned, and every input file listed."""
+"""Inputs of exports and releases: open the adapters, plan the merge, and list every input file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 class LocatedAdapter(NamedTuple):
-    """An opened adapter, and where it was found."""
+    """An opened adapter together with its location."""
 
     source: Located
     adapter: Adapter
@@ -28,8 +28,8 @@ class LocatedAdapter(NamedTuple):
 def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) -> list[LocatedAdapter]:
     """Locate and open adapters given as paths or hub ids.
 
-    asked_by: the argument or key that names them, for errors. quiet: no progress bars during downloads.
-    Raises BadInput.
+    asked_by: the argument or key that gives the adapters, used in error messages. quiet: no progress bars during
+    downloads. Raises BadInput.
     """
     located = [locate(str(source), asked_by=asked_by, content="adapter", quiet=quiet) for source in sources]
     return [LocatedAdapter(source, Adapter.open(source.path)) for source in located]
@@ -38,7 +38,7 @@ def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) 
 def plan_located_merge(
     base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], *, untie: bool
 ) -> MergePlan:
-    """Plan the merge and record the hub repositories of its inputs. checkpoint: the opened ``base``.
+    """Plan the merge and record the hub repositories of the inputs. checkpoint: ``base`` as an opened checkpoint.
 
     Raises BadInput, NotExpressible.
     """
@@ -68,11 +68,11 @@ def merge_files(merge: MergePlan) -> set[Path]:
 
 
 def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set[Path]:
-    """Every file that options name as an input, such as an importance matrix or prompts."""
+    """Every file that an option names as an input, such as an importance matrix or a file of prompts."""
     prompts = {verify.prompts} if verify.prompts else set()
     return prompts.union(*(options.files().values() for options in formats))
 
 
 def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
-    """The unmerged base and adapters that artifacts of ``merge`` are compared with, read from disk again."""
+    """The unmerged base and adapters for the comparison with artifacts of ``merge``, read from disk again."""
     return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)

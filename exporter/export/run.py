@@ -1,4 +1,4 @@
-"""Run one export: read, plan, stage, verify, publish."""
+"""Run a single export: read, plan, stage, verify, publish."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from exporter.verify.run import verify
 def plan_export(spec: ExportSpec) -> ExportPlan:
     """Read headers and plan every artifact.
 
-    A format that cannot represent the model becomes a target with a refusal, not an error. Raises MissingDependency
-    for a required runtime or a package that the report needs, BadInput.
+    A format that cannot represent the model becomes a target with a refusal and causes no error. Raises BadInput, and
+    MissingDependency if a required runtime or a package for the report is not installed.
     """
     prompts = require_verifiable(spec.verify, needed_for="--require")
     adapters = open_adapters(spec.adapters, asked_by="ADAPTER", quiet=spec.quiet)
     base = find_base(spec.base, [adapter for _, adapter in adapters], quiet=spec.quiet)
     merge = plan_located_merge(base, Checkpoint.open(base.path), adapters, untie=spec.merge.untie)
-    name = (adapters[0].source if adapters else base).name or "model"  # the root folder has no name
+    name = (adapters[0].source if adapters else base).name or "model"  # the name of the root folder is empty
     artifacts = [options for group in spec.formats for options in group.artifacts()]
     targets = [plan_target(options, merge, spec.merge.budget) for options in artifacts]
     if len(targets) > 1:
@@ -50,10 +50,10 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
 
 
 def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
-    """Write every artifact beside OUT, verify it on disk, then rename it to OUT.
+    """Write every artifact next to OUT, verify the artifact on disk, then rename the artifact to OUT.
 
-    Raises NotExpressible before anything is written; OutputError, UnreadableFile or NotEquivalent later. After any
-    error OUT is unchanged.
+    Raises NotExpressible before any file is written. Raises OutputError, UnreadableFile or NotEquivalent later. After
+    any error, OUT is unchanged.
     """
     for target in plan.targets:
         if target.refusal:
@@ -62,7 +62,7 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
     require_space(plan.out, plan.work_nbytes)
     report = plan.spec.verify.report
     if report and plan.out.resolve() in (folder := report.resolve(), *folder.parents):
-        raise UsageError(f"--report {report}: expected a folder outside of OUT, which is replaced as a whole")
+        raise UsageError(f"--report {report}: expected a folder outside of OUT, because OUT is replaced as a whole")
     with staged(plan.out, force=plan.spec.force) as draft:
         paths = [draft / target.place if target.place else draft for target in plan.targets]
         with scratch_beside(draft) as scratch:
@@ -78,18 +78,19 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
 
 
 def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
-    """Write the reports to --report, passed or not, and into OUT if it is a folder of several artifacts.
+    """Write the reports to --report, whether or not the verification passed.
 
-    Returns the reports with the final paths of the artifacts. The report inside OUT has paths relative to OUT, so that
-    the folder can be moved and its bytes do not depend on its place. Raises NotEquivalent.
+    If OUT is a folder of two or more artifacts, the reports are also written into OUT. Returns the reports with the
+    final paths of the artifacts. The report inside OUT has paths relative to OUT, so that the folder can be moved and
+    the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
     """
     folder = plan.spec.verify.report
-    # A split artifact is named by its first part.
+    # The first part of a split artifact names the artifact.
     places = [plan.place(target).with_name(path.name) for target, path in zip(plan.targets, paths, strict=True)]
     named = [replace(report, artifact=place) for report, place in zip(reports, places, strict=True)]
     provenance: dict[str, Any] = {}
     if folder:
-        from exporter.verify.reports.setting import setting  # lists installed packages, which takes time
+        from exporter.verify.reports.setting import setting  # this module lists installed packages, which takes time
 
         provenance = setting(_reference(plan), paths)
         write_report(folder, named, provenance)
@@ -104,7 +105,7 @@ def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: 
 
 
 def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
-    """One report for each target; none at level ``off``."""
+    """One report for each target. At level ``off``, no reports."""
     options = plan.spec.verify
     if options.level == "off":
         return []
@@ -117,7 +118,7 @@ def _reference(plan: ExportPlan) -> Reference:
 
 
 def written(path: Path) -> Path:
-    """The path of the artifact planned for ``path``: that of its first part if the file was split."""
+    """The path of the artifact planned for ``path``. For a split GGUF, the path of the first part."""
     if path.exists():
         return path
     return next(iter(sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-?????.gguf"))), path)
@@ -128,7 +129,7 @@ def _named(template: str, name: str, target: Target) -> str:
 
 
 def _default_out(name: str, targets: Sequence[Target]) -> Path:
-    """A place in the current folder, named after the model."""
+    """A path in the current folder, named after the model."""
     if len(targets) > 1:
         return Path(f"{name}-export")
     return Path(_named(FORMATS[targets[0].format].file, name, targets[0]))

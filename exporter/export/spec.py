@@ -1,4 +1,4 @@
-"""The options of an export, and its plan."""
+"""The options of an export, and the plan of an export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.verify.options import VerifyOptions
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(Options):
-    """Options of the merge, shared by all formats. memory: bytes."""
+    """Options of the merge, shared by all formats. memory: limit in bytes."""
 
     untie: bool = option(False, "Store a tied head as a separate tensor.", type=ValueType.SWITCH)
     memory: int | None = option(
@@ -28,17 +28,17 @@ class MergeOptions(Options):
 
     @property
     def budget(self) -> Budget:
-        """The limit of tensor data in memory at the same time."""
+        """The limit for tensor data that is in memory at the same time."""
         return Budget(self.memory) if self.memory else Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """One export. ``adapters`` empty: the checkpoint ``base`` itself is exported.
+    """One export. If ``adapters`` is empty, the checkpoint ``base`` itself is exported.
 
-    Adapters and base are paths or hub ids. formats: one group of options for each format. out: a file or folder; None:
-    in the current folder, named after the first input. force: replace ``out``. quiet: no progress bars during
-    downloads. Raises UsageError for a repeated format.
+    adapters, base: paths or hub ids. formats: one group of options for each format. out: a file or folder; None means a
+    path in the current folder, named after the first input. force: replace ``out``. quiet: no progress bars during
+    downloads. Raises UsageError if a format is repeated.
     """
 
     adapters: tuple[Path | str, ...] = ()
@@ -68,12 +68,12 @@ class ExportPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all artifacts together."""
+        """Total size of all artifacts in bytes."""
         return sum(target.nbytes for target in self.targets)
 
     @property
     def work_nbytes(self) -> int:
-        """The most bytes on the disk while the artifacts are written, including a temporary unquantised file."""
+        """Peak disk space in bytes while the artifacts are written, including a temporary unquantised file."""
         temporary = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
         return self.nbytes + max(temporary, default=0)
 
@@ -82,7 +82,7 @@ class ExportPlan:
         return self.out / target.place if target.place else self.out
 
     def to_json(self) -> dict[str, Any]:
-        """The document of ``ttexport plan --json``."""
+        """The JSON document that ``ttexport plan --json`` prints."""
         return {
             "base": str(self.merge.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.merge.adapters],

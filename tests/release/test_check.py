@@ -228,12 +228,12 @@ def test_checking_a_release_imports_nothing_that_runs_models(finished: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--adapter", "a"], "need --reference"),
-        (["--report", "r"], "need --reference"),
-        (["--level", "full"], "need --reference"),
+        (["--adapter", "a"], "require --reference"),
+        (["--report", "r"], "require --reference"),
+        (["--level", "full"], "require --reference"),
         (["--public-key", "k", "--identity", "me", "--issuer", "i"], "mutually exclusive"),
-        (["--identity", "me"], "belong together"),
-        (["--reference", "b", "--public-key", "k"], "are for release folders"),
+        (["--identity", "me"], "must be given together"),
+        (["--reference", "b", "--public-key", "k"], "cannot be combined with --reference"),
     ],
 )
 def test_contradicting_options_are_refused(

@@ -225,8 +225,8 @@ def test_an_invalid_repository_id_is_refused_first(finished: Path, repo: str) ->
     ("options", "message"),
     [
         (["--push-to-hub", "lamps"], "--push-to-hub: expected org/name, found 'lamps'"),
-        (["--no-dry-run"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
-        (["--revision", "v1"], "--revision, --message, --private, --dry-run: need --push-to-hub"),
+        (["--no-dry-run"], "--revision, --message, --private and --dry-run require --push-to-hub"),
+        (["--revision", "v1"], "--revision, --message, --private and --dry-run require --push-to-hub"),
     ],
 )
 def test_invalid_options_of_a_push_are_refused_before_anything_is_made(

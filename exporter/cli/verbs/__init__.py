@@ -1,1 +1,1 @@
-"""The verbs of ``ttexport``, one file each."""
+"""The verbs of ``ttexport``, each in a file of its own."""

@@ -1,4 +1,4 @@
-"""``ttexport export``, also reached as ``ttexport --to …``."""
+"""``ttexport export``. ``ttexport --to …`` also runs this verb."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exporter.sources.hub.locate import is_adapter, locate
 def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
     """Write SOURCE, a checkpoint or an adapter, in another format.
 
-    SOURCE is a folder, the current one by default, or a hub id (org/name, org/name@revision).
+    SOURCE is a folder or a hub id (org/name, org/name@revision). The default is the current folder.
 
     \b
     Examples:
@@ -28,9 +28,9 @@ def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
 
 
 def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
-    """``adapters`` and ``base`` for a source that is an adapter or a checkpoint."""
+    """The arguments ``adapters`` and ``base`` for a source that is an adapter or a checkpoint."""
     if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
         return {"adapters": (source,), "base": base}
     if base is not None:
-        raise click.UsageError(f"--base is for adapters, and {source} is not one")
+        raise click.UsageError(f"--base requires an adapter as SOURCE, but {source} is not an adapter")
     return {"adapters": (), "base": source}

@@ -17,13 +17,13 @@ from exporter.sources.hub.locate import locate
 
 @click.command()
 @click.argument("path", default=".")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
-@click.option("--tensors", is_flag=True, help="List every tensor, not only the first ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole content as one JSON document.")
+@click.option("--tensors", is_flag=True, help="List every tensor. By default, only the first tensors are listed.")
 def inspect(path: str, as_json: bool, tensors: bool) -> None:
-    """Show the content of PATH: an adapter, a checkpoint, a .gguf file or an ONNX folder. Reads headers only.
+    """Show the content of PATH: an adapter, a checkpoint, a .gguf file or an ONNX folder. Only headers are read.
 
-    For an ONNX folder, every model file is listed, with the tensors of the first. An adapter or a
-    checkpoint may be a hub id (org/name, org/name@revision).
+    For an ONNX folder, every model file is listed, with the tensors of the first model file. An adapter or a checkpoint
+    may be a hub id (org/name, org/name@revision).
     """
     document = inspect_path(locate(path, asked_by="PATH"))
     if as_json:
@@ -56,7 +56,7 @@ def _print(document: Mapping[str, Any], *, every: bool) -> None:
     console.print()
     console.print(table)
     if len(shown) < len(document["tensors"]):
-        console.print(f"… and {len(document['tensors']) - len(shown)} more (--tensors lists them)")
+        console.print(f"… and {len(document['tensors']) - len(shown)} more tensors (--tensors lists all tensors)")
 
 
 def _text(value: object) -> str:

@@ -21,11 +21,11 @@ from exporter.verify.report import Report
 @click.command()
 @click.argument("base", type=PATH, metavar="BASE")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("-o", "--out", type=PATH, help="File or folder to write; of a split BASE, the first file.")
+@click.option("-o", "--out", type=PATH, help="File or folder to write; for a split BASE, the first part to write.")
 @click.option(
     "--dtype",
     type=click.Choice(list(DTYPES)),
-    help="Round rows to this dtype first; default: the dtype that BASE shows. GGUF only.",
+    help="Round rows to this dtype first; default: the dtype of the rows in BASE. Only for GGUF.",
 )
 @click.option(
     "--verify",
@@ -33,28 +33,28 @@ from exporter.verify.report import Report
     type=click.Choice(LEVELS),
     default="rows",
     show_default=True,
-    help="off: nothing. rows: compare the new rows, the header or graph, and some rows of every tensor with BASE. "
-    "weights: every byte that may not differ. full: also run the result against transformers with PEFT, unmerged; "
-    "needs the base checkpoint.",
+    help="off: no check. rows: compare the new rows, the header or graph, and some rows of every tensor with BASE. "
+    "weights: also compare every byte that must not differ. full: also run the result and compare with transformers "
+    "and PEFT, unmerged; needs the base checkpoint.",
 )
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option(
-    "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint that BASE was made from: folder or hub id."
+    "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint that BASE was made from, as folder or hub id."
 )
 @patch_place_options
 @output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
-    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models; copy every other byte unchanged.
+    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models. All other bytes are copied.
 
-    BASE may be of any architecture and type, and written by any tool. In a folder, every model is patched, and the
-    tokenizer and configs are updated.
+    BASE may have any architecture and type, and may have been written by any tool. In a folder, every model is patched,
+    and the tokenizer and configs are updated.
 
-    New tokens take unused rows of the vocabulary first, then rows behind it. The result has the bytes that merging,
-    converting and quantising anew would give, at the cost of a copy, or of the rows alone with --in-place.
+    New tokens take unused rows of the vocabulary first, then rows after the vocabulary. The result has the same bytes
+    as a new merge, conversion and quantisation. A patch costs only a copy of BASE, or with --in-place only the rows.
 
-    BASE must prove to be made from the adapters' base: --base CHECKPOINT (by default the folder that the
-    adapters name) is compared with the digest that ttexport recorded, else with rows of BASE.
+    BASE must be proven to be made from the adapters' base. For the proof, --base CHECKPOINT (by default the folder
+    named in the adapters) is compared with the digest that ttexport recorded, or without a digest with rows of BASE.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **
     started = time.perf_counter()
     spec = PatchSpec(base=base, level=verify, quiet=quiet, **options)
     if not spec.in_place and spec.out is None:
-        raise click.UsageError("patch: expected -o OUT, or --in-place")
+        raise click.UsageError("patch: expected -o OUT or --in-place")
     if spec.in_place and restore(base) and not quiet:
         print(f"{base}: an interrupted patch was undone", file=sys.stderr)
     plan = plan_patch(spec)

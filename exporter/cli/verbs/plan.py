@@ -50,10 +50,10 @@ def plan(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Show what merge or export would write from SOURCE with the same options; write nothing.
+    """Show what merge or export would write from SOURCE with the same options. Nothing is written.
 
-    If SOURCE starts with a .gguf file or a folder of ONNX models, show what patch would write. Exit 5 if a
-    target cannot be expressed.
+    If SOURCE starts with a .gguf file or a folder of ONNX models, show what patch would write. The exit code is 5 if a
+    format cannot represent the model.
     """
     paths = sources or (".",)
     if is_patchable([Path(path) for path in paths]):
@@ -62,9 +62,11 @@ def plan(
         return
     if trust_base or in_place:
         bases = "a .gguf file or a folder of ONNX models"
-        raise click.UsageError(f"--trust-base and --in-place are for patching {bases}, and {paths[0]} is neither")
+        raise click.UsageError(
+            f"--trust-base and --in-place require {bases} as first SOURCE, but {paths[0]} is neither"
+        )
     if options["verify"]:
-        raise click.UsageError("--verify: does nothing here, as the plan of a merge is the same at every level")
+        raise click.UsageError("--verify: remove this option: the plan of a merge is the same at every level")
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
@@ -79,14 +81,17 @@ def plan(
 
 
 def _refuse_options_of_merge() -> None:
-    """Raise UsageError for options that a patch does not have: ignoring them would show another plan."""
+    """Raise UsageError for options that a patch does not have.
+
+    If such options were ignored, the plan would be wrong.
+    """
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}
     for parameter in plan.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in known:
             raise click.UsageError(
-                f"{parameter.opts[0]}: does not apply to a patch, which keeps the format and types of its base"
+                f"{parameter.opts[0]}: does not apply to a patch, which keeps the format and types of BASE"
             )
 
 

@@ -29,10 +29,10 @@ from exporter.release.tables import HubTable
 
 @click.command()
 @click.argument("toml", type=PATH, metavar="RELEASE.toml")
-@click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, with --only NAME-VERSION-JOB.")
+@click.option("-o", "--out", type=PATH, help="Folder to write; default: NAME-VERSION, or NAME-VERSION-JOB with --only.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; finished jobs are not repeated.")
-@click.option("--only", metavar="JOB", help="Make one job's artifact, verified, as a piece for --assemble.")
-@click.option("--matrix", "as_matrix", is_flag=True, help="Print the jobs as JSON for a CI matrix; make nothing.")
+@click.option("--only", metavar="JOB", help="Make and verify the artifact of one job, as a piece for --assemble.")
+@click.option("--matrix", "as_matrix", is_flag=True, help="Only print the jobs as JSON for a CI matrix.")
 @click.option(
     "--assemble",
     "pieces",
@@ -46,11 +46,11 @@ from exporter.release.tables import HubTable
     "address",
     metavar="ADDRESS",
     help="Run each job as a task of two CPUs on a Ray cluster: local (this machine), auto, HOST:PORT, ray://HOST:PORT. "
-    "Pieces are made beside OUT. All nodes must see OUT and the inputs under the same paths.",
+    "Pieces are made next to OUT. All nodes must see OUT and the inputs under the same paths.",
 )
-@click.option("--cache", type=PATH, help="Folder for artifacts of bases; default: in the user's cache folder.")
-@click.option("--no-cache", is_flag=True, help="Do not keep artifacts of bases.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, start over.")
+@click.option("--cache", type=PATH, help="Folder for base artifacts; default: a folder in the user's cache folder.")
+@click.option("--no-cache", is_flag=True, help="Do not keep base artifacts.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, also start over.")
 @push_options
 @output_options
 def release(
@@ -65,7 +65,7 @@ def release(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Make everything that RELEASE.toml describes: every model in every format, verified, in one folder.
+    """Make every artifact of RELEASE.toml, every model in every format, verified, in one folder.
 
     \b
     A minimal RELEASE.toml (the README lists all keys):
@@ -75,9 +75,9 @@ def release(
       models.keeper.adapters = ["adapter"]
       gguf.types = ["Q8_0"]
 
-    The release gets its name when all artifacts are made and verified. A second adapter on the same base costs only its
-    rows: artifacts of the base are kept and patched. The same inputs give the same bytes, except run.json and a
-    signature.
+    The release gets its name after all artifacts are made and verified. Base artifacts are kept and patched, so a
+    second adapter on the same base costs only the rows of the adapter. The same inputs give the same bytes, except for
+    run.json and the signature.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def release(
     if options["cache"] and options["no_cache"]:
         raise click.UsageError("--cache, --no-cache are mutually exclusive")
     if only is not None and options["repo"]:
-        raise click.UsageError("--push-to-hub: sends a whole release, but --only makes one piece")
+        raise click.UsageError("--push-to-hub sends a whole release and cannot be combined with --only")
     job = find_job(jobs, only) if only is not None else None
     cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
     push = _push_settings(spec.hub or HubTable(), options)
@@ -118,7 +118,7 @@ def release(
 
 
 def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
-    """The cache at ``folder``, by default the user's, or None if that is not writable. Raises OutputError."""
+    """The cache at ``folder``, or the user's cache. None if the cache folder is not writable. Raises OutputError."""
     if folder:
         cache = Cache(folder.absolute())
         cache.require_writable()
@@ -128,13 +128,13 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
         cache.require_writable()
     except OutputError as exc:
         if not quiet:
-            print(f"artifacts of bases are not kept: {exc}", file=sys.stderr)
+            print(f"base artifact cache disabled: {exc}", file=sys.stderr)
         return None
     return cache
 
 
 def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of --push-to-hub, with ``[hub]`` as defaults if a repository is named."""
+    """The options of --push-to-hub. If a repository is named, the values of ``[hub]`` are the defaults."""
     given = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
     check_push_options(**given)
     if given["repo"] is None:
@@ -146,7 +146,7 @@ def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
 def _print_result(
     made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool
 ) -> None:
-    """Print the folder or a JSON document to stdout, and a line for each artifact to stderr."""
+    """Print the folder or a JSON document to stdout, and one line for each artifact to stderr."""
     artifacts = [
         {
             "job": artifact.job,

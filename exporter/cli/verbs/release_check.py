@@ -35,16 +35,16 @@ def trust_options(command: _Command) -> _Command:
 
 
 def read_trust(public_key: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
-    """The required signer, or None. Raises UsageError for options that contradict each other."""
+    """The required signer, or None. Raises UsageError if the options contradict each other."""
     if (identity is None) != (issuer is None):
-        raise UsageError("--identity, --issuer: belong together")
+        raise UsageError("--identity and --issuer must be given together")
     if public_key and identity:
         raise UsageError("--public-key, --identity are mutually exclusive")
     return Trust(public_key=public_key, identity=identity, issuer=issuer) if public_key or identity else None
 
 
 def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: bool) -> None:
-    """Check a release and print the result. Raises NotEquivalent."""
+    """Check a release and print the result. Raises NotEquivalent if a check fails."""
     report = check_release(folder, trust)
     if as_json and report.passed:
         click.echo(to_bytes(document([report])).decode(), nl=False)
@@ -52,4 +52,4 @@ def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: b
         print_reports([report])
     require_as_released(report)
     if not (quiet or as_json):
-        print(f"{folder}: as released ({len(report.checks)} checks)", file=sys.stderr)
+        print(f"{folder}: equals the released files ({len(report.checks)} checks)", file=sys.stderr)

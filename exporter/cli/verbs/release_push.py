@@ -1,4 +1,4 @@
-"""``--push-to-hub`` of ``ttexport release``."""
+"""The option ``--push-to-hub`` of ``ttexport release``."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("--push-to-hub", "repo", metavar="REPO", help="Send the finished release to org/name on the hub."),
-    click.option("--revision", metavar="BRANCH", help="Branch of REPO, made if absent; default: main."),
+    click.option("--revision", metavar="BRANCH", help="Branch of REPO, created if necessary; default: main."),
     click.option("--message", metavar="TEXT", help="Message of the commit; default: the release's name and version."),
-    click.option("--private", is_flag=True, help="Make a new REPO private."),
+    click.option("--private", is_flag=True, help="If REPO is new, make REPO private."),
     click.option(
         "--dry-run/--no-dry-run",
         default=None,
-        help="Print what would be sent, and send nothing; the default if the environment variable CI is set.",
+        help="Print what would be sent, and send nothing. This is the default if the environment variable CI is set.",
     ),
 )
 
 
 def push_options(command: _Command) -> _Command:
-    """Add --push-to-hub and its further options."""
+    """Add --push-to-hub and the options that belong to --push-to-hub."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -37,11 +37,11 @@ def push_options(command: _Command) -> _Command:
 def check_push_options(
     *, repo: str | None, revision: str | None, message: str | None, private: bool, dry_run: bool | None
 ) -> None:
-    """Check the options before a release is made. Raises UsageError."""
+    """Check the options before the release is made. Raises UsageError."""
     if repo is not None:
         require_repo_id(repo)
     elif revision or message or private or dry_run is not None:
-        raise UsageError("--revision, --message, --private, --dry-run: need --push-to-hub")
+        raise UsageError("--revision, --message, --private and --dry-run require --push-to-hub")
 
 
 def push_release(
@@ -69,4 +69,4 @@ def _lines(pushed: Pushed) -> list[str]:
     if pushed.commit is not None:
         return [f"{pushed.repo}@{pushed.revision}: {size}: {pushed.url}"]
     files = [f"  {path} ({nbytes} bytes)" for path, nbytes in pushed.files.items()]
-    return [f"{pushed.repo}@{pushed.revision}: would send {size} (--no-dry-run sends them):", *files]
+    return [f"{pushed.repo}@{pushed.revision}: would send {size} (--no-dry-run sends the files):", *files]

@@ -19,14 +19,16 @@ from exporter.verify.request import VerifyRequest, verify_request
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--reference", metavar="CHECKPOINT", help="Base: folder or hub id, org/name@revision.")
-@click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter: folder or hub id. Repeatable.")
-@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: its head has a tensor of its own.")
+@click.option("--reference", metavar="CHECKPOINT", help="Base of the adapters, as folder or hub id, org/name@revision.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter, as folder or hub id. Repeatable."
+)
+@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: the head has a separate tensor.")
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
-    help="rows: read the trained rows and the files beside the weights. weights: also every weight. full, the default: "
-    "also run the models.",
+    help="rows: check the trained rows and the files beside the weights. weights: also check every weight. full, the "
+    "default: also run the models.",
 )
 @group_options(VerifyOptions, only=("--prompts", "--report", "--require"))
 @trust_options
@@ -47,26 +49,26 @@ def verify(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Prove that ARTIFACT equals the reference with the adapters unmerged; exit 3 if it does not.
+    """Prove that ARTIFACT equals the reference with the adapters unmerged. The exit code is 3 if ARTIFACT differs.
 
-    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of several formats. Each artifact runs
-    in a runtime of its format, in a new process, from the files on disk; the reference is transformers with PEFT.
+    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of two or more formats. Each artifact
+    runs in a new process, from the files on disk, in a runtime of its format. The reference is transformers with PEFT.
 
-    Without --reference, ARTIFACT is a release folder: every file, tensor and document is compared with its manifest,
-    offline, and its signature with --public-key. Exit 4 if the manifest cannot be read.
+    Without --reference, ARTIFACT is a release folder. Every file, tensor and document is compared with the manifest,
+    offline. With --public-key, the signature is checked too. The exit code is 4 if the manifest cannot be read.
     """
     trust = read_trust(public_key, identity, issuer)
     if reference is None:
         if not is_release(artifact):
-            raise UsageError(f"--reference: required, since {artifact} is not a release folder")
+            raise UsageError(f"--reference is required, because {artifact} is not a release folder")
         if adapters or untie or level or prompts or report or require:
-            raise UsageError("--adapter, --untie, --level, --prompts, --report, --require: need --reference")
+            raise UsageError("--adapter, --untie, --level, --prompts, --report and --require require --reference")
         verify_release(artifact, trust, as_json=as_json, quiet=quiet)
         return
     if trust:
-        raise UsageError("--public-key, --identity: are for release folders, which are checked without --reference")
+        raise UsageError("--public-key and --identity check release folders and cannot be combined with --reference")
     if level == "rows" and not adapters:
-        raise UsageError("--level rows: needs --adapter; --level weights compares every weight")
+        raise UsageError("--level rows requires --adapter; without an adapter, use --level weights")
     with spelled_as_flags():
         options = VerifyOptions(level=level or "full", prompts=prompts, report=report, require=require)
     request = VerifyRequest(

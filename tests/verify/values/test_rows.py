@@ -167,5 +167,5 @@ def test_a_truncated_artifact_is_bad_input(
 def test_rows_of_no_adapter_prove_nothing(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --adapter, level rows must not report that the artifact equals the base."""
     assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "rows"]) == 2
-    assert "needs --adapter" in capsys.readouterr().err
+    assert "requires --adapter" in capsys.readouterr().err
     assert run(["verify", str(tuned.hf), "--reference", str(tuned.base), "--level", "weights", "-q"]) == 3
