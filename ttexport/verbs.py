@@ -44,12 +44,12 @@ def patch(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Patched:
-    """Put the token rows of ``adapters`` into ``base``, a .gguf file or a folder of ONNX models. A patch costs one copy.
+    """Put the token rows of ``adapters`` into ``base``, a .gguf file or a folder of ONNX models.
 
-    out: the file or folder to write. in_place: modify ``base`` itself, without ``out``. checkpoint: path or hub id of
-    the checkpoint that ``base`` was made from, as proof of the origin of ``base``; None means the checkpoint named in
-    the adapters. trust_base: continue without proof. dtype: f32, f16 or bf16, to which rows are rounded first; None
-    means the dtype of the rows in ``base``. verify: a level.
+    The cost of a patch is one copy. out: the file or folder to write. in_place: modify ``base`` itself, without
+    ``out``. checkpoint: path or hub id of the checkpoint that ``base`` was made from, as proof of the origin of
+    ``base``; None means the checkpoint named in the adapters. trust_base: continue without proof. dtype: f32, f16 or
+    bf16, to which rows are rounded first; None means the dtype of the rows in ``base``. verify: a level.
     Raises UsageError, BadInput, NotExpressible, OutputError and NotEquivalent.
     """
     from exporter.patch import PatchSpec, plan_patch, restore, run_patch
