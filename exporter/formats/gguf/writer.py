@@ -1,7 +1,7 @@
-"""Serialise the GGUF container: typed keys, tensor entries with their offsets, alignment. Knows nothing of models.
+"""Serialise the GGUF container: typed keys, tensor entries with offsets, alignment. Independent of models.
 
-Everything before the data section is built in memory first, so the size of the file is known before a byte is
-written. Strings are joined in one go: a key-by-key writer spends seconds on a vocabulary.
+All bytes before the data section are built in memory first, so the file size is known before writing starts. The
+strings of an array are joined in a single call, because writing strings separately takes seconds for a vocabulary.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _VALUE_TYPES: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A metadata key with its value in the bytes of the format, type number included."""
+    """A metadata key with the value as GGUF bytes, including the type number."""
 
     name: str
     encoded: bytes
 
 
 def u32(name: str, value: int) -> Key:
-    """A count or an id."""
+    """An unsigned 32-bit key, for a count or an id."""
     return _scalar(name, "u32", value)
 
 
 def i32(name: str, value: int) -> Key:
-    """A signed number."""
+    """A signed 32-bit key."""
     return _scalar(name, "i32", value)
 
 
 def f32(name: str, value: float) -> Key:
-    """A number, rounded to float32."""
+    """A float32 key. The value is rounded to float32."""
     return _scalar(name, "f32", value)
 
 
@@ -66,7 +66,7 @@ def text(name: str, value: str) -> Key:
 
 
 def texts(name: str, values: Sequence[str]) -> Key:
-    """An array of strings."""
+    """A key with an array of strings."""
     try:
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     except UnicodeEncodeError as exc:
@@ -76,19 +76,19 @@ def texts(name: str, values: Sequence[str]) -> Key:
 
 
 def i32s(name: str, values: Sequence[int]) -> Key:
-    """An array of signed numbers."""
+    """A key with an array of signed 32-bit integers."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["i32"], len(values))
     return Key(name, head + np.asarray(values, "<i4").tobytes())
 
 
 def f32s(name: str, values: Sequence[float]) -> Key:
-    """An array of numbers, each rounded to float32."""
+    """A key with an array of numbers, rounded to float32."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["f32"], len(values))
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 
 
 def bytes8(name: str, value: bytes) -> Key:
-    """An array of bytes."""
+    """A key with an array of bytes."""
     return Key(name, struct.pack("<IIQ", ARRAY, _VALUE_TYPES["u8"], len(value)) + value)
 
 
@@ -98,7 +98,7 @@ def _scalar(name: str, value_type: str, value: float) -> Key:
         with np.errstate(over="raise"):
             data = np.asarray(value, SCALARS[number]).tobytes()
     except (OverflowError, FloatingPointError) as exc:
-        raise BadInput(f"{name}: expected a number that {value_type} can hold, found {value}") from exc
+        raise BadInput(f"{name}: expected a number in the range of {value_type}, found {value}") from exc
     return Key(name, struct.pack("<I", number) + data)
 
 
@@ -111,12 +111,12 @@ def _string(value: str) -> bytes:
 
 
 def _not_unicode(value: str) -> BadInput:
-    return BadInput(f"{value!r:.80}: expected text, found half of a surrogate pair")
+    return BadInput(f"{value!r:.80}: expected valid Unicode text, found half of a surrogate pair")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor to write: its name, ggml's name of its type, and its shape in numpy's order."""
+    """A tensor to write, with ggml's type name, and the shape in numpy's order."""
 
     name: str
     type: str
@@ -124,12 +124,12 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data, without padding."""
+        """Size of the tensor's data in bytes, without padding."""
         return encoded_nbytes(self.type, math.prod(self.shape))
 
 
 def encoded_nbytes(tensor_type: str, elements: int) -> int:
-    """Bytes of ``elements`` values of a type; they must fill whole blocks."""
+    """Size of ``elements`` values of a type in bytes. The values must fill whole blocks."""
     _, block, block_nbytes = TENSOR_TYPES[TYPE_NUMBERS[tensor_type]]
     assert elements % block == 0, (tensor_type, elements)
     return elements // block * block_nbytes
@@ -138,9 +138,9 @@ def encoded_nbytes(tensor_type: str, elements: int) -> int:
 def header(
     keys: Sequence[Key], entries: Sequence[TensorEntry], *, alignment: int = ALIGNMENT, version: int = VERSION
 ) -> tuple[bytes, int]:
-    """(all bytes before the data section, size of the whole file in bytes).
+    """Return (all bytes before the data section, size of the whole file in bytes).
 
-    Tensors follow in the order of ``entries``. Each is padded to ``alignment``, including the last.
+    The data section contains the tensors in the order of ``entries``. Every tensor is padded to ``alignment``.
     """
     names = [key.name for key in keys]
     assert len(set(names)) == len(names), "duplicate metadata key"
@@ -162,5 +162,5 @@ def header(
 
 
 def padded(nbytes: int, alignment: int = ALIGNMENT) -> int:
-    """The next multiple of ``alignment``."""
+    """Round ``nbytes`` up to a multiple of ``alignment``."""
     return -(-nbytes // alignment) * alignment

@@ -11,14 +11,14 @@ from exporter.options import ValueType, option
 
 @dataclass(frozen=True, kw_only=True)
 class HfOptions(FormatOptions):
-    """A folder as transformers writes it. max_shard_size: bytes."""
+    """Options of a folder in the format of transformers' save_pretrained. max_shard_size: bytes."""
 
     section: ClassVar[str] = "hf"
 
     dtype: str | None = dtype_option()
     max_shard_size: int | None = option(
         None,
-        "Split the weights again, at this size; default: as in the base.",
+        "Split the weights into shards of at most this size. Default: the base's shards.",
         type=ValueType.SIZE,
         metavar="SIZE",
     )

@@ -1,7 +1,7 @@
-"""The Hugging Face writer: the base's shards with merged tensors, config, tokenizer files.
+"""Write Hugging Face checkpoints: the base's shards with merged tensors, config, tokenizer files.
 
-A sharded base keeps its split, and unchanged tensors are copied as raw bytes. A shard without changed tensors is
-byte-identical to the base's; the others record their provenance in their metadata.
+A sharded base keeps its shards, and unchanged tensors are copied as raw bytes. A shard without changed tensors is
+byte-identical to the base's shard. A shard with changed tensors records the provenance in its metadata.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from exporter.sources.hf.checkpoint import CONFIG, GENERATION_CONFIG, INDEX, WEI
 from exporter.sources.hf.safetensors import FileTensor, prepare, read_tensors
 from exporter.tensors import ByteRange, TensorSpec
 
-#: transformers refuses a file without the framework in its metadata.
+#: Metadata of every file: transformers refuses a safetensors file without the framework in the metadata.
 _METADATA: Final = {"format": "pt"}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file. specs: its tensors in the order of the base. whole: an identical file of the base."""
+    """A weight file. specs: the shard's tensors in the base's order. whole: an identical file of the base, or None."""
 
     specs: list[TensorSpec]
     whole: ByteRange | None = None
@@ -37,18 +37,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class HfLayout:
-    """File name → shard. Computed from headers."""
+    """The planned checkpoint: file name → shard. Computed from the headers of the base's files."""
 
     model: MergedModel
     shards: Mapping[str, Shard]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, without headers."""
+        """Size of all weights in bytes, without headers."""
         return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
 
     def index(self) -> dict[str, object]:
-        """``model.safetensors.index.json`` as transformers writes it; tied parameters count once."""
+        """Content of ``model.safetensors.index.json``, as written by transformers. Tied parameters are counted once."""
         duplicates = self.model.tie.duplicates
         parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
         weight_map = {spec.name: name for name, shard in self.shards.items() for spec in shard.specs}
@@ -59,9 +59,9 @@ class HfLayout:
 
 
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
-    """Lay the merged tensors out over the base's shards, or over new ones of at most ``max_shard_bytes``.
+    """Distribute the merged tensors over the base's shards, or over new shards of at most ``max_shard_bytes``.
 
-    A larger tensor gets a separate shard. Reads headers.
+    A tensor larger than ``max_shard_bytes`` gets a separate shard. Reads headers only.
     """
     split = _resplit(model, max_shard_bytes) if max_shard_bytes else _split_of_base(model)
     ledger = model.ledger()
@@ -80,7 +80,7 @@ def _split_of_base(model: MergedModel) -> dict[str, list[TensorSpec]]:
 
 
 def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """Shards filled in the order of the base, named as transformers names them."""
+    """Fill new shards in the base's order, with transformers' file names."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in model.specs.values():
@@ -95,7 +95,7 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """The base's file with exactly these tensors, if none of them changes."""
+    """Return the base's file if the file contains exactly the tensors ``specs`` and no tensor is changed, else None."""
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)
     if not all(isinstance(tensor, FileTensor) and tensor.place.path == path for tensor in tensors.values()):
@@ -106,14 +106,16 @@ def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
 
 
 def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the checkpoint into the folder ``out``, which must not exist. Memory: two row blocks.
+    """Write the checkpoint into the new folder ``out``. Memory: two row blocks.
 
-    Raises OutputError, UnreadableFile (a shard that ends early).
+    Raises OutputError, and UnreadableFile for a truncated shard of the base.
     """
     model = layout.model
     out.mkdir()
     with ThreadPoolExecutor(1) as executor:
-        provenance = executor.submit(lambda: model.provenance)  # a digest of the base's embedding takes a while
+        provenance = executor.submit(
+            lambda: model.provenance
+        )  # computing a digest of the base's embedding takes a while
         for name, shard in layout.shards.items():
             if shard.whole:
                 with OutputFile(out / name, progress, nbytes=shard.whole.nbytes) as file:
@@ -137,7 +139,7 @@ def _write_shard(
     with OutputFile(path, progress, nbytes=len(header) + sum(spec.nbytes for spec in shard.specs)) as file:
         file.write(header)
         for spec, offset_bytes in places:
-            assert file.nbytes == offset_bytes, f"{spec.name} is not where the header says"
+            assert file.nbytes == offset_bytes, f"{spec.name} is not at the offset in the header"
             file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
         final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
         assert len(final) == len(header), "the header changed its length after planning"
@@ -149,5 +151,5 @@ def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_json(value: object) -> bytes:
-    """JSON as transformers writes its configs: two spaces, insertion order, a newline at the end."""
+    """Serialise JSON like transformers' configs: two spaces, insertion order, a newline at the end."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

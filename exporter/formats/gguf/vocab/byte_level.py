@@ -1,4 +1,4 @@
-"""Byte-level BPE: tokens, merges and the name of the pre-tokenizer, from tokenizer.json alone."""
+"""Byte-level BPE tokenizers: read tokens, merges and the pre-tokenizer's name from tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def byte_level_keys(
     model_type: object,
     pre_tokenizer: str | None,
 ) -> tuple[list[Key], list[str], str]:
-    """(keys, notes, the pre-tokenizer's name) of a parsed tokenizer.json with a BPE model.
+    """Convert a parsed tokenizer.json with a BPE model to (keys, notes, the pre-tokenizer's name).
 
-    pre_tokenizer: the name to write instead of the recognised one.
-    Raises NotExpressible for an unknown pre-tokenizer or normalizer, BadInput for ids that contradict each other.
+    pre_tokenizer: the name to write instead of the recognised name.
+    Raises NotExpressible for an unknown pre-tokenizer or normalizer, and BadInput if a token has two ids.
     """
     model = content["model"]
     if unsupported := [key for key in _UNSUPPORTED if model.get(key)]:
         raise NotExpressible(
             f"gguf: {path}",
             f"llama.cpp's byte-level BPE does not support {' and '.join(unsupported)}",
-            instead="--to hf and --to onnx can hold it",
+            instead="use --to hf or --to onnx",
         )
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
@@ -45,7 +45,7 @@ def byte_level_keys(
     table.put_all(vocab, NORMAL)
     for token in added:
         if (first := vocab.get(token.text, token.id)) != token.id:
-            raise BadInput(f"{path}: {token.text!r}: expected one id, found {first} and {token.id}")
+            raise BadInput(f"{path}: {token.text!r}: expected a single id, found {first} and {token.id}")
         table.add(token)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
     notes += pre_tokenizers.override_notes(pre_tokenizer, content) if pre_tokenizer else []
@@ -61,7 +61,7 @@ def byte_level_keys(
 
 
 def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:
-    """Pairs (left, right), from either form of tokenizer.json. Raises UnreadableFile for strings that are no pairs."""
+    """Read merges as pairs (left, right), from either form in tokenizer.json. Raises UnreadableFile for other forms."""
     out: list[tuple[str, str]] = []
     for pair in merges or ():
         if isinstance(pair, str):
@@ -74,7 +74,7 @@ def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) ->
 
 
 def _one_string(left: str, right: str) -> str:
-    """A merge as llama.cpp reads it: a space separates the parts, and a space inside a part becomes its byte symbol."""
+    """Join a merge with a space for llama.cpp. A space inside a part becomes the byte symbol of the space."""
     if " " in left or " " in right:
         left, right = left.replace(" ", "\u0120"), right.replace(" ", "\u0120")
     return f"{left} {right}"
@@ -88,6 +88,6 @@ def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
         raise NotExpressible(
             f"gguf: {path}",
             f"normalizer {normalizer_type!r:.80}: llama.cpp does not normalise the text of a byte-level BPE",
-            instead="remove the normalizer, or convert with llama.cpp's own converter after --to hf",
+            instead="remove the normalizer, or use --to hf and llama.cpp's converter",
         )
     return ["normalizer NFC: llama.cpp does not apply it, so text that is not in NFC gives other tokens"]

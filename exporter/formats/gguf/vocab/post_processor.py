@@ -1,6 +1,7 @@
-"""Special tokens that a tokenizer.json's post-processor adds to a text, as llama.cpp's flags and special ids.
+"""Convert a tokenizer.json's post-processor to llama.cpp's flags and special ids.
 
-A template can express more than three flags; it is read as llama.cpp's converter reads it.
+The post-processor's template can express more than llama.cpp's three flags, so the template is read by the rules of
+llama.cpp's converter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Specials:
-    """texts: special tokens by kind (bos, eos, …). added: kind → whether the token is added to a text."""
+    """Special tokens. texts: kind (bos, eos, …) → text. added: kind → whether the token is added to a text."""
 
     texts: dict[str, str] = field(default_factory=dict)
     added: dict[str, bool] = field(default_factory=dict)
@@ -47,7 +48,7 @@ def _template(step: Mapping[str, Any], specials: Specials) -> None:
         specials.added["bos"] = first in (texts["bos"], texts["cls"])
     if last:
         if texts.get("eos") not in (None, last):
-            # The template ends a text with another token than the configured EOS, which then ends a turn (EOT, EOM).
+            # The template's last token differs from the configured EOS; the configured EOS then ends a turn (EOT, EOM).
             texts["eot" if "eot" not in texts else "eom"] = texts["eos"]
         texts["eos"] = last
         specials.added["eos"] = True

@@ -1,4 +1,4 @@
-"""The table of pre-tokenizers: the structures of published tokenizers, and llama.cpp's names for them.
+"""The table of pre-tokenizers: structures of published tokenizers, with llama.cpp's names for the structures.
 
 Source: the tokenizer.json of the named models, and the expressions and flags in llama.cpp's llama-vocab.cpp.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 Step = tuple[object, ...]
 
-#: The expression inside tokenizers' ByteLevel.
+#: The regular expression of ByteLevel in the tokenizers package.
 GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -79,7 +79,7 @@ _JAIS2: Final = (
     + r"|\s{1}"
 )
 
-#: These expressions match every character of any text, so removing the text between their matches removes nothing.
+#: Expressions that match every character of any text, so that removing the text between the matches removes nothing.
 COVERING: Final = frozenset({GPT2, _LLAMA3, _QWEN2, _QWEN35, _TEKKEN, _O200K})
 
 BYTES: Final[Step] = ("ByteLevel", False, False)  # no prefix space; an earlier step has split the text
@@ -87,16 +87,17 @@ _DIGITS: Final[Step] = ("Digits", True)
 
 
 def split(expression: str, behaviour: str = "Isolated") -> Step:
-    """The step of a tokenizer.json that splits text at the matches of ``expression``."""
+    """The pre-tokenizer step that splits a text at the matches of ``expression``."""
     return ("Split", "Regex", expression, behaviour, False)
 
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A row of the table: the steps, the model's flag ignore_merges, and llama.cpp's name for them.
+    """A pre-tokenizer: its steps, the BPE model's flag ignore_merges, and llama.cpp's name.
 
-    by_model_type: names for some model types; ``name`` is for all others. ignore_merges None: either value, because
-    llama.cpp's result then differs only for a word of the vocabulary that no merges build.
+    by_model_type: names for some model types; ``name`` is the name for all other model types. ignore_merges: None
+    accepts either value, because llama.cpp's result then differs only for vocabulary words that cannot be built by
+    merges.
     """
 
     name: str
@@ -106,7 +107,7 @@ class PreTokenizer:
 
     @property
     def names(self) -> frozenset[str]:
-        """All names of the row."""
+        """All llama.cpp names of the pre-tokenizer."""
         return frozenset((self.name, *self.by_model_type.values()))
 
 

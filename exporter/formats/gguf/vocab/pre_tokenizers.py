@@ -1,7 +1,7 @@
-"""Recognise which of llama.cpp's named pre-tokenizers a tokenizer.json describes, by its structure.
+"""Find llama.cpp's name for the pre-tokenizer of a tokenizer.json, by the pre-tokenizer's structure.
 
-llama.cpp's converter hashes the ids of a test text, so it does not recognise a tokenizer with one added token. The
-structure does not change with the vocabulary.
+llama.cpp's converter hashes the token ids of a test text, so a single added token makes a tokenizer unknown to the
+converter. The structure does not change with the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any, Final
 from exporter.errors import NotExpressible
 from exporter.formats.gguf.vocab.pre_tokenizer_table import BYTES, COVERING, GPT2, TABLE, PreTokenizer, Step, split
 
-#: ByteLevel with use_regex: equivalent to a split at its expression, followed by ByteLevel without it.
+#: ByteLevel with use_regex is equivalent to a Split with ByteLevel's expression and a ByteLevel without use_regex.
 _BYTES_WITH_REGEX: Final[Step] = ("ByteLevel", False, True)
 
 
 def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> str:
-    """llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json; ``where`` is the file, for messages.
+    """Return llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json. ``where``: the file, for messages.
 
-    Raises NotExpressible, with the structure in the message, for a pre-tokenizer that is not in the table.
+    Raises NotExpressible for a pre-tokenizer that is not in the table. The message contains the structure.
     """
     if row := _row(tokenizer):
         return row.by_model_type.get(str(model_type), row.name)
     fields = {"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": _ignores_merges(tokenizer)}
     raise NotExpressible(
         f"gguf: {where}",
-        f"this version knows no llama.cpp name for the pre-tokenizer {json.dumps(fields)}",
-        instead="--pre-tokenizer NAME selects one of llama.cpp's, such as llama-bpe",
+        f"llama.cpp's name is unknown for the pre-tokenizer {json.dumps(fields)}",
+        instead="select a pre-tokenizer of llama.cpp with --pre-tokenizer NAME, such as llama-bpe",
     )
 
 
 def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
-    """Notes if the user's ``name`` contradicts the structure, or is unknown here (llama.cpp may have added it)."""
+    """Notes if the user's ``name`` contradicts the structure, or is unknown (a newer llama.cpp may have the name)."""
     row = _row(tokenizer)
     if row and name not in row.names:
         return [f"--pre-tokenizer {name}: the structure of tokenizer.json is that of {row.name}"]
@@ -55,7 +55,7 @@ def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def steps(node: Any) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer in a canonical form: sequences flattened, equivalent spellings unified.
+    """The steps of a pre-tokenizer in a canonical form, with flattened sequences and unified equivalent spellings.
 
     Fields without effect on the result (``trim_offsets``) are left out.
     """
@@ -80,7 +80,7 @@ def steps(node: Any) -> tuple[Step, ...]:
 
 def _split(form: object, expression: object, behaviour: object, invert: object) -> Step:
     if form == "Regex" and isinstance(expression, str):
-        # A literal line break and an escaped one are the same to the expression.
+        # A literal line break and an escaped line break are equivalent in a regular expression.
         expression = expression.replace("\r", r"\r").replace("\n", r"\n")
         if (behaviour, invert) == ("Removed", True) and expression in COVERING:
             behaviour, invert = "Isolated", False

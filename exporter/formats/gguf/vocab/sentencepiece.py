@@ -1,8 +1,8 @@
 """SentencePiece tokenizers, BPE or unigram: pieces, scores and types, from tokenizer.model or tokenizer.json.
 
-llama.cpp has no merges: it joins any two neighbours that form a piece, the piece with the highest score first.
-tokenizer.json has merges and no scores. A piece's score is therefore minus the rank of the first merge that makes it,
-the same as in the tokenizer.model from which such merges are converted.
+llama.cpp uses no merges for SentencePiece: llama.cpp joins any two neighbours that form a piece, and starts with the
+piece with the highest score. tokenizer.json contains merges and no scores. A piece's score is therefore minus the
+rank of the first merge that gives the piece, which equals the score in the original tokenizer.model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BYTE_PIECE: Final = re.compile("<0x([0-9A-F]{2})>")
 #: Algorithm → tokenizer.ggml.model.
 _MODEL: Final = {BPE: "llama", UNIGRAM: "t5"}
 _UNSUPPORTED: Final = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-_INSTEAD: Final = "--to hf and --to onnx can hold it"
+_INSTEAD: Final = "use --to hf or --to onnx"
 
 
 def sentencepiece_keys(
@@ -46,25 +46,29 @@ def sentencepiece_keys(
     *,
     state_prefix: bool = False,
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
-    """(keys, notes, tokenizer.ggml.model, ids of control pieces). content: the parsed tokenizer.json, {} if absent.
+    """Convert a SentencePiece tokenizer to (keys, notes, tokenizer.ggml.model, ids of control pieces).
 
-    state_prefix: write add_space_prefix even if it has llama.cpp's default value.
-    Raises NotExpressible for features that llama.cpp does not support, UnreadableFile for a broken file, BadInput for
-    ids beyond ``rows``.
+    content: the parsed tokenizer.json, {} if absent. state_prefix: write add_space_prefix even if the value is
+    llama.cpp's default.
+    Raises NotExpressible for features that llama.cpp does not support, UnreadableFile for a broken file, and BadInput
+    for ids that are not below ``rows``.
     """
     stored = read_model(files["tokenizer.model"]) if "tokenizer.model" in files else None
     source = files["tokenizer.model" if stored else "tokenizer.json"]
     notes: list[str] = []
     model = stored or _from_json(source, content, added, notes)
     if model.algorithm not in _MODEL:
-        raise NotExpressible(f"gguf: {source}", "a SentencePiece model of words or characters", instead=_INSTEAD)
+        raise NotExpressible(
+            f"gguf: {source}", "SentencePiece models of words or characters are not supported", instead=_INSTEAD
+        )
     table = TokenTable(rows, source)
     table.check_ids([len(model.texts) - 1, *(token.id for token in added)])
     for token_id, (text, score, type_) in enumerate(zip(model.texts, model.scores, model.types, strict=True)):
         if type_:
             table.put(token_id, text.replace("\u2581", " ") if type_ == USER_DEFINED else text, type_, score)
     for token in added:
-        # A token that tokenizer.json only repeats from tokenizer.model keeps its type, as in llama.cpp's converter.
+        # A token of tokenizer.model keeps its type if tokenizer.json only repeats the token (as in llama.cpp's
+        # converter).
         known = stored and not token.stated and token.id < len(model.texts) and model.texts[token.id] == token.text
         if not known or model.types[token.id] == NORMAL:
             table.add(token)
@@ -88,9 +92,9 @@ def sentencepiece_keys(
 def _from_json(
     path: Path, content: Mapping[str, Any], added: Sequence[AddedToken], notes: list[str]
 ) -> SentencePieceModel:
-    """The pieces of a tokenizer.json in the form of tokenizer.model; type 0 for an id without a piece.
+    """Convert the pieces of a tokenizer.json to the form of tokenizer.model. An id without a piece gets type 0.
 
-    Differences from llama.cpp's behaviour are appended to ``notes``.
+    Differences between transformers and llama.cpp are appended to ``notes``.
     """
     model = content["model"]
     if model.get("type") == "Unigram":
@@ -104,7 +108,7 @@ def _from_json(
     out = SentencePieceModel(algorithm=BPE)
     size = max(vocab.values(), default=-1) + 1
     if size > 2 * len(vocab) + (1 << 16):
-        raise UnreadableFile(path, f"model.vocab: expected ids without wide gaps, found {size - 1}")
+        raise UnreadableFile(path, f"model.vocab: expected ids without large gaps, found id {size - 1}")
     out.texts, out.scores, out.types = [""] * size, [0.0] * size, [0] * size
     merges = dict.fromkeys(read_merges(path, model.get("merges")))
     joined = dict.fromkeys(left + right for left, right in merges)
@@ -114,7 +118,7 @@ def _from_json(
         type_ = UNKNOWN if text == unknown else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
         out.texts[token_id], out.types[token_id] = text, type_
         if type_ == NORMAL:
-            # Pieces that no merge makes (single characters) get the lowest scores: llama.cpp never compares them.
+            # Pieces without a merge (single characters) get the lowest scores; llama.cpp never compares those scores.
             out.scores[token_id] = -float(ranks.setdefault(text, len(ranks)))
     return out
 
@@ -134,7 +138,7 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
         out.types.append(NORMAL)
     if type(unknown) is not int or not 0 <= unknown < len(pieces):
         raise NotExpressible(
-            f"gguf: {path}", f"a unigram model without an unknown piece (unk_id: {unknown!r:.80})", instead=_INSTEAD
+            f"gguf: {path}", f"the unigram model has no unknown piece (unk_id: {unknown!r:.80})", instead=_INSTEAD
         )
     out.types[unknown] = UNKNOWN
     if model.get("byte_fallback"):
@@ -145,13 +149,13 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """llama.cpp aborts on a BPE model that lacks a piece for a byte; its unigram models support no byte pieces."""
+    """Check byte pieces: llama.cpp needs a piece for every byte in BPE models, and supports none in unigram models."""
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
         if present:
             raise NotExpressible(
                 f"gguf: {table.source}",
-                "a unigram model with byte fallback: llama.cpp makes unknown tokens of these bytes",
+                "the unigram model has byte fallback, and llama.cpp turns the bytes into unknown tokens",
                 instead=_INSTEAD,
             )
         return
@@ -162,14 +166,14 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
     if absent:
         raise NotExpressible(
             f"gguf: {table.source}",
-            f"a SentencePiece BPE without pieces for {len(absent)} of the 256 bytes, the first <0x{absent[0]:02X}>: "
-            "llama.cpp aborts on text that needs one",
+            f"the SentencePiece BPE has no pieces for {len(absent)} of the 256 bytes, the first <0x{absent[0]:02X}>; "
+            "llama.cpp aborts on text with a missing byte",
             instead=_INSTEAD,
         )
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """Treatment of spaces by tokenizer.json, which transformers runs; by tokenizer.model if it stands alone."""
+    """Read the treatment of spaces from tokenizer.json, as transformers does, or from a tokenizer.model without it."""
     unigram = model.algorithm == UNIGRAM
     if content:
         spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
@@ -198,9 +202,9 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
 
 
 def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], vocab: Collection[str]) -> list[str]:
-    """A note if two pieces form a third one without a merge: llama.cpp joins them all the same.
+    """Return a note if two pieces form a third piece without a merge: llama.cpp joins the two pieces without a merge.
 
-    vocab: without added tokens, which are matched in a text before it is tokenised.
+    vocab: pieces without added tokens; added tokens are matched before the text is tokenised.
     """
     for text in joined:
         for length in range(1, len(text)):

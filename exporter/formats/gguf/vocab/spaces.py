@@ -1,7 +1,7 @@
-"""How a SentencePiece tokenizer treats spaces, by the structure of tokenizer.json.
+"""Read the treatment of spaces by a SentencePiece tokenizer, from the structure of tokenizer.json.
 
-llama.cpp has two switches, for a space before each text and for merging runs of spaces, and a character map for unigram
-models. Notes report what transformers does beyond these.
+llama.cpp has a switch for adding a space before each text, a switch for merging runs of spaces, and a character map for
+unigram models. Notes report further steps of transformers.
 Source: the converters in transformers' convert_slow_tokenizer.py, the tokenizers of its llama, gemma and t5 folders,
 and llama.cpp's llama_vocab::impl::tokenize.
 """
@@ -23,15 +23,15 @@ _MARK: Final = "\u2581"
 _TO_MARK: Final[Step] = ("Replace", " ", _MARK)
 _PREPEND: Final[Step] = ("Prepend", _MARK)
 _WORDS: Final[Step] = ("WhitespaceSplit",)
-#: No effect: all spaces have become marks before.
+#: A split at spaces, which has no effect because all spaces have been replaced by marks.
 _NO_SPLIT: Final[Step] = ("Split", " ", "MergedWithPrevious", False)
-#: Merge a run of spaces. The first form leaves a mark, the second a space, which Metaspace then replaces.
+#: Steps that merge a run of spaces: into a mark, or into a space that Metaspace then replaces by a mark.
 _RUNS: Final = (("Replace", " {2,}", _MARK), ("Replace", " {2,}", " "))
 _STRIP: Final[Step] = ("Strip", False, True)
 
-#: (normalizer, pre-tokenizer) of a BPE model → whether it adds a space before a text.
+#: (normalizer, pre-tokenizer) of a BPE model → True if a space is added before a text.
 _BPE: Final[Mapping[tuple[tuple[Step, ...], tuple[Step, ...]], bool]] = {
-    ((_PREPEND, _TO_MARK), ()): True,  # llama 2, mistral, phi3 as transformers 4 wrote them
+    ((_PREPEND, _TO_MARK), ()): True,  # llama 2, mistral and phi3 in files of transformers 4
     ((_TO_MARK,), ()): False,
     ((_TO_MARK,), (_NO_SPLIT,)): False,  # gemma
     ((), (("Metaspace", _MARK, "always", False),)): True,  # transformers 5, and transformers 4 with legacy=False
@@ -47,9 +47,11 @@ _BREAKS: Final = "line breaks and tabs: unknown characters to llama.cpp, spaces 
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """prefix: a space is added before a text. merged: runs of spaces become one, and spaces at both ends are dropped.
+    """The treatment of spaces.
 
-    charsmap: SentencePiece's compiled character map, b"" for none. notes: differences from llama.cpp's behaviour.
+    prefix: a space is added before a text. merged: a run of spaces becomes a single space, and spaces at the two ends
+    of a text are dropped. charsmap: SentencePiece's compiled character map, or b"". notes: differences between
+    transformers and llama.cpp.
     """
 
     prefix: bool
@@ -59,9 +61,9 @@ class Spaces:
 
 
 def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spaces:
-    """The treatment of spaces in a parsed tokenizer.json.
+    """Read the treatment of spaces from a parsed tokenizer.json.
 
-    Raises NotExpressible, with the structure in the message, for one that llama.cpp does not support.
+    Raises NotExpressible for a structure that llama.cpp does not support. The message contains the structure.
     """
     normalizer, charsmap = _without_map(_steps(content.get("normalizer"), "normalizers"))
     pre_tokenizer = tuple(_steps(content.get("pre_tokenizer"), "pretokenizers"))
@@ -70,8 +72,8 @@ def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spa
         structure = json.dumps({key: content.get(key) for key in ("normalizer", "pre_tokenizer")}, ensure_ascii=False)
         raise NotExpressible(
             f"gguf: {where}",
-            f"llama.cpp does not treat spaces as this SentencePiece tokenizer does: {structure:.500}",
-            instead="--to hf and --to onnx can hold it",
+            f"llama.cpp does not support this SentencePiece tokenizer's treatment of spaces: {structure:.500}",
+            instead="use --to hf or --to onnx",
         )
     notes = spaces.notes
     if unigram and _WORDS in pre_tokenizer and not charsmap:
@@ -103,7 +105,7 @@ def _unigram(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> S
 
 
 def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]:
-    """(the steps without a character map at the start, the map). The map is None if it is not base64."""
+    """Return (the steps without the character map at the start, the map). An invalid base64 map is returned as None."""
     if not steps or steps[0][0] != "Precompiled":
         return tuple(steps), b""
     try:
@@ -113,7 +115,7 @@ def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]
 
 
 def _steps(node: Any, children: str) -> list[Step]:
-    """The steps in a canonical form: sequences flattened, equivalent spellings unified."""
+    """The steps in a canonical form, with flattened sequences and unified equivalent spellings."""
     if not isinstance(node, Mapping):
         return []
     step_type, pattern = node.get("type"), node.get("pattern")
@@ -131,7 +133,7 @@ def _steps(node: Any, children: str) -> list[Step]:
     if step_type == "Split":
         return [(step_type, text, node.get("behavior"), node.get("invert", False))]
     if step_type == "Metaspace":
-        # Older files have a flag where newer ones name a scheme.
+        # Older files have a flag instead of a scheme's name.
         scheme = node.get("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never")
         return [(step_type, node.get("replacement"), scheme, node.get("split", True))]
     return [(step_type,)] if step_type == "WhitespaceSplit" else [(json.dumps(node, sort_keys=True),)]

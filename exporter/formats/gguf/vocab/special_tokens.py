@@ -1,11 +1,10 @@
-"""Special token ids, and flags for those added to a text, as GGUF metadata.
+"""Special token ids, and flags for special tokens that are added to a text, as GGUF metadata.
 
 Ids come from tokenizer_config.json, then config.json, as in llama.cpp's converter, then special_tokens_map.json and
-generation_config.json. Whether a token is added to a text comes from the post-processor in tokenizer.json, then from
-tokenizer_config.json.
+generation_config.json. Flags come from the post-processor in tokenizer.json, then from tokenizer_config.json.
 
-llama.cpp finds some tokens by their text: the fill-in-the-middle tokens, and most tokens that end a turn. Of the
-latter only those that it would miss are written.
+llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. Only the ids of end-of-turn tokens
+that llama.cpp would miss are written.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
     "unk": "tokenizer.ggml.unknown_token_id",
-    "sep": "tokenizer.ggml.seperator_token_id",  # llama.cpp spells it so
+    "sep": "tokenizer.ggml.seperator_token_id",  # llama.cpp's spelling
     "pad": "tokenizer.ggml.padding_token_id",
     "mask": "tokenizer.ggml.mask_token_id",
     "eot": "tokenizer.ggml.eot_token_id",
@@ -33,14 +32,14 @@ _ID_KEYS: Final = {
 _ADD_KEYS: Final = {role: f"tokenizer.ggml.add_{role}_token" for role in ("bos", "eos", "sep")}
 _KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
-#: Tokens that llama.cpp adds to a text if the file has no flag, by tokenizer.ggml.model or, for byte-level BPE, by
+#: Tokens that llama.cpp adds to a text if the file has no flag. Keys: tokenizer.ggml.model or, for byte-level BPE,
 #: tokenizer.ggml.pre. Source: llama_vocab::impl::load.
 _ASSUMED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("llama", "llama-bpe", "falcon-h1", "lfm2", "tekken"), "bos"),
     "t5": "eos",
 }
 
-#: Tokens that llama.cpp recognises by their text as ends of a turn. Source: llama_vocab::impl::load, special_eog_ids.
+#: Texts of tokens that llama.cpp recognises as ends of a turn. Source: llama_vocab::impl::load, special_eog_ids.
 _KNOWN_ENDS: Final = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -59,11 +58,11 @@ def special_keys(
     rows: int,
     name: str,
 ) -> tuple[list[Key], list[str]]:
-    """(keys, notes) for special ids and flags.
+    """Return (keys, notes) for special ids and flags.
 
     configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
-    tokenizer_config.json ({} if absent). ids: added tokens and control pieces, text → id.
-    name: tokenizer.ggml.model, or tokenizer.ggml.pre where that is "gpt2".
+    tokenizer_config.json ({} if absent). ids: text → id of added tokens and control pieces.
+    name: value of tokenizer.ggml.model, or of tokenizer.ggml.pre if tokenizer.ggml.model is "gpt2".
     Raises BadInput for an id outside the vocabulary.
     """
     config, generation = configs
@@ -97,10 +96,10 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """Add the ids of a config for kinds without an id so far."""
+    """Add the ids of a config for kinds of tokens that have no id yet."""
     for role in _KINDS:
         token_id = config.get(f"{role}_token_id")
-        if type(token_id) is int and token_id >= 0:  # older configs have -1 for none
+        if type(token_id) is int and token_id >= 0:  # older configs use -1 for a missing token
             if token_id >= rows and role not in special_ids:
                 raise BadInput(f"{name}: {role}_token_id: expected an id below {rows}, found {token_id}")
             special_ids.setdefault(role, token_id)
@@ -112,7 +111,7 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add the second and third EOS token that a config lists as EOT and EOM; notes on the rest."""
+    """Add a config's second and third EOS token as EOT and EOM. Returns a note on further EOS tokens."""
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
     for name, token_id in _eos_ids(configs):
@@ -139,7 +138,7 @@ def _eos_ids(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[t
 
 
 def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
-    """EOT ids hard-coded in llama.cpp's converter; the text confirms that the tokenizer is the intended one."""
+    """Add the EOT ids that llama.cpp's converter hard-codes, if the token's text is the expected text."""
     if config.get("model_type") == "gemma" and ids.get("<end_of_turn>") == 107:
         special_ids["eot"] = 107
     if config.get("model_type") == "llama" and rows == 32016 and ids.get("\u2581<EOT>") == 32010:  # CodeLlama
@@ -147,6 +146,6 @@ def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: 
 
 
 def _content(entry: Any) -> str | None:
-    """The text of a token, given as a string or as a table with flags."""
+    """The text of a token that is given as a string or as a table with flags."""
     text = entry.get("content") if isinstance(entry, Mapping) else entry
     return text if isinstance(text, str) and text else None

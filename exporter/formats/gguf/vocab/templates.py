@@ -1,4 +1,4 @@
-"""Chat templates as GGUF metadata: one, or several by name."""
+"""Chat templates as GGUF metadata: a single template, or several named templates."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
-    """The chat template, or several by name; none without tokenizer_config.json, as in llama.cpp's converter."""
+    """Keys for the chat templates. Without tokenizer_config.json no keys are written, as in llama.cpp's converter."""
     template: Any = settings.get("chat_template")
     if template is None and settings:
         if path := files.get("chat_template.jinja"):
             template = _text(path)
-            # transformers keeps named templates in a folder beside the default template.
+            # transformers saves named templates in a folder beside the default template.
             if others := [files[name] for name in sorted(files) if fnmatchcase(name, ADDITIONAL_TEMPLATES)]:
                 named = [{"name": other.stem, "template": _text(other)} for other in others]
                 template = [{"name": "default", "template": template}, *named]
@@ -49,4 +49,4 @@ def _text(path: Path) -> str:
     try:
         return read_file(path).decode()
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(path, "expected text in UTF-8, found other bytes") from exc
+        raise UnreadableFile(path, "expected text in UTF-8, found bytes that are not UTF-8") from exc

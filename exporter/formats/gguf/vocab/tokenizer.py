@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata: dispatch by the kind of tokenizer, and the keys common to all kinds."""
+"""Convert a tokenizer to GGUF metadata: choose the module for the kind of tokenizer, and add the common keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exporter.sources.hf.tokenizer import read_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Keys for the header, and notes on properties of the tokenizer that the format cannot represent."""
+    """Header keys of a tokenizer, and notes on properties of the tokenizer that the format cannot represent."""
 
     keys: Sequence[Key]
     notes: Sequence[str]
@@ -37,12 +37,13 @@ def vocabulary(
     pre_tokenizer: str | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Vocabulary:
-    """The tokenizer's metadata for a model of ``vocab`` rows.
+    """Convert a tokenizer to metadata for a model with ``vocab`` rows.
 
-    files: tokenizer files by name. config, generation: the parsed config.json and generation_config.json.
-    pre_tokenizer: name of a byte-level BPE's pre-tokenizer to write instead of the recognised one.
-    Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken ones, UsageError for
-    ``pre_tokenizer`` if the tokenizer is no byte-level BPE.
+    files: file name → path of the tokenizer files. config, generation: the parsed config.json and
+    generation_config.json.
+    pre_tokenizer: pre-tokenizer name to write for a byte-level BPE, instead of the recognised name.
+    Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken tokenizers, and UsageError
+    for a ``pre_tokenizer`` if the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)
@@ -54,7 +55,7 @@ def vocabulary(
     copied = is_copied and isinstance(settings.get("add_prefix_space"), bool)
     if sentencepiece:
         if pre_tokenizer:
-            raise UsageError("--pre-tokenizer is for byte-level BPE only; this is a SentencePiece tokenizer")
+            raise UsageError("--pre-tokenizer needs a byte-level BPE, and this model has a SentencePiece tokenizer")
         keys, notes, name, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
@@ -76,16 +77,16 @@ def vocabulary(
 
 
 def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
-    """The parsed tokenizer.json, {} if there is only a tokenizer.model."""
+    """The parsed tokenizer.json, or {} if only tokenizer.model exists."""
     if path := files.get("tokenizer.json"):
         return read_tokenizer(path)
     if "tokenizer.model" in files:
         return {}
-    raise UnreadableFile(where / "tokenizer.json", "a GGUF contains the tokenizer: expected this file, found none")
+    raise UnreadableFile(where / "tokenizer.json", "a GGUF needs the tokenizer, but the file is missing")
 
 
 def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
-    """Whether the model is SentencePiece's. Raises NotExpressible if it is neither this nor a byte-level BPE."""
+    """Whether the tokenizer is SentencePiece, not byte-level BPE. Raises NotExpressible for other tokenizers."""
     model = content.get("model")
     if not isinstance(model, dict):
         raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")
@@ -93,7 +94,7 @@ def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
     if model_type not in ("BPE", "Unigram"):
         raise NotExpressible(
             f"gguf: {path}",
-            f"{model_type} tokenizers belong to encoders; only byte-level BPE and SentencePiece are written",
-            instead="--to hf and --to onnx can hold it",
+            f"{model_type} tokenizers are for encoders; only byte-level BPE and SentencePiece are supported",
+            instead="use --to hf or --to onnx",
         )
     return model_type == "Unigram" or bool(model.get("byte_fallback"))

@@ -1,4 +1,4 @@
-"""The token table of a GGUF: a text, a type and, for SentencePiece, a score for each row of the embedding."""
+"""The token table of a GGUF: each embedding row has a text, a type and, for SentencePiece, a score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.errors import BadInput, NotExpressible, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
-#: Scores of rows without a token and of added tokens, as llama.cpp's converter writes them. llama.cpp compares neither.
+#: llama.cpp's converter's scores for rows without a token and for added tokens. llama.cpp does not use the scores.
 PADDING_SCORE: Final = -10000.0
 ADDED_SCORE: Final = -1000.0
 
@@ -23,7 +23,7 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word")
 class AddedToken:
     """A token added to the model's vocabulary.
 
-    flags: the members of ``_FLAGS`` that are set. stated: tokenizer_config.json or added_tokens.json contains it.
+    flags: the set flags from ``_FLAGS``. stated: tokenizer_config.json or added_tokens.json contains the token.
     """
 
     id: int
@@ -35,25 +35,25 @@ class AddedToken:
 
     @property
     def stored(self) -> tuple[str, int]:
-        """(text, type) in a GGUF; the type follows from the flag ``special`` and the form of the text."""
+        """(Text, type) in a GGUF. The type depends on the flag ``special`` and on the form of the text."""
         if self.special or _looks_special(self.text):
             return self.text, CONTROL
-        # llama.cpp looks for these tokens in the raw text, where SentencePiece's mark is still a space.
+        # llama.cpp searches the raw text for these tokens. In the raw text, SentencePiece's mark is still a space.
         return self.text.replace("\u2581", " "), USER_DEFINED
 
 
 class TokenTable:
-    """Tokens by id, for ``rows`` rows of the embedding. ``source`` is the file to name in messages."""
+    """Tokens by id, for ``rows`` rows of the embedding. ``source`` is the tokenizer file, for error messages."""
 
     def __init__(self, rows: int, source: Path) -> None:
-        """All rows start as unused."""
+        """Create a table with unused rows only."""
         self.source = source
         self.texts: list[str | None] = [None] * rows
         self.types = [UNUSED] * rows
         self.scores = [PADDING_SCORE] * rows
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises BadInput for an id outside the matrix."""
+        """Raise BadInput if an id is not a row of the embedding."""
         for token_id in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token_id < max(len(self.texts), 1):
                 rows = len(self.texts)
@@ -62,11 +62,11 @@ class TokenTable:
                 )
 
     def put(self, token_id: int, text: str, type_: int, score: float = 0.0) -> None:
-        """Set the token of a row, replacing any earlier one."""
+        """Set the token of a row, replacing an earlier token."""
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
     def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
-        """Set the tokens of ``vocab`` (text → id), without scores: a fast loop for a quarter of a million tokens."""
+        """Set the tokens of ``vocab`` (text → id) without scores, in a loop that is fast for 250,000 tokens."""
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
@@ -77,9 +77,10 @@ class TokenTable:
         self.put(token.id, *token.stored, ADDED_SCORE)
 
     def complete(self) -> list[str]:
-        """All texts; unused rows become ``[PAD{id}]``.
+        """Return the texts of all rows. An unused row gets the text ``[PAD{id}]``.
 
-        Raises NotExpressible for duplicate or empty texts: llama.cpp aborts on such a file.
+        Raises NotExpressible for duplicate or empty texts, because llama.cpp aborts on a file with duplicate or empty
+        texts.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
@@ -92,10 +93,11 @@ class TokenTable:
 def added_tokens(
     files: Mapping[str, Path], content: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[AddedToken]:
-    """Added tokens, by id: of tokenizer.json (``content``), tokenizer_config.json and added_tokens.json.
+    """Read added tokens, by id, from tokenizer.json (``content``), tokenizer_config.json and added_tokens.json.
 
-    If several files have an id, the first in this order counts. settings: the parsed tokenizer_config.json.
-    Raises UnreadableFile for entries that are no tokens.
+    If several files contain an id, the first file in this order has priority. settings: the parsed
+    tokenizer_config.json.
+    Raises UnreadableFile for entries that are not tokens.
     """
     decoder = settings.get("added_tokens_decoder") or {}
     stated: dict[int, AddedToken] = {}
@@ -128,7 +130,7 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
     if isinstance(token_id, str) and token_id.isdecimal():
         token_id = int(token_id)
     if not isinstance(entry, dict) or type(token_id) is not int or not isinstance(entry.get("content"), str):
-        raise UnreadableFile(path, f"added tokens: expected tokens with id and content, found {entry!r:.80}")
+        raise UnreadableFile(path, f"added tokens: expected a token with id and content, found {entry!r:.80}")
     flags = tuple(flag for flag in _FLAGS if entry.get(flag))
     return AddedToken(
         token_id, entry["content"], bool(entry.get("special")), bool(entry.get("normalized")), flags, stated
@@ -136,7 +138,7 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Notes on flags that a GGUF cannot represent. They change how text around such a token is tokenised."""
+    """Notes on flags that a GGUF cannot represent. The flags of an added token affect the text around the token."""
     notes, added = [], list(added)
     for flag in _FLAGS:
         notes += _note([token for token in added if flag in token.flags], f"a GGUF has no key for {flag}")
@@ -144,7 +146,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Notes on tokens that transformers looks for in the normalised text, and llama.cpp in the raw text."""
+    """Notes on added tokens that transformers matches in the normalised text, but llama.cpp in the raw text."""
     normalized = [token for token in added if token.normalized]
     return _note(normalized, "transformers looks for it in the normalised text, llama.cpp in the raw text")
 
@@ -155,7 +157,7 @@ def _note(tokens: list[AddedToken], difference: str) -> list[str]:
 
 
 def _looks_special(token: str) -> bool:
-    """Whether a token is a control token by its form, regardless of its flag, as in llama.cpp's converter."""
+    """Whether a token's text has the form of a control token, regardless of the token's flag (as in llama.cpp)."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))

@@ -81,8 +81,8 @@ METASPACE_SPLIT = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "
         ({**tokenizer_json(), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "*"}}, "Precompiled"),
         (tokenizer_json(ignore_merges=True), "ignore_merges"),
         (tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]), "for 255 of the 256 bytes, the first <0x01>"),
-        (unigram_json(unk_id=None), "without an unknown piece"),
-        (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "with byte fallback"),
+        (unigram_json(unk_id=None), "has no unknown piece"),
+        (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "has byte fallback"),
         ({**unigram_json(), "normalizer": {"type": "NFKC"}}, '{"type": "NFKC"}'),
         ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),
     ],
@@ -97,9 +97,9 @@ def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, content: dict[str, 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (changed(model_type=4), "of words or characters"),
+        (changed(model_type=4), "of words or characters are not supported"),
         (changed(treat_whitespace_as_suffix=True), "treat_whitespace_as_suffix"),
-        (changed(model_type=1), "with byte fallback"),
+        (changed(model_type=1), "has byte fallback"),
         (model_file(LLAMA[:-1]), "for 1 of the 256 bytes, the first <0xFF>"),
     ],
 )
@@ -112,13 +112,13 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
     ("content", "reason"),
     [
         (tokenizer_json(vocab=[]), "model.vocab: expected a table"),
-        (tokenizer_json(vocab={"a": 1 << 40}), "ids without wide gaps"),
+        (tokenizer_json(vocab={"a": 1 << 40}), "ids without large gaps"),
         (tokenizer_json(merges=["a b", "a b c"]), "model.merges: expected pairs of tokens, found 'a b c'"),
         (tokenizer_json(merges=[["a"]]), "model.merges: "),
         (unigram_json(vocab={"a": 0}), "a list of piece and score"),
         (unigram_json(vocab=[["a"]]), "expected a piece and its score"),
         (unigram_json(vocab=[["a", "b"]]), "'a': expected a score, found 'b'"),
-        ({**tokenizer_json(), "added_tokens": [{"id": 1}]}, "expected tokens with id and content"),
+        ({**tokenizer_json(), "added_tokens": [{"id": 1}]}, "expected a token with id and content"),
     ],
 )
 def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
@@ -129,7 +129,7 @@ def test_a_broken_tokenizer_is_bad_input(tmp_path: Path, content: dict[str, Any]
 def test_naming_a_pre_tokenizer_of_a_sentencepiece_tokenizer_is_a_usage_error(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(model_file(LLAMA))
-    with pytest.raises(UsageError, match="--pre-tokenizer is for byte-level BPE only"):
+    with pytest.raises(UsageError, match="--pre-tokenizer needs a byte-level BPE"):
         vocabulary({path.name: path}, {}, 300, where=tmp_path, pre_tokenizer="llama-bpe")
 
 
