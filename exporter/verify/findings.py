@@ -10,10 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RowErrors:
-    """Storage errors of the trained rows of one matrix, by token. Norms are Euclidean.
+    """Storage errors of the trained rows of one matrix, one error per token. All norms are Euclidean.
 
-    use: embedding, encoder embedding or head.  storage: dtype or quantisation of the matrix.
-    errors: ‖stored - new‖.  changes: ‖new - base‖; the whole norm of the row for a token that the base lacks.
+    use: use of the matrix, "embedding", "encoder embedding" or "head".  storage: dtype or quantisation type of the
+    matrix.
+    errors: norm ‖stored - new‖ of each row.  changes: norm ‖new - base‖ of each row, or ‖new‖ for a token that is not
+    in the base.
     """
 
     use: str
@@ -23,11 +25,11 @@ class RowErrors:
     changes: Sequence[float]
 
     def shares(self) -> list[float]:
-        """Error divided by change for each row; 0 for a row that training did not change."""
+        """For each row, the storage error divided by the change, or 0 for a row that training did not change."""
         return [error / change if change else 0.0 for error, change in zip(self.errors, self.changes, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of the report."""
+        """The JSON object for report.json."""
         return {
             "use": self.use,
             "storage": self.storage,
@@ -39,7 +41,11 @@ class RowErrors:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One sequence by position: token text, kind of position, KL in nats, largest difference between two logits."""
+    """Measurements at every position of one token sequence.
+
+    words: text of each token.  kinds: kind of each position.  kl: KL divergence in nats.
+    max_abs: largest difference between a logit of the artifact and the same logit of the reference.
+    """
 
     words: Sequence[str]
     kinds: Sequence[str]
@@ -47,7 +53,7 @@ class Trace:
     max_abs: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of the report."""
+        """The JSON object for report.json."""
         return {
             "words": list(self.words),
             "kinds": list(self.kinds),
@@ -58,9 +64,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measurements from running an artifact that have no limit.
+    """Measurements without a limit, taken from running an artifact.
 
-    figures: kind of position (``all`` for every one) → name → value.  logits: some pairs (reference's, artifact's).
+    figures: kind of position (``all`` for all positions) → name of a measurement → value.
+    logits: sampled pairs (logit of the reference, logit of the artifact).
     """
 
     figures: Mapping[str, Mapping[str, float]]
@@ -68,7 +75,7 @@ class Profile:
     logits: Sequence[tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of the report."""
+        """The JSON object for report.json."""
         return {
             "figures": {
                 position_kind: dict(zip(values, numbers(values.values()), strict=True))
@@ -83,5 +90,5 @@ class Profile:
 
 
 def numbers(values: Any) -> list[float | None]:
-    """``values`` rounded to six digits; NaN and infinities, which JSON lacks, become None."""
+    """Round ``values`` to six digits. NaN and infinities become None, because JSON cannot represent them."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""How an artifact is verified, as options."""
+"""Options for the verification of an artifact."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import ClassVar, Final
 from exporter.options import Options, ValueType, option
 from exporter.verify.runtimes.installed import NAMES
 
-#: From the cheapest to the strongest; each holds those before it.
+#: Verification levels, from the cheapest to the strongest. Each level includes the checks of all earlier levels.
 LEVELS: Final = ("rows", "weights", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
-    """Which proof is asked for, and where its report goes."""
+    """Options for the level of a verification, the runtimes, and the report."""
 
     section: ClassVar[str] = "verify"
 
@@ -28,18 +28,18 @@ class VerifyOptions(Options):
     )
     prompts: Path | None = option(
         None,
-        "Text file with a prompt a line, beside the built-in texts of a full verification.",
+        "Text file with one prompt per line, used in addition to the built-in texts of a full verification.",
         type=ValueType.PATH,
         metavar="FILE",
     )
-    require: tuple[str, ...] = option((), "Fail with exit 6 unless this runtime is installed.", choices=NAMES)
+    require: tuple[str, ...] = option((), "Exit with status 6 unless the named runtime is installed.", choices=NAMES)
     report: Path | None = option(
         None, "Folder for report.json, report.xml (JUnit) and report.html.", type=ValueType.PATH, metavar="DIR"
     )
 
     def check(self) -> None:
-        """Only a full verification runs a model; without any there is nothing to report."""
+        """Raise a fault for prompts below level full, where no model runs, and for a report at level off."""
         if self.prompts and self.level != "full":
-            raise self.fault("prompts", "needs {level} full: no other level runs a model")
+            raise self.fault("prompts", "needs {level} full, because no other level runs a model")
         if self.report and self.level == "off":
-            raise self.fault("report", "needs a verification, found {level} off")
+            raise self.fault("report", "needs a verification and cannot be combined with {level} off")

@@ -1,4 +1,4 @@
-"""The result of a verification: checks with values and limits, and one verdict, as JSON and as text."""
+"""Reports of verifications, as JSON and as text: checks with values and limits, and one verdict per artifact."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Final
 from exporter.errors import NotEquivalent
 from exporter.verify.findings import Profile, RowErrors
 
-#: Version of the JSON document; raised when a key is renamed, removed or changes its meaning.
+#: Version of the JSON document. The version increases when a key is renamed or removed or changes its meaning.
 SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The outcome of one check. ``value`` and ``limit`` are None for a check without a number."""
+    """The outcome of one check. ``value`` and ``limit`` are None for a check that measures no number."""
 
     name: str
     passed: bool
@@ -28,7 +28,7 @@ class Check:
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float, detail: str = "") -> Check:
-        """A check that passes if ``value`` is at most ``limit``; NaN fails."""
+        """A check that passes if ``value`` is at most ``limit``. A NaN value fails."""
         return cls(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A part of the proof that was not done, with the reason."""
+    """A part of the verification that was skipped, and the reason."""
 
     name: str
     reason: str
@@ -54,7 +54,7 @@ class Skip:
 class Report:
     """All checks of one artifact. ``facts`` are measurements without a limit, such as the effect of rounding.
 
-    profile: None where no model was run.
+    profile: measurements from running the artifact, or None if no model was run.
     """
 
     artifact: Path
@@ -68,20 +68,24 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether there is at least one check and every check passed."""
+        """True if the report contains at least one check and every check passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that did not pass."""
+        """The checks that failed."""
         return [check for check in self.checks if not check.passed]
 
     def verdict(self) -> str:
-        """One line: the first failed check with its value and limit, and the number of further failures."""
+        """The result as one line of text.
+
+        If a check failed, the line contains the first failed check, its value and limit, and the number of further
+        failures.
+        """
         if self.passed:
             return f"{self.artifact}: equivalent ({len(self.checks)} checks, {self.level})"
         if not self.checks:
-            return f"{self.artifact}: not equivalent: nothing was checked"
+            return f"{self.artifact}: not equivalent, because no check was run"
         first = self.failures[0]
         measured = "" if first.value is None else f": expected at most {first.limit:.3g}, found {first.value:.3g}"
         more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
@@ -89,7 +93,7 @@ class Report:
         return f"{self.artifact}: not equivalent: {first.name}{measured}{detail}{more}"
 
     def to_json(self) -> dict[str, Any]:
-        """The artifact's part of the document of ``--json`` and report.json."""
+        """The JSON object of one artifact, for the output of ``--json`` and for report.json."""
         return {
             "schema": SCHEMA,
             "artifact": str(self.artifact),
@@ -105,7 +109,10 @@ class Report:
 
 
 def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The content of report.json. setting: environment, reference and file digests, if they were requested."""
+    """The content of report.json.
+
+    setting: JSON objects for the environment, the reference and the file digests, or None to leave them out.
+    """
     return {
         "schema": SCHEMA,
         "passed": all(report.passed for report in reports),
@@ -120,12 +127,12 @@ def to_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def require_passed(reports: Sequence[Report]) -> None:
-    """Raise NotEquivalent with the first verdict that is not equivalent."""
+    """Raise NotEquivalent with the verdict of the first report that did not pass."""
     for report in reports:
         if not report.passed:
             raise NotEquivalent(report.verdict(), document(reports))
 
 
 def _finite(value: float | None) -> float | str | None:
-    """JSON has no NaN or Infinity: such a value becomes its name, such as "nan"."""
+    """Replace NaN and infinities by their names, such as "nan", because JSON cannot represent these values."""
     return value if value is None or math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Run one requested verification: locate, open, verify, report."""
+"""Run one requested verification: locate and open the files, verify the artifacts, write the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from exporter.verify.stored.artifact import find_artifacts
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """Verify ``artifact`` against ``reference`` with unmerged ``adapters``: paths or hub ids.
+    """A request to verify ``artifact`` against ``reference`` with unmerged ``adapters``.
 
-    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats.  untie: the artifact was
-    merged with --untie.  quiet: no progress bars during downloads.
+    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats.
+    reference, adapters: paths or hub ids.  untie: True if the artifact was merged with --untie.
+    quiet: True to hide progress bars during downloads.
     """
 
     artifact: Path
@@ -35,9 +36,11 @@ class VerifyRequest:
 
 
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
-    """The prompts of the verification, once everything that it needs is known to be installed.
+    """Check that all required packages are installed, then return the prompts of the verification.
 
-    needed_for: the flag or key that requires runtimes. Raises MissingDependency, UnreadableFile.
+    needed_for: the flag or key that requires the runtimes, for the error message.
+
+    Raises MissingDependency if a package is missing, UnreadableFile if the prompts cannot be read.
     """
     require(options.require, needed_for=needed_for)
     if options.report:
@@ -46,7 +49,9 @@ def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
 
 
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
-    """One report per artifact, also written to ``options.report``. A failed check is reported, not raised.
+    """Verify the requested artifact and return one report per artifact in the path.
+
+    The reports are also written to ``options.report``. A failed check is reported and raises no exception.
 
     Raises BadInput, NotExpressible, MissingDependency, OutputError.
     """

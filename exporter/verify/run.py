@@ -1,7 +1,7 @@
 """Run a verification: check the weights of every artifact, then, at level full, run every artifact in its runtime.
 
-Every runtime reads the files from disk in its own process; this process never loads a model. The reference runs last,
-once for all artifacts, because it also scores the tokens that they chose.
+Every runtime reads the files from disk in its own process, and the parent process never loads a model. The reference
+runs last, once for all artifacts, because the reference also scores the tokens that the artifacts chose.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ def verify(
     required: Collection[str] = (),
     say: Say = lambda line: None,
 ) -> list[Report]:
-    """Compare every artifact in ``paths`` with ``reference``. Returns one report per artifact, in order.
+    """Compare every artifact in ``paths`` with ``reference``.
+
+    Returns one report per artifact, in the order of ``paths``.
 
     level: "rows" reads the trained rows and the auxiliary files; "weights" also reads every weight, in blocks;
-    "full" also runs the artifact and the reference.  required: names of runtimes that must run all they support.
-    say: called with one line of progress at a time.
+    "full" also runs the artifact and the reference.
+    required: names of runtimes that must run every artifact that the runtime supports.
+    say: function that is called with each line of progress.
     Raises BadInput for an artifact or reference that cannot be read, NotExpressible for a required runtime that does
-    not support the model. A failed check is reported, not raised.
+    not support the model. A failed check is reported and raises no exception.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
     reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, required, say)
@@ -55,10 +58,10 @@ def verify(
 
 
 def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
-    """Check the pairs of a GGUF LoRA. It is not run, as that needs the base's GGUF."""
+    """Check the factor pairs of a GGUF LoRA. The LoRA is not run, because a run also needs a GGUF of the base."""
     say(f"reading the pairs of {path.name}")
     checks = list(check_lora(path, reference, every=level != "rows"))
-    skipped = [Skip("logits", "a LoRA file runs only with a GGUF of its base")] if level == "full" else []
+    skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
     return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={}, skipped=skipped)
 
 
@@ -105,7 +108,7 @@ def _verify_models(
 
 @dataclass
 class _Result:
-    """What the checks of one model recorded."""
+    """Results of the checks of one model."""
 
     artifact: Artifact
     checks: list[Check]
@@ -116,7 +119,7 @@ class _Result:
 
 
 def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Result:
-    """Check the weights of one model, without running it."""
+    """Check the weights of one model without running the model."""
     say(f"reading the rows of {artifact.path.name}")
     every = level != "rows"
     outcomes: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
@@ -139,22 +142,22 @@ def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level
 
 
 def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
-    """(the checks, the skips) of ``outcomes``."""
+    """Split ``outcomes`` into a list of checks and a list of skips."""
     both = list(outcomes)
     return [item for item in both if isinstance(item, Check)], [item for item in both if isinstance(item, Skip)]
 
 
 def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check metadata and auxiliary files: once per path, however many models the folder holds."""
+    """Check metadata and auxiliary files once per path, even if a folder contains more than one model."""
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf
-            assert gguf is not None, "a GGUF is opened with its header"
+            assert gguf is not None, "every GGUF artifact has its opened GGUF file"
             yield from check_settings(gguf, reference)
             yield from check_tokens(gguf, reference)
             yield from check_specials(gguf, reference)
         case "onnx":
-            from exporter.verify.onnx.folder import check_folder  # parses protobuf, which only ONNX needs
+            from exporter.verify.onnx.folder import check_folder  # loads protobuf, which only ONNX needs
 
             yield from check_folder(path, artifacts, reference)
         case _:
@@ -162,9 +165,11 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
 
 
 def _report(path: Path, level: str, results: Sequence[_Result], shared: Sequence[Check | Skip]) -> Report:
-    """One report for ``path``. If it holds several models, the name of each check and fact starts with its model.
+    """Combine the results of all models in ``path`` into one report.
 
-    The profile is that of the first model that was run.
+    If ``path`` contains more than one model, the name of each check and fact starts with the name of the model.
+
+    The report contains the profile of the first model that was run.
     """
     checks: list[Check] = []
     skips: list[Skip] = []
@@ -174,7 +179,7 @@ def _report(path: Path, level: str, results: Sequence[_Result], shared: Sequence
         prefix = f"{result.artifact.path.stem}: " if len(results) > 1 else ""
         checks += [replace(check, name=prefix + check.name) for check in result.checks]
         facts |= {prefix + name: value for name, value in result.facts.items()}
-        rows += result.rows  # each entry names its storage
+        rows += result.rows  # RowErrors contain their storage
         skips += [Skip(prefix + skip.name, skip.reason) for skip in result.skipped]
     shared_checks, shared_skips = _split(shared)
     runs = [result.run for result in results if result.run]

@@ -1,4 +1,4 @@
-"""LoRA updates of stacked experts, by the checker's own code. PEFT joins the factors of all experts of a stack.
+"""Split LoRA updates of stacked experts by the checker's own code. PEFT joins the factors of all experts of a stack.
 
 Source: the einsum in PEFT's ParamWrapper, "o r e, e r i -> e o i", and transformers' names of experts on disk.
 """
@@ -17,7 +17,7 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, read
 
-#: Name of a projection on disk → (parameter of the stack, number of its share, number of shares).
+#: Name of a projection on disk → (parameter of the stack, number of the projection's share, number of shares).
 _PROJECTIONS: Final = {
     "gate_proj": ("gate_up_proj", 0, 2),
     "up_proj": ("gate_up_proj", 1, 2),
@@ -36,7 +36,7 @@ Index = Mapping[tuple[str, str], list[tuple[str, int, int, int]]]
 
 
 def index_experts(names: Iterable[str]) -> Index:
-    """The stored tensors of every stack."""
+    """Map every stack of experts to its stored tensors."""
     index: dict[tuple[str, str], list[tuple[str, int, int, int]]] = {}
     for name in sorted(names):
         if (match := _EXPERT.search(name)) and match[3] in _PROJECTIONS:
@@ -46,7 +46,7 @@ def index_experts(names: Iterable[str]) -> Index:
 
 
 def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]]:
-    """(stored name, its share of ``update``) for every expert that is stored separately."""
+    """Yield (stored name, share of ``update``) for every expert with a separate tensor."""
     stack = _STACK.search(update.module)
     mine = index.get((stack[1], update.parameter), []) if stack else []
     experts = len({number for _, number, _, _ in mine})
@@ -55,7 +55,10 @@ def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]
 
 
 def wide_factors(update: LowRank) -> tuple[Array, Array]:
-    """(down, up) in float64, of a single expert if ``update`` names one."""
+    """The factors (down, up) of ``update`` in float64.
+
+    If ``update`` names an expert, the factors of the expert only.
+    """
     down, up = _wide(update.down), _wide(update.up)
     if update.expert is None:
         return down, up
@@ -66,7 +69,10 @@ def wide_factors(update: LowRank) -> tuple[Array, Array]:
 
 
 def stacked_products(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Unscaled up @ down of the experts ``ids``, oriented as in a stored stack of ``shape``: (n, *shape[1:])."""
+    """Unscaled products up @ down of the experts ``ids``.
+
+    The result (n, *shape[1:]) has the orientation of a stored stack of ``shape``.
+    """
     experts, outer = shape[0], update.up.spec.shape[0]
     out = []
     for number in ids:

@@ -1,4 +1,4 @@
-"""The auxiliary files of the tuned model, and the content of its tokenizer and templates: the reference."""
+"""The expected auxiliary files of the tuned model, and the content of its tokenizer and templates."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ SETTINGS: Final = "tokenizer_config.json"
 GENERATION: Final = "generation_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 
-#: Any of these files is a tokenizer; all tokenizer files then come from the same folder.
+#: Files that contain a tokenizer. If an adapter has such a file, all tokenizer files come from the adapter's folder.
 _VOCABULARIES: Final = (TOKENIZER, "tokenizer.model", "vocab.json")
-#: Templates belong to the model, not to its tokenizer.
+#: Files with chat templates, which belong to the model and not to the tokenizer.
 _TEMPLATES: Final = (TEMPLATE, "chat_template.json", ADDITIONAL_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
-    """Name → path: an adapter's file if it has one, else the base's, but never files of two tokenizers."""
+    """Map file names to paths.
+
+    An adapter's file replaces the base's file, and files of two tokenizers are never mixed.
+    """
     brought: dict[str, Path] = {}
     for files in adapters:
         brought = dict(files) | brought
@@ -44,12 +47,12 @@ def _is_template(name: str) -> bool:
 
 
 def settings(files: Mapping[str, Path]) -> dict[str, Any]:
-    """The parsed tokenizer_config.json, {} if there is none."""
+    """The parsed tokenizer_config.json, or {} without the file."""
     return read_object(files[SETTINGS]) if SETTINGS in files else {}
 
 
 def templates(files: Mapping[str, Path]) -> dict[str, str]:
-    """Name → chat template; the unnamed one is ``default``.
+    """Map names to chat templates. The template without a name is ``default``.
 
     A template file takes precedence over tokenizer_config.json, as in transformers.
     """
@@ -78,7 +81,7 @@ class AddedToken:
 
 
 def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Id → added token of a parsed tokenizer.json."""
+    """Map ids to the added tokens of a parsed tokenizer.json."""
     entries = content.get("added_tokens") or []
     return {
         entry["id"]: AddedToken(entry["id"], str(entry.get("content")), bool(entry.get("special")))
@@ -88,7 +91,10 @@ def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 
 def decoder(path: Path) -> Any:
-    """The decoder of a tokenizer.json, None if it has none. Raises UnreadableFile."""
+    """The decoder of a tokenizer.json, or None without a decoder.
+
+    Raises UnreadableFile if the file cannot be parsed.
+    """
 
     class Only(msgspec.Struct):
         decoder: Any = None
@@ -103,4 +109,4 @@ def _text(path: Path) -> str:
     try:
         return read_file(path).decode()
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(path, "expected UTF-8 text, found other bytes") from exc
+        raise UnreadableFile(path, "expected UTF-8 text, found invalid bytes") from exc

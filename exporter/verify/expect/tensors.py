@@ -1,7 +1,7 @@
 """The expected values of the tuned model's tensors, computed from base and adapters by the checker's own code.
 
-Nothing of the exporter's merge is used. Modules and tensors are paired by their path without the prefixes that
-checkpoints and wrappers add. Sums are computed per row in float64: a value that was merged in float32 and rounded once
+The checker does not use the exporter's merge code. Modules and tensors are matched by their paths without the prefixes
+of checkpoints and wrappers. Sums are computed per row in float64. A value that was merged in float32 and rounded once
 must lie within one unit in the last place of its storage.
 """
 
@@ -28,8 +28,9 @@ _PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_mode
 class Expected:
     """The expected values of one tensor.
 
-    full: a module that an adapter stores whole.  rows: token id → row, as stored in the adapters.
-    updates, biases: added to the tensor.
+    base: the tensor of the base.  full: a whole module from an adapter, or None.  rows: token id → row, as stored in
+    the adapters.
+    updates, biases: low-rank updates and bias updates that are added to the tensor.
     """
 
     base: FileTensor
@@ -40,26 +41,26 @@ class Expected:
 
     @property
     def changed(self) -> bool:
-        """Whether any adapter changes the tensor."""
+        """True if any adapter changes the tensor."""
         return bool(self.full or self.rows or self.updates or self.biases)
 
     @property
     def computed(self) -> bool:
-        """Whether its values are computed, and not copied from a file."""
+        """True if the values are sums, and not copied from a file."""
         return bool(self.updates or self.biases)
 
     @property
     def source(self) -> FileTensor:
-        """The tensor before rows and updates: the base's, or the one that an adapter stores whole."""
+        """The tensor before rows and updates are applied, from the base or from an adapter's whole module."""
         return self.full.tensor if self.full else self.base
 
     @property
     def n_rows(self) -> int:
-        """Rows of the tuned tensor."""
+        """Number of rows of the tuned tensor."""
         return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
 
     def values(self, ids: Sequence[int]) -> Array:
-        """The rows ``ids`` (n, ...) in float64; NaN for a row without a value."""
+        """The expected values of the rows ``ids``: (n, ...) float64. A row without a value is NaN."""
         shape = (len(ids), *self.source.spec.shape[1:])
         out = np.full(shape, np.nan)
         for place, row in enumerate(ids):
@@ -102,7 +103,10 @@ class Expected:
 
 
 def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
-    """Stored name → expected values, for every tensor of the base; the head under ``lm_head`` if none is stored."""
+    """Map the stored names of the base's tensors to expected values.
+
+    A head without a stored tensor has the name ``lm_head``.
+    """
     tie = checkpoint.tie
     wanted = {name: Expected(tensor) for name, tensor in checkpoint.tensors.items()}
     head = tie.head or "lm_head"
@@ -142,7 +146,9 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
     if isinstance(part, TokenRows):
         for token_id, row in zip(part.token_ids, part.rows, strict=True):
             if token_id in want.rows and not np.array_equal(want.rows[token_id], row):
-                raise BadInput(f"{part.path}: {part.key}: expected one value for token {token_id}, found two")
+                raise BadInput(
+                    f"{part.path}: {part.key}: expected a single value for token {token_id}, found two different values"
+                )
             want.rows[token_id] = row
     elif isinstance(part, FullModule):
         want.full = part
@@ -155,7 +161,7 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply rows and replaced tensors to tied tensors, too, unless the adapter has separate rows for them."""
+    """Apply rows and replaced tensors also to tied tensors, unless the adapter has separate rows for a tied tensor."""
     tie = checkpoint.tie
     names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.tied_in_config else ()))
     copied = wanted[head].full
@@ -175,7 +181,7 @@ def _follow_tie(
 
 
 def same_values(first: Expected, second: Expected) -> bool:
-    """Whether two uses of one matrix have equal expected values."""
+    """True if ``first`` and ``second``, two uses of one matrix, have equal expected values."""
     left, right = first.source, second.source
     if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):
         return False
@@ -193,7 +199,7 @@ def same_values(first: Expected, second: Expected) -> bool:
 
 
 def _factors(update: LowRank) -> tuple[float, Array, Array]:
-    """(scaling, (vocabulary, r), (r, hidden)) of an update of embedding or head."""
+    """The scaling and the factors of an update of embedding or head: (scaling, (vocabulary, r), (r, hidden))."""
     down, up = read(update.down), read(update.up)
     return (update.scaling, down.T, up.T) if update.target_type == "embedding" else (update.scaling, up, down)
 
@@ -214,7 +220,7 @@ def _wide(tensor: FileTensor) -> Array:
 
 
 def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether rows of the stored tensor are inputs; for a square linear layer, as the adapter's config states."""
+    """True if rows of the stored tensor are inputs. For a square linear layer, the adapter's config decides."""
     if update.target_type != "linear":
         return update.target_type == "embedding"
     if shape[0] == shape[1]:

@@ -1,4 +1,4 @@
-"""Checks of the auxiliary files of a folder: tokenizer, its settings, chat templates, generation config."""
+"""Check the auxiliary files of a folder: tokenizer, tokenizer settings, chat templates, generation config."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check, Skip
 
-#: Settings that change how a tokenizer works. Others, such as names of classes, depend on the version of transformers.
+#: Settings that change how a tokenizer works. Settings such as names of classes depend on the version of transformers
+#: and are not compared.
 _COMPARED_SETTINGS: Final = (
     *(f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "model_max_length"),
     *("padding_side", "truncation_side", "split_special_tokens"),
 )
-#: Tokenizer files beside or instead of tokenizer.json, compared as bytes.
+#: Tokenizer files besides tokenizer.json, compared as bytes.
 _OTHER_TOKENIZERS: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
 def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks of ``folder``, which holds a checkpoint or an ONNX model."""
+    """Yield the checks of ``folder``, a folder with a checkpoint or an ONNX model."""
     files, expected_files = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(files, expected_files, reference.vocab)
     yield _check_settings(files, expected_files)
@@ -34,7 +35,7 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
     if GENERATION in files or (folder / "config.json").is_file():
         yield _check_generation(files, expected_files)
     else:
-        yield Skip("generation config", "the folder has no config of transformers")
+        yield Skip("generation config", "the folder has no config.json and no generation_config.json")
 
 
 def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Path], vocab: int) -> Check:
@@ -44,7 +45,7 @@ def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         if name not in expected_files:
             continue
         if name not in files:
-            # With tokenizer.json, the older files are optional.
+            # If the tuned model has a tokenizer.json, the older tokenizer files are optional.
             wrong += (
                 [f"{name}: expected beside the model, found none"] if name == TOKENIZER or _lone(expected_files) else []
             )
@@ -54,7 +55,7 @@ def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         tokens = added(read_tokenizer(files[TOKENIZER])).values()
         wrong += [f"{TOKENIZER}: added token {token.id} is blank" for token in tokens if not token.text]
         wrong += [f"{TOKENIZER}: token {token.id}: expected below {vocab}" for token in tokens if token.id >= vocab]
-    detail = wrong[0] if wrong else "encodes and decodes text as the tuned model's"
+    detail = wrong[0] if wrong else "the tokenizer files match those of the tuned model"
     return Check(name="tokenizer files", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -64,18 +65,18 @@ def _lone(files: Mapping[str, Path]) -> bool:
 
 def _differences(path: Path, expected_path: Path) -> Iterator[str]:
     if expected_path.name != TOKENIZER:
-        yield "expected the bytes of the tuned model's file, found others"
+        yield "expected the bytes of the tuned model's file, found different bytes"
         return
     content, expected = read_tokenizer(path), read_tokenizer(expected_path)
     for key in sorted(content.keys() | expected.keys()):
         if key == "model":
             parts = content[key].keys() | expected[key].keys()
             names = sorted(part for part in parts if content[key].get(part) != expected[key].get(part))
-            yield from (f"model.{name}: expected as in the tuned model's tokenizer, found another" for name in names)
+            yield from (f"model.{name}: differs from the tuned model's tokenizer" for name in names)
         elif content.get(key) != expected.get(key):
-            yield f"{key}: expected as in the tuned model's tokenizer, found another"
+            yield f"{key}: differs from the tuned model's tokenizer"
     if decoder(path) != decoder(expected_path):
-        yield "decoder: expected as in the tuned model's tokenizer, found another"
+        yield "decoder: differs from the tuned model's tokenizer"
 
 
 def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
@@ -93,16 +94,19 @@ def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path
 
 
 def _plain(entry: Any) -> Any:
-    """The text of a token that is stored as a string or as a table with flags."""
+    """The text of a token. A token is stored as a string or as a table with flags."""
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
 def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """The same templates by name, with the same texts; if a folder has the default one twice, both are equal."""
+    """Check that chat templates have equal names and texts.
+
+    If a folder stores the default template twice, the two texts must be equal.
+    """
     texts, expected = templates(files), templates(expected_files)
     wrong = [
-        f"{name}: expected {'that of the tuned model' if name in expected else 'none'}, found "
-        f"{'another' if name in texts else 'none'}"
+        f"{name}: expected {'the template of the tuned model' if name in expected else 'no template'}, found "
+        f"{'a different template' if name in texts else 'no template'}"
         for name in sorted(texts.keys() | expected.keys())
         if texts.get(name) != expected.get(name)
     ]
@@ -111,13 +115,13 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         TEMPLATE in files and isinstance(setting, str) and setting != settings(expected_files).get("chat_template")
     )
     if stored_twice and setting != texts["default"]:
-        wrong.append(f"{SETTINGS}: chat_template: expected the text of {TEMPLATE}, found another")
-    detail = wrong[0] if wrong else f"{len(texts)} as in the tuned model"
+        wrong.append(f"{SETTINGS}: chat_template: expected the text of {TEMPLATE}, found a different text")
+    detail = wrong[0] if wrong else f"{len(texts)} chat templates as in the tuned model"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """Compare all values except the special ids, which follow the tokenizer and have their own check."""
+    """Compare all values except the special ids, which follow the tokenizer and have a separate check."""
     values, expected = (read_object(own[GENERATION]) if GENERATION in own else {} for own in (files, expected_files))
     free = SPECIAL_IDS | {"transformers_version", "_from_model_config"}
     wrong = [

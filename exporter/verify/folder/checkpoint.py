@@ -1,4 +1,4 @@
-"""Checks of a merged Hugging Face folder: tensors as in the base, and a config that agrees with the vocabulary."""
+"""Check tensors of a merged Hugging Face folder against base and adapters, and the config against the vocabulary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from exporter.verify.values.computed import compare, sample
 
 
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks. untouched: compare every tensor except embedding and head, and every row of updated ones."""
+    """Yield the checks of a merged checkpoint.
+
+    untouched: True to compare every tensor except embedding and head, and every row of updated tensors.
+    """
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
     yield check_config(merged.config, reference)
@@ -44,14 +47,17 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
         for name in base.tensors.keys() & merged.tensors.keys() - _vocabulary(reference)
         if merged.tensors[name].spec.shape != base.tensors[name].spec.shape
     ]
-    detail = f"{len(merged.tensors)} tensors, named and shaped as in the base"
+    detail = f"names and shapes of {len(merged.tensors)} tensors match the base"
     if wrong:
-        detail = f"{len(wrong)} tensors are missing, new or of another shape, first {wrong[0]}"
+        detail = f"{len(wrong)} tensors are missing, are unknown or have a wrong shape; the first is {wrong[0]}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Compare tensors that adapters change, except embedding and head: sums up to rounding, whole tensors exactly."""
+    """Compare tensors that adapters change, except embedding and head.
+
+    Sums are compared up to rounding, and whole tensors exactly.
+    """
     changed = {
         name: want
         for name, want in reference.tensors.items()
@@ -68,9 +74,11 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
         elif not _same_values(tensor, want.source, want.base.spec.dtype):
             wrong.append(name)
     if changed:
-        detail = f"{len(changed)} tensors, {'every row' if every else 'sampled rows'}, computed again in float64"
+        detail = f"{'every row' if every else 'sampled rows'} of {len(changed)} tensors compared with sums in float64"
         if wrong:
-            detail = f"{len(wrong)} of {len(changed)} tensors are not base plus updates, first {wrong[0]}"
+            detail = (
+                f"{len(wrong)} of {len(changed)} tensors differ from the base plus the updates; the first is {wrong[0]}"
+            )
         yield Check(name="updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
 
 
@@ -78,16 +86,16 @@ def _check_values(merged: Checkpoint, reference: Reference) -> Check:
     base = reference.checkpoint.tensors
     names = [name for name in base if name not in _vocabulary(reference) and not reference.tensors[name].changed]
     wrong = [name for name in names if name in merged.tensors and not _same_values(merged.tensors[name], base[name])]
-    detail = f"{len(names)} other tensors as in the base, bit for bit"
+    detail = f"{len(names)} unchanged tensors equal the base bit for bit"
     if wrong:
-        detail = f"{len(wrong)} of {len(names)} other tensors differ from the base, first {wrong[0]}"
+        detail = f"{len(wrong)} of {len(names)} unchanged tensors differ from the base; the first is {wrong[0]}"
     return Check(name="other tensors", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = None) -> bool:
-    """Compare as bytes after the cast to the merged dtype, so that NaNs and signed zeros count.
+    """Compare two tensors as bytes after the cast to the merged dtype, so that NaNs and signed zeros count.
 
-    through: a dtype to which the source may have been rounded before.
+    through: dtype to which the source may have been rounded first, or None.
     """
     if tensor.spec.shape != source.spec.shape:
         return False

@@ -1,4 +1,4 @@
-"""Check of a folder's config.json: equal to the base's, except for keys that follow the weights."""
+"""Check that a folder's config.json equals the base's config, except for keys that follow the weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check
 
-#: Keys that follow the weights, or record the version of the tool that wrote the file.
+#: Keys that follow the weights, and the version of the tool that wrote the file.
 _FOLLOWING: Final = frozenset({"vocab_size", "dtype", "torch_dtype", "tie_word_embeddings", "transformers_version"})
-#: T5 derives this from the tie flag, so untying the head sets it explicitly.
+#: T5 derives the flag scale_decoder_outputs from the tie flag, so untying the head sets the flag explicitly.
 _SCALES: Final = frozenset({"scale_decoder_outputs"})
-#: Settings of transformers.js for the files of the folder; checked with the graphs.
+#: Key with the settings of transformers.js for the files of the folder, checked together with the graphs.
 BROWSER: Final = "transformers.js_config"
 
 
@@ -31,7 +31,7 @@ def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
     flag = False if untied else base.text_config.get("tie_word_embeddings")
     if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) != flag:
         wrong.append("tie_word_embeddings")
-    detail = f"config.json: {wrong[0]} differs from the value by base and adapters" if wrong else "agrees with the base"
+    detail = f"config.json: {wrong[0]} differs from base and adapters" if wrong else "agrees with the base"
     return Check(name="config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

@@ -17,7 +17,7 @@ SPECIAL_IDS: Final = frozenset(f"{role}_token_id" for role in SPECIAL_TOKENS)
 
 
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
-    """An id equals the base's, unless the tuned tokenizer has another one, which the config must then state.
+    """Check that special ids equal the base's ids, or the tuned tokenizer's id if the tokenizer has a new id.
 
     config: the parsed config.json.  files: the auxiliary files in its folder.
     """
@@ -28,7 +28,7 @@ def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], refe
     by_tokenizer = compare_special_ids(
         before, after, [("config.json", config, base.config), *([] if adapter_has_one else [generation])]
     )
-    # The generation config of an adapter is used as it is; its ids do not follow the tokenizer.
+    # The generation config of an adapter is used unchanged, and its ids do not follow the tokenizer.
     by_adapter = compare_special_ids({}, {}, [generation] if adapter_has_one else [])
     return by_tokenizer if by_adapter.passed else by_adapter
 
@@ -38,7 +38,11 @@ def compare_special_ids(
     after: Mapping[str, int],
     pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> Check:
-    """The same for any folder.  before, after: ids of the tokenizers.  pairs: (name of a config, after, before)."""
+    """Check the special ids of configs against tokenizers.
+
+    before, after: special ids of the tokenizers before and after tuning.
+    pairs: (name of a config, config after tuning, config before tuning).
+    """
     wrong = []
     for role in SPECIAL_TOKENS:
         key = f"{role}_token_id"

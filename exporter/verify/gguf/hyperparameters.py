@@ -1,6 +1,6 @@
-"""The hyperparameters that a config.json states, by their GGUF names, read by the checker's own code.
+"""Hyperparameters from a config.json by their GGUF names, read by the checker's own code.
 
-A value that the config leaves to a class of transformers is unknown here.
+A default value in the code of transformers is unknown here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-#: GGUF name → keys of config.json that state it; the first key present counts.
+#: GGUF name → keys of config.json for the value. The first key in the config counts.
 _SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "block_count": ("num_hidden_layers", "n_layer"),
     "context_length": ("max_position_embeddings", "n_positions", "n_ctx"),
@@ -30,14 +30,16 @@ _SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "logit_scale": ("logits_scaling", "logit_scale"),
     "use_parallel_residual": ("use_parallel_residual",),
 }
-#: Model types with as many key heads as heads, whatever their configs state.
+#: Model types with equal numbers of key heads and query heads, even if a config contains a different number.
 _UNGROUPED: Final = ("gpt2", "gpt_neox")
-#: Scalings with keys in a GGUF; the others are tensors: two lists of factors for longrope, one for llama3.
+#: Rope scalings with keys in a GGUF. A GGUF stores longrope as two tensors of factors and llama3 as one tensor.
 _NAMED_SCALINGS: Final = ("linear", "yarn")
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF name below the architecture → value. None: the config states that there is none; absent: it states nothing.
+    """Map GGUF names, without the architecture prefix, to the values in ``config``.
+
+    A value is None if the config rules the feature out. A name is absent if the config contains no value for the name.
 
     config: the part of config.json that describes the text model.
     """
@@ -65,7 +67,7 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
     numbers: dict[str, Any] = {}
     local = config.get("rope_local_base_freq")
     if "full_attention" in table:
-        # One table per type of layer: those with a sliding window have their own base and no scaling.
+        # The config has one table per type of layer. Layers with a sliding window have a separate base and no scaling.
         local = table.get("sliding_attention", {}).get("rope_theta", local)
         table = table["full_attention"]
     if local is not None:
@@ -93,7 +95,7 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
 
 
 def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
-    """The attention factor of longrope beyond the original context length.
+    """The attention factor of longrope for contexts beyond the original context length.
 
     Source: _compute_longrope_parameters in transformers.
     """

@@ -1,7 +1,8 @@
-"""The name and the order of elements of each tensor of a checkpoint in a GGUF, by the checker's own code.
+"""Names and orders of elements in a GGUF for the tensors of a checkpoint, by the checker's own code.
 
-Names come from the gguf package's tables. Orders come from llama.cpp's converter: where its rotary embedding pairs
-neighbours, rows of queries and keys are interleaved; Gemma's norms are stored with 1 added.
+Names come from the tables of the gguf package. Orders of elements come from llama.cpp's converter. The converter
+interleaves rows of queries and keys if the rotary embedding pairs neighbouring elements, and stores Gemma's norms with
+1 added.
 """
 
 from __future__ import annotations
@@ -49,18 +50,20 @@ _MEMBER: Final = re.compile(r"\.(experts|norms)\.(\d+)\.")
 _WRAPPER: Final = re.compile(r"^(model\.)?language_model\.(model\.)?|^(?=model\.vision)")
 VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
-#: Converts a whole tensor from the order of a checkpoint to that of a GGUF.
+#: Function that converts a whole tensor from the checkpoint's order of elements to the GGUF's order.
 Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """(GGUF name → the stored names that form it, in order; stored names without a tensor in a GGUF).
+    """Map GGUF names to the checkpoint's tensor names.
 
-    Raises KeyError for an architecture with an unknown order of elements.
+    Returns (GGUF name → checkpoint names that form the GGUF tensor, in order; checkpoint names without a GGUF tensor).
+
+    Raises KeyError if the order of elements of the architecture is unknown.
     """
     if arch not in ARCHITECTURES.values():
         raise KeyError(arch)
-    import gguf  # takes 0.25 s, which only checks of every weight need
+    import gguf  # The import takes 0.25 s and is needed only by checks of every weight.
 
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(numbers[arch], layers)
@@ -79,7 +82,7 @@ def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[
 
 
 def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | None:
-    """Conversion to the order of elements of GGUF tensor ``name``; None: the order of the checkpoint."""
+    """Conversion to the order of elements of GGUF tensor ``name``, or None if the GGUF has the checkpoint's order."""
     part = re.sub(r"^blk\.\d+\.", "", name)
     numbers = hyperparameters(config)
     heads = numbers.get("attention.head_count")
@@ -97,17 +100,20 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
 
 
 def _interleave(heads: Any) -> Arrange:
-    """Alternate rows of each head's first half with those of its second half."""
+    """Interleave the rows of each head's first half with the rows of the second half."""
     return lambda value: value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def _by_use(heads: Any) -> Arrange:
-    """Queries of all heads, then keys, then values; the checkpoint stores all three per head."""
+    """Order rows as all queries, all keys, all values. The checkpoint stores queries, keys and values per head."""
     return lambda value: value.reshape(heads, 3, -1, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
 
 
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Tensors that a GGUF has and a checkpoint lacks, from the config's rope scaling: name → (dims / 2,) float32."""
+    """Rope scaling tensors of a GGUF, computed from ``config``: name → (dims / 2,) float32.
+
+    A checkpoint has no such tensors.
+    """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None
     if rope_type == "longrope":
@@ -119,7 +125,7 @@ def generated(config: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _llama3(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Array:
-    """The divisor of each frequency. Source: _compute_llama3_parameters in transformers."""
+    """The divisor of each rotary frequency for llama3 scaling. Source: _compute_llama3_parameters in transformers."""
     dims = numbers["rope.dimension_count"]
     low, high, factor = table["low_freq_factor"], table["high_freq_factor"], table["factor"]
     waves = 2 * math.pi * numbers["rope.freq_base"] ** (np.arange(0, dims, 2) / dims)

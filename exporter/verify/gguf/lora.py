@@ -1,7 +1,7 @@
-"""Checks of a GGUF LoRA: base plus pair equals the tuned values, by the checker's own code.
+"""Check by the checker's own code that the base plus a GGUF LoRA equals the tuned values.
 
-Pairs on the matrices of the vocabulary are compared row by row. llama.cpp orders the rows of some other matrices
-differently, so for these the norm of every update is compared, which does not depend on the order of rows.
+Factor pairs for embedding and head are compared row by row. llama.cpp reorders the rows of some inner matrices. For
+inner matrices, the check therefore compares the norm of every update, which does not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from exporter.verify.report import Check
 from exporter.verify.tolerances import LORA_NOISE
 from exporter.verify.values.computed import sample
 
-#: Number of rows changed by a pair that are checked when not all rows are.
+#: Number of changed rows per factor pair that are checked if a check covers only a sample of the rows.
 _TOUCHED: Final = 1024
 _VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
 
 def is_lora(path: Path) -> bool:
-    """Whether ``path`` is a GGUF of an adapter."""
+    """True if ``path`` is a GGUF file with an adapter."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -39,7 +39,11 @@ def is_lora(path: Path) -> bool:
 
 
 def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Yield the checks. every: check all rows of the vocabulary, else the trained rows and some others."""
+    """Yield the checks of a GGUF LoRA.
+
+    every: True to check all rows of embedding and head, False to check the trained rows and a sample of the other
+    rows.
+    """
     file = GgufFile.open(path)
     pairs = _pairs(file)
     limit = LORA_NOISE[next(iter(file.tensors.values())).type]
@@ -52,9 +56,11 @@ def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Che
 
 @dataclass(frozen=True)
 class _Pair:
-    """One pair of factors.
+    """One pair of LoRA factors.
 
-    a, b: as stored, in float64.  scale: llama.cpp's factor of their product.  transposed: ``a`` is indexed by row.
+    a, b: the stored factors in float64.  scale: the number by which llama.cpp multiplies the product of ``a`` and
+    ``b``.
+    transposed: True if ``a`` is indexed by row.
     """
 
     a: Array
@@ -64,7 +70,7 @@ class _Pair:
 
     @property
     def touched(self) -> list[int]:
-        """Rows that the pair changes."""
+        """Numbers of the rows that the pair changes."""
         rows: list[int] = np.flatnonzero((self.a if self.transposed else self.b).any(axis=1)).tolist()
         return rows
 
@@ -83,7 +89,7 @@ def _pairs(file: GgufFile) -> dict[str, _Pair]:
         if stem == name:
             continue
         if f"{stem}.lora_b" not in file.tensors:
-            raise UnreadableFile(file.path, f"{stem}.lora_b: expected beside {name}, found none")
+            raise UnreadableFile(file.path, f"expected {stem}.lora_b beside {name}, found no such tensor")
         a, b = (_values(file, f"{stem}.lora_{end}") for end in "ab")
         rank = b.shape[1]
         pairs[stem] = _Pair(a, b, alpha / rank if alpha else 1.0, transposed=stem == "token_embd.weight")
@@ -95,15 +101,15 @@ def _values(file: GgufFile, name: str) -> Array:
 
 
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
-    """Compare base plus pair with the expected rows; the difference is a share of the largest value of the row.
+    """Compare base plus pair with the expected rows. The difference is measured as a share of the row's largest value.
 
-    Without a pair, a whole matrix in an adapter must equal the base's, bit for bit.
+    Without a pair, a whole matrix from an adapter must equal the base's matrix bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):
-        return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected a pair, found none")
+        return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected a factor pair, found none")
     limit = limit if pair else 0.0
-    # A one-hot pair changes few rows, an ordinary update all rows.
+    # A one-hot pair changes few rows. An ordinary update changes all rows.
     touched = pair.touched[:_TOUCHED] if pair else []
     ids = list(range(n_rows)) if every else sorted({*want.rows, *sample(n_rows), *touched})
     worst, where = 0.0, 0
@@ -118,12 +124,12 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
             worst, where = float(off.max()), some[int(off.argmax())]
     detail = f"{len(want.rows)} trained and {len(ids) - len(want.rows)} other rows"
     if worst > limit:
-        detail = f"{name}: base plus pair is not the tuned row of token {where}"
+        detail = f"{name}: base plus factor pair differs from the tuned row of token {where}"
     return Check.at_most(f"{name} rows", worst, limit, detail)
 
 
 def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
-    """The updates of other matrices have the number and the norms of those in the adapters."""
+    """Check that the number and the norms of the updates of inner matrices equal those of the adapters' updates."""
     uses = (reference.embedding, reference.head)
     wanted = [want for want in reference.tensors.values() if want.updates and want not in uses]
     norms = sorted(_product_norm(pair.scale * pair.b, pair.a) for pair in pairs)
@@ -135,13 +141,13 @@ def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> 
         for want in wanted
     )
     if len(norms) != len(expected_norms):
-        detail = f"expected {len(expected_norms)} pairs beside those of the vocabulary, found {len(norms)}"
+        detail = f"expected {len(expected_norms)} factor pairs for inner matrices, found {len(norms)}"
         return Check(name="updates", passed=False, detail=detail)
     worst = max(
         (abs(norm - expected) / max(expected, 1e-30) for norm, expected in zip(norms, expected_norms, strict=True)),
         default=0.0,
     )
-    return Check.at_most("updates", worst, limit, f"{len(norms)} updates of other matrices, by their norms")
+    return Check.at_most("updates", worst, limit, f"norms of {len(norms)} updates of inner matrices compared")
 
 
 def _product_norm(left: Array, right: Array) -> float:

@@ -1,6 +1,7 @@
 """Checks of a GGUF's metadata against the reference's config.
 
-Logits show a wrong value only on texts that it affects: for example a short window or context, or a missing scaling.
+A wrong value changes logits only on some texts. For example, a wrong sliding window, context length or rope scaling
+changes logits only on long texts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from exporter.verify.gguf.hyperparameters import hyperparameters
 from exporter.verify.gguf.layout import ARCHITECTURES
 from exporter.verify.report import Check, Skip
 
-#: llama.cpp's defaults for keys that a file lacks. Source: load_hparams in llama-model.cpp.
+#: llama.cpp's defaults for missing keys. Source: load_hparams in llama-model.cpp.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "rope.freq_base": 10000.0,
     "rope.freq_base_swa": 10000.0,
@@ -27,22 +28,22 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "use_parallel_residual": None,
 }
 _GEMMA2_DEFAULTS: Final = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-#: Keys that default to the value of another key: the width of a head, the number of heads.
+#: Keys with a default from another key, for example from the width of a head or the number of heads.
 _FOLLOWING: Final = frozenset({
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
 })  # fmt: skip
-#: Architectures with a sliding window in llama.cpp; for others the export reports a window of the config.
+#: Architectures with a sliding window in llama.cpp. For any other architecture, the export reports the config's window.
 _WINDOWED: Final = frozenset({"gemma2", "gemma3"})
-#: Keys that a file may omit without a change of results.
+#: Keys that do not change results. A file may omit the keys.
 _OPTIONAL: Final = frozenset({"rope.scaling.original_context_length", "expert_feed_forward_length"})
-#: Keys that the config does not state, or that other checks compare.
+#: Keys that are not in the config, or that a different check compares.
 _FREE: Final = frozenset({"vocab_size", "tensor_data_layout"})
 #: generation_config.json → general.sampling. Source: gguf's Keys.General.Sampling*.
 _SAMPLING: Final = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
 def check_settings(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Check the architecture, every key below it, the size of the vocabulary, and the sampling settings."""
+    """Check the architecture, every key of the architecture, the size of the vocabulary, and the sampling settings."""
     model_type = reference.checkpoint.config.get("model_type")
     architecture = gguf.metadata.get("general.architecture")
     if model_type not in ARCHITECTURES:
@@ -77,7 +78,7 @@ def _check_keys(gguf: GgufModel, arch: str, reference: Reference) -> Iterator[Ch
     detail = f"{count} values as in config.json" if not wrong else wrong[0]
     yield Check(name="hyperparameters", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
     if unknown := sorted(stated.keys() - wanted.keys() - _FREE):
-        yield Skip("hyperparameters", f"config.json does not state {', '.join(unknown)}")
+        yield Skip("hyperparameters", f"config.json contains no value for {', '.join(unknown)}")
 
 
 def _default(name: str, arch: str) -> Any:
@@ -85,7 +86,7 @@ def _default(name: str, arch: str) -> Any:
 
 
 def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether the results stay the same without the key: by a default of llama.cpp, or by another key."""
+    """True if results do not depend on the missing key, because of a default in llama.cpp or because of another key."""
     if name in _FOLLOWING:
         hidden, heads = stated.get("embedding_length"), stated.get("attention.head_count")
         if name == "attention.head_count_kv":
@@ -96,13 +97,17 @@ def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mappin
     if name == "attention.sliding_window":
         return arch not in _WINDOWED
     if name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
-        # A config may state both epsilons; the file has the one that the architecture reads.
+        # A config may contain two epsilons. The file contains the epsilon that the architecture reads.
         return any(key.endswith("epsilon") for key in stated)
     return name in _OPTIONAL or (arch == "stablelm" and name == "use_parallel_residual")
 
 
 def _equal(value: Any, want: Any) -> bool:
-    """Compare numbers as float32, the type in a GGUF; the converter of phi3 writes 0 for no window."""
+    """Compare two values.
+
+    Numbers are compared as float32, the type in a GGUF. The value 0 equals None, because the converter of phi3 writes 0
+    for no sliding window.
+    """
     if isinstance(value, GgufArray):
         return False
     if isinstance(want, bool) or isinstance(value, bool) or isinstance(want, str) or isinstance(value, str):

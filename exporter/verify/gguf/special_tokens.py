@@ -1,4 +1,4 @@
-"""Check of a GGUF's special token ids, and of the tokens that llama.cpp adds around a text."""
+"""Check a GGUF's special token ids and the flags for tokens that llama.cpp adds around a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _KEYS: Final = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
-#: Values of tokenizer.ggml.model or .pre for which llama.cpp adds BOS or EOS by default. Source: llama_vocab's load.
+#: Values of tokenizer.ggml.model or tokenizer.ggml.pre for which llama.cpp adds BOS or EOS by default. Source: load of
+#: llama_vocab.
 _ASSUMED: Final = {
     "bos": {"llama", "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"},
     "eos": {"t5"},
@@ -27,7 +28,10 @@ _ASSUMED: Final = {
 
 
 def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
-    """Ids as in the tokenizer's files, and flags that add the same tokens around a text as transformers."""
+    """Check the special token ids and the flags against the tokenizer files.
+
+    With correct flags, llama.cpp and transformers add the same tokens around a text.
+    """
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
     if path is None:
@@ -44,13 +48,13 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
         key = f"tokenizer.ggml.add_{role}_token"
         want = _adds(path, content, settings(files), role, wanted[role])
         if _flag(gguf, role) != want:
-            wrong.append(f"{key}: expected {want} as the tokenizer encodes a text, found {gguf.metadata.get(key)}")
+            wrong.append(f"{key}: expected {want}, as in transformers, found {gguf.metadata.get(key)}")
     detail = wrong[0] if wrong else "ids and flags as in the tokenizer"
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Role → accepted ids: the tokenizer's, else those of the configs, else [None]."""
+    """Map each role to the accepted ids: ids from the tokenizer, else ids from the configs, else [None]."""
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)
     vocab = content["model"].get("vocab")
@@ -66,7 +70,7 @@ def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dic
         text = entry.get("content") if isinstance(entry, dict) else entry
         own = [by_text[text]] if isinstance(text, str) and text in by_text else []
         if role == "eos" and last in by_text:
-            own.append(by_text[last])  # texts end with another token than the named EOS, and the file has that one
+            own.append(by_text[last])  # the token at the end of texts differs from the named EOS
         stated = [_first(config.get(f"{role}_token_id")) for config in configs]
         known = [token_id for token_id in stated if type(token_id) is int and token_id >= 0]
         out[role] = own or known or [None]
@@ -80,7 +84,7 @@ def _first(entry: Any) -> Any:
 
 
 def _last(processor: Any) -> str | None:
-    """The special token that a post-processor adds at the end of a text."""
+    """The special token that a post-processor adds at the end of a text, or None."""
     if not isinstance(processor, dict):
         return None
     for step in processor.get("processors") or [processor]:
@@ -92,7 +96,7 @@ def _last(processor: Any) -> str | None:
 
 
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
-    """Whether transformers adds the token around a text, found by encoding a text."""
+    """True if transformers adds the token of ``role`` around a text, determined by encoding a text."""
     if content.get("post_processor") is None:
         return named.get(f"add_{role}_token") is True
     from tokenizers import Tokenizer  # a large library, imported only if needed

@@ -1,4 +1,4 @@
-"""Checks of a GGUF's vocabulary against the tokenizer of the tuned model: texts, types, merges, chat template."""
+"""Check token texts, token types, merges and chat templates of a GGUF against the tokenizer of the tuned model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from exporter.verify.report import Check, Skip
 
 _KEYS: Final = "tokenizer.ggml."
 _BYTE: Final = re.compile("<0x[0-9A-F]{2}>")
-#: Texts that llama.cpp's converter takes for control tokens, whatever the tokenizer's flags.
+#: Texts that llama.cpp's converter treats as control tokens, regardless of the tokenizer's flags.
 _LOOKS_LIKE_CONTROL: Final = re.compile(
     r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>|<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL
 )
-#: SentencePiece writes a space as this.
+#: SentencePiece's character for a space.
 _SPACE: Final = "\u2581"
 
 
 def check_tokens(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks. Without a tokenizer.json, only the chat template is compared."""
+    """Yield the checks of the vocabulary. Without a tokenizer.json, only the chat template is compared."""
     yield _check_template(gguf, reference)
     if not (content := reference.tokenizer):
         yield Skip("tokens", "the tuned model has no tokenizer.json")
@@ -43,7 +43,10 @@ def _array(gguf: GgufModel, name: str) -> list[Any]:
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
-    """Id → text of the tokens of the tokenizer's model; a unigram model lists them in the order of their ids."""
+    """Map ids to texts for the tokens of the tokenizer's model.
+
+    A unigram model lists the tokens in the order of their ids.
+    """
     vocab = content["model"].get("vocab") or {}
     if isinstance(vocab, dict):
         return {token_id: text for text, token_id in vocab.items()}
@@ -53,9 +56,9 @@ def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
 def _check_texts(
     texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int
 ) -> Check:
-    """Every row has the text of its token, and no added token is blank."""
+    """Check that every row has the text of its token, and that no added token is blank."""
     wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
-    wrong = [] if len(texts) == rows else [f"expected {rows} tokens, one per row, found {len(texts)}"]
+    wrong = [] if len(texts) == rows else [f"expected {rows} tokens, one token per row, found {len(texts)}"]
     expected_texts = map(wanted.get, range(len(texts)))
     for token_id in [
         number
@@ -65,7 +68,7 @@ def _check_texts(
         want, text = wanted.get(token_id, f"[PAD{token_id}]"), texts[token_id]
         if text not in (want, want.replace(_SPACE, " ")) or not text:
             wrong.append(f"token {token_id}: expected {want!r:.60}, found {text!r:.60}")
-    detail = f"{len(texts)} texts, {len(added_tokens)} of added tokens" if not wrong else wrong[0]
+    detail = f"{len(texts)} token texts, including {len(added_tokens)} added tokens" if not wrong else wrong[0]
     return Check(name="tokens", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -77,9 +80,10 @@ def _check_types(
     added_tokens: Mapping[int, AddedToken],
     reference: Reference,
 ) -> Check:
-    """Every token has the type that its tokenizer implies.
+    """Check that every token has the type given by the tokenizer.
 
-    Runtimes never print a control token nor assemble one from pieces of a text; they print user-defined tokens.
+    Runtimes never print a control token and never assemble a control token from pieces of a text. Runtimes print
+    user-defined tokens.
     """
     path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []
@@ -87,7 +91,7 @@ def _check_types(
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
     wrong = [] if len(types) == len(texts) else [f"expected one type per token, found {len(types)} for {len(texts)}"]
     checked: Iterable[int] = range(min(len(types), len(texts)))
-    if byte_level and not pieces:  # nearly all tokens of such a vocabulary are normal, and correct
+    if byte_level and not pieces:  # nearly all tokens of a byte-level vocabulary are normal
         odd = {token_id for token_id, token_type in enumerate(types) if token_type != NORMAL}
         checked = sorted(set(checked) & (odd | added_tokens.keys()) | set(checked) - known.keys())
     for token_id in checked:
@@ -95,7 +99,7 @@ def _check_types(
         if token_id in added_tokens:
             token = added_tokens[token_id]
             allowed = {CONTROL if token.special or _LOOKS_LIKE_CONTROL.fullmatch(token.text) else USER_DEFINED}
-            # The SentencePiece model may have a more specific type than tokenizer.json.
+            # The SentencePiece model may contain a more specific type than tokenizer.json.
             allowed |= {pieces[token_id]} - {NORMAL} if token_id < len(pieces) else set()
             allowed |= {UNKNOWN} if token.text == unknown and not byte_level else set()
         elif token_id < len(pieces):
@@ -119,13 +123,16 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
 
 
 def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
-    """The same pairs in the same order, which determines how texts are split."""
+    """Check that the file has the tokenizer's merges in the tokenizer's order.
+
+    The order determines how texts are split.
+    """
     pairs = content["model"].get("merges") or []
     if pairs and isinstance(pairs[0], str):
         pairs = [pair.split(" ", 1) for pair in pairs]
     wanted = [" ".join(pair) for pair in pairs]
     if wanted != merges:
-        # A space separates the two tokens of a merge; inside a token, byte-level vocabularies write it as U+0120.
+        # A space separates the two tokens of a merge. Byte-level vocabularies write a space inside a token as U+0120.
         wanted = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in pairs]
     rank = next(
         (number for number, (expected, merge) in enumerate(zip(wanted, merges, strict=False)) if expected != merge),
@@ -141,7 +148,7 @@ def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
 
 
 def _check_template(gguf: GgufModel, reference: Reference) -> Check:
-    """The same chat templates by name, with the same texts."""
+    """Check that the file and the tuned model have equal chat templates under equal names."""
     prefix = "tokenizer.chat_template"
     stored = {
         key.removeprefix(prefix).removeprefix(".") or "default": value
@@ -151,12 +158,12 @@ def _check_template(gguf: GgufModel, reference: Reference) -> Check:
     files = reference.auxiliary_files
     wanted = {re.sub(r"[^A-Za-z0-9]", "_", name): {text} for name, text in templates(files).items() if text}
     if isinstance(setting := settings(files).get("chat_template"), str) and "default" in wanted:
-        wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json to the file
+        wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json
     wrong = [
-        f"{name}: expected {'a template' if name in wanted else 'none'}, found "
-        f"{'another text' if name in stored and name in wanted else 'one' if name in stored else 'none'}"
+        f"{name}: expected {'the chat template' if name in wanted else 'no chat template'}, found "
+        f"{'a different text' if name in stored and name in wanted else 'a template' if name in stored else 'none'}"
         for name in sorted(stored.keys() | wanted.keys())
         if stored.get(name) not in wanted.get(name, ())
     ]
-    detail = wrong[0] if wrong else f"{len(stored)} as in the tuned model"
+    detail = wrong[0] if wrong else f"{len(stored)} chat templates as in the tuned model"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -1,7 +1,7 @@
-"""Checks of a GGUF's tensors other than embedding and head against base and adapters: every element of them.
+"""Check every element of a GGUF's tensors, except embedding and head, against base and adapters.
 
-Floats must match byte for byte, and so must quantised tensors if the same quantiser is available here. Rows of other
-quantisers may have an error that fits their type.
+Floats must match byte for byte. Quantised tensors must match byte for byte if the quantiser is available here. Rows
+from a different quantiser may have an error that fits their quantisation type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 
 
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks. Memory: a block of rows; the whole tensor if it has another order or updates."""
+    """Yield the checks of a GGUF's inner tensors.
+
+    Memory: a block of rows, or a whole tensor with updates or with an order of elements that differs from the
+    checkpoint's.
+    """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
@@ -36,7 +40,7 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
     generated_tensors = generated(config)
     yield _check_names(gguf, set(wanted) | set(generated_tensors))
     if unknown:
-        yield Skip("other tensors", f"{len(unknown)} tensors of the base have none in a GGUF, such as {unknown[0]}")
+        yield Skip("other tensors", f"{len(unknown)} tensors of the base have no GGUF tensor, such as {unknown[0]}")
     comparison = _Comparison()
     for name in gguf.tensors:
         if name in VOCABULARY:
@@ -50,18 +54,21 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
 
 
 def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
-    """The names match those of the base; the tie check compares embedding and head."""
+    """Check that the tensor names match those of the base. Embedding and head belong to the tie check."""
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
-    detail = f"{len(gguf.tensors)} tensors, named as in the base"
+    detail = f"names of {len(gguf.tensors)} tensors match the base"
     if wrong:
-        detail = f"{wrong[0]}: {'not in the base' if wrong[0] in gguf.tensors else 'expected, found none'}"
+        detail = f"{wrong[0]}: {'not a tensor of the base' if wrong[0] in gguf.tensors else 'missing'}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _compare(
     gguf: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, comparison: _Comparison
 ) -> None:
-    """Compare one tensor.  sources: its expected values, or those of the members of a stack, in order."""
+    """Compare one tensor.
+
+    sources: expected values of the tensor, or of the members of a stack in order.
+    """
     tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
     for number, want in enumerate(sources):
@@ -86,7 +93,7 @@ def _compare(
 
 
 class _Comparison:
-    """The results of comparing all tensors."""
+    """The results of the comparison of all tensors."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
@@ -95,21 +102,24 @@ class _Comparison:
         self.rows: dict[str, QuantisedRows] = {}
 
     def compare(self, gguf: GgufModel, name: str, value: Array, base_dtype: str, *, first: int = 0) -> None:
-        """Compare rows from ``first`` on with ``value`` (n, width).  base_dtype: dtype of the base's tensor."""
+        """Compare the rows from number ``first`` on with ``value`` (n, width).
+
+        base_dtype: dtype of the base's tensor.
+        """
         storage, raw = self._read(gguf, name, first, len(value))
         if storage not in FLOATS:
             self.rows.setdefault(name, QuantisedRows(storage)).add(raw, value, base_dtype, first)
             return
         wrong = np.all([(encoding != raw).any(axis=1) for encoding in _floats(value, storage, base_dtype)], axis=0)
         if wrong.any():
-            self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} is not the base's")
+            self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} differs from the base")
 
     def compare_sum(self, gguf: GgufModel, name: str, value: Array, base: Array, base_dtype: str, first: int) -> None:
-        """The same if ``value`` is ``base`` plus updates."""
+        """Compare the rows from number ``first`` on with ``value``, the sum of ``base`` and updates."""
         storage, raw = self._read(gguf, name, first, len(value))
         if storage in FLOATS:
             wrong = ~(ulps(decode(raw, storage), value, storage) <= MERGED_ULPS).all(axis=1)
-            fault = f"row {first + int(np.flatnonzero(wrong)[0])} is not base plus updates" if wrong.any() else ""
+            fault = f"row {first + int(np.flatnonzero(wrong)[0])} differs from base plus updates" if wrong.any() else ""
         else:
             known_fault = sum_fault(raw, value, base.astype(np.float64), storage, base_dtype)
             self.skipped += [name] if known_fault is None else []
@@ -121,11 +131,11 @@ class _Comparison:
         return gguf.tensors[name].type, gguf.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
-        """The check of all tensors, and a skip for those that could not be compared."""
+        """Yield the check of all tensors, and a skip if some tensors could not be compared."""
         for name, rows in self.rows.items():
             self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
             self.skipped += [name] if rows.not_made else []
-        detail = f"{self.count} blocks of rows as base and adapters give them" if not self.wrong else self.wrong[0]
+        detail = f"{self.count} blocks of rows match base and adapters" if not self.wrong else self.wrong[0]
         limit, value = 0.0, float(len(self.wrong))
         yield Check(name="other tensors", passed=not self.wrong, value=value, limit=limit, detail=detail)
         if self.skipped:

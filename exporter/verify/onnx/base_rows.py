@@ -1,8 +1,8 @@
-"""Find the base's tensors by their rows in ONNX models of tools with other names and packing.
+"""Find the base's tensors by their rows in ONNX models with different tensor names and packing.
 
-A tool may transpose matrices, pack queries, keys and values into one, or stack experts. Rows stay intact, so a matrix
-is looked up by its rows among those of the base in the same layer. If most of its rows are found, all must be, in their
-order; if few are found, the matrix has an unknown form.
+An export tool may transpose matrices, pack queries, keys and values into one matrix, or stack experts. Rows stay
+intact, so each row of a matrix is looked up among the base's rows in the same layer. If most rows of a matrix are
+found, all rows must be found, in the base's order. If few rows are found, the matrix has an unknown form.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.stored.onnx_blocks import BlockStorage
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-#: Share of the rows of a matrix, or the elements of a vector, that must be found to identify it.
+#: Share of the rows of a matrix, or of the elements of a vector, that must be found to identify the matrix or vector.
 _MOST: Final = 0.5
-#: A vector is taken for one of the base if the norm of the difference is below this share of the norm.
+#: A vector is identified as a vector of the base if the norm of the difference is below this share of the norm.
 _NEAR: Final = 0.25
-#: Numbers of tensors that tools pack into one: gate and up; queries, keys and values.
+#: Numbers of tensors that tools pack into one tensor: 2 for gate and up, 3 for queries, keys and values.
 TOGETHER: Final = (2, 3)
-#: (tensor of the base, row in it)
+#: (number of a tensor of the base, number of a row in the tensor)
 Place = tuple[int, int]
 
 
@@ -40,7 +40,10 @@ class BaseRows:
     _index: dict[tuple[str, str | None], dict[bytes, list[Place]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Select the tensors without updates. The others are sums, and their rows equal no row of the base."""
+        """Select the tensors without updates.
+
+        Tensors with updates are sums, and no row of a sum equals a row of the base.
+        """
         vocabulary = {self.reference.checkpoint.tie.embedding, self.reference.checkpoint.tie.head}
         self.tensors = {
             name: want.source
@@ -52,13 +55,16 @@ class BaseRows:
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
     def matrix_fault(self, name: str, value: Array, storage: str) -> str | None:
-        """What is wrong with a matrix: "" if it is one of the base, None if its form is unknown."""
+        """Describe the fault of a matrix. Returns "" for a matrix of the base, None for a matrix of unknown form."""
         faults = [self.rows_fault(name, _bytes(rows), storage) for rows in _orientations(value)]
         known = [fault for fault in faults if fault is not None]
         return min(known, key=len) if known else None
 
     def rows_fault(self, name: str, rows: Array, storage: str) -> str | None:
-        """The same for the rows of a matrix: (n, bytes), as stored in ``storage``."""
+        """Describe the fault of a matrix given by its rows, as ``matrix_fault`` does.
+
+        rows: stored rows in ``storage``, (n, bytes).
+        """
         layer = self._layer(name)
         index = self._rows(storage, layer)
         places = [index.get(row.tobytes(), []) for row in rows]
@@ -66,13 +72,17 @@ class BaseRows:
         if len(missing) > _MOST * len(places):
             others = [other for other in self.layers if other != layer and layer is not None]
             matching = [other for other in others if all(row.tobytes() in self._rows(storage, other) for row in rows)]
-            return f"it belongs to layer {matching[0]} of the base" if matching else None
+            return f"the matrix belongs to layer {matching[0]} of the base" if matching else None
         if missing:
-            return f"row {missing[0]} is not in the base, {len(places) - len(missing)} others are"
+            return f"row {missing[0]} is not in the base, but {len(places) - len(missing)} other rows are"
         return _misplaced(places, self.sizes)
 
     def vector_fault(self, name: str, value: Array) -> str | None:
-        """The same for a vector, compared with those of its layer and length, in their order and in any other."""
+        """Describe the fault of a vector. Returns "" for a vector of the base, None for an unknown vector.
+
+        The vector is compared with the base's vectors of equal layer and length, in the base's order of elements and in
+        any order.
+        """
         if (value == value[0]).all():
             return ""  # a constant of the graph
         stored, nearest = _FLOAT_NAMES[value.dtype], math.inf
@@ -86,15 +96,21 @@ class BaseRows:
                     return ""
                 deviation = 0.0 if share > _MOST else _distance(cast(value, "F64"), cast(rounded, "F64"))
                 nearest = min(nearest, deviation)
-        return "it is close to a vector of the base, but differs" if nearest < _NEAR else None
+        return "the vector is close to a vector of the base, but differs" if nearest < _NEAR else None
 
     def _layer(self, name: str) -> str | None:
-        """The layer of the base in a name, or None; some tools give the final norm a layer number of its own."""
+        """The layer number in a name, or None for a number without a layer in the base.
+
+        Some tools give the final norm an extra layer number.
+        """
         layer = layer_of(name)
         return layer if layer in self.layers else None
 
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
-        """Vectors of the layer with this length, also concatenated ones such as biases of queries, keys and values."""
+        """Vectors of the layer with ``length`` elements.
+
+        Concatenations, such as the biases of queries, keys and values, are included.
+        """
         neighbours: dict[tuple[str, str], list[FileTensor]] = {}
         for name, tensor in self.tensors.items():
             if len(tensor.spec.shape) != 1 or layer_of(name) != layer:
@@ -127,7 +143,7 @@ class BaseRows:
 
 
 def _distance(value: Array, want: Array) -> float:
-    """Norm of the difference as a share of the norm."""
+    """Norm of the difference as a share of the norm of ``want``."""
     return float(np.linalg.norm(value - want)) / max(float(np.linalg.norm(want)), 1e-30)
 
 
@@ -135,13 +151,13 @@ _FLOAT_NAMES: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
 
 
 def layer_of(name: str) -> str | None:
-    """The number of the layer in a name, or None."""
+    """The layer number in a tensor name, or None."""
     match = _LAYER.search(name)
     return match[1] if match else None
 
 
 def _orientations(value: Array) -> Iterator[Array]:
-    """Rows along the last axis, as stored and with the last two axes transposed."""
+    """Yield the rows along the last axis, first as stored, then with the last two axes transposed."""
     yield value.reshape(-1, value.shape[-1])
     transposed = np.ascontiguousarray(np.swapaxes(value, -1, -2))
     yield transposed.reshape(-1, transposed.shape[-1])
@@ -153,7 +169,10 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """Whether one of ``others`` is the row after ``place``; after a last row, the first row of another tensor."""
+    """True if ``others`` contains the row after ``place``.
+
+    After the last row of a tensor, the first row of any tensor follows.
+    """
     number, row = place
     if row + 1 == sizes[number]:
         return any(first == 0 for _, first in others)
@@ -161,11 +180,11 @@ def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> boo
 
 
 def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
-    """A fault if rows are not in the base's order, else "".
+    """Describe the fault of rows that are not in the base's order. Returns "" for rows in order.
 
-    Packed tensors give runs of consecutive rows with a common length. Equal rows have several places, and any of them
-    may continue a run. A misplaced row gives runs of irregular lengths. An order without runs, such as interleaved
-    halves, is a known layout of its own.
+    Packed tensors give runs of consecutive rows with a common length. Equal rows have more than one place, and any
+    place may continue a run. A misplaced row gives runs of irregular lengths. An order without runs, such as
+    interleaved halves, is a valid layout.
     """
     starts = [
         row

@@ -1,7 +1,8 @@
-"""Find initialisers of an ONNX model that hold sums of base and updates among the tensors of their layer.
+"""Find the expected sum of base and updates for an initialiser of an ONNX model.
 
-Tools use other names and packing, and no row of a sum is a row of the base. But sums are close to the base, so the
-nearest candidate of the layer is taken: a tensor, several concatenated ones, or either of them transposed.
+Export tools use different tensor names and packing, and no row of a sum equals a row of the base. However, sums are
+close to the base, so the nearest candidate in the initialiser's layer is taken. Candidates are single tensors,
+concatenated tensors, and their transposes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from exporter.verify.values.quantised_rows import sum_fault
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum in the shape of an initialiser, (n, width) float64: ``base``, and ``value`` with updates."""
+    """An expected sum in the shape of an initialiser.
+
+    names: the base's tensors in the sum.  value: base plus updates, (n, width) float64.
+    base: the base's values, (n, width) float64.
+    """
 
     names: Sequence[str]
     value: Array
@@ -32,20 +37,20 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """The sums of one reference. Memory: those of the last layer used."""
+    """The expected sums of one reference. Memory: the sums of one layer."""
 
     reference: Reference
     _layer: tuple[str | None, list[Sum]] = (None, [])
     _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Select the matrices other than embedding and head."""
+        """Select all matrices except embedding and head."""
         tie, tensors = self.reference.checkpoint.tie, self.reference.tensors
         inner = (name for name in tensors if name not in (tie.embedding, tie.head, *tie.copies))
         self._names = [name for name in inner if len(tensors[name].base.spec.shape) == 2]
 
     def find(self, name: str, value: Array) -> Sum | None:
-        """The nearest sum to ``value`` (n, width) float64 in its layer; None if none is near."""
+        """The sum nearest to ``value`` (n, width) float64 in the layer of ``name``, or None if all sums are too far."""
         best, nearest = None, SUM_NEAR
         for candidate in self._sums(layer_of(name)):
             for oriented in (candidate, Sum(candidate.names, candidate.value.T, candidate.base.T)):
@@ -56,7 +61,10 @@ class BaseSums:
         return best
 
     def fault(self, name: str, raw: Array, storage: str) -> str | None:
-        """What is wrong with a matrix: "" for a correct sum, None if no sum is near. raw: (n, bytes), as stored."""
+        """Describe the fault of a matrix. Returns "" for a correct sum, None if all sums are too far.
+
+        raw: stored rows in ``storage``, (n, bytes).
+        """
         value = decode(raw, storage)
         nearest = self.find(name, value)
         if nearest is None:
@@ -64,11 +72,11 @@ class BaseSums:
         base_dtype = self.reference.tensors[nearest.names[0]].base.spec.dtype
         if storage not in FLOATS:
             return sum_fault(raw, nearest.value, nearest.base, storage, base_dtype)
-        for dtype in dict.fromkeys((storage, base_dtype)):  # the sum may have been rounded to the base's dtype first
+        for dtype in dict.fromkeys((storage, base_dtype)):  # a tool may round the sum to the base's dtype first
             wrong = ~(ulps(value, nearest.value, dtype) <= MERGED_ULPS).all(axis=1)
             if not wrong.any():
                 return ""
-        return f"row {int(np.flatnonzero(wrong)[0])} is not base plus updates"
+        return f"row {int(np.flatnonzero(wrong)[0])} differs from base plus updates"
 
     def _sums(self, layer: str | None) -> list[Sum]:
         if self._layer[0] != layer or layer is None:
@@ -76,7 +84,11 @@ class BaseSums:
         return self._layer[1]
 
     def _made(self, layer: str | None) -> Iterator[Sum]:
-        """Every matrix of the layer with updates, and concatenations of neighbours in all orders that contain one."""
+        """Yield the expected sums of a layer.
+
+        A sum is a matrix with updates, or a concatenation of neighbouring matrices with at least one updated matrix, in
+        any order.
+        """
         tensors = self.reference.tensors
         modules: dict[str, list[str]] = {}
         for name in self._names:

@@ -1,6 +1,9 @@
-"""Checks of what clients read from an ONNX folder: configs, transformers.js_config, genai_config.json, graph inputs.
+"""Check the configs and the graph inputs and outputs of an ONNX folder, which clients read.
 
-Comparing logits does not cover these: the verification feeds arrays by itself, while clients rely on these files.
+The configs include genai_config.json and the table transformers.js_config.
+
+A comparison of logits does not cover configs and graph inputs. Clients rely on the configs, but the verification builds
+the input arrays without configs.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _AXES: Final = {
     "past_key_values": ("batch_size", None, "past_sequence_length", None),
     "present": ("batch_size", None, "total_sequence_length", None),
 }
-#: genai_config.json → hyperparameter.
+#: Key of genai_config.json → hyperparameter.
 _DECODER: Final = {
     "hidden_size": "embedding_length",
     "num_attention_heads": "attention.head_count",
@@ -43,7 +46,7 @@ _DECODER: Final = {
 
 _EPSILONS: Final = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _ATTENTION: Final = frozenset({"Attention", "GroupQueryAttention"})
-#: Attributes of attention → hyperparameter.
+#: Attribute of an attention node → hyperparameter.
 _ATTRIBUTES: Final = {
     "q_num_heads": "attention.head_count",
     "num_heads": "attention.head_count",
@@ -52,7 +55,7 @@ _ATTRIBUTES: Final = {
 
 
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the files that all models of a folder share. A single model file has none."""
+    """Check the files that all models of a folder share. A single model file has no shared files."""
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
         if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
@@ -69,16 +72,16 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
     elif any(path.parent.name == "onnx" for path in paths):
         yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
     else:
-        yield Skip("config", "there is no config.json: the folder is for onnxruntime-genai, which has its own config")
+        yield Skip("config", "the folder is for onnxruntime-genai and has a genai_config.json instead of a config.json")
     yield from check_auxiliary_files(folder, reference)
     if (folder / _GENAI).is_file():
         yield _check_genai(folder, read_object(folder / _GENAI), reference)
     else:
-        yield Skip("genai config", f"there is no {_GENAI}: onnxruntime-genai cannot open the folder")
+        yield Skip("genai config", f"onnxruntime-genai cannot open the folder, because {_GENAI} is missing")
 
 
 def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
-    """config.json lists the models with external data, as a browser cannot list a folder."""
+    """Check that config.json lists the models with external data. A browser cannot list a folder."""
     table = config.get(BROWSER)
     listed = table.get("use_external_data_format") if isinstance(table, Mapping) else None
     wanted = {path.name: 1 for path in paths if path.with_name(f"{path.name}_data").exists()}
@@ -116,7 +119,10 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
 
 
 def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Special ids equal those of the other configs, generation_config.json first; padding defaults to EOS."""
+    """Yield messages for special ids that differ from the other configs.
+
+    Values in generation_config.json take precedence over config.json, and padding defaults to EOS.
+    """
     configs = [folder / name for name in ("config.json", "generation_config.json")]
     stated: dict[str, Any] = {}
     for path in configs:
@@ -128,7 +134,7 @@ def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
             want = want[0] if isinstance(want, list) and want else want
         value = model.get(f"{role}_token_id")
         if stated and value != want:
-            yield f"{role}_token_id: expected {want} as the other configs, found {value!r:.60}"
+            yield f"{role}_token_id: expected {want}, as in the other configs, found {value!r:.60}"
 
 
 def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterator[str]:
@@ -140,25 +146,28 @@ def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterato
         for key, name in table.items() if isinstance(table, Mapping) else ():
             last = (layers if type(layers) is int else 1) - 1
             if isinstance(name, str) and name.replace("%d", str(last)) not in known:
-                yield f"decoder.{part}.{key}: expected a name of the graph, found {name!r:.60}"
+                yield f"decoder.{part}.{key}: expected the name of a graph input or output, found {name!r:.60}"
     shared = isinstance(search, Mapping) and search.get("past_present_share_buffer") is True
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.node)
     if shared and not fused:
-        yield "search.past_present_share_buffer: expected false where the graph appends to its cache, found true"
+        yield "search.past_present_share_buffer: expected false, because the graph appends to its cache, found true"
 
 
 def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Skip]:
-    """Check the graph of a model file: its inputs and outputs, and attributes with values of the config."""
+    """Check the inputs and outputs of a model file's graph, and the graph attributes with values from the config."""
     model = onnx.load(str(artifact.path), load_external_data=False)
     if artifact.path.parent.name == "onnx" or model.producer_name == "ttexport":
         yield _check_interface(artifact, model.graph, reference)
     else:
-        yield Skip("interface", f"{artifact.path.name} is not in onnx/, where clients require certain names")
+        yield Skip(
+            "interface",
+            f"{artifact.path.name} is not in onnx/, and clients require certain names only in onnx/",
+        )
     yield _check_numbers(model.graph, reference)
 
 
 def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Inputs and outputs have the names that clients use: a cache for every layer, and named axes."""
+    """Check that inputs, outputs and axes have the names that clients use, and that every layer has a cache."""
     layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
     stored = {tensor.name for tensor in graph.initializer}
     values = {value.name: value for value in (*graph.input, *graph.output) if value.name not in stored}
@@ -166,7 +175,7 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
     if type(layers) is int:
         ends = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         wanted |= {f"past_key_values.{end}" for end in ends} | {f"present.{end}" for end in ends}
-    wrong = [f"{name}: expected in the graph, found none" for name in sorted(wanted - values.keys())]
+    wrong = [f"{name}: missing in the graph's inputs and outputs" for name in sorted(wanted - values.keys())]
     wrong += [
         f"{name}: found in the graph, but clients do not provide it"
         for name in sorted(values.keys() - wanted - _AXES.keys())
@@ -181,7 +190,10 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
 
 
 def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Epsilons and numbers of heads equal the config's: a wrong epsilon may change logits by less than noise."""
+    """Check that epsilons and numbers of heads equal the config's values.
+
+    A wrong epsilon may change logits by less than the noise.
+    """
     numbers = hyperparameters(reference.checkpoint.text_config)
     epsilons = [numbers[name] for name in _EPSILONS if name in numbers]
     wrong, count = [], 0

@@ -1,4 +1,4 @@
-"""The matrices of an ONNX model other than embedding and head, by rows: floats, or integers in blocks."""
+"""Read the rows of an ONNX model's matrices except embedding and head. A matrix has floats, or integers in blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from exporter.tensors import FLOATS, Array, ByteRange
 from exporter.verify.onnx.rotary import is_rotary
 from exporter.verify.stored.onnx_blocks import BlockStorage
 
-#: Smaller tensors are constants and shapes of the graph.
+#: Smallest number of elements of a weight. Smaller tensors are constants and shapes of the graph.
 MIN_ELEMENTS: Final = 4
 
 
 @dataclass(frozen=True)
 class OnnxMatrix:
-    """One matrix.  parts: its initialisers; for blocks, (out, in), the codes, scales and zero points."""
+    """One matrix of an ONNX model.
+
+    parts: names of the initialisers of the matrix. A matrix in blocks, (out, in), has codes, scales and zero points.
+    """
 
     name: str
     storage: str
@@ -28,25 +31,25 @@ class OnnxMatrix:
     parts: Sequence[str]
 
     def raw(self) -> Array:
-        """(n, bytes): the rows of all parts side by side."""
+        """The rows of all parts, concatenated: (n, bytes)."""
         sides = [self.file.rows(name, 0, self.file.initialisers[name].shape[0]) for name in self.parts]
         count = len(sides[0])
         return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
 
     def places(self) -> list[ByteRange] | None:
-        """The byte range of each part; None if any part is inside the model file."""
+        """The byte range of each part, or None if any part is inside the model file."""
         places = [self.file.initialisers[name].place for name in self.parts]
         outside = [place for place in places if place is not None]
         return outside if len(outside) == len(places) else None
 
     def split(self, raw: Array) -> list[Array]:
-        """The inverse of ``raw``: one array per part."""
+        """Split the bytes from ``raw`` into one array per part."""
         widths = [self.file.initialisers[name].nbytes // len(raw) for name in self.parts]
         return np.split(raw, np.cumsum(widths)[:-1], axis=1)
 
 
 def inner_initialisers(file: OnnxFile) -> Iterator[str]:
-    """Weights other than embedding, head and rotary tables; of matrices in blocks, the codes."""
+    """Yield the names of weights except embedding, head and rotary tables. A matrix in blocks is named by its codes."""
     blocked = _blocked(file)
     scale_parts = {part for tensor in blocked.values() for part in tensor.parts[1:]}
     vocabulary = {part.name for use in (file.embedding, file.head) if use for part in file.stored_tensors(use)}
@@ -57,7 +60,7 @@ def inner_initialisers(file: OnnxFile) -> Iterator[str]:
 
 
 def matrices(file: OnnxFile) -> Iterator[OnnxMatrix]:
-    """The matrices in blocks and of floats, other than embedding and head."""
+    """Yield all matrices except embedding and head, in blocks or floats."""
     blocked = _blocked(file)
     for name in inner_initialisers(file):
         tensor = file.initialisers[name]

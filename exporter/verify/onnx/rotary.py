@@ -1,4 +1,7 @@
-"""Check of a graph's rotary tables of cosines and sines. Most of their rows are beyond the texts that are run."""
+"""Check the rotary tables of cosines and sines of a graph.
+
+A run of texts reads only the first few rows of the tables.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ _KNOWN: Final = ("default", "linear", "llama3")
 
 
 def is_rotary(name: str) -> bool:
-    """Whether an initialiser is a rotary table, by its name."""
+    """True if ``name`` is the name of a rotary table."""
     return name.rpartition(".")[2] in ("cos_cache", "sin_cache", "cos_cached", "sin_cached")
 
 
 def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]:
-    """Every row of every table against the config's frequencies, in float64."""
+    """Compare every row of every rotary table with the config's frequencies, in float64."""
     names = [name for name in file.initialisers if is_rotary(name)]
     if not names:
         return
     config = reference.checkpoint.text_config
     known = list(_frequencies(config))
     if not known:
-        yield Skip("rotary tables", "their frequencies follow a rope type that is unknown here")
+        yield Skip("rotary tables", "the config's rope type is unknown here")
         return
     wrong, worst = [], 0.0
     for name in names:
@@ -42,12 +45,16 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
         deviation = min((_deviation(name, table, steps, stored) for steps in matching), default=np.inf)
         worst = max(worst, deviation)
         wrong += [name] if not deviation <= 1.0 else []
-    detail = f"{wrong[0]}: does not match the config's frequencies" if wrong else f"{len(names)} tables, every position"
+    detail = (
+        f"{wrong[0]}: table does not match the config's frequencies"
+        if wrong
+        else f"every position of {len(names)} tables matches"
+    )
     yield Check(name="rotary tables", passed=not wrong, value=worst, limit=1.0, detail=detail)
 
 
 def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
-    """The largest deviation as a share of the tolerance at its angle."""
+    """The largest deviation of a table, as a share of the tolerance for the angle."""
     angles = np.arange(len(table))[:, None] * steps
     function = "cos" if "cos" in name.rpartition(".")[2] else "sin"
     allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
@@ -55,7 +62,11 @@ def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Radians per position and pair, of layers with full attention and, if they differ, of those with a window."""
+    """Radians per position for each pair of dimensions.
+
+    Yields the array for layers with full attention, then the array for layers with a sliding window if the config has a
+    different base for windows.
+    """
     numbers = hyperparameters(config)
     dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}

@@ -1,4 +1,4 @@
-"""Checks of an ONNX model's initialisers other than embedding and head against base and adapters: every one."""
+"""Check every initialiser of an ONNX model, except embedding and head, against base and adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from exporter.verify.report import Check, Skip
 
 
 def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[Check | Skip]:
-    """Yield the checks of one model file; ``base`` is shared by all models. Memory: some tensors, and the index."""
+    """Yield the checks of one model file.
+
+    All models share ``base``. Memory: a few tensors, and the index of ``base``.
+    """
     file = OnnxFile.open(path)
     known = {tensor.name: tensor for tensor in matrices(file)}
     sums = BaseSums(reference)
@@ -37,11 +40,11 @@ def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[
             unknown.append(name)
         elif fault:
             wrong.append(f"{name}: {fault}")
-    detail = wrong[0] if wrong else f"{len(names) - len(unknown)} initialisers as base and adapters give them"
+    detail = wrong[0] if wrong else f"{len(names) - len(unknown)} initialisers match base and adapters"
     yield Check(name="other tensors", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
     if unknown:
         yield Skip(
             "other tensors",
-            f"{len(unknown)}, such as {unknown[0]}, have an unknown form: verified by their logits only",
+            f"{len(unknown)} tensors of unknown form, such as {unknown[0]}, are verified by their logits only",
         )
     yield from check_rotary(file, reference)

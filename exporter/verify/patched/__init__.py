@@ -1,1 +1,1 @@
-"""Checks of patched artifacts: nothing but the rows differs."""
+"""Checks that a patch changed only the trained rows."""

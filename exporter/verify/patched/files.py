@@ -1,4 +1,8 @@
-"""Checks of the files beside patched models: the adapters' tokenizer, matching configs, all others unchanged."""
+"""Check the files beside patched models.
+
+The tokenizer must be the adapters' tokenizer, the configs must match the vocabulary, and all other files must be
+unchanged.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,11 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FilesBefore:
-    """The files of a folder except its models.  digests: path in the folder → SHA-256.  configs: parsed, or {}."""
+    """The files of a folder except its models.
+
+    digests: path in the folder → SHA-256 digest.  configs: name → parsed config, or {} for a missing file.
+    special_ids: name of a special id → token id.
+    """
 
     digests: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
@@ -35,17 +43,24 @@ class FilesBefore:
 
     @classmethod
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
-        """Read ``folder``.  models: files that other checks compare.  Memory: the configs."""
+        """Read ``folder`` before a patch.
+
+        models: model files, which separate checks compare.  Memory: the configs.
+        """
         return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
 
 def check_files(
     folder: Path, before: FilesBefore, adapters: Sequence[Adapter], models: Set[Path], *, vocab: int | None
 ) -> Iterator[Check]:
-    """Check ``folder``.  vocab: number of tokens, None if unchanged.  models: as for ``FilesBefore.read``."""
+    """Check the files in ``folder``.
+
+    vocab: number of tokens, or None if the patch does not change the number.  models: model files, as for
+    ``FilesBefore.read``.
+    """
     adapter_files = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
     after, configs = _digests(folder, models), _configs(folder)
-    # Tokenizer files are replaced as a set, and clients look for the template in two places.
+    # A patch replaces all tokenizer files together, and clients look for the chat template in two files.
     free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if adapter_files else set())
     wrong = [
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
@@ -62,7 +77,7 @@ def check_files(
 
 
 def _check(name: str, wrong: Sequence[str], description: str) -> Check:
-    detail = f"{wrong[0]} differs from base and adapters, and {len(wrong) - 1} more" if wrong else description
+    detail = f"{wrong[0]} and {len(wrong) - 1} more differ from base and adapters" if wrong else description
     return Check(name=name, passed=not wrong, detail=detail)
 
 
@@ -89,7 +104,10 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Keys that differ but must not. Ids of special tokens may differ; vocab_size must if the vocabulary grows."""
+    """Keys with a forbidden difference.
+
+    Ids of special tokens may differ, and vocab_size must equal ``vocab`` if the vocabulary grows.
+    """
     for key in sorted((old.keys() | new.keys()) - free - SPECIAL_IDS):
         want = vocab if key == "vocab_size" and vocab is not None and key in old else old.get(key)
         if new.get(key) != want:

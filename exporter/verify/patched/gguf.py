@@ -1,6 +1,7 @@
-"""Checks of a patched GGUF against its base, by the checker's own rules for what may differ.
+"""Check a patched GGUF against its base, by the checker's own rules for allowed differences.
 
-The data for the comparison are read from the base before anything is written, because a patch in place overwrites it.
+The data for the comparison are read from the base before anything is written, because a patch in place overwrites the
+base.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 class Before:
     """A base before it is patched.
 
-    rows: tensor → token id → expected row, as trained.  dtype: rows are rounded to it before they are encoded.
-    untouched: tensor → digests of rows that must stay.  every: whether these are all rows.
+    rows: tensor → token id → expected row, as trained.  dtype: dtype to which rows are rounded before they are encoded.
+    untouched: tensor → digests of rows that must not change.  every: True if ``untouched`` covers all rows.
     """
 
     gguf: GgufModel
@@ -56,7 +57,10 @@ class Before:
 
     @classmethod
     def read(cls, gguf: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
-        """Read the data for the checks. every: all rows of every tensor, else some. Memory: 8 MiB, and the digests."""
+        """Read the data for the checks.
+
+        every: True to read all rows of every tensor, False to read a sample.  Memory: 8 MiB, plus the digests.
+        """
         rows = _rows(gguf, adapters)
         untouched = {}
         for name, tensor in gguf.tensors.items():
@@ -67,12 +71,15 @@ class Before:
 
 
 def check_patched(path: Path, before: Before) -> Iterator[Check]:
-    """Compare the patched model with the first file ``path`` with base and adapters."""
+    """Compare a patched model with base and adapters.
+
+    path: the model's file, or the first part of a split GGUF.
+    """
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.gguf.files))]
     yield _check_keys(files[0], before)
     yield (tensors := _check_tensors(files, before))
     if not tensors.passed:
-        return  # rows have no counterparts
+        return  # the rows cannot be matched with the base's rows
     for name, rows in before.rows.items():
         yield _check_rows(_holding(files, name), name, rows, before.dtype)
     yield _check_untouched(files, before)
@@ -117,7 +124,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Every key is unchanged, except those about tokens; the list of tokens fits the matrix."""
+    """Check that every key except those about tokens is unchanged, and that the matrix has one row per token."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]
@@ -132,7 +139,7 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     tokens = new.get(_TOKENS)
     if tokens is not None and tokens != old.get(_TOKENS) and tokens[1] != rows:
         wrong.append(f"{_TOKENS} ({tokens[1]} tokens for {rows} rows)")
-    detail = f"{wrong[0]} differs, and {len(wrong) - 1} more" if wrong else f"{len(new)} keys"
+    detail = f"{wrong[0]} and {len(wrong) - 1} more keys differ from the base" if wrong else f"{len(new)} keys"
     return Check(name="metadata", passed=not wrong, detail=detail)
 
 
@@ -141,7 +148,7 @@ def _n_rows(gguf: GgufModel) -> int:
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
-    """Comparable values: for arrays, their type, length and digest."""
+    """The metadata as comparable values. An array is replaced by its type, length and digest."""
     out: dict[str, Any] = {}
     for name, value in file.metadata.items():
         if isinstance(value, GgufArray):
@@ -154,11 +161,11 @@ def _values(file: GgufFile) -> dict[str, Any]:
 
 
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
-    """The same tensors with the same types and shapes in the same files; only embedding and head may grow."""
+    """Check that tensors, types, shapes and files are unchanged. Only embedding and head may grow."""
     wrong = []
     for old, new in zip(before.gguf.files, files, strict=True):
         if list(old.tensors) != list(new.tensors):
-            wrong.append(f"{new.path.name} holds other tensors")
+            wrong.append(f"{new.path.name}: tensor names differ from the base")
             continue
         for name, tensor in old.tensors.items():
             rows = max([*(token_id + 1 for token_id in before.rows.get(name, {})), tensor.shape[0]])
@@ -170,16 +177,16 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
-    """Every trained row is stored as its type encodes it."""
+    """Check that every trained row is stored in the encoding of the tensor's type."""
     storage = file.tensors[name].type
     wrong = [
         token_id
         for token_id, row in rows.items()
         if not np.array_equal(file.rows(name, token_id, token_id + 1), encode(cast(row[None], dtype), storage))
     ]
-    detail = f"{len(rows)} trained rows in {storage}, rounded to {dtype} first"
+    detail = f"{len(rows)} trained rows, rounded to {dtype} and then encoded in {storage}"
     if wrong:
-        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -190,4 +197,6 @@ def _check_untouched(files: Sequence[GgufFile], before: Before) -> Check:
         changed = before.rows.get(name, {}).keys()
         wrong += [f"{name}: {describe_range('row', *rows)}" for rows in differing(read, kept, changed)]
     count = sum(map(len, before.untouched.values()))
-    return check_untouched(wrong, "every other row" if before.every else f"{count} other rows, some of every tensor")
+    return check_untouched(
+        wrong, "every untrained row" if before.every else f"{count} untrained rows, sampled from every tensor,"
+    )

@@ -1,4 +1,4 @@
-"""Compare the graphs of a model before and after a patch: only the length of the vocabulary may differ."""
+"""Compare the graphs of a model before and after a patch. Only the length of the vocabulary may differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from exporter.verify.patched.files import PROVENANCE
 class GraphPair:
     """The graphs before and after a patch.
 
-    vocabulary: initialisers with bytes, lengths and places that other checks compare.  sizes: tokens before and after.
+    vocabulary: initialisers of embedding and head; separate checks compare the bytes, lengths and places of these
+    initialisers.
+    sizes: numbers of tokens before and after the patch.
     """
 
     old: ModelProto
@@ -26,7 +28,7 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """The first forbidden difference, as names of fields; None if there is none."""
+        """The path of field names to the first forbidden difference, or None without a forbidden difference."""
         for model in (self.old, self.new):
             kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]
@@ -93,7 +95,10 @@ def _constants_of(tensors: Any) -> dict[str, Any]:
 
 
 def _numbers(tensor: Any) -> Any:
-    """The values of an int64 tensor inside the model, else None. Shapes and lengths are such tensors."""
+    """The values of an int64 tensor inside the model file, or None for any other tensor.
+
+    Shapes and lengths are int64 tensors.
+    """
     if tensor.data_type != TensorProto.INT64 or tensor.data_location == TensorProto.EXTERNAL:
         return None
     return np.asarray(numpy_helper.to_array(tensor))

@@ -1,6 +1,7 @@
-"""Checks of a patched folder of ONNX models against its base, by the checker's own rules for what may differ.
+"""Check a patched folder of ONNX models against its base, by the checker's own rules for allowed differences.
 
-The data for the comparison are read from the base before anything is written, because a patch in place overwrites it.
+The data for the comparison are read from the base before anything is written, because a patch in place overwrites the
+base.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from exporter.verify.stored.artifact import decode, encode
 from exporter.verify.stored.onnx_blocks import HALF_STEP, BlockStorage
 from exporter.verify.values.computed import sample
 
-#: Length of the spans that are compared in tensors other than embedding and head when not all bytes are.
+#: Length of the sampled spans of inner tensors if a check compares only a sample of the bytes.
 _SPAN_BYTES: Final = 4096
-#: 4 bits move a row by a tenth of its norm; rows of different matrices are 1.4 norms apart.
+#: Largest distance of a copied row in units of its norm. Rounding to 4 bits moves a row by a tenth of its norm. Rows of
+#: different matrices are 1.4 norms apart.
 _SAME_WITHIN_NORMS: Final = 0.5
 
 
@@ -46,7 +48,8 @@ class ModelBefore:
     """One model before it is patched.
 
     rows: matrix → token id → expected row, as trained.
-    untouched: initialiser → digests of what must stay, by tokens of a matrix, by bytes of any other tensor.
+    untouched: initialiser → digests of the content that must not change. The keys are ranges of tokens for embedding
+    and head, and ranges of bytes for any other tensor.
     """
 
     file: OnnxFile
@@ -56,12 +59,12 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """The matrices of embedding and head, the embedding first."""
+        """The names of the matrices of embedding and head, the embedding first."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
     def parts(self) -> set[str]:
-        """Every initialiser of ``matrices``."""
+        """The names of all initialisers that store ``matrices``."""
         return {part.name for name in self.matrices for part in self.file.stored_tensors(name)}
 
     @property
@@ -72,7 +75,7 @@ class ModelBefore:
 
 @dataclass(frozen=True)
 class Before:
-    """A folder before it is patched. Memory: graphs with the weights inside them."""
+    """A folder before it is patched. Memory: the graphs, including weights stored inside the model files."""
 
     folder: Path
     models: Sequence[ModelBefore]
@@ -82,7 +85,10 @@ class Before:
 
     @classmethod
     def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter], *, every: bool) -> Before:
-        """Read the data for the checks of the models ``paths`` and of all other files. every: all bytes, else some."""
+        """Read the data for the checks of the models ``paths`` and of all other files.
+
+        every: True to read all bytes, False to read a sample.
+        """
         config = folder / "config.json"
         tied = read_object(config).get("tie_word_embeddings") if config.is_file() else None
         models = [_read_model(OnnxFile.open(path), adapters, tied, every=every) for path in paths]
@@ -109,7 +115,7 @@ def check_patched(folder: Path, before: Before) -> Iterator[Check]:
 
 
 def _files(models: Iterable[OnnxFile]) -> set[Path]:
-    """Model files and their data files."""
+    """The paths of all model files and of their external data files."""
     return {
         path
         for model in models
@@ -138,7 +144,7 @@ def _sampled_spans(nbytes: int) -> list[tuple[int, int]]:
 
 
 def _is_raw(file: OnnxFile, name: str) -> bool:
-    """Whether a tensor is outside the model file; those inside are compared with the graph."""
+    """True if a tensor is stored as external data. Tensors inside the model file are compared as part of the graph."""
     return file.initialisers[name].place is not None
 
 
@@ -173,14 +179,14 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
-    """(scale, zero point) of a matrix of integers that has one of each."""
+    """(scale, zero point) of an integer matrix with a single scale."""
     quantisation = file.scaled[name]
     zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
     return float(file.rows(quantisation.scale, 0, 1)[0]), zero
 
 
 def _has_duplicate_head(file: OnnxFile) -> bool:
-    """Whether the head is a copy of the embedding, in any storage."""
+    """True if the head is a copy of the embedding, in any storage."""
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
@@ -198,22 +204,22 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
     wrong = GraphPair(graph, file.parse(), before.parts, (before.tokens, vocab)).difference()
     sizes = {name: file.tokens(name) for name in before.matrices if name in file.token_axis}
     if wrong is None and sizes != dict.fromkeys(before.matrices, vocab):
-        wrong = f"{sizes} tokens where {vocab} were expected"
+        wrong = f"expected {vocab} tokens in each matrix, found {sizes}"
     yield Check(name="graph", passed=wrong is None, detail=wrong or f"{len(graph.graph.node)} nodes, {vocab} tokens")
     if wrong is not None:
-        return  # rows have no counterparts
+        return  # the rows cannot be matched with the base's rows
     for name, rows in before.rows.items():
         yield _check_rows(file, name, rows)
     yield _check_untouched(file, before, every=every)
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
-    """Every trained row is stored as the matrix encodes it."""
+    """Check that every trained row is stored in the encoding of the matrix."""
     storage = _storage(file, name)
     wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
     detail = f"{len(rows)} trained rows in {storage}"
     if wrong:
-        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -236,4 +242,7 @@ def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Che
         else:
             wrong += [f"{name}: {describe_range('byte', *span)}" for span in differing(partial(file.raw, name), kept)]
     count = sum(map(len, before.untouched.values()))
-    return check_untouched(wrong, "every other byte" if every else f"{count} other pieces, some of every tensor")
+    return check_untouched(
+        wrong,
+        "every byte outside the trained rows" if every else f"{count} untrained ranges, sampled from every tensor,",
+    )

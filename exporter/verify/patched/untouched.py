@@ -1,6 +1,6 @@
 """Digests of the rows and bytes that a patch must not change, taken from the base before the patch.
 
-Digests also work for a patch in place, which overwrites the base.
+Digests are sufficient for a patch in place, which overwrites the base.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from exporter.tensors import BLOCK_BYTES, Array
 from exporter.verify.report import Check
 from exporter.verify.values.computed import SAMPLED, sample
 
-#: ``read(start, stop)``: rows [start, stop) of a tensor as stored, (n, bytes) uint8.
+#: Function ``read(start, stop)`` that returns the stored rows [start, stop) of a tensor, (n, bytes) uint8.
 Reader = Callable[[int, int], Array]
-#: (start, stop) of rows → SHA-256 of their bytes, without the rows that change.
+#: Range (start, stop) of rows → SHA-256 digest of the bytes of the unchanged rows in the range.
 Digests = Mapping[tuple[int, int], bytes]
 
 
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
-    """Some unchanged rows, one per range, including neighbours of changed rows, which a wrong offset would hit."""
+    """A sample of the unchanged rows, one row per range.
+
+    The sample includes neighbours of changed rows, because a wrong offset would overwrite a neighbour.
+    """
     near = {row + step for row in sorted(changed)[:SAMPLED] for step in (-1, 1)}
     rows = (near | set(sample(n_rows))) - set(changed)
     return [(row, row + 1) for row in sorted(rows) if 0 <= row < n_rows]
 
 
 def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
-    """Every row, in ranges of at most 8 MiB and at least one row."""
+    """All rows, split into ranges of at most 8 MiB and at least one row."""
     step = max(1, BLOCK_BYTES // max(1, row_nbytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
@@ -36,7 +39,7 @@ def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
 def digests(
     read: Reader, ranges: Iterable[tuple[int, int]], changed: Collection[int] = ()
 ) -> dict[tuple[int, int], bytes]:
-    """The digest of every range, without the rows ``changed``. Memory: one range."""
+    """The digest of every range in ``ranges``, leaving out the rows ``changed``. Memory: the bytes of one range."""
     ids = np.array(sorted(changed), np.int64)
     return {
         (start, stop): _digest(read(start, stop), ids[(ids >= start) & (ids < stop)] - start) for start, stop in ranges
@@ -50,13 +53,17 @@ def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> l
 
 
 def check_untouched(wrong: Sequence[str], compared: str) -> Check:
-    """The check.  wrong: places with bytes that differ.  compared: the compared bytes, for a check that passes."""
-    detail = f"{wrong[0]} differs from the base, and {len(wrong) - 1} more" if wrong else f"{compared} as in the base"
+    """The check that untrained rows and bytes are unchanged.
+
+    wrong: descriptions of the ranges that differ.  compared: description of the compared bytes, for the detail of a
+    passed check.
+    """
+    detail = f"{wrong[0]} and {len(wrong) - 1} more differ from the base" if wrong else f"{compared} as in the base"
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def describe_range(unit: str, start: int, stop: int) -> str:
-    """Text for a range: ``row 7``, ``rows 0 to 4095``."""
+    """Describe a range, for example as ``row 7`` or ``rows 0 to 4095``."""
     return f"{unit} {start}" if stop == start + 1 else f"{unit}s {start} to {stop - 1}"
 
 

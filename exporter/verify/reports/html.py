@@ -14,12 +14,12 @@ from exporter.verify.reports.plots import kl_by_position, logit_scatter, row_bar
 from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 _TEMPLATE: Final = "report.html.jinja"
-#: Number of powers of ten below the largest KL over which the colour of a token fades.
+#: Number of powers of ten over which the colour of a token fades, counted from the largest KL.
 _DECADES: Final = 2
 
 
 def to_html(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.html for ``document``; the page needs no network and no script."""
+    """The bytes of report.html for ``document``. The page needs no network and no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = _figure
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
@@ -37,13 +37,13 @@ def to_html(document: Mapping[str, Any]) -> bytes:
 
 
 def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
-    """The model of the profile if the artifact has several: the first that was run."""
+    """The name of the profiled model, the first model that was run, or None if the artifact has only one model."""
     runs = [name for name in artifact["facts"] if name.endswith(": runtime")]
     return runs[0].removesuffix(": runtime") if artifact["profile"] and len(runs) > 1 else None
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """The plots that have data: without a run there are no logits, without trained rows no bars."""
+    """Yield the plots with data. Without a run the logit plots are left out, and without trained rows the bar plot."""
     profile = artifact["profile"]
     if profile is not None:
         svg = kl_by_position(profile["traces"], f"{name}-kl")
@@ -56,7 +56,10 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Every token with a heat from 0 to 1, logarithmic in the KL of its position."""
+    """The tokens of all traces with a heat from 0 to 1, or None without a profile.
+
+    The heat is logarithmic in the KL at the token's position.
+    """
     if artifact["profile"] is None:
         return None
     traces = artifact["profile"]["traces"]
@@ -80,7 +83,7 @@ def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _figure(value: object) -> str:
-    """Three digits of a number, "" for None."""
+    """Format a float with three significant digits. None gives ""."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-#: Characters that XML 1.0 cannot represent, but error messages of runtimes may contain.
+#: Characters that XML 1.0 cannot represent. Error messages of runtimes may contain such characters.
 _ILLEGAL: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.xml for ``document``, that of report.json."""
+    """The bytes of report.xml for ``document``, the content of report.json."""
     xml = JUnitXml("ttexport verify")
     for artifact in document["artifacts"]:
         suite = TestSuite(_clean(f"{artifact['format']} {artifact['artifact']}"))

@@ -17,14 +17,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from exporter.verify.running.prompts import KINDS
 
-#: matplotlib needs colours, the page has CSS variables: each variable is drawn as a unique colour and replaced later.
+#: Colours that stand for CSS variables. matplotlib needs colours, so each variable is drawn in a unique colour that is
+#: replaced in the SVG.
 _INKS: Final = {f"#0102{number:02x}": name for number, name in enumerate(("ink", "muted", "grid", "limit", "point"), 1)}
 _SERIES: Final = {position_kind: f"#0103{number:02x}" for number, position_kind in enumerate(KINDS, 1)}
 _VARIABLES: Final = _INKS | {colour: f"series-{number}" for number, colour in enumerate(_SERIES.values(), 1)}
 _INK, _MUTED, _GRID, _LIMIT, _POINT = _INKS
 _STYLE: Final = {
-    "svg.fonttype": "none",  # text stays text: searchable, small, in the font of the page
-    "svg.hashsalt": "ttexport",  # the same ids in every run
+    "svg.fonttype": "none",  # text stays searchable and small, in the page's font
+    "svg.hashsalt": "ttexport",  # keeps ids equal in every run
     "font.size": 9,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -39,16 +40,19 @@ _STYLE: Final = {
     "ytick.color": _MUTED,
     "legend.frameon": False,
 }
-#: A KL below this is rounding noise of float64; a logarithmic axis needs a lower bound.
+#: Lower bound of the logarithmic KL axis. A smaller KL is rounding noise of float64.
 _FLOOR: Final = 1e-12
 _MOST_BARS: Final = 32
-#: Length of the bar of a row that is stored exactly.
+#: Length of the bar for a row that is stored exactly.
 _STUMP: Final = 1e-4
 _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
-    """For each kind of position: the mean KL over sequences at every position, and a thin line up to the largest."""
+    """Plot the mean KL over sequences at every position, with a thin line up to the largest KL.
+
+    Each kind of position has a separate colour.
+    """
     by_kind: dict[str, dict[int, list[float]]] = {position_kind: {} for position_kind in KINDS}
     for trace in traces:
         for position, (position_kind, kl) in enumerate(zip(trace["kinds"], trace["kl"], strict=True)):
@@ -74,7 +78,7 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str:
-    """A dot per logit; on the diagonal artifact and reference agree."""
+    """Plot one dot per logit. On the diagonal, artifact and reference agree."""
     both = [pair for pair in zip(pairs["reference"], pairs["artifact"], strict=True) if None not in pair]
     points = np.array(both, np.float64).reshape(-1, 2)
 
@@ -89,7 +93,10 @@ def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str
 
 
 def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
-    """A bar per trained row, the largest first: the error of the stored row as a share of the change by training."""
+    """Plot one bar per trained row, in decreasing order.
+
+    The length of a bar is the error of the stored row as a share of the change by training.
+    """
     bars = [
         (error / change if change else 0.0, f"{matrix['use']} {token_id}")
         for matrix in rows
@@ -113,13 +120,16 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
-    """The powers of ten around a range, at least one apart, so that an axis has two labels."""
+    """The powers of ten that enclose a range. The two powers differ, so that an axis has two labels."""
     bottom = math.floor(math.log10(low))
     return 10.0**bottom, 10.0 ** max(bottom + 1, math.ceil(math.log10(high)))
 
 
 def _svg(draw: Callable[[Axes], None], name: str, *, height: float) -> str:
-    """``draw`` on a figure of 6 by ``height`` inches. ``name`` keeps the ids of several figures on a page apart."""
+    """Draw a figure of 6 by ``height`` inches as SVG.
+
+    name: prefix for ids, so that ids of figures on a page do not collide.
+    """
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(6, height), layout="constrained")
         FigureCanvasSVG(figure)

@@ -1,4 +1,7 @@
-"""Environment and inputs of a verification: versions, processor, threads; digests of artifacts, base and adapters."""
+"""Environment and inputs of a verification.
+
+The environment has versions, processor and threads. The inputs have digests of artifacts, base and adapters.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from exporter.tensors import BLOCK_BYTES
 from exporter.verify.expect.reference import Reference
 from exporter.version import __version__
 
-#: Packages that can change the figures of a report.
+#: Packages with an influence on the figures of a report.
 _PACKAGES: Final = (
     "gguf",
     "llama-cpp-python",
@@ -32,13 +35,19 @@ _PACKAGES: Final = (
 
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Environment, reference and file digests for a report; no clock time. Reads ``artifacts``, one block in memory."""
+    """Environment, reference and file digests for a report, without the time of day.
+
+    Reads all files of ``artifacts``. Memory: one block of a file.
+    """
     base = reference.checkpoint
     return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)
 
 
 def setting_without_base(name: str, adapters: Sequence[Adapter], artifacts: Sequence[Path]) -> dict[str, Any]:
-    """The same without a checkpoint.  name: that of the base."""
+    """Environment, reference and file digests for a report without a base checkpoint.
+
+    name: name of the base.
+    """
     return _setting(name, None, adapters, artifacts)
 
 
@@ -59,7 +68,7 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine; None for a package that is not installed."""
+    """Versions of packages and a description of the machine. The version of a missing package is None."""
     return {
         "ttexport": __version__,
         "python": platform.python_version(),
@@ -72,7 +81,7 @@ def environment() -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file. Raises UnreadableFile."""
+    """SHA-256 digest of a file. Raises UnreadableFile if the file cannot be read."""
     digest = hashlib.sha256()
     with reading(path), path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -81,7 +90,7 @@ def file_digest(path: Path) -> str:
 
 
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
-    """(path in the artifact, the file), in the order of names; for a split GGUF, all its parts."""
+    """Yield (path in the artifact, path of the file) in the order of names. A split GGUF gives all its parts."""
     if artifact.is_file():
         yield from ((part.path.name, part.path) for part in GgufModel.open(artifact).files)
         return
@@ -91,7 +100,7 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _cpu() -> str:
-    """The name of the processor, which on Linux only /proc has."""
+    """The name of the processor. On Linux, only /proc has the name."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

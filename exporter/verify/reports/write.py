@@ -1,4 +1,4 @@
-"""Write the three forms of a report. All are rendered from one document before any is written."""
+"""Write the three forms of a report. All forms are rendered from one document before the first file is written."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ HTML: Final = "report.html"
 
 
 def require_renderers() -> None:
-    """Raise MissingDependency unless all packages for a report are installed; imports none."""
+    """Raise MissingDependency if a package for reports is missing. No package is imported."""
     for package in REPORT:
         package.require("--report")
 
 
 def write_report(folder: Path, reports: Sequence[Report], setting: dict[str, Any]) -> None:
-    """Write report.json, report.xml and report.html into ``folder``, replacing older ones. Raises OutputError."""
+    """Write report.json, report.xml and report.html into ``folder``, replacing older files.
+
+    Raises OutputError if a file cannot be written.
+    """
     from exporter.verify.reports.html import to_html
     from exporter.verify.reports.junit import to_junit
 

@@ -1,7 +1,7 @@
-"""Checks of quantised artifacts by mean KL over positions, relative to the base in the same quantisation.
+"""Check quantised artifacts by their mean KL over positions, relative to the base in the same quantisation.
 
-The excess is the difference of two means over the same positions. Both contain the noise that quantisation adds to
-logits, so the difference has a standard error, and the limit allows for it: chance does not fail the check, and a fault
+The excess is the difference of two means over the same positions. The two means contain the noise of quantisation, so
+the difference has a standard error. The limit allows for the standard error, so chance does not fail the check. A fault
 in the artifact does not raise the limit.
 """
 
@@ -18,12 +18,15 @@ from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISE
 
 
 def check_base(base: Distance, types: Collection[str]) -> Check:
-    """The base in this quantisation is close to the base: the excess check cannot see errors common to both."""
+    """Check that the quantised base is close to the base.
+
+    The excess check cannot detect errors of the quantised base.
+    """
     return _check_median("base as stored", base, types, "median KL of the base in the same quantisation")
 
 
 def check_alone(tuned: Distance, types: Collection[str]) -> Check:
-    """The artifact is close to the tuned model: the only check without the base in the same quantisation."""
+    """Check that the artifact is close to the tuned model, if no base in the same quantisation is available."""
     return _check_median("tuned as stored", tuned, types, "median KL")
 
 
@@ -37,13 +40,15 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """The artifact's mean KL from the tuned model is at most the quantised base's from the base, up to noise.
+    """Check that the artifact's mean KL exceeds the mean KL of the quantised base by no more than the noise.
 
-    tuned, base: over the same positions.  lengths: positions of each sequence.  varied: number of positions that tuning
-    affects; at the others both compute the same, except for a few columns.  errors: accepted standard errors.
+    tuned, base: distances over the same positions.  lengths: number of positions of each sequence.
+    varied: number of positions that tuning affects. At any other position, logits of tuned model and base differ in a
+    few columns only.
+    errors: accepted number of standard errors.
     """
     error = standard_error(tuned, base, lengths, varied)
-    means = f"mean KL {tuned.kl:.3g}, of the base in the same quantisation {base.kl:.3g}"
+    means = f"mean KL {tuned.kl:.3g}, mean KL of the base in the same quantisation {base.kl:.3g}"
     detail = f"{means}, {tuned.positions} positions, standard error {error:.2g}"
     limit = max(QUANTISED_EXCESS, errors * error)
     return Check.at_most("excess KL", _excess(tuned.kl, base.kl), limit, detail)
@@ -52,13 +57,14 @@ def check_excess(
 def check_routed(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, most: float | None
 ) -> Iterator[Check]:
-    """The same for mixtures of experts, and the median KL, which a few tokens at other experts do not move.
+    """Check the excess of a mixture of experts by mean and median KL.
 
-    most: limit of the median KL; None limits the median's excess over that of the base as the mean's is limited for
-    other models.
+    A few tokens routed to different experts do not move the median.
+
+    most: limit for the median KL, or None to limit the excess of the median by QUANTISED_EXCESS.
     """
     yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
-    detail = f"median KL {tuned.kl_median:.3g}, of the base in the same quantisation {base.kl_median:.3g}"
+    detail = f"median KL {tuned.kl_median:.3g}, median KL of the base in the same quantisation {base.kl_median:.3g}"
     if most is None:
         yield Check.at_most("excess KL, median", _excess(tuned.kl_median, base.kl_median), QUANTISED_EXCESS, detail)
     else:
@@ -66,12 +72,13 @@ def check_routed(
 
 
 def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> float:
-    """Standard error of the excess, as a share of the base's mean: the smaller of two estimates.
+    """Standard error of the excess as a share of the base's mean KL. The result is the smaller of two estimates.
 
-    Paired: from the differences d by position, sqrt(Σ(d - mean)²), or from their sums by sequence if that is larger, as
-    positions of a sequence depend on each other: sqrt(Σ(Σd - n·mean)²), unreliable alone for few sequences.
-    Independent: as if ``varied`` positions had a new KL drawn from the base's distribution, deviation · sqrt(2 varied).
-    It ignores the pairing, but a faulty artifact, which can raise the paired estimate, cannot raise this one.
+    The paired estimate is the larger of sqrt(Σ(d - mean)²), from the differences d by position, and sqrt(Σ(Σd -
+    n·mean)²), from the sums of d by sequence. The sums are needed because positions of a sequence depend on each other,
+    but sums of few sequences are unreliable. The independent estimate is deviation · sqrt(2 varied), as if ``varied``
+    positions had a new KL drawn from the base's distribution. A faulty artifact can raise the paired estimate, but
+    cannot raise the independent estimate, which ignores the pairing.
     """
     if not base.kl > 0:
         return 0.0

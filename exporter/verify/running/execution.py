@@ -1,4 +1,4 @@
-"""Run artifacts and the reference, and compare their arrays."""
+"""Run artifacts and the reference, and compare the resulting arrays."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ from exporter.verify.runtimes.job import RuntimeFailed, run
 from exporter.verify.stored.artifact import Artifact
 from exporter.verify.tolerances import GGUF_KL, GREEDY_TOKENS
 
-#: Called with one line of progress at a time.
+#: Function that is called with each line of progress.
 Say = Callable[[str], None]
 
 
 @dataclass
 class ArtifactResults:
-    """The results of one artifact's processes.
+    """The results of the processes that run one artifact.
 
-    rounding: the rounding of the reference that the artifact is compared with.  modes: its run modes.
-    arrays, base_arrays, loader_arrays: results of the artifact, of the base in the same quantisation, and of
-    transformers' own GGUF loader.  failure: the runtime's error message, or "".
-    not_restored: tuned tensors that could not be replaced by the base's, so that ``base_arrays`` are not the base's.
+    rounding: rounding of the reference for the comparison with the artifact.  modes: run modes of the artifact.
+    arrays: results of the artifact.  base_arrays: results of the base in the same quantisation.
+    loader_arrays: results of the artifact in the GGUF loader of transformers.
+    failure: error message of the runtime, or "".
+    not_restored: names of tuned tensors without a replacement by the base's tensors. With such tensors, ``base_arrays``
+    are not results of the base.
     """
 
     artifact: Artifact
@@ -58,9 +60,9 @@ class ArtifactResults:
 
 @dataclass
 class Execution:
-    """The processes of one verification. Their results stay in ``folder`` and are read when needed.
+    """The processes of one verification. The results of the processes stay in ``folder`` and are read when needed.
 
-    required: names of runtimes that must run all they support.
+    required: names of runtimes that must run every artifact that the runtime supports.
     """
 
     reference: Reference
@@ -72,9 +74,9 @@ class Execution:
     reference_arrays: logits.Reader | None = None
 
     def run(self, artifact: Artifact) -> None:
-        """Run ``artifact`` in its runtime; if it is quantised, also a copy with the base's values.
+        """Run ``artifact`` in its runtime. If ``artifact`` is quantised, also run a copy with the base's values.
 
-        Raises MissingDependency if no installed runtime can run it.
+        Raises MissingDependency if no installed runtime can run ``artifact``.
         """
         runtime = choose_runtime(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
@@ -87,13 +89,13 @@ class Execution:
         if artifact.format == "onnx":
             state.modes, state.skipped = graph_modes(artifact)
         if runtime == "gguf_in_transformers":
-            reason = missing("llama.cpp", needed_for="running a GGUF file where its users do")
-            state.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran it instead"))
+            reason = missing("llama.cpp", needed_for="running a GGUF file in llama.cpp")
+            state.skipped.append(Skip("llama.cpp", f"{reason}; the file was run in transformers instead"))
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
             "more": self.sequences.more if self._uses_mean(state) else [],
-            # Greedy decoding runs only where it must match exactly.
+            # Greedy decoding runs only if the chosen tokens must match exactly.
             "greedy_prompts": self._greedy_prompts() if greedy_must_match(artifact) else [],
             "greedy_tokens": self._greedy_tokens(),
             "texts": self.sequences.texts,
@@ -109,7 +111,7 @@ class Execution:
                 copy, state.not_restored = write_base(artifact, self.reference, folder / "copy")
                 base_sequences = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
                 base_job = base_sequences | {"texts": [], "modes": ["full"]}
-                self.say(f"running the base as stored in {artifact.path.name}")
+                self.say(f"running the base in the same quantisation as {artifact.path.name}")
                 state.base_arrays = run(runtime, job | {"artifact": str(copy)} | base_job, folder / "base")
                 shutil.rmtree(folder / "copy")
             if runtime == "llamacpp":
@@ -119,18 +121,18 @@ class Execution:
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
-        """Run a GGUF in transformers' own loader, too, or record the reason why not."""
+        """Run a GGUF in the GGUF loader of transformers as well, or record the reason for skipping the run."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
-            reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file as transformers does"))
+            reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file in transformers"))
         elif len(state.artifact.files) > 1:
-            reason = "transformers' own loader reads no split files"
+            reason = "the GGUF loader of transformers cannot read split GGUF files"
         elif gguf_loader.NAME not in self.required and any(earlier.loader_arrays for earlier in self.runs.values()):
-            reason = f"it ran another GGUF of the same model; --require {gguf_loader.NAME} runs all"
+            reason = f"only one GGUF per model runs in the loader; use --require {gguf_loader.NAME} to run every GGUF"
         if reason:
             state.skipped.append(Skip(gguf_loader.NAME, reason))
             return
-        self.say(f"running {state.artifact.path.name} in transformers' own loader")
+        self.say(f"running {state.artifact.path.name} in the GGUF loader of transformers")
         sequences = [self.sequences.all[number] for number in self._loader_sequences()]
         state.loader_arrays = run("gguf_in_transformers", job | {"sequences": sequences}, folder / "loader")
 
@@ -138,7 +140,10 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference in one process: in every rounding of the artifacts, and over the tokens that they chose."""
+        """Run the reference in one process, in every rounding that the artifacts need.
+
+        The reference also scores the tokens that the artifacts chose.
+        """
         ran = [state for state in self.runs.values() if state.arrays is not None]
         if not ran:
             return
@@ -152,11 +157,11 @@ class Execution:
             "base_sequences": self._base_sequences() if any(state.base_arrays for state in ran) else [],
             "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(ran).items()},
         }
-        self.say("computing the reference: transformers with PEFT, unmerged")
+        self.say("running the reference: transformers with unmerged PEFT adapters")
         self.reference_arrays = run("reference", job, self.folder / "reference")
 
     def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
-        """Compare the results of ``artifact`` with the reference. A failure of its runtime is a failed check."""
+        """Compare the results of ``artifact`` with the reference. A failure of the runtime is a failed check."""
         state = self.runs[artifact.path]
         facts["runtime"] = TITLES[state.runtime]
         yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
@@ -213,7 +218,7 @@ class Execution:
         assert self.reference_arrays is not None, "the reference ran if any artifact did"
         assert state.arrays is not None
         assert state.base_arrays is not None
-        # New tokens have no column in the base: both sides are compared over the base's vocabulary.
+        # New tokens have no column in the base, so logits are compared over the base's vocabulary.
         columns = self.reference.base_vocab
         base = logits.distance(
             self.reference_arrays, "base", state.base_arrays, "full", self._base_sequences(), columns
@@ -225,8 +230,8 @@ class Execution:
         if state.not_restored:
             yield excess.check_alone(tuned, state.artifact.types)
             count, first = len(state.not_restored), state.not_restored[0]
-            reason = f"{count} tuned tensors, such as {first}, cannot be replaced by the base's in this storage"
-            state.skipped.append(Skip("excess KL", f"{reason}: there is no base in the same quantisation to compare"))
+            reason = f"{count} tuned tensors, such as {first}, cannot be replaced by the base's tensors"
+            state.skipped.append(Skip("excess KL", f"no base in the same quantisation is available, because {reason}"))
             return
         quantised = state.artifact.quantised
         if quantised:
@@ -245,32 +250,38 @@ class Execution:
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
     def _uses_mean(self, state: ArtifactResults) -> bool:
-        """Whether the artifact is compared by its mean KL, relative to the base in the same quantisation."""
+        """True if the artifact is checked by its mean KL, relative to the base in the same quantisation."""
         return state.artifact.quantised or self._router_is_noisy(state)
 
     def _router_is_noisy(self, state: ArtifactResults) -> bool:
-        """Whether rounding may send tokens to other experts: llama.cpp rounds activations to a 16-bit file's type."""
+        """True if rounding may send tokens to different experts.
+
+        llama.cpp rounds activations to the type of a 16-bit file.
+        """
         return self.reference.routed and state.artifact.storage in HALVES and state.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
-        """A control text and, if any, a text with trained tokens, of equal length: a batch without padding."""
+        """A control text and, if available, a text with trained tokens.
+
+        Texts have equal lengths, so a batch needs no padding.
+        """
         prompts = [self.sequences.control[0], *self.sequences.trained[:1]]
         length = min(map(len, prompts))
         return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """Number of tokens to decode: at most as many as the model has positions after a prompt."""
+        """Number of tokens to decode, limited by the model's number of positions after a prompt."""
         length = len(self._greedy_prompts()[0])
         left = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, left))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The sequences with a known token in place of each new token, which the base lacks; all positions stay."""
+        """The sequences for the base. A known token replaces each new token, so all positions stay."""
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 
     def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
-        """By rounding, the distinct (prompt, chosen tokens) for the reference to score, in order."""
+        """Map each rounding to the distinct pairs (prompt, chosen tokens) for the reference to score, in order."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
         for state in runs:
             if state.arrays is not None and greedy_must_match(state.artifact):

@@ -1,7 +1,10 @@
-"""transformers' own GGUF loader as a second runtime beside llama.cpp: the same file must give the same results in both.
+"""The GGUF loader of transformers as a second runtime beside llama.cpp.
 
-The loader dequantises a file and computes in float32. That takes many times as long as llama.cpp, most of it for the
-vocabulary, so the loader runs a few sequences of one file unless it is required.
+A GGUF file must give equal results in loader and llama.cpp.
+
+The loader dequantises a file and computes in float32. A run takes many times as long as in llama.cpp, mostly for the
+vocabulary. Therefore the loader runs only a few sequences, and only one file per model unless the user requires the
+loader.
 """
 
 from __future__ import annotations
@@ -18,23 +21,24 @@ from exporter.verify.tolerances import HF_ROUNDING_SHARE, LOADER_KL, LOADER_MAX_
 
 #: Name of the loader in ``--require``, in checks and in skips.
 NAME: Final = "transformers-gguf"
-#: Model types for which the loader equals the checkpoint, if the rotary embedding is not scaled. Measured in float32
-#: with transformers 5.23: these are equal; the loader refuses most others and computes some wrongly (KL up to 1.2).
+#: Model types for which loader and checkpoint give equal results if the rotary embedding is not scaled. Measured in
+#: float32 with transformers 5.23. The loader refuses most other model types and computes a few wrongly (KL up to 1.2).
 _COMPUTED: Final = ("llama", "qwen2", "phi3", "stablelm")
-#: Settings of StableLM that the loader does not read from a file: logits differ by 3.4 on a tiny model.
+#: Settings of StableLM that the loader does not read from a file. With such a setting, logits of a tiny model differ by
+#: 3.4.
 _NOT_READ: Final = ("qk_layernorm", "use_parallel_residual")
 
 
 def unsupported_reason(reference: Reference) -> str | None:
-    """Reason why the loader cannot run this model, or None."""
+    """The reason why the loader cannot run the model of ``reference``, or None."""
     config = reference.checkpoint.text_config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
     if setting := next((setting_name for setting_name in _NOT_READ if config.get(setting_name)), None):
-        return f"transformers' own loader does not support {model} with {setting}"
+        return f"the GGUF loader of transformers does not support {model} with {setting}"
     if model in _COMPUTED and rotation == "default":
         return None
-    return f"transformers' own loader does not support {model} with rope type {rotation}"
+    return f"the GGUF loader of transformers does not support {model} with rope type {rotation}"
 
 
 def require_supported(reference: Reference) -> None:
@@ -44,7 +48,7 @@ def require_supported(reference: Reference) -> None:
 
 
 def sequences_to_run(sequences: Sequence[Sequence[int]], trained: Sequence[Sequence[int]]) -> list[int]:
-    """The numbers of the sequences that the loader runs: the first, and the first with trained tokens."""
+    """The numbers of the sequences for the loader: the first sequence, and the first sequence with trained tokens."""
     return [0] if not trained else [0, len(sequences) - len(trained)]
 
 
@@ -56,15 +60,17 @@ def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int
 
 
 def check_exact(distance: Distance, rounding: float) -> Check:
-    """A file of floats equals the rounded reference: both use the same kernels.
+    """Check that a float file gives the logits of the rounded reference.
 
-    rounding: largest effect of the rounding on a logit if the file stores sums, else 0.
+    The loader and the reference use the same kernels.
+
+    rounding: largest effect of rounding on a logit if the file stores sums of base and updates, else 0.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(NAME, distance.max_abs, limit, f"max abs over {distance.positions} positions")
 
 
 def check_quantised(distance: Distance) -> Check:
-    """A quantised file gives the results of llama.cpp, up to llama.cpp's rounding of activations."""
+    """Check that a quantised file gives the results of llama.cpp, up to llama.cpp's rounding of activations."""
     detail = f"mean KL from llama.cpp over {distance.positions} positions, max abs {distance.max_abs:.2g}"
     return Check.at_most(NAME, distance.kl, LOADER_KL, detail)

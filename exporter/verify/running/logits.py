@@ -1,4 +1,4 @@
-"""Checks of an artifact's logits and greedy tokens against the reference's."""
+"""Check an artifact's logits and greedy tokens against the reference."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def distance(
     sequences: Sequence[Sequence[int]],
     columns: int | None = None,
 ) -> Distance:
-    """Distance over the logits of ``sequences``. columns: compare only this many first tokens of the vocabulary."""
+    """Distance between the logits ``got`` and ``want`` of ``sequences``.
+
+    columns: number of tokens of the vocabulary to compare, or None for all tokens.
+    """
     distances = []
     for number, ids in enumerate(sequences):
         want_logits, got_logits = want(f"{want_name}.{number}"), got(f"{got_name}.{number}")
@@ -48,7 +51,7 @@ def distance(
 
 
 def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """The merged checkpoint gives the logits of the unmerged adapter, rounded as the checkpoint is."""
+    """Check that a merged checkpoint gives the logits of the unmerged adapter with the checkpoint's rounding."""
     limit = HF_MAX_ABS
     if "rounding" in distances:
         limit = max(limit, HF_ROUNDING_SHARE * distances["rounding"].max_abs)
@@ -56,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """The logits in one pass and, if the graph allows, token by token with the cache and in a padded batch."""
+    """Check the logits of one pass and, if the graph supports the run modes, of cached and padded runs."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":
@@ -67,7 +70,7 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
 
 
 def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
-    """A quantised graph gives the same logits token by token and in a padded batch as in one pass."""
+    """Check that a quantised graph gives equal logits in cached, padded and full runs."""
     first, *others = modes
     for mode in others:
         deviation = distance(got, first, got, mode, sequences)
@@ -76,7 +79,10 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
 
 
 def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Mean KL, with the limit of the storage type; in float32 also the top-1 token at every position."""
+    """Check the mean KL against the limit of the storage type.
+
+    In float32, also check the top-1 token at every position.
+    """
     full = distances["full"]
     yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], f"{full.positions} positions, max abs {full.max_abs:.2g}")
     if storage == "F32":
@@ -88,9 +94,9 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
-    """Every token that the artifact chose greedily is the reference's best, or as good within the noise.
+    """Check that every greedy token of the artifact is the reference's best token, or equally good within the noise.
 
-    continuations[n]: the number under which the reference scored the tokens that the artifact chose after prompt n.
+    continuations: for each prompt, the number of the reference's scores for the tokens that the artifact chose.
     """
     total = undecided = 0
     for number, continuation in enumerate(continuations):
@@ -101,12 +107,12 @@ def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequen
         if (wrong := np.flatnonzero((ours != theirs) & ~(behind <= GREEDY_MARGIN))).size:
             step = wrong[0]
             detail = f"prompt {number}, step {step}: expected token {ours[step]}, found {theirs[step]}"
-            return Check(name="greedy tokens", passed=False, detail=f"{detail}, {behind[step]:.3g} behind")
-    return Check(name="greedy tokens", passed=True, detail=f"{total - undecided} of {total} identical")
+            return Check(name="greedy tokens", passed=False, detail=f"{detail}, with a logit {behind[step]:.3g} lower")
+    return Check(name="greedy tokens", passed=True, detail=f"{total - undecided} of {total} tokens identical")
 
 
 def check_tokens(want: Sequence[Sequence[int]], got: Reader, texts: Sequence[str]) -> Check:
-    """llama.cpp splits the texts into the same tokens as the tokenizer of the tuned model."""
+    """Check that llama.cpp and the tuned model's tokenizer split the texts into equal tokens."""
     for number, text in enumerate(texts):
         if list(want[number]) != got(f"tokens.{number}").tolist():
             detail = f"{text[:40]!r}: expected {list(want[number])[:12]}, found {got(f'tokens.{number}').tolist()[:12]}"

@@ -1,4 +1,4 @@
-"""Distances between two arrays of logits, both (positions, vocabulary) in float32 or wider."""
+"""Distances between two arrays of logits, (positions, vocabulary) in float32 or wider."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ _FEW: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Figures by position, each (positions,) float64, and their summaries over all positions.
+    """Distances of logits ``got`` from logits ``want`` at each position, with summaries over all positions.
 
-    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest difference between two logits.  top1_at: 1 where the best token
-    of got is one of want's best.  top5_at: share of got's five best that are among want's.  surprise_at: (positions,
-    2), -log p of the next token, under want and under got; NaN where there is none.
+    Shapes are (positions,) and dtypes float64 unless given below.
+
+    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest difference between a logit of got and of want.
+    top1_at: 1 if got's best token is a best token of want, else 0.
+    top5_at: share of got's five best tokens that are among want's five best tokens.
+    surprise_at: (positions, 2), -log p of the next token under want and under got, or NaN without a next token.
     """
 
     kl_at: Array
@@ -40,41 +43,41 @@ class Distance:
 
     @property
     def kl_median(self) -> float:
-        """Median KL."""
+        """Median KL over positions."""
         return float(np.median(self.kl_at))
 
     @property
     def kl_p99(self) -> float:
-        """99th percentile of the KL."""
+        """99th percentile of the KL over positions."""
         return float(np.quantile(self.kl_at, 0.99))
 
     @property
     def kl_max(self) -> float:
-        """Largest KL."""
+        """Largest KL over positions."""
         return float(self.kl_at.max())
 
     @property
     def misses(self) -> int:
-        """Number of positions with another top-1 token."""
+        """Number of positions where the top-1 token differs."""
         return int((self.top1_at == 0).sum())
 
     @property
     def max_abs(self) -> float:
-        """Largest difference between two logits, over all positions and tokens."""
+        """Largest difference between a logit of got and of want, over all positions and tokens."""
         return float(self.max_abs_at.max())
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Perplexity of the next tokens under want and under got; NaN if there are none."""
+        """Perplexities of the next tokens under want and under got, or NaN without next tokens."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
-        with np.errstate(over="ignore"):  # that of a broken model may overflow
+        with np.errstate(over="ignore"):  # the perplexity of a broken model may overflow
             want, got = np.exp(known.mean(axis=0))
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """The figures of a report, by name."""
+        """Map the names of figures in a report to values."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),
@@ -89,17 +92,18 @@ class Distance:
         }
 
     def at(self, chosen: Array | slice) -> Distance:
-        """The distance over some positions: a slice, or a mask (positions,)."""
+        """The distance over the positions ``chosen``, given as a slice or as a mask (positions,)."""
         return Distance(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
-    """Distance of ``got`` from ``want``; any NaN makes every figure NaN, which fails every check.
+    """Distance of ``got`` from ``want``. Any NaN in ``got`` makes every figure NaN, and every check fails.
 
-    want, got: (positions, vocabulary).  ids: the sequence, for perplexities; a token without a column is not counted.
+    want, got: logits, (positions, vocabulary).  ids: token ids of the sequence, for perplexities. Tokens without a
+    column are not counted.
     """
     if want.shape != got.shape:
-        raise ValueError(f"logits of shape {want.shape} against {got.shape}")
+        raise ValueError(f"expected logits of shape {want.shape}, found shape {got.shape}")
     count, vocab = want.shape
     kl, worst, top1, top5 = (np.full(count, np.nan) for _ in range(4))
     surprise = np.full((count, 2), np.nan)
@@ -118,7 +122,7 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
 
 def pool(distances: Sequence[Distance]) -> Distance:
-    """The distance over all positions of several texts."""
+    """Combine the distances of separate texts into one distance over all positions."""
     parts = ([getattr(distance, field.name) for distance in distances] for field in fields(Distance))
     return Distance(*(np.concatenate(part) for part in parts))
 
@@ -130,7 +134,10 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _shared_best(want: Array, got: Array) -> float:
-    """Share of got's five best tokens that are among want's; with ties, those as good as want's fifth."""
+    """Share of got's five best tokens that are among want's five best.
+
+    Ties with want's fifth token count as among the best.
+    """
     few = min(_FEW, len(want))
     threshold = np.partition(want, -few)[-few]
     return float((want[np.argpartition(got, -few)[-few:]] >= threshold).mean())

@@ -1,4 +1,4 @@
-"""The profile of a run for the report: figures by kind of position, traces by token, some pairs of logits."""
+"""The profile of a run for the report: figures by kind of position, traces by token, and sampled pairs of logits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from exporter.verify.running.logits import Reader
 from exporter.verify.running.metrics import Distance
 from exporter.verify.running.prompts import KINDS, Sequences
 
-#: Pairs of logits in a report: enough to see a bend or a stray cloud.
+#: Numbers of positions and columns with a pair of logits in a report, enough to see systematic deviations in a plot.
 _POSITIONS: Final = 80
 _COLUMNS: Final = 5
 
 
 def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
-    """The profile of one artifact.  distance: of ``got``'s full pass from ``want``, over all sequences in order."""
+    """The profile of one artifact.
+
+    distance: distance of the full pass ``got`` from ``want``, over all sequences in order.
+    """
     kinds = list(sequences.kinds())
     flat_kinds = np.array([position_kind for row in kinds for position_kind in row])
     figures = {"all": distance.figures()}
@@ -35,7 +38,10 @@ def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: s
 
 
 def _pairs(sequences: Sequences, want: Reader, want_name: str, got: Reader) -> list[tuple[float, float]]:
-    """Pairs of logits at positions spread over all sequences: the reference's top-1 and some across the vocabulary."""
+    """Pairs of logits at positions spread over all sequences.
+
+    Each position has the reference's top-1 token and tokens spread over the vocabulary.
+    """
     places = [(number, position) for number, ids in enumerate(sequences.all) for position in range(len(ids))]
     pairs = []
     for number, position in places[:: -(-len(places) // _POSITIONS)]:

@@ -1,4 +1,7 @@
-"""The token sequences for comparing logits: control texts, the user's texts, and texts with every trained token."""
+"""The token sequences for the comparison of logits.
+
+Sequences come from control texts, from the user's prompts, and from control texts with every trained token inserted.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,29 @@ from exporter.verify.running.control_texts import CONTROL_TEXTS, MORE_TEXTS
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # loaded only before a model runs
 
-#: Kinds of positions. A trained token that follows another one counts as input.
+#: Kinds of positions. A position with a trained token and a trained next token counts as "trained as input".
 KINDS: Final = ("control", "user", "trained as input", "trained as target", "beside trained")
-#: Long enough for attention to matter; short enough that full logits of a 150k vocabulary fit a few times over.
+#: Maximum length of a sequence. The length is enough for attention to matter, and a few copies of full logits with a
+#: vocabulary of 150k fit into memory.
 _MAX_TOKENS: Final = 40
-#: Trained tokens are inserted into control texts. Four per sequence leave most of the text intact. If that takes more
-#: than ``_MAX_SEQUENCES``, sequences get more of them, so that the cost does not grow with their number.
+#: Number of trained tokens inserted into a control text. Four tokens leave most of the text intact. If more than
+#: ``_MAX_SEQUENCES`` sequences were needed, more tokens are inserted per sequence, so that the cost does not grow with
+#: the number of trained tokens.
 _TRAINED_PER_SEQUENCE: Final = 4
 _MAX_SEQUENCES: Final = 16
-#: Limit on disk for one set of logits of the further texts: 1,365 positions of a vocabulary of 49,152.
+#: Maximum size on disk of one set of logits of ``more`` texts: 1,365 positions with a vocabulary of 49,152.
 _MORE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids per sequence.
+    """The token ids of all sequences to run.
 
-    control: without trained tokens.  user: the user's prompts.  trained: control texts with trained tokens inserted.
-    texts, text_ids: the texts and their encodings, with trained tokens.  covered: the ids inserted in ``trained``, each
-    as an input and as a target; all trained ids unless there are more than fit.  words: id → its text.
-    more: further texts, with and without trained tokens, for means over positions.
+    control: control texts without trained tokens.  user: the user's prompts.  trained: control texts with trained
+    tokens inserted.
+    texts, text_ids: all texts and their encodings, including trained tokens.
+    covered: ids inserted in ``trained``, each id as an input and as a target. Too many trained ids are sampled.
+    words: id → text of the token.  more: additional texts with and without trained tokens, for means over positions.
     """
 
     control: list[list[int]]
@@ -47,16 +53,16 @@ class Sequences:
 
     @property
     def all(self) -> list[list[int]]:
-        """The control sequences, the user's, and those with trained tokens."""
+        """The control sequences, the user's prompts, and the sequences with trained tokens."""
         return self.control + self.user + self.trained
 
     @property
     def many(self) -> list[list[int]]:
-        """``all``, and ``more``."""
+        """The sequences of ``all``, followed by those of ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
-        """The kinds of the positions of each sequence of ``all``, one of ``KINDS`` per position."""
+        """For each sequence of ``all``, the kind of every position, from ``KINDS``."""
         trained = set(self.covered)
         yield from (["control"] * len(ids) for ids in self.control)
         yield from (["user"] * len(ids) for ids in self.user)
@@ -70,7 +76,7 @@ class Sequences:
 def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
     """Encode the texts with the tuned model's tokenizer, without special tokens, and insert the trained tokens.
 
-    Raises BadInput without tokenizer.json, or if no control text has tokens to compare.
+    Raises BadInput if tokenizer.json is missing or if no control text has tokens to compare.
     """
     tokenizer = _tokenizer(reference)
     limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
@@ -84,7 +90,9 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
     control = untrained(text_ids[: len(CONTROL_TEXTS)])
     if not control:
-        raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found none")
+        raise BadInput(
+            f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found no encodable text"
+        )
     user = [ids[:limit] for ids in text_ids[len(CONTROL_TEXTS) :] if len(ids) > 1]
     trained, covered = weave(reference.trained_ids, control, limit)
     known = {token for ids in (*control, *user, *trained) for token in ids}
@@ -95,10 +103,11 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
 
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
-    """Insert ``token_ids`` into ``carriers``. Returns (sequences, the ids that they cover).
+    """Insert ``token_ids`` into ``carriers``. Returns (sequences, ids that the sequences cover).
 
-    Every covered id is the input of a position, and the target of the one before. There are at most ``_MAX_SEQUENCES``
-    sequences of at most ``limit`` tokens; if not all ids fit, evenly spread ones are covered.
+    Every covered id is the input of a position and the target of the preceding position. The result has at most
+    ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens. If not all ids fit, an evenly spaced sample of the ids is
+    covered.
     """
     most = _MAX_SEQUENCES * (limit - 1)
     covered = _spread(token_ids, most)
@@ -108,7 +117,10 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
 
 
 def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
-    """Every carrier, followed by a copy with the next covered tokens inserted; at most ``positions`` tokens in all."""
+    """Every carrier, followed by a copy with the next covered tokens inserted.
+
+    The total is at most ``positions`` tokens.
+    """
     each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
     sequences: list[list[int]] = []
     for number, carrier in enumerate(carriers):
@@ -122,15 +134,18 @@ def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int,
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Read one prompt per line; empty lines are ignored. Raises UnreadableFile."""
+    """Read one prompt per line.
+
+    Empty lines are ignored. Raises UnreadableFile if the file is unreadable, not UTF-8, or empty.
+    """
     with reading(path):
         content = path.read_bytes()
     try:
         lines = [line for line in content.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(path, f"expected UTF-8 text, found an invalid byte at {exc.start}") from exc
+        raise UnreadableFile(path, f"expected UTF-8 text, found an invalid byte at offset {exc.start}") from exc
     if not lines:
-        raise UnreadableFile(path, "expected one prompt per line, found none")
+        raise UnreadableFile(path, "expected one prompt per line, found no prompt")
     return lines
 
 
@@ -139,31 +154,34 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
     path = reference.tokenizer_file()
     if path is None:
-        raise BadInput(f"{reference.checkpoint.path}: expected tokenizer.json to encode prompts, found none")
+        raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer.json to encode prompts, found no such file")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as exc:  # the library raises bare Exception for every malformed file
+    except Exception as exc:  # the tokenizers library raises bare Exception for every malformed file
         raise UnreadableFile(path, f"not a tokenizer: {exc}") from exc
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; for a part of a character, the tokenizer's own spelling."""
+    """The text of a token, or the tokenizer's own spelling if the token is a part of a character."""
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     own: str | None = tokenizer.id_to_token(token)
     return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
 
 
 def _spread(ids: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of ``ids``, evenly spaced, with the first and the last."""
+    """At most ``count`` of ``ids``, evenly spaced, including the first and the last id."""
     if len(ids) <= count:
         return list(ids)
     return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]
 
 
 def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
-    """Spread trained tokens over a carrier. The carrier's token comes first, so that each trained token is a target."""
+    """Spread trained tokens over a carrier.
+
+    The sequence starts with a token of the carrier, so that each trained token is a target.
+    """
     carried = min(len(carrier), limit - len(trained))
-    # Number of the carrier's tokens before each trained token: at least one before the first.
+    # Number of the carrier's tokens before each trained token, at least 1.
     before = [max(1, number * carried // (len(trained) + 1)) for number in range(1, len(trained) + 1)]
     woven: list[int] = []
     for start, stop, token in zip([0, *before], before, trained, strict=False):

@@ -1,8 +1,8 @@
-"""Make the untuned base in the quantisation of an artifact, for comparison with that artifact.
+"""Make the untuned base in the quantisation of an artifact, for comparison with the artifact.
 
-Rows are quantised independently of each other. So the artifact with the base's rows in place of the trained ones *is*
-the base in the same quantisation, made by the same quantiser. Tensors with updates are quantised here, as llama.cpp and
-ONNX Runtime do it without an importance matrix.
+Rows are quantised independently of each other. Therefore the artifact with the base's rows in place of the trained rows
+*is* the base in the same quantisation, made by the same quantiser. Tensors with updates are quantised by the checker,
+as llama.cpp and ONNX Runtime quantise without an importance matrix.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ _ROWS_AT_ONCE: Final = 4096
 
 
 def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[Path, list[str]]:
-    """Copy ``artifact`` into the new folder ``folder``, with the base's values.
+    """Copy ``artifact`` into the new folder ``folder`` and write the base's values into the copy.
 
-    Returns (path of the copy, tuned tensors that could not be replaced by the base's); with any of the latter, the copy
-    is not the base. Rows of new tokens, which the base lacks, stay as they are. Raises OutputError.
+    Returns (path of the copy, names of tuned tensors that could not be replaced). If any tensor could not be replaced,
+    the copy is not the base. Rows of new tokens stay unchanged, because the base has no such rows. Raises OutputError
+    if the copy cannot be written.
     """
     for path in artifact.files:
         copy = folder / path.relative_to(artifact.path.parent)
@@ -45,7 +46,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
         _put_back(copied.head, reference.head)
     tie = reference.checkpoint.tie
     vocabulary = {tie.embedding, tie.head, *tie.copies}
-    # The reference lists a tied head as a tensor, too, although the checkpoint stores none.
+    # The reference lists a tied head as a tensor, although the checkpoint stores no head.
     inner = reference.checkpoint.tensors.keys() - vocabulary
     changed = {name for name in inner if reference.tensors[name].changed}
     if changed:
@@ -54,7 +55,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """Write the base's values into ``matrix``: the trained rows, or all rows if tuning changes the whole matrix."""
+    """Write the base's values into the trained rows of ``matrix``, or into all rows if tuning changes all rows."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]
@@ -75,7 +76,7 @@ def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
 
 
 def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
-    """Write the base's values into the other tensors of a GGUF. Yields the stored names of the restored tensors."""
+    """Write the base's values into the inner tensors of a GGUF. Yields the checkpoint names of the restored tensors."""
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
@@ -94,15 +95,18 @@ def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
             try:
                 raw = encode(base, tensor.type)
             except (MissingDependency, NotExpressible):
-                continue  # for example, a type that needs an importance matrix
+                continue  # for example, the type needs an importance matrix
             start = tensor.offset_bytes + number * rows * tensor.row_nbytes
             _write([ByteRange(gguf.holder(name).path, start, raw.nbytes)], raw.tobytes())
             yield stored
 
 
 def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
-    """The same for the matrices of an ONNX model that hold sums of base and updates."""
-    from exporter.sources.onnx.file import OnnxFile  # parses protobuf, which only ONNX needs
+    """Write the base's values into an ONNX model's sums of base and updates.
+
+    Yields the checkpoint names of the restored tensors.
+    """
+    from exporter.sources.onnx.file import OnnxFile  # loads protobuf, which only ONNX needs
     from exporter.verify.onnx.base_sums import BaseSums
     from exporter.verify.onnx.matrices import matrices
 
@@ -112,6 +116,7 @@ def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
             expected_sum, places = sums.find(matrix.name, decode(matrix.raw(), matrix.storage)), matrix.places()
             if expected_sum is not None and places is not None:
                 content = encode(np.asarray(expected_sum.base, np.float32), matrix.storage)
-                # ``content`` holds a row's codes, scales and zero points side by side; the file has a tensor for each.
+                # A row of ``content`` contains codes, scales and zero points. The file has separate tensors for the
+                # three parts.
                 _write(places, b"".join(part.tobytes() for part in matrix.split(content)))
                 yield from expected_sum.names

@@ -1,4 +1,4 @@
-"""The runtime of an artifact, its run modes, and the rounding of the reference that it is compared with."""
+"""Choose an artifact's runtime, its run modes, and the rounding of the reference for the comparison."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """Whether greedy decoding must choose the reference's tokens: for checkpoints and float32 files only.
+    """True if greedy decoding must choose the reference's tokens, as for checkpoints and float32 files.
 
-    llama.cpp rounds activations to a 16-bit file's type.
+    For a 16-bit file, llama.cpp rounds activations to the file's type.
     """
     return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
 def reference_rounding(artifact: Artifact, reference: Reference) -> str:
-    """The rounding of the reference for ``artifact``: a dtype, with " whole" if norms and biases are rounded, too.
+    """The rounding of the reference for ``artifact``: a dtype, followed by " whole" to round also norms and biases.
 
-    A checkpoint rounds norms and biases; a GGUF keeps them in float32.
+    A checkpoint rounds norms and biases. A GGUF keeps norms and biases in float32.
     """
     if artifact.quantised:
         return "F32"
@@ -36,7 +36,10 @@ def reference_rounding(artifact: Artifact, reference: Reference) -> str:
 
 
 def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
-    """(run modes that the inputs of a graph allow, skips for the others); the graph may be of another tool."""
+    """Returns (run modes that the inputs of a graph support, skips for unsupported modes).
+
+    Graphs from different tools have different inputs.
+    """
     if artifact.encoder_embedding:
         return ["full", "cached", "right-padded"], []
     modes, skipped = ["full"], []
@@ -52,14 +55,14 @@ def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
 
 
 def choose_runtime(artifact: Artifact, reference: Reference) -> str:
-    """The module of the runtime. Raises MissingDependency for a GGUF that no installed runtime can run."""
+    """The name of the runtime's module. Raises MissingDependency if no installed runtime can run a GGUF."""
     if artifact.format == "onnx":
         return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
     return "merged" if artifact.format == "hf" else _gguf_runtime(artifact, reference)
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """llama.cpp if it is installed, else transformers' own GGUF loader for models that it supports."""
+    """Choose llama.cpp if installed, else the GGUF loader of transformers for supported models."""
     if installed("llama.cpp"):
         return "llamacpp"
     if reason := gguf_loader.unsupported_reason(reference):

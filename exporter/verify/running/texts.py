@@ -1,6 +1,6 @@
-"""Checks of tokenizers and chat templates in use: encoding texts, decoding tokens, rendering chats.
+"""Check tokenizers and chat templates by encoding texts, decoding tokens and rendering chats.
 
-Other checks compare the files; these run each artifact's tokenizer and template, as its users do.
+Separate checks compare the files. The checks here run each artifact's tokenizer and template, as users do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.verify.running.prompts import Sequences
 from exporter.verify.runtimes.installed import installed
 from exporter.verify.runtimes.job import RuntimeFailed, run
 
-#: One turn, a turn after a system message, and a dialogue with characters to escape.
+#: Three chats: one turn, one turn after a system message, and a dialogue with characters to escape.
 CHATS: Final = (
     [{"role": "user", "content": "How many ships sail tonight?"}],
     [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Fog or <b>rain</b>?"}],
@@ -36,8 +36,8 @@ CHATS: Final = (
 class TextResults:
     """Outputs of the tokenizers and templates of the tuned model and of all artifacts.
 
-    outputs: name in the job → its outputs; the tuned model is "tuned".  ids: the decoded sequences.
-    names: artifact → its name in the job.  reason: why the process failed, or "".
+    outputs: name in the job → outputs, where the tuned model has the name "tuned".  ids: the sequences to decode.
+    names: path of an artifact → name in the job.  reason: the reason why the process failed, or "".
     """
 
     outputs: Mapping[str, Mapping[str, Any]]
@@ -46,7 +46,7 @@ class TextResults:
     reason: str = ""
 
     def check(self, path: Path) -> Iterator[Check | Skip]:
-        """The checks of the artifact at ``path``."""
+        """Yield the checks of the artifact at ``path``."""
         want = self.outputs.get("tuned", {"failure": self.reason})
         if "failure" in want:
             yield Skip("texts", f"transformers cannot load the tuned model's tokenizer: {want['failure']}")
@@ -56,7 +56,11 @@ class TextResults:
             yield Skip("texts", "the model file has no tokenizer beside it")
             return
         if "failure" in got:
-            yield Check(name="encoding", passed=False, detail=f"transformers cannot load it: {got['failure']}")
+            yield Check(
+                name="encoding",
+                passed=False,
+                detail=f"transformers cannot load the artifact's tokenizer: {got['failure']}",
+            )
             return
         if "encoded" in got:
             yield _compare("encoding", want["encoded"], got["encoded"], "texts")
@@ -66,9 +70,9 @@ class TextResults:
 
 
 def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> TextResults:
-    """Run all tokenizers and templates in one process: those of folders, and the templates of GGUF files.
+    """Run the tokenizers and templates of folders, and the templates of GGUF files, in one process.
 
-    formats: artifact → format.  A single ONNX model file, or a folder with nothing else, has neither.
+    formats: path of an artifact → format.  An ONNX model file without further files has no tokenizer and no template.
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
@@ -95,9 +99,9 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
 
 
 def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
-    """llama.cpp decodes tokens to the same texts as the tuned model's tokenizer; a leading space is ignored.
+    """Check that llama.cpp and the tuned model's tokenizer decode tokens to equal texts, ignoring a leading space.
 
-    Yields nothing if either is missing, which other checks report.
+    Yields no check if llama.cpp or the tokenizer's results are missing. Separate checks report missing results.
     """
     want = results.outputs.get("tuned", {}).get("plain")
     if want is None or not installed("llama.cpp"):
@@ -113,14 +117,14 @@ def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterato
 
 
 def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
-    """The sequences to decode: the texts, and every added or trained token by itself."""
+    """The sequences to decode: all texts, and every added or trained token as a sequence of length 1."""
     path = reference.tokenizer_file()
     single = {*(added_tokens(path).values() if path else ()), *sequences.covered}
     return [*sequences.text_ids, *([token] for token in sorted(single))]
 
 
 def _has_files(path: Path) -> bool:
-    """Whether the folder has more than a model: then a missing tokenizer is a fault."""
+    """True if the folder contains configs or auxiliary files. In such a folder, a missing tokenizer is a fault."""
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 
@@ -138,5 +142,5 @@ def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> C
         expected, actual = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
         start = next((index for index, pair in enumerate(zip(expected, actual, strict=False)) if pair[0] != pair[1]), 0)
         begin = max(0, start - 10)
-        detail = f"number {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {actual[begin : begin + 40]!r}"
+        detail = f"item {wrong[0]}: expected {expected[begin : begin + 40]!r}, found {actual[begin : begin + 40]!r}"
     return Check(name=name, passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -1,1 +1,1 @@
-"""One module per runtime, each run in a fresh process: it reads a job, computes logits and writes arrays."""
+"""One module per runtime. A module runs in a fresh process, reads a job, computes logits and writes arrays."""

@@ -1,4 +1,4 @@
-"""Run a GGUF file in transformers' own GGUF loader, dequantised to fp32."""
+"""Run a GGUF file, dequantised to fp32, in the GGUF loader of transformers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
 
-    Job: artifact, sequences, more (sequences, numbered after those), greedy_prompts, greedy_tokens.
+    Keys of the job: artifact, sequences, more (additional sequences, with the next numbers), greedy_prompts,
+    greedy_tokens.
     """
     quiet()
-    # The loader parses the header twice, and builds the name table once per module, always with the same result. With a
-    # large vocabulary that is most of its time.
+    # The loader parses the header twice and builds equal name tables for every module. With a large vocabulary, most of
+    # the loader's time goes into parsing and tables.
     for name in ("GGUFReader", "get_tensor_name_map"):
         setattr(gguf, name, cache(getattr(gguf, name)))
     path = Path(job["artifact"])

@@ -1,4 +1,4 @@
-"""Installed runtimes. A check that needs a missing runtime is reported as such, never dropped in silence."""
+"""Installed runtimes. A check without its runtime is reported as skipped and never left out silently."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _RUNTIMES: Final = {
     "transformers": Requirement(("transformers", "peft", "torch"), "transformers, peft and torch", "ttexport"),
     "transformers-gguf": Requirement(("transformers", "torch", "gguf"), "transformers, torch and gguf", "ttexport"),
 }
-#: The values of ``--require``.
+#: The accepted values of ``--require``.
 NAMES: Final = tuple(_RUNTIMES)
 
-#: Module of this package that runs artifacts → name of its runtime in messages.
+#: Name of a module of this package that runs artifacts → name of the runtime in messages.
 TITLES: Final = {
     "merged": "transformers",
     "gguf_in_transformers": "transformers",
@@ -28,7 +28,7 @@ TITLES: Final = {
 
 
 def installed(name: str) -> bool:
-    """Whether the runtime is installed; nothing is imported."""
+    """True if the runtime ``name`` is installed. No package is imported."""
     return _RUNTIMES[name].is_installed()
 
 
@@ -39,5 +39,5 @@ def require(names: Iterable[str], *, needed_for: str) -> None:
 
 
 def missing(name: str, *, needed_for: str) -> MissingDependency:
-    """The error that names the pip command for the runtime."""
+    """An error with the pip command that installs the runtime ``name``."""
     return _RUNTIMES[name].missing(needed_for)

@@ -1,4 +1,4 @@
-"""The interface of a runtime's process: a JSON job as input, one .npy array per result as output."""
+"""The interface of a runtime's process. The input is a JSON job, and the output is one .npy file per array."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """A runtime refused an artifact or crashed on it; the verdict is then not equivalent."""
+    """A runtime refused an artifact or crashed with the artifact, so the verdict is not equivalent."""
 
     exit_code = 3
 
 
 def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], Array]:
-    """Run ``exporter.verify.runtimes.<runtime>`` on ``job`` in ``folder``; return a reader of its arrays by name.
+    """Run ``exporter.verify.runtimes.<runtime>`` on ``job``.
 
-    Raises RuntimeFailed with the last line of the process on stderr.
+    folder: new folder for the job and the arrays.  Returns a function that reads an array by its name.
+
+    Raises RuntimeFailed with the last line that the process wrote to stderr.
     """
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, **OFFLINE, "TOKENIZERS_PARALLELISM": "false"}
-    # Threads that spin while they wait slow a busy machine down many times, and do not speed up an idle one.
+    # Threads that spin while waiting slow down a busy machine many times and do not speed up an idle machine.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if reason := failure(f"exporter.verify.runtimes.{runtime}", str(folder), environment=environment):
         raise RuntimeFailed(f"{runtime}: {reason}")
@@ -43,7 +45,10 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
 
 
 def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
-    """The main function of a runtime's process: call ``compute`` with the job and a function that saves an array."""
+    """Run the main function of a runtime's process.
+
+    compute: function that is called with the job and with a function that saves an array under a name.
+    """
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
 

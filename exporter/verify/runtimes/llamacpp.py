@@ -1,6 +1,7 @@
-"""Run a GGUF file in llama.cpp, through the C API that llama-cpp-python wraps: full logits and greedy tokens.
+"""Run a GGUF file in llama.cpp for full logits and greedy tokens, through the C API wrapped by llama-cpp-python.
 
-The cache is float32 and flash attention is off, so that differences come from the file, not from the cache's rounding.
+The cache is float32 and flash attention is off, so that differences come from the file and not from rounding in the
+cache.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _GGML_TYPE_F32 = 0
 
 
 class Session:
-    """A loaded model and one context; each call starts from an empty cache unless ``past`` is given."""
+    """A loaded model and one context. Each call starts from an empty cache unless ``past`` is given."""
 
     def __init__(self, path: str, n_ctx: int) -> None:
-        """Load ``path`` with a context of ``n_ctx`` tokens. Raises ValueError if llama.cpp cannot."""
+        """Load ``path`` with a context of ``n_ctx`` tokens. Raises ValueError if llama.cpp cannot load the file."""
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -43,7 +44,10 @@ class Session:
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
 
     def logits(self, ids: Sequence[int], past: int = 0) -> Array:
-        """(len(ids), vocabulary) float32; positions count from ``past``, which the cache must hold."""
+        """Compute the logits of ``ids``: (len(ids), vocabulary) float32.
+
+        past: number of positions in the cache before ``ids``.
+        """
         if past == 0:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
@@ -53,7 +57,7 @@ class Session:
                 batch.token[slot], batch.pos[slot] = token, past + slot
                 batch.n_seq_id[slot], batch.seq_id[slot][0], batch.logits[slot] = 1, 0, 1
             if code := llama_cpp.llama_decode(self.context, batch):
-                raise ValueError(f"llama_decode ended with code {code}")
+                raise ValueError(f"llama_decode failed with code {code}")
             out = np.empty((len(ids), self.n_vocab), np.float32)
             for slot in range(len(ids)):
                 row = llama_cpp.llama_get_logits_ith(self.context, slot)
@@ -63,19 +67,20 @@ class Session:
         return out
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of ``text``, special tokens recognised, none added."""
+        """Token ids of ``text``. Special tokens in ``text`` are recognised, and no special token is added."""
         data = text.encode()
         out = (llama_cpp.llama_token * (len(data) + 8))()
         count = llama_cpp.llama_tokenize(self.vocab, data, len(data), out, len(out), False, True)
         if count < 0:
-            raise ValueError(f"llama_tokenize ended with code {count}")
+            raise ValueError(f"llama_tokenize failed with code {count}")
         return list(out[:count])
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save ``full.N`` (logits of sequence N), ``greedy.N`` (tokens after prompt N) and ``tokens.N`` (ids of text N).
 
-    Job: artifact, sequences, more (sequences, numbered after those), greedy_prompts, greedy_tokens, texts.
+    Keys of the job: artifact, sequences, more (additional sequences, with the next numbers), greedy_prompts,
+    greedy_tokens, texts.
     """
     sequences = [*job["sequences"], *job["more"]]
     longest = max(map(len, [*sequences, *job["greedy_prompts"]]))
@@ -96,9 +101,9 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep only llama.cpp's errors on stderr, so that the last line is the reason of a failure."""
+    """Write only llama.cpp's errors to stderr, so that the last line is the reason of a failure."""
 
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds it at run time
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds the decorator at run time
     def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             os.write(2, text)

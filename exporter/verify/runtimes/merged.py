@@ -13,7 +13,7 @@ from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_g
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
 
-    Job: artifact, sequences, greedy_prompts, greedy_tokens.
+    Keys of the job: artifact, sequences, greedy_prompts, greedy_tokens.
     """
     quiet()
     model = load_checkpoint(job["artifact"])

@@ -1,4 +1,7 @@
-"""Run an ONNX model in ONNX Runtime on the CPU: in one full pass, token by token with the cache, in a padded batch."""
+"""Run an ONNX model in ONNX Runtime on the CPU.
+
+The run modes are one full pass, token by token with the cache, and a padded batch.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
-    """A loaded model; feeds only the inputs that the graph has."""
+    """A loaded model. The session feeds only the inputs that exist in the graph."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
-        """Load ``path``. Raises ONNX Runtime's own errors.
+        """Load ``path``. Raises errors of ONNX Runtime.
 
-        cache_shape: (heads, width) of the cache, for axes without a size in the graph.
+        cache_shape: (heads, width) of the cache, used for axes without a size in the graph.
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # As for OpenMP: waiting threads must not take CPU time from other processes.
+        # Waiting threads must not take CPU time from other processes, as for OpenMP.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
@@ -34,7 +37,7 @@ class Session:
         self.cache_inputs = [name for name in self.inputs if name.startswith("past_key_values.")]
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
-        """An empty cache: arrays (batch, kv_heads, 0, head_dim) by input name."""
+        """An empty cache. Returns arrays (batch, kv_heads, 0, head_dim) by input name."""
         cache: dict[str, Array] = {}
         for name in self.cache_inputs:
             value = self.inputs[name]
@@ -46,11 +49,17 @@ class Session:
     def run(
         self, ids: Array, mask: Array, positions: Array, cache: Mapping[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
-        """(logits (batch, positions, vocabulary), the new cache). ``mask`` covers past and new positions."""
+        """Run one step. Returns (logits (batch, positions, vocabulary), new cache).
+
+        mask: attention mask over past and new positions.
+        """
         return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
 
     def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """As ``run``, with all possible inputs by name; those that the graph lacks are ignored."""
+        """Run one step as ``run`` does, with all possible inputs by name.
+
+        Inputs that are not in the graph are ignored.
+        """
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))
         cache = {name: by_name[name.replace("past_key_values.", "present.")] for name in self.cache_inputs}
@@ -60,9 +69,9 @@ class Session:
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save ``MODE.N`` (logits of sequence N) for each run mode, and ``greedy.N`` (tokens chosen after prompt N).
 
-    Job: artifact (a model file), sequences, more (sequences for mode full only, numbered after those), modes,
-    cache_shape, greedy_prompts (of one length), greedy_tokens.
-    modes: of full, cached (token by token), padded and right-padded (all sequences in one batch).
+    Keys of the job: artifact (a model file), sequences, more (additional sequences for mode full, with the next
+    numbers), modes, cache_shape, greedy_prompts (of equal length), greedy_tokens.
+    The modes are full, cached (token by token), padded and right-padded (all sequences in one batch).
     """
     session = Session(Path(job["artifact"]), job["cache_shape"])
     for mode in job["modes"]:
@@ -81,9 +90,9 @@ def _full(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[Arra
 
 
 def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Token by token, all sequences in one batch, without padding: each row holds only real tokens.
+    """Run all sequences token by token in one batch without padding.
 
-    A finished sequence leaves the batch, so the longest ones come first.
+    A finished sequence leaves the batch, so sequences are sorted by decreasing length.
     """
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     rows: list[list[Array]] = [[] for _ in sequences]
@@ -98,7 +107,7 @@ def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 
 
 def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Shorter sequences are padded on the left; the logits of the padding are dropped."""
+    """Run all sequences in one batch, padded on the left. Logits of the padding are dropped."""
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -111,7 +120,10 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 
 
 def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """For graphs without position_ids, which count positions from the first column."""
+    """Run all sequences in one batch, padded on the right.
+
+    Graphs without position_ids count positions from the first column.
+    """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -125,7 +137,7 @@ _MODES: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-pad
 
 
 def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
-    """(prompts, tokens): the tokens chosen after each prompt; all prompts have one length and form one batch."""
+    """The tokens chosen after each prompt: (prompts, tokens). All prompts have equal lengths and form one batch."""
     cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):

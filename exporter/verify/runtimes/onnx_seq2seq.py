@@ -1,7 +1,8 @@
-"""Run an ONNX encoder and its decoder in ONNX Runtime on the CPU, with the inputs of Optimum and transformers.js.
+"""Run an ONNX encoder and its decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
 
-Encoder and decoder get the same sequence: in one pass, token by token with the cache, and in a padded batch. Padding is
-on the right, as in tokenizers of encoder-decoders: the encoder masks it, and in the decoder it follows the real tokens.
+Encoder and decoder get equal sequences, in one pass, token by token with the cache, or in a padded batch. Padding is on
+the right, as in tokenizers of encoder-decoders. The encoder masks the padding, and in the decoder the padding follows
+the real tokens.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class EncoderDecoder:
     """A loaded encoder and decoder."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
-        """Load both.  path: the decoder.  cache_shape: as for ``Session``.
+        """Load the encoder and the decoder.
 
-        Raises BadInput if the encoder is missing, and ONNX Runtime's own errors.
+        path: path of the decoder.  cache_shape: (heads, width) of the cache, as for ``Session``.
+
+        Raises BadInput if the encoder is missing, and errors of ONNX Runtime.
         """
         encoder_path = encoder_of(path)
         if encoder_path is None:
@@ -35,23 +38,29 @@ class EncoderDecoder:
         self.encoder, self.decoder = Session(encoder_path, cache_shape), Session(path, cache_shape)
 
     def encode(self, ids: Array, mask: Array) -> dict[str, Array]:
-        """The encoder's outputs as inputs of the decoder. ids, mask: (batch, encoder's tokens)."""
+        """The encoder's outputs by the names of the decoder's inputs.
+
+        ids, mask: token ids and attention mask, (batch, encoder's tokens).
+        """
         (states,) = self.encoder.session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
         return {"encoder_hidden_states": np.asarray(states), "encoder_attention_mask": mask}
 
     def decode(
         self, ids: Array, encoded: Mapping[str, Array], cache: Mapping[str, Array] | None
     ) -> tuple[Array, dict[str, Array]]:
-        """(logits (batch, positions, vocabulary), the new cache). cache: None at the first call."""
+        """Run one step of the decoder. Returns (logits (batch, positions, vocabulary), new cache).
+
+        cache: cache from the previous call, or None at the first call.
+        """
         given = self.decoder.empty_cache(len(ids)) if cache is None else cache
         return self.decoder.feed({"input_ids": ids, **encoded, _USES_CACHE: np.array([cache is not None]), **given})
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``MODE.N`` and ``greedy.N`` as onnx_runtime does; greedy decoding begins with the start token.
+    """Save ``MODE.N`` and ``greedy.N`` as onnx_runtime does. Greedy decoding begins with the start token.
 
-    Job: as for onnx_runtime, where artifact is the decoder, and start_token.
-    modes: of full, cached (token by token) and right-padded (all sequences in one batch).
+    The job has the keys of onnx_runtime's job, with the decoder as artifact, and the key start_token.
+    The modes are full, cached (token by token) and right-padded (all sequences in one batch).
     """
     model = EncoderDecoder(Path(job["artifact"]), job["cache_shape"])
     for mode in job["modes"]:

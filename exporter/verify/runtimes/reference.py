@@ -1,4 +1,4 @@
-"""The reference: transformers with stock PEFT, the adapters unmerged, in fp32."""
+"""Run the reference in transformers and stock PEFT, in fp32 with unmerged adapters."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``base.N`` (logits of the untuned model on base_sequences), and for each rounding the logits and scores.
+    """Save the untuned model's logits, and the tuned model's logits and scores for each rounding.
 
-    Job: checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences, continuations (rounding → pairs
-    of prompt and chosen tokens).
-    With the rounding BF16, for example, these are ``BF16.N`` (logits), ``BF16.best.N`` and ``BF16.behind.N``: the model
-    as a GGUF in BF16 stores it, with norms and biases in fp32. ``BF16 whole`` rounds those, too, as a checkpoint does.
-    ``F32`` is the tuned model as trained.
+    Keys of the job: checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences, continuations
+    (rounding → pairs of prompt and chosen tokens).
+    ``base.N`` are the logits of the untuned model on base_sequences. ``BF16.N``, for example, are the logits with the
+    rounding BF16, and ``BF16.best.N`` and ``BF16.behind.N`` are the scores. The rounding BF16 keeps norms and biases in
+    fp32, as a GGUF in BF16 does. The rounding ``BF16 whole`` also rounds norms and biases, as a checkpoint does. The
+    rounding ``F32`` is the tuned model as trained.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])
     if job["base_sequences"]:
         save_logits(model, job["base_sequences"], "base", save)
     if job["vocab"] != model.get_input_embeddings().num_embeddings:
-        # Every new row is overwritten by the adapters; without mean_resizing the call draws no random covariance.
+        # The adapters overwrite every new row. Without mean_resizing, the call draws no random covariance.
         model.resize_token_embeddings(job["vocab"], mean_resizing=False)
     model = attach(model, job["adapters"])
     model.eval()
@@ -47,10 +48,11 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:
-    """``model`` with the adapters at ``paths`` attached, all of them active and unmerged.
+    """Attach the adapters at ``paths`` to ``model``. All adapters are active and unmerged.
 
-    A PeftModel holds adapters of one type, so each type gets its own PeftModel around the same modules.
-    Raises ValueError for an adapter that stock PEFT does not load.
+    A PeftModel has adapters of a single type, so each adapter type gets a separate PeftModel around the modules of
+    ``model``.
+    Raises ValueError if stock PEFT cannot load an adapter.
     """
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -72,7 +74,11 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
 
 
 def _load_order(config: Any) -> tuple[bool, bool]:
-    """Sort key. Loading an adapter disables wrappers of earlier ones (rows, modules_to_save), so those load last."""
+    """Sort key for adapters.
+
+    Loading an adapter disables the wrappers (rows, modules_to_save) of earlier adapters, so adapters with wrappers are
+    loaded last.
+    """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)
 
@@ -83,7 +89,9 @@ def _load(model: Any, name: str, path: str) -> Any:
             return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
         _load_further(model, name, path)
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
-        raise ValueError(f"{path}: stock PEFT cannot load it here: {' '.join(str(exc).split())}") from exc
+        raise ValueError(
+            f"{path}: stock PEFT cannot load the adapter onto the model: {' '.join(str(exc).split())}"
+        ) from exc
     return model
 
 
@@ -92,7 +100,7 @@ def _load_further(model: PeftModel, name: str, path: str) -> None:
     if model.peft_type != PeftType.TRAINABLE_TOKENS or not any(layer.tied_adapter for layer in rows):
         model.load_adapter(path, adapter_name=name, torch_device="cpu")
         return
-    # load_adapter would wrap the head twice; a tied layer follows its partner without it.
+    # load_adapter would wrap the head twice, but a tied layer follows its partner without a wrapper.
     config: Any = PeftConfig.from_pretrained(path)
     model.peft_config[name] = config
     for layer in rows:
@@ -101,7 +109,7 @@ def _load_further(model: PeftModel, name: str, path: str) -> None:
 
 
 def _trains_both_uses(config: Any) -> bool:
-    """Whether the adapter has rows of the embedding and a whole head, which PEFT loads onto untied models only."""
+    """True if the adapter has embedding rows and a whole head. PEFT loads such adapters only onto untied models."""
     saved = getattr(config, "modules_to_save", None) or []
     rows = getattr(config, "trainable_token_indices", None)
     return bool(rows) and any(name.rpartition(".")[2] in HEADS for name in saved)

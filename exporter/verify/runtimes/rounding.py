@@ -1,4 +1,4 @@
-"""The tuned model as a file in a 16-bit type stores it: each tensor with its adapters applied, rounded once."""
+"""Round the tuned model as a file in a 16-bit type does. Each tensor is rounded once, with its adapters applied."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 
 @contextmanager
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
-    """Context in which the tuned tensors are rounded to ``dtype`` and back to fp32. vectors: norms and biases, too.
+    """Context in which the tuned tensors are rounded to ``dtype`` and back to fp32.
 
-    The matrix of a module with an adapter comes from running the module, as PEFT's merge is wrong for some tied models.
-    Memory: a second copy of these matrices and of every tensor that the rounding changes.
+    vectors: True to round norms and biases as well.
+
+    The matrix of a module with an adapter is computed by running the module, because PEFT's merge is wrong for some
+    tied models. Memory: a second copy of the matrices with adapters and of every tensor that the rounding changes.
     """
     originals = []
     with torch.no_grad(), _stacks_merged(model), _as_computed(model):
@@ -36,7 +38,7 @@ def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Ite
 
 @contextmanager
 def _as_computed(model: torch.nn.Module) -> Iterator[None]:
-    """Context in which plain modules replace those with adapters."""
+    """Context in which plain modules replace the modules with adapters."""
     adapted = list(_adapted(model))
     plain = [_plain(module) for _, _, module in adapted]
     for (parent, name, _), module in zip(adapted, plain, strict=True):
@@ -47,7 +49,7 @@ def _as_computed(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """(parent, name, module) of the outermost modules with an adapter."""
+    """Yield (parent, name, module) for the outermost modules with an adapter."""
     for name, child in parent.named_children():
         if isinstance(child, _WRAPPERS) and not _is_stack(child):
             yield parent, name, child
@@ -56,7 +58,10 @@ def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 
 def _plain(module: Any) -> torch.nn.Module:
-    """A copy of the innermost module with the weight and bias of ``module``, found by running it on unit vectors."""
+    """A copy of the innermost module with the weight and bias of ``module``.
+
+    Weight and bias are computed by running ``module`` on unit vectors.
+    """
     base = _innermost(module)
     plain: Any = copy.copy(base)
     plain._parameters = dict(base._parameters)
@@ -83,13 +88,13 @@ def _innermost(module: torch.nn.Module) -> Any:
 
 
 def _stored_in_out(base: torch.nn.Module) -> bool:
-    """Whether the weight is (in, out): in GPT-2's Conv1D, which is no Linear."""
+    """True if the weight is (in, out), as in GPT-2's Conv1D, which is not a Linear."""
     return not isinstance(base, torch.nn.Linear)
 
 
 @contextmanager
 def _no_biases(module: torch.nn.Module) -> Iterator[None]:
-    """Context in which biases are zero: adding them would cost the matrix its last bits."""
+    """Context in which biases are zero. Adding biases would round away the last bits of the matrix."""
     biases = [bias for name, bias in module.named_parameters() if name.rpartition(".")[2] == "bias"]
     originals = [bias.clone() for bias in biases]
     for bias in biases:
@@ -107,7 +112,7 @@ def _is_stack(module: Any) -> bool:
 def _stacks_merged(model: torch.nn.Module) -> Iterator[None]:
     """Context in which the adapters of stacked experts are merged.
 
-    Stacked experts cannot run on unit vectors. No tensor is tied to them, so PEFT's merge is correct.
+    Stacked experts cannot run on unit vectors. Stacked experts are not tied to any tensor, so PEFT's merge is correct.
     """
     stacks: list[Any] = [module for module in model.modules() if _is_stack(module)]
     originals = [stack.get_param().clone() for stack in stacks]

@@ -1,4 +1,4 @@
-"""Run tokenizers of folders on disk in transformers: encode texts, decode tokens, render chats."""
+"""Run tokenizers of folders on disk in transformers to encode texts, decode tokens and render chats."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from jinja2 import TemplateError
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 
-# Tokenizers do not need torch, and its import would take four times as long as everything else here. So it is hidden.
+# torch is hidden, because tokenizers do not need torch and the import takes four times as long as the rest of the job.
 sys.modules.setdefault("torch", cast(Any, None))
 
-import transformers  # noqa: E402  # looks for torch when imported
+import transformers  # noqa: E402  # transformers looks for torch when imported
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save for each name a JSON object, as bytes, with encoded, decoded, plain and chats, or with failure.
+    """Save one JSON object per name, as bytes. The keys are encoded, decoded, plain and chats, or only failure.
 
-    Job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of another file), which are
-    rendered with the tokenizer of the folder named ``tuned``.  plain: decoded without clean-up of spaces.
+    Keys of the job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of a file).
+    Templates are rendered with the tokenizer of the folder named ``tuned``. The key plain has the texts decoded without
+    clean-up of spaces.
     """
     transformers.logging.set_verbosity_error()
     for name, folder in job["folders"].items():
@@ -41,7 +42,7 @@ def _use(folder: str, job: Mapping[str, Any]) -> dict[str, Any]:
             "plain": [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in job["ids"]],
             "chats": _render(tokenizer, job["chats"], None) if tokenizer.chat_template else [],
         }
-    except Exception as exc:  # tokenizers raises no narrower class; the other folders must still run
+    except Exception as exc:  # tokenizers raises no narrower class, and all folders must run
         return {"failure": " ".join(str(exc).split())}
 
 
@@ -50,7 +51,10 @@ def _load(folder: str) -> Any:
 
 
 def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[str]:
-    """Every chat without and with a generation prompt. A template may refuse a role: its error is then the result."""
+    """Render every chat without and with a generation prompt.
+
+    If a template refuses a role, the error text is the result.
+    """
     out = []
     for chat in chats:
         for begin in (False, True):

@@ -1,4 +1,4 @@
-"""Decode tokens with the vocabulary of a GGUF file in llama.cpp. No weight is loaded."""
+"""Decode tokens with the vocabulary of a GGUF file in llama.cpp, without loading weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from exporter.verify.runtimes.llamacpp import silence
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``text.N``, the bytes of sequence N with special tokens shown. Job: artifact, ids (sequences)."""
+    """Save ``text.N``, the bytes of sequence N with special tokens shown.
+
+    Keys of the job: artifact, ids (sequences).
+    """
     with silence():
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()

@@ -1,6 +1,6 @@
 """Logits and greedy tokens of a language model in fp32, for the runtimes that use transformers.
 
-Encoder and decoder of an encoder-decoder get the same sequence; it answers a prompt from its start token.
+Encoder and decoder of an encoder-decoder get equal sequences. An encoder-decoder answers a prompt from its start token.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from exporter.tensors import Array
 
 
 def quiet() -> None:
-    """Silence warnings and progress bars: the last line on stderr is the reason that the user reads."""
+    """Silence warnings and progress bars, because the last line on stderr is reported as the reason of a failure."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def load_checkpoint(path: str) -> Any:
-    """The language model in ``path``, fp32, in evaluation mode.
+    """Load the language model in ``path`` in fp32 and in evaluation mode.
 
-    Raises ValueError if tensors are missing, unexpected or of another shape.
+    Raises ValueError if tensors are missing or unexpected or have a wrong shape.
     """
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
@@ -42,7 +42,7 @@ def load_checkpoint(path: str) -> Any:
 
 @torch.no_grad()
 def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save: Callable[[str, Array], None]) -> None:
-    """Save ``name.N`` for every sequence: (positions, vocabulary) float32."""
+    """Save ``name.N``, the logits (positions, vocabulary) float32, for every sequence."""
     for number, ids in enumerate(sequences):
         tokens = torch.tensor([list(ids)])
         both = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
@@ -52,7 +52,7 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 
 @torch.no_grad()
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
-    """Save ``greedy.N`` (tokens,): the tokens that the model chooses after each prompt, with its cache."""
+    """Save ``greedy.N`` (tokens,), the tokens that the model chooses with its cache after each prompt."""
     for number, prompt in enumerate(prompts):
         chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
         save(f"greedy.{number}", np.array(chosen, np.int64))
@@ -83,10 +83,10 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
-    """Score the tokens that another runtime chose greedily, in one pass over prompt and tokens.
+    """Score the tokens that a different runtime chose greedily, in one pass over prompt and tokens.
 
-    For each (prompt, chosen) saves ``name.best.N`` (tokens,), the best token at each step, and ``name.behind.N``
-    (tokens,), the difference between its logit and that of the chosen token.
+    For each pair (prompt, chosen), saves ``name.best.N`` (tokens,), the best token at each step, and ``name.behind.N``
+    (tokens,), the best token's logit minus the chosen token's logit.
     """
     for number, (prompt, chosen) in enumerate(pairs):
         steps = _steps(model, prompt, chosen).float()
@@ -97,7 +97,7 @@ def save_greedy_margins(
 
 
 def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
-    """(tokens, vocabulary): the logits at the step of each chosen token."""
+    """The logits at the step of each chosen token: (tokens, vocabulary)."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([[model.config.decoder_start_token_id, *chosen[:-1]]])
         logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=ids).logits[0]

@@ -1,4 +1,4 @@
-"""An artifact on disk: its format, and its embedding and head as matrices that are read by rows."""
+"""An artifact on disk, with its format, and with embedding and head as matrices that are read by rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.verify.stored.onnx_blocks import BlockStorage
 if TYPE_CHECKING:
     from exporter.sources.onnx.file import OnnxFile
 
-#: Types that the gguf package can quantise to.
+#: Quantisation types that the gguf package supports.
 _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"))
 
 
@@ -31,8 +31,9 @@ _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", 
 class StoredMatrix:
     """A matrix on disk.
 
-    storage: its dtype or quantisation.  raw(start, stop): rows as (n, bytes) uint8.
-    places(row): the byte ranges on disk that hold ``raw`` of that row, in order.
+    storage: dtype or quantisation type of the matrix.  raw(start, stop): the stored rows [start, stop), (n, bytes)
+    uint8.
+    places(row): byte ranges on disk of a row's stored bytes, in order.
     """
 
     name: str
@@ -46,12 +47,13 @@ class StoredMatrix:
 class Artifact:
     """An artifact on disk.
 
-    path: the file or folder that a runtime loads.  head: None if the head has no tensor of its own, but shares the
-    embedding's.  quantised: some tensor is stored in blocks; the embedding need not be.
-    files: ``path`` and the files that it refers to, for artifacts that can be copied file by file.
-    types: types of all tensors, for GGUF.  inputs: input names of an ONNX graph.
-    encoder_embedding: the embedding of an encoder with a file of its own; ``path`` is then the decoder.
-    gguf: the opened GGUF, kept because parsing its header is slow: it has one text per token.
+    path: the file or folder that a runtime loads.  head: matrix of the head, or None if embedding and head share a
+    tensor.
+    quantised: True if any tensor is stored in blocks, even if the embedding is not.
+    files: ``path`` and all files that ``path`` refers to, for artifacts that can be copied file by file.
+    types: types of all tensors of a GGUF.  inputs: input names of an ONNX graph.
+    encoder_embedding: embedding of an encoder with a separate file. ``path`` is the decoder in this case.
+    gguf: the opened GGUF, kept because parsing a header with one text per token is slow.
     """
 
     path: Path
@@ -67,12 +69,16 @@ class Artifact:
 
     @property
     def storage(self) -> str:
-        """The storage of the embedding; it selects the tolerance."""
+        """The storage of the embedding, which selects the tolerance."""
         return self.embedding.storage
 
 
 def find_artifacts(path: Path) -> list[Path]:
-    """``path`` itself, or the artifacts in its folders by format if it is the output of several formats."""
+    """The artifacts in ``path``.
+
+    The result is ``path`` itself, or the artifacts in its folders hf, gguf, gguf-lora and onnx if ``path`` is the
+    output of an export to more than one format.
+    """
     formats = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
     if not any(folder.is_dir() for folder in formats) or has_model(path):
         return [path]
@@ -82,7 +88,7 @@ def find_artifacts(path: Path) -> list[Path]:
 
 
 def open_artifacts(path: Path) -> list[Artifact]:
-    """Open ``path`` by its format, headers only. An ONNX folder gives one artifact per model file."""
+    """Detect the format of ``path`` and open the headers. An ONNX folder gives one artifact per model file."""
     format_name = detect(path)
     if format_name == "onnx":
         return [_open_onnx(file) for file in model_files(path)]
@@ -90,10 +96,11 @@ def open_artifacts(path: Path) -> list[Artifact]:
 
 
 def encode(rows: Array, storage: str) -> Array:
-    """``rows`` (n, hidden) as stored in ``storage``: (n, bytes) uint8.
+    """Encode ``rows`` (n, hidden) in ``storage``. Returns (n, bytes) uint8.
 
-    ONNX Runtime and ggml quantise. Without ggml the gguf package does, which mirrors some of its quantize_row_*_ref.
-    Raises MissingDependency for a type that only ggml makes, NotExpressible and BadInput as ggml.quantize_rows does.
+    ONNX Runtime and ggml quantise. Without ggml, the gguf package quantises with its copies of some of ggml's
+    quantize_row_*_ref functions. Raises MissingDependency if only ggml supports the type, NotExpressible and BadInput
+    as ggml.quantize_rows does.
     """
     if storage in FLOATS:
         return np.ascontiguousarray(cast(rows, storage)).view(np.uint8).reshape(len(rows), -1)
@@ -112,7 +119,7 @@ def encode(rows: Array, storage: str) -> Array:
 
 
 def decode(raw: Array, storage: str) -> Array:
-    """The numbers that ``raw`` (n, bytes) uint8 encodes in ``storage``: (n, hidden) float64."""
+    """Decode ``raw`` (n, bytes) uint8 from ``storage``. Returns (n, hidden) float64."""
     if storage in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(raw).view(DTYPES[storage]).astype(np.float64)
     if BlockStorage.is_name(storage):
@@ -124,7 +131,7 @@ def decode(raw: Array, storage: str) -> Array:
 
 
 def stored_matrix(tensor: FileTensor) -> StoredMatrix:
-    """A tensor of a checkpoint as it is stored in its file."""
+    """The matrix of a checkpoint tensor, as stored in the file."""
 
     def raw(start: int, stop: int) -> Array:
         return encode(tensor.rows(start, stop), tensor.spec.dtype)
@@ -142,7 +149,7 @@ def _open_hf(path: Path) -> Artifact:
     def matrix(name: str) -> StoredMatrix:
         return stored_matrix(checkpoint.tensors[name])
 
-    # A check compares the tie, so a stale duplicate of the head must not stop the artifact from being opened.
+    # A check compares the tie, so an artifact with a stale duplicate of the head must open without an error.
     embedding, head = checkpoint.stored_embedding, checkpoint.stored_head
     return Artifact(path, "hf", matrix(embedding), matrix(head) if head else None)
 
@@ -159,7 +166,7 @@ def _open_gguf(path: Path) -> Artifact:
         return StoredMatrix(name, tensor.type, tensor.shape[0], partial(file.rows, name), places)
 
     if "token_embd.weight" not in gguf.tensors:
-        raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found none")
+        raise UnreadableFile(path, "token_embd.weight: expected an input embedding, found no such tensor")
     head = matrix("output.weight") if "output.weight" in gguf.tensors else None
     types = frozenset(tensor.type for tensor in gguf.tensors.values())
     files = [file.path for file in gguf.files]
@@ -168,12 +175,12 @@ def _open_gguf(path: Path) -> Artifact:
 
 
 def _open_onnx(path: Path) -> Artifact:
-    from exporter.sources.onnx.file import OnnxFile  # parses protobuf, which only ONNX needs
+    from exporter.sources.onnx.file import OnnxFile  # loads protobuf, which only ONNX needs
 
     file = OnnxFile.open(path)
     embedding, head = _onnx_embedding(file), file.head
     if head is None:
-        raise BadInput(f"{path}: expected a matrix product that gives the logits, found none")
+        raise BadInput(f"{path}: expected a matrix product that gives the logits, found no such node")
     encoder_path = encoder_of(path)
     encoder = OnnxFile.open(encoder_path) if encoder_path else None
     opened = [file, encoder] if encoder else [file]
@@ -191,7 +198,7 @@ def _open_onnx(path: Path) -> Artifact:
 
 def _onnx_embedding(file: OnnxFile) -> StoredMatrix:
     if file.embedding is None:
-        raise BadInput(f"{file.path}: expected a Gather on input_ids, found none")
+        raise BadInput(f"{file.path}: expected a Gather node on input_ids, found no such node")
     return _onnx_matrix(file, file.embedding)
 
 

@@ -1,4 +1,4 @@
-"""Rows in blocks of integers as ONNX Runtime's quantiser makes them: the checker's own version of int8 and int4."""
+"""Rows in blocks of integers, int8 or int4, in the layout of ONNX Runtime's quantiser, by the checker's own code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"int(4|8) x (\d+)( with zero points)?, scales (F32|F16)")
 
-#: A code is correct if no other is nearer; float32 arithmetic may round a value halfway between two codes to either.
+#: Largest distance of a value from a correct code. No other code may be nearer, but float32 arithmetic may round a
+#: value halfway between two codes up or down.
 HALF_STEP: Final = 0.5 + 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class BlockStorage:
-    """Blocks of ``size`` integers of ``bits``: a scale of dtype ``scales`` each, and a zero point or the middle."""
+    """Storage in blocks of ``size`` integers of ``bits`` bits.
+
+    zero_points: True if each block has a zero point, False if zero is the middle code.  scales: dtype of the scale of
+    each block.
+    """
 
     bits: int
     size: int
@@ -34,12 +39,12 @@ class BlockStorage:
 
     @staticmethod
     def is_name(storage: str) -> bool:
-        """Whether ``storage`` names a storage in blocks."""
+        """True if ``storage`` is the name of a storage in blocks."""
         return _NAME.fullmatch(storage) is not None
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The storage with this name, the inverse of ``str``."""
+        """The storage with the given name. The method is the inverse of ``str``."""
         match = _NAME.fullmatch(name)
         assert match, name
         return cls(int(match[1]), int(match[2]), bool(match[3]), match[4])
@@ -51,7 +56,7 @@ class BlockStorage:
         return cls(blocks.bits, blocks.size, blocks.zero_points is not None, file.initialisers[blocks.scales].dtype)
 
     def encode(self, rows: Array) -> Array:
-        """``rows`` (n, hidden) as codes, scales and zero points side by side: (n, bytes) uint8."""
+        """Encode ``rows`` (n, hidden) as concatenated codes, scales and zero points. Returns (n, bytes) uint8."""
         from onnxruntime.capi import _pybind_state as runtime
 
         quantise = {4: runtime.quantize_matmul_4bits, 8: runtime.quantize_matmul_8bits}[self.bits]
@@ -60,16 +65,18 @@ class BlockStorage:
         codes = np.zeros((count, per_row, self.size * self.bits // 8), np.uint8)
         scales = np.zeros(count * per_row, np.float32)
         zeros = np.zeros((count, -(-per_row * self.bits // 8)), np.uint8)
-        # The quantiser takes the matrix transposed, (in, out).
+        # The quantiser expects the transposed matrix, (in, out).
         columns = np.ascontiguousarray(cast(rows, "F32").T)
         quantise(codes, columns, scales, zeros.reshape(-1), self.size, count, width, not self.zero_points)
         stored = cast(scales, self.scales).reshape(count, per_row).view(np.uint8)
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Whether each of ``rows`` (n, hidden) is stored in ``raw`` (n, bytes): (n,) bool. Needs no runtime.
+        """For each of ``rows`` (n, hidden), True if ``raw`` (n, bytes) stores the row.
 
-        Scales and zero points must be those of the rows, and every code the nearest one.
+        Returns (n,) bool and needs no runtime.
+
+        Scales and zero points must equal those computed from the rows, and every code must be the nearest code.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -93,9 +100,10 @@ class BlockStorage:
         return result
 
     def decode(self, raw: Array) -> Array:
-        """The numbers that ``encode`` stored as ``raw``: (n, hidden) float64.
+        """Decode ``raw``, the inverse of ``encode``. Returns (n, hidden) float64.
 
-        Source: ONNX Runtime's operator page of MatMulNBits; two 4-bit codes share a byte, the first in the lower half.
+        Two 4-bit codes share a byte, with the first code in the lower half. Source: ONNX Runtime's operator page of
+        MatMulNBits.
         """
         count = len(raw)
         codes, scales, zeros = self._split(raw)
@@ -107,7 +115,7 @@ class BlockStorage:
         return result
 
     def _split(self, raw: Array) -> tuple[Array, Array, Array]:
-        """Codes (n, bytes), scales (n, blocks) and zero points (n, bytes), which ``raw`` holds side by side."""
+        """Split ``raw`` into codes (n, bytes), scales (n, blocks) and zero points (n, bytes)."""
         per_block = self.size * self.bits // 8
         scale_bytes = DTYPES[self.scales].itemsize
         zero_bits = self.bits if self.zero_points else 0

@@ -1,4 +1,4 @@
-"""Checks of values that a merge computes: base plus low-rank updates, against the same sums in float64."""
+"""Check sums of base and low-rank updates against sums computed by the checker in float64."""
 
 from __future__ import annotations
 
@@ -13,26 +13,34 @@ from exporter.verify.stored.artifact import StoredMatrix
 from exporter.verify.tolerances import MERGED_F32_NOISE, MERGED_ULPS
 from exporter.verify.values.quantised_rows import sum_fault
 
-#: Rows checked in every updated tensor when not all rows are: the first, the last and some between.
+#: Number of rows per updated tensor in a sample: the first row, the last row, and four rows in between.
 SAMPLED: Final = 6
 _ROWS_AT_ONCE: Final = 512
 _MANTISSA_BITS: Final = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
 
 
 def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """Check a sample of the rows of ``matrix``, or every row."""
+    """Compare rows of ``matrix`` with the expected sums.
+
+    every: True to check every row, False to check a sample.
+    """
     if matrix.storage not in _MANTISSA_BITS:
         return _check_quantised(use, matrix, want, every=every)
     ids = range(want.n_rows) if every else sample(want.n_rows)
     wrong, worst = compare(matrix, want, ids)
-    detail = f"{len(ids)} of {want.n_rows} rows, computed again in float64"
+    detail = f"{len(ids)} of {want.n_rows} rows compared with sums in float64"
     if wrong:
-        detail = f"{matrix.name}: {len(wrong)} of {len(ids)} rows are not base plus updates, first {wrong[0]}"
+        detail = (
+            f"{matrix.name}: {len(wrong)} of {len(ids)} rows differ from base plus updates; the first is row {wrong[0]}"
+        )
     return Check(name=f"{use} updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
 
 
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """Check block by block, as each has enough rows to show an update; without ``every`` the first block alone."""
+    """Compare a quantised matrix with the expected sums, block by block. A block has enough rows to detect an update.
+
+    every: True to check all blocks, False to check the first block.
+    """
     known = min(want.n_rows, want.base.spec.n_rows)
     starts = range(0, known if every else min(known, _ROWS_AT_ONCE), _ROWS_AT_ONCE)
     unseen = 0
@@ -45,17 +53,22 @@ def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: b
         unseen += fault is None
     detail = f"{min(known, len(starts) * _ROWS_AT_ONCE)} of {want.n_rows} rows in {matrix.storage}"
     if unseen:
-        detail += f", {unseen} of {len(starts)} blocks by their logits: updates are below the quantisation error"
+        detail += (
+            f"; updates of {unseen} of {len(starts)} blocks are below the quantisation error and verified by logits"
+        )
     return Check(name=f"{use} updates", passed=True, detail=detail)
 
 
 def sample(count: int) -> list[int]:
-    """At most ``SAMPLED`` of ``range(count)``, evenly spread, with the first and the last."""
+    """At most ``SAMPLED`` numbers of ``range(count)``, evenly spaced, including the first and the last number."""
     return sorted({round(step * (count - 1) / max(1, SAMPLED - 1)) for step in range(SAMPLED)})
 
 
 def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
-    """(rows that differ, the largest deviation in units of the last place of the storage)."""
+    """Compare stored rows with the expected sums.
+
+    Returns (numbers of the rows that differ, largest deviation in units of the last place of the storage).
+    """
     wrong: list[int] = []
     worst = 0.0
     for start in range(0, len(ids), _ROWS_AT_ONCE):
@@ -76,9 +89,9 @@ def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
 
 
 def ulps(stored: Array, want: Array, storage: str) -> Array:
-    """Distance in units of the last place of ``storage``, less the noise of float32 sums: (rows, width) float64.
+    """Distance in units of the last place of ``storage``, minus the noise of float32 sums: (rows, width) float64.
 
-    stored, want: (rows, width) float64.  The noise is a share of the largest value of the row.
+    stored, want: (rows, width) float64.  The noise is proportional to the largest value of the row.
     """
     noise = MERGED_F32_NOISE * np.abs(want).max(axis=1, keepdims=True)
     exponent = np.floor(np.log2(np.maximum(np.abs(want), np.finfo(np.float32).tiny)))

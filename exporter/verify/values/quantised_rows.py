@@ -1,8 +1,11 @@
-"""Compare rows of quantised tensors with their expected values: same bytes, or an error that fits their type.
+"""Compare rows of quantised tensors with their expected values.
 
-A quantiser with an importance matrix, or of another build, makes other bytes everywhere: the error of its rows may be
-that of rows quantised here times a factor. For sums of base and updates, few rows have the same bytes even from the
-same quantiser, and an update may be smaller than the error: it must show in the sum over the whole tensor.
+A row must have the expected bytes, or an error that fits its quantisation type.
+
+A quantiser with an importance matrix, or from a different build, gives different bytes in every row. The error of a row
+may then be the error of the row quantised by the checker, times a factor. For sums of base and updates, few rows match
+byte for byte even with the same quantiser. An update may be smaller than the quantisation error, so the update must be
+detectable in the sum over the whole tensor.
 """
 
 from __future__ import annotations
@@ -26,18 +29,19 @@ from exporter.verify.tolerances import (
     UPDATE_SHARE,
 )
 
-#: A quantisation may be made from a 16-bit file, whatever the dtype of the base.
+#: Dtypes of 16-bit files from which a quantisation may be made, regardless of the base's dtype.
 _THROUGH: Final = ("F16", "BF16")
-#: Types that quantisers encode independently of an importance matrix.
+#: Quantisation types that do not depend on an importance matrix.
 _PLAIN: Final = frozenset({"Q8_0", "TQ1_0", "TQ2_0", "MXFP4"})
 
 
 @dataclass
 class QuantisedRows:
-    """Rows of one quantised tensor, compared with the same rows quantised here.
+    """Rows of one quantised tensor, compared with rows that the checker quantised.
 
-    identical: rows with the same bytes.  others: (row, error as a multiple of that of the row quantised here).
-    not_made: whether some rows could not be quantised here.
+    identical: number of rows with equal bytes.
+    others: (row, its error as a multiple of the checker's error) for rows with different bytes.
+    not_made: True if the checker could not quantise some rows.
     """
 
     storage: str
@@ -46,9 +50,10 @@ class QuantisedRows:
     others: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, raw: Array, value: Array, base_dtype: str, first: int) -> None:
-        """Compare stored rows with ``value``.
+        """Compare stored rows with the expected rows ``value``.
 
-        raw: (n, bytes), rows from ``first`` on, as stored.  value: (n, width).  base_dtype: dtype of the base's tensor.
+        raw: stored rows from number ``first`` on, (n, bytes).  value: expected rows, (n, width).
+        base_dtype: dtype of the base's tensor.
         """
         try:
             made = encode(value, self.storage)
@@ -68,17 +73,17 @@ class QuantisedRows:
             ]
 
     def faults(self) -> Iterator[str]:
-        """Faults: rows that differ where most rows have the same bytes, or rows with too large an error."""
+        """Yield messages for differing rows if most rows match byte for byte, else for rows with too large an error."""
         if self.others and self.identical >= QUANTISED_IDENTICAL * (self.identical + len(self.others)):
-            yield f"row {self.others[0][0]} is not quantised in the same way as {self.identical} others"
+            yield f"row {self.others[0][0]} is not quantised like {self.identical} other rows"
             return
         yield from too_far(self.others, self.storage, "the base")
 
 
 def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterator[str]:
-    """The first row with too large an error for its type, else a fault of the tensor if half of its rows have one.
+    """Yield a message for the first row with too large an error for its type, else for too large a median error.
 
-    rows: (row, its error as a multiple of that of the row quantised here).  target: the expected values, for messages.
+    rows: (row, its error as a multiple of the checker's error).  target: name of the expected values, for messages.
     """
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
@@ -86,15 +91,18 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
             yield f"row {row} differs from {target} by {share:.3g} times the error of {storage}"
             return
     if rows and not (median := float(np.median([share for _, share in rows]))) <= QUANTISED_ERROR_MEDIAN:
-        yield f"half of {len(rows)} rows differ from {target} by {median:.3g} times the error of {storage}"
+        yield f"half of {len(rows)} rows differ from {target} by at least {median:.3g} times the error of {storage}"
 
 
 def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: str) -> str | None:
-    """What is wrong with a quantised sum of base and updates: "" for nothing, None if it cannot be determined here.
+    """Describe the fault of a quantised sum of base and updates.
 
-    raw: (n, bytes), as stored in ``storage``.  value, base: (n, width) float64; they differ by the update.
+    Returns "" for a correct sum, None if the checker cannot decide.
+
+    raw: stored rows in ``storage``, (n, bytes).  value, base: (n, width) float64; ``value`` is ``base`` plus the
+    update.
     base_dtype: dtype of the base's tensor, to which a merged file may have been rounded before it was quantised.
-    Memory: several copies of the tensor in float64.
+    Memory: a few copies of the tensor in float64.
     """
     update = value - base
     size = float(np.linalg.norm(update))
@@ -106,18 +114,18 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
     if wrong or not size:
         return wrong[0] if wrong else ""
     best = decode(made, storage)
-    # Errors that do not depend on the update project on it as on any direction: 1 / sqrt(number of elements).
+    # Errors independent of the update have a projection of 1 / sqrt(number of elements) on the update.
     noise = QUANTISED_ERROR_MEDIAN * float(np.linalg.norm(best - value)) / update.size**0.5 / size
     if UPDATE_ERRORS * noise >= 0.5:
         return None
     arrived = 1 + float(np.vdot(decode(raw, storage) - best, update)) / size**2
     if not abs(arrived - 1) <= UPDATE_SHARE + UPDATE_ERRORS * noise:
-        return f"expected the update once in {storage}, found it {arrived:.3g} times"
+        return f"expected the update once in {storage}, found the update {arrived:.3g} times"
     return ""
 
 
 def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Array:
-    """``value`` quantised directly or through a 16-bit dtype, whichever gives the most bytes of ``raw``."""
+    """Quantise ``value`` directly and from 16-bit dtypes, then return the result most similar to ``raw``."""
     candidates = [encode(value, storage)]
     candidates += [
         encode(cast(value, dtype), storage) for dtype in dict.fromkeys((base_dtype, *_THROUGH)) if dtype in FLOATS
@@ -126,9 +134,9 @@ def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Ar
 
 
 def _shares(raw: Array, made: Array, value: Array, storage: str) -> Array:
-    """Error of each row as a multiple of that of the row quantised here."""
+    """Error of each stored row as a multiple of the error of the row quantised by the checker."""
     errors = [np.linalg.norm(decode(rows, storage) - value, axis=1) for rows in (raw, made)]
-    # A row that can be quantised without an error, such as a row of zeros, may have none.
+    # A row without a quantisation error, such as a row of zeros, must be stored without an error.
     floor = np.finfo(np.float32).eps * np.linalg.norm(value, axis=1)
     shares: Array = np.where(errors[0] <= floor, 0.0, errors[0] / np.maximum(errors[1], np.maximum(floor, 1e-30)))
     return shares

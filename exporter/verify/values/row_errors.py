@@ -1,4 +1,4 @@
-"""The storage error of every trained row, relative to the change that training made."""
+"""The storage error of every trained row, relative to the row's change by training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
-    """One entry per stored matrix with trained rows; none for a matrix of the wrong size."""
+    """Storage errors of every stored matrix with trained rows. A matrix with a wrong number of rows is left out."""
     uses = [("embedding", artifact.embedding, reference.embedding)]
     if artifact.encoder_embedding is not None:
         uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
@@ -26,9 +26,10 @@ def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
 
 
 def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
-    """A quantised row must be nearer to the trained row than the base's row is.
+    """Check that every quantised row is nearer to the trained row than the base's row is.
 
-    Rows that are not quantised have no such check: another one compares them bit for bit, up to the declared rounding.
+    Rows in float storage are left out, because a separate check compares these rows bit for bit with the declared
+    rounding.
     """
     for errors in measured:
         if errors.storage in FLOATS:
@@ -36,7 +37,7 @@ def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
         shares = errors.shares()
         worst = int(np.argmax(shares))
         detail = (
-            f"{len(shares)} trained rows in {errors.storage}, worst token {errors.token_ids[worst]}: "
+            f"{len(shares)} trained rows in {errors.storage}; the largest share is at token {errors.token_ids[worst]}: "
             f"error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
         )
         yield Check.at_most(f"{errors.use} changes", shares[worst], ROW_ERROR_SHARE, detail)

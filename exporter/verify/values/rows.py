@@ -1,4 +1,4 @@
-"""Checks of embedding and head that run no model: trained rows, untouched rows, shapes, the tie."""
+"""Check trained rows, untouched rows, shapes and the tie of embedding and head without running a model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from exporter.verify.values.computed import check_computed
 
 
 def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks. ``untouched`` also compares every row that was not trained.
+    """Yield the checks of embedding and head.
 
-    Memory: one block of rows. Time: O(k) for k trained rows; with ``untouched``, one read of embedding and head.
+    untouched: True to compare also every untrained row.
+
+    Memory: one block of rows. Time: O(k) for k trained rows, or one read of embedding and head with ``untouched``.
     """
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
@@ -26,11 +28,11 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
         yield _check_size("encoder embedding", artifact.encoder_embedding, reference.vocab)
         uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
     if artifact.head is not None:
-        # If the base is tied, both uses must have the rows, whatever the artifact stores for the head.
+        # If the base is tied, the artifact's head must also contain the trained rows, even if stored separately.
         uses.append(("head", artifact.head, reference.embedding if reference.tied else reference.head))
     for use, matrix, want in uses:
         if matrix.n_rows != reference.vocab:
-            continue  # the size check has failed, and rows have no ids
+            continue  # the size check has failed, and rows cannot be matched with token ids
         if want.computed:
             yield check_computed(use, matrix, want, every=untouched)
             continue
@@ -46,7 +48,10 @@ def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
 
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
-    """A tied model has one tensor, unless the base itself stores a duplicate head; an untied model has two."""
+    """Check that a tied model stores one tensor and an untied model two.
+
+    A tied checkpoint may store a duplicate head if the base does.
+    """
     stored = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
     if reference.tied:
         duplicate = artifact.format == "hf" and reference.checkpoint.tie.head is not None
@@ -57,7 +62,7 @@ def _check_tie(artifact: Artifact, reference: Reference) -> Check:
 
 
 def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Every trained row is exactly the declared rounding of the adapter's row."""
+    """Check that every trained row is exactly the declared rounding of the adapter's row."""
     rows, base_dtype = want.rows, want.base.spec.dtype
     wrong = [
         token_id
@@ -69,14 +74,16 @@ def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
     ]
     detail = f"{len(rows)} trained rows in {matrix.storage}"
     if wrong:
-        detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ, first token {wrong[0]}"
+        detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
     return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Array]:
-    """The accepted encodings of a row: straight from the adapter's dtype, or rounded to the base's dtype before.
+    """The accepted encodings of a row.
 
-    A quantisation may also be made from a 16-bit file, whatever the dtype of the base.
+    The row may be encoded directly from the adapter's dtype or rounded to the base's dtype first.
+
+    A quantisation may also be made from a 16-bit file, regardless of the base's dtype.
     """
     yield encode(row[None], matrix.storage)
     for dtype in (base_dtype,) if matrix.storage in FLOATS else (base_dtype, "F16", "BF16"):
@@ -85,9 +92,9 @@ def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Ar
 
 
 def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
-    """The 16-bit dtype to which the trained rows of a float32 artifact were rounded before, None if they were not.
+    """The 16-bit dtype to which the trained rows of a float32 artifact were rounded, or None without such a rounding.
 
-    Most tools merge into a 16-bit checkpoint and convert that to float32.
+    Most tools merge into a 16-bit checkpoint and then convert the checkpoint to float32.
     """
     want, matrix = reference.embedding, artifact.embedding
     dtype = want.base.spec.dtype
@@ -104,7 +111,7 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
 
 
 def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Every other row equals the base's row, or that of a whole matrix in an adapter, as encoded in the artifact."""
+    """Check that every untrained row equals the encoded row of the base, or of an adapter's whole matrix."""
     spec, rows = want.source.spec, want.rows
     base_dtype = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
@@ -118,9 +125,11 @@ def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
         )
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
     count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
-    detail = f"{count} other rows as in the base"
+    detail = f"{count} untrained rows as in the base"
     if wrong:
-        detail = f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base, first token {wrong[0]}"
+        detail = (
+            f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base; the first is token {wrong[0]}"
+        )
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

@@ -80,7 +80,7 @@ def test_no_text_is_longer_than_the_model_has_positions(tuned: Tuned, tmp_path: 
     argv = ["merge", str(tuned.adapter), "--base", str(base), "--to", "onnx", "-q", "--verify", "full"]
     assert run([*argv, "-o", str(tmp_path / "out"), "--report", str(tmp_path / "report")]) == 0
     checks = {check["name"]: check for check in read_report(tmp_path / "report")["artifacts"][0]["checks"]}
-    assert checks["greedy tokens"]["detail"] == "16 of 16 identical"
+    assert checks["greedy tokens"]["detail"] == "16 of 16 tokens identical"
 
 
 @pytest.mark.usefixtures("fresh_runtimes")

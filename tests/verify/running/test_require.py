@@ -89,5 +89,5 @@ def test_transformers_does_not_run_what_its_loader_computes_wrongly(
     without("llama_cpp", monkeypatch)
     assert run(["verify", str(out), "--reference", str(base), "-q"]) == 6
     output = capsys.readouterr().err
-    assert "transformers' own loader does not support gemma2" in output
+    assert "the GGUF loader of transformers does not support gemma2" in output
     assert "pip install 'ttexport[llamacpp]'" in output
