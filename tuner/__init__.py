@@ -1,6 +1,6 @@
-"""Training of single token rows of a language model, at a cost in proportion to these rows.
+"""Training of single token rows of a language model. The cost is proportional to the number of trained rows.
 
-The names below are loaded on first use: importing this package, or its command line, does not import torch.
+The names in this package are loaded on first use. Importing this package or the command line does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m tuner``: the command ``ttexport tune`` alone."""
+"""``python -m tuner``: runs the command ``ttexport tune`` on its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``tune``: parse, build a TuneSpec, run it. Importing this module does not import torch."""
+"""The command ``tune``: parse the arguments, build a TuneSpec, run the TuneSpec. Imports no torch when imported."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(INITS),
     default=DEFAULTS["init"],
     show_default=True,
-    help="Start of new rows: mean of the token's sub-tokens, mean of all rows, zeros, or drawn like the other rows.",
+    help="Initial new rows: mean of the token's sub-tokens, mean of all rows, zeros, or random like the existing rows.",
 )
-@click.option("--describe", multiple=True, metavar="T=TEXT", help="Start new token T from the mean of TEXT's tokens.")
+@click.option(
+    "--describe", multiple=True, metavar="T=TEXT", help="Initialise new token T with the mean of TEXT's tokens."
+)
 @click.option("--lr", type=float, default=DEFAULTS["lr"], show_default=True, help="Peak learning rate of AdamW.")
 @click.option(
     "--schedule",
     type=click.Choice(list(SCHEDULES)),
     default=DEFAULTS["schedule"],
     show_default=True,
-    help="Course of the learning rate after the warm-up.",
+    help="Schedule of the learning rate after the warm-up.",
 )
 @click.option("--warmup", type=float, default=DEFAULTS["warmup"], show_default=True, help="Share of warm-up steps.")
 @click.option("--steps", type=int, help="Length of the run in steps.")
@@ -67,34 +69,37 @@ _FILE = click.Path(path_type=Path)
     help="Dtype of the frozen base in memory; auto keeps the stored one. Rows are float32.",
 )
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 (autocast).")
-@click.option("--gradient-checkpointing", is_flag=True, help="Save memory: compute activations twice.")
-@click.option("--train-head/--no-train-head", default=None, help="Train rows of an untied head too; on by default.")
-@click.option("--lora-rank", type=int, help="Train a LoRA adapter of this rank beside the rows.")
-@click.option("--lora-targets", metavar="NAMES", help="LoRA modules, comma-separated, or all-linear; else PEFT's.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice to save memory.")
+@click.option("--train-head/--no-train-head", default=None, help="Also train rows of an untied head; on by default.")
+@click.option("--lora-rank", type=int, help="Train a LoRA adapter of this rank in addition to the rows.")
+@click.option("--lora-targets", metavar="NAMES", help="Comma-separated LoRA modules, or all-linear; default: PEFT's.")
 @click.option("--eval-data", type=_FILE, help="Examples to evaluate on before, during and after training.")
 @click.option("--eval-share", type=float, help="Hold out this share of the data and evaluate on it.")
 @click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps; once per epoch by default.")
-@click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without progress; keep the best.")
+@click.option(
+    "--patience", type=int, metavar="N", help="Stop after N evaluations without progress; keep the best rows."
+)
 @click.option("--save-every", type=int, metavar="N", help="Write a checkpoint every N steps.")
-@click.option("--resume", is_flag=True, help="Continue from the last checkpoint, to the same rows.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint. The resulting rows are the same.")
 @click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard.")
 @click.option("--force", is_flag=True, help="Replace an existing adapter folder, or an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars, no notes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress bars and no notes.")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an unexpected error.")
 def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Teach the model BASE (a checkpoint folder, or a hub id: org/name or org/name@revision) a few tokens.
+    """Teach a few tokens to the model BASE, a checkpoint folder or a hub id (org/name or org/name@revision).
 
-    Only the rows of these tokens are trained; a weight-tied output head follows them. The result is an adapter folder
-    that stock PEFT loads and `ttexport merge` turns into artifacts.
+    Only the rows of the taught tokens are trained. A weight-tied output head uses the trained rows too. The result is
+    an adapter folder. Stock PEFT loads the folder, and `ttexport merge` turns the folder into artifacts.
 
-    A line of the data is {"text": …}, or {"prompt": …, "completion": …} to learn the completion, or {"messages": […]}
-    to learn the assistant's turns. For several processes, run `torchrun -m tuner …` or `accelerate launch -m tuner …`
-    with the same arguments.
+
+    A line of the data is {"text": …} to learn the whole text, {"prompt": …, "completion": …} to learn the completion,
+    or {"messages": […]} to learn the assistant's turns. To train with two or more processes, run `torchrun -m tuner …`
+    or `accelerate launch -m tuner …` with the same arguments.
     """
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)
-    examples = read_examples(spec.data)  # before the imports that take seconds
+    examples = read_examples(spec.data)  # the data is read before imports that take seconds
     require_extra(tensorboard=spec.tensorboard is not None)
     from tuner.training.train import tune as run
 
@@ -110,10 +115,10 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
 
 
 def _leave_group() -> None:
-    """End the run's process group, if it has one.
+    """End the process group of the run, if a process group exists.
 
-    gloo's threads may hold the last tensors after their collective is done. A process that exits then sometimes aborts,
-    because a thread can no longer take the interpreter's lock.
+    Threads of gloo may still use the last tensors after the collective operation is done. A process that exits then
+    sometimes aborts, because a thread can no longer take the interpreter's lock.
     """
     from accelerate import PartialState
 
@@ -132,7 +137,7 @@ def _descriptions(pairs: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """Yield the callbacks for steps and notes: a bar and lines on stderr, or nothing."""
+    """Yield the callbacks for steps and notes. The callbacks draw a bar and lines on stderr, or do nothing."""
     if quiet:
         yield None, None
         return
@@ -145,7 +150,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
     task = progress.add_task("training", total=None, loss="-")
 
     def on_step(step: int, steps: int, loss: float) -> None:
-        progress.start()  # only now: bad input prints its one line and no bar
+        progress.start()  # the bar starts with the first step, so that for bad input only the error line is printed
         progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
 
     def on_note(note: str) -> None:
@@ -159,7 +164,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command alone (``python -m tuner``) and return its exit code; errors are one line on stderr."""
+    """Run the command on its own (``python -m tuner``) and return the exit code. An error is one line on stderr."""
     try:
         tune.main(args=None if arguments is None else list(arguments), prog_name="tuner", standalone_mode=False)
     except TTExportError as exc:

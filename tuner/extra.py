@@ -6,6 +6,6 @@ from exporter.packages import TENSORBOARD, TUNE
 
 
 def require_extra(*, tensorboard: bool) -> None:
-    """Raise MissingDependency unless the packages of the extra ``tune`` are installed; imports none of them."""
+    """Raise MissingDependency if a package of the extra ``tune`` is not installed. No package is imported."""
     for package in (*TUNE, *((TENSORBOARD,) if tensorboard else ())):
         package.require("ttexport tune")

@@ -1,4 +1,4 @@
-"""The options of a training run, checked as far as possible without loading anything; needs no torch."""
+"""The options of a training run. All checks that need no loading are made here. The module needs no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["DEFAULTS", "DEFAULT_EPOCHS", "DTYPES", "INITS", "SCHEDULES", "TuneSp
 
 DEFAULT_EPOCHS: Final = 3.0
 
-# How the row of a new token starts; a description, where given, replaces the token's own sub-tokens.
+# Initial row of a new token. A description, if given, replaces the token's own sub-tokens.
 INITS: Final = ("subtokens", "mean", "zeros", "sample")
 
-# Dtypes of the frozen base in memory; auto keeps what the checkpoint stores.
+# Dtypes of the frozen base in memory. "auto" keeps the dtype in the checkpoint.
 DTYPES: Final = ("f32", "f16", "bf16", "auto")
 
-# Name here → name in transformers. Every schedule starts with the warm-up.
+# Name in ttexport → name in transformers. Every schedule starts with the warm-up.
 SCHEDULES: Final[Mapping[str, str]] = {
     "cosine": "cosine",
     "linear": "linear",
@@ -33,25 +33,26 @@ _POSITIVE: Final = (
 
 _CHOICES: Final[Mapping[str, Collection[str]]] = {"init": INITS, "schedule": SCHEDULES, "dtype": DTYPES}
 
-# Paths and flags that do not change the resulting rows. The contents of the files are compared by digest.
+# Paths and flags that do not change the resulting rows. The contents of files are compared by digest.
 _NOT_IN_SETTINGS: Final = ("base", "data", "out", "eval_data", "tensorboard", "force", "resume", "save_every")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSpec:
-    """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``, into folder ``out``.
+    """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``. Output folder: ``out``.
 
     base: checkpoint folder or hub id.  new_tokens: tokens to add.  tokens: existing tokens to train again.  special:
-    new tokens are special tokens.  init: start of new rows, one of ``INITS``.  descriptions: new token → text whose
-    tokens' mean is its start instead.  steps, epochs: length of the run, at most one of the two.  batch_size: examples
-    per process and batch.  accumulate: batches per step.  max_length: in tokens.  warmup: share of the steps, in
-    [0, 1).  dtype: of the frozen base, one of ``DTYPES``; rows are always float32.  bf16: compute in bfloat16
-    (autocast).  gradient_checkpointing: compute activations twice instead of keeping them.  train_head: None trains an
-    untied head's rows too.  lora_rank, lora_targets: a LoRA adapter beside the rows; no targets: PEFT's default for the
-    architecture.  eval_data, eval_share: examples to evaluate on, a file or a share of ``data``.  eval_every: in steps;
-    None: once per epoch.  patience: stop after this many evaluations without progress, and keep the best rows.
-    save_every: steps between checkpoints.  resume: continue from the last checkpoint.  tensorboard: folder for its
-    event files.
+    whether new tokens are special tokens.  init: initial row of new tokens, an element of ``INITS``.  descriptions: new
+    token → text; the mean of the text's tokens replaces ``init``.  steps, epochs: length of the run, given in at most
+    one of the two units.  batch_size: examples per process and batch.  accumulate: batches per step.  max_length:
+    maximum number of tokens per example.  warmup: share of warm-up steps, in [0, 1).  dtype: dtype of the frozen base,
+    an element of ``DTYPES``; rows are always float32.  bf16: compute in bfloat16 (autocast). gradient_checkpointing:
+    compute activations twice instead of keeping the activations.  train_head: None also trains the rows of an untied
+    head.  lora_rank, lora_targets: rank and modules of a LoRA adapter in addition to the rows; without modules, PEFT's
+    default for the architecture is used.  eval_data, eval_share: examples for evaluation, as a file or as a share of
+    ``data``.  eval_every: steps between evaluations; None means once per epoch.  patience: number of evaluations
+    without progress after which the run stops; the best rows are kept.  save_every: steps between checkpoints.  resume:
+    continue from the last checkpoint.  tensorboard: folder for the event files of TensorBoard.
     """
 
     base: str
@@ -87,7 +88,7 @@ class TuneSpec:
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UsageError for options that contradict each other or are out of range, BadInput without a token."""
+        """Raise UsageError if options contradict each other or are out of range, and BadInput if no token is given."""
         if not self.new_tokens and not self.tokens:
             raise BadInput("no token to train: expected --new-token or --token at least once, found neither")
         for name in _POSITIVE:
@@ -110,10 +111,10 @@ class TuneSpec:
             raise UsageError("--eval-data and --eval-share are mutually exclusive")
         for name in ("eval_every", "patience"):
             if getattr(self, name) is not None and not self.evaluates:
-                raise UsageError(f"{_option(name)}: expected --eval-data or --eval-share with it, found neither")
+                raise UsageError(f"{_option(name)}: expected --eval-data or --eval-share as well, found neither")
         if self.lora_targets and self.lora_rank is None:
-            raise UsageError("--lora-targets: expected --lora-rank with it, found none")
-        # The best rows come from a checkpoint, so with patience every checkpoint must have been evaluated.
+            raise UsageError("--lora-targets: expected --lora-rank as well, found none")
+        # The best rows come from a checkpoint, so every checkpoint of a run with patience must have been evaluated.
         evaluated = (
             self.eval_every is not None and self.save_every is not None and not self.save_every % self.eval_every
         )
@@ -129,11 +130,11 @@ class TuneSpec:
 
     @property
     def saves(self) -> bool:
-        """Whether the run writes checkpoints; --patience keeps the best rows in one."""
+        """Whether the run writes checkpoints. --patience keeps the best rows in a checkpoint."""
         return self.save_every is not None or self.patience is not None
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that decide the outcome, as JSON values: the same settings and files, the same rows."""
+        """Return the options that determine the rows, as JSON values. Equal settings and files give equal rows."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_IN_SETTINGS}
         return {
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
@@ -141,7 +142,7 @@ class TuneSpec:
         }
 
 
-# Field → default, for the fields that have one.
+# Field → default value, for the fields that have a default value.
 DEFAULTS: Final[Mapping[str, Any]] = {
     entry.name: entry.default for entry in fields(TuneSpec) if entry.default is not MISSING
 }

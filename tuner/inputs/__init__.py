@@ -1,1 +1,1 @@
-"""Inputs of a training run: base, data, vocabulary."""
+"""Inputs of a training run: the base, the data and the vocabulary."""

@@ -1,4 +1,4 @@
-"""The base model of a training run: found and checked before it is loaded, and identified by a digest."""
+"""The base model of a training run. The base is found and checked before loading, and identified by a digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tuner.layers.tying import input_embedding, output_embedding
 
 __all__ = ["Base", "StoredTensor", "load_base", "open_base", "quiet", "stored_embedding"]
 
-# Spelling of --dtype → torch dtype; "auto" keeps what the checkpoint stores.
+# Value of --dtype → torch dtype. "auto" keeps the dtype in the checkpoint.
 _TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
     "f32": torch.float32,
     "f16": torch.float16,
@@ -32,10 +32,10 @@ _TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint, and how adapters record it.
+    """A checkpoint, with the name and revision that adapters record.
 
-    name: an absolute path, or a hub id without revision.  revision: the branch, tag or commit that the user asked for,
-    None for a folder or the default branch.
+    name: an absolute path, or a hub id without revision.  revision: the branch, tag or commit that the user gave; None
+    for a folder or the default branch.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Base:
 
     @property
     def folder(self) -> Path:
-        """The checkpoint's folder; for a hub id, the snapshot in huggingface_hub's cache."""
+        """The folder of the checkpoint. For a hub id, the snapshot in huggingface_hub's cache."""
         return self.checkpoint.path
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as the checkpoint stores it; ``digest`` is the SHA-256 of its bytes in hex."""
+    """A tensor as the checkpoint stores the tensor. ``digest`` is the SHA-256 of the tensor's bytes in hex."""
 
     name: str
     dtype: str
@@ -59,10 +59,11 @@ class StoredTensor:
 
 
 def open_base(base: str, *, quiet: bool = True) -> Base:
-    """Find the checkpoint ``base`` and check its config and the headers of its safetensors files; loads no tensor.
+    """Find the checkpoint ``base`` and check the config and the headers of the safetensors files. No tensor is loaded.
 
-    base: a folder, else ``org/name`` or ``org/name@revision``, from huggingface_hub's cache or downloaded.  quiet: no
-    line and no bar for a download.  Raises: UnreadableFile, BadInput, OutputError (the cache cannot be written).
+    base: a folder, or ``org/name`` or ``org/name@revision``, taken from huggingface_hub's cache or downloaded.
+    quiet: print no line and no bar for a download.  Raises: UnreadableFile, BadInput, or OutputError if the cache
+    cannot be written.
     """
     located = locate(os.path.expanduser(base), asked_by="BASE", content="checkpoint", quiet=quiet)
     if located.repo is None:
@@ -72,18 +73,18 @@ def open_base(base: str, *, quiet: bool = True) -> Base:
 
 
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer; never runs remote code. dtype: one of ``tuner.spec.DTYPES``.
+    """Load model and tokenizer without running remote code. dtype: an element of ``tuner.spec.DTYPES``.
 
-    Raises: UnreadableFile when transformers cannot load it, BadInput when the checkpoint lacks weights (they would be
-    random), NotExpressible for encoder-decoder models.
+    Raises: UnreadableFile if transformers cannot load the model, BadInput if the checkpoint lacks weights (missing
+    weights would be random), NotExpressible if the model is an encoder-decoder model.
     """
     with _translated(base.folder), quiet():
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise NotExpressible(
             "tune",
-            f"{config.model_type} is an encoder-decoder model, and the data does not separate input from output",
-            instead="tuner.get_peft_model works in a training loop of your own",
+            f"{config.model_type} is an encoder-decoder model, but the data does not separate input from output",
+            instead="call tuner.get_peft_model in your own training loop",
         )
     with _translated(base.folder), quiet():
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
@@ -97,7 +98,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise BadInput(f"{base.folder}: {missing[0]}: expected a tensor of that name, found none")
+        raise BadInput(f"{base.folder}: expected a tensor named {missing[0]}, found none")
     return model, tokenizer
 
 
@@ -112,7 +113,7 @@ def _translated(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings inside the block; tune reports what matters to the user."""
+    """Silence transformers' progress bars and warnings inside the block. tune itself reports what users must know."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -125,9 +126,10 @@ def quiet() -> Iterator[None]:
 
 
 def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
-    """Return the input embedding as the checkpoint stores it. Memory: one block of its rows.
+    """Return the input embedding as the checkpoint stores the embedding. Memory: one block of rows.
 
-    The stored name may lack the model's prefix, or be the tied head's. Raises: BadInput when no tensor matches.
+    The stored name may lack the model's prefix, or may be the name of the tied head. Raises: BadInput if no tensor
+    matches.
     """
     tensors = base.checkpoint.tensors
     modules = [module for module in (input_embedding(model), output_embedding(model)) if module is not None]

@@ -1,6 +1,7 @@
-"""Training examples: JSON Lines of one type, with line numbers in every error; needs no torch.
+"""Training examples: JSON Lines of one type. Every error contains the line number. No torch is needed.
 
-The types of a line: ``{"text": …}``; ``{"prompt": …, "completion": …}``; ``{"messages": [{"role": …, "content": …}]}``.
+A line has one of three types: ``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …,
+"content": …}]}``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from exporter.errors import BadInput, UnreadableFile, reading
 
 __all__ = ["Example", "Examples", "read_examples", "split_examples"]
 
-# Example type → fields of its lines. Other fields are ignored.
+# Example type → fields of a line of the type. Other fields are ignored.
 _FIELDS: Final = {"text": ("text",), "prompt": ("prompt", "completion"), "messages": ("messages",)}
 _EXPECTED: Final = '"text", "prompt" and "completion", or "messages"'
-# A text of millions of tokens. Parsing may take forty times the bytes: 640 MB, less than training on such a line.
+# Maximum size of a line, enough for a text of millions of tokens. Parsing may take 40 times the size: 640 MB.
 _MAX_LINE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line: its number, counted from 1, and the values of the fields of its type."""
+    """One line of the data: the line number, counted from 1, and the values of the fields of the example type."""
 
     line: int
     values: tuple[Any, ...]
@@ -34,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The examples of a file in order.
+    """The examples of a file, in the order of the file.
 
     example_type: ``text``, ``prompt`` or ``messages``.  digest: SHA-256 of the file's bytes, in hex.
     """
@@ -46,11 +47,12 @@ class Examples:
 
 
 def read_examples(path: Path) -> Examples:
-    """Read a JSONL file; blank lines are skipped.
+    """Read a JSONL file. Blank lines are skipped.
 
-    Memory: the file's bytes and its strings. Raises: UnreadableFile naming the line (not UTF-8, not JSON, longer than
-    16 MiB), BadInput naming the line (fields missing or of the wrong type, another example type than the lines before)
-    or the file (no example in it).
+    Memory: the bytes of the file and the parsed strings. Raises UnreadableFile with the line number if a line is not
+    UTF-8, is not JSON or is longer than 16 MiB. Raises BadInput with the line number if fields are missing or have a
+    wrong type, or if the example type differs from the earlier lines. Raises BadInput with the file if the file has no
+    example.
     """
     with reading(path):
         raw = path.read_bytes()
@@ -72,9 +74,10 @@ def read_examples(path: Path) -> Examples:
 
 
 def split_examples(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Return the examples to train on and those to evaluate on, drawn with ``seed``; both keep the file's order.
+    """Return the examples for training and the examples for evaluation. Evaluation examples are drawn with ``seed``.
 
-    share: to evaluate on, at least one example. Raises: BadInput when none would be left to train on.
+    Both results keep the order of the file. share: share of evaluation examples, at least one example. Raises: BadInput
+    if no example would be left for training.
     """
     count = len(examples.examples)
     held_out = max(1, round(count * share))
@@ -89,7 +92,7 @@ def split_examples(examples: Examples, share: float, seed: int) -> tuple[Example
 
 
 def _lines(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    # Split on newlines only: other separators of str.splitlines may occur inside a JSON string.
+    # The bytes are split only at newlines, because a JSON string may contain other separators of str.splitlines.
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             yield number, line
@@ -101,15 +104,15 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line.decode("utf-8"))
         if b"\\u" in line:
-            json.dumps(entry, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair: no tokenizer takes it
+            json.dumps(entry, ensure_ascii=False).encode("utf-8")  # no tokenizer accepts half of a surrogate pair
     except UnicodeEncodeError as exc:
-        raise UnreadableFile(where, "expected whole characters, found half of a surrogate pair") from exc
+        raise UnreadableFile(where, "expected complete characters, found half of a surrogate pair") from exc
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(where, f"not UTF-8 at byte {exc.start + 1} of the line") from exc
+        raise UnreadableFile(where, f"expected UTF-8, found other bytes at byte {exc.start + 1} of the line") from exc
     except json.JSONDecodeError as exc:
-        raise UnreadableFile(where, f"not JSON: {exc.msg} at column {exc.colno}") from exc
-    except (ValueError, RecursionError) as exc:  # a number of more than 4300 digits, or many levels of nesting
-        raise UnreadableFile(where, f"not JSON: {exc}") from exc
+        raise UnreadableFile(where, f"expected JSON: {exc.msg} at column {exc.colno}") from exc
+    except (ValueError, RecursionError) as exc:  # the line has a number of more than 4300 digits, or deep nesting
+        raise UnreadableFile(where, f"expected JSON: {exc}") from exc
     if not isinstance(entry, dict):
         raise BadInput(f"{where}: expected an object with {_EXPECTED}, found {_describe(entry)}")
     return entry
@@ -135,7 +138,7 @@ def _string(where: str, name: str, value: object) -> str:
 
 
 def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
-    """Return the chat if it has a turn to learn, which is one of the assistant."""
+    """Return the chat if the chat has an assistant turn to learn."""
     if not isinstance(value, list) or not value:
         raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
     for number, message in enumerate(value, start=1):

@@ -1,7 +1,7 @@
-"""From examples to token ids and labels, which decide the tokens that have a loss.
+"""Convert examples to token ids and labels. A token has a loss if the token has a label.
 
-In a text, all tokens have one; in a prompt with its completion, those of the completion; in a chat, the assistant's
-turns, each with its end-of-turn token. The other tokens are context only.
+In a text, all tokens have a loss. In a prompt with a completion, the tokens of the completion have a loss. In a chat,
+the assistant's turns have a loss, each with the end-of-turn token. The other tokens are only context.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _Encoder = Callable[[Any, Example], tuple[list[int], list[int]]]
 
 __all__ = ["NO_LOSS", "Encoded", "encode_examples"]
 
-NO_LOSS: Final = -100  # the label that torch's cross entropy ignores
+NO_LOSS: Final = -100  # torch's cross entropy ignores this label
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Examples as ``{"input_ids", "labels"}``.
 
-    truncated: number of examples that were too long.  dropped: lines of the examples without a label.
+    truncated: number of examples that were too long.  dropped: line numbers of examples that have no label.
     """
 
     examples: list[dict[str, list[int]]]
@@ -37,9 +37,10 @@ class Encoded:
 
 
 def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
-    """Encode all examples, truncated to ``max_length`` tokens; drop those without a label after the first token.
+    """Encode all examples, truncated to ``max_length`` tokens.
 
-    Raises: BadInput naming the line that the chat template rejects, or the file when every example is dropped.
+    Examples without a label after the first token are dropped. Raises: BadInput with the line number if the chat
+    template rejects a line, BadInput with the file if every example is dropped.
     """
     encoders: dict[str, _Encoder] = {"text": _text, "prompt": _completion}
     encode = encoders.get(examples.example_type) or _Chat(tokenizer, examples.path)
@@ -50,7 +51,7 @@ def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Enco
         ids, labels = encode(tokenizer, example)
         truncated += len(ids) > max_length
         labels = labels[:max_length]
-        # The first token is predicted from nothing, so its label is never used.
+        # No token comes before the first token, so the label of the first token is never used.
         if all(label == NO_LOSS for label in labels[1:]):
             dropped.append(example.line)
         else:
@@ -79,23 +80,26 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return ``ids`` with the end token appended, if the tokenizer has one and did not add it itself."""
+    """Return ``ids`` with the end token at the end.
+
+    The end token is added if the tokenizer has one but did not add it.
+    """
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many leading ids are equal. A token across the border of two texts counts to the later text."""
+    """Return the number of equal leading ids. A token across the border of two texts belongs to the later text."""
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class _Chat:
-    """Encoder of chats by the tokenizer's template.
+    """Encoder of chats with the tokenizer's template.
 
-    The marks of a template that marks the assistant's turns (``{% generation %}``) are used. Few templates have them;
-    with any other, the chat is rendered up to the start and up to the end of each answer, and the answer lies between.
-    That requires a template that renders the first turns of a chat the same with and without later turns. For a
-    template that does not, TRL may have a variant with marks.
+    If a template marks the assistant's turns with ``{% generation %}``, the marks are used. Few templates have marks.
+    For a template without marks, the chat is rendered up to the start of each answer and up to the end of each answer;
+    the difference is the answer. This method requires that later turns do not change the rendering of earlier turns. If
+    a template does not meet the requirement, TRL may have a variant of the template with marks.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:
@@ -134,7 +138,7 @@ class _Chat:
             after = _render(tokenizer, messages[: index + 1])
             if not (whole.startswith(before) and whole.startswith(after) and len(before) < len(after)):
                 return None
-            # White space after the end of the turn belongs to the template, not to the answer.
+            # White space after the end of the turn belongs to the template and not to the answer.
             after = after.rstrip() if len(after.rstrip()) > len(before) else after
             start, end = (_common(_plain_ids(tokenizer, part), ids) for part in (before, after))
             labels[start:end] = ids[start:end]
@@ -146,7 +150,7 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> s
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has added the special tokens
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template already added special tokens
 
 
 def _by_markers(tokenizer: Any, messages: list[dict[str, Any]], template: str) -> tuple[list[int], list[int]]:

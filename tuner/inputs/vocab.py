@@ -1,4 +1,4 @@
-"""Tokens: find the id of an existing one, add new ones to tokenizer and model, initialise their rows.
+"""Tokens: find the ids of existing tokens, add new tokens to tokenizer and model, and initialise the new rows.
 
 Padding rows (rows of the matrix beyond the tokenizer's last token) are used before the matrix grows.
 """
@@ -18,14 +18,14 @@ from tuner.layers.tying import input_embedding, output_embedding, tied_module_na
 
 __all__ = ["add_tokens", "existing_token_id", "start_rows"]
 
-_CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640: statistics over V rows never hold a second matrix
+_CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640; with chunks, statistics over V rows need no second matrix
 
 
 def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int) -> int:
-    """Return the id of an existing token, given its vocabulary entry or the text that encodes to it.
+    """Return the id of an existing token. token: the vocabulary entry, or a text that encodes to the token.
 
-    rows: V, the rows of the embedding. Raises: BadInput when the text is empty, encodes to several tokens or to the
-    unknown token, or when its id has no row.
+    rows: V, the number of rows of the embedding. Raises: BadInput if the text is empty, encodes to two or more tokens,
+    or encodes to the unknown token, or if the embedding has no row for the id.
     """
     if not token:
         raise BadInput("--token: expected a token, found an empty text")
@@ -64,10 +64,11 @@ def add_tokens(
 ) -> list[int]:
     """Add ``tokens`` to tokenizer and model, in place, and return their ids.
 
-    special: decoding with ``skip_special_tokens`` skips them.  init: one of ``tuner.spec.INITS``.  descriptions: token
-    → text whose tokens' mean the row starts from.  pad_to_multiple_of: if the matrix must grow, to a multiple of this.
-    Rows are set in the embedding, and in the head unless it is tied.
-    Raises: BadInput for an empty, repeated or existing token, or a description of another token.
+    special: whether decoding with ``skip_special_tokens`` skips the tokens.  init: an element of ``tuner.spec.INITS``.
+    descriptions: token → text; the row starts as the mean of the text's tokens.  pad_to_multiple_of: if the matrix must
+    grow, the number of rows becomes a multiple of this number.
+    Rows are set in the embedding and in an untied head.
+    Raises: BadInput if a token is empty, repeated or already existing, or if a description belongs to another token.
     """
     descriptions = dict(descriptions or {})
     _check_new(tokenizer, tokens, descriptions)
@@ -83,7 +84,7 @@ def add_tokens(
         model.resize_token_embeddings(max(token_ids) + 1, pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
     inits = [init if token not in descriptions else "subtokens" for token in tokens]
     for weight in _matrices(model):
-        # Padding rows hold no token, so the statistics cover the tokenizer's rows only.
+        # Padding rows belong to no token, so the statistics cover only the rows of the tokenizer's tokens.
         start = start_rows(weight[: min(known, rows)], subtoken_ids, inits, seed=seed)
         with torch.no_grad():
             weight[token_ids] = start.to(weight.dtype)
@@ -101,13 +102,13 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descri
                 "with --token"
             )
         if token in tokens[:index]:
-            raise BadInput(f"--new-token {token!r}: expected once, found twice")
+            raise BadInput(f"--new-token {token!r}: expected each new token once, found it twice")
     if others := sorted(descriptions.keys() - set(tokens)):
-        raise BadInput(f"--describe {others[0]!r}: expected one of the new tokens, found another")
+        raise BadInput(f"--describe {others[0]!r}: expected one of the new tokens, found another token")
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return V, the rows of the input embedding. Raises: BadInput for a model without one."""
+    """Return V, the number of rows of the input embedding. Raises: BadInput if the model has no input embedding."""
     return len(_weight(_embedding(model)))
 
 
@@ -125,7 +126,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """Return the embedding's matrix, and an untied head's."""
+    """Return the matrix of the embedding, and the matrix of an untied head."""
     embedding, head = _embedding(model), output_embedding(model)
     matrices = [_weight(embedding)]
     if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
@@ -138,10 +139,10 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 
 
 def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
-    """Return (n, H) float32 rows to start from, one per entry of ``subtoken_ids`` and ``inits``.
+    """Return initial rows (n, H) in float32, one per element of ``subtoken_ids`` and ``inits``.
 
-    matrix: (V, H) rows of the existing tokens.  subtoken_ids: the rows whose mean "subtokens" takes; without any, it
-    takes the mean of all rows.
+    matrix: (V, H) rows of the existing tokens.  subtoken_ids: the rows averaged by the init "subtokens"; if there are
+    no sub-tokens, the mean of all rows is used.
     """
     generator = torch.Generator().manual_seed(seed)
     mean: Tensor | None = None
@@ -162,10 +163,10 @@ def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Seq
 
 
 def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
-    """Draw ``count`` rows (count, H) from the normal distribution with the mean and covariance of the rows.
+    """Draw ``count`` rows (count, H) from the normal distribution with the mean and covariance of ``matrix``.
 
-    Memory: (H, H) and one chunk of rows. The factor comes from the eigenvalues: with fewer rows than columns the
-    covariance is singular, and a Cholesky factor would need noise added.
+    Memory: (H, H) and one chunk of rows. The factor is computed from eigenvalues. With fewer rows than columns, the
+    covariance is singular, and a Cholesky factor would need added noise.
     """
     mean = matrix.detach().mean(0, dtype=torch.float32)
     covariance = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)

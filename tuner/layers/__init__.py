@@ -1,1 +1,1 @@
-"""The PEFT tuner: trained token rows as a layer."""
+"""The PEFT tuner that implements trained token rows as a layer."""

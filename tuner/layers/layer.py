@@ -1,4 +1,4 @@
-"""The layer that wraps an embedding or a head and holds the trained rows."""
+"""The layer that wraps an embedding or a head and contains the trained rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ __all__ = ["TrainableTokensLayer"]
 class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     """Embedding or head (``base_layer``) in which the rows of chosen tokens are trained.
 
-    Attribute names are PEFT's, because they become the tensor names of adapter files: ``trainable_tokens_delta`` holds
-    final rows (k, H) per adapter, not differences; ``trainable_tokens_original`` the base's rows, for ``unmerge``. A
-    layer with a ``tied_adapter`` has no parameters: it reads those of the layer that it is tied to.
+    The attribute names are PEFT's names, because the attribute names become tensor names in adapter files.
+    ``trainable_tokens_delta`` contains final rows (k, H) per adapter and not differences. ``trainable_tokens_original``
+    contains the base's rows for ``unmerge``. A layer with a ``tied_adapter`` has no parameters and reads the parameters
+    of the layer that it is tied to.
     """
 
     adapter_layer_names = ("trainable_tokens_delta",)
@@ -37,9 +38,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Wrap ``base_layer``; ``update_layer`` adds rows. ``config`` is unused, but part of PEFT's signature.
+        """Wrap ``base_layer``. Rows are added by ``update_layer``. ``config`` is unused but part of PEFT's signature.
 
-        Raises: ValueError unless ``base_layer`` is an embedding or linear layer with a plain (V, H) weight.
+        Raises: ValueError if ``base_layer`` is not an embedding or linear layer with a plain (V, H) weight.
         """
         super().__init__()
         self.base_layer = base_layer
@@ -47,7 +48,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = adapter_name
         self.kwargs = kwargs
         self.merged_adapters: list[str] = []
-        # In a list, so that torch does not register the embedding as a submodule of the head.
+        # The embedding is kept in a list, so that torch does not register the embedding as a submodule of the head.
         self._tied_adapter = [] if tied_adapter is None else [tied_adapter]
         if tied_adapter is None:
             self.trainable_tokens_delta = nn.ParameterDict({})
@@ -61,7 +62,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     @property
     def tied_adapter(self) -> TrainableTokensLayer | None:
-        """The layer that provides the rows; None for a layer with rows of its own."""
+        """The layer that provides the rows. None for a layer with its own rows."""
         return self._tied_adapter[0] if self._tied_adapter else None
 
     def update_layer(
@@ -71,11 +72,11 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Create the rows of ``adapter_name``: copies of the base's, or random ones with ``init_weights=False``.
+        """Create the rows of ``adapter_name``: copies of the base's rows, or random rows with ``init_weights=False``.
 
-        ``token_indices`` and ``init_weights`` come from ``config`` (object or mapping), else from keywords. With
-        ``tied_adapter`` this does nothing, because the other layer owns the rows.
-        Raises: ValueError for an id outside [0, V) or a repeated id.
+        ``token_indices`` and ``init_weights`` come from ``config`` (object or mapping) or from keywords. With
+        ``tied_adapter`` nothing is created, because the other layer owns the rows.
+        Raises: ValueError if an id is outside [0, V) or repeated.
         """
         if tied_adapter is not None or self.tied_adapter is not None:
             return
@@ -94,13 +95,13 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _check_overlapping_tokens(self, adapter_names: Sequence[str]) -> None:
-        """Raise ValueError if two of these and the merged adapters hold a row for the same token."""
+        """Raise ValueError if two of ``adapter_names`` and the merged adapters have a row for the same token."""
         owner: dict[int, str] = {}
         for name in dict.fromkeys([*self.merged_adapters, *adapter_names]):
             for token_id in self.token_indices.get(name, ()):
                 if token_id in owner:
                     raise ValueError(
-                        f"adapters {owner[token_id]!r} and {name!r} both hold a row for token {token_id}; "
+                        f"adapters {owner[token_id]!r} and {name!r} both have a row for token {token_id}; "
                         "only adapters with disjoint tokens can be used together"
                     )
                 owner[token_id] = name
@@ -108,9 +109,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the rows of ``adapter_names`` (default: the active adapters) into the base matrix, in place.
 
-        In place, so that a tie between embedding and head survives and nothing of size (V, H) is copied. All checks
-        precede the first write. Raises: ValueError on overlap, or with ``safe_merge`` for a row that is not finite in
-        the base's dtype.
+        The matrix is modified in place, so that a tie between embedding and head survives and no (V, H) tensor is
+        copied. All checks run before the first write. Raises: ValueError if two adapters overlap, or, with
+        ``safe_merge``, if a row is not finite in the base's dtype.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trainable_tokens_delta]
         if not names:
@@ -126,7 +127,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Restore the base's own rows, bit for bit."""
+        """Restore the base's own rows with all bits unchanged."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -136,7 +137,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
 
     def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
-        """Return a merged copy (V, H) of the matrix; called by PEFT's wrappers only."""
+        """Return a merged copy (V, H) of the matrix. Only PEFT's wrappers call this method."""
         merged = self.weight
         for name in active_adapters:
             if name not in self.token_indices:
@@ -146,7 +147,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return merged
 
     def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base with the rows of ``active_adapters``; without an adapter, the base alone."""
+        """Run the base with the rows of ``active_adapters``. Without an adapter, run only the base."""
         off = self.disable_adapters or not active_adapters
         if off and self.merged:
             self.unmerge()
@@ -163,7 +164,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return head_with_rows(x, self.weight, self.bias, rows, index)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run with the active adapters; x: ids (...) for an embedding, hidden states (..., H) for a head."""
+        """Run with the active adapters. x: ids (...) for an embedding, hidden states (..., H) for a head."""
         return self.forward_adapters(x, self.active_adapters, *args, **kwargs)
 
     def _embed(self, base: nn.Embedding, x: Tensor, rows: Tensor, index: RowIndex, *args: Any, **kwargs: Any) -> Tensor:
@@ -171,7 +172,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         if base.max_norm is None:
             looked_up = self.base_layer(x, *args, **kwargs)
         else:
-            # nn.Embedding would shorten rows of the frozen matrix in place; shorten the looked-up vectors instead.
+            # nn.Embedding would shorten rows of the frozen matrix in place. Here, the looked-up vectors are shortened
+            # instead.
             looked_up = F.embedding(x, base.weight, base.padding_idx)
             shorten(looked_up, base.max_norm, base.norm_type)
             looked_up = looked_up if scale is None else scaled(looked_up, scale)
@@ -189,7 +191,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         )
 
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
-        """Return the index over the tokens of ``names``; rebuilt and checked for overlaps when their ids change."""
+        """Return the index over the tokens of ``names``.
+
+        If ids change, the index is rebuilt and checked for overlaps.
+        """
         lists = [self.token_indices[name] for name in names]
         key = (*names, device)
         cached = self._index_cache.get(key)
@@ -197,12 +202,12 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             return cached[1]
         self._check_overlapping_tokens(names)
         index = RowIndex.build([token_id for ids in lists for token_id in ids], device)
-        self._index_cache = {key: (lists, index)}  # one entry: switching adapters is rare
+        self._index_cache = {key: (lists, index)}  # the cache keeps one index, because switching adapters is rare
         return index
 
 
 def checked_ids(token_ids: Sequence[int], vocab: int) -> list[int]:
-    """Return ``token_ids`` as a list. Raises: ValueError unless they are distinct and in [0, vocab)."""
+    """Return ``token_ids`` as a list. Raises: ValueError if ids are repeated or outside [0, vocab)."""
     ids = [int(token_id) for token_id in token_ids]
     if outside := [token_id for token_id in ids if not 0 <= token_id < vocab]:
         raise ValueError(f"token_indices: expected ids in [0, {vocab}), found {outside[0]}")
@@ -225,25 +230,26 @@ def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _features(base: nn.Module) -> tuple[int, int]:
-    """Return (in, out) features as PEFT names them: (V, H) for an embedding, (H, V) for a head."""
+    """Return (in, out) features in PEFT's order: (V, H) for an embedding, (H, V) for a head."""
     if isinstance(base, nn.Embedding):
         features = stored = (base.num_embeddings, base.embedding_dim)
     elif isinstance(base, nn.Linear):
         features, stored = (base.in_features, base.out_features), (base.out_features, base.in_features)
     else:
-        # ValueError and not TypeError, because PEFT raises it for the same mistake.
-        raise ValueError(f"trained token rows need an embedding or linear layer, not {type(base).__name__}")  # noqa: TRY004
-    if tuple(base.weight.shape) != stored:  # packed by a quantiser, or partitioned over processes
+        # PEFT raises ValueError for the same mistake, so the error is no TypeError.
+        raise ValueError(f"trained token rows need an embedding or linear layer, found {type(base).__name__}")  # noqa: TRY004
+    if tuple(base.weight.shape) != stored:  # the weight is packed by a quantiser, or partitioned over processes
         raise ValueError(
-            f"trained token rows need a weight of {stored}, {type(base).__name__} stores {base.weight.shape}"
+            f"trained token rows need a weight of {stored}, but {type(base).__name__} stores {base.weight.shape}"
         )
     return features
 
 
 def _embed_scale(base: nn.Module) -> Tensor | float | None:
-    """Return the factor by which some embeddings multiply their output (gemma3: tensor, bart: number), else None.
+    """Return the factor that an embedding multiplies its output with (gemma3: tensor, bart: number), else None.
 
-    A tensor of several numbers does not count, as in stock PEFT: it belongs to a ``forward`` of unknown meaning.
+    A tensor with two or more numbers does not count, as in stock PEFT, because the meaning of the tensor in ``forward``
+    is unknown.
     """
     scale = getattr(base, "embed_scale", None)
     if isinstance(scale, Tensor):

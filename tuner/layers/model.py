@@ -1,4 +1,4 @@
-"""The tuner model: finds the embedding, wraps it, and ties wrapped heads to it."""
+"""The tuner model, which finds the embedding, wraps the embedding, and ties wrapped heads to the embedding."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TrainableTokensModel(BaseTuner):
     tuner_layer_cls = TrainableTokensLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """Fill in ``target_modules``: the input embedding, and with ``train_head`` the head.
+        """Fill in ``target_modules`` with the input embedding and, with ``train_head``, the head.
 
-        A tied head is removed, also if the user named it: it follows the embedding without being a target, and stock
-        PEFT (0.21) can save but not run an adapter that lists both.
+        A tied head is removed even if the user listed the head. A tied head follows the embedding without being a
+        target. If an adapter lists both modules, stock PEFT (0.21) can save the adapter but not run it.
         """
         assert isinstance(peft_config, TrainableTokensConfig)
         targets = peft_config.target_modules
@@ -45,7 +45,7 @@ class TrainableTokensModel(BaseTuner):
         tied = tied_module_names(self.model)
         return [name for name in targets if not any(f".{other}".endswith(f".{name}") for other in tied)]
 
-    def inject_adapter(  # type: ignore[override]  # keywords pass through, as in PEFT's own class
+    def inject_adapter(  # type: ignore[override]  # keywords are passed through, as in PEFT's own class
         self,
         model: nn.Module,
         adapter_name: str,
@@ -53,7 +53,10 @@ class TrainableTokensModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Wrap the targets, then every module tied to the input embedding; those get no parameters of their own."""
+        """Wrap the targets, then every module tied to the input embedding.
+
+        Tied modules get no parameters of their own.
+        """
         super().inject_adapter(
             model=model,
             adapter_name=adapter_name,
@@ -70,7 +73,7 @@ class TrainableTokensModel(BaseTuner):
     def _tie(self, model: nn.Module, name: str, adapter_name: str, embedding: TrainableTokensLayer) -> None:
         parent, target, target_name = _get_submodules(model, name)
         if isinstance(target, TrainableTokensLayer) and target.tied_adapter is embedding:
-            return  # tied when an earlier adapter was injected, and reads the new rows too
+            return  # the head was tied when an earlier adapter was injected, and reads the new rows too
         self._create_and_replace(
             self.peft_config[adapter_name],
             adapter_name,
@@ -80,17 +83,21 @@ class TrainableTokensModel(BaseTuner):
             current_key=name,
             tied_adapter=embedding,
         )
-        # The embedding's active adapters may be others than the new one; the head must use the same.
+        # The active adapters of the embedding may differ from the new adapter. The head must use the embedding's
+        # adapters.
         tied = getattr(parent, target_name)
         tied._active_adapter = embedding._active_adapter
         tied._disable_adapters = embedding._disable_adapters
 
     def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Return nothing: this class handles tied modules, so PEFT's warning about them does not apply."""
+        """Return an empty list.
+
+        This class handles tied modules, so PEFT's warning about tied modules does not apply.
+        """
         return []
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """Do nothing: at injection, PEFT would give the same warning here."""
+        """Do nothing. At injection, PEFT would print the same warning from this method."""
 
     def _create_and_replace_dict(
         self,
@@ -101,9 +108,10 @@ class TrainableTokensModel(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        """Add the adapter to ``target`` if that is already wrapped, else wrap it.
+        """Add the adapter to ``target`` if ``target`` is already wrapped, else wrap ``target``.
 
-        ``peft_config`` is a dictionary so that it can carry ``tied_adapter``, which is no field of a configuration.
+        ``peft_config`` is a dictionary so that ``peft_config`` can contain ``tied_adapter``, which is no field of a
+        configuration.
         """
         options = dict(peft_config)
         if isinstance(target, TrainableTokensLayer):
@@ -123,7 +131,7 @@ class TrainableTokensModel(BaseTuner):
         current_key: str,
         tied_adapter: nn.Module | None = None,
     ) -> None:
-        """PEFT's entry point; see ``_create_and_replace_dict``."""
+        """Entry point that PEFT calls. See ``_create_and_replace_dict``."""
         options = {**peft_config.to_dict(), "tied_adapter": tied_adapter}
         self._create_and_replace_dict(options, adapter_name, target, target_name, parent, current_key)
 
@@ -135,7 +143,7 @@ class TrainableTokensModel(BaseTuner):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> TrainableTokensLayer:
-        """Return ``target`` wrapped, with the rows of ``adapter_name`` or tied to ``tied_adapter``."""
+        """Return ``target`` wrapped, with its own rows for ``adapter_name`` or with the rows of ``tied_adapter``."""
         if isinstance(peft_config, dict):
             options = dict(peft_config)
             tied_adapter = options.pop("tied_adapter", None) or tied_adapter
@@ -151,8 +159,8 @@ class TrainableTokensModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Map the keys of an adapter file to the model's keys.
 
-        peft 0.21 saves the rows of a tied model under the embedding's name and the head's; older files have only the
-        embedding's. The head's rows equal the embedding's, so a missing key is filled in.
+        peft 0.21 saves the rows of a tied model under the names of the embedding and of the head. Older files contain
+        only the embedding's name. The head's rows equal the embedding's rows, so a missing key is filled in.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

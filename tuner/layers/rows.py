@@ -1,7 +1,8 @@
 """The mathematics of trained rows: an embedding and a head in which k of V rows are replaced.
 
-No function allocates a (V, H) tensor. A lookup reads the base matrix and substitutes the rows of trained tokens; a
-head multiplies by the base matrix and overwrites k columns of the product. Both equal the merged matrix's result.
+No function allocates a (V, H) tensor. A lookup reads the base matrix and substitutes the rows of trained tokens. A head
+multiplies by the base matrix and overwrites k columns of the product. The results of lookup and head are equal to the
+results with the merged matrix.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ __all__ = ["RowIndex", "head_with_rows", "substitute_rows"]
 class RowIndex:
     """Token id → row number, for the trained tokens.
 
-    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: the same, ascending.  order: (k,) the row number of
-    each sorted id. Memory is O(k); a table of V entries would be slightly faster to look up, but cost O(V) per device.
+    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: ``ids`` in ascending order.  order: (k,) row number
+    of each sorted id. Memory is O(k). A table with V rows would be slightly faster to look up, but would cost O(V) per
+    device.
     """
 
     ids: Tensor
@@ -37,7 +39,7 @@ class RowIndex:
         return cls(ids, sorted_ids, order)
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return flat positions in ``x`` of trained tokens, and their row numbers; both (n,) int64."""
+        """Return the flat positions of trained tokens in ``x`` and the row numbers of the tokens, each (n,) int64."""
         flat = x.reshape(-1).to(self.sorted_ids.dtype).contiguous()
         candidates = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
         positions = torch.nonzero(self.sorted_ids[candidates] == flat).squeeze(-1)
@@ -57,13 +59,13 @@ def substitute_rows(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
 ) -> Tensor:
-    """Return ``looked_up`` with the rows of trained tokens; written in place where autograd allows it.
+    """Return ``looked_up`` with the rows of trained tokens, written in place if autograd allows in-place writing.
 
     looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H) in any float dtype, in the order
-    of ``index``.  dtype: the base matrix's; rows are first rounded to it, as in a merged matrix.
+    of ``index``.  dtype: the dtype of the base matrix; rows are first rounded to this dtype, as in a merged matrix.
     scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: as in the wrapped embedding. As in torch, ``max_norm``
     shortens values but not gradients, and ``padding_idx`` gets no gradient.
-    Memory: O(hits * H). The gradient of rows is accumulated in their own dtype.
+    Memory: O(hits * H). The gradient of ``rows`` is accumulated in the dtype of ``rows``.
     """
     positions, slots = index.find(x)
     hits = rows.index_select(0, slots)
@@ -86,15 +88,15 @@ def substitute_rows(
 
 
 def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """Return vectors (..., H) times ``scale``; a tensor is first rounded to their dtype, a number is not.
+    """Return vectors (..., H) times ``scale``. A tensor is first rounded to the dtype of the vectors, a number is not.
 
-    This is what transformers' embeddings do with a tensor (gemma3) and with a number (bart).
+    transformers' embeddings handle a tensor (gemma3) and a number (bart) in the same way.
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
 
 def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale vectors (..., H) longer than ``max_norm`` down to it, in place and hidden from autograd.
+    """Scale vectors (..., H) longer than ``max_norm`` down to ``max_norm``, in place and hidden from autograd.
 
     Source: torch.embedding_renorm_, which scales by max_norm / (norm + 1e-7).
     """
@@ -104,24 +106,25 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 
 
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
-    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with ``rows`` (k, H) in it.
+    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with the replaced ``rows`` (k, H).
 
-    Memory: the logits and O(k) columns in the forward, O(k) columns in the backward; no gradient of ``weight`` unless
-    it requires one. Under autocast the product is taken in the autocast dtype, as nn.Linear does.
+    Memory: the logits and O(k) columns in the forward pass, O(k) columns in the backward pass. ``weight`` gets a
+    gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast dtype, as in
+    nn.Linear.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits
 
 
 class _HeadWithRows(torch.autograd.Function):
-    """Linear layer with k replaced rows; one node, so that neither the logits nor their gradient are copied."""
+    """Linear layer with k replaced rows. A single node avoids copies of the logits and of the logits' gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
-        # Without autocast the product raises for a hidden state of another dtype, as in nn.Linear: casting the matrix
-        # would copy (V, H).
+        # Without autocast, the product raises an error if the hidden state has another dtype, as in nn.Linear. A cast
+        # of the matrix would copy (V, H).
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         with torch.autocast(device, enabled=False):
             h, w = (hidden.to(dtype), weight.to(dtype)) if autocast else (hidden, weight)
@@ -140,18 +143,21 @@ class _HeadWithRows(torch.autograd.Function):
         h, w, r, ids = ctx.saved_tensors
         hidden_dtype, weight_dtype, bias_dtype, rows_dtype = ctx.dtypes
         need_hidden, need_weight, need_bias, need_rows, _ = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])  # a view: the gradients of loss functions are contiguous
+        grad = grad.reshape(
+            -1, grad.shape[-1]
+        )  # this is a view, because the gradients of loss functions are contiguous
         columns = grad.index_select(-1, ids)
         grad_hidden = grad_weight = grad_bias = grad_rows = None
         if need_hidden:
-            # grad of the merged matrix = grad of the base product + k corrected columns; zeroing the columns of
-            # ``grad`` instead would need a copy of it, since other nodes may hold the same tensor.
+            # The gradient of the merged matrix is the gradient of the base product plus k corrected columns. Zeroing
+            # the columns of ``grad`` instead would need a copy of ``grad``, because other nodes may use the same
+            # tensor.
             grad_hidden = grad.matmul(w)
             grad_hidden.addmm_(columns, r - w.index_select(0, ids))
             grad_hidden = grad_hidden.view(h.shape).to(hidden_dtype)
         if need_rows:
             grad_rows = columns.t().matmul(h.reshape(-1, h.shape[-1])).to(rows_dtype)
-        if need_weight:  # this package freezes the base, but a user may thaw it
+        if need_weight:  # this package freezes the base, but a user may unfreeze the base
             grad_weight = grad.t().matmul(h.reshape(-1, h.shape[-1])).index_fill_(0, ids, 0).to(weight_dtype)
         if need_bias:
             grad_bias = grad.sum(0).to(bias_dtype)

@@ -1,4 +1,4 @@
-"""Make PEFT use this package's classes, and restore its own afterwards."""
+"""Make PEFT use the classes of this package, and restore PEFT's own classes afterwards."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _stock_additional: Callable[..., None] = stock_other.set_additional_trainable_mo
 def _set_additional_trainable_modules(
     model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """PEFT's function for rows beside another adapter; evidence decides whether they are tied, not the config."""
+    """PEFT's function for rows beside another adapter. Evidence, and not the config, decides whether rows are tied."""
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
     _stock_additional(model, peft_config, model_config, *args, **kwargs)
 
 
 def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
-    """Yield (namespace, name, our object) of every entry to replace.
+    """Yield (namespace, name, our object) for every name to replace.
 
-    PEFT looks up the classes of an adapter type in two tables, and those for rows beside a LoRA adapter in its own
-    package at the time of use. The modules that define the stock classes are left alone, so existing models keep
-    working. A name is replaced only where it exists, which differs between versions.
+    PEFT looks up the classes of an adapter type in two tables. The classes for rows beside a LoRA adapter are looked up
+    in PEFT's own package at the time of use. The modules that define the stock classes are not changed, so existing
+    models keep working. A name is replaced only if the name exists, because the names differ between PEFT versions.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
     yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
@@ -70,10 +70,10 @@ _saved: list[tuple[MutableMapping[Any, Any], Any, Any]] = []
 
 
 class Enabled:
-    """The result of ``enable``: the end of the ``with`` block, or ``disable``, restores PEFT's own classes."""
+    """The result of ``enable``. The end of the ``with`` block, or ``disable``, restores PEFT's own classes."""
 
     def __init__(self) -> None:
-        """Replace the classes, unless another ``Enabled`` already has."""
+        """Replace the classes, unless another ``Enabled`` has already replaced the classes."""
         global _users
         with _LOCK:
             if not _users:
@@ -84,7 +84,10 @@ class Enabled:
         self._on = True
 
     def disable(self) -> None:
-        """Undo this ``enable``; the last one restores PEFT's classes. A second call does nothing."""
+        """Undo this ``enable``.
+
+        The last active ``enable`` restores PEFT's classes. A second call of ``disable`` does nothing.
+        """
         global _users
         with _LOCK:
             if not self._on:
@@ -103,18 +106,19 @@ class Enabled:
 
 
 def enable() -> Enabled:
-    """Let PEFT use our classes for token rows from now on, those of ``LoraConfig(trainable_token_indices=…)`` included.
+    """Let PEFT use our classes for token rows, also for ``LoraConfig(trainable_token_indices=…)``.
 
-    As a plain call it lasts until ``disable`` of the result, as a context manager until the end of the block. Calls may
-    overlap in any order. Models made meanwhile keep working afterwards; models made before are not touched. The classes
-    are replaced in the whole process, so other threads that use PEFT get them too.
+    As a plain call, ``enable`` lasts until ``disable`` of the result is called; as a context manager, until the end of
+    the block. Calls may overlap in any order. Models made while the classes are replaced keep working afterwards.
+    Earlier models are not changed. The classes are replaced in the whole process, so other threads that use PEFT also
+    get our classes.
     """
     return Enabled()
 
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hide the warning about PEFT's use of an attribute that transformers renamed; a user cannot change that."""
+    """Hide the warning about an attribute that transformers renamed and PEFT still uses. A user cannot change PEFT."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -123,9 +127,9 @@ def _without_noise() -> Iterator[None]:
 def get_peft_model(
     model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
 ) -> PeftModel:
-    """Return ``model`` as a ``peft.PeftModel`` whose tuner is ours; ``kwargs`` as in ``peft.get_peft_model``.
+    """Return ``model`` as a ``peft.PeftModel`` with our tuner. ``kwargs``: see ``peft.get_peft_model``.
 
-    ``peft_config`` may be PEFT's own TrainableTokensConfig too, or a LoraConfig with ``trainable_token_indices``.
+    ``peft_config`` may also be PEFT's own TrainableTokensConfig, or a LoraConfig with ``trainable_token_indices``.
     Stock PEFT is restored afterwards.
     """
     with enable(), _without_noise():
@@ -134,9 +138,9 @@ def get_peft_model(
 
 
 def load_peft_model(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
-    """Load an adapter folder, written by stock PEFT (any layout) or by us.
+    """Load an adapter folder that was written by stock PEFT (any layout) or by ttexport.
 
-    ``kwargs`` as in ``peft.PeftModel.from_pretrained``.
+    ``kwargs``: see ``peft.PeftModel.from_pretrained``.
     """
     with enable(), _without_noise():
         return PeftModel.from_pretrained(model, path, **kwargs)

@@ -1,8 +1,9 @@
-"""The modules that share the input embedding's matrix, found by evidence and not by the architecture's name.
+"""The modules that share the input embedding's matrix, found by evidence and not by the name of the architecture.
 
-The evidence, strongest first: the weights share storage; the config (or its text config) sets ``tie_word_embeddings``;
-without that flag, the model's class declares the tie. The last two count only if the weights are equal or not loaded
-yet: a T5 v1.1 checkpoint has a head of its own under a config with ``tie_word_embeddings: true``.
+There are three kinds of evidence, from strongest to weakest. First, the weights share storage. Second, the config (or
+the text config) sets ``tie_word_embeddings``. Third, the config has no such flag and the model's class declares the
+tie. The second and third kinds count only if the weights are equal or not loaded yet: a T5 v1.1 checkpoint has a
+separate head although the config has ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
     try:
         module = getter()
     except (NotImplementedError, AttributeError):
-        # transformers raises either if it cannot find the embedding.
+        # transformers raises one of the two errors if transformers cannot find the embedding.
         return None
     return module if isinstance(module, nn.Module) else None
 
@@ -50,7 +51,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def tie_flag(config: Any) -> bool | None:
-    """Return the config's ``tie_word_embeddings``, else its text config's; None if neither has the flag."""
+    """Return ``tie_word_embeddings`` of the config, or else of the text config. None if both configs lack the flag."""
     flag = getattr(config, "tie_word_embeddings", None)
     if flag is None and hasattr(config, "get_text_config"):
         flag = getattr(config.get_text_config(), "tie_word_embeddings", None)
@@ -60,7 +61,7 @@ def tie_flag(config: Any) -> bool | None:
 def tied_module_names(model: nn.Module) -> list[str]:
     """Return the names of the modules that use the input embedding's matrix, without the embedding itself.
 
-    For a wrapped module, the name is that of the outermost tuner layer. Two names may refer to the same module.
+    The name of a wrapped module is the name of the outermost tuner layer. Two names may refer to the same module.
     """
     embedding = input_embedding(model)
     if embedding is None:
@@ -99,11 +100,11 @@ def _same_storage(a: Tensor, b: Tensor) -> bool:
     try:
         return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
     except (NotImplementedError, RuntimeError):
-        return False  # tensor subclasses without a single storage, such as shards
+        return False  # tensor subclasses such as shards have no single storage
 
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, module) of all modules outside tuner layers; a module with two names is yielded twice."""
+    """Yield (name, module) of all modules outside of tuner layers. A module with two names is yielded twice."""
     inside: tuple[str, ...] = ()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or name.startswith(inside):
@@ -114,7 +115,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _declared_names(model: nn.Module) -> set[str]:
-    """Return the modules that ``_tied_weights_keys`` lists: a mapping (transformers 5) or a list (before)."""
+    """Return the module names in ``_tied_weights_keys``, which is a mapping (transformers 5) or a list (earlier)."""
     names: set[str] = set()
     for prefix, module in model.named_modules():
         keys = getattr(module, "_tied_weights_keys", None) or ()

@@ -1,1 +1,1 @@
-"""A training run, from its TuneSpec to the adapter folder."""
+"""A training run, from the TuneSpec to the adapter folder."""

@@ -1,4 +1,4 @@
-"""The PeftModel of a training run: rows for the tokens, and optionally a LoRA adapter beside them."""
+"""The PeftModel of a training run: rows for the tokens, and optionally a LoRA adapter in addition to the rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ __all__ = ["adapt"]
 
 
 def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: TuneSpec) -> Any:
-    """Return ``model`` as a PeftModel with rows for ``token_ids``, in an untied head too.
+    """Return ``model`` as a PeftModel with rows for ``token_ids``. An untied head also gets rows.
 
-    The adapter records the base's name and revision. Raises: UsageError when new tokens would have no rows in an untied
-    head, BadInput when ``lora_targets`` match no module.
+    The adapter records the name and revision of the base. Raises: UsageError if new tokens would have no rows in an
+    untied head, BadInput if ``lora_targets`` match no module.
     """
     untied = output_embedding(model) is not None and not tied_module_names(model)
     if untied and spec.train_head is False and spec.new_tokens:
-        raise UsageError("--no-train-head: new tokens need rows in the untied head of the base too")
+        raise UsageError(
+            "--no-train-head: remove this option, because new tokens also need rows in the base's untied head"
+        )
     train_head = untied and spec.train_head is not False
     config: Any = TrainableTokensConfig(token_indices=list(token_ids), task_type="CAUSAL_LM", train_head=train_head)
     if spec.lora_rank is not None:
@@ -45,7 +47,7 @@ def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: Tu
 
 
 def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, train_head: bool) -> LoraConfig:
-    """Return a LoRA configuration with the rows in it; a tied head is not listed, because PEFT finds it."""
+    """Return a LoRA configuration that includes the rows. A tied head is not listed, because PEFT finds a tied head."""
     assert spec.lora_rank is not None
     modules = [input_embedding(model), output_embedding(model) if train_head else None]
     names = [name for module in modules if module is not None for name in _names(model, module)]
@@ -60,5 +62,5 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
 
 
 def _names(model: nn.Module, module: nn.Module) -> list[str]:
-    """Return the last part of the module's name, by which PEFT's file format refers to it."""
+    """Return the last part of the module's name. PEFT's file format refers to the module by this part."""
     return [name.rpartition(".")[2] for name, other in model.named_modules() if other is module]

@@ -1,4 +1,4 @@
-"""The arguments of transformers and TRL for a TuneSpec."""
+"""Arguments of transformers and TRL, made from a TuneSpec."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["training_arguments"]
 
 
 def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
-    """Return the arguments for a run over ``examples`` examples, with every reporter of transformers switched off.
+    """Return the arguments for a run over ``examples`` examples. All reporters of transformers are switched off.
 
-    Creating them joins the process group that a launcher started.
+    Creating the arguments joins the process group that a launcher started.
     """
     arguments = SFTConfig(
         output_dir=str(work_folder(spec.out)),
@@ -30,11 +30,11 @@ def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
         learning_rate=spec.lr,
         lr_scheduler_type=SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup,
-        weight_decay=0.0,  # decay would pull rows to zero instead of to the base's rows
+        weight_decay=0.0,  # weight decay would pull rows to zero instead of to the base's rows
         bf16=spec.bf16,
         activation_checkpointing=spec.gradient_checkpointing,
         seed=spec.seed,
-        max_length=None,  # encode_examples has truncated and counted the examples
+        max_length=None,  # encode_examples has already truncated and counted the examples
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_strategy="steps",
         logging_steps=1,
@@ -42,7 +42,7 @@ def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
         prediction_loss_only=True,
-        save_total_limit=2,  # the newer one may be half written when the process is killed
+        save_total_limit=2,  # the newer checkpoint may be half written when the process is killed
         ddp_find_unused_parameters=False,  # every row is part of every step
         dataloader_pin_memory=torch.accelerator.is_available(),
         **_schedule(spec),
@@ -58,8 +58,8 @@ def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
 def _schedule(spec: TuneSpec) -> dict[str, Any]:
     """Return the schedule of evaluations and checkpoints.
 
-    "Once per epoch" is expressed in steps: transformers would run the evaluation at the end of an epoch after writing
-    the checkpoint of its last step, and a run resumed from that checkpoint would skip the evaluation.
+    "Once per epoch" is expressed in steps, because transformers would run the evaluation at the end of an epoch only
+    after writing the checkpoint of the last step. A run resumed from that checkpoint would skip the evaluation.
     """
     return {
         "eval_strategy": "steps" if spec.evaluates else "no",

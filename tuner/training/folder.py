@@ -1,4 +1,4 @@
-"""The adapter folder: what an output may replace, and the files in it."""
+"""The adapter folder: rules for replacing an existing output, and the files of the folder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["check_output", "staged_adapter", "write_adapter"]
 
 
 def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an output before any work is done for it; arguments and errors as for ``staged_adapter``."""
+    """Refuse an output before any work for the output is done. Arguments and errors: see ``staged_adapter``."""
     out = Path(os.path.abspath(out))
     require_apart(out, inputs)
     if os.path.lexists(out):
         if not force:
-            raise OutputError(out, "exists already; choose another name, or --force replaces it")
+            raise OutputError(out, "exists already; choose another name, or use --force to replace the folder")
         if not (out / "adapter_config.json").is_file():
-            raise OutputError(out, "is not an adapter folder, so --force does not replace it")
+            raise OutputError(out, "is not an adapter folder and is not replaced by --force; choose another name")
 
 
 @contextmanager
 def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``out`` when the block ends without an error, and is removed otherwise.
+    """Yield an empty folder that becomes ``out`` if the block ends without an error. After an error, it is removed.
 
-    It is synced and gets its name in one rename (``exporter.io.staging.staged``); file modes follow the umask.
-    force: replace an existing adapter folder (nothing else).  inputs: paths that ``out`` must not replace.
-    Raises: OutputError when ``out`` exists or cannot be written, UsageError when it would replace an input.
+    The folder is synced and gets its name in one rename (``exporter.io.staging.staged``). File modes follow the umask.
+    force: replace an existing adapter folder, but no other path.  inputs: paths that ``out`` must not replace.
+    Raises: OutputError if ``out`` exists or cannot be written, UsageError if ``out`` would replace an input.
     """
     check_output(out, force=force, inputs=inputs)
     with staged(Path(os.path.abspath(out)), force=force) as draft:
@@ -45,7 +45,7 @@ def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> 
 
 
 def _finish(folder: Path) -> None:
-    """Give all files below ``folder`` the umask's mode and sync them: some libraries write with mode 0600."""
+    """Give all files below ``folder`` the umask's mode and sync the files. Some libraries write with mode 0600."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -56,13 +56,14 @@ def _finish(folder: Path) -> None:
 
 
 def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any], state: Any = None) -> None:
-    """Write the files of stock PEFT, the tokenizer's own, and ``record`` as train.json.
+    """Write the files of stock PEFT, the files of the tokenizer, and ``record`` as train.json.
 
-    state: the trained parameters by name, where ``model`` does not hold them whole; None takes the model's.
-    The embedding matrix is never saved, even if it grew: rows of tokens that are not trained belong to the base.
+    state: the trained parameters by name, needed if the parameters in ``model`` are not whole; None takes the
+    parameters from ``model``. The embedding matrix is never saved, even if the matrix grew, because rows of untrained
+    tokens belong to the base.
     """
     with writing(folder):
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a model card
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT writes an empty template of a model card
         tokenizer.save_pretrained(folder)
         (folder / "train.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, the loss curve, and the losses in the record."""
+"""Reports of a run: the file metrics.jsonl, the loss curve, and the losses in the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.errors import writing
 
 __all__ = ["losses", "write_curve", "write_metrics"]
 
-# transformers' name → ours. Times and the machine's memory are left out: they differ from run to run.
+# Name in transformers → name in ttexport. Times and memory usage are left out, because they differ between runs.
 _NAMES: Final[Mapping[str, str]] = {
     "step": "step",
     "epoch": "epoch",
@@ -31,7 +31,7 @@ _CURVES: Final = {
 
 
 def metrics(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of a trainer's history for steps and evaluations, under our names."""
+    """Return the steps and evaluations in a trainer's history, with the names used in ttexport."""
     entries = [{ours: entry[name] for name, ours in _NAMES.items() if name in entry} for entry in history]
     return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
 
@@ -55,7 +55,7 @@ def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_curve(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Draw loss.png: losses over steps, on a logarithmic scale because they span orders of magnitude."""
+    """Draw loss.png: losses over steps, on a logarithmic scale because the losses span orders of magnitude."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,5 +70,5 @@ def write_curve(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     with writing(folder):
-        # Without matplotlib's name and version in the file, the same run gives the same bytes.
+        # matplotlib's name and version are left out of the file, so the same run gives the same bytes.
         FigureCanvasAgg(figure).print_png(folder / "loss.png", metadata={"Software": None})  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A training run from TuneSpec to adapter folder."""
+"""A training run, from the TuneSpec to the adapter folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The examples of a run, as read and as token ids."""
+    """The examples of a run, in the form of the file and in the form of token ids."""
 
     train: Examples
     evaluate: Examples | None
@@ -51,12 +51,13 @@ class _Data:
 def tune(
     spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
 ) -> dict[str, Any]:
-    """Run ``spec`` and return the record that is also written as train.json, plus the adapter's path.
+    """Run ``spec`` and return the record that is also written as train.json, plus the path of the adapter.
 
-    examples: the examples in ``spec.data``, if already read.  on_note: takes remarks for the user; without it, a
-    download shows nothing either.
-    ``spec.out`` appears only when the run succeeds; until then, checkpoints are in the work folder beside it. Under
-    torchrun or ``accelerate launch`` every process runs this; the first one writes, and all return after that.
+    examples: the examples in ``spec.data``, if the examples were already read.  on_note: callback for remarks to the
+    user; without a callback, a download shows no progress.
+    ``spec.out`` appears only if the run succeeds. Until then, checkpoints are in the work folder next to ``spec.out``.
+    Under torchrun or ``accelerate launch`` every process calls ``tune``. The first process writes the output, and all
+    processes return after the writing.
     Raises: for bad input, only errors of ``exporter.errors``.
     """
     note = on_note or _ignore
@@ -69,7 +70,7 @@ def tune(
     check_output(spec.out, force=spec.force, inputs=inputs)
     model, tokenizer = load_base(base, spec.dtype)
     embedding = stored_embedding(base, model)
-    # Existing tokens first: they are looked up in the base's own vocabulary.
+    # Existing tokens come first, because existing tokens are looked up in the base's own vocabulary.
     known = [existing_token_id(tokenizer, token, embedding_rows(model)) for token in spec.tokens]
     added = add_tokens(
         model,
@@ -86,7 +87,7 @@ def tune(
     set_seed(spec.seed)  # a LoRA adapter starts with random factors
     tuned = adapt(model, base, [entry["id"] for entry in tokens], spec)
     record = {"tokens": tokens, **_record(spec, base, embedding, data)}
-    # PEFT itself loads a checkpoint into the model, so our classes must be enabled then.
+    # PEFT itself loads a checkpoint into the model, so our classes must be enabled during the loading.
     with claimed(work_folder(spec.out)), quiet(), enable():
         trainer = _trainer(tuned, tokenizer, data, spec, [entry["id"] for entry in tokens], on_step)
         record["processes"] = trainer.args.world_size
@@ -104,7 +105,7 @@ def tune(
 
 
 def _ignore(note: str) -> None:
-    """Drop a note."""
+    """Ignore a note."""
 
 
 def _token_list(spec: TuneSpec, added: list[int], known: list[int]) -> list[dict[str, Any]]:
@@ -124,7 +125,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Ex
 
 
 def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
-    """Count the tokens in the data (for the record), and report surprises before the training starts."""
+    """Count the tokens in the data for the record, and report surprises before the training starts."""
     encoded = data.encoded
     for entry in tokens:
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
@@ -136,7 +137,9 @@ def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: 
         note(f"{encoded.truncated} of {total} examples were truncated to {spec.max_length} tokens (--max-length)")
     if encoded.dropped:
         lines = ", ".join(map(str, encoded.dropped[:5])) + (", …" if len(encoded.dropped) > 5 else "")
-        note(f"{len(encoded.dropped)} examples were skipped because no token of theirs has a loss: line {lines}")
+        note(
+            f"{len(encoded.dropped)} examples were skipped because the examples have no token with a loss: line {lines}"
+        )
 
 
 def _record(spec: TuneSpec, base: Base, embedding: StoredTensor, data: _Data) -> dict[str, Any]:
@@ -164,9 +167,11 @@ def _trainer(
     token_ids: list[int],
     on_step: OnStep | None,
 ) -> RowsTrainer:
-    tokenizer = copy.deepcopy(tokenizer)  # TRL sets a padding token; the saved tokenizer must not get it
+    tokenizer = copy.deepcopy(tokenizer)  # TRL sets a padding token, which the saved tokenizer must not get
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # padding is masked, so any token works
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(
+            0
+        )  # padding is masked, so any token can be the padding token
     disable_progress_bar()
     callbacks: list[Any] = []
     if spec.patience is not None:
@@ -193,7 +198,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train from the start or from the last checkpoint of the same ``run``; return the trained parameters."""
+    """Train from the start, or from the last checkpoint of the same ``run``. Return the trained parameters."""
     arguments = trainer.args
     work = work_folder(spec.out)
     checkpoint: Path | None = None
@@ -208,7 +213,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
     elif spec.resume:
         note("--resume: no checkpoint found; starting from the beginning")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
-        note("accelerate shards models on accelerators only: here every process holds the whole model")
+        note("accelerate shards models only on accelerators; on this machine, every process holds the whole model")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if spec.evaluates and _is_stale(trainer):
         trainer.evaluate()
@@ -219,7 +224,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
 
 
 def _is_stale(trainer: RowsTrainer) -> bool:
-    """Whether the last evaluation was of other rows than the model's current ones."""
+    """Whether the model's rows have changed since the last evaluation."""
     if trainer.args.load_best_model_at_end:
         return True
     return not any(
@@ -228,7 +233,7 @@ def _is_stale(trainer: RowsTrainer) -> bool:
 
 
 def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the first; JSON values, flat so that each has a name."""
+    """Return the values that must be equal in a resumed run and in the first run, as flat JSON values with names."""
     names = ("base_digest", "data_digest", "eval_digest", "processes")
     run = {**{name: record.get(name) for name in names}, **spec.settings()}
     return dict(json.loads(json.dumps(run)))

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, with the model's own head, the loss of the taught tokens, and checkpoints of the adapter alone."""
+"""TRL's SFTTrainer with the model's own head, the loss of the taught tokens, and checkpoints of only the adapter."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from tuner.training.work import mark_complete
 
 __all__ = ["OnStep", "RowsTrainer"]
 
-# (step, steps of the whole run, loss of the step)
+# (step, number of steps of the whole run, loss of the step)
 OnStep = Callable[[int, int, float], None]
 
 
 class RowsTrainer(SFTTrainer):
-    """SFTTrainer for models whose output head may hold trained rows.
+    """SFTTrainer for models with trained rows in the output head.
 
-    SFTTrainer multiplies hidden states with ``lm_head.weight`` itself, which bypasses trained rows, and therefore
-    refuses adapters on the head. Here the model computes its own logits and loss, with one copy of the logits.
-    Every log entry also has ``taught_loss``: the mean loss over the labels that are in ``token_ids``, if any.
+    SFTTrainer itself multiplies hidden states with ``lm_head.weight``. The multiplication bypasses trained rows, so
+    SFTTrainer refuses adapters on the head. In RowsTrainer the model computes the logits and the loss, with one copy of
+    the logits. Every log entry also has ``taught_loss``, the mean loss over the labels in ``token_ids``, if there are
+    such labels.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
-        """Take SFTTrainer's arguments; ``model`` is a PeftModel, ``token_ids`` the taught tokens."""
+        """Take SFTTrainer's arguments. ``model`` is a PeftModel, ``token_ids`` are the taught tokens."""
         with _without_fused_head(model):
             super().__init__(model=model, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -45,7 +46,7 @@ class RowsTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the model's own loss: the mean over all labels of the step, of all processes."""
+        """Return the model's own loss: the mean over all labels of the step in all processes."""
         labels = inputs["labels"]
         loss, outputs = Trainer.compute_loss(
             self, model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -55,13 +56,16 @@ class RowsTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _taught_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return (2,): the summed loss of the taught labels and their number. Memory: their logits."""
+        """Return (2,): the summed loss of the taught labels and the number of these labels.
+
+        Memory: the logits of the labels.
+        """
         hit = torch.isin(labels[:, 1:], self._token_ids)
         chosen = logits[:, :-1][hit].float()
         return torch.stack([F.cross_entropy(chosen, labels[:, 1:][hit], reduction="sum"), hit.sum()]).double()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the taught tokens' loss to the entry of a step or an evaluation; stop when the loss is not finite."""
+        """Add the loss of the taught tokens to the log of a step or an evaluation. Raises if the loss is not finite."""
         for mode, key, name in (("train", "loss", "taught_loss"), ("eval", "eval_loss", "eval_taught_loss")):
             if key in logs:
                 if not math.isfinite(logs[key]):
@@ -76,9 +80,10 @@ class RowsTrainer(SFTTrainer):
             self._on_step(self.state.global_step, self.state.max_steps, logs["loss"])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name, whole and on the CPU; only the first process's result is complete.
+        """Return the trained parameters by name, whole and on the CPU.
 
-        Every process must call it, because it gathers sharded parameters. Frozen parameters are not gathered.
+        Only the result of the first process is complete. Every process must call this method, because the method gathers sharded parameters. Frozen parameters are not
+        gathered.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
@@ -86,30 +91,32 @@ class RowsTrainer(SFTTrainer):
     # --- checkpoints: the adapter, optimizer, scheduler, random states and position, written by transformers ----------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the adapter without the embedding matrix, which PEFT would add when the vocabulary grew."""
+        """Save the adapter without the embedding matrix. PEFT would add the matrix if the vocabulary grew."""
         if self.args.should_save:
             model = cast(PeftModel, self.model)
             model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
-            (Path(str(output_dir)) / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a model card
+            (Path(str(output_dir)) / "README.md").unlink(
+                missing_ok=True
+            )  # PEFT writes an empty template of a model card
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        self.accelerator.wait_for_everyone()  # the other processes write their random states
+        self.accelerator.wait_for_everyone()  # the other processes are still writing random states
         if self.args.should_save:
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no model card: that is left to the user."""
+        """Write no model card, because the card is left to the user."""
 
     def _send_telemetry(self) -> None:
-        """Send nothing."""
+        """Send no telemetry."""
 
 
 @contextmanager
 def _without_fused_head(model: Any) -> Iterator[None]:
-    """Hide the head from SFTTrainer's constructor, and undo its change of the model's ``forward``."""
+    """Hide the head from SFTTrainer's constructor, and undo the constructor's change of the model's ``forward``."""
     base = model.get_base_model()
-    model.get_output_embeddings = _nothing  # shadows the base model's, to which a PeftModel delegates
+    model.get_output_embeddings = _nothing  # hides the method of the base model, to which a PeftModel delegates
     try:
         yield
     finally:

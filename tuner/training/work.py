@@ -1,4 +1,4 @@
-"""The work folder beside an output: checkpoints of an unfinished run, and resuming from them."""
+"""The work folder next to an output. The folder contains the checkpoints of an unfinished run, for resuming."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def work_folder(out: Path) -> Path:
 
 
 def is_first_process() -> bool:
-    """Whether this is the run's only process, or the first of those that a launcher started."""
+    """Whether this process is the only process of the run, or the first process that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def claimed(work: Path) -> Iterator[None]:
-    """Lock ``work`` for this run; afterwards remove it, unless it holds a checkpoint to resume from.
+    """Lock ``work`` for this run. Afterwards remove ``work``, unless the folder has a checkpoint to resume from.
 
-    The lock ends with the process, also when that is killed. Only the first process of a run takes it.
-    Raises: OutputError when another run holds it, or the folder cannot be made.
+    The lock ends with the process, even if the process is killed. Only the first process of a run takes the lock.
+    Raises: OutputError if another run has locked the folder, or if the folder cannot be created.
     """
     if not is_first_process():
         yield
@@ -59,30 +59,32 @@ def claimed(work: Path) -> Iterator[None]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Mark ``checkpoint`` as written in full; a checkpoint without this mark is never resumed from."""
+    """Mark ``checkpoint`` as completely written. A run never resumes from a checkpoint without this mark."""
     (checkpoint / _COMPLETE).touch()
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """Return the latest complete checkpoint, None without one."""
+    """Return the latest complete checkpoint, or None if no checkpoint is complete."""
     complete = [path.parent for path in work.glob(f"checkpoint-*/{_COMPLETE}")]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
-    """Prepare ``work`` (claimed) for the run that ``run`` describes; return the checkpoint to resume from, or None.
+    """Prepare ``work`` (claimed) for the run described by ``run``. Return the checkpoint to resume from, or None.
 
-    run: JSON values.  resume: take the last checkpoint if there is one; it must be of the same run.  force: discard an
-    earlier unfinished run.
-    Raises: UsageError when the runs differ, OutputError when an unfinished run would be lost, UnreadableFile when its
-    run.json is broken.
+    run: JSON values.  resume: take the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run.
+    force: discard an earlier unfinished run.
+    Raises: UsageError if the runs differ, OutputError if an unfinished run would be lost, UnreadableFile if run.json of
+    the unfinished run is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:
         _check_same(work, json.loads(json.dumps(run)))
         return checkpoint
     if checkpoint is not None and not force:
-        raise OutputError(work, "holds an unfinished run; --resume continues it, --force discards it")
+        raise OutputError(
+            work, "contains an unfinished run; use --resume to continue the run or --force to discard the run"
+        )
     with writing(work):
         for path in work.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -97,7 +99,7 @@ def _check_same(work: Path, run: Mapping[str, Any]) -> None:
         if run.get(name) != before.get(name):
             raise UsageError(
                 f"--resume: {path}: {name}: expected {_shown(run.get(name))}, found {_shown(before.get(name))}; "
-                "--force starts over"
+                "use --force to start over"
             )
 
 

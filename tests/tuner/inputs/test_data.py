@@ -38,11 +38,19 @@ USER = b'{"role": "user", "content": "a"}'
 @pytest.mark.parametrize(
     ("raw", "error", "message"),
     [
-        (b'{"text": "a"}\n{"text": ', UnreadableFile, r"data.jsonl:2: not JSON: .* at column"),
-        (b'{"text": "a"}\n\n{"text": "\xff"}', UnreadableFile, r"data.jsonl:3: not UTF-8"),
-        (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: not JSON"),
-        (b'{"text": %b}' % (b"1" * 5000), UnreadableFile, r"data.jsonl:1: not JSON: Exceeds the limit \(4300 digits\)"),
-        (b'{"text": "\\ud83d"}', UnreadableFile, r"data.jsonl:1: expected whole characters, found half of a surrogate"),
+        (b'{"text": "a"}\n{"text": ', UnreadableFile, r"data.jsonl:2: expected JSON: .* at column"),
+        (b'{"text": "a"}\n\n{"text": "\xff"}', UnreadableFile, r"data.jsonl:3: expected UTF-8"),
+        (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: expected JSON"),
+        (
+            b'{"text": %b}' % (b"1" * 5000),
+            UnreadableFile,
+            r"data.jsonl:1: expected JSON: Exceeds the limit \(4300 digits\)",
+        ),
+        (
+            b'{"text": "\\ud83d"}',
+            UnreadableFile,
+            r"data.jsonl:1: expected complete characters, found half of a surrogate",
+        ),
         (b'{"text": "%b"}' % (b"a" * (16 << 20)), UnreadableFile, r"data.jsonl:1: expected at most 16777216 bytes"),
         (b'["text"]', BadInput, r"data.jsonl:1: expected an object .* found a list"),
         (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\".*, found 'test'"),

@@ -118,7 +118,7 @@ def test_a_token_the_tokenizer_does_not_know(tied: tuple[Any, Any]) -> None:
     ("tokens", "descriptions", "message"),
     [
         (["<|im_end|>"], {}, r"expected a new token, found an existing one \(id 2\)"),
-        (["<a>", "<a>"], {}, "expected once, found twice"),
+        (["<a>", "<a>"], {}, "expected each new token once, found it twice"),
         ([""], {}, "empty text"),
         (["<a>"], {"<b>": "x"}, "one of the new tokens"),
     ],

@@ -46,10 +46,10 @@ def test_two_adapters_with_disjoint_tokens_work_at_once() -> None:
 def test_two_adapters_with_one_token_in_common_are_refused() -> None:
     model = two_adapters(overlap=True)
     model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match="both hold a row for token 3"):
+    with pytest.raises(ValueError, match="both have a row for token 3"):
         logits_of(model)
     before = embedding(model).weight.clone()
-    with pytest.raises(ValueError, match="both hold a row for token 3"):
+    with pytest.raises(ValueError, match="both have a row for token 3"):
         model.merge_adapter()
     assert torch.equal(embedding(model).weight, before)
 

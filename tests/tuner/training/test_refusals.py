@@ -60,7 +60,7 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
     ("arguments", "code", "message"),
     [
         (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': expected a new token, found an existing one (id 2)"),
-        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected once, found twice"),
+        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected each new token once, found it twice"),
         (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected one token, found"),
         (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens"),
         (("--token", ""), 4, "found an empty text"),
@@ -74,10 +74,10 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
         ((*NEW, "--eval-share", "0.9"), 4, "expected more than 3 examples to hold out 0.9, found 3"),
         ((*NEW, "--eval-share", "0.5", "--eval-data", "x"), 2, "--eval-data and --eval-share are mutually exclusive"),
         ((*NEW, "--eval-data", "x"), 4, "x: no such file"),
-        ((*NEW, "--patience", "1"), 2, "--patience: expected --eval-data or --eval-share with it"),
-        ((*NEW, "--eval-every", "1"), 2, "--eval-every: expected --eval-data or --eval-share with it"),
+        ((*NEW, "--patience", "1"), 2, "--patience: expected --eval-data or --eval-share as well"),
+        ((*NEW, "--eval-every", "1"), 2, "--eval-every: expected --eval-data or --eval-share as well"),
         ((*NEW, "--eval-share", "0.5", "--patience", "1", "--save-every", "3"), 2, "a multiple of --eval-every"),
-        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: expected --lora-rank with it"),
+        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: expected --lora-rank as well"),
         ((*NEW, "--lora-rank", "2", "--lora-targets", "nothing"), 4, "--lora-targets: Target modules"),
         ((*NEW, "--max-length", "1"), 4, "data.jsonl: expected tokens to learn among the first 1"),
     ],
@@ -90,13 +90,13 @@ def test_requests_that_cannot_be_met(
 
 def test_a_new_token_without_head_rows_is_refused_on_an_untied_base(untied_base: Path, data: Path, capfd: Any) -> None:
     refused(
-        capfd, 2, "--no-train-head: new tokens need rows in the untied head", untied_base, data, *NEW, "--no-train-head"
+        capfd, 2, "--no-train-head: remove this option, because new tokens", untied_base, data, *NEW, "--no-train-head"
     )
 
 
 def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> None:
     data.write_text('{"text": "a"}\n{"text": \n')
-    refused(capfd, 4, f"{data}:2: not JSON", base, data, *NEW)
+    refused(capfd, 4, f"{data}:2: expected JSON", base, data, *NEW)
     data.unlink()
     data.touch()
     refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
@@ -161,7 +161,7 @@ def test_missing_weights_are_not_replaced_by_noise(broken: Path, data: Path, cap
     refused(
         capfd,
         4,
-        "broken: model.layers.0.mlp.up_proj.weight: expected a tensor of that name, found none",
+        "broken: expected a tensor named model.layers.0.mlp.up_proj.weight, found none",
         broken,
         data,
         *NEW,
