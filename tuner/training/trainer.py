@@ -82,8 +82,8 @@ class RowsTrainer(SFTTrainer):
     def trained_state(self) -> dict[str, Tensor]:
         """Return the trained parameters by name, whole and on the CPU.
 
-        Only the result of the first process is complete. Every process must call this method, because the method gathers sharded parameters. Frozen parameters are not
-        gathered.
+        Only the result of the first process is complete. Every process must call this method, because the method
+        gathers sharded parameters. Frozen parameters are not gathered.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
