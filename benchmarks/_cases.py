@@ -1,4 +1,4 @@
-"""Cases of a benchmark over whole programs: options, measurement, one table, and the bars that were met."""
+"""Cases of a benchmark that runs whole programs: options, measurement, one table, and the bars that were met."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark with cases."""
+    """Return a parser with the options that all benchmarks with cases share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--case", choices=cases, action="append", help="only this case; repeatable")
+    parser.add_argument("--case", choices=cases, action="append", help="run only this case; repeatable")
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
     parser.add_argument("--folder", type=Path, help="folder for the large files; default: the temporary folder")
     return parser
 
 
 def apart(build: Callable[..., T], *arguments: Any) -> T:
-    """Call ``build`` in a process of its own: the peak memory of a measured child starts at that of its parent."""
+    """Call ``build`` in a separate process, because the peak memory of a measured child starts at the parent's peak."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
         return builder.submit(build, *arguments).result()
 
@@ -35,7 +35,7 @@ def apart(build: Callable[..., T], *arguments: Any) -> T:
 def measure_case(
     name: str, programs: Mapping[str, Program], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """Run the programs in turns; return the case for the table and the measurements for its ratios."""
+    """Run the programs in turns. Return the case for the table, and the measurements for the ratios."""
     before = machine()["load_1_5_15_min"]
     measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
     case = {
@@ -59,7 +59,7 @@ def figures(measured: Measured) -> dict[str, Any]:
 
 
 def loads(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return a note of the machine's load around each case."""
+    """Return a note with the machine's load before and after each case."""
     pairs = ", ".join(f"{case['load_before'][0]} → {case['load_after'][0]}" for case in cases)
     return f"load (1 min) before → after each case: {pairs}"
 

@@ -1,7 +1,8 @@
-"""Measurements on a shared machine: whole processes, taking turns, compared round by round.
+"""Measurements on a shared machine: whole processes run in turns and are compared round by round.
 
-A worker is a process of its own, so its peak memory is that of a single variant. Workers take turns one step at a
-time, so a temporary load affects all of them; ratios are taken within a round, and their median is reported.
+A worker is a separate process, so the peak memory of a worker is the peak memory of a single variant. Workers take
+turns after each step, so a temporary load affects all workers. Ratios are computed within a round, and the median of
+the ratios is reported.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from benchmarks._tree import TreePeak
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 RESULTS = Path(__file__).resolve().parent / "results"
-#: The command line, as a command to start.
+#: The command line ``ttexport`` in the form of a command to start.
 TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sys.exit(main())")
 
 
 @dataclass
 class Measured:
-    """Report of one process.  seconds, cpu_seconds: an entry per round.  peak_bytes: of the whole process or tree."""
+    """Report of one process.
+
+    seconds, cpu_seconds: one value per round.  peak_bytes: peak memory of the whole process or process tree.
+    """
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -43,7 +47,7 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
-        """Add the report of a later process of the same variant; its facts replace the earlier ones."""
+        """Add the report of a later process of the same variant. The later facts replace the earlier facts."""
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
@@ -51,7 +55,7 @@ class Measured:
 
 
 class Worker:
-    """A process that runs one step for each line on its stdin, and answers with a line of JSON."""
+    """A process that runs one step for each line on stdin. The answer to each line is a line of JSON."""
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         self.name = name
@@ -76,7 +80,7 @@ class Worker:
         """Close the process and return its peak memory in bytes."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        # The kernel's account of this child alone: RUSAGE_CHILDREN would be the largest of all children so far.
+        # wait4 reports the usage of this child alone. RUSAGE_CHILDREN would be the maximum over all children so far.
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode:
@@ -85,9 +89,9 @@ class Worker:
 
 
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
-    """Run the workers (name → arguments of the interpreter) in turns and return their measurements.
+    """Run the workers in turns and return the measurements. workers: name → arguments of the interpreter.
 
-    The order rotates by one each round, so that no worker always runs after the same other.
+    The order rotates by one worker each round, so that no worker always runs after the same worker.
     """
     running: dict[str, Worker] = {}
     measured = {name: Measured() for name in workers}
@@ -114,7 +118,7 @@ def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: in
 
 
 def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
-    """The worker's side: print ``facts``, then run and time ``step`` for each line on stdin."""
+    """The code of a worker: print ``facts``, then run and time ``step`` for each line on stdin."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -125,9 +129,9 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """A command as a user would start it; ``out``, its output if any, is removed after every run.
+    """A command in the form that a user would start. The output ``out``, if any, is removed after every run.
 
-    slow: run it in the first measured round only.
+    slow: run the command only in the first measured round.
     """
 
     arguments: Sequence[str]
@@ -138,12 +142,13 @@ class Program:
 def whole_programs(
     programs: Mapping[str, Program], *, warm_up: int, rounds: int, tree: bool = False
 ) -> dict[str, Measured]:
-    """Run programs (name → program) from start to end in turns, and return their measurements.
+    """Run programs from start to end in turns, and return the measurements. programs: name → program.
 
-    tree: the peak is that of all processes of a program together, not of its largest one.
+    tree: the peak memory is that of all processes of a program together, and not that of the largest process.
 
-    Before each run the file systems are synced, so that no program pays for another's dirty pages; the order is drawn
-    anew each round, because the cost of taking freed memory depends on the program that freed it.
+    Before each run the file systems are synced, so that no program pays for the dirty pages of another program. The
+    order is drawn again in each round, because the cost of taking freed memory depends on the program that freed the
+    memory.
     """
     measured = {name: Measured() for name in programs}
     names = list(programs)
@@ -159,12 +164,12 @@ def whole_programs(
 
 
 def _environment() -> dict[str, str]:
-    """The environment of whole programs: all of them may cache bytecode, as installed packages do."""
+    """The environment of whole programs. All programs may cache bytecode, as installed packages do."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]:
-    """(seconds, CPU seconds with those of the children, peak bytes)."""
+    """(seconds, CPU seconds including those of child processes, peak memory in bytes)."""
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         process = subprocess.Popen(program.arguments, stdout=output, stderr=output, env=_environment())
@@ -183,12 +188,12 @@ def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median of mine / other over the common rounds, which are the first ones."""
+    """Return the median of mine / other over the common rounds. The common rounds are the first rounds."""
     return median(a / b for a, b in zip(mine, other, strict=False))
 
 
 def machine() -> dict[str, Any]:
-    """Return facts about the machine that a reader of the figures needs, with its load."""
+    """Return the facts about the machine that readers of the results need, including the load."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -198,13 +203,13 @@ def machine() -> dict[str, Any]:
 
 
 def verdict(name: str, value: float, bar: float, *, at_least: bool = False) -> tuple[bool, str]:
-    """Return whether ``value`` meets ``bar``, and a line with both. at_least: the value must reach the bar."""
+    """Return whether ``value`` meets ``bar``, and a line with the value and the bar. at_least: the bar is a minimum."""
     met = value >= bar if at_least else value <= bar
     return met, f"{name} {value:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}"
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> None:
-    """Print a table, with text in the first column and figures in the others."""
+    """Print a table with text in the first column and numbers in the other columns."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")

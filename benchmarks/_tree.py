@@ -1,4 +1,4 @@
-"""Peak memory of a process and its descendants together: the memory that a machine must have free."""
+"""Peak memory of a process together with all descendants. A machine needs this amount of free memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _EVERY_SECONDS = 0.05
 class TreePeak:
     """Samples the memory of ``pid`` and its descendants while the block runs.
 
-    Proportional set size: pages that several processes map, such as cached weights, count once. A peak between two
-    samples is missed. Linux only.
+    The measure is the proportional set size: pages that two or more processes map, such as cached weights, count once.
+    A peak between two samples is missed. Linux only.
     """
 
     def __init__(self, pid: int) -> None:
@@ -53,7 +53,7 @@ def _nbytes(pid: int) -> int:
 
 
 def _read(path: Path) -> str:
-    """Return the file's text, empty if the process has ended."""
+    """Return the text of the file, or an empty text if the process has ended."""
     try:
         return path.read_text()
     except OSError:

@@ -1,8 +1,8 @@
 """GGUF as whole processes: conversion, quantisation and patches, against llama.cpp's own tools and against ``cp``.
 
-Ours are the commands that users run, with their verification. The converter is that of the llama.cpp source folder in
-TTEXPORT_LLAMA_CPP, the quantiser that of llama-cpp-python. ``cp`` ends with its copy in memory, ours on the disk; so
-``cp`` with a sync is measured, too.
+Our programs are the commands that users run, including verification. The converter is from the llama.cpp source folder
+in TTEXPORT_LLAMA_CPP, the quantiser is from llama-cpp-python. ``cp`` ends while the copy is still in memory, but our
+commands end with the file on disk; therefore ``cp`` with a sync is measured too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
-# The bars: speed over the peer's, time over the peer's, seconds, and peak memory.
+# The bars: speed relative to the peer, time relative to the peer, seconds, and peak memory.
 BARS: Mapping[str, Mapping[str, float]] = {
     "convert": {"faster_than_peer": 8.0, "peak_bytes": 200e6},
     "quantise": {"faster_than_peer": 2.0},
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
-    """Return the programs of the case ``name``; large inputs are made in ``folder``."""
+    """Return the programs of the case ``name``. Large inputs are created in ``folder``."""
     out = folder / "out.gguf"
     if name in ("convert", "quantise"):
         return _smollm2(name, out)
@@ -86,7 +86,7 @@ def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
             PEER: Program(("cp", str(model), str(out)), out),
             SYNCED: Program(("sh", "-c", f"cp {model} {out} && sync {out}"), out),
         }
-    # Two adapters in turn: rows that the file already has would not be written.
+    # Two adapters are used in turn, because rows that are already in the file would not be written.
     turn, python = folder / "turn", f"exec {sys.executable} -c '{TTEXPORT[2]}'"
     choose = f"if [ -e {turn} ]; then rm {turn}; a={adapters[0]}; else touch {turn}; a={adapters[1]}; fi; touch {out}"
     command = f"{choose}; {python} patch {model} $a --trust-base --in-place"
@@ -117,7 +117,7 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
 
 
 def _tokenizer(folder: Path, vocab: int) -> None:
-    """Write a byte-level BPE of ``vocab`` arbitrary tokens."""
+    """Write a byte-level BPE tokenizer with ``vocab`` arbitrary tokens."""
     tokens = {f"token{number}": number for number in range(vocab)}
     content = {
         "version": "1.0",

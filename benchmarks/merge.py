@@ -1,7 +1,8 @@
-"""Merging as whole processes: ours against stock PEFT, and against ``cp -r`` of the base.
+"""Merging as whole processes: our command compared with stock PEFT and with ``cp -r`` of the base.
 
-Ours is the command that users run, with its verification; PEFT is from_pretrained, merge_and_unload, save_pretrained.
-``cp -r`` ends with its copy in memory, ours on the disk; so ``cp -r`` with a sync is measured, too.
+Our program is the command that users run, including verification. PEFT runs from_pretrained, merge_and_unload and
+save_pretrained. ``cp -r`` ends while the copy is still in memory, but our command ends with the files on disk;
+therefore ``cp -r`` with a sync is measured too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ base, adapter, out = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), adapter)
 model.merge_and_unload().save_pretrained(out)
 """
-# The bars: speed over PEFT's, time over a copy's, and peak memory.
+# The bars: speed relative to PEFT, time relative to a copy, and peak memory.
 BARS: Mapping[str, Mapping[str, float]] = {
     "smollm2": {"faster_than_peft": 6.0, "peak_bytes": 120e6},
     "rows": {"time_over_copy": 1.2, "peak_bytes": 300e6},
@@ -39,7 +40,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Base and adapter to merge, and the peers to compare with."""
+    """Base and adapter to merge, and the programs to compare with."""
 
     name: str
     base: Path
@@ -78,14 +79,16 @@ def _build(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def _need(folder: Path, gigabytes: float) -> None:
-    """Raise SystemExit unless the base, one output and half a base more fit."""
+    """Raise SystemExit unless ``folder`` has space for the base, one output and half of another base."""
     free = shutil.disk_usage(folder).free
     if free < (needed := 2.5 * gigabytes * 1e9):
-        raise SystemExit(f"benchmark: needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free")
+        raise SystemExit(
+            f"benchmark: {needed / 1e9:.1f} GB are needed in {folder}, but only {free / 1e9:.1f} GB are free"
+        )
 
 
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run ours and the peers; all figures of a case come from the same rounds."""
+    """Run our command and the programs to compare with. All results of a case come from the same rounds."""
     out = folder / "out"
     ours = (*TTEXPORT, "merge", str(case.adapter), "--base", str(case.base), "-o", str(out))
     programs = {OURS: Program(ours, out), UNVERIFIED: Program((*ours, "--verify", "off"), out)}

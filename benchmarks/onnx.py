@@ -1,12 +1,14 @@
-"""ONNX: exporting SmolLM2 as whole processes, and running the models, against onnxruntime-genai's builder.
+"""ONNX benchmark: export SmolLM2 as whole processes and run the models, compared with onnxruntime-genai's builder.
 
-Ours is the command that users run; torch.onnx.export takes minutes and is measured on request, in one round, as the
-trace of models without a family starts it. The fp32 models run in ONNX Runtime on the CPU: a prompt of 128 tokens, then
-single tokens after it. All sessions have the same options. A session's speed depends on the place of its weights in
-memory (the same model: 27 to 33 ms per token), so every round opens new sessions, in another order.
+Our program is the command that users run. torch.onnx.export takes minutes and is measured only on request, in one
+round, in the form that the trace of models without a family uses. The fp32 models run in ONNX Runtime on the CPU: first
+a prompt of 128 tokens, then single tokens. All sessions have the same options. The speed of a session depends on the
+location of the weights in memory (27 to 33 ms per token for the same model), so every round opens new sessions in
+another order.
 
 With one thread, the default, speed is measured in CPU seconds. Two threads wait for each other at the end of every
-product, so another process on one of the cores would stall both, and the figures would measure that process.
+product, so another process on one of the cores would stall both threads, and the results would measure the other
+process.
 """
 
 from __future__ import annotations
@@ -46,23 +48,24 @@ OURS, FUSED, GENAI, TORCH, SMALL, LARGE = (
 PREFILL, DECODE = 128, 16
 #: Measured steps of a session, after one unmeasured step.
 STEPS = 3
-HEAD_WIDTH = 64  # SmolLM2's; absent from genai's graph
-# The bars: ratios of time and memory of the export, of tokens a second; growth of memory when layers double.
+HEAD_WIDTH = 64  # the head width of SmolLM2, which genai's graph does not contain
+# The bars: ratios of export time, export memory and tokens per second, and growth of memory if layers double.
 FASTER_THAN_GENAI, FASTER_THAN_TORCH, MEMORY_OVER_GENAI, GROWTH = 3.0, 20.0, 0.6, 1.05
-# Both models run the same kernels. Of 340 ms that genai's prompt takes on one core (Zen 4, ONNX Runtime 1.32), 313 are
-# matrix products at 109 GFLOP/s, 18 attention, 5 norms, 3 activations. The fastest kernels found for the rest take 22,
-# which would be 1.02 times genai's speed. A token reads every weight once, at 20 GB/s, in any graph.
+# Both models run the same kernels. On one core (Zen 4, ONNX Runtime 1.32), genai's prompt takes 340 ms: 313 ms for
+# matrix products at 109 GFLOP/s, 18 ms for attention, 5 ms for norms and 3 ms for activations. Apart from the matrix
+# products, the fastest kernels found take 22 ms, which would give 1.02 times genai's speed. In any graph, a token reads
+# every weight once, at 20 GB/s.
 SPEED: Mapping[str, float] = {OURS: 0.95, FUSED: 1.05}
-#: Private memory of a session over the weights, all packed once; a second copy of the tied matrix would add a fifth.
+#: Private memory of a session relative to the weights, all packed once. A second tied matrix would add a fifth.
 PRIVATE_OVER_WEIGHTS = 1.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
-    parser.add_argument("--torch", action="store_true", help="measure torch.onnx.export, too (some minutes)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every session; 0: one per core")
+    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
+    parser.add_argument("--torch", action="store_true", help="also measure torch.onnx.export (takes some minutes)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every session; 0 means one thread per core")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "PHASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -231,7 +234,7 @@ def work(model: Path, phase: str, threads: int) -> None:
 
 
 def _private_bytes() -> int:
-    """Return the anonymous memory of this process, which excludes pages mapped from the weights' file."""
+    """Return the anonymous memory of this process, which excludes memory-mapped pages of the weights file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

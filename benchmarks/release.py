@@ -1,7 +1,7 @@
-"""A second adapter on the same base against the first: the time of each job of a release.
+"""Time of each job of a release for a second adapter, compared with the first adapter on the same base.
 
-One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4), with an empty cache each round;
-the figures are those of run.json, without verification and digests. Rows are verified, the models are not run.
+One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an empty
+cache. The times are from run.json, without verification and digests. Rows are verified, and no model is run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks._measure import TTEXPORT, machine, show, verdict, write
 from fixtures import smollm2, tiny
 from fixtures.adapters import stock_rows
 
-#: Time of the first adapter's artifacts over that of the second's.
+#: Minimum ratio of the time for the first adapter's artifacts to the time for the second adapter's artifacts.
 BAR = 5.0
 _IDS = {"first": (2, 33, 300, 42), "second": (5, 9, 301, 77)}
 _TOML = """
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _round(folder: Path) -> dict[str, float]:
-    """Return job → seconds of one release with an empty cache."""
+    """Return job → seconds for one release with an empty cache."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "out"
         arguments = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
@@ -68,7 +68,7 @@ def _round(folder: Path) -> dict[str, float]:
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Return medians over the rounds; ratios are taken within a round."""
+    """Return medians over the rounds. Ratios are computed within a round."""
     first, second = ([sum(seconds[f"{model}/{job}"] for job in jobs) for seconds in rounds] for model in _IDS)
     ratios = [mine / other for mine, other in zip(first, second, strict=True)]
     return {"job": name, "first": median(first), "second": median(second), "ratio": median(ratios), "ratios": ratios}

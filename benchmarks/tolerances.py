@@ -1,7 +1,8 @@
-"""The values that the numeric gates of ``verify`` measure on valid artifacts: every family and storage, with limits.
+"""Values that the numeric checks of ``verify`` measure on valid artifacts of every family and storage, with limits.
 
-A limit is right if the largest value stays below it and a fault does not; the tests show the latter. Every artifact is
-merged from rows of stock PEFT, and verified as by the command that users run.
+A limit is right if the largest value on valid artifacts stays below the limit and the value of a fault exceeds the
+limit. The tests show that faults exceed the limits. Every artifact is merged from rows of stock PEFT and verified with
+the command that users run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Gates = dict[tuple[str, str], dict[str, list[tuple[float, float]]]]
 
 TRAINED_IDS = (300, 17, 2)
-#: Label → options of merge.
+#: Label → options of ``ttexport merge``.
 STORAGES: dict[str, Sequence[str]] = {
     "hf": ("--to", "hf"),
     "gguf F32": ("--to", "gguf", "--dtype", "f32"),
@@ -45,7 +46,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="names of tiny models; default: all")
-    parser.add_argument("--seeds", type=int, default=1, help="adapters of each family")
+    parser.add_argument("--seeds", type=int, default=1, help="number of adapters for each family")
     options = parser.parse_args()
     gates: Gates = {}
     refused: list[str] = []
@@ -54,17 +55,17 @@ def main() -> None:
             for storage, checks in _measure(name, Path(folder) / name, options.seeds):
                 refused += [f"{name}, {storage}: {check.name}" for check in checks if not check.passed]
                 for check in checks:
-                    if check.limit and check.value is not None:  # a limit of 0 is no tolerance
+                    if check.limit and check.value is not None:  # a limit of 0 is not a tolerance
                         gate = (check.name.rpartition(": ")[2], storage)
                         gates.setdefault(gate, {}).setdefault(name, []).append((check.value, check.limit))
             print(f"{name}: done", file=sys.stderr, flush=True)
-            if gates:  # the results so far survive a failure of the rest
+            if gates:  # writing now keeps the results so far if a later family fails
                 write("tolerances", document(gates, refused))
     report(gates, refused)
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """Yield (storage, checks) of every artifact; the artifacts of a seed share one reference."""
+    """Yield (storage, checks) for every artifact. The artifacts of a seed share one reference."""
     from exporter.cli.main import run
     from exporter.verify.expect.reference import Reference
     from exporter.verify.run import verify
@@ -74,14 +75,14 @@ def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Ch
     base = families.build(name, folder / "base")
     for seed in range(seeds):
         adapter = stock_rows(base, folder / f"adapter-{seed}", TRAINED_IDS, seed=seed)
-        # Some families' tokenizer classes save another pre-tokenizer.
+        # The tokenizer classes of some families save another pre-tokenizer.
         for token_file in ("tokenizer.json", "tokenizer_config.json"):
             (adapter / token_file).write_bytes((base / token_file).read_bytes())
         storages: dict[Path, str] = {}
         for storage, arguments in STORAGES.items():
             out = folder / f"{storage}-{seed}{'.gguf' if storage.startswith('gguf') else ''}"
             merge = ["merge", str(adapter), "--base", str(base), *arguments, "--verify", "off", "-q", "-o", str(out)]
-            if run(merge) == 0:  # otherwise the format cannot represent the family
+            if run(merge) == 0:  # the command fails if the format cannot represent the family
                 storages[out] = storage
         for report in verify(list(storages), Reference.open(base, [adapter]), level="full"):
             yield storages[report.artifact], list(report.checks)
@@ -103,7 +104,7 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
 
 
 def document(gates: Gates, refused: Sequence[str]) -> dict[str, Any]:
-    """Return the document of results: by gate, storage and family, the values with their limits."""
+    """Return the results as a document: values with limits, by gate, storage and family."""
     entries = [
         {"gate": gate, "storage": storage, "value, limit": families}
         for (gate, storage), families in sorted(gates.items())

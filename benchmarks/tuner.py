@@ -1,7 +1,7 @@
-"""One training step: the frozen model, ours, and stock PEFT, in time and peak memory.
+"""One training step of the frozen model, of our tuner and of stock PEFT, measured in time and peak memory.
 
 The floor is the work that no method of training rows can avoid: the same frozen model and loss, with the gradient
-taken to the looked-up vectors and no further. Ours and PEFT add their rows and one AdamW step on them.
+computed only back to the looked-up vectors. Our tuner and PEFT add the rows and one AdamW step on the rows.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ SHAPES = ((49_152, 576), (262_144, 640))
 COUNTS = (16, 1024)
 VARIANTS = ("floor", "ours", "peft")
 BATCH, LENGTH, LAYERS = 2, 128, 4
-# The bars: ours / floor in time, ours / PEFT in time at the large vocabulary, ours - floor in memory.
+# The bars: ours / floor in time, ours / PEFT in time for the large vocabulary, ours - floor in memory.
 OVER_FLOOR, OVER_PEFT, EXTRA_BYTES = 1.05, 0.7, 50_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="measured steps of each variant")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before the measured ones")
-    parser.add_argument("--shape", type=int, choices=range(len(SHAPES)), help="only this shape")
+    parser.add_argument("--warm-up", type=int, default=2, help="unmeasured steps before the measured steps")
+    parser.add_argument("--shape", type=int, choices=range(len(SHAPES)), help="measure only this shape")
     parser.add_argument("--worker", nargs=4, metavar=("VARIANT", "V", "H", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def measure(vocab: int, hidden: int, count: int, warm_up: int, rounds: int) -> dict[str, Any]:
-    """Measure the three variants at one size; all figures of a case come from the same rounds."""
+    """Measure the three variants for one shape. All results of a case come from the same rounds."""
     before = machine()["load_1_5_15_min"]
     sizes = [str(vocab), str(hidden), str(count)]
     arguments = {name: ["-m", "benchmarks.tuner", "--worker", name, *sizes] for name in VARIANTS}
     measured = take_turns(arguments, warm_up=warm_up, rounds=rounds)
     losses = [measured[name].facts["first_loss"] for name in VARIANTS]
-    if max(losses) - min(losses) > 1e-4:  # float32 sums in another order; a variant that skips work would be far off
+    if max(losses) - min(losses) > 1e-4:  # float32 sums differ in order; a variant that skips work would differ by more
         raise SystemExit(f"benchmark: the variants do not compute the same loss: {losses}")
     return {
         "vocab": vocab,

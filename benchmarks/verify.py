@@ -1,7 +1,7 @@
-"""Full verification of SmolLM2 as whole processes: three artifacts, one reference, and the memory of the process tree.
+"""Full verification of SmolLM2 as whole processes: three artifacts, one reference, and the memory of all processes.
 
-The merge writes a checkpoint, GGUF in bfloat16 and ONNX in float32, and verifies them; ``verify`` verifies the same
-three from disk. Both run every model in a process of its own.
+The merge writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. ``verify`` verifies the
+same three artifacts from disk. Both commands run every model in a separate process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks._measure import TTEXPORT, Measured, Program, machine, show, verdict, whole_programs, write
 
 MERGE, VERIFY = "merge --verify full", "verify"
-# The bars, for each command on two cores.
+# The bars for each command on two cores.
 SECONDS, PEAK_BYTES = 60.0, 2.5e9
 _FORMATS = ("--to", "hf", "--to", "gguf", "--to", "onnx")
 _TRAINED_IDS = (5, 300, 4000, 20000)
@@ -26,7 +26,7 @@ _TRAINED_IDS = (5, 300, 4000, 20000)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="measured runs of each command")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs before the measured ones")
+    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="verify-") as name:
         programs = _programs(Path(name))
