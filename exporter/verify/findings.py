@@ -1,4 +1,4 @@
-"""Measurements that a report shows beside its checks, to help people find the cause of a difference."""
+"""Measurements that a report contains beside its checks, for finding the cause of a difference."""
 
 from __future__ import annotations
 

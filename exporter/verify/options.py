@@ -21,8 +21,9 @@ class VerifyOptions(Options):
 
     level: str = option(
         "rows",
-        "off: nothing. rows: read the trained rows, the tie and the files beside the weights again from disk. weights: "
-        "every stored value as well. full: also run the artifact against transformers with PEFT, unmerged.",
+        "off: verify nothing. rows: check the trained rows, the tie and the auxiliary files, read from disk. weights: "
+        "check every stored value as well. full: also run the artifact and compare the outputs with transformers and "
+        "unmerged PEFT adapters.",
         flag="--verify",
         choices=("off", *LEVELS),
     )

@@ -59,7 +59,7 @@ def verify(
 
 def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
     """Check the factor pairs of a GGUF LoRA. The LoRA is not run, because a run also needs a GGUF of the base."""
-    say(f"reading the pairs of {path.name}")
+    say(f"reading the factor pairs of {path.name}")
     checks = list(check_lora(path, reference, every=level != "rows"))
     skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
     return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={}, skipped=skipped)

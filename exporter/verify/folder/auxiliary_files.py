@@ -47,14 +47,18 @@ def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         if name not in files:
             # If the tuned model has a tokenizer.json, the older tokenizer files are optional.
             wrong += (
-                [f"{name}: expected beside the model, found none"] if name == TOKENIZER or _lone(expected_files) else []
+                [f"{name}: expected the file beside the model, found no such file"]
+                if name == TOKENIZER or _lone(expected_files)
+                else []
             )
         elif read_file(files[name]) != read_file(expected_files[name]):
             wrong += [f"{name}: {why}" for why in _differences(files[name], expected_files[name])]
     if TOKENIZER in files:
         tokens = added(read_tokenizer(files[TOKENIZER])).values()
         wrong += [f"{TOKENIZER}: added token {token.id} is blank" for token in tokens if not token.text]
-        wrong += [f"{TOKENIZER}: token {token.id}: expected below {vocab}" for token in tokens if token.id >= vocab]
+        wrong += [
+            f"{TOKENIZER}: token {token.id}: expected an id below {vocab}" for token in tokens if token.id >= vocab
+        ]
     detail = wrong[0] if wrong else "the tokenizer files match those of the tuned model"
     return Check(name="tokenizer files", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
@@ -83,13 +87,13 @@ def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path
     values, expected = settings(files), settings(expected_files)
     wrong = []
     if SETTINGS in expected_files and SETTINGS not in files:
-        wrong.append(f"{SETTINGS}: expected beside the model, found none")
+        wrong.append(f"{SETTINGS}: expected the file beside the model, found no such file")
     for key in _COMPARED_SETTINGS if not wrong else ():
         if _plain(values.get(key)) != _plain(expected.get(key)):
             wrong.append(
                 f"{SETTINGS}: {key}: expected {_plain(expected.get(key))!r:.60}, found {_plain(values.get(key))!r:.60}"
             )
-    detail = wrong[0] if wrong else "as the tuned model's"
+    detail = wrong[0] if wrong else "matches the tuned model"
     return Check(name="tokenizer settings", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -130,6 +134,6 @@ def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Pa
         if values.get(key) != expected.get(key)
     ]
     if GENERATION in expected_files and GENERATION not in files:
-        wrong.append(f"{GENERATION}: expected beside the model, found none")
-    detail = wrong[0] if wrong else "as the tuned model's"
+        wrong.append(f"{GENERATION}: expected the file beside the model, found no such file")
+    detail = wrong[0] if wrong else "matches the tuned model"
     return Check(name="generation config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

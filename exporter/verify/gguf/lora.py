@@ -122,7 +122,7 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
         off[~np.isfinite(off)] = np.inf
         if off.max() > worst:
             worst, where = float(off.max()), some[int(off.argmax())]
-    detail = f"{len(want.rows)} trained and {len(ids) - len(want.rows)} other rows"
+    detail = f"{len(want.rows)} trained and {len(ids) - len(want.rows)} other rows compared"
     if worst > limit:
         detail = f"{name}: base plus factor pair differs from the tuned row of token {where}"
     return Check.at_most(f"{name} rows", worst, limit, detail)

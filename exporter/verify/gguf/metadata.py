@@ -47,7 +47,9 @@ def check_settings(gguf: GgufModel, reference: Reference) -> Iterator[Check | Sk
     model_type = reference.checkpoint.config.get("model_type")
     architecture = gguf.metadata.get("general.architecture")
     if model_type not in ARCHITECTURES:
-        yield Skip("hyperparameters", f"llama.cpp's architecture for model type {model_type!r:.60} is unknown here")
+        yield Skip(
+            "hyperparameters", f"the checker does not know llama.cpp's architecture for model type {model_type!r:.60}"
+        )
     else:
         expected = ARCHITECTURES[model_type]
         passed = architecture == expected

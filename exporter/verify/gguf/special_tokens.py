@@ -49,7 +49,7 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
         want = _adds(path, content, settings(files), role, wanted[role])
         if _flag(gguf, role) != want:
             wrong.append(f"{key}: expected {want}, as in transformers, found {gguf.metadata.get(key)}")
-    detail = wrong[0] if wrong else "ids and flags as in the tokenizer"
+    detail = wrong[0] if wrong else "special ids and flags match the tokenizer"
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

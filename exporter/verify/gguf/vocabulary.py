@@ -89,7 +89,7 @@ def _check_types(
     pieces = read_model(path).types if path else []
     model, byte_level = content["model"], _is_byte_level(content)
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
-    wrong = [] if len(types) == len(texts) else [f"expected one type per token, found {len(types)} for {len(texts)}"]
+    wrong = [] if len(types) == len(texts) else [f"expected {len(texts)} types, one type per token, found {len(types)}"]
     checked: Iterable[int] = range(min(len(types), len(texts)))
     if byte_level and not pieces:  # nearly all tokens of a byte-level vocabulary are normal
         odd = {token_id for token_id, token_type in enumerate(types) if token_type != NORMAL}

@@ -35,7 +35,9 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
     try:
         wanted, unknown = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
-        yield Skip("other tensors", f"llama.cpp's order of elements for architecture {arch!r:.60} is unknown here")
+        yield Skip(
+            "other tensors", f"the checker does not know llama.cpp's order of elements for architecture {arch!r:.60}"
+        )
         return
     generated_tensors = generated(config)
     yield _check_names(gguf, set(wanted) | set(generated_tensors))

@@ -59,7 +59,9 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
         if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
-            yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
+            yield Check(
+                name="config", passed=False, detail="config.json: expected the file beside onnx/, found no such file"
+            )
             return
         yield Skip("configs", "the model file has no config.json beside it")
         return
@@ -70,7 +72,9 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
         if all(path.parent.name == "onnx" for path in paths):
             yield _check_browser(config, sorted((folder / "onnx").glob("*.onnx")))
     elif any(path.parent.name == "onnx" for path in paths):
-        yield Check(name="config", passed=False, detail="config.json: expected beside onnx/, found none")
+        yield Check(
+            name="config", passed=False, detail="config.json: expected the file beside onnx/, found no such file"
+        )
     else:
         yield Skip("config", "the folder is for onnxruntime-genai and has a genai_config.json instead of a config.json")
     yield from check_auxiliary_files(folder, reference)
@@ -114,7 +118,7 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
         wrong.append(f"decoder.filename: expected a file of the folder, found {name!r:.60}")
     else:
         wrong += _wrong_graph(path, decoder, content.get("search"))
-    detail = f"{_GENAI}: {wrong[0]}" if wrong else "agrees with the config and the graph"
+    detail = f"{_GENAI}: {wrong[0]}" if wrong else f"{_GENAI} agrees with the config and the graph"
     return Check(name="genai config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

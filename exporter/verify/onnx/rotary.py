@@ -35,7 +35,7 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
     config = reference.checkpoint.text_config
     known = list(_frequencies(config))
     if not known:
-        yield Skip("rotary tables", "the config's rope type is unknown here")
+        yield Skip("rotary tables", "the checker does not know the frequencies of the config's rope type")
         return
     wrong, worst = [], 0.0
     for name in names:

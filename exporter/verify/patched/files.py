@@ -66,10 +66,12 @@ def check_files(
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
     ]
     wrong = [name for name in wrong if name not in free and not name.startswith("additional_chat_templates/")]
-    yield _check("other files", wrong, f"{len(after)} files beside the models")
+    yield _check("other files", wrong, f"{len(after)} files beside the models checked")
     missing = [name for name, path in sorted(adapter_files.items()) if not _same(folder / name, path)]
-    yield _check("tokenizer files", missing, f"{len(adapter_files)} files of the adapters")
-    yield _check("configs", list(_config_errors(before.configs, configs, vocab)), "agree with the vocabulary")
+    yield _check("tokenizer files", missing, f"{len(adapter_files)} tokenizer files match the adapters")
+    yield _check(
+        "configs", list(_config_errors(before.configs, configs, vocab)), "the configs agree with the vocabulary"
+    )
     pairs = [(_CONFIG, configs[_CONFIG], before.configs[_CONFIG])]
     if _GENERATION not in adapter_files:
         pairs.append((_GENERATION, configs[_GENERATION], before.configs[_GENERATION]))

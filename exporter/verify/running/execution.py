@@ -167,7 +167,7 @@ class Execution:
         yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
         if state.arrays is None or state.failure:
             return
-        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
         reference, arrays, sequences, storage = (
             self.reference_arrays,
             state.arrays,
@@ -204,7 +204,7 @@ class Execution:
             yield logits.check_tokens(self.sequences.text_ids, arrays, self.sequences.texts)
 
     def _check_loader(self, state: ArtifactResults, distances: Mapping[str, Distance]) -> Check:
-        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
         assert state.arrays is not None
         assert state.loader_arrays is not None
         numbers = self._loader_sequences()
@@ -215,7 +215,7 @@ class Execution:
         return gguf_loader.check_exact(distance, rounding)
 
     def _check_excess(self, state: ArtifactResults, tuned: Distance) -> Iterator[Check]:
-        assert self.reference_arrays is not None, "the reference ran if any artifact did"
+        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
         assert state.arrays is not None
         assert state.base_arrays is not None
         # New tokens have no column in the base, so logits are compared over the base's vocabulary.
@@ -276,7 +276,7 @@ class Execution:
         return max(1, min(GREEDY_TOKENS, left))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The sequences for the base. A known token replaces each new token, so all positions stay."""
+        """The sequences for the base. A known token replaces each new token, so positions are unchanged."""
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 

@@ -67,7 +67,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
     rounding: largest effect of rounding on a logit if the file stores sums of base and updates, else 0.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
-    return Check.at_most(NAME, distance.max_abs, limit, f"max abs over {distance.positions} positions")
+    return Check.at_most(NAME, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
 
 
 def check_quantised(distance: Distance) -> Check:

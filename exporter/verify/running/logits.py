@@ -65,7 +65,7 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
         if storage == "F32":
             yield _check_max_abs(name, distances[mode], ONNX_MAX_ABS)
         else:
-            detail = f"{distances[mode].positions} positions, max abs {distances[mode].max_abs:.2g}"
+            detail = f"max abs difference {distances[mode].max_abs:.2g} over {distances[mode].positions} positions"
             yield Check.at_most(f"{name}, mean KL", distances[mode].kl, ONNX_HALF_KL, detail)
 
 
@@ -90,7 +90,7 @@ def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
 
 
 def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
-    return Check.at_most(name, distance.max_abs, limit, f"max abs over {distance.positions} positions")
+    return Check.at_most(name, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:

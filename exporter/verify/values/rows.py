@@ -48,7 +48,7 @@ def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
 
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
-    """Check that a tied model stores one tensor and an untied model two.
+    """Check that a tied model stores one tensor and an untied model two tensors.
 
     A tied checkpoint may store a duplicate head if the base does.
     """
