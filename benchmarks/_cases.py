@@ -67,7 +67,10 @@ def loads(cases: Sequence[Mapping[str, Any]]) -> str:
 def show_cases(
     title: str, cases: list[dict[str, Any]], bars: Mapping[str, Mapping[str, float]], *, at_least: Collection[str]
 ) -> None:
-    """Print the cases, and add ``bars_met`` to each: figures ``at_least`` must reach their bar, others stay below."""
+    """Print the cases, and add ``bars_met`` to each. Figures in ``at_least`` must reach the bar.
+
+    Every other figure must stay below the bar of the figure.
+    """
     columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "against ours"]
     rows, verdicts = [], []
     for case in cases:

@@ -1,5 +1,4 @@
-"""Large checkpoints and adapters for benchmarks: random bfloat16 values in the shapes of a llama, written without
-torch.
+"""Large checkpoints and adapters for benchmarks: random bfloat16 values in llama shapes, written without torch.
 
 Other programs read the checkpoints like any checkpoint. The values do not matter to a merge.
 """

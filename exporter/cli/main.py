@@ -28,7 +28,7 @@ VERBS: Final = {
 }
 #: One summary line for each verb. The summaries are kept here so that ``--help`` does not import the verbs.
 _SUMMARIES: Final = {
-    "merge": "Merge adapters into a checkpoint and write it as HF, GGUF or ONNX.",
+    "merge": "Merge adapters into a checkpoint and write the result as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or a base with an adapter, in another format.",
     "patch": "Put an adapter's token rows into an existing GGUF file or ONNX folder.",
     "verify": "Prove that an artifact equals base and adapters, or that a release equals its manifest.",
@@ -83,7 +83,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 not equivalent, 4 bad input,
-    5 cannot be expressed in that target, 6 missing optional dependency, 7 no space or IO.
+    5 format cannot represent the model, 6 missing optional dependency, 7 no space or IO.
     """
 
 

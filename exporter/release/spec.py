@@ -195,7 +195,7 @@ def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
 
 
 def _resolve_paths(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
-    """``spec`` with paths below ``folder``. An input that does not exist there is kept, because it may be a hub id."""
+    """``spec`` with paths below ``folder``. An input that does not exist in ``folder`` is kept as a possible hub id."""
 
     def resolve(source: str) -> str:
         path = folder / source

@@ -82,7 +82,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
     """Return ``ids`` with the end token at the end.
 
-    The end token is added if the tokenizer has one but did not add it.
+    The end token is added if the tokenizer did not add an existing end token.
     """
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]

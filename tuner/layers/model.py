@@ -27,7 +27,7 @@ class TrainableTokensModel(BaseTuner):
         """Fill in ``target_modules`` with the input embedding and, with ``train_head``, the head.
 
         A tied head is removed even if the user listed the head. A tied head follows the embedding without being a
-        target. If an adapter lists both modules, stock PEFT (0.21) can save the adapter but not run it.
+        target. If an adapter lists both modules, stock PEFT (0.21) can save but not run the adapter.
         """
         assert isinstance(peft_config, TrainableTokensConfig)
         targets = peft_config.target_modules

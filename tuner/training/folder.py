@@ -29,11 +29,12 @@ def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> No
 
 @contextmanager
 def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``out`` if the block ends without an error. After an error, it is removed.
+    """Yield an empty folder that becomes ``out`` if the block ends without an error.
 
-    The folder is synced and gets its name in one rename (``exporter.io.staging.staged``). File modes follow the umask.
-    force: replace an existing adapter folder, but no other path.  inputs: paths that ``out`` must not replace.
-    Raises: OutputError if ``out`` exists or cannot be written, UsageError if ``out`` would replace an input.
+    After an error, the folder is removed. The folder is synced and gets its name in one rename
+    (``exporter.io.staging.staged``). File modes follow the umask. force: replace an existing adapter folder, but no
+    other path. inputs: paths that ``out`` must not replace. Raises: OutputError if ``out`` exists or cannot be written,
+    UsageError if ``out`` would replace an input.
     """
     check_output(out, force=force, inputs=inputs)
     with staged(Path(os.path.abspath(out)), force=force) as draft:

@@ -83,7 +83,7 @@ def plan(
 def _refuse_options_of_merge() -> None:
     """Raise UsageError for options that a patch does not have.
 
-    If such options were ignored, the plan would be wrong.
+    If the options were ignored, the plan would be wrong.
     """
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}

@@ -1,8 +1,8 @@
-"""manifest.json: all facts about a release except its run. The other documents are rendered and checked from it.
+"""manifest.json: all facts about a release except its run. Other documents are made and checked from manifest.json.
 
-The JSON schema of the manifest, ``manifest.schema.json``, is written by ``python -m
-exporter.release.documents.manifest``. A manifest has exactly one canonical form: sorted keys, two spaces of
-indentation, a newline at the end. ttexport writes only the canonical form.
+``python -m exporter.release.documents.manifest`` writes the JSON schema of the manifest, ``manifest.schema.json``. A
+manifest has exactly one canonical form: sorted keys, two spaces of indentation, a newline at the end. ttexport writes
+only the canonical form.
 """
 
 from __future__ import annotations

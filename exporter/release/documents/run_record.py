@@ -1,4 +1,4 @@
-"""run.json: time, machine and durations of a run. It is the only file that may differ between two runs of a release.
+"""run.json: time, machine and durations of a run. Between two runs of a release, only run.json may differ.
 
 run.json contains the digests of the manifest, of the signature and of its own content. The digests reveal damage and
 careless edits. A complete rewrite of run.json is not detected, but a rewrite cannot change the released files, which

@@ -1,4 +1,4 @@
-"""Pieces: a piece is a folder with the artifact of one job and the description needed to join it elsewhere."""
+"""Pieces: a piece is a folder with the artifact of one job and a description for joining pieces elsewhere."""
 
 from __future__ import annotations
 
