@@ -1,1 +1,1 @@
-"""Verify that an artifact on disk equals the tuned model. Imports no code that writes artifacts."""
+"""Verify that an artifact on disk equals the tuned model. The package imports no code that writes artifacts."""

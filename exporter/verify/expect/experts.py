@@ -57,7 +57,7 @@ def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]
 def wide_factors(update: LowRank) -> tuple[Array, Array]:
     """The factors (down, up) of ``update`` in float64.
 
-    If ``update`` names an expert, the factors of the expert only.
+    If ``update`` names an expert, the result has only the expert's factors.
     """
     down, up = _wide(update.down), _wide(update.up)
     if update.expert is None:

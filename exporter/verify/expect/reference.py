@@ -85,7 +85,7 @@ class Reference:
 
     @property
     def cache_shape(self) -> tuple[int, int]:
-        """(number of key-value heads, width of a head), for graphs without sizes for the cache."""
+        """The pair (number of key-value heads, width of a head), for graphs without sizes of the cache."""
         config = self.checkpoint.text_config
         heads = config.get("num_attention_heads") or config.get("n_head") or 1
         return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads

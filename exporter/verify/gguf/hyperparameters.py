@@ -1,6 +1,6 @@
 """Hyperparameters from a config.json by their GGUF names, read by the checker's own code.
 
-A default value in the code of transformers is unknown here.
+The checker does not know default values in the code of transformers.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _by_use(heads: Any) -> Arrange:
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
     """Rope scaling tensors of a GGUF, computed from ``config``: name → (dims / 2,) float32.
 
-    A checkpoint has no such tensors.
+    A checkpoint has no rope scaling tensors.
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None

@@ -88,7 +88,7 @@ def _default(name: str, arch: str) -> Any:
 
 
 def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """True if results do not depend on the missing key, because of a default in llama.cpp or because of another key."""
+    """True if results do not depend on the key ``name``, due to a default in llama.cpp or due to a different key."""
     if name in _FOLLOWING:
         hidden, heads = stated.get("embedding_length"), stated.get("attention.head_count")
         if name == "attention.head_count_kv":

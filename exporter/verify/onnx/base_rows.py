@@ -171,7 +171,7 @@ def _bytes(rows: Array) -> Array:
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
     """True if ``others`` contains the row after ``place``.
 
-    After the last row of a tensor, the first row of any tensor follows.
+    The first row of any tensor may follow the last row of a tensor.
     """
     number, row = place
     if row + 1 == sizes[number]:

@@ -43,7 +43,7 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True)
 class Before:
-    """A base before it is patched.
+    """A base GGUF before the patch.
 
     rows: tensor → token id → expected row, as trained.  dtype: dtype to which rows are rounded before they are encoded.
     untouched: tensor → digests of rows that must not change.  every: True if ``untouched`` covers all rows.
@@ -102,7 +102,7 @@ def _rows(gguf: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, A
 
 
 def _has_duplicate_head(gguf: GgufModel) -> bool:
-    """Whether the head is a copy of the embedding."""
+    """True if the head is a copy of the embedding."""
     embedding, head = gguf.tensors[_EMBEDDING], gguf.tensors[_HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False

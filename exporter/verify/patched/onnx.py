@@ -45,7 +45,7 @@ _SAME_WITHIN_NORMS: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelBefore:
-    """One model before it is patched.
+    """One ONNX model before the patch.
 
     rows: matrix → token id → expected row, as trained.
     untouched: initialiser → digests of the content that must not change. The keys are ranges of tokens for embedding
@@ -75,7 +75,7 @@ class ModelBefore:
 
 @dataclass(frozen=True)
 class Before:
-    """A folder before it is patched. Memory: the graphs, including weights stored inside the model files."""
+    """A folder of ONNX models before the patch. Memory: the graphs, including weights stored inside the model files."""
 
     folder: Path
     models: Sequence[ModelBefore]
@@ -179,7 +179,7 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
-    """(scale, zero point) of an integer matrix with a single scale."""
+    """The pair (scale, zero point) of an integer matrix with a single scale."""
     quantisation = file.scaled[name]
     zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
     return float(file.rows(quantisation.scale, 0, 1)[0]), zero

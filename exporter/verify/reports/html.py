@@ -43,7 +43,10 @@ def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield the plots with data. Without a run the logit plots are left out, and without trained rows the bar plot."""
+    """Yield the plots with data.
+
+    Without a run the logit plots are left out, and without trained rows the bar plot is left out.
+    """
     profile = artifact["profile"]
     if profile is not None:
         svg = kl_by_position(profile["traces"], f"{name}-kl")

@@ -40,7 +40,7 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """Check that the artifact's mean KL exceeds the mean KL of the quantised base by no more than the noise.
+    """Check that the artifact's mean KL exceeds that of the quantised base by at most QUANTISED_EXCESS or the noise.
 
     tuned, base: distances over the same positions.  lengths: number of positions of each sequence.
     varied: number of positions that tuning affects. At any other position, logits of tuned model and base differ in a

@@ -41,8 +41,8 @@ class ArtifactResults:
     arrays: results of the artifact.  base_arrays: results of the base in the same quantisation.
     loader_arrays: results of the artifact in the GGUF loader of transformers.
     failure: error message of the runtime, or "".
-    not_restored: names of tuned tensors without a replacement by the base's tensors. With such tensors, ``base_arrays``
-    are not results of the base.
+    not_restored: names of tuned tensors without a replacement by the base's tensors. If ``not_restored`` is not empty,
+    ``base_arrays`` are not results of the base.
     """
 
     artifact: Artifact
@@ -276,7 +276,7 @@ class Execution:
         return max(1, min(GREEDY_TOKENS, left))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The sequences for the base. A known token replaces each new token, so positions are unchanged."""
+        """The sequences for running the base. A known token replaces each new token, so positions are unchanged."""
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 

@@ -38,7 +38,8 @@ class Sequences:
     control: control texts without trained tokens.  user: the user's prompts.  trained: control texts with trained
     tokens inserted.
     texts, text_ids: all texts and their encodings, including trained tokens.
-    covered: ids inserted in ``trained``, each id as an input and as a target. Too many trained ids are sampled.
+    covered: ids inserted in ``trained``, each id as an input and as a target. If not all trained ids fit, ``covered``
+    is a sample of the ids.
     words: id → text of the token.  more: additional texts with and without trained tokens, for means over positions.
     """
 

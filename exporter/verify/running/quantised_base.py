@@ -30,7 +30,8 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
     """Copy ``artifact`` into the new folder ``folder`` and write the base's values into the copy.
 
     Returns (path of the copy, names of tuned tensors that could not be replaced). If any tensor could not be replaced,
-    the copy is not the base. Rows of new tokens stay unchanged, because the base has no such rows. Raises OutputError
+    the copy is not the base. Rows of new tokens stay unchanged, because the base has no rows for new tokens. Raises
+    OutputError
     if the copy cannot be written.
     """
     for path in artifact.files:

@@ -124,7 +124,10 @@ def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
 
 
 def _has_files(path: Path) -> bool:
-    """True if the folder contains configs or auxiliary files. In such a folder, a missing tokenizer is a fault."""
+    """True if the folder contains configs or auxiliary files.
+
+    In a folder with configs, a missing tokenizer is a fault.
+    """
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 
 

@@ -1,4 +1,4 @@
-"""Run a merged checkpoint in plain transformers, fp32."""
+"""Run a merged checkpoint in plain transformers in fp32."""
 
 from __future__ import annotations
 

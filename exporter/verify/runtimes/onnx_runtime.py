@@ -152,7 +152,10 @@ def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> 
 
 
 def _step(ids: Sequence[Sequence[int]], past: int) -> tuple[Array, Array, Array]:
-    """(input_ids, attention_mask, position_ids) of unpadded sequences (batch, n) after ``past`` cached positions."""
+    """Inputs (input_ids, attention_mask, position_ids) for unpadded sequences (batch, n).
+
+    past: number of cached positions before the sequences.
+    """
     new = np.array(ids, np.int64)
     batch, count = new.shape
     positions = np.arange(past, past + count, dtype=np.int64)

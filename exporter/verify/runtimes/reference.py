@@ -109,7 +109,10 @@ def _load_further(model: PeftModel, name: str, path: str) -> None:
 
 
 def _trains_both_uses(config: Any) -> bool:
-    """True if the adapter has embedding rows and a whole head. PEFT loads such adapters only onto untied models."""
+    """True if the adapter has embedding rows and a whole head.
+
+    PEFT loads an adapter with embedding rows and a whole head only onto an untied model.
+    """
     saved = getattr(config, "modules_to_save", None) or []
     rows = getattr(config, "trainable_token_indices", None)
     return bool(rows) and any(name.rpartition(".")[2] in HEADS for name in saved)

@@ -20,7 +20,9 @@ import transformers  # noqa: E402  # transformers looks for torch when imported
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save one JSON object per name, as bytes. The keys are encoded, decoded, plain and chats, or only failure.
+    """Save one JSON object per name, as bytes.
+
+    An object has the keys encoded, decoded, plain and chats, or the key failure.
 
     Keys of the job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of a file).
     Templates are rendered with the tokenizer of the folder named ``tuned``. The key plain has the texts decoded without
