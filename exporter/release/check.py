@@ -131,7 +131,7 @@ class _ReleaseFolder:
         """Compare the cards and Modelfiles with cards and Modelfiles rendered again from the manifest."""
         try:
             rendered = render_for_models(self.folder, self.manifest)
-        except TTExportError as exc:  # such as a GGUF that cannot be opened, which the digests report as well
+        except TTExportError as exc:  # for example, a GGUF cannot be opened; the digests report this GGUF as well
             return str(exc)
         names = {card.NAME, modelfile.NAME}
         listed = {file.path for file in self.manifest.files if Path(file.path).name in names}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# attach.sh FOLDER TAG: attach the files of a finished release to a GitHub release, which is made as a draft if absent.
+# attach.sh FOLDER TAG: attach the files of a finished release to a GitHub release (created as a draft if absent).
 # Assets on GitHub have no folders, so the whole release goes into one archive, in parts if it exceeds the size limit of
-# an asset. The same release gives the same bytes, except its run.json. Files that users download alone are attached
-# beside the archive: the GGUF files, and the documents to verify them.
+# an asset. The same release gives the same bytes, except for run.json. Files that users download alone are also
+# attached without the archive: the GGUF files, and the documents to verify the GGUF files.
 set -euo pipefail
 
 folder=$(cd "$1" && pwd)
