@@ -37,7 +37,7 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 
 #: Alternatives to suggest for a model without a family, by target.
 _INSTEAD: Final = {
-    "gguf": "--converter PATH runs llama.cpp's own convert_hf_to_gguf.py on the merged checkpoint, "
+    "gguf": "--converter PATH runs llama.cpp's convert_hf_to_gguf.py on the merged checkpoint, "
     "and `ttexport patch` writes token rows into an existing GGUF",
 }
 
@@ -54,6 +54,6 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
         raise NotExpressible(
             target,
             f"model_type {model_type!r} is not a built-in model family (built-in: {known})",
-            instead=_INSTEAD.get(target, "--to hf can hold it"),
+            instead=_INSTEAD.get(target, "use --to hf"),
         )
     return family.describe(config)

@@ -67,4 +67,4 @@ def test_other_encoder_decoders_are_refused_before_anything_is_traced(
 ) -> None:
     rename(base := seq2seq.build(tmp_path / "base", "t5"), "whisper")
     assert run(["plan", "--to", "onnx", str(base)]) == 5
-    assert "this version does not trace the encoder-decoder 'whisper', only t5, mt5" in capsys.readouterr().err
+    assert "encoder-decoder 'whisper' is not supported, only t5, mt5" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""ONNX: plan a folder from a merged model, then write it.
+"""ONNX: plan a folder from a merged model, then write the folder.
 
-Names are imported on first use: a patch needs other modules of this package, and must not wait for the library that
-builds graphs.
+Names are imported on first use, because a patch uses only some modules of this package, and must not wait for the
+import of the library that builds graphs.
 """
 
 from __future__ import annotations

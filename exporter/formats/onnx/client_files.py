@@ -1,4 +1,4 @@
-"""The files beside ``onnx/``: configs and tokenizer files in the form that each client expects.
+"""Make the files beside ``onnx/``: configs and tokenizer files in the form that each client expects.
 
 Sources: transformers.js' ``transformers.js_config`` table, onnxruntime-genai's genai_config.json.
 """
@@ -29,9 +29,10 @@ def client_files(
     *,
     shared_cache: bool = False,
 ) -> dict[str, bytes]:
-    """File name → content. spec None: without genai_config.json, which needs numbers from the description.
+    """Return file name → content of all files for the clients.
 
-    shared_cache: the graph accepts a preallocated cache, longer than its content.
+    spec: the decoder's description, or None to omit genai_config.json, which needs numbers from the description.
+    shared_cache: the graph accepts a preallocated cache that is longer than the cache's content.
     Raises UnreadableFile for an auxiliary file that cannot be read.
     """
     files = auxiliary_contents(model.files)
@@ -45,7 +46,7 @@ def client_files(
 
 
 def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Contents of auxiliary files such as the tokenizer's (name → path), in the forms that clients expect.
+    """Read auxiliary files (name → path), such as tokenizer files, and convert them to the forms that clients expect.
 
     Raises UnreadableFile.
     """
@@ -53,21 +54,21 @@ def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
-    """The config with transformers.js' table: data files, which a browser cannot list, and cache dtypes."""
+    """Add transformers.js' table to the config: external data files, which a browser cannot list, and cache dtypes."""
     given = config.get("transformers.js_config")
     table = dict(given) if isinstance(given, dict) else {}
     stems = [stem for precision in precisions for stem in precision.stems]
     table["use_external_data_format"] = {f"{stem}.onnx": 1 for stem in stems}
-    # transformers.js 3 reads the cache's dtype here, version 4 from the graph.
+    # transformers.js 3 reads the cache's dtype from this key; transformers.js 4 reads the cache's dtype from the graph.
     if halves := {precision.js_dtype: "float16" for precision in precisions if precision.floats == "F16"}:
         table["kv_cache_dtype"] = halves
     return {**config, "transformers.js_config": table}
 
 
 def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """The chat template in both places: transformers.js reads tokenizer_config.json, onnxruntime-genai the .jinja file.
+    """Give each client the chat template: tokenizer_config.json for transformers.js, .jinja for onnxruntime-genai.
 
-    If both exist, the .jinja file has priority, as in transformers.
+    If the base has a template in each of the two files, the .jinja file has priority, as in transformers.
     """
     config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
     config = read_object(config_path) if config_path else {}
@@ -84,7 +85,7 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _default_template(value: object) -> str | None:
-    """The default template of a tokenizer config, which has one template or a list of named templates."""
+    """The default template of a tokenizer config that contains a template or a list of named templates."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -92,20 +93,20 @@ def _default_template(value: object) -> str | None:
 
 
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The special token ids of genai_config.json. ids: config and generation config together."""
+    """The special token ids of genai_config.json. ids: the merged keys of config and generation config."""
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     tokens = {
         "bos_token_id": ids.get("bos_token_id"),
         "eos_token_id": eos,
-        # A batch needs any padding token: the attention mask hides it.
+        # A batch needs a padding token. Any token will do, because the attention mask hides the padding.
         "pad_token_id": first_eos if ids.get("pad_token_id") is None else ids["pad_token_id"],
     }
     return {name: value for name, value in tokens.items() if value is not None}
 
 
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
-    """genai_config.json. ``stem``: of the model file to open. ``ids``: config and generation config together."""
+    """Make genai_config.json. stem: the model file's stem. ids: merged keys of config and generation config."""
     attention = spec.attention
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -136,6 +137,7 @@ def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache
             **genai_ids(ids),
             "decoder": decoder,
         },
-        # The Attention operator appends to its cache input, so a shared, preallocated buffer has a wrong length.
+        # The Attention operator appends to the cache input, so a shared, preallocated buffer would have the wrong
+        # length.
         "search": {"do_sample": False, "max_length": spec.max_positions, "past_present_share_buffer": shared_cache},
     }

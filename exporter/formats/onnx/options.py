@@ -13,22 +13,22 @@ from exporter.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions(FormatOptions):
-    """A folder of ONNX models, one for each of ``precisions``."""
+    """Options of a folder with an ONNX model for each precision in ``precisions``."""
 
     section: ClassVar[str] = "onnx"
 
     dtype: str | None = dtype_option()
     precisions: tuple[str, ...] = option(
         (),
-        "Precision of an ONNX model: fp32, fp16, int8, int4, int4-sym (no zero points), or by a file's own name: q4, "
-        "q4f16, q4-sym, q4f16-sym; all share a folder. Default: fp32.",
+        "Precision of an ONNX model: fp32, fp16, int8, int4, int4-sym (no zero points), or a model file's suffix: q4, "
+        "q4f16, q4-sym, q4f16-sym. Several precisions are written to a single folder. Default: fp32.",
         flag="--quant",
         metavar="TYPE",
         accepts=is_precision,
     )
     ops: str = option(
         "standard",
-        "ort: fused operators that are faster, and that only ONNX Runtime has.",
+        "Operators of the graph. ort: fused operators, which are faster but run only in ONNX Runtime.",
         flag="--onnx-ops",
         choices=("standard", "ort"),
     )
@@ -43,5 +43,5 @@ class OnnxOptions(FormatOptions):
         return ", ".join(self.precisions) or ("fp32" if self.dtype is None else self.dtype)
 
     def chosen(self) -> Sequence[Precision]:
-        """Rows of the table of precisions. Raises NotExpressible for a precision that no model has."""
+        """The requested precisions as rows of the table. Raises NotExpressible for an unsupported precision."""
         return choose(DTYPES[self.dtype] if self.dtype else None, self.precisions)

@@ -1,4 +1,4 @@
-"""Lay out the ONNX folder of a merged model: the offset of every byte is known before any weight is read."""
+"""Lay out the ONNX folder of a merged model: all offsets are computed before any weight is read."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from exporter.formats.views import Regrouped, Shifted, Stacked
 from exporter.merge.model import MergedModel
 from exporter.tensors import DTYPES, LazyTensor
 
-#: One row per token or position: stored untransposed, so that a row is a single range of bytes, and one matrix can be
-#: embedding and head.
+#: Roles with a row per token or position. The matrices are stored untransposed, so that a row is a single byte range,
+#: and so that embedding and head can share a matrix.
 _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedInitialiser:
-    """An initialiser with its offset in the data file. sources: the stored tensors that are written with it."""
+    """An initialiser with an offset in the external data file. sources: stored tensors to report as written."""
 
     value: Initialiser
     offset_bytes: int
@@ -37,28 +37,28 @@ class PlacedInitialiser:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the initialiser."""
+        """Size of the initialiser in bytes."""
         return math.prod(self.value.shape) * DTYPES[self.value.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One precision of the model: its initialisers in order, and the size of its data file."""
+    """A precision of the model, with the initialisers in the order of the external data file."""
 
     precision: Precision
     initialisers: Sequence[PlacedInitialiser]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data file."""
+        """Size of the external data file in bytes."""
         return self.initialisers[-1].offset_bytes + self.initialisers[-1].nbytes
 
 
 @dataclass(frozen=True)
 class OnnxLayout:
-    """The planned folder: a graph and a data file per variant, and the files of the clients.
+    """The planned folder: a graph and an external data file per variant, and the clients' files.
 
-    ops: "standard" or "ort". dropped: stored tensor → rule, for tensors left out on purpose.
+    ops: "standard" or "ort". dropped: name of a stored tensor left out on purpose → ledger rule.
     """
 
     model: MergedModel
@@ -70,17 +70,17 @@ class OnnxLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all data files."""
+        """Size of all external data files in bytes."""
         return sum(variant.nbytes * len(variant.precision.stems) for variant in self.variants)
 
 
 def plan_onnx(
     model: MergedModel, precisions: Sequence[Precision] = (PRECISIONS["fp32"],), *, ops: str = "standard"
 ) -> OnnxLayout:
-    """Lay out the ONNX folder of ``model``, which must be in F32; reads shapes and small files, no weights.
+    """Lay out the ONNX folder of ``model``, which must be in F32. Reads shapes and small files, but no weights.
 
-    ops: "standard", or "ort" for fused operators that only ONNX Runtime has.
-    Raises NotExpressible for a model that no family describes or that is not float32, BadInput for tensors or
+    ops: "standard", or "ort" for fused operators that exist only in ONNX Runtime.
+    Raises NotExpressible for a model without a family and for a model that is not float32; BadInput for tensors or
     settings that do not fit the config.
     """
     spec = describe(model.config, "onnx")
@@ -109,7 +109,7 @@ def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], prec
         sources = tuple(names)
         for value in _values(model, spec, names, slot, precision):
             placed.append(_placed(placed, value, sources))
-            sources = ()  # scales and zero points come from the same tensor as the codes before them
+            sources = ()  # codes, scales and zero points share a source tensor, which is counted once, for the codes
     for table in tables(spec.rope, spec.max_positions) if spec.rope else ():
         for part in ("cos", "sin"):
             name = f"{table.name}.{part}_cache"
@@ -121,7 +121,7 @@ def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], prec
 def _values(
     model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot, precision: Precision
 ) -> Sequence[Initialiser]:
-    """The initialisers made from the stored tensors ``names``."""
+    """Make the initialisers for the stored tensors ``names``."""
     role, rules = slot.role, []
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
@@ -153,7 +153,7 @@ def _values(
 def _placed(
     before: Sequence[PlacedInitialiser], value: Initialiser, sources: tuple[str, ...] = ()
 ) -> PlacedInitialiser:
-    """``value`` after ``before``, aligned."""
+    """Place ``value`` at the next aligned offset after the initialisers ``before``."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
     placed = PlacedInitialiser(value, end, sources)
     return replace(placed, offset_bytes=aligned(end, placed.nbytes))

@@ -1,4 +1,4 @@
-"""Plan a folder of ONNX models from its options: our own graphs, or a trace by torch."""
+"""Plan a folder of ONNX models from options, with graphs built by ttexport or traced by torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from exporter.merge.model import MergedModel
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
 
-#: Name of the maker for a described family in the output of ``plan``.
+#: Name of the maker for models with a family, in the output of ``plan``.
 _OWN: Final = "family graph"
-#: onnx and onnx_ir, imported. Measured with CPython 3.11.
+#: Memory of the imported packages onnx and onnx_ir, measured with CPython 3.11.
 _LIBRARY_BYTES: Final = 42 << 20
 
 
 def plan_target(options: OnnxOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the folder; reads shapes. Raises NotExpressible."""
+    """Lay out the folder. Reads shapes only. Raises NotExpressible."""
     precisions = options.chosen()
     model = merge.model("F32", budget)
     storage = ", ".join(precision.name for precision in precisions)
@@ -51,7 +51,7 @@ def plan_target(options: OnnxOptions, merge: MergePlan, budget: Budget) -> Targe
 def _traced(options: OnnxOptions, model: MergedModel, storage: str, refusal: NotExpressible) -> Target:
     if storage != "fp32" or options.ops != "standard":
         reason = f"{refusal.reason}, and traced models are written in fp32 with standard operators"
-        raise NotExpressible("onnx", reason, instead="leave --dtype, --quant and --onnx-ops out") from refusal
+        raise NotExpressible("onnx", reason, instead="omit --dtype, --quant and --onnx-ops") from refusal
     traced = plan_traced(model, refusal)
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:

@@ -1,4 +1,4 @@
-"""Write the planned folder: the data file and the graph of each variant, then the files of the clients."""
+"""Write the planned folder: external data and graph of each variant, then the clients' files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from exporter.version import __version__
 FOLDER: Final = "onnx"
 MODEL: Final = "model.onnx"
 MODEL_SUFFIX: Final = ".onnx"
-#: transformers.js expects the weights of ``model.onnx`` under this name, beside it.
+#: Name of the external data file of ``model.onnx``. transformers.js expects the data file beside the model file.
 DATA: Final = "model.onnx_data"
 DATA_SUFFIX: Final = ".onnx_data"
 
@@ -33,11 +33,11 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 
 
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` into the folder ``out``, which must be new or empty; the same layout gives the same bytes.
+    """Write ``layout`` into the new or empty folder ``out``. Equal layouts give identical bytes.
 
-    Memory: the largest linear (not the embedding, which is written in row blocks) and a few megabytes.
-    Raises OutputError if ``out`` is not empty or the device refuses, BadInput for a checkpoint that changed or values
-    that a precision cannot hold; an error leaves nothing in ``out``.
+    Memory: the largest linear layer (the embedding is written in row blocks) and a few megabytes.
+    Raises OutputError if ``out`` is not empty or writing fails, BadInput for a checkpoint that has changed or values
+    that a precision cannot represent. After an error, ``out`` is empty.
     """
     with _fresh(out):
         folder = out / FOLDER
@@ -50,7 +50,7 @@ def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> No
 
 
 def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
-    """A model file: the graph, with references to its weights in the file ``data``, and the provenance."""
+    """Serialise a model file: the graph with references to the external data file ``data``, and the provenance."""
     weights = {placed.value.name: initialiser(_external(placed, data)) for placed in variant.initialisers}
     floats = _TYPES[variant.precision.floats]
     graph = build(layout.spec, weights, tied=layout.model.tie.tied, floats=floats, ops=layout.ops)
@@ -67,9 +67,9 @@ def _external(placed: PlacedInitialiser, data: str) -> ir.ExternalTensor:
 
 
 def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
-    """Write a model file and a data file for every name of the variant.
+    """Write a model file and an external data file for every stem of the variant.
 
-    Without hard links: onnx.load refuses data files with several links as a possible attack.
+    Data files are copied, not hard-linked: onnx.load refuses data files with several links as a possible attack.
     """
     first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
     with OutputFile(first, progress, nbytes=variant.nbytes) as file:
@@ -105,7 +105,7 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
 
 
 def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
-    """The first source with a value that does not fit; a single source in any case; None without sources."""
+    """Find the source tensor with a value out of range. A single source is returned without a search."""
     if len(placed.sources) > 1:
         dtype = "F16" if placed.value.dtype == "F16" else "F32"
         for name in placed.sources:
@@ -116,12 +116,12 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 
 @contextmanager
 def _fresh(out: Path) -> Iterator[None]:
-    """Ensure an empty ``out``. If the body fails, remove its content, and ``out`` if it was created here."""
+    """Ensure that ``out`` is empty. If the body fails, remove the content of ``out``, and a folder created here."""
     with writing(out):
         created = not out.exists()
         out.mkdir(exist_ok=True)
         if any(out.iterdir()):
-            raise OutputError(out, "expected a new or empty folder, found files in it")
+            raise OutputError(out, "expected a new or empty folder, found files in the folder")
     try:
         yield
     except BaseException:

@@ -84,7 +84,7 @@ def test_empty_folder_is_filled_and_a_filled_one_is_left_alone(tiny_tied: Path, 
     write_onnx(layout, tmp_path / "empty")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("mine")
-    with pytest.raises(OutputError, match="found files in it"):
+    with pytest.raises(OutputError, match="found files in the folder"):
         write_onnx(layout, tmp_path / "full")
     assert contents(tmp_path / "full") == {"notes": b"mine"}
 

@@ -1,4 +1,4 @@
-"""Self-attention with its cache: projections, norms of queries and keys, rotation, masks.
+"""Self-attention with a KV cache: projections, norms of queries and keys, rotary embedding, masks.
 
 Sources: the ONNX operator pages of Attention-23 and RotaryEmbedding-23.
 """
@@ -18,21 +18,21 @@ from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
 
 
 class Attention:
-    """Builds the attention of every layer; values that the layers share are built once."""
+    """Builds the attention of every layer. Values that the layers share are built once."""
 
     def __init__(self, modules: Modules) -> None:
-        """``modules``: of the decoder to which attention is added."""
+        """``modules``: the modules of the decoder to which attention is added."""
         self.modules, self.make, self.inputs = modules, modules.make, modules.inputs
         self.spec, self.attention = modules.spec, modules.spec.attention
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
-        """(attention's output, the layer's new cache) for the normalised input."""
+        """Add the attention of a layer for the normalised input ``x``: (attention's output, the layer's new cache)."""
         at = f"layers.{layer}.self_attn"
         mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
         return self.modules.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
-        """(mixed values, new keys, new values) of the layer, under the names ``outputs``."""
+        """Attention before the output projection: (mixed values, new keys, new values), under the names ``outputs``."""
         attention = self.attention
         q, k, v = self._rotated(layer, at, *self._projected(layer, x))
         mask = self._window_mask if layer in attention.windowed else self._mask
@@ -49,7 +49,7 @@ class Attention:
         )
 
     def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries, keys and values [B, S, heads * width] before rotation."""
+        """Queries, keys and values [B, S, heads * width] before the rotary embedding."""
         attention, linear = self.attention, self.modules.linear
         if self.modules.has(Role.QKV, layer):
             q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
@@ -78,7 +78,7 @@ class Attention:
         x = make.op("Reshape", [x, make.constant(0, 0, heads, width)], f"{name}.by_head")
         if qk_norm == "head":
             x = self.modules.norm(role, layer, x)
-        else:  # every head has its own weights, and the operator's scale is shared by all heads
+        else:  # every head has separate weights, but the operator's scale is shared by all heads
             ones = make.array(f"ones_{width}", np.ones(width, make.floats.numpy()))
             x = make.op("LayerNormalization", [x, ones], f"{name}.unscaled", axis=-1, epsilon=self.spec.norm.eps)
             x = make.op("Mul", [x, make.weight(f"{name}.weight")], name)
@@ -101,10 +101,10 @@ class Attention:
 
     @cached_property
     def _long_angles(self) -> Sequence[ir.Value]:
-        """Cos and sin [B, S, dims / 2] of this call's positions.
+        """Cos and sin [B, S, dims / 2] of the positions of a call, for longrope.
 
-        A call that reaches beyond the original context uses the long factors for all its positions, as transformers
-        does; cached keys keep their rotation.
+        A call that reaches beyond the original context uses the long factors for all positions of the call, as in
+        transformers. Cached keys keep their rotation.
         """
         make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
@@ -122,7 +122,7 @@ class Attention:
 
     @cached_property
     def _positions(self) -> tuple[ir.Value, ir.Value]:
-        """(indices of the keys [T], indices of the queries [S, 1]), counting padding."""
+        """(Indices of the keys [T], indices of the queries [S, 1]). Padding tokens are counted."""
         make, at = self.make, "mask"
         zero, step = make.constant(0, scalar=True), make.constant(1, scalar=True)
         total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total_length", start=1, end=2)
@@ -136,20 +136,20 @@ class Attention:
 
     @cached_property
     def _mask(self) -> ir.Value:
-        """Bool [B, 1, S, T]: the keys that a query attends to. Padding is masked on both sides of the text."""
+        """Boolean mask [B, 1, S, T] of the keys that a query attends to. Left and right padding are masked."""
         make, at = self.make, "mask"
         keys, queries = self._positions
         causal = make.op("LessOrEqual", [keys, queries], f"{at}.causal")  # [S, T]
         text = make.op("Cast", [self.inputs.attention_mask], f"{at}.text", to=int(ir.DataType.BOOL))
         text = make.op("Unsqueeze", [text, make.constant(1, 2)], f"{at}.text.row")  # [B, 1, 1, T]
         seen = make.op("And", [causal, text], f"{at}.seen")
-        # Left padding would attend to no key, and the softmax over no key is NaN: it attends to itself.
+        # A left padding token would attend to no key, and a softmax over no keys is NaN; so padding attends to itself.
         itself = make.op("Equal", [keys, queries], f"{at}.itself")
         return make.op("Or", [seen, itself], at)
 
     @cached_property
     def _window_mask(self) -> ir.Value:
-        """As ``_mask``, limited to the last ``window`` keys, including the query's own."""
+        """Restrict ``_mask`` to the last ``window`` keys, including the query's own key."""
         make, at = self.make, "window_mask"
         keys, queries = self._positions
         assert self.attention.window is not None

@@ -1,4 +1,4 @@
-"""The graph of a decoder, from its description: standard operators of opset 23, or ONNX Runtime's on request.
+"""Build the graph of a described decoder, with standard operators of opset 23 or with operators of ONNX Runtime.
 
 Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
 Sources: the ONNX operator pages of opset 23.
@@ -27,9 +27,10 @@ IR_VERSION: Final = 11
 
 
 def build(spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool, floats: ir.DataType, ops: str) -> ir.Graph:
-    """The graph. ``weights``: every initialiser by ``path``, and the rotary caches.
+    """Build the graph of a decoder.
 
-    floats: type of activations and cache. ops: "standard", or "ort" for operators that only ONNX Runtime has.
+    weights: initialisers by ``path``, and the rotary caches. floats: type of activations and KV cache. ops: "standard",
+    or "ort" for operators that exist only in ONNX Runtime.
     """
     return _Decoder(spec, Builder(weights, floats), tied=tied, fused=ops == "ort").graph()
 
@@ -86,7 +87,7 @@ class _Decoder:
         return self._added(x, inner, f"{at}.mlp.residual"), present
 
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
-        """X normalised if the decoder has this norm, else ``otherwise``, by default x."""
+        """Normalise ``x`` if the decoder has a norm of ``role``. Otherwise return ``otherwise``, by default ``x``."""
         if self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)
         return x if otherwise is None else otherwise
@@ -110,7 +111,7 @@ class _Decoder:
         return modules.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
-        """Logits in float32 for every precision of the model: clients sample from them."""
+        """Logits in float32 for every precision of the model, because clients sample from the logits."""
         make, at = self.make, path(Role.HEAD, None)
         x = head(make, x, self.head, at, fused=self.fused)
         x = self.modules.scaled(x, self.spec.logit_scale, f"{at}.scaled")

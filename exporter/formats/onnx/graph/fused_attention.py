@@ -1,4 +1,4 @@
-"""Attention by ONNX Runtime's fused operator, which rotates, appends to the cache and attends in one step.
+"""Attention with ONNX Runtime's fused operator for rotary embedding, cache update and attention.
 
 Source: ONNX Runtime's operator page of GroupQueryAttention.
 """
@@ -20,10 +20,10 @@ from exporter.formats.onnx.weights.rope import MAIN
 
 
 class FusedAttention(Attention):
-    """``Attention`` by the operator GroupQueryAttention.
+    """``Attention`` with the operator GroupQueryAttention.
 
-    The operator does not support left padding, and its windows differ. So every sequence is given as T long, and a bias
-    takes all weight from keys that the masks hide.
+    The operator does not support left padding, and defines sliding windows differently. So every sequence is declared
+    to have length T, and an attention bias gives masked keys a weight of zero.
     """
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
@@ -48,7 +48,7 @@ class FusedAttention(Attention):
         )
 
     def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
-        """The operator's first three inputs; a packed product of queries, keys and values is the first, alone."""
+        """The operator's first three inputs. A packed product of Q, K and V is the first input; the others are None."""
         if reads_packed(self.spec, layer) and self.modules.has(Role.QKV, layer):
             return [self.modules.linear(Role.QKV, layer, x), None, None]
         projected = self._projected(layer, x)
@@ -56,7 +56,7 @@ class FusedAttention(Attention):
 
     @cached_property
     def _lengths(self) -> tuple[ir.Value, ir.Value]:
-        """(index of the last key, int32 [B]; number of keys, int32 scalar)."""
+        """(Index of the last key as int32 [B], number of keys as an int32 scalar)."""
         make, at, int32 = self.make, "lengths", int(ir.DataType.INT32)
         total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total", start=1, end=2)
         batch = make.op("Shape", [self.inputs.input_ids], f"{at}.batch", start=0, end=1)
@@ -74,6 +74,9 @@ class FusedAttention(Attention):
         return self._hidden(self._window_mask, "window_bias")
 
     def _hidden(self, mask: ir.Value, name: str) -> ir.Value:
-        """[B, 1, S, T]: 0 for visible keys, else half the lowest number, so that the sum with a score stays finite."""
+        """Attention bias [B, 1, S, T]: 0 for visible keys, half the lowest float for masked keys.
+
+        With half the lowest float, the sum of bias and score stays finite.
+        """
         least = float(np.finfo(self.make.floats.numpy()).min) / 2
         return self.make.op("Where", [mask, self.make.number(0.0), self.make.number(least)], name)

@@ -1,4 +1,4 @@
-"""Fuse a residual sum and the norm that reads it into one operator of ONNX Runtime, in the finished list of nodes."""
+"""Fuse a residual sum and the following norm into a single operator of ONNX Runtime, in the finished list of nodes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from exporter.formats.onnx.graph.linear import ORT
 
 
 def fuse_residual_norms(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """``nodes`` with each Add fused with the first RMSNormalization that reads it.
+    """Fuse each Add in ``nodes`` with the first RMSNormalization that reads the sum.
 
-    SmolLM2 decodes 2 to 3 % faster with it.
+    The fusion makes SmolLM2 decode 2 to 3 % faster.
     Source: ONNX Runtime's operator page of SkipSimplifiedLayerNormalization.
     """
     norms: dict[ir.Node, ir.Node] = {}
@@ -26,7 +26,7 @@ def fuse_residual_norms(nodes: Sequence[ir.Node]) -> list[ir.Node]:
 
 
 def _adds_results(add: ir.Node) -> bool:
-    """Whether both inputs come from nodes, so that both have the full shape; a bias has not."""
+    """Whether the two inputs are outputs of nodes and so have the full shape. A bias has a smaller shape."""
     return all(value is not None and value.producer() is not None for value in add.inputs)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from exporter.families.spec import DecoderSpec
 
-#: Clients resolve dimensions by these names: transformers.js sizes the first, empty cache from them.
+#: Dimension names that clients rely on. transformers.js uses the names to size the initial, empty cache.
 BATCH: Final = "batch_size"
 SEQUENCE: Final = "sequence_length"
 PAST: Final = "past_sequence_length"
@@ -21,7 +21,7 @@ KeyValue = tuple[ir.Value, ir.Value]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of the graph; ``past`` has a (key, value) pair per layer."""
+    """The inputs of the graph. ``past`` contains a (key, value) pair for each layer."""
 
     input_ids: ir.Value
     attention_mask: ir.Value
@@ -30,13 +30,13 @@ class Inputs:
 
     @property
     def values(self) -> list[ir.Value]:
-        """All inputs in the order of their declaration."""
+        """All inputs of the graph, in order of declaration."""
         cache = [value for pair in self.past for value in pair]
         return [self.input_ids, self.attention_mask, self.position_ids, *cache]
 
 
 def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
-    """The inputs of a decoder of ``spec`` with a cache in ``floats``."""
+    """Create the inputs of a decoder of ``spec``, with a KV cache in ``floats``."""
 
     def ids(name: str, length: str) -> ir.Value:
         return typed(ir.Value(name=name), ir.DataType.INT64, BATCH, length)
@@ -54,6 +54,6 @@ def cache_shape(spec: DecoderSpec, length: str) -> list[int | str]:
 
 
 def typed(value: ir.Value, dtype: ir.DataType, *shape: int | str | None) -> ir.Value:
-    """``value`` itself, declared as a tensor of ``shape``."""
+    """Declare ``value`` as a tensor of ``dtype`` and ``shape``. Returns ``value``."""
     value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
     return value

@@ -1,6 +1,6 @@
-"""Products with a stored matrix and look-ups of its rows, for matrices of floats and for quantised ones.
+"""Products with stored matrices and look-ups of matrix rows, for float matrices and quantised matrices.
 
-The initialisers decide, as with biases: a matrix with scales is quantised.
+A matrix is treated as quantised if the initialisers contain scales for the matrix.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from exporter.formats.onnx.weights.initialisers import SCALES, WEIGHT, ZERO_POIN
 
 ORT: Final = "com.microsoft"
 
-#: The kernel rounds activations to 8 bits, block by block: decoding is 20 times as fast as with float32 activations on
-#: 8-bit weights (SmolLM2, two cores), for a mean KL of 6.4e-3 instead of 2.3e-3.
+#: With this setting the kernel rounds activations to 8 bits, block by block. With 8-bit weights, decoding is 20 times
+#: as fast as with float32 activations (SmolLM2, two cores), but the mean KL is 6.4e-3 instead of 2.3e-3.
 _INT8_ACTIVATIONS: Final = 4
 
 
 def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
-    """X times the matrix of ``module``. A matrix without scales is stored as (in, out).
+    """Multiply ``x`` by the matrix of ``module``. A float matrix is stored as (in, out).
 
     MatMul on transposed data is as fast as Gemm(transB=1) on the stored matrix (SmolLM2 on two cores, ONNX Runtime
-    1.32: decode 50.7 and 50.5 tokens/s), and needs no reshapes around it. A Transpose in the graph is not an
-    alternative: it is folded when a session starts, which then has 721 MB of private memory instead of 539.
+    1.32: decode 50.7 and 50.5 tokens/s), and needs no surrounding reshapes. A Transpose in the graph is not an
+    alternative: ONNX Runtime folds the Transpose when a session starts, and the session then has 721 MB of private
+    memory instead of 539 MB.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -33,10 +34,11 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
-    """X [n, H] times matrix ``number`` of the ``count`` stacked matrices of ``module``, copied out of the stack first.
+    """Multiply ``x`` [n, H] by matrix ``number`` of the ``count`` stacked matrices of ``module``.
 
-    A quantised matrix is dequantised by the copy. MatMulNBits would do the same, as it could not pack the codes when
-    the session started, and take 2.5 times as long for one token.
+    The matrix is first copied out of the stack, and a quantised matrix is dequantised by the copy. MatMulNBits would
+    also dequantise the matrix, because the codes cannot be packed at session start, and would take 2.5 times as long
+    for a single token.
     """
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
@@ -53,12 +55,13 @@ def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, cou
 
 
 def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
-    """The rows ``ids`` [B, S] of the matrix of ``module``, which has one row per token: [B, S, H]."""
+    """Look up the rows ``ids`` [B, S] of the matrix of ``module``, which has a row per token. Returns [B, S, H]."""
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
         return make.op("Gather", [weight, ids], module)
-    # The codes keep the shape that MatMulNBits needs, (V, H / 32, bytes), so that a tied head reads the same
-    # initialiser. Only the scales get another axis, which is folded when a session starts: 1/9 of the codes' bytes.
+    # The codes keep the shape that MatMulNBits needs, (V, H / 32, bytes), so that a tied head can read the initialiser.
+    # Only the scales are reshaped. ONNX Runtime folds the reshape at session start, into a copy with 1/9 of the codes'
+    # bytes.
     scales = make.op("Unsqueeze", [make.weight(f"{module}.{SCALES}"), make.constant(2)], f"{module}.scales.column")
     bits = _bits(weight)
     look = {"bits": bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 2}
@@ -67,13 +70,13 @@ def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
 
 
 def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> ir.Value:
-    """X [B, S, H] times the head (V, H), which has one row per token; a tied head is the initialiser of ``look_up``.
+    """Multiply ``x`` [B, S, H] by the head (V, H), which has a row per token. A tied head is ``look_up``'s initialiser.
 
-    ``fused``: by ONNX Runtime's operator. The standard operator for such a matrix, Gemm, supports only two dimensions,
-    and the reshape after it copies the logits: 2.5 of the 345 ms that SmolLM2 takes for 128 tokens on one core. ONNX
-    Runtime packs the matrix once into private memory, while Gather reads a mapping of the file. So a session's private
-    memory holds each weight once (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the matrix first, is not
-    packed and saves 108 MB of that, but decodes 10 to 14 % slower.
+    fused: use ONNX Runtime's operator. The standard operator for a (V, H) matrix, Gemm, supports only two dimensions,
+    and the reshape after the Gemm copies the logits (2.5 of the 345 ms that SmolLM2 takes for 128 tokens on one core).
+    ONNX Runtime packs the matrix once into private memory, while Gather reads a mapping of the file. So a session's
+    private memory contains each weight once (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the matrix as
+    the first input, is not packed and saves 108 MB of private memory, but decodes 10 to 14 % slower.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -96,7 +99,7 @@ def _product(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def _suffixes(make: Builder, module: str) -> list[str]:
-    """The suffixes of a quantised matrix's initialisers, in the order of the operators' inputs."""
+    """Suffixes of a quantised matrix's initialisers, in the order of the operators' inputs."""
     return [WEIGHT, SCALES, *([ZERO_POINTS] if f"{module}.{ZERO_POINTS}" in make.weights else [])]
 
 

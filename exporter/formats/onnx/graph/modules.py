@@ -1,4 +1,4 @@
-"""The modules of a decoder's graph by role: linears, norms and activations, under their module paths.
+"""Build the modules of a decoder's graph by role: linear layers, norms and activations, named by module path.
 
 Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
 """
@@ -17,14 +17,14 @@ from exporter.formats.onnx.graph.linear import linear
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
-    """The module path of a role (``layers.3.self_attn.q_proj``); with ``part`` the name of its tensor."""
+    """The module path of a role (``layers.3.self_attn.q_proj``). With ``part``: the tensor name, path plus part."""
     stem = role.value if layer is None else f"layers.{layer}.{role.value}"
     return f"{stem}.{part}" if part else stem
 
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules of a decoder (linears, norms, activations), each appended to the graph that ``make`` builds."""
+    """Modules of a decoder (linear layers, norms, activations). Each call appends nodes to the graph of ``make``."""
 
     spec: DecoderSpec
     make: Builder
@@ -34,11 +34,11 @@ class Modules:
         object.__setattr__(self, "inputs", decoder_inputs(self.spec, self.make.floats))
 
     def has(self, role: Role, layer: int | None) -> bool:
-        """Whether the decoder has a weight of this role."""
+        """Whether the decoder has a weight of ``role``."""
         return f"{path(role, layer)}.weight" in self.make.weights
 
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
-        """X normalised over its last axis."""
+        """Normalise ``x`` over the last axis."""
         make, name, norm = self.make, path(role, layer), self.spec.norm
         scale = make.weight(f"{name}.weight")
         if norm.type == "rms":
@@ -47,22 +47,22 @@ class Modules:
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """X times the matrix of a role, plus a bias if the checkpoint has one."""
+        """Multiply ``x`` by the matrix of a role, and add the bias if the checkpoint has a bias."""
         make, name = self.make, path(role, layer)
         bias = self._bias(name)
         product = linear(make, x, name, f"{name}.product" if bias else name)
         return make.op("Add", [product, *bias], name) if bias else product
 
     def split(self, x: ir.Value, sizes: Mapping[str, int]) -> Sequence[ir.Value]:
-        """X split along its last axis into values of these names and sizes."""
+        """Split ``x`` along the last axis. sizes: name → size of each output."""
         return self.make.ops("Split", [x, self.make.constant(*sizes.values())], next(iter(sizes)), list(sizes), axis=-1)
 
     def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
-        """X times ``factor``; x itself if the factor is 1."""
+        """Multiply ``x`` by ``factor``. Returns ``x`` itself if the factor is 1."""
         return x if factor == 1 else self.make.op("Mul", [x, self.make.number(factor)], name)
 
     def capped(self, x: ir.Value, cap: float | None, name: str) -> ir.Value:
-        """Cap * tanh(x / cap); x itself without a cap."""
+        """Soft-cap ``x`` to cap * tanh(x / cap). Returns ``x`` itself if ``cap`` is None."""
         if cap is None:
             return x
         limit = self.make.number(cap)
@@ -70,7 +70,7 @@ class Modules:
         return self.make.op("Mul", [inner, limit], name)
 
     def active(self, x: ir.Value, at: str) -> ir.Value:
-        """The activation of the MLP."""
+        """Apply the MLP's activation function to ``x``."""
         make, activation = self.make, self.spec.mlp.activation
         if activation == "silu":
             return make.op("Mul", [x, make.op("Sigmoid", [x], f"{at}.act_fn.sigmoid")], f"{at}.act_fn")

@@ -1,8 +1,9 @@
-"""Experts instead of an MLP: a router selects some for every token, a loop over the experts runs each on its tokens.
+"""Mixture of experts: a router selects experts for each token, and a loop runs each expert on the expert's tokens.
 
-Cost: an expert runs at most once per call, only on the tokens routed to it. Its matrices are copied out of their stack
-first, which reads as many bytes as the products. Quantised matrices are dequantised in every call, which takes as long
-as copying floats (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token in fp32, 19 in int8, 24 in q4).
+Cost: an expert runs at most once per call, only on the tokens routed to the expert. The expert's matrices are first
+copied out of the stack; the copy reads as many bytes as the products. Quantised matrices are dequantised in every
+call, which takes as long as copying floats (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token in fp32, 19 ms
+in int8, 24 ms in q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 
@@ -18,7 +19,7 @@ from exporter.formats.onnx.graph.inputs import typed
 from exporter.formats.onnx.graph.linear import select_linear
 from exporter.formats.onnx.graph.modules import Modules, path
 
-#: The experts' outputs are summed in float32: ONNX Runtime's ScatterND adds no smaller floats.
+#: The experts' outputs are summed in float32, because ONNX Runtime's ScatterND does not add narrower floats.
 _SUM: Final = ir.DataType.FLOAT
 
 
@@ -49,7 +50,7 @@ def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
 
 
 def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
-    """The body of the loop: add one expert's output for its tokens."""
+    """Build the loop body: add an expert's output for the tokens that are routed to the expert."""
     at = f"layers.{layer}.mlp.expert"
     make = modules.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)

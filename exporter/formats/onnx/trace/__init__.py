@@ -1,1 +1,1 @@
-"""Graphs of models without a description, traced by torch."""
+"""ONNX graphs of models without a family, traced by torch."""

@@ -1,7 +1,7 @@
-"""The tracing process: reads a checkpoint, writes model files and their data.
+"""The tracing process, which reads a checkpoint and writes model files with external data.
 
-Attention runs in its eager implementation, which every transformers model has: fully masked rows stay finite, and the
-graph has standard operators.
+Attention runs in the eager implementation of transformers, which every transformers model has. Eager attention keeps
+fully masked rows finite, and its graph has standard operators only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace import seq2seq as tracing_seq2seq
 from exporter.formats.onnx.trace.graph import Dims, save, traced
 
-#: Sizes of the traced example; none is 0 or 1, which the exporter would treat as constants.
+#: Sizes of the traced example. No size is 0 or 1, because the exporter would treat 0 and 1 as constants.
 _EXAMPLE_BATCH, _EXAMPLE_TOKENS, _EXAMPLE_PAST = 2, 3, 5
 _MOST: Final = 1 << 20
 
@@ -31,10 +31,10 @@ Cache = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Decoder(torch.nn.Module):
-    """A causal language model that takes and returns its cache as tensors."""
+    """A causal language model with the KV cache as input and output tensors."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: as transformers loads it."""
+        """``model``: a model loaded by transformers."""
         super().__init__()
         self.model = model
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -42,7 +42,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """(logits, the new cache)."""
+        """Run the model. Returns (logits, the new cache)."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
@@ -54,7 +54,7 @@ class Decoder(torch.nn.Module):
 
 
 def trace(checkpoint: Path, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model files of ``checkpoint``, with ``metadata``, and their weights into ``folder``."""
+    """Trace ``checkpoint``, and write model files with ``metadata`` and weights into ``folder``."""
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     seq2seq = bool(config.is_encoder_decoder)
     auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
@@ -97,7 +97,7 @@ def _trace_decoder(model: Any, folder: Path, metadata: Mapping[str, str]) -> Non
 
 
 def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A cache with the shapes of the model's own cache."""
+    """Make an example cache with the shapes of the model's cache."""
     with torch.no_grad():
         cache = model(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=True).past_key_values
 

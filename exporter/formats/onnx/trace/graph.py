@@ -1,6 +1,6 @@
-"""Trace a module with torch and clean up its graph: each weight once, readable names.
+"""Trace a module with torch and clean up the graph: store each weight once, and use readable names.
 
-Runs in the tracing process: of this package only its modules import torch.
+This module runs in the tracing process. In this package, only modules of the tracing process import torch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from onnxscript.rewriter import onnx_fusions
 
 from exporter.formats.onnx.graph.decoder import OPSET
 
-#: The attribute by which the traced modules hold the model of transformers.
+#: Name of the traced modules' attribute that contains the transformers model.
 HELD: Final = "model"
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _TRANSPOSED: Final = (1, 0)
 
-#: Input or output → names of its dimensions; None: as traced.
+#: Input or output name → names of the dimensions; None keeps the traced name.
 Dims = Mapping[str, Sequence[str | None]]
 
 
 def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, inputs: Dims, outputs: Dims) -> ir.Model:
-    """The graph of ``module``, called with ``arguments``.
+    """Trace the graph of ``module``, called with ``arguments``.
 
-    shapes: torch.export's dynamic_shapes. inputs, outputs: in the order of the arguments and results, flattened.
+    shapes: torch.export's dynamic_shapes. inputs, outputs: dimension names of the flattened arguments and results.
     """
     program = torch.onnx.export(
         module,
@@ -48,7 +48,7 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
     assert program is not None
     model: ir.Model = program.model
     weights = set(model.graph.initializers)
-    # Folding a transposed weight would store it twice.
+    # Folding a Transpose of a weight would store a second copy of the weight.
     optimize_ir(model, should_fold=partial(_should_fold, weights))
     onnx_fusions.fuse(model)
     _transpose_weights(model.graph, weights)
@@ -59,13 +59,13 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model file, with ``metadata``, and its weights. Memory: one transposed weight at a time."""
+    """Write the model file, with ``metadata``, and the model's weights. Memory: one transposed weight at a time."""
     model.metadata_props.update(metadata)
     ir.save(model, path, external_data=f"{path.name}_data")
 
 
 def constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
-    """An int64 vector stored in the model file."""
+    """Create an int64 vector that is stored in the model file."""
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -77,7 +77,7 @@ def _should_fold(weights: set[str], node: ir.Node) -> bool | None:
 
 
 def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
-    """The first input of ``node``, if it is a matrix among the weights."""
+    """The first input of ``node`` if that input is a matrix among the weights, else None."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.name not in weights or value.shape is None or len(value.shape) != 2:
         return None
@@ -85,9 +85,10 @@ def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
 
 
 def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
-    """Remove the Transpose of linears: store the matrix transposed, or use Gemm if a look-up reads the matrix, too.
+    """Remove the Transpose of linear layers.
 
-    A Transpose left in the graph would be folded when a session starts, into a second copy of a tied matrix.
+    A matrix is stored transposed, or multiplied by a Gemm if a look-up also reads the matrix. ONNX Runtime would fold a
+    remaining Transpose when a session starts, into a second copy of a tied matrix.
     """
     transposes: dict[str, list[ir.Node]] = {}
     for node in graph:
@@ -97,7 +98,7 @@ def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
         weight = graph.initializers[name]
         shared = any(user not in nodes for user, _ in weight.uses())
         for node in nodes:
-            assert tuple(node.attributes["perm"].as_ints()) == _TRANSPOSED, "the only transposition of a matrix"
+            assert tuple(node.attributes["perm"].as_ints()) == _TRANSPOSED, "the Transpose is not (1, 0)"
             (transposed,) = node.outputs
             if not shared:
                 replace_all_uses_with(transposed, weight)
@@ -127,7 +128,7 @@ def _store_transposed(weight: ir.Value) -> None:
 
 
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """Replace a MatMul [B, S, H] with the transposed ``weight`` (V, H) by a Gemm that reads the weight untransposed."""
+    """Replace a MatMul [B, S, H] with the transposed ``weight`` (V, H) by a Gemm with the untransposed weight."""
     x, (result,) = product.inputs[0], product.outputs
     assert x is not None
     assert weight.shape is not None
@@ -150,7 +151,7 @@ def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
 
 
 def _name(model: ir.Model) -> None:
-    """Name nodes and their outputs by the path of their module, and weights as in the checkpoint."""
+    """Name nodes and outputs by module path, and weights by their names in the checkpoint."""
     graph = model.graph
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
     for value in list(graph.initializers.values()):
@@ -168,7 +169,7 @@ def _name(model: ir.Model) -> None:
 
 
 def _name_dims(graph: ir.Graph, dims: Dims) -> None:
-    """Set the names by which clients resolve dimensions; the tracer invents names for sums."""
+    """Set the dimension names that clients rely on. The tracer invents names for sums of dimensions."""
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
         names = dims[str(value.name)]
@@ -176,7 +177,7 @@ def _name_dims(graph: ir.Graph, dims: Dims) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove the nodes' origins: they are useless to readers of the file, and contain paths of the tracing machine."""
+    """Remove the nodes' source locations, which are useless to readers and contain paths of the tracing machine."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -1,7 +1,7 @@
-"""ONNX of a model that no family describes: traced by torch.onnx in a separate process.
+"""ONNX of models without a family: run torch.onnx in a separate process to trace the model.
 
-The merged checkpoint is written first, for transformers to read; the traced graphs get the names and the layout of the
-graphs built from descriptions. Cost: the whole model in memory, as transformers loads it, and minutes.
+The merged checkpoint is written first, for transformers to read. The traced graphs get the names and the layout of
+graphs built from a DecoderSpec. Cost: a trace takes minutes, and keeps the model in memory as loaded by transformers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from exporter.merge.model import MergedModel
 from exporter.packages import TRACE
 from exporter.progress import Progress, silent
 
-#: Names of these makers in the output of ``plan``.
+#: Names of the tracing makers in the output of ``plan``.
 _DECODER_MAKER: Final = "traced"
 _SEQ2SEQ_MAKER: Final = "traced encoder-decoder"
 
-#: Encoder-decoders with tested traces. They take text on both sides, and their caches have the same form in
-#: transformers.
+#: Model types of encoder-decoders with tested traces. Encoder and decoder take text, and the KV caches of all four
+#: types have a common form in transformers.
 _SEQ2SEQ: Final = ("t5", "mt5", "umt5", "bart")
-#: The model files of an encoder-decoder, under the names that Optimum and transformers.js expect.
+#: Model files of an encoder-decoder, with the file names that Optimum and transformers.js expect.
 _HALVES: Final = Precision("fp32", ("encoder_model", "decoder_model_merged"), "F32")
 
 
 @dataclass(frozen=True)
 class TracedLayout:
-    """The merged checkpoint that will be traced, and the files beside the graphs.
+    """The merged checkpoint to trace, and the files beside the graphs.
 
-    stems: of the model files. reason: why the model is traced.
+    stems: stems of the model files. reason: the reason for tracing the model.
     """
 
     checkpoint: HfLayout
@@ -49,44 +49,44 @@ class TracedLayout:
 
     @property
     def maker(self) -> str:
-        """How the graphs are made."""
+        """Name of the method that makes the graphs."""
         return _SEQ2SEQ_MAKER if len(self.stems) > 1 else _DECODER_MAKER
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights. A graph holds each of its weights once, and every graph has the embedding."""
+        """Size of all weights in bytes. A graph contains each weight once, and every graph contains the embedding."""
         model = self.checkpoint.model
         once = sum(spec.nbytes for name, spec in model.specs.items() if name not in model.tie.duplicates)
         return once + (len(self.stems) - 1) * model.specs[model.tie.embedding].nbytes
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user on this maker."""
+        """Notes for the user on traced models."""
         return (f"{self.reason}: traced by torch.onnx.export, with the whole model in memory", "no genai_config.json")
 
 
 def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
-    """Lay out the checkpoint to trace. refusal: why no family describes the model.
+    """Lay out the checkpoint to trace. refusal: the reason why the model has no family.
 
-    Raises MissingDependency, or NotExpressible for encoder-decoders that are not tested.
+    Raises MissingDependency without torch, transformers or onnxscript, NotExpressible for untested encoder-decoders.
     """
     halves = PRECISIONS["fp32"]
     if model.config.get("is_encoder_decoder"):
         halves = _HALVES
         if (model_type := model.config.get("model_type")) not in _SEQ2SEQ:
             known = ", ".join(_SEQ2SEQ)
-            reason = f"this version does not trace the encoder-decoder {model_type!r}, only {known}"
-            raise NotExpressible("onnx", reason, instead="--to hf can hold it")
+            reason = f"encoder-decoder {model_type!r} is not supported, only {known}"
+            raise NotExpressible("onnx", reason, instead="use --to hf")
     for package in TRACE:
-        package.require("a model that no family describes")
+        package.require("ONNX of a model that is not built in")
     files = client_files(model, None, (halves,))
     return TracedLayout(plan_hf(model), files, halves.stems, refusal.reason)
 
 
 def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the folder ``out``. Memory and time: those of the tracing process.
+    """Write the folder ``out``. Memory and time: memory and time of the tracing process.
 
-    Raises OutputError, and NotExpressible with the last line of a failed tracing process.
+    Raises OutputError, and NotExpressible with the last line of stderr if the tracing process fails.
     """
     checkpoint = out.with_name(f"{out.name}-checkpoint")
     with writing(out):
@@ -104,8 +104,8 @@ def _trace(checkpoint: Path, folder: Path, layout: TracedLayout) -> None:
     metadata = {f"ttexport.{key}": value for key, value in sorted(layout.checkpoint.model.provenance.items())}
     arguments = (str(checkpoint), str(folder), json.dumps(metadata))
     if reason := failure("exporter.formats.onnx.trace.decoder", *arguments, environment={**os.environ, **OFFLINE}):
-        raise NotExpressible("onnx", f"torch.onnx.export failed on this model: {reason}", instead="--to hf can hold it")
+        raise NotExpressible("onnx", f"torch.onnx.export failed on this model: {reason}", instead="use --to hf")
     for path in (folder / f"{stem}{suffix}" for stem in layout.stems for suffix in (MODEL_SUFFIX, DATA_SUFFIX)):
         if not path.is_file():
-            raise UnreadableFile(path, "expected the traced model, found no such file")
+            raise UnreadableFile(path, "expected the traced model, but the file does not exist")
         sync_file(path)

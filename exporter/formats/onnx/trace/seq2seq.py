@@ -1,8 +1,8 @@
-"""Trace an encoder and its decoder, as two graphs with the input names of Optimum and transformers.js.
+"""Trace an encoder and a decoder into two graphs with the input names of Optimum and transformers.js.
 
-The decoder takes a cache for its own tokens and one for the encoder's. It projects only those of the encoder's states
-that are not in the cache: all states in the first call, none in later ones. So one graph without a branch serves both
-kinds of calls, and holds each weight once.
+The decoder takes a cache for the decoder's tokens and a cache for the encoder's tokens. The decoder projects only the
+encoder states that are not in the cache: all states in the first call, no states in later calls. So a single graph
+without a branch serves first and later calls, and contains each weight once.
 Source: Optimum's ORTModelForSeq2SeqLM and transformers.js' seq2seq sessions, for names and calling order.
 """
 
@@ -22,27 +22,27 @@ from transformers import DynamicCache, EncoderDecoderCache
 from exporter.formats.onnx.graph.inputs import BATCH, PAST, SEQUENCE, TOTAL
 from exporter.formats.onnx.trace.graph import Dims, constant, save, traced
 
-#: Input: whether the given cache is used. By this input Optimum recognises a decoder for both kinds of calls.
+#: Name of the boolean input that enables the given cache. Optimum recognises a merged decoder by this input.
 USES_CACHE: Final = "use_cache_branch"
 _STATES: Final = "encoder_hidden_states"
 _ENCODED: Final = "encoder_sequence_length"
 _PAST_ENCODED: Final = "past_encoder_sequence_length"
-#: The used part of a cache may be shorter than the given cache, and the projected states fewer than the encoder's. The
-#: runtime plans memory by dimension names, so these lengths have separate names.
+#: Separate dimension names, because the runtime plans memory by dimension names: the used part of a cache may be
+#: shorter than the given cache, and the number of projected states may be smaller than the number of encoder states.
 _CACHED, _CACHED_ENCODED, _FRESH = "cached_sequence_length", "cached_encoder_sequence_length", "fresh_sequence_length"
 
-#: Sizes of the traced example; none is 0 or 1, which the exporter would treat as constants.
+#: Sizes of the traced example. No size is 0 or 1, because the exporter would treat 0 and 1 as constants.
 _BATCH, _TOKENS, _BEFORE, _STATE_COUNT, _STATES_BEFORE = 2, 3, 5, 7, 11
 _MOST: Final = 1 << 20
 _END: Final = int(np.iinfo(np.int64).max)
 
-#: A layer's keys and values of the decoder's own tokens, then of the encoder's.
+#: A layer's keys and values: first for the decoder's tokens, then for the encoder's tokens.
 Cache = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _PARTS: Final = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
 class Encoder(torch.nn.Module):
-    """The encoder without the decoder."""
+    """The encoder of an encoder-decoder, as a module to trace."""
 
     def __init__(self, model: Any) -> None:
         """``model``: as transformers loads it."""
@@ -50,13 +50,13 @@ class Encoder(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The last hidden state, [B, encoder's tokens, H]."""
+        """Run the encoder. Returns the last hidden state [B, encoder's tokens, H]."""
         states: torch.Tensor = self.model.get_encoder()(input_ids, attention_mask=attention_mask).last_hidden_state
         return states
 
 
 class Decoder(torch.nn.Module):
-    """The decoder and its head. It takes and returns both caches as tensors; both grow by the tokens of a call."""
+    """The decoder with the LM head. The two caches are input and output tensors, and grow by the tokens of a call."""
 
     def __init__(self, model: Any) -> None:
         """``model``: as transformers loads it."""
@@ -66,7 +66,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, fresh_states: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """(logits, the new caches). fresh_states: encoder states without keys and values in ``past``."""
+        """Return (logits, the new caches). fresh_states: encoder states without keys and values in ``past``."""
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
         for layer, (keys, values, encoded_keys, encoded_values) in enumerate(past):
@@ -86,7 +86,7 @@ class Decoder(torch.nn.Module):
 
 
 def trace(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write ``encoder_model.onnx`` and ``decoder_model_merged.onnx`` into ``folder``, each with its weights."""
+    """Write ``encoder_model.onnx`` and ``decoder_model_merged.onnx`` into ``folder``, with external data files."""
     save(_encoder(model), folder / "encoder_model.onnx", metadata)
     save(_decoder(model), folder / "decoder_model_merged.onnx", metadata)
 
@@ -131,7 +131,7 @@ def _decoder(model: Any) -> ir.Model:
 
 
 def _example(model: Any) -> tuple[torch.Tensor, Cache]:
-    """(encoder states, caches) with the shapes of the model's own."""
+    """Make example inputs (encoder states, caches) with the shapes of the model's states and caches."""
     ids = torch.ones((1, 2), dtype=torch.int64)
     with torch.no_grad():
         out = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
@@ -147,7 +147,7 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
 
 
 def _slice_inputs(graph: ir.Graph) -> None:
-    """Slice an unused cache to length 0, and the encoder's states to those that are not cached."""
+    """Slice an unused cache to length 0, and the encoder's states to the states that are not cached."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")
@@ -167,7 +167,7 @@ def _slice_inputs(graph: ir.Graph) -> None:
 
 
 def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
-    """A Slice of the input ``value``, which is ``length`` long, in all places where ``value`` was used."""
+    """Replace all uses of the input ``value`` by a Slice. length: name of the sliced dimension."""
     axes = graph.initializers.get(f"axis.{axis}") or constant(graph, f"axis.{axis}", axis)
     node = ir.node("Slice", [value, start, end, axes], name=f"{value.name}.cut")
     (sliced,) = node.outputs

@@ -1,1 +1,1 @@
-"""Weights of a graph: precisions, blocks of quantised values, external data."""
+"""Weights of ONNX graphs: precisions, blocks of quantised values, external data."""

@@ -1,7 +1,7 @@
-"""The initialisers of the data file: a tensor becomes one of floats, or codes, scales and zero points.
+"""Make the initialisers of the external data file. A tensor gives a float initialiser, or codes, scales, zero points.
 
-Each is computed from the stored rows, block by block, so that memory holds only blocks; values that several
-initialisers need, such as the scales, are computed several times.
+An initialiser is computed from the stored rows, block by block, so that only blocks are in memory. Values that several
+initialisers need, such as the scales, are computed repeatedly.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from exporter.formats.rounding import narrowed
 from exporter.io.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, cast, read
 
-#: Names of the initialisers below the module; a tensor that is not quantised has the first.
+#: Suffixes of the initialisers' names after the module path. An unquantised tensor has the first suffix.
 WEIGHT: Final = "weight"
 SCALES: Final = "scales"
 ZERO_POINTS: Final = "zero_points"
 
-#: Columns that are transposed at once, so that source rows and target rows stay in the processor's cache.
+#: Number of columns transposed together, so that source rows and target rows stay in the processor's cache.
 _TRANSPOSE_COLUMNS: Final = 64
 
 Segments = Iterator[ByteRange | Array]
@@ -32,7 +32,7 @@ Segments = Iterator[ByteRange | Array]
 
 @dataclass(frozen=True, slots=True)
 class Initialiser:
-    """A tensor of the data file, without an offset. ``segments`` gives its bytes; dtype in safetensors spelling."""
+    """An initialiser without an offset. segments: yields the initialiser's bytes. dtype: in safetensors spelling."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ class Initialiser:
 
 
 def rotary_cache(name: str, part: str, table: Table, positions: int, dtype: str) -> Initialiser:
-    """The cosines or sines of a table of angles, (positions, dims / 2)."""
+    """An initialiser with the cosines or sines of a table of angles, (positions, dims / 2)."""
 
     def segments() -> Segments:
         return (cast(block, dtype) for block in cache(np.cos if part == "cos" else np.sin, table, positions))
@@ -53,7 +53,7 @@ def rotary_cache(name: str, part: str, table: Table, positions: int, dtype: str)
 def in_floats(
     name: str, tensors: Sequence[LazyTensor], dtype: str, rule: str, *, transposed: bool, stacked: bool
 ) -> Initialiser:
-    """Stored tensors, concatenated; ``transposed``: each is a matrix (out, in) that becomes (in, out)."""
+    """A float initialiser of concatenated tensors. transposed: each tensor is (out, in) and is stored as (in, out)."""
     shape = tensors[0].spec.shape[:: -1 if transposed else 1]
     convert = partial(narrowed, dtype=dtype)
 
@@ -79,10 +79,11 @@ def in_blocks(
     transposed: bool,
     stacked: bool,
 ) -> Sequence[Initialiser]:
-    """Matrices (out, in), stored as (in, out) if ``transposed``, quantised in blocks along their rows.
+    """Initialisers of matrices (out, in), quantised in blocks along the rows.
 
-    A single matrix has codes of shape (out, blocks, bytes), for MatMulNBits; ``stacked`` matrices (matrices * out,
-    bytes), for look-ups by GatherBlockQuantized.
+    transposed: the matrices are stored as (in, out) in the checkpoint. The codes of a single matrix have the shape
+    (out, blocks, bytes), for MatMulNBits. The codes of ``stacked`` matrices have the shape (matrices * out, bytes), for
+    look-ups by GatherBlockQuantized.
     """
     count, width = tensors[0].spec.shape[:: -1 if transposed else 1]
     per_row, rows = width // BLOCK, len(tensors) * count
@@ -106,7 +107,7 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Converted rows, a block at a time on several threads; blocks of a view end where its units end."""
+    """Yield converted rows in blocks, computed on several threads. A block of a view consists of whole units."""
     spec, unit = tensor.spec, getattr(tensor, "unit", 1)
     step = unit * max(1, TOUCHED_BYTES // max(1, unit * spec.row_nbytes)) if len(spec.shape) > 1 else spec.n_rows
 
@@ -117,7 +118,7 @@ def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Arr
 
 
 def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """The columns of a stored matrix as rows, in blocks. Memory: the matrix and a block."""
+    """Yield the columns of a stored matrix as rows, in blocks. Memory: the matrix and a block."""
     value = read(tensor)
     step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
     for start in range(0, value.shape[1], step):

@@ -1,11 +1,12 @@
-"""The variants of a model in one folder: their names, and how they store each tensor.
+"""The precisions of the models in a folder: names, and storage of each tensor.
 
-int8 keeps activations in floats and lets the runtime round them block by block: a whole-tensor rounding of activations
-(DynamicQuantizeLinear with MatMulInteger) has a mean KL of 0.74 on SmolLM2, this has 6e-3 at the same speed.
+int8 keeps activations in floats, and the runtime rounds activations block by block, which has a mean KL of 6e-3 on
+SmolLM2. Rounding whole activation tensors (DynamicQuantizeLinear with MatMulInteger) has a mean KL of 0.74 at equal
+speed.
 
-int4 is a mixed precision, as in llama.cpp's file types: the most sensitive matrices take 8 bits. With 4 bits everywhere
-SmolLM2's mean KL is 0.5, symmetric or not, with nearest or least-squares scales, and also after moving all weights
-at random within their 4-bit steps.
+int4 is a mixed precision, as in llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
+for all matrices, SmolLM2's mean KL is 0.5, with symmetric and asymmetric codes, with nearest and least-squares scales,
+and also after moving all weights at random within their 4-bit steps.
 """
 
 from __future__ import annotations
@@ -19,29 +20,31 @@ from exporter.families.spec import Role, Slot
 from exporter.formats.onnx.weights.blocks import BLOCK, Blocks
 
 _EIGHT: Final = Blocks(8, symmetric=True)
-#: Zero points cost 1/8 bit a value and take a tenth off the KL of the same mixed precision.
+#: Zero points cost 1/8 bit per value and reduce the KL of the mixed precision by a tenth.
 _FOUR: Final = Blocks(4, symmetric=False)
 _FOUR_SYMMETRIC: Final = Blocks(4, symmetric=True)
 #: Suffix of the names of precisions with symmetric 4-bit codes.
 _SYMMETRIC: Final = "-sym"
 
-#: Roles with 4 bits in a mixed precision. Alone in 4 bits, SmolLM2's down projections have a mean KL of 0.24, values
-#: 0.10, the vocabulary 0.09, up 0.04, gate 0.03, output 0.02, keys and queries 0.015.
+#: Roles with 4 bits in a mixed precision. If only a single role of SmolLM2 is stored in 4 bits, the mean KL is 0.24 for
+#: down projections, 0.10 for values, 0.09 for the vocabulary, 0.04 for up, 0.03 for gate, 0.02 for output, and 0.015
+#: for keys and queries.
 _ROBUST: Final = frozenset({Role.Q, Role.ATTN_OUT, Role.GATE, Role.UP, Role.GATE_UP, Role.EXPERT_GATE, Role.EXPERT_UP})
-#: Roles with 4 bits without zero points. With attention's matrices in 4 bits, too, the KL would be 0.093 instead of
-#: 0.066, for 6 % less size; and in 8 bits queries, keys and values can be one matrix.
+#: Roles with 4 bits in a precision without zero points. With 4 bits for attention's matrices as well, the KL would be
+#: 0.093 instead of 0.066, and the size 6 % smaller. In 8 bits, the matrices of queries, keys and values can be packed.
 _MOST_ROBUST: Final = _ROBUST - {Role.Q, Role.ATTN_OUT}
 _SENSITIVE: Final = frozenset({Role.K, Role.V, Role.QKV, Role.DOWN, Role.EXPERT_DOWN, Role.EMBED, Role.HEAD})
-#: This share of the layers at either end has 8 bits throughout: it halves the KL for 4 % of the size.
+#: Share of the layers at either end with 8 bits for all roles. The 8-bit layers halve the KL and add 4 % to the size.
 _ENDS: Final = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """One variant. name: of ``--quant``. stems: the model files, each with its data file.
+    """A precision of a model.
 
-    floats: dtype of activations, cache and everything that is not quantised. bits: of matrices; 4: mixed with 8.
-    symmetric: 4-bit codes have no zero points; 8-bit codes never have.
+    name: the value of ``--quant``. stems: stems of the model files; each model file has an external data file.
+    floats: dtype of activations, KV cache and unquantised tensors. bits: bits of quantised matrices; 4 means 4 bits
+    mixed with 8 bits. symmetric: 4-bit codes have no zero points. 8-bit codes never have zero points.
     """
 
     name: str
@@ -52,13 +55,13 @@ class Precision:
 
     @property
     def js_dtype(self) -> str:
-        """transformers.js' name of the dtype: the end of the files' names."""
+        """transformers.js' name of the dtype, which is the suffix of the model files' names."""
         return self.name.removesuffix(_SYMMETRIC)
 
     def form(self, slot: Slot, shape: Sequence[int], layers: int) -> Blocks | None:
-        """How the matrix (out, in) of ``slot`` is quantised; None for floats, or if its rows do not fill blocks.
+        """Return the block format of the matrix (out, in) of ``slot``, or None if the matrix is not quantised.
 
-        layers: number of layers of the model.
+        A matrix with rows that do not fill whole blocks is not quantised. layers: number of layers of the model.
         """
         role, layer = slot.role, slot.layer
         if self.bits is None or role not in _ROBUST | _SENSITIVE or len(shape) != 2 or shape[1] % BLOCK:
@@ -69,15 +72,15 @@ class Precision:
         return four if self.bits == 4 and role in robust and inside else _EIGHT
 
 
-#: In the order of writing; onnxruntime-genai opens the first that a folder contains.
+#: All precisions, in the order of writing. onnxruntime-genai opens the first model in a folder.
 PRECISIONS: Final = {
     precision.name: precision
     for precision in (
         Precision("fp32", ("model",), "F32"),
         Precision("fp16", ("model_fp16",), "F16"),
-        # The browser's default, q8, is the second name.
+        # The second stem is q8, the default in browsers.
         Precision("int8", ("model_int8", "model_quantized"), "F32", bits=8),
-        # To transformers.js, the symmetric variants are another model of the same dtype: it finds model_sym_q4 as
+        # For transformers.js, a symmetric precision is a different model with an equal dtype: model_sym_q4 is found by
         # { model_file_name: "model_sym", dtype: "q4" }.
         Precision("q4", ("model_q4",), "F32", bits=4),
         Precision("q4-sym", ("model_sym_q4",), "F32", bits=4, symmetric=True),
@@ -88,7 +91,7 @@ PRECISIONS: Final = {
 
 _FLOATS: Final = {None: "fp32", "F32": "fp32", "F16": "fp16"}
 _FOURS: Final = {None: "q4", "F32": "q4", "F16": "q4f16"}
-#: int4 as users write it → suffix of the precision's name.
+#: User's spelling of 4-bit precisions → suffix of the precision's name.
 _INT4: Final = {"int4": "", f"int4{_SYMMETRIC}": _SYMMETRIC}
 
 
@@ -98,18 +101,18 @@ def is_precision(name: str) -> bool:
 
 
 def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
-    """The precisions of ``--dtype`` (safetensors spelling) and ``--quant``, in the order of the table.
+    """Find the precisions for ``--dtype`` (safetensors spelling) and ``--quant``, in the order of the table.
 
-    quants: int8, int4, int4-sym, or names of the table; empty: unquantised.
-    Raises NotExpressible for a combination without a variant.
+    quants: int8, int4, int4-sym, or names in the table; empty for an unquantised model.
+    Raises NotExpressible for an unsupported combination.
     """
     if dtype not in _FLOATS:
         reason = f"--dtype {dtype}: ONNX Runtime has no {dtype} kernel for MatMul, Mul or Sigmoid on the CPU"
-        raise NotExpressible("onnx", reason, instead="--dtype f16 halves the file as well")
+        raise NotExpressible("onnx", reason, instead="use --dtype f16, which gives an equally small file")
     names = {_FOURS[dtype] + _INT4[quant] if quant in _INT4 else quant for quant in quants} or {_FLOATS[dtype]}
     for name in sorted(names - PRECISIONS.keys()):
         known = ", ".join(["int8", *_INT4, *(precision for precision in PRECISIONS if precision != "int8")])
-        raise NotExpressible("onnx", f"--quant {name}: this version writes {known}")
+        raise NotExpressible("onnx", f"--quant {name} is not supported (supported: {known})")
     if dtype == "F16" and "int8" in names:
-        raise NotExpressible("onnx", "no client opens int8 with f16", instead="leave --dtype out")
+        raise NotExpressible("onnx", "no client supports int8 combined with f16", instead="omit --dtype")
     return [precision for name, precision in PRECISIONS.items() if name in names]

@@ -1,8 +1,8 @@
 """The rotary caches: cos and sin of position times frequency, for every position of the model's context.
 
-Computed step by step in float32, as in transformers: in float64 the angle of position 8191 would differ from
-transformers' by 5e-4, which is more than all other rounding of the export together. Only cos and sin themselves are
-computed in float64, so that they are rounded once.
+Angles are computed step by step in float32, as in transformers. In float64, the angle of position 8191 would differ by
+5e-4 from transformers' angle, which exceeds the sum of all other rounding errors of the export. Only cos and sin are
+computed in float64, so that cos and sin are rounded once.
 Source: transformers.modeling_rope_utils (default, linear, llama3, yarn, longrope).
 """
 
@@ -21,7 +21,7 @@ from exporter.families.spec import Rope
 from exporter.formats.rope import longrope_magnitude
 from exporter.tensors import BLOCK_BYTES, Array, Float32
 
-#: Module paths of the caches: for most layers, for layers with a window, for texts beyond the original context.
+#: Module paths of the caches: for most layers, for sliding-window layers, for texts beyond the original context.
 MAIN: Final = "rotary_emb"
 LOCAL: Final = "rotary_emb_local"
 LONG: Final = "rotary_emb_long"
@@ -29,7 +29,7 @@ LONG: Final = "rotary_emb_long"
 
 @dataclass(frozen=True)
 class Table:
-    """A pair of caches. freqs: radians per position, (dims / 2,). magnitude multiplies cosines and sines."""
+    """A pair of caches. freqs: radians per position, (dims / 2,). magnitude: factor of cosines and sines."""
 
     name: str
     freqs: Float32
@@ -63,11 +63,11 @@ def _main(rope: Rope, max_positions: int) -> Table:
         return Table(MAIN, _llama3(plain, settings, np.float32(factor), context))
     if rope_type == "yarn":
         return Table(MAIN, _yarn(rope, settings, factor, context), _yarn_magnitude(settings, factor))
-    raise NotExpressible("onnx", f"this version does not write rope type {rope_type!r}")
+    raise NotExpressible("onnx", f"rope type {rope_type!r} is not supported")
 
 
 def _powers(dims: int, theta: float) -> Float32:
-    """Theta to the power of 2i / dims, rounded once: numpy's float32 power is not always the nearest number."""
+    """Theta to the power of 2i / dims, rounded once. numpy's float32 power is not always correctly rounded."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers: Float32 = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return powers
@@ -85,7 +85,7 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Long waves are slowed down by ``factor``, short waves stay, waves between are blended."""
+    """Divide low frequencies by ``factor``, keep high frequencies, interpolate frequencies between the thresholds."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
@@ -98,7 +98,7 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Fast dimensions stay, slow dimensions are slowed down by ``factor``, with a linear ramp between them.
+    """Keep high frequencies, divide low frequencies by ``factor``, with a linear ramp between the thresholds.
 
     Source: YaRN (Peng et al. 2023), section 3.2.
     """
@@ -134,9 +134,9 @@ def _yarn_magnitude(settings: Settings, factor: float) -> float:
 
 
 def cache(function: Callable[..., Array], table: Table, positions: int) -> Iterator[Float32]:
-    """``function`` (np.cos or np.sin) of every angle, float32 (positions, dims / 2), in row blocks.
+    """Yield ``function`` (np.cos or np.sin) of every angle, float32 (positions, dims / 2), in row blocks.
 
-    Memory: four blocks of at most ``BLOCK_BYTES``, including those in float64.
+    Memory: four blocks of at most ``BLOCK_BYTES``, including blocks in float64.
     """
     step = max(1, BLOCK_BYTES // (8 * len(table.freqs)))
     for start in range(0, positions, step):
