@@ -14,7 +14,7 @@ from exporter.tensors import TensorSpec
 NORMS: Final = frozenset(role for role in Role if role.name.endswith("NORM"))
 EXPERTS: Final = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
 
-#: Names of buffers that are stored in old checkpoints although every runtime computes the buffers itself.
+#: Names of buffers in old checkpoints. Every runtime computes the buffers, so the stored values are dropped.
 _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|attn)\.masked_bias|attention\.bias)$")
 
 

@@ -77,7 +77,7 @@ class Regrouped(_OneSource):
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: two copies of them."""
+        """Rows [start, stop) of the view. Memory: two copies of the rows."""
         width = self.unit
         parts = []
         at = start
@@ -129,7 +129,7 @@ class Shifted(_OneSource):
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: two copies of them."""
+        """Rows [start, stop) of the view. Memory: two copies of the rows."""
         value = cast(self.source.rows(start, stop), self.spec.dtype)
         shifted: Array = value + value.dtype.type(self.offset)
         return shifted
@@ -148,7 +148,7 @@ class Stacked:
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop). Memory: two copies of them."""
+        """Rows [start, stop) of the view. Memory: two copies of the rows."""
         parts, at = [], 0
         for source in self.sources:
             count = source.spec.n_rows

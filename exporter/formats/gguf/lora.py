@@ -32,7 +32,7 @@ from exporter.progress import Progress, silent
 from exporter.sources.peft.edits import LowRank, TokenRows
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec, cast, read, same_values
 
-#: llama.cpp reads the pair of this tensor transposed.
+#: llama.cpp reads the factor pair of the token embedding transposed.
 _EMBEDDING: Final = "token_embd.weight"
 #: Approximate size of a block of rows of a one-hot matrix, in bytes.
 _BLOCK_BYTES: Final = 1 << 20
@@ -224,7 +224,7 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
     if change.replaced:
         reason = "an adapter replaces the whole tensor, which is not a low-rank update"
     elif change.biases or slot.parameter == "bias":
-        reason = "an adapter changes a bias, and a LoRA file holds no biases"
+        reason = "an adapter changes a bias, and a LoRA file cannot contain biases"
     elif any(update.magnitude for update in change.updates):
         reason = "DoRA also scales the base's weights"
     elif slot.role in EXPERTS or slot.member is not None:

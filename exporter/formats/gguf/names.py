@@ -29,7 +29,7 @@ _LAYER: Final[Mapping[Role, str]] = {
     Role.MLP_NORM: "ffn_norm",
     Role.GATE: "ffn_gate",
     Role.UP: "ffn_up",
-    Role.GATE_UP: "ffn_up",  # llama.cpp reads the first half of such a matrix as the gate
+    Role.GATE_UP: "ffn_up",  # llama.cpp reads the first half of a joint matrix as the gate
     Role.DOWN: "ffn_down",
     Role.MLP_POST_NORM: "post_ffw_norm",
     Role.ROUTER: "ffn_gate_inp",

@@ -45,7 +45,10 @@ class GgufOptions(FormatOptions):
         None, "Type of output.weight in quantised files. Default: chosen by the file type.", metavar="TYPE"
     )
     split_max_size: int | None = option(
-        None, "Split the file into parts of at most this size, such as 2G.", type=ValueType.SIZE, metavar="SIZE"
+        None,
+        "Split the file into parts with at most SIZE bytes of tensors, for example 2G.",
+        type=ValueType.SIZE,
+        metavar="SIZE",
     )
     split_max_tensors: int | None = option(
         None, "Split the file into parts of at most N tensors.", type=ValueType.COUNT, metavar="N"

@@ -27,8 +27,8 @@ from exporter.formats.views import Interleaved, Regrouped, Shifted, Stacked, Tra
 from exporter.merge.model import MergedModel
 from exporter.tensors import FLOATS, Array, LazyTensor, TensorSpec
 
-#: Llama models with a vocabulary of this size (SmolLM, small Granites) start no text with a BOS token. llama.cpp's
-#: converter writes add_bos_token = false for a vocabulary of this size, even if the tokenizer's files differ.
+#: Vocabulary size of Llama models without a BOS token at the start of a text (SmolLM, small Granites). llama.cpp's
+#: converter writes add_bos_token = false for this vocabulary size, even if the tokenizer's files give another value.
 NO_BOS_VOCAB: Final = 49152
 
 

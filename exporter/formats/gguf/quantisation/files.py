@@ -66,14 +66,14 @@ def plan_quantised(
     """Lay out a quantised file, and check the request before llama.cpp runs.
 
     Types of single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency without llama-cpp-python,
-    NotExpressible if a type needs importances and the importance matrix lacks them, UnreadableFile for a broken
+    NotExpressible if a type needs importances that are not given, UnreadableFile for a broken
     importance matrix.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
         raise NotExpressible(
             f"gguf {file_type.name}",
-            "this file type needs an importance matrix",
+            "the file type needs an importance matrix",
             instead="give a matrix with --imatrix FILE",
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None

@@ -149,7 +149,7 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """Check byte pieces: llama.cpp needs a piece for every byte in BPE models, and supports none in unigram models."""
+    """Check byte pieces: llama.cpp needs a piece for every byte in BPE models, and no byte pieces in unigram models."""
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
         if present:
@@ -173,7 +173,7 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """Read the treatment of spaces from tokenizer.json, as transformers does, or from a tokenizer.model without it."""
+    """Read the treatment of spaces from tokenizer.json, like transformers, or from tokenizer.model alone."""
     unigram = model.algorithm == UNIGRAM
     if content:
         spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)

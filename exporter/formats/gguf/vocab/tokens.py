@@ -38,7 +38,8 @@ class AddedToken:
         """(Text, type) in a GGUF. The type depends on the flag ``special`` and on the form of the text."""
         if self.special or _looks_special(self.text):
             return self.text, CONTROL
-        # llama.cpp searches the raw text for these tokens. In the raw text, SentencePiece's mark is still a space.
+        # llama.cpp searches the raw text for user-defined tokens. In the raw text, SentencePiece's mark is still a
+        # space.
         return self.text.replace("\u2581", " "), USER_DEFINED
 
 

@@ -48,7 +48,7 @@ class FusedAttention(Attention):
         )
 
     def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
-        """The operator's first three inputs. A packed product of Q, K and V is the first input; the others are None."""
+        """The operator's first three inputs. For a packed product of Q, K and V, the last two inputs are None."""
         if reads_packed(self.spec, layer) and self.modules.has(Role.QKV, layer):
             return [self.modules.linear(Role.QKV, layer, x), None, None]
         projected = self._projected(layer, x)

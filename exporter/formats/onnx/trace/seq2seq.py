@@ -45,7 +45,7 @@ class Encoder(torch.nn.Module):
     """The encoder of an encoder-decoder, as a module to trace."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: as transformers loads it."""
+        """``model``: a model loaded by transformers."""
         super().__init__()
         self.model = model
 
@@ -59,7 +59,7 @@ class Decoder(torch.nn.Module):
     """The decoder with the LM head. The two caches are input and output tensors, and grow by the tokens of a call."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: as transformers loads it."""
+        """``model``: a model loaded by transformers."""
         super().__init__()
         self.model = model
 
