@@ -1,1 +1,1 @@
-"""ONNX models and folders of them."""
+"""Reads ONNX models and folders of ONNX models."""

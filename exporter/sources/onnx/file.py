@@ -1,6 +1,6 @@
-"""ONNX model files: initialisers as byte ranges, with the embedding and the head among them.
+"""Reads ONNX model files: initialisers as byte ranges, and which initialisers are the embedding and the head.
 
-Reads the graph (small if the weights are external data) and no weights. Works on models of any tool.
+Reads the graph, which is small if the weights are external data, but no weights. Accepts models made by any tool.
 Source: onnx.proto3.
 """
 
@@ -27,7 +27,7 @@ from exporter.sources.onnx.scan import check_cost
 from exporter.sources.onnx.tensors import TensorRange, tensor_ranges, text
 from exporter.tensors import DTYPES, Array, ByteRange
 
-#: protobuf's own limit.
+#: Maximum size of a protobuf message.
 _MAX_MODEL_BYTES: Final = 2 << 30
 
 
@@ -35,12 +35,13 @@ _MAX_MODEL_BYTES: Final = 2 << 30
 class OnnxFile:
     """A model file and its external data.
 
-    path: the model file. inputs, outputs: names, in the graph's order, inputs without initialisers. metadata: the
-    model's metadata_props. embedding: the initialiser that a Gather on input_ids reads. head: the initialiser in the
-    matrix product that gives the logits. Both None if the graph has none. token_axis: name of embedding or head → its
-    axis of the tokens: 0 for (V, H), 1 for (H, V). blocks, scaled: name of embedding or head → format of its codes, in
-    blocks or with one scale and zero point. quantised: whether a product in the graph is one of integers.
-    block_formats: the block formats of all matrices, such as "int4 x 32 with zero points".
+    path: the model file. inputs, outputs: names in the order of the graph; initialisers are not listed as inputs.
+    metadata: the metadata_props of the model. embedding: the initialiser that a Gather on input_ids reads, or None if
+    the graph has no embedding. head: the initialiser in the matrix product that gives the logits, or None if the graph
+    has no head. token_axis: name of embedding or head → token axis of the matrix: 0 for (V, H), 1 for (H, V). blocks:
+    name of embedding or head → format of block-quantised codes. scaled: name of embedding or head → format of codes
+    with one scale and one zero point. quantised: whether the graph contains an integer matrix product. block_formats:
+    block formats of all matrices, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -61,9 +62,9 @@ class OnnxFile:
     def open(cls, path: Path) -> OnnxFile:
         """Open a model file, or the first of ``model_files`` of a folder.
 
-        Raises UnreadableFile, naming the initialiser, for: a file that is not an ONNX model; an unknown element type;
-        external data outside the folder, missing, not a regular file, or too short; a length that disagrees with the
-        shape.
+        Raises UnreadableFile, naming the initialiser, if the file is not an ONNX model; if an element type is unknown;
+        if external data is outside the folder, missing, too short, or not a regular file; or if a length contradicts
+        the shape.
         """
         path = model_files(path)[0]
         model = _parse(path)
@@ -89,13 +90,13 @@ class OnnxFile:
         )
 
     def parse(self) -> onnx.ModelProto:
-        """The whole model, read again; the caller may change it. Memory: twice the model file."""
+        """Parse the whole model again. The caller may change the result. Memory: twice the size of the model file."""
         return _parse(self.path)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of an initialiser along its first axis; a scalar is one row. Memory: these rows.
+        """Rows [start, stop) of an initialiser along its first axis. A scalar counts as one row. Memory: the rows.
 
-        Raises NotExpressible for an element type that numpy cannot hold, UnreadableFile for missing data.
+        Raises NotExpressible if numpy has no such element type. Raises UnreadableFile if data is missing.
         """
         tensor = self.initialisers[name]
         if tensor.place is None:
@@ -107,9 +108,10 @@ class OnnxFile:
         return out
 
     def token_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows of tokens [start, stop) of the embedding or the head, (n, H), for both orientations of the matrix.
+        """Rows of the tokens [start, stop) of the embedding or the head, in shape (n, H) for both matrix orientations.
 
-        Memory: these rows; for a matrix (H, V) also the touched pages of the file. Raises as ``rows`` does.
+        Memory: the rows, and for a matrix (H, V) also the accessed pages of the file. Raises the same errors as
+        ``rows``.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:
@@ -120,12 +122,15 @@ class OnnxFile:
         try:
             with reading(place.path):
                 mapped = np.memmap(place.path, self._dtype(tensor), "r", place.offset_bytes, tensor.shape)
-        except ValueError as exc:  # an empty matrix, or a file that was cut
+        except ValueError as exc:  # an empty matrix, or a file that was cut short
             raise UnreadableFile(place.path, f"{name}: {exc}") from exc
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
     def stored_tensors(self, name: str) -> list[TensorRange]:
-        """The initialisers of the matrix ``name``, one row a token each: itself, or codes, scales and zero points."""
+        """The initialisers that store the matrix ``name``, each with one row per token.
+
+        A plain matrix is one initialiser. A quantised matrix is stored as codes, scales and zero points.
+        """
         form = self.blocks.get(name)
         names = [name, form.scales, form.zero_points] if form else [name]
         return [self.initialisers[stored] for stored in names if stored is not None]
@@ -135,7 +140,7 @@ class OnnxFile:
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Rows of tokens [start, stop) as stored, the ``stored_tensors`` side by side: (n, bytes) uint8."""
+        """Stored bytes of the tokens [start, stop): rows of all ``stored_tensors`` joined to (n, bytes) uint8."""
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)
@@ -151,23 +156,32 @@ class OnnxFile:
         return np.concatenate(stored, axis=1)
 
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
-        """The byte ranges of one token's ``token_bytes``. Raises NotExpressible for rows that are not byte ranges."""
+        """Byte ranges of the ``token_bytes`` of one token.
+
+        Raises NotExpressible if a row is not a byte range of a file.
+        """
         places = []
         for tensor in self.stored_tensors(name):
             place = tensor.place
             if place is None or self.token_axis[name]:
-                raise NotExpressible(f"{self.path}: {tensor.name}", "its rows are no ranges of an external data file")
+                raise NotExpressible(
+                    f"{self.path}: {tensor.name}",
+                    "the rows of this tensor are not byte ranges of an external data file",
+                )
             width = tensor.nbytes // self.tokens(name)
             places.append(ByteRange(place.path, place.offset_bytes + token_id * width, width))
         return places
 
     def inline_bytes(self, name: str) -> bytes:
-        """The bytes of an initialiser stored inside the model file."""
+        """The bytes of an initialiser that is stored inside the model file."""
         tensor = self._inline[name]
         return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
 
     def raw(self, name: str, start: int, stop: int) -> Array:
-        """Bytes [start, stop) of an initialiser, uint8. Raises NotExpressible for an inline one without raw bytes."""
+        """Bytes [start, stop) of an initialiser, as uint8.
+
+        Raises NotExpressible for an initialiser that is stored inside the model file without raw bytes.
+        """
         tensor = self.initialisers[name]
         if tensor.place is not None:
             out = np.empty(stop - start, np.uint8)
@@ -175,7 +189,9 @@ class OnnxFile:
             return out
         inline = self._inline[name]
         if not inline.HasField("raw_data") and tensor.nbytes:
-            raise NotExpressible(f"{self.path}: {name}", "its numbers are stored one by one, not as raw bytes")
+            raise NotExpressible(
+                f"{self.path}: {name}", "the numbers of this tensor are stored one by one instead of as raw bytes"
+            )
         return np.frombuffer(inline.raw_data, np.uint8)[start:stop]
 
     def _inline_value(self, tensor: TensorRange) -> Array:
@@ -185,7 +201,7 @@ class OnnxFile:
 
     def _dtype(self, tensor: TensorRange) -> np.dtype[Any]:
         if tensor.dtype not in DTYPES:
-            reason = f"values of {tensor.dtype} are not read by this version"
+            reason = f"this version cannot read values of dtype {tensor.dtype}"
             raise NotExpressible(f"{self.path}: {tensor.name}", reason)
         return DTYPES[tensor.dtype]
 
@@ -205,5 +221,5 @@ def _parse(path: Path) -> onnx.ModelProto:
     except (DecodeError, ValueError) as exc:
         raise UnreadableFile(path, "expected an ONNX model, found bytes that protobuf cannot parse") from exc
     if not model.ir_version or not model.graph.node or not model.graph.output:
-        raise UnreadableFile(path, "expected an ONNX model, found no graph in it")
+        raise UnreadableFile(path, "expected an ONNX model, found a model without a graph")
     return model

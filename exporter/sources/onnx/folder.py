@@ -1,4 +1,4 @@
-"""Finds the model files of an ONNX folder by the names that clients expect. Opens no file."""
+"""Finds the model files of an ONNX folder by the file names that clients expect. Opens no file."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from typing import Final
 
 from exporter.errors import UnreadableFile
 
-#: A causal model is one file; an encoder-decoder is two, and its decoder stands for it here. Variants append to these
-#: stems.
+#: Stems of model file names; variants append to a stem. A causal model is one file. An encoder-decoder model is two
+#: files, and the decoder file stands for the model in ``model_files``.
 _MODEL: Final = "model"
 _DECODER: Final = "decoder_model_merged"
 _ENCODER: Final = "encoder_model"
 
 
 def model_files(path: Path) -> list[Path]:
-    """The model files of a folder, the shortest name first, or ``path`` itself. Raises UnreadableFile for none.
+    """The model files of a folder with the shortest name first, or ``path`` itself if ``path`` is a file.
 
-    For an encoder-decoder, the decoders; ``encoder_of`` gives the encoder of each.
+    For an encoder-decoder, the result contains the decoders, and ``encoder_of`` gives the encoder of each decoder.
+    Raises UnreadableFile if the folder contains no model file.
     """
     if not path.is_dir():
         return [path]
     if files := _files(path):
         return files
     expected = f"{_MODEL}.onnx or another {_MODEL}*.onnx, or {_DECODER}.onnx, here or in onnx/"
-    raise UnreadableFile(path, f"expected {expected}, found none")
+    raise UnreadableFile(path, f"expected {expected}, found no such file")
 
 
 def has_model(path: Path) -> bool:
-    """Whether the folder ``path`` has a model file where clients look for it."""
+    """Whether the folder ``path`` contains a model file in a place where clients look for a model."""
     return bool(_files(path))
 
 
 def encoder_of(model: Path) -> Path | None:
-    """The encoder beside a decoder; None for a model of one file."""
+    """The encoder file beside a decoder file, or None if the model is one file."""
     if not model.name.startswith(_DECODER):
         return None
     return model.with_name(_ENCODER + model.name.removeprefix(_DECODER))
 
 
 def is_encoder(model: Path) -> bool:
-    """Whether a model file is the encoder of an encoder-decoder."""
+    """Whether the file ``model`` is the encoder of an encoder-decoder model."""
     return model.name.startswith(_ENCODER)
 
 

@@ -1,6 +1,6 @@
-"""Finds the embedding and the head of a graph: the matrix behind the token ids, and the matrix before the logits.
+"""Finds the embedding and the head in a graph: the matrix indexed by the token ids, and the matrix before the logits.
 
-Found by the structure of the graph: names of weights differ from tool to tool.
+The search uses the structure of the graph, because the names of weights differ from tool to tool.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 
 from onnx import GraphProto, NodeProto
 
-#: Between the token ids and the Gather.
+#: Operators that may stand between the token ids and the Gather.
 _IDS: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
-#: Between an initialiser and its use.
+#: Operators that may stand between an initialiser and its use.
 _WEIGHT: Final = frozenset({"Cast", "Identity", "DequantizeLinear", "Transpose"})
-#: Between scales or zero points and their use.
+#: Operators that may stand between scales or zero points and their use.
 _RESHAPED: Final = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
-#: Between the head and the logits: shapes, caps, scales, bias.
+#: Operators that may stand between the head and the logits, for shapes, caps, scales and a bias.
 LOGITS: Final = frozenset(
     {"Add", "Cast", "Clip", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Tanh"}
     | {"Transpose", "Unsqueeze"}
@@ -29,16 +29,16 @@ _QUANTISED: Final = frozenset(
     {"MatMulNBits", "GatherBlockQuantized", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul"}
     | {"MatMulIntegerToFloat", "QGemm", "DequantizeLinear"}
 )
-#: Look-ups: the first input is the matrix, the second the token ids.
+#: Look-up operators. The first input is the matrix, and the second input is the token ids.
 _LOOKUPS: Final = frozenset({"Gather", "GatherBlockQuantized"})
-#: Axis attribute of a look-up in a matrix → axis of the tokens.
+#: Axis attribute of a look-up in a matrix → token axis of the matrix.
 _AXES: Final[Mapping[int | None, int]] = {None: 0, 0: 0, 1: 1, -1: 1, -2: 0}
-#: Limit of nodes between a use and its weight: a hostile graph may have cycles.
+#: Maximum number of nodes between a use and its weight. A limit is needed because a hostile graph may have cycles.
 _MAX_STEPS: Final = 16
 
 
-#: Products and look-ups of codes in blocks: the positions of codes, scales and zero points among the inputs, and the
-#: default block size.
+#: Operator on block-quantised codes → (positions of codes, scales and zero points among the inputs, default block
+#: size).
 _BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
     "MatMulNBits": (1, 2, 3, 0),
     "GatherBlockQuantized": (0, 2, 3, 128),
@@ -47,7 +47,10 @@ _BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class BlockForm:
-    """Format of codes in blocks: integers of ``bits``, ``size`` of them per scale; names of the initialisers."""
+    """Format of block-quantised codes. Codes have ``bits`` bits, and a block of ``size`` codes shares one scale.
+
+    scales, zero_points: names of the initialisers.
+    """
 
     bits: int
     size: int
@@ -57,7 +60,10 @@ class BlockForm:
 
 @dataclass(frozen=True, slots=True)
 class ScaledForm:
-    """Format of scaled integers: (integer - zero point) * scale; names of the initialisers, no zero point: None."""
+    """Format of scaled integers, with values (integer - zero point) * scale.
+
+    scale, zero_point: names of the initialisers. zero_point is None if the format has no zero point.
+    """
 
     scale: str
     zero_point: str | None
@@ -65,7 +71,10 @@ class ScaledForm:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMatrix:
-    """An initialiser, and its axis of the tokens. ``blocks``, ``scaled``: format of its codes, if it holds codes."""
+    """An initialiser and its token axis.
+
+    ``blocks`` and ``scaled`` are set only for an initialiser that contains codes.
+    """
 
     name: str
     token_axis: int
@@ -75,9 +84,10 @@ class VocabularyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class GraphVocabulary:
-    """Embedding and head of a graph, None if it has none, and how the graph is quantised.
+    """Embedding, head and quantisation of a graph. A missing embedding or head is None.
 
-    quantised: whether a product in the graph is one of integers. block_formats: those of all matrices, sorted.
+    quantised: whether the graph contains an integer matrix product. block_formats: sorted block formats of all
+    matrices.
     """
 
     embedding: VocabularyMatrix | None
@@ -87,14 +97,17 @@ class GraphVocabulary:
 
 
 def find_vocabulary(graph: GraphProto, ranks: Mapping[str, int]) -> GraphVocabulary:
-    """Find embedding and head. ``ranks``: name of every initialiser → its number of axes."""
+    """Find embedding and head. ranks: name of every initialiser → number of axes."""
     walk = _Walk(graph, ranks)
     quantised = any(node.op_type in _QUANTISED for node in graph.node)
     return GraphVocabulary(walk.embedding(), walk.head(), quantised, _block_formats(graph))
 
 
 def _block_formats(graph: GraphProto) -> tuple[str, ...]:
-    """Such as "int4 x 32 with zero points", sorted; includes subgraphs, such as loops over experts."""
+    """Sorted block formats of all matrices, such as "int4 x 32 with zero points".
+
+    Subgraphs, such as loops over experts, are included.
+    """
     waiting, formats = [graph], set[str]()
     while waiting:
         for node in waiting.pop().node:
@@ -121,7 +134,10 @@ class _Walk:
         return None
 
     def _looked_up(self, node: NodeProto, axis: int) -> VocabularyMatrix | None:
-        """The matrix that ``node`` reads; codes that a product shares may be reshaped in between."""
+        """The matrix that the look-up ``node`` reads.
+
+        Codes that are shared with a product may be reshaped before ``node``.
+        """
         name = self._stored(node.input[0]) if node.op_type in _BLOCKED else None
         return self._weight(name or node.input[0], axis)
 
@@ -141,7 +157,7 @@ class _Walk:
         return name == "input_ids"
 
     def _behind(self, name: str) -> Iterator[NodeProto]:
-        """The nearest products before ``name``, through nodes that only reshape or scale."""
+        """The nearest products before the value ``name``. Nodes that only reshape or scale are skipped."""
         waiting, seen = [name], set[str]()
         while waiting:
             name = waiting.pop()
@@ -155,7 +171,7 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """The initialiser in a product: usually the second factor, (H, V); else the first, (V, H)."""
+        """The initialiser in a product: the second factor with shape (H, V), else the first with shape (V, H)."""
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -168,7 +184,10 @@ class _Walk:
         return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
-        """The initialiser behind ``name`` if it is a matrix or its blocks; a Transpose in between swaps the axis."""
+        """The initialiser from which the value ``name`` comes, or None if it is not a matrix or blocks of a matrix.
+
+        A Transpose between the initialiser and ``name`` swaps the token axis.
+        """
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
                 return VocabularyMatrix(name, axis) if self.ranks[name] >= 2 else None
@@ -180,7 +199,10 @@ class _Walk:
         return None
 
     def _blocks(self, node: NodeProto) -> BlockForm | None:
-        """The format of the codes that ``node`` reads; None for other operators, and for computed scales."""
+        """The format of the codes that ``node`` reads.
+
+        None if ``node`` reads no codes, or if the scales are computed.
+        """
         if node.op_type not in _BLOCKED:
             return None
         _, scales_at, zeros_at, default = _BLOCKED[node.op_type]
@@ -192,7 +214,7 @@ class _Walk:
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
 
     def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
-        """The format given by the DequantizeLinear that reads one of ``names``: the codes, or the rows looked up."""
+        """The format given by the DequantizeLinear node that reads one of ``names`` (codes or looked-up rows)."""
         for node in self.graph.node:
             if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
                 zeros = node.input[2] if len(node.input) > 2 else ""
@@ -201,7 +223,7 @@ class _Walk:
         return None
 
     def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
-        """The format of the codes in a product of integers; its result is scaled by the product of both scales."""
+        """The format of the codes in an integer matrix product. The result is scaled by the product of both scales."""
         users = {name: node for node in self.graph.node for name in node.input}
         node = users.get(product.output[0])
         while node is not None and node.op_type == "Cast":
@@ -218,7 +240,7 @@ class _Walk:
         return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
-        """The initialiser behind ``name``, which may be reshaped in between."""
+        """The initialiser from which the value ``name`` comes. Nodes that only reshape are skipped."""
         for _ in self.graph.node:
             if name in self.ranks:
                 return name

@@ -1,7 +1,7 @@
-"""Bounds the cost of parsing an ONNX file before it is parsed: two bytes may become a message of hundreds.
+"""Bounds the cost of parsing an ONNX file before the parsing: two bytes may become a message of hundreds of bytes.
 
-Walks the fields of messages that can contain many others, and skips values. Sources: the protobuf encoding guide,
-field numbers of onnx.proto3.
+Visits the fields of messages that can contain many nested messages, and skips values. Sources: the protobuf encoding
+guide, field numbers of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any, Final
 from exporter.errors import UnreadableFile
 from exporter.sources.varint import read_varint
 
-#: A graph of a large model, unrolled by an exporter, has some 100,000 fields and 10 MB of names and traces.
+#: Limits on fields and on bytes that are not raw weights. The graph of a large model, unrolled by an exporter, has
+#: about 100,000 fields and 10 MB of names and traces.
 _MAX_FIELDS: Final = 1 << 19
 _MAX_LOOSE_BYTES: Final = 64 << 20
-#: In these messages a byte may be a number, which takes eight.
+#: Memory of one number. In a message that packs numbers, a single byte may encode a number.
 _NUMBER_BYTES: Final = 8
 
-#: Message → field number → nested message. Only the raw bytes of a tensor may be large.
+#: For every message: field number → nested message. Only the raw bytes of a tensor may be large.
 _RAW: Final[dict[int, Any]] = {}
 _TENSOR: Final[dict[int, Any]] = {9: _RAW, 13: {}}
 _GRAPH: Final[dict[int, Any]] = {}
@@ -33,7 +34,10 @@ _MODEL: Final[dict[int, Any]] = {7: _GRAPH, 8: {}, 14: {}, 20: _TRAINING, 25: _F
 
 
 def check_cost(path: Path, view: mmap.mmap) -> None:
-    """Raises UnreadableFile for bytes that are not protobuf, or for too many messages and names. Skips weights."""
+    """Raises UnreadableFile if the bytes are not protobuf, or if there are too many messages or names.
+
+    Skips weights.
+    """
     waiting: list[tuple[int, int, dict[int, Any]]] = [(0, len(view), _MODEL)]
     n_fields = loose = 0
     while waiting:
@@ -50,7 +54,7 @@ def check_cost(path: Path, view: mmap.mmap) -> None:
             elif wire in (1, 5):
                 length = 8 if wire == 1 else 4
             if number == 0 or wire not in (0, 1, 2, 5) or length > end - at:
-                raise UnreadableFile(path, f"expected an ONNX model, found bytes that are no protobuf at {at}")
+                raise UnreadableFile(path, f"expected an ONNX model, found bytes at {at} that are not protobuf")
             below = known.get(number) if wire == 2 else None
             if below is None:
                 loose += length * (_NUMBER_BYTES if known is _TENSOR or known is _ATTRIBUTE else 1)
@@ -58,7 +62,7 @@ def check_cost(path: Path, view: mmap.mmap) -> None:
                 waiting.append((at, at + length, below))
             if n_fields > _MAX_FIELDS or loose > _MAX_LOOSE_BYTES:
                 limits = f"{_MAX_FIELDS} fields and {_MAX_LOOSE_BYTES} bytes of names and numbers in memory"
-                raise UnreadableFile(path, f"expected at most {limits} besides raw weights, found more")
+                raise UnreadableFile(path, f"expected at most {limits} besides raw weights, found a larger file")
             at += length
 
 
@@ -66,4 +70,4 @@ def _varint(path: Path, view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     try:
         return read_varint(view, at, end)
     except ValueError as exc:
-        raise UnreadableFile(path, f"expected an ONNX model, found bytes that are no protobuf at {at}") from exc
+        raise UnreadableFile(path, f"expected an ONNX model, found bytes at {at} that are not protobuf") from exc

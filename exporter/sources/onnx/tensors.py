@@ -1,4 +1,4 @@
-"""Initialisers of an ONNX graph as validated byte ranges.
+"""Reads the initialisers of an ONNX graph as validated byte ranges.
 
 Sources: onnx.proto3 (TensorProto), the ONNX page on external data.
 """
@@ -17,10 +17,11 @@ from onnx import TensorProto
 from exporter.errors import UnreadableFile, reading
 from exporter.tensors import ByteRange
 
-#: numpy's limit.
+#: Maximum number of axes of a numpy array.
 _MAX_AXES: Final = 64
 
-#: ONNX element type → (safetensors' spelling, bits). Types that ``DTYPES`` lacks can be listed, but not read.
+#: ONNX element type → (name of the dtype in safetensors, bits). A type that ``DTYPES`` lacks can be listed, but not
+#: read.
 _TYPES: Final[Mapping[int, tuple[str, int]]] = {
     TensorProto.FLOAT: ("F32", 32),
     TensorProto.DOUBLE: ("F64", 64),
@@ -41,13 +42,13 @@ _TYPES: Final[Mapping[int, tuple[str, int]]] = {
     TensorProto.UINT4: ("U4", 4),
 }
 
-#: The fields of TensorProto that hold numbers one by one, for tensors without raw_data.
+#: Fields of TensorProto that contain numbers one by one, for tensors without raw_data.
 _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """An initialiser: dtype in safetensors' spelling, and its byte range (None: inside the model file)."""
+    """An initialiser. dtype: as safetensors names it. place: byte range, or None for data inside the model file."""
 
     name: str
     dtype: str
@@ -57,11 +58,11 @@ class TensorRange:
 
 
 def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
-    """Name → range. Raises UnreadableFile as ``OnnxFile.open`` does."""
+    """Name → range of every tensor. Raises UnreadableFile in the same cases as ``OnnxFile.open``."""
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
-            raise UnreadableFile(path, f"initialiser {tensor.name}: expected once, found twice")
+            raise UnreadableFile(path, f"initialiser {tensor.name}: expected once, found twice in the graph")
         ranges[tensor.name] = _range(path, tensor)
     return ranges
 
@@ -80,7 +81,7 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
     if tensor.data_location == TensorProto.EXTERNAL:
         return TensorRange(name, dtype, shape, nbytes, _place(path, tensor, nbytes))
     given = sum(len(getattr(tensor, field)) for field in _FIELDS)
-    count = nbytes if bits < 8 else math.prod(shape)  # numbers smaller than a byte are packed in pairs
+    count = nbytes if bits < 8 else math.prod(shape)  # two numbers of less than 8 bits share a byte
     if len(tensor.raw_data) != nbytes if tensor.HasField("raw_data") else given != count:
         actual = f"{len(tensor.raw_data)} bytes" if tensor.HasField("raw_data") else f"{given} numbers"
         raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {list(shape)}, found {actual}")
@@ -108,7 +109,10 @@ def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
 
 
 def _stays_inside(location: str) -> bool:
-    """Checks the text only: a data file may itself be a link, as in hub caches."""
+    """Whether the text ``location`` is a path inside the folder.
+
+    Links are not resolved, because data files in the hub's cache are links.
+    """
     parts = PurePosixPath(location).parts
     return bool(parts) and not location.startswith("/") and ".." not in parts and not set(location) & {"\0", "\\"}
 
@@ -120,7 +124,7 @@ def _count(path: Path, name: str, key: str, text: str) -> int:
 
 
 def text(path: Path, value: str | bytes) -> str:
-    """A string of a protobuf message, which comes as bytes if it is not UTF-8. Raises UnreadableFile for these."""
+    """A string of a protobuf message. Raises UnreadableFile for bytes, which protobuf returns if text is not UTF-8."""
     if isinstance(value, bytes):
         raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
     return value

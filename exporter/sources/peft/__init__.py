@@ -1,1 +1,1 @@
-"""Adapters in PEFT's format."""
+"""Reads adapters in PEFT's format."""

@@ -1,4 +1,4 @@
-"""A PEFT adapter folder, read into typed edits of the base's modules."""
+"""Reads a PEFT adapter folder into typed edits of the base's modules."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _EFFECTIVE_KEYS: Final = (
     "use_dora",
     "fan_in_fan_out",
 )
-#: ``combined_digest`` of a model without adapters: as long as any digest, so that a patch moves no byte.
+#: ``combined_digest`` of a model without adapters. All digests have the same length, so that a patch moves no byte.
 NO_ADAPTERS_DIGEST: Final = "0" * 64
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. Opening reads the config and the token rows.
+    """An adapter folder. ``open`` reads the config and the token rows.
 
-    unused: tensor that is not applied, such as a copy of a base tensor → the reason.
+    unused: name of a tensor that is not applied, such as a copy of a base tensor → the reason.
     """
 
     path: Path
@@ -56,11 +56,11 @@ class Adapter:
     def open(cls, path: Path) -> Adapter:
         """Read and check the folder.
 
-        Raises BadInput for a folder that is not an adapter or holds broken tensors, LedgerError for a tensor that no
-        rule takes, NotExpressible for an adapter type that is not supported.
+        Raises BadInput if the folder is not an adapter or contains broken tensors. Raises LedgerError for a tensor that
+        no rule takes. Raises NotExpressible if the adapter type is not supported.
         """
         if not os.path.lexists(path / CONFIG):
-            raise UnreadableFile(path / CONFIG, "expected a PEFT adapter, found no such file")
+            raise UnreadableFile(path / CONFIG, "expected a PEFT adapter with this file, found no such file")
         config = read_object(path / CONFIG)
         peft_type = _peft_type(path, config)
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
@@ -72,12 +72,12 @@ class Adapter:
         tensors = read_tensors(path / WEIGHTS)
         edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, tensors)
         if not edits:
-            raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found no tensors")
+            raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found a file without tensors")
         return cls(path, config, edits, unused)
 
     @property
     def weights(self) -> Path:
-        """The file with the tensors."""
+        """Path of the file that contains the tensors."""
         return self.path / WEIGHTS
 
     @property
@@ -87,18 +87,21 @@ class Adapter:
 
     @property
     def keys(self) -> list[str]:
-        """Every tensor of the file."""
+        """Names of all tensors of the file."""
         return [key for edit in self.edits for key in edit.keys] + list(self.unused)
 
     @property
     def base_name(self) -> str | None:
-        """The base named in the adapter's config: a path or a hub id, or None."""
+        """The base that the adapter's config names, as a path or a hub id, or None."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of every tensor and of the effective config: identifies an adapter, independently of its path."""
+        """sha256 of every tensor and of the effective config.
+
+        The digest identifies an adapter independently of its path.
+        """
         digest = hashlib.sha256()
         effective = {key: self.config.get(key) for key in _EFFECTIVE_KEYS}
         digest.update(json.dumps(effective, sort_keys=True).encode())
@@ -110,14 +113,15 @@ class Adapter:
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Tokenizer files beside the adapter: name → path."""
+        """Name → path of the tokenizer files beside the adapter."""
         return auxiliary_files(self.path)
 
 
 def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
-    """Identifies the set of adapters merged into a model. recorded: the digest before, or NO_ADAPTERS_DIGEST.
+    """A digest that identifies the set of adapters merged into a model.
 
-    The sum of the adapters' digests modulo 2**256: the order of adapters does not matter. Source: AdHash of Bellare
+    recorded: the model's digest before the merge, or NO_ADAPTERS_DIGEST. The result is the sum of ``recorded`` and the
+    digests of ``adapters`` modulo 2**256, so that the order of the adapters does not matter. Source: AdHash of Bellare
     and Micciancio, "A New Paradigm for Collision-Free Hashing".
     """
     total = sum((int(adapter.digest, 16) for adapter in adapters), int(recorded, 16))
@@ -127,11 +131,13 @@ def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
 def _peft_type(path: Path, config: Mapping[str, Any]) -> str:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
-        raise UnreadableFile(path / CONFIG, f"expected peft_type to name an adapter type, found {peft_type!r:.80}")
+        raise UnreadableFile(
+            path / CONFIG, f"expected the name of an adapter type in peft_type, found {peft_type!r:.80}"
+        )
     if peft_type not in _PEFT_TYPES:
         raise NotExpressible(
             f"{path / CONFIG}: peft_type {peft_type}",
-            f"only {' and '.join(_PEFT_TYPES)} adapters are merged",
+            f"only adapters of the types {' and '.join(_PEFT_TYPES)} can be merged",
             instead=PEFT_MERGE,
         )
     return peft_type

@@ -1,6 +1,6 @@
-"""Typed contents of an adapter: token rows, low-rank updates, whole tensors.
+"""Types for the contents of an adapter: token rows, low-rank updates, and whole tensors.
 
-Modules keep PEFT's names, without its prefix; the merge maps them to the stored tensors of a base.
+Modules keep PEFT's names without PEFT's prefix. The merge maps the modules to the stored tensors of a base.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from exporter.tensors import FLOATS, Array, blocks, cast, same_values
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Final values of some rows of ``module``'s weight.
+    """Final values of some rows of the weight of ``module``.
 
-    ``token_ids`` are distinct and ascending; ``rows`` has one row an id, shape (k, hidden), dtype as stored.
-    ``untrained``: ids of rows that were created by resizing and not trained. They may be padding, which has no token.
+    token_ids: distinct, ascending ids. rows: one row per id, with shape (k, hidden) and the stored dtype. untrained:
+    ids of rows that resizing created and training left unchanged. An untrained row may be padding without a token.
     """
 
     path: Path
@@ -33,15 +33,15 @@ class TokenRows:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of its tensors in the file."""
+        """Names of the edit's tensors in the adapter file."""
         return (self.key,)
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert of a stack of ``experts``, and one of ``shares`` equal slices of its outputs.
+    """One expert in a stack of ``experts`` experts, and one of ``shares`` equal slices of the expert's outputs.
 
-    A stack that joins gate and up has two shares.
+    A stack that joins the gate and up projections has two shares.
     """
 
     number: int
@@ -52,13 +52,14 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An update of rank r to ``module``'s ``parameter``: W becomes W + scaling * up @ down.
+    """An update of rank r to the ``parameter`` of ``module``: W becomes W + scaling * up @ down.
 
-    down: (r, in), up: (out, r), as PEFT's lora_A and lora_B (lora_embedding_A is (r, vocabulary), lora_embedding_B
-    (hidden, r)). target_type: "linear"; "embedding", with a weight stored as (in, out); "parameter", for a tensor
-    targeted by name and updated in its stored orientation. fan_in_fan_out: PEFT's term for a linear layer with
-    a weight stored as (in, out). magnitude: DoRA's (out,), or None. bias: added to the module's bias, scaled, or None.
-    expert: set if the factors hold a whole stack and the update concerns one matrix of it.
+    down, up: factors with the shapes (r, in) and (out, r), PEFT's lora_A and lora_B. For an embedding, lora_embedding_A
+    is (r, vocabulary), and lora_embedding_B is (hidden, r). target_type: "linear"; "embedding" for a weight stored as
+    (in, out); or "parameter" for a tensor that is targeted by name and updated in its stored orientation.
+    fan_in_fan_out: PEFT's term for a linear layer with a weight stored as (in, out). magnitude: DoRA's magnitude with
+    shape (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. expert: the
+    expert that the update applies to, set only if the factors contain a whole stack of experts.
     """
 
     path: Path
@@ -75,28 +76,28 @@ class LowRank:
 
     @property
     def key(self) -> str:
-        """The tensor that messages name."""
+        """Name of the tensor that messages show for this update."""
         return self.down.spec.name
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of its tensors in the file."""
+        """Names of the edit's tensors in the adapter file."""
         tensors = (self.down, self.up, self.magnitude, self.bias)
         return tuple(tensor.spec.name for tensor in tensors if tensor is not None)
 
     @property
     def rank(self) -> int:
-        """The r of the update."""
+        """The rank of the update."""
         return self.down.spec.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class FullModule:
-    """A whole tensor that replaces ``module``'s ``parameter``.
+    """A whole tensor that replaces the ``parameter`` of ``module``.
 
-    in_place: True if the base's own tensor was changed (a resized embedding, a trained bias), so that tied modules
-    change with it. False for a trained copy, as ``modules_to_save`` makes it: modules tied to the original do not
-    change.
+    in_place: whether training changed the base's own tensor, such as a resized embedding or a trained bias. If True,
+    modules that are tied to the tensor change too. If False, the tensor is a trained copy made by ``modules_to_save``,
+    and modules that are tied to the original do not change.
     """
 
     path: Path
@@ -108,27 +109,27 @@ class FullModule:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of its tensors in the file."""
+        """Names of the edit's tensors in the adapter file."""
         return (self.key,)
 
     def equals(self, other: FullModule) -> bool:
-        """Whether both hold the same values, whatever their dtypes. Memory: a block of each."""
+        """Whether both tensors have equal values, whatever their dtypes. Memory: one block of each tensor."""
         return self is other or same_values(self.tensor, other.tensor)
 
 
-#: What an adapter does to one module of its base.
+#: A change that an adapter makes to one module of its base.
 Edit = TokenRows | LowRank | FullModule
 
 
 def require_floats(path: Path, tensor: FileTensor) -> None:
-    """Raises TensorMismatch for a dtype in which no weights are trained."""
+    """Raises TensorMismatch if the dtype of ``tensor`` is not a floating-point dtype of weights."""
     if tensor.spec.dtype not in FLOATS:
         expected = f"a dtype of {', '.join(sorted(FLOATS))}"
         raise TensorMismatch(path, tensor.spec.name, expected=expected, found=tensor.spec.dtype)
 
 
 def require_finite(path: Path, tensor: FileTensor) -> None:
-    """Raises TensorMismatch for NaN or Inf anywhere. Reads the tensor block by block."""
+    """Raises TensorMismatch if ``tensor`` contains NaN or Inf. Reads the tensor block by block."""
     for start, block in blocks(tensor):
         row = first_not_finite(block)
         if row is not None:

@@ -1,10 +1,11 @@
 """Parses the tensor keys of an adapter file into edits.
 
-Grammar (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21): ``base_model.model.<module>.<suffix>`` with the suffixes
-``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``,
-``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, or a parameter's own name: a module of
-``modules_to_save``, a trained bias, or below ``base_layer`` a changed tensor of the base (a resized embedding).
-PEFT calls token rows a delta, but writes them with ``index_copy``: they are **final rows**.
+A key has the form ``base_model.model.<module>.<suffix>`` (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21). The
+suffixes are ``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``,
+``lora_B.weight|bias``, ``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, or the name of a
+parameter. A parameter's name stands for a module of ``modules_to_save``, for a trained bias, or, below ``base_layer``,
+for a changed tensor of the base, such as a resized embedding. PEFT calls token rows a delta, but writes token rows with
+``index_copy``: token rows are **final rows**.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from exporter.tensors import read
 
 _PREFIX: Final = "base_model.model."
 _ROWS: Final = ".trainable_tokens_delta"
-#: Key suffix → the field of LowRank that it fills.
+#: Key suffix → name of a field of LowRank.
 _FACTORS: Final = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -34,10 +35,11 @@ _FACTORS: Final = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
-#: Path segments of PEFT's wrappers, which the base's module paths do not have.
+#: Path segments of PEFT's wrappers. The module paths of the base do not contain these segments.
 _WRAPPERS: Final = ("base_layer", "token_adapter", "modules_to_save")
 _ORIGINAL: Final = "original_module"
-#: Four times the widest model known. Rows are read before the base and its width are known.
+#: Maximum width of a row: four times the widest known model. A limit is needed because rows are read before the width
+#: of the base is known.
 _MAX_WIDTH: Final = 1 << 16
 
 Tensors = Mapping[str, FileTensor]
@@ -46,10 +48,10 @@ Tensors = Mapping[str, FileTensor]
 def read_edits(
     path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
 ) -> tuple[list[Edit], dict[str, str]]:
-    """(edits, tensor that is not applied → the reason). lora: settings of a LORA adapter, None for TRAINABLE_TOKENS.
+    """Parse all tensors: (edits, name of a tensor that is not applied → the reason).
 
-    Raises LedgerError for a tensor that no rule takes, TensorMismatch for a broken tensor, UnreadableFile for broken
-    token ids.
+    lora: the settings of a LORA adapter, or None for a TRAINABLE_TOKENS adapter. Raises LedgerError for a tensor that
+    no rule takes, TensorMismatch for a broken tensor, and UnreadableFile for broken token ids.
     """
     edits: list[Edit] = []
     unused: dict[str, str] = {}
@@ -79,13 +81,18 @@ def _unwrapped(module: str) -> str:
 
 
 def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
-    """A saved module may be stored twice, as itself and inside its wrapper: one tensor under two keys."""
+    """Remove duplicate edits: a saved module may be stored under two keys, as itself and inside its wrapper."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
         if first is not edit:
             if not first.equals(edit):
-                raise LedgerError(edit.path, edit.key, expected="one value", found=f"another under {first.key}")
+                raise LedgerError(
+                    edit.path,
+                    edit.key,
+                    expected="the same values under both keys of the module",
+                    found=f"different values under {first.key}",
+                )
             edits.remove(edit)
             unused[edit.key] = f"the same as {first.key}"
 
@@ -115,7 +122,7 @@ def _ends_with(module: str, suffix: str) -> bool:
 
 
 def _low_rank(path: Path, wrapped: str, factors: Tensors, lora: LoraSettings) -> LowRank:
-    """The update of a module. factors: key suffix → tensor."""
+    """The low-rank update of one module. factors: key suffix → tensor."""
     module = _unwrapped(wrapped)
     fields = {_FACTORS[suffix]: tensor for suffix, tensor in factors.items()}
     first = next(iter(factors.values()))
@@ -154,10 +161,10 @@ def _low_rank(path: Path, wrapped: str, factors: Tensors, lora: LoraSettings) ->
 
 
 def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool]:
-    """(the updated parameter, whether target_parameters names it).
+    """(name of the updated parameter, whether target_parameters names the parameter).
 
-    PEFT nests the wrappers of several parameters of a module in the order of their definition, the first innermost.
-    Only stacked experts have several, and they define the down projection last.
+    PEFT nests the wrappers of a module's parameters in the order of definition, with the first parameter innermost.
+    Only stacked experts have more than one parameter, and stacked experts define the down projection last.
     """
     named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
     if not named:
@@ -167,7 +174,7 @@ def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool
 
 
 def _token_ids(path: Path, config: Mapping[str, Any], module: str) -> list[int]:
-    """Token ids of the rows of ``module``. The config has one list, or a table of lists by suffixes of module names."""
+    """Token ids of the rows of ``module``. The config contains one list, or a table: suffix of a module name → list."""
     name = "token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices"
     ids = config.get(name)
     if isinstance(ids, dict):

@@ -1,4 +1,4 @@
-"""The settings of a LoRA adapter that determine its update, and those under which merging would be wrong.
+"""Reads the settings of a LoRA adapter that determine its update, and refuses settings that cannot be merged.
 
 Source: PEFT's LoraConfig and the ``scaling`` of its LoraLayer.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from exporter.errors import NotExpressible, UnreadableFile
 
-#: Settings that no update of stored weights can represent: setting → effect.
+#: Setting → effect, for settings with an effect that no update of stored weights can represent.
 _NOT_WEIGHTS: Final = {
     "alora_invocation_tokens": "switches the update on at certain tokens only",
     "arrow_config": "routes every token through updates of its own",
@@ -24,16 +24,20 @@ _NOT_WEIGHTS: Final = {
     "monteclora_config": "draws its factors at random",
     "megatron_config": "is made for Megatron's layers",
 }
-#: Initialisations that change the base's weights when the adapter is loaded; the factors belong to the changed weights.
+#: Initialisations that change the base's weights when the adapter is loaded. The LoRA factors belong to the changed
+#: weights.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PATTERN_SECONDS: Final = 0.5
-#: The alternative for adapters that are not merged here.
-PEFT_MERGE: Final = "merge it with PEFT's merge_and_unload() and export the checkpoint that comes out"
+#: Advice for adapters that ttexport cannot merge.
+PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export the resulting checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
-    """Validated settings. ranks, alphas: PEFT's patterns, a module's name or its end → value."""
+    """Validated settings of a LoRA adapter.
+
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern: module name, or end of a module name → value.
+    """
 
     path: Path
     rank: int
@@ -66,11 +70,11 @@ class LoraSettings:
         )
 
     def rank_of(self, module: str) -> int:
-        """The rank of ``module`` by the config."""
+        """The rank that the config gives for ``module``."""
         return self.ranks.get(_pattern(self.path, self.ranks, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """The factor of the update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        """The scaling of the update of ``module``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         alpha, rank = self.alphas.get(_pattern(self.path, self.alphas, module), self.alpha), self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -78,13 +82,15 @@ class LoraSettings:
 def _refuse(path: Path, config: Mapping[str, Any]) -> None:
     for key, effect in _NOT_WEIGHTS.items():
         if config.get(key):
-            raise NotExpressible(f"{path}: {key}", f"it {effect}, which is not merged here", instead=PEFT_MERGE)
+            raise NotExpressible(
+                f"{path}: {key}", f"the setting {effect}, which ttexport cannot merge", instead=PEFT_MERGE
+            )
     method = config.get("init_lora_weights", True)
     if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE):
         raise NotExpressible(
             f"{path}: init_lora_weights {method}",
-            "the factors belong to a base with weights that this initialisation has changed",
-            instead="save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+            "this initialisation changes the weights of the base, and the factors belong to the changed weights",
+            instead="save a plain LoRA adapter: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
 
@@ -92,14 +98,14 @@ def _pattern(path: Path, patterns: Mapping[str, object], module: str) -> str:
     """The first pattern (a regular expression, as in PEFT) that matches the end of ``module``, else ``module``."""
     if not patterns:
         return module
-    import regex  # unlike re it has a timeout: a hostile pattern must not hang a release
+    import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
 
     for pattern in patterns:
         try:
             if regex.match(rf"(.*\.)?({pattern})$", module, timeout=_PATTERN_SECONDS):
                 return pattern
         except (regex.error, TimeoutError) as exc:
-            reason = "one that never ends" if isinstance(exc, TimeoutError) else str(exc)
+            reason = "an expression that takes too long to match" if isinstance(exc, TimeoutError) else str(exc)
             raise UnreadableFile(path, f"{pattern!r:.80}: expected a regular expression, found {reason}") from exc
     return module
 

@@ -172,7 +172,7 @@ HOSTILE = {
     "key not UTF-8": (container([key(b"\xff\xfe", 4, b"\0" * 4)]), "UTF-8"),
     "key twice": (container([key(b"k", 4, b"\0" * 4)] * 2), "k: expected a unique name"),
     "unknown value type": (container([key(b"k", 13, b"\0" * 8)]), "k: expected a value type"),
-    "flag of 2": (container([key(b"k", 7, b"\2")]), "truth value"),
+    "flag of 2": (container([key(b"k", 7, b"\2")]), "0 or 1 for a boolean"),
     "string of huge length": (container([key(b"k", 8, struct.pack("<Q", 1 << 62))]), "k: expected"),
     "array of arrays": (container([key(b"k", 9, struct.pack("<IQ", 9, 1) + b"\0" * 32)]), "found type 9"),
     "huge array of numbers": (container([key(b"k", 9, struct.pack("<IQ", 12, 1 << 61))]), "k: expected"),

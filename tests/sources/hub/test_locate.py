@@ -39,7 +39,7 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", [None, ""])
 def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*give --base"):
+    with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*give the base with --base"):
         find_base(None, [adapter(tmp_path / "a", base)])
 
 

@@ -121,7 +121,7 @@ def test_a_tensor_that_no_rule_takes_is_refused(name: str, tmp_path: Path) -> No
 
 
 def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFile, match="found no tensors"):
+    with pytest.raises(UnreadableFile, match="found a file without tensors"):
         Adapter.open(adapter(tmp_path / "a", [0], {}))
 
 
@@ -134,7 +134,7 @@ def test_other_peft_types_are_not_expressible_and_name_an_alternative(peft_type:
 
 @pytest.mark.parametrize("peft_type", [None, 5, ["LORA"]])
 def test_a_config_without_a_peft_type_is_refused(peft_type: object, tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFile, match="expected peft_type to name an adapter type"):
+    with pytest.raises(UnreadableFile, match="expected the name of an adapter type in peft_type"):
         Adapter.open(adapter(tmp_path / "a", [0], {EMBED: matrix(1)}, peft_type=peft_type))
 
 
