@@ -1,1 +1,1 @@
-"""Merges adapters and a checkpoint into a ``MergedModel``: passes, the plan, the coverage ledger."""
+"""Merges adapters and a checkpoint into a ``MergedModel``, by a plan, passes, and the coverage ledger."""

@@ -1,7 +1,7 @@
-"""Collects what the adapters do to each tensor: every edit gets one destination, or the merge stops.
+"""Collects the changes that the adapters make to each tensor. Every edit gets one destination, or the merge stops.
 
-A destination is the name of a stored tensor, or ``EMBEDDING`` or ``HEAD``: the tensors of these two uses of the
-vocabulary depend on how the base ties them.
+A destination is the name of a stored tensor, or ``EMBEDDING`` or ``HEAD``. The tensors of embedding and head depend on
+the tie of the base.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
 
-#: The number of an expert in a stored name.
+#: Pattern of the number of an expert in the name of a stored tensor.
 _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One line of the ledger: a tensor of an adapter, the rule that consumes it, the base tensors it changes."""
+    """One entry of the ledger: an adapter tensor, the rule that consumes the tensor, and the changed base tensors."""
 
     path: Path
     key: str
@@ -38,9 +38,9 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Change:
-    """Changes of one tensor, applied in this order: replace it, set rows, add updates.
+    """Changes of one tensor, applied in this order: replace the tensor, set rows, add updates.
 
-    biases: updates that add their ``bias`` to the tensor, which is a bias itself.
+    biases: updates with a ``bias`` that is added to the tensor. The tensor is then a bias itself.
     """
 
     replaced: FullModule | None = None
@@ -51,10 +51,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Consumed:
-    """A tensor of an adapter file and the rule that consumes it.
+    """A tensor of an adapter file and the rule that consumes the tensor.
 
-    destination: None for a tensor that changes nothing in the base. edit: set once for each edit, on one of its
-    tensors; None on the others and on copies.
+    destination: destination of the tensor, or None if the tensor does not change the base. edit: the edit, given only
+    for one tensor of each edit. ``edit`` is None for the other tensors of an edit and for copies.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Changes by destination, and every consumed tensor of the adapters."""
+    """Changes by destination, and all consumed tensors of the adapters."""
 
     changes: dict[str, Change]
     consumed: Sequence[Consumed]
@@ -75,9 +75,9 @@ class Gathered:
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     """Sort the edits of all adapters by destination.
 
-    Raises TensorMismatch for a module that the base lacks, BadInput where two adapters set the same values,
-    LedgerError for a tensor that no rule or more than one rule takes, NotExpressible for edits that stored weights
-    cannot represent.
+    Raises TensorMismatch if the base lacks a module, and BadInput if two adapters set the same values. Raises
+    LedgerError for a tensor that no rule or more than one rule takes. Raises NotExpressible for an edit that stored
+    weights cannot represent.
     """
     changes: dict[str, Change] = {}
     consumed: list[Consumed] = []
@@ -127,7 +127,7 @@ def _rule(edit: Edit) -> str:
 
 
 def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
-    """Where the main tensor of an edit goes. Raises TensorMismatch for a module that is not in the base."""
+    """Destination of the main tensor of an edit. Raises TensorMismatch if the base lacks the module."""
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
     use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:
@@ -145,7 +145,7 @@ def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
 
 
 def _by_stored_name(checkpoint: Checkpoint, edit: Edit, destination: str) -> dict[str, Edit]:
-    """Destination → the edit, or the part of the edit that belongs to one expert."""
+    """Destination → the edit, or the part of the edit for one expert."""
     if isinstance(edit, LowRank) and "*" in destination:
         return {**by_expert(checkpoint, edit)}
     return {destination: edit}
@@ -154,8 +154,8 @@ def _by_stored_name(checkpoint: Checkpoint, edit: Edit, destination: str) -> dic
 def _refuse_one_side(edit: Edit) -> None:
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
-        "encoder and decoder have an embedding module each, and PEFT trained one of them alone",
-        instead="train the same token rows for embedding and head, which reach both",
+        "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
+        instead="train the same token rows for embedding and head, which changes encoder and decoder",
     )
 
 
@@ -164,7 +164,7 @@ def _bias_destination(checkpoint: Checkpoint, edit: LowRank) -> str:
     if name is None:
         raise NotExpressible(
             f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",
-            f"{edit.module} has no bias in the base, and the architecture has no place for one",
+            f"{edit.module} has no bias in the base, and the architecture cannot store a bias",
             instead="train without lora_bias",
         )
     return name
@@ -173,10 +173,10 @@ def _bias_destination(checkpoint: Checkpoint, edit: LowRank) -> str:
 def _tied_rows(
     checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
 ) -> Iterable[tuple[str, TokenRows]]:
-    """Rows of one tied use that the file stores for the other use only: (use without rows of its own, rows).
+    """Token rows that the adapter file stores for only one of the two tied uses: (the other use, rows).
 
-    PEFT follows the config: where it ties the two, rows of the embedding also become rows of the head, unless the
-    head has rows or a copy of its own. Files of old PEFT may store tied rows under the head alone.
+    PEFT follows the config. If the config ties embedding and head, rows of the embedding also become rows of the head,
+    unless the head has its own rows or its own copy. Files of old PEFT versions may store tied rows only for the head.
     """
     rows = {
         entry.destination: entry.edit
@@ -197,7 +197,7 @@ def _tied_rows(
 
 
 def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
-    """Whether the adapter's config targets the head and not the embedding."""
+    """Whether the config of the adapter targets the head but not the embedding."""
     targets = adapter.config.get("trainable_token_indices") or adapter.config.get("target_modules") or ()
     modules = [targets] if isinstance(targets, str) else [name for name in targets if isinstance(name, str)]
     uses = {use_of(checkpoint, module) for module in modules}
@@ -205,17 +205,22 @@ def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
 
 
 def _require_same(first: Edit, edit: Edit) -> None:
-    """Two edits of one adapter for one use must agree: a model may have several names for one matrix."""
+    """Refuse two edits of an adapter that set different values for one use.
+
+    A model may have several names for one matrix, so an adapter may contain two edits for one matrix.
+    """
     if isinstance(first, TokenRows) and isinstance(edit, TokenRows):
         same = first.token_ids == edit.token_ids and np.array_equal(first.rows, edit.rows)
     elif isinstance(first, FullModule) and isinstance(edit, FullModule):
-        # A trained copy and the base's tensor below it: the model computes with the copy.
+        # A trained copy and the base's tensor below the copy are not compared, because the model computes with the
+        # copy.
         same = first.equals(edit)
     else:
         same = False
     if not same:
         raise NotExpressible(
-            f"{edit.path}: {edit.key}", f"it differs from {first.key}, and the model has one tensor for both"
+            f"{edit.path}: {edit.key}",
+            f"the values differ from {first.key}, but the model stores one tensor for both keys",
         )
 
 
@@ -225,21 +230,24 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
         return replace(change, rows=(*change.rows, edit))
     if isinstance(edit, FullModule):
         if change.replaced is not None and not _is_same_grown_matrix(change.replaced, edit):
-            actual = f"{change.replaced.path} too"
-            raise BadInput(f"{edit.path}: {edit.key}: expected {destination} to be set once, found {actual}")
+            actual = f"that {change.replaced.path} sets {destination} too"
+            raise BadInput(f"{edit.path}: {edit.key}: expected one adapter to set {destination}, found {actual}")
         return replace(change, replaced=change.replaced or edit)
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))
     if any(update.magnitude or edit.magnitude for update in change.updates):
         raise BadInput(
-            f"{edit.path}: {edit.key}: expected a DoRA update to be alone on {destination}, "
-            f"found {change.updates[0].path} too"
+            f"{edit.path}: {edit.key}: expected a DoRA update to be the only update of {destination}, "
+            f"found an update in {change.updates[0].path} too"
         )
     return replace(change, updates=(*change.updates, edit))
 
 
 def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:
-    """Several row adapters of one grown base may each carry the grown matrix."""
+    """Whether two edits contain the same grown matrix.
+
+    Several row adapters of one grown base may each contain the matrix.
+    """
     return first.in_place and edit.in_place and first.equals(edit)
 
 

@@ -1,7 +1,7 @@
-"""Updates of stacked experts: PEFT targets the stack of all experts, most checkpoints store every expert on its own.
+"""Splits updates of stacked experts. PEFT targets the stack of all experts, but most checkpoints store single experts.
 
-Source of the layout: PEFT's ParamWrapper, with factors for all experts: lora_A (r * experts, in) with the rank
-inside the expert, lora_B (out, r * experts) with the expert inside the rank.
+The factors contain all experts: lora_A is (r * experts, in) with the rank as the inner index, and lora_B is (out, r *
+experts) with the expert as the inner index. Source of the layout: PEFT's ParamWrapper.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import Expert, LowRank
 from exporter.tensors import Array, cast, read
 
-#: A parameter of the stack → the projections that it joins along its outputs, in the spellings of checkpoints.
+#: Parameter of the stack → names, in checkpoints, of the projections that the parameter joins along the outputs.
 _SHARES: Final = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
 }
-#: Name of the block in transformers 5 → its name in older checkpoints. Source: transformers' conversion_mapping.
+#: (name of the block in transformers 5, name in older checkpoints). Source: transformers' conversion_mapping.
 _BLOCKS: Final = ((".mlp.", ".mlp."), (".mlp.", ".block_sparse_moe."))
 
-#: Factors kept in memory: the tensors of all experts read slices of the same two.
+#: Number of factors kept in memory. The tensors of all experts read slices of the same two factors.
 _CACHED_FACTORS: Final = 4
 
 
 def by_expert(checkpoint: Checkpoint, update: LowRank) -> dict[str, LowRank]:
-    """Stored name → the part of ``update`` for that tensor; {} unless the checkpoint stores every expert on its own."""
+    """Stored name → the part of ``update`` for that tensor. Returns {} if the checkpoint stores stacks of experts."""
     for new, old in _BLOCKS:
         module = update.module.replace(new, old)
         for projections in _SHARES.get(update.parameter, ()):
@@ -54,7 +54,7 @@ def _counted(part: LowRank, experts: int) -> LowRank:
 
 
 def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of ``factors``; (0, 0) where the ranks do not divide among the experts."""
+    """Shapes of the two ``factors``. A shape is (0, 0) if the number of experts does not divide the number of ranks."""
     (joined, inner), (outer, _) = update.down.spec.shape, update.up.spec.shape
     if update.expert is None:
         return (joined, inner), (outer, joined)
@@ -65,7 +65,10 @@ def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def factors(update: LowRank) -> tuple[Array, Array]:
-    """(down (r, in), up (out, r)) float32 of ``update``, or of its expert and share if these are set."""
+    """Factors (down (r, in), up (out, r)) of ``update`` in float32.
+
+    If ``update.expert`` is set, only that expert's part.
+    """
     down, up = _as_f32(update.down), _as_f32(update.up)
     if (expert := update.expert) is None:
         return down, up
@@ -76,7 +79,7 @@ def factors(update: LowRank) -> tuple[Array, Array]:
 
 
 def stacked_factors(update: LowRank, experts: int) -> tuple[Array, Array]:
-    """(down (experts, r, in), up (experts, out, r)) float32."""
+    """Factors of a stack in float32: (down (experts, r, in), up (experts, out, r))."""
     down, up = _as_f32(update.down), _as_f32(update.up)
     down = down.reshape(experts, -1, down.shape[1])
     return down, np.moveaxis(up.reshape(len(up), -1, experts), 2, 0)

@@ -1,6 +1,6 @@
-"""The merged model: a checkpoint seen through passes. Specs need no reading; tensors and row ranges come merged.
+"""The merged model: a checkpoint whose tensors are merged while they are read.
 
-Writers use only this and know nothing of adapters.
+Specs are known without reading. Writers use only the merged model and do not depend on adapters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 class MergedTensor:
     """A tensor on disk with passes applied. Rows that no pass touches remain ranges of the file.
 
-    source: the base's tensor, or an adapter's that replaces it. name: of the merged tensor.
+    name: name of the merged tensor. source: tensor of the base, or the adapter's tensor that replaces the base's
+    tensor.
     """
 
     name: str
@@ -45,9 +46,9 @@ class MergedTensor:
         return spec
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), merged. Memory: some copies of these rows. Raises BadInput, naming the tensor.
+        """Rows [start, stop), merged. Memory: a few copies of the rows. Raises BadInput, naming the tensor.
 
-        Rows beyond the stored ones enter the passes as zeros; the plan guarantees that a pass sets each of them.
+        Rows beyond the stored rows enter the passes as zeros. The plan guarantees that a pass sets every such row.
         """
         spec = self.source.spec
         value = self.source.rows(min(start, spec.n_rows), min(stop, spec.n_rows))
@@ -63,7 +64,10 @@ class MergedTensor:
         return value
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Byte ranges of untouched rows and arrays of touched rows, in order, each array at most a block."""
+        """Byte ranges of untouched rows and arrays of touched rows, in order.
+
+        An array has at most the size of a block.
+        """
         spec, stored = self.spec, self.source.spec
         at = 0
         for start, stop in self._touched(spec.n_rows):
@@ -88,7 +92,7 @@ class MergedTensor:
         return ByteRange(place.path, place.offset_bytes + start * width, (stop - start) * width)
 
     def _touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """The union of the passes' touched rows, ascending and disjoint."""
+        """Ranges of rows that at least one pass touches, ascending and disjoint."""
         runs: list[tuple[int, int]] = []
         for start, stop in sorted(run for step in self.passes for run in step.touched(n_rows)):
             if runs and start <= runs[-1][1]:
@@ -103,10 +107,11 @@ class MergedModel:
     """The model that writers write.
 
     path: the base checkpoint, for messages. config: the merged config.json. tie: embedding and head after merging.
-    tensors: every tensor to write, in the order of the base's shards. shards: tensor → file name of its shard.
-    files: auxiliary files to copy unchanged, by name. generation_config: its content after merging, {} if there is
-    none; not among ``files`` where an adapter changed it. origins: hub repositories and commits of the inputs.
-    embedding_digest, adapters_digest: compute the sha256 of the base's embedding and of the adapters, which they read.
+    tensors: every tensor to write, in the order of the base's shards. shards: name of a tensor → file name of its
+    shard. files: name → path of auxiliary files to copy unchanged. generation_config: content of generation_config.json
+    after merging, or {} if the file does not exist. A changed generation_config.json is not listed in ``files``.
+    origins: hub repositories and commits of the inputs. embedding_digest: reads the base's embedding and returns its
+    sha256. adapters_digest: reads the adapters and returns the digest of all adapters.
     """
 
     path: Path
@@ -122,12 +127,12 @@ class MergedModel:
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """Origins and digests of the inputs. The first use reads the base's embedding and the adapters."""
+        """Origins and digests of the inputs. The first access reads the base's embedding and the adapters."""
         return self._provenance(self.embedding_digest(), self.adapters_digest())
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """As ``provenance``, with zeros of the same length instead of the digests; reads nothing."""
+        """The same keys as ``provenance``, with zeros of equal length instead of the digests. Reads no tensor."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 
@@ -136,22 +141,25 @@ class MergedModel:
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
-        """Name → spec after merging; nothing is read."""
+        """Name → spec of every tensor after merging. Reads no tensor."""
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
-        """The merged tensor ``name``: the stored tensor itself if no pass changes it."""
+        """The merged tensor ``name``, which is the stored tensor itself if no pass changes the tensor."""
         return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """The file that holds tensor ``name`` before merging: for messages, and for reading in order."""
+        """The file that contains the tensor ``name`` before merging.
+
+        Needed for messages, and for reading in file order.
+        """
         return self.place(name).path
 
     def place(self, name: str) -> ByteRange:
-        """The bytes of tensor ``name`` before merging."""
+        """Byte range of the tensor ``name`` before merging."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 
     def ledger(self) -> Ledger:
-        """A new ledger of the tensors that a writer has to write."""
+        """A new ledger of all tensors that a writer has to write."""
         return Ledger(self.path, self.tensors, what="writer")

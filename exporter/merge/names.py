@@ -1,7 +1,8 @@
-"""Maps PEFT modules, named as in the loaded model, to the stored tensors of a checkpoint.
+"""Maps the modules that PEFT names, as in the loaded model, to the stored tensors of a checkpoint.
 
-Most checkpoints use the module's own path. Old ones omit the prefix of the base model, and some wrappers were
-restructured after their checkpoints had been published: transformers renames those on loading, and so does this module.
+Most checkpoints use the path of the module. Old checkpoints omit the prefix of the base model. Some wrappers were
+restructured after their checkpoints had been published: transformers renames the tensors of these wrappers on loading,
+and the functions below use the same renaming.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Use = Literal["embedding", "head"]
 EMBEDDING: Final = "embedding"
 HEAD: Final = "head"
 
-#: Start of the module's path → start of the stored name. Source: transformers' conversion_mapping.
+#: (start of the module's path, start of the stored name). Source: transformers' conversion_mapping.
 _RENAMED: Final = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower."),
@@ -31,7 +32,7 @@ _RENAMED: Final = (
 
 
 def stored_name(checkpoint: Checkpoint, module: str, parameter: str) -> str | None:
-    """The tensor that holds ``parameter`` of ``module``, or None if the checkpoint stores none."""
+    """Name of the tensor that stores ``parameter`` of ``module``, or None if the checkpoint lacks the tensor."""
     return next((name for name in _spellings(f"{module}.{parameter}") if name in checkpoint.tensors), None)
 
 
@@ -43,12 +44,15 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
-    """Whether ``module`` is the input embedding or the output head, with a stored tensor of its own or without."""
+    """``EMBEDDING`` or ``HEAD`` if ``module`` is the input embedding or the output head, else None.
+
+    The module does not need to have its own stored tensor.
+    """
     tie, last = checkpoint.tie, module.rpartition(".")[2]
     name = stored_name(checkpoint, module, "weight")
     if name is not None:
         return EMBEDDING if name in (tie.embedding, *tie.copies) else HEAD if name == tie.head else None
-    # Not stored: both sides of an encoder-decoder share one embedding, and a tied head has no tensor.
+    # The module has no stored tensor: encoder and decoder share one embedding, and a tied head has no tensor.
     if last in (EMBEDDINGS if checkpoint.is_encoder_decoder else (tie.embedding.split(".")[-2],)):
         return EMBEDDING
     return HEAD if tie.head is None and last in HEADS else None

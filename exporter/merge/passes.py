@@ -1,4 +1,4 @@
-"""Passes: pure functions from spec to spec and from row block to row block, without state, adapters or files."""
+"""Passes: pure functions on specs and on blocks of rows. A pass has no state and does not access adapters or files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class Pass(Protocol):
     """One step between a stored tensor and its merged value."""
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The spec of the result of ``apply`` for a tensor of ``spec``."""
+        """The spec of the result of ``apply`` for a tensor with ``spec``."""
 
     def apply(self, start: int, block: Array) -> Array:
-        """The result for rows [start, start + len(block)); ``block``: these rows before this pass."""
+        """The result of the pass for the rows [start, start + len(block)).
+
+        ``block`` contains the rows before the pass.
+        """
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Row ranges [start, stop) that may differ from the input, ascending and disjoint."""
+        """Ranges [start, stop) of rows that the pass may change, ascending and disjoint."""
 
 
 class _Everywhere:
@@ -32,26 +35,29 @@ class _Everywhere:
     __slots__ = ()
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Every row."""
+        """One range with all rows."""
         return [(0, n_rows)]
 
 
 @dataclass(frozen=True, slots=True)
 class Cast(_Everywhere):
-    """Floating-point tensors to ``dtype``, rounded once to nearest even; other tensors stay as they are.
+    """Cast floating-point tensors to ``dtype``, rounding once to nearest even. All other tensors stay unchanged.
 
-    finite: also refuse NaN and Inf of the input, as for values of an adapter.
+    finite: whether to refuse NaN and Inf in the input. Set for values of an adapter.
     """
 
     dtype: str
     finite: bool = False
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same shape in the new dtype."""
+        """The same spec with the new dtype, if the tensor is a floating-point tensor."""
         return replace(spec, dtype=self.dtype) if spec.dtype in FLOATS else spec
 
     def apply(self, start: int, block: Array) -> Array:
-        """Raises BadInput for a value beyond float16's 65504, with ``finite`` for any NaN or Inf."""
+        """Cast ``block``.
+
+        Raises BadInput for a value beyond float16's maximum of 65504, and, if ``finite`` is set, for NaN and Inf.
+        """
         out = cast(block, self.dtype)
         if self.finite and not np.isfinite(cast(block, "F32")).all():
             raise BadInput(f"{_rows(start, out)}: expected finite values, found NaN or Inf")
@@ -62,9 +68,9 @@ class Cast(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceRows:
-    """Rows ``token_ids`` become ``rows``; the matrix gets ``n_rows`` rows.
+    """Replace the rows ``token_ids`` with ``rows``, and give the matrix ``n_rows`` rows.
 
-    token_ids: ascending and distinct. rows: (k, hidden) final values in the dtype of the target tensor.
+    token_ids: ascending, distinct ids. rows: final values with shape (k, hidden), in the dtype of the target tensor.
     Source: PEFT's TrainableTokensLayer writes its rows with index_copy.
     """
 
@@ -77,7 +83,7 @@ class ReplaceRows:
         return replace(spec, shape=(self.n_rows, *spec.shape[1:]))
 
     def apply(self, start: int, block: Array) -> Array:
-        """A copy of the block with the new rows; the block itself if it contains none of them."""
+        """A copy of ``block`` with the new rows, or ``block`` itself if no new row belongs to the block."""
         first = bisect_left(self.token_ids, start)
         last = bisect_left(self.token_ids, start + len(block))
         if first == last:
@@ -87,7 +93,7 @@ class ReplaceRows:
         return out
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Runs of consecutive ids."""
+        """Ranges of consecutive token ids."""
         runs: list[tuple[int, int]] = []
         for token_id in self.token_ids:
             if runs and runs[-1][1] == token_id:
@@ -99,12 +105,12 @@ class ReplaceRows:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One update in stored orientation: left (rows, r), already scaled, times right (r, columns), float32.
+    """One update left @ right in the orientation of the stored tensor, in float32.
 
-    Of a stack: left (experts, rows, r), right (experts, r, columns).
-
-    gain: DoRA's magnitude, (rows,) if ``by_row``, else (columns,). norm: the norms of the columns of W + left @ right,
-    which one block of rows does not determine; None if ``by_row``.
+    left: (rows, r), already scaled; (experts, rows, r) for a stack. right: (r, columns); (experts, r, columns) for a
+    stack. gain: DoRA's magnitude, with shape (rows,) if ``by_row`` is set, else (columns,). norm: norms of the columns
+    of W + left @ right, or None if ``by_row`` is set. The norms are stored because a block of rows does not determine
+    the norm of a column.
     """
 
     left: Array
@@ -116,21 +122,22 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class AddLowRank(_Everywhere):
-    """W + sum of updates, in float32 (float64 for a float64 tensor), then rounded once to ``dtype``.
+    """Add updates to W in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
 
-    terms: reads the updates on first use, so that a plan keeps none in memory. A DoRA update rescales W itself and is
-    therefore the only term. Sources: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) equation 5, as PEFT computes both.
+    terms: returns the updates. The updates are read on first use, so that a plan keeps no update in memory. A DoRA
+    update rescales W and is therefore the only term. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024)
+    equation 5, as computed by PEFT.
     """
 
     terms: Callable[[], Sequence[Term]]
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same shape in ``dtype``."""
+        """The same spec with ``dtype``."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """Raises BadInput if the result does not fit ``dtype``."""
+        """Add the updates to ``block``. Raises BadInput if a result is outside the range of ``dtype``."""
         wide = "F64" if block.dtype == np.float64 else "F32"
         value = cast(block, wide)
         value = value.copy() if value is block else value
@@ -149,22 +156,22 @@ class AddLowRank(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class AddVector(_Everywhere):
-    """A bias plus the adapter's bias. added: (n,) float32, scaled."""
+    """Add an adapter's bias to a bias. added: the scaled bias of the adapter, (n,) float32."""
 
     added: Array
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same shape in ``dtype``."""
+        """The same spec with ``dtype``."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """The sum in float32, rounded once."""
+        """The sum, computed in float32 and rounded once."""
         return cast(cast(block, "F32") + self.added[start : start + len(block)], self.dtype)
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:
-    """DoRA's factors for a block of W + left @ right: (n, 1) by row, (columns,) by column."""
+    """DoRA's factors for a block of W + left @ right, with shape (n, 1) if ``by_row`` is set, else (columns,)."""
     assert term.gain is not None
     if term.by_row:
         gain = term.gain[start : start + len(value)]
@@ -177,7 +184,7 @@ def _dora(term: Term, start: int, value: Array) -> Array:
 
 def _require_f16(start: int, out: Array) -> None:
     if not np.isfinite(out).all():
-        raise BadInput(f"{_rows(start, out)}: expected values that F16 can hold (up to 65504), found a larger one")
+        raise BadInput(f"{_rows(start, out)}: expected values up to 65504, the maximum of F16, found a larger value")
 
 
 def _rows(start: int, block: Array) -> str:

@@ -1,4 +1,4 @@
-"""Plans a merge: which tensors change, by which rule and passes. Reads no tensor of the base."""
+"""Plans a merge: decides which tensors change, by which rule and by which passes. Reads no tensor of the base."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The decisions of a merge, before any byte of the base is read.
+    """The decisions of a merge, made before a tensor of the base is read.
 
-    sources: every tensor to write → (stored tensor to start from, its changes). tie: after merging. vocab: rows of
-    the merged embedding. files: auxiliary files to copy unchanged. moved_ids: special tokens with another id than in
-    the base → (before, after). origins: repositories and commits of inputs from the hub, for provenance. tokenizer:
-    kept open for the lifetime of the plan, so that its readers share one decoded vocabulary.
+    sources: name of a tensor to write → (name of the stored tensor to start from, changes of the tensor). tie:
+    embedding and head after merging. vocab: number of rows of the merged embedding. files: auxiliary files to copy
+    unchanged. moved_ids: special token → (id in the base, id after merging), for ids that differ. origins: repositories
+    and commits of inputs from the hub, for provenance. tokenizer: the merged tokenizer, kept open so that all readers
+    share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -55,7 +56,10 @@ class MergePlan:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
-        """The merged model with floating-point tensors in ``dtype`` (None: as stored). Each value is rounded once."""
+        """The merged model. Each value is rounded once.
+
+        dtype: dtype of the floating-point tensors, or None to keep the stored dtypes.
+        """
         tensors = {}
         for name, (stored, change) in self.sources.items():
             source, passes = self._passes(name, stored, change, dtype)
@@ -77,7 +81,10 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Bytes of the largest tensor's LoRA factors in float32, which stay in memory while it is written."""
+        """Maximum size of the LoRA factors of one tensor in float32.
+
+        Factors stay in memory while their tensor is written.
+        """
         updates = [change.updates for _, change in self.sources.values()]
         return max((sum(map(_factor_nbytes, of_tensor)) for of_tensor in updates), default=0)
 
@@ -125,11 +132,11 @@ class MergePlan:
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
-    """Plan the merge. ``untie`` gives a tied head a tensor of its own.
+    """Plan the merge. untie: whether to give a tied head a separate tensor.
 
-    Raises TensorMismatch for edits that do not fit their tensor or its vocabulary, LedgerError for an adapter tensor
-    that no rule or more than one rule takes, BadInput for adapters that set the same values, NotExpressible for two
-    values of one tied tensor.
+    Raises TensorMismatch for an edit that does not fit its tensor or the vocabulary. Raises LedgerError for an adapter
+    tensor that no rule or more than one rule takes. Raises BadInput if two adapters set the same values. Raises
+    NotExpressible if a tied tensor would need two different values.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
@@ -148,7 +155,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
-    """The ledger for display: uses of the vocabulary are replaced by the names of their tensors."""
+    """The ledger for display, with names of tensors instead of ``EMBEDDING`` and ``HEAD``."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
@@ -168,14 +175,18 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
-    """Raises TensorMismatch for an edit that does not fit its tensor."""
+    """Raises TensorMismatch if an edit does not fit its tensor."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
     spec = change.replaced.tensor.spec if change.replaced else base.spec
     grows = name in (checkpoint.tie.embedding, *checkpoint.tie.copies, checkpoint.tie.head) or name != stored
     if base.spec.dtype not in FLOATS or (change.rows and len(base.spec.shape) != 2):
-        hint = "a quantised base: merge into the checkpoint that it was made from" if base.spec.dtype == "U8" else ""
+        hint = (
+            "the base is quantised; merge into the checkpoint from which the base was made"
+            if base.spec.dtype == "U8"
+            else ""
+        )
         actual = f"{base.spec.dtype} {base.spec.shape}"
         raise TensorMismatch(base.place.path, stored, expected="a floating-point matrix", found=actual, hint=hint)
     if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
@@ -183,7 +194,7 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
         raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
     for token_rows in change.rows:
         if token_rows.rows.shape[1] != spec.shape[1]:
-            hint = "the adapter was trained on another base"
+            hint = "the adapter was trained on a different base"
             expected, actual = f"rows of width {spec.shape[1]}", token_rows.rows.shape[1]
             raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=actual, hint=hint)
         if not grows and token_rows.token_ids[-1] >= spec.n_rows:
@@ -203,13 +214,16 @@ def _factor_nbytes(update: LowRank) -> int:
 
 
 def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
-    """One pass for all adapters' rows of one tensor, in the tensor's dtype after casting. Raises TensorMismatch."""
+    """One pass that sets the rows of all adapters for one tensor. ``dtype`` is the dtype of the tensor after casting.
+
+    Raises TensorMismatch.
+    """
     rounded = []
     for edit in edits:
         rows = cast(edit.rows, dtype)
         too_large = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
         if too_large.size:
-            actual = f"a larger one in the row of token {edit.token_ids[too_large[0]]}"
+            actual = f"a larger value in the row of token {edit.token_ids[too_large[0]]}"
             raise TensorMismatch(edit.path, edit.key, expected=f"values that {dtype} can hold", found=actual)
         rounded.append(rows)
     ids = np.concatenate([edit.token_ids for edit in edits])

@@ -1,4 +1,4 @@
-"""Assigns stored tensors to the two uses of the vocabulary, and decides whether one tensor can still serve both."""
+"""Assigns stored tensors to embedding and head, and decides whether embedding and head can still share one tensor."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from exporter.sources.hf.checkpoint import Checkpoint, Tie
 from exporter.sources.peft.edits import LowRank
 from exporter.tensors import Array, read
 
-#: Module of the embedding → module of the head, for the tensor of an untied head; lm_head for any other embedding.
+#: Name of the embedding's module → name of the head's module, used to name the tensor of an untied head. The head of
+#: any other embedding is named lm_head.
 _HEAD_OF: Final = {"embed_in": "embed_out"}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """tie: after merging. sources: tensor to write → (stored tensor to start from, its changes)."""
+    """Tensors assigned to embedding and head.
+
+    tie: embedding and head after merging. sources: name of a tensor to write → (name of the stored tensor to start
+    from, changes of the tensor).
+    """
 
     tie: Tie
     sources: Mapping[str, tuple[str, Change]]
 
 
 def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
-    """Assign tensors to embedding and head. A tied base stays tied where both uses get the same values.
+    """Assign tensors to embedding and head. A tied base stays tied if embedding and head get the same values.
 
-    Raises NotExpressible where they differ and ``untie`` is not set: one tensor cannot hold two values.
+    Raises NotExpressible if embedding and head of a tied base get different values and ``untie`` is not set.
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
@@ -45,7 +50,7 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
         raise NotExpressible(
             f"{checkpoint.path}: {tie.embedding}",
             f"the base ties its head to the embedding, and the adapters change {_difference(embedding, head)}",
-            instead="--untie writes a head of its own",
+            instead="--untie writes a separate head",
         )
     name = tie.head or _head_name(tie.embedding)
     sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
@@ -53,9 +58,10 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Record in ``config`` that the head has a tensor of its own.
+    """Record in ``config`` that the head has a separate tensor.
 
-    T5 reads the flag as "scale the head's input" and ties by the tensors alone: there the scale is pinned instead.
+    In T5, tie_word_embeddings means "scale the head's input", and the tensors alone decide the tie. For T5, the scaling
+    is recorded instead.
     """
     nested = config.get("text_config")
     if config.get("model_type") == "t5":
@@ -72,18 +78,19 @@ def _head_name(embedding: str) -> str:
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
-    """A changed base tensor (a resized embedding) also replaces the head's; a trained copy does not."""
+    """Let a changed base tensor, such as a resized embedding, also replace the head.
+
+    A trained copy replaces only one use.
+    """
     changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
     if len(changed) == 2 and not changed[0].equals(changed[1]):
-        raise BadInput(
-            f"{changed[1].path}: {changed[1].key}: expected the values of {changed[0].key}, to which it is tied"
-        )
+        raise BadInput(f"{changed[1].path}: {changed[1].key}: expected the values of the tied tensor {changed[0].key}")
     base = changed[0] if changed else None
     return replace(embedding, replaced=embedding.replaced or base), replace(head, replaced=head.replaced or base)
 
 
 def _same_result(embedding: Change, head: Change) -> bool:
-    """Whether both uses get the same values."""
+    """Whether embedding and head get the same values."""
     whole, other_whole = embedding.replaced, head.replaced
     if (whole is None) != (other_whole is None) or (whole and other_whole and not whole.equals(other_whole)):
         return False
@@ -100,7 +107,11 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """PEFT stores a tied pair twice, the head's as the transposed factors of the embedding's; DoRA's norms differ."""
+    """Whether an update of the embedding equals an update of the head.
+
+    PEFT stores the update of a tied pair twice: the factors of the head are the transposed factors of the embedding.
+    DoRA updates are never equal, because their norms differ.
+    """
     if update.magnitude or other.magnitude or update.scaling != other.scaling or update.path != other.path:
         return False
     down, up = read(other.down), read(other.up)
@@ -111,4 +122,4 @@ def _same_update(update: LowRank, other: LowRank) -> bool:
 
 def _difference(embedding: Change, head: Change) -> str:
     changed = [name for name, change in (("the embedding", embedding), ("the head", head)) if change != Change()]
-    return f"{changed[0]} alone" if len(changed) == 1 else "the two in different ways"
+    return f"{changed[0]} alone" if len(changed) == 1 else "embedding and head in different ways"

@@ -1,7 +1,8 @@
-"""Low-rank updates in the orientation of their stored tensors.
+"""Brings low-rank updates into the orientation of their stored tensors.
 
-PEFT's linear update is (out, in), as torch stores a linear layer; GPT-2's Conv1D stores (in, out), and so does an
-embedding, with the token as input. The shapes decide; for a square matrix, the model type decides.
+PEFT's linear update is (out, in), as torch stores a linear layer. GPT-2's Conv1D stores (in, out). An embedding also
+stores (in, out), with the token as input. The shapes decide the orientation. For a square matrix, the model type
+decides.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from exporter.tensors import Array, blocks, cast, read
 #: Model types with Conv1D for all linear layers but the head. Source: transformers' pytorch_utils.Conv1D and its users.
 _CONV1D: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
-#: Number of tensors with cached terms: a plan of a large model has hundreds of updates.
+#: Number of tensors with cached terms. The number is limited because the plan of a large model has hundreds of updates.
 _CACHED_TENSORS: Final = 4
 
 
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
-    """Whether the stored tensor is (in, out).
+    """Whether the stored tensor is (in, out) instead of (out, in).
 
-    A stack of experts is (experts, out, in) or (experts, in, out). Raises TensorMismatch for shapes that do not fit,
-    NotExpressible for a stack of square matrices.
+    A stack of experts is (experts, out, in) or (experts, in, out). Raises TensorMismatch if the shapes do not fit.
+    Raises NotExpressible for a stack of square matrices.
     """
     (_, inner), (outer, _) = factor_shapes(update)
     straight, transposed = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
@@ -43,7 +44,7 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
     if stacked and straight and transposed:
         raise NotExpressible(
             f"{update.path}: {update.key}",
-            f"{name} is a stack of square matrices, and nothing says which of their sides is the input",
+            f"{name} is a stack of square matrices, so the shapes do not show which axis is the input",
             instead=PEFT_MERGE,
         )
     if update.target_type == "embedding":
@@ -56,15 +57,16 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
     if straight == transposed:
         expected = f"factors for {name} of shape {tuple(shape)}"
         actual = f"{update.down.spec.shape} and {update.up.spec.shape}"
-        hint = "the adapter was trained on another base"
+        hint = "the adapter was trained on a different base"
         raise TensorMismatch(update.path, update.key, expected=expected, found=actual, hint=hint)
     return transposed
 
 
 def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> None:
-    """Check that the factors fit the tensor, then that their values are finite.
+    """Check that the factors fit the tensor, then that the values of the factors are finite.
 
-    In this order, because factors that fit are no larger than the base. Raises TensorMismatch, NotExpressible.
+    The shapes are checked first, because factors that fit are not larger than the base. Raises TensorMismatch,
+    NotExpressible.
     """
     is_transposed(checkpoint, update, shape, name)
     factors = [update.down, update.up]
@@ -80,10 +82,11 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
 
 @lru_cache(maxsize=_CACHED_TENSORS)
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
-    """The updates of one tensor, ready to be added. updates: (update, whether its tensor is (in, out)).
+    """The updates of one tensor, ready to be added.
 
-    source: the tensor before the updates; DoRA's norms over columns need one pass over it. Memory: the factors in
-    float32. Raises TensorMismatch for a magnitude of the wrong length.
+    updates: (update, whether the stored tensor is (in, out)). source: the tensor before the updates, which is read once
+    for DoRA's norms over columns. Memory: the factors in float32. Raises TensorMismatch if a magnitude has the wrong
+    length.
     """
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
@@ -106,7 +109,7 @@ def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
 
 
 def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
-    """The norm of every column of source + left @ right. Memory: one block."""
+    """Norms of the columns of source + left @ right. Memory: one block."""
     total = np.zeros(right.shape[1], np.float64)
     for start, block in blocks(source, 1 << 20):
         value = cast(block, "F32") + left[start : start + len(block)] @ right
@@ -116,7 +119,7 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
 
 
 def bias_of(updates: Sequence[LowRank]) -> Array:
-    """The scaled sum of LoRA biases, float32: the amount that a bias of the base grows by."""
+    """The sum of the scaled LoRA biases in float32, which is added to a bias of the base."""
     total: Any = 0
     for update in updates:
         assert update.bias is not None

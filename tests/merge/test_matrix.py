@@ -93,7 +93,7 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
     if kind == "lora bias" and not FAMILIES[family].biased:
         return NotExpressible, "has no bias in the base"
     if family == "t5" and kind in ONE_SIDE:
-        return NotExpressible, "encoder and decoder have an embedding module each"
+        return NotExpressible, "encoder and decoder each have an embedding module"
     if tied and kind in NOT_RUNNABLE:
         return NotExpressible, "one tensor for both"
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):

@@ -136,7 +136,9 @@ def test_a_matrix_with_another_row_than_the_base_is_no_resized_one(
 ) -> None:
     succeed("export", bases["untied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
     other = edited(saved["untied"], tmp_path / "other", "embed_tokens.base_layer.weight", row)
-    assert_refused(capsys, 5, f"a whole matrix, and its row {row} is not that of {bases['untied']}", tmp_path, other)
+    assert_refused(
+        capsys, 5, f"a whole matrix; row {row} of the matrix differs from {bases['untied']}", tmp_path, other
+    )
     succeed("patch", tmp_path / "base.gguf", saved["untied"], "-o", tmp_path / "ok.gguf")
 
 
@@ -187,7 +189,9 @@ def test_two_adapters_may_share_one_resized_matrix_and_no_other(
     first, second = saved["tied, partly"], stock(bases["tied"], tmp_path / "other", (7, 512))
     if not alike:
         second = edited(second, tmp_path / "differs", "base_layer.weight", 514)
-        return assert_refused(capsys, 4, "expected the embedding to be set once, found", tmp_path, first, second)
+        return assert_refused(
+            capsys, 4, "expected one value for the embedding, found other values in", tmp_path, first, second
+        )
     succeed("merge", first, second, "--to", "gguf", "-o", tmp_path / "want.gguf")
     succeed("patch", tmp_path / "base.gguf", first, second, "-o", tmp_path / "got.gguf")
     assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")
@@ -203,7 +207,7 @@ def test_a_base_of_float32_is_compared_with_a_matrix_of_16_bits_by_values(tmp_pa
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
         succeed("export", base, "--to", "gguf", "-o", tmp_path / "base.gguf", "--force")
         if number:
-            return assert_refused(capsys, 5, "its row 0 is not that of", tmp_path, adapter)
+            return assert_refused(capsys, 5, "row 0 of the matrix differs from", tmp_path, adapter)
         succeed("merge", adapter, "--to", "gguf", "-o", tmp_path / "want.gguf")
         succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf")
         assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")

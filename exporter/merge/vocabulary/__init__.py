@@ -1,1 +1,1 @@
-"""Consequences of new tokens: auxiliary files, special ids, rows of the whole matrix."""
+"""Handles the consequences of new tokens: auxiliary files, special ids, and rows of whole matrices."""

@@ -1,4 +1,4 @@
-"""Auxiliary files of the merged model: those of the adapters replace those of the base."""
+"""Chooses the auxiliary files of the merged model. Files of the adapters replace files of the base."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES, GENERATION_CONFIG, VOCABULARIES
 from exporter.sources.peft.adapter import Adapter
 
-#: Chat templates, which do not belong to the tokenizer: the base's stay if the adapter has none.
+#: Chat templates. A chat template does not belong to the tokenizer: the base's templates stay if the adapter has no
+#: template.
 _TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
 _SETTINGS: Final = "tokenizer_config.json"
 
 
 def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path. base: the base's files. A tokenizer is replaced as a whole: files of two are never mixed.
+    """Name → path of the auxiliary files after merging. base: name → path of the base's files.
 
-    Raises BadInput if two adapters have different files of one name.
+    A tokenizer is replaced as a whole, so that files of two tokenizers are never mixed. Raises BadInput if two adapters
+    have different files with the same name.
     """
     own = adapter_files(adapters)
     if any(map(_is_template, own)) or "chat_template" in _settings(own):
-        # Templates are one set: a file of the base could hide the adapter's, or offer dialogues it was not trained on.
+        # All templates are replaced together: a template of the base could hide the adapter's template, or format
+        # dialogues on which the adapter was not trained.
         base = {name: path for name, path in base.items() if not _is_template(name)}
     if own.keys() & set(VOCABULARIES):
         base = {name: path for name, path in base.items() if name == GENERATION_CONFIG or _is_template(name)}
@@ -41,11 +44,11 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 
 
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """The auxiliary files of all adapters, name → path. Raises BadInput if two files of one name differ."""
+    """Name → path of the auxiliary files of all adapters. Raises BadInput if two files with the same name differ."""
     files: dict[str, Path] = {}
     for adapter in adapters:
         for name, path in adapter.auxiliary_files.items():
             first = files.setdefault(name, path)
             if first != path and read_file(first) != read_file(path):
-                raise BadInput(f"{path}: expected the same file as {first}, found another one")
+                raise BadInput(f"{path}: expected the same content as {first}, found different content")
     return files

@@ -1,4 +1,4 @@
-"""Updates special-token ids in the configs to the adapter's tokenizer: a model with a new eos must stop at it."""
+"""Updates the ids of special tokens in the configs, because a model with a new eos token must stop at that token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exporter.sources.hf.special_tokens import special_ids
 
 
 def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str, tuple[int | None, int]]:
-    """bos, eos, pad → (id in the base's tokenizer, id in the merged tokenizer), for those that differ.
+    """Name (bos, eos, pad) → (id in the base's tokenizer, id in the merged tokenizer), for ids that differ.
 
-    base, merged: auxiliary files by name. Raises UnreadableFile.
+    base, merged: name → path of the auxiliary files before and after merging. Raises UnreadableFile.
     """
     if merged.get("tokenizer.json") == base.get("tokenizer.json"):
         return {}
@@ -25,10 +25,10 @@ def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str,
 def generation_config(
     base: Mapping[str, Path], files: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
-    """(content after merging, moved ids). base, files: auxiliary files of base and merged model by name.
+    """(content of the generation config after merging, moved ids).
 
-    A file that has to change is removed from ``files``, because it is not copied. A generation config of an adapter
-    stays unchanged.
+    base, files: name → path of the auxiliary files of the base and of the merged model. A generation config that has to
+    change is removed from ``files``, because it is not copied. A generation config of an adapter stays unchanged.
     """
     moved = moved_ids(base, files)
     path = files.get(GENERATION_CONFIG)
@@ -39,9 +39,9 @@ def generation_config(
 
 
 def follow(config: dict[str, Any], moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Set the moved ids in ``config`` where it has an entry for them. Returns whether anything changed.
+    """Replace moved ids in ``config``, if ``config`` has keys for the ids. Returns whether ``config`` changed.
 
-    A list of eos ids keeps its other members: a chat model may stop at several tokens.
+    A list of eos ids keeps all other ids, because a chat model may stop at several tokens.
     """
     changed = False
     for name, (before, after) in moved.items():

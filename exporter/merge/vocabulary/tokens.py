@@ -1,4 +1,4 @@
-"""The number of rows of embedding and head after merging, on which tokenizer, rows and matrices must agree."""
+"""Determines the number of rows of embedding and head after merging. Tokenizer, rows and matrices must agree on it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from exporter.sources.hf.tokenizer import Tokenizer
 def vocabulary(
     checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
 ) -> int:
-    """The number of rows of the merged embedding. sources: embedding and head, by the name that is written.
+    """The number of rows of the merged embedding.
 
-    Raises TensorMismatch for an id beyond matrix and tokenizer, BadInput for new rows that no adapter sets and for
-    tokens without a row, NotExpressible for a head bias that would have to grow.
+    sources: name of a tensor to write → (name of the stored tensor, changes), for embedding and head. Raises
+    TensorMismatch if a token id exceeds both the matrix and the tokenizer. Raises BadInput if no adapter sets a new
+    row, or if a token has no row. Raises NotExpressible if a bias of the head would have to grow.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -26,7 +27,7 @@ def vocabulary(
         for edit in change.rows:
             if edit.token_ids[-1] >= max(largest, n_tokens):
                 expected = f"token ids below {max(largest, n_tokens)} (rows of {name})"
-                hint = "new tokens need the tokenizer that names them beside the adapter"
+                hint = "the folder of an adapter with new tokens must contain the tokenizer with the new tokens"
                 raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1], hint=hint)
             vocab = max(vocab, edit.token_ids[-1] + 1)
     if tokenizer and n_tokens > vocab:
@@ -39,7 +40,7 @@ def vocabulary(
         if missing is not None:
             raise BadInput(
                 f"{checkpoint.path}: {name}: expected the adapters to set every new row from {n_rows[name]} to "
-                f"{vocab - 1}, found none for token {missing}"
+                f"{vocab - 1}, found no row for token {missing}"
             )
     _require_no_bias(checkpoint, vocab)
     _require_stored_head(checkpoint, vocab, sources)
@@ -52,26 +53,29 @@ def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
 
 
 def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
-    """A bias of the logits has one entry per token, and no adapter contains new entries."""
+    """Refuse a new vocabulary size if the logits have a bias, because no adapter contains new values of the bias."""
     stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for name, tensor in checkpoint.tensors.items():
         if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
             raise NotExpressible(
                 f"{tensor.place.path}: {name}",
-                f"the vocabulary changes from {stored} to {vocab}, and no adapter holds a bias of the new logits",
-                instead="resize the base with transformers and train on that",
+                f"the vocabulary changes from {stored} to {vocab}, but no adapter contains the bias of the new logits",
+                instead="resize the base with transformers and train the adapter on the resized base",
             )
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
-    """Refuse a head that differs although the config ties it: transformers ties it when it resizes the vocabulary."""
+    """Refuse a stored head that differs from the embedding although the config ties the head.
+
+    When transformers resizes the vocabulary, it ties such a head and drops the stored head.
+    """
     tie = checkpoint.tie
     head = sources[tie.head][1] if tie.head is not None and tie.head in sources else Change()
     grown = vocab != checkpoint.tensors[tie.embedding].spec.n_rows
     if grown and tie.tied_in_config and not tie.tied and head.replaced is None:
         raise NotExpressible(
             f"{checkpoint.path}: {tie.head}",
-            "it differs from the embedding although the config ties it, and transformers dropped it when it resized "
-            "the vocabulary",
-            instead="save the resized base with transformers and train on that",
+            "the head differs from the embedding although the config ties the head, and transformers dropped the head "
+            "when resizing the vocabulary",
+            instead="save the resized base with transformers and train the adapter on the saved base",
         )

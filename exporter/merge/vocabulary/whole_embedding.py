@@ -1,8 +1,9 @@
-"""Reduces the whole embedding that PEFT saves after resizing the vocabulary to the rows that it adds.
+"""Reduces a whole embedding that PEFT saved after resizing the vocabulary to the rows that resizing added.
 
-With ``save_embedding_layers="auto"``, PEFT's default, such an adapter stores the resized matrix beside the trained
-rows: the base's rows, followed by the rows that resizing created. If its first rows equal the base's, only the rows
-behind them carry information, and those that were trained are stored as token rows anyway.
+With ``save_embedding_layers="auto"``, PEFT's default, an adapter with a resized vocabulary stores the resized matrix
+beside the trained rows. The resized matrix contains the base's rows, followed by the rows that resizing created. If the
+first rows equal the base's rows, only the added rows carry information. Added rows that were trained are also stored as
+token rows.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _UNUSED: Final = "the base's own matrix, resized"
 
 
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """``adapters`` with token rows instead of every whole matrix that resizing the base's vocabulary created.
+    """``adapters`` with token rows in place of whole matrices that resizing the base's vocabulary created.
 
-    Merging the result equals merging the matrices. Other whole tensors stay. Raises NotExpressible for a matrix
-    with other first rows than the base, TensorMismatch for a matrix of another width, with fewer rows than the base, or
-    with a row that is not finite, BadInput where two adapters store different matrices.
+    A merge of the result equals a merge of the whole matrices. All other whole tensors stay. Raises NotExpressible if
+    the first rows of a matrix differ from the base. Raises TensorMismatch if a matrix differs from the base in width,
+    has fewer rows than the base, or contains NaN or Inf. Raises BadInput if two adapters store different matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
     first: dict[str, FullModule] = {}
@@ -44,8 +45,8 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
             seen = first.setdefault(use, edit)
             if seen is not edit:
                 if not seen.equals(edit):
-                    actual = f"{seen.path} too" if seen.path != edit.path else f"others in {seen.key}"
-                    raise BadInput(f"{edit.path}: {edit.key}: expected the {use} to be set once, found {actual}")
+                    actual = f"other values in {seen.path if seen.path != edit.path else seen.key}"
+                    raise BadInput(f"{edit.path}: {edit.key}: expected one value for the {use}, found {actual}")
                 continue
             rows = _untrained_rows(edit, _base(checkpoint, use), taken[use])
             if rows is not None:
@@ -57,7 +58,7 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 
 
 def _use(checkpoint: Checkpoint, module: str) -> str | None:
-    """``EMBEDDING`` or ``HEAD``; always ``EMBEDDING`` where one tensor serves both."""
+    """``EMBEDDING`` or ``HEAD``. Always ``EMBEDDING`` if one tensor serves as embedding and head."""
     use = use_of(checkpoint, module)
     return EMBEDDING if use is not None and checkpoint.tie.tied else use
 
@@ -74,13 +75,13 @@ def _base(checkpoint: Checkpoint, use: str) -> FileTensor:
 
 
 def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> set[int]:
-    """Ids of the tokens that get rows from an adapter."""
+    """Ids of the tokens for which an adapter contains rows."""
     edits = (edit for adapter in adapters for edit in adapter.rows if _use(checkpoint, edit.module) == use)
     return {token_id for edit in edits for token_id in edit.token_ids}
 
 
 def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
-    """The untrained rows behind the base's rows, as resizing created them; None if there are none."""
+    """The untrained rows that resizing added after the base's rows, or None if resizing added no untrained row."""
     spec, n_base = edit.tensor.spec, base.spec.n_rows
     if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < n_base:
         expected = f"at least the {n_base} rows of width {base.spec.shape[-1]} of {base.place.path}"
@@ -88,8 +89,8 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
     if (row := first_difference(edit.tensor, base, n_base)) is not None:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"patch replaces rows of the vocabulary, and this is a whole matrix, and its row {row} is not that of "
-            f"{base.place.path}: it was trained as a whole, or on another base",
+            f"patch replaces only rows of the vocabulary, and this tensor is a whole matrix; row {row} of the matrix "
+            f"differs from {base.place.path}: the matrix was trained as a whole, or on a different base",
             instead="ttexport merge merges every kind of adapter",
         )
     ids = tuple(token_id for token_id in range(n_base, spec.n_rows) if token_id not in trained)
@@ -103,7 +104,7 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
 
 
 def _with_rows(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
-    """``edits`` with the added rows joined to every trained edit of the same use, or as edits of their own."""
+    """``edits`` with the added rows. Added rows are joined to every trained edit of the same use, or form new edits."""
     joined: list[Edit] = []
     missing = dict(added)
     for edit in edits:

@@ -82,7 +82,7 @@ def test_two_adapters_may_have_equal_files_but_not_different_ones(tmp_path: Path
         for name, text in [("first", "x"), ("same", "x"), ("other", "y")]
     )
     assert origins(merge_auxiliary_files(base, [first, same])) == {"tokenizer.json": "first"}
-    with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same file as .*first/tokenizer\.json"):
+    with pytest.raises(BadInput, match=r"other/tokenizer\.json: expected the same content as .*first/tokenizer\.json"):
         merge_auxiliary_files(base, [first, same, other])
 
 

@@ -127,8 +127,8 @@ def test_a_factor_that_is_not_finite_is_refused_before_anything_is_written(
     ("shapes", "message"),
     [
         (((1 << 17, 1 << 20), (1 << 20, 1 << 17)), "expected a rank of at most 65536"),
-        (((2, 1 << 30), (8, 2)), "the adapter was trained on another base"),
-        (((2, 4), (1 << 30, 2)), "the adapter was trained on another base"),
+        (((2, 1 << 30), (8, 2)), "the adapter was trained on a different base"),
+        (((2, 4), (1 << 30, 2)), "the adapter was trained on a different base"),
     ],
 )
 def test_factors_that_do_not_fit_are_refused_without_reading_them(
