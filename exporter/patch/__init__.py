@@ -1,6 +1,6 @@
-"""``ttexport patch``: an adapter's token rows into an existing artifact, with a folder for each format of the base.
+"""``ttexport patch`` writes an adapter's token rows into an existing artifact. Each format has its own subpackage.
 
-``plan_patch(PatchSpec(…))`` decides and writes nothing; ``run_patch(plan, hooks)`` writes.
+``plan_patch(PatchSpec(…))`` decides on the patch and writes nothing. ``run_patch(plan, hooks)`` writes the patch.
 """
 
 from __future__ import annotations
@@ -23,18 +23,23 @@ __all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "pl
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError, MissingDependency."""
+    """Plan the patch from headers, adapters and a few rows.
+
+    Raises BadInput, NotExpressible, UsageError, MissingDependency.
+    """
     if spec.report:
         require_renderers()
         out = spec.base if spec.in_place else spec.out
         if out and out.resolve() in (folder := spec.report.resolve(), *folder.parents):
-            raise UsageError(f"--report {spec.report}: expected a folder outside of OUT")
+            raise UsageError(f"--report {spec.report}: expected a report folder outside of OUT")
     base_format = detect(spec.base)
     if spec.level == "full":
         runtimes = ["transformers", "onnxruntime"] if base_format == "onnx" else ["transformers"]
         require(runtimes, needed_for="--verify full")
     if base_format == "gguf":
-        from exporter.patch.gguf.run import plan_gguf_patch  # imported here: no format loads the other's modules
+        from exporter.patch.gguf.run import (
+            plan_gguf_patch,
+        )  # imported here, so that a patch loads only the modules of its format
 
         return plan_gguf_patch(spec)
     if base_format == "onnx":
@@ -44,23 +49,23 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
     raise NotExpressible(
         f"patch: {spec.base}",
         "only a .gguf file or a folder of ONNX models can be patched",
-        instead=f"ttexport merge ADAPTER --to {base_format} costs what a copy costs",
+        instead=f"ttexport merge ADAPTER --to {base_format} takes as long as a copy",
     )
 
 
 def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
-    """Write, verify the bytes on disk, then promote to the final name; None for level off.
+    """Write the patched model, verify the bytes on disk, then rename the model to its final name.
 
-    Raises NotEquivalent, OutputError; the base then is as it was.
+    Returns the report, or None for level off. Raises NotEquivalent, OutputError; the base is then unchanged.
     """
     return plan.run(hooks)
 
 
 def restore(base: Path) -> bool:
-    """Undo an interrupted patch in place of ``base``; returns whether there was one."""
+    """Undo an interrupted in-place patch of ``base``. Returns whether a patch was undone."""
     return recover(base)
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether the arguments of a plan mean a patch: a .gguf file, or a folder of ONNX models followed by adapters."""
+    """Whether the arguments of ``plan`` mean a patch: a .gguf file or a folder of ONNX models, followed by adapters."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

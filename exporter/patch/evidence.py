@@ -1,4 +1,4 @@
-"""Evidence that a base artifact was made from a given checkpoint: a recorded digest, or rows that are encoded again."""
+"""Proves that a base artifact was made from a given checkpoint, by a recorded digest or by encoding rows again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hub.locate import PREFIX
 from exporter.tensors import FLOATS, Array
 
-#: Metadata key of our own writers: the digest of the embedding of the checkpoint.
+#: Metadata key in which ttexport records the digest of the checkpoint's embedding.
 DIGEST_KEY: Final = f"{PREFIX}base.embedding_sha256"
 
-#: Rows that are compared where comparing all would take too long.
+#: Number of rows to compare if a comparison of all rows would take too long.
 _SAMPLED: Final = 32
 
 
 @dataclass(frozen=True)
 class VocabRows:
-    """Rows of one vocabulary matrix of an artifact. shape: (tokens, hidden). storage: dtype or quantisation, in words.
+    """Rows of one vocabulary matrix of an artifact.
 
-    read: row number → its bytes, (1, n) uint8. encode: a row (1, hidden) of the checkpoint → the bytes that the
-    artifact would store, (1, n) uint8.
+    shape: (tokens, hidden). storage: dtype or quantisation, in words. read: row number → stored bytes of the row, (1,
+    n) uint8. encode: a row (1, hidden) of the checkpoint → bytes that the artifact would store for the row, (1, n)
+    uint8.
     """
 
     path: Path
@@ -41,18 +42,18 @@ class VocabRows:
 def prove_base(
     path: Path, metadata: Mapping[str, Any], base: Checkpoint, embedding: VocabRows, head: VocabRows | None = None
 ) -> str:
-    """Prove that the model at ``path`` was made from ``base``; returns the kind of proof, in words.
+    """Prove that the model at ``path`` was made from ``base``. Returns the kind of proof, in words.
 
-    A digest that the writer recorded decides. Without one, rows spread over the vocabulary are encoded again from the
-    checkpoint, and must equal the stored rows byte for byte. head: None if the embedding alone is compared.
-    Raises BadInput, TensorMismatch if the model was made from another base, or if that cannot be excluded.
+    If the writer recorded a digest, the digest decides. Otherwise, rows spread over the vocabulary are encoded again
+    from the checkpoint, and must equal the stored rows byte for byte. head: rows of the head, or None to compare only
+    the embedding. Raises BadInput or TensorMismatch if the model was made from a different base, or may have been.
     """
     recorded = metadata.get(DIGEST_KEY)
     if isinstance(recorded, str):
         if recorded != base.embedding_digest:
             raise BadInput(
-                f"{path}: {DIGEST_KEY}: expected that of {base.path} ({base.embedding_digest[:12]}), "
-                f"found {recorded[:12]:.80}: the model was made from another base",
+                f"{path}: {DIGEST_KEY}: expected the digest of {base.path} ({base.embedding_digest[:12]}), "
+                f"found {recorded[:12]:.80}: the model was made from a different base",
                 path=path,
             )
         return "recorded digest"
@@ -65,7 +66,7 @@ def prove_base(
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance that ttexport recorded in a model's metadata, without the prefix of its keys; else {}."""
+    """The provenance that ttexport recorded in ``metadata``, with keys without prefix, or {} without provenance."""
     return {
         key.removeprefix(PREFIX): value
         for key, value in metadata.items()
@@ -74,12 +75,12 @@ def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
-    """At most ``count`` of ``range(n_rows)``, evenly spread, ascending."""
+    """At most ``count`` evenly spread, ascending numbers from ``range(n_rows)``."""
     return sorted({round(step * (n_rows - 1) / max(1, count - 1)) for step in range(count)})
 
 
 def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
-    """Compare sampled rows; returns their number."""
+    """Compare sampled rows. Returns the number of compared rows."""
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
         raise TensorMismatch(matrix.path, matrix.name, expected=f"a base of shape {matrix.shape}", found=actual)
@@ -87,8 +88,8 @@ def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
     for row in rows:
         if not np.array_equal(matrix.encode(stored.rows(row, row + 1)), matrix.read(row)):
             raise BadInput(
-                f"{matrix.path}: {matrix.name}: expected row {row} of {base.path} in {matrix.storage}, found another "
-                "row: another base, or another build of the quantiser (--trust-base skips this proof)",
+                f"{matrix.path}: {matrix.name}: expected row {row} of {base.path} in {matrix.storage}, found a "
+                "different row: the base or the build of the quantiser differs (--trust-base skips this proof)",
                 path=matrix.path,
             )
     return len(rows)

@@ -1,8 +1,8 @@
-"""Patching a model in place, so that a crash at any moment leaves the old model or the new one.
+"""Patches a model in place. After a crash at any moment, the old model can be restored or the new model is complete.
 
-First the bytes that will be overwritten are written to a journal beside the model, and synced. The journal gets its
-name by a rename, so a journal under that name is complete. Then the model is changed, synced and checked, and the
-journal is removed: at that moment the new model replaces the old one. A run that finds a journal first restores the old
+First, the bytes that will be overwritten are written to a journal beside the model, and synced. The journal gets its
+name by a rename, so a journal with that name is complete. Then the model is changed, synced and checked. At last the
+journal is removed, and at that moment the new model becomes valid. A run that finds a journal first restores the old
 bytes.
 """
 
@@ -34,9 +34,10 @@ Pieces = Sequence[tuple[int, bytes]]
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes of a model's files. pieces: file → [(offset, bytes)] to overwrite; the file keeps its length.
+    """Changes of a model's files.
 
-    contents: small file → its whole new content; None to remove it.
+    pieces: file → [(offset, bytes)] to overwrite. The file keeps its length. contents: small file → new content of the
+    whole file, or None to remove the file.
     """
 
     pieces: Mapping[Path, Pieces] = field(default_factory=dict)
@@ -45,7 +46,10 @@ class Changes:
 
 @dataclass(frozen=True)
 class _Old:
-    """The old bytes of one file. size: None if the file did not exist. whole: ``pieces`` are the whole file."""
+    """The old bytes of one file.
+
+    size: size of the file, or None if the file did not exist. whole: whether ``pieces`` contain the whole file.
+    """
 
     size: int | None
     whole: bool
@@ -53,14 +57,14 @@ class _Old:
 
 
 def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], progress: Progress = silent) -> None:
-    """Change the files of the model at ``path``, a file or a folder. An exception of ``check`` restores the old bytes.
+    """Change the files of the model at ``path``, a file or a folder. If ``check`` raises, the old bytes are restored.
 
-    Memory: the old and the new bytes. Raises OutputError if another process is patching the model or a write fails; the
-    model then is as it was.
+    Memory: the old and the new bytes. Raises OutputError if another process is patching the model or if a write fails;
+    the model is then unchanged.
     """
     with _locked(path):
         if journal_of(path).exists():
-            raise OutputError(path, "another run was interrupted here; run the patch again")
+            raise OutputError(path, "another patch of this model was interrupted; run the patch again")
         _write_journal(path, dict(_old(changes)))
         try:
             for file, pieces in changes.pieces.items():
@@ -77,9 +81,10 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """Link ``paths``, the files or the folder of a model, in a temporary folder; yields the link to the first.
+    """Link ``paths``, the files or the folder of a model, in a temporary folder. Yields the link to the first path.
 
-    For the ``check`` of ``patch_in_place``: readers refuse a model beside its journal, and the links have none.
+    Needed for the ``check`` of ``patch_in_place``: readers refuse a model beside a journal, but there is no journal
+    beside the links.
     """
     with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
         links = []
@@ -91,9 +96,9 @@ def linked(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def recover(path: Path) -> bool:
-    """Restore the old bytes if a patch of the model at ``path`` was interrupted; returns whether it was.
+    """Restore the old bytes if a patch of the model at ``path`` was interrupted. Returns whether bytes were restored.
 
-    Raises UnreadableFile for a journal that is broken or belongs to another file; OutputError if another run is
+    Raises UnreadableFile if the journal is broken or belongs to a different file. Raises OutputError if another run is
     patching the model.
     """
     if not journal_of(path).exists():
@@ -121,7 +126,7 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
 
 
 def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
-    """The journal is complete and synced before it gets its name."""
+    """Write the journal. The journal is complete and synced before it gets its final name."""
     files = [
         [file.relative_to(path.parent).as_posix(), was.size, was.whole, [[at, len(data)] for at, data in was.pieces]]
         for file, was in old.items()
@@ -139,7 +144,7 @@ def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Write the old bytes back, then remove the journal. Can be repeated after an interruption."""
+    """Write the old bytes back, then remove the journal. The call can be repeated after an interruption."""
     for target, old in _read_journal(path).items():
         if old.whole:
             _replace(target, None if old.size is None else old.pieces[0][1])
@@ -149,11 +154,14 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Raises UnreadableFile for a journal with a wrong digest, and for the journal of another file."""
+    """Read the journal: file → old bytes.
+
+    Raises UnreadableFile if the digest of the journal is wrong, or if the journal belongs to a different file.
+    """
     journal = journal_of(path)
     with reading(journal):
         data = journal.read_bytes()
-    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found other content")
+    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found different content")
     if len(data) < _HEAD.size:
         raise broken
     magic, length, digest = _HEAD.unpack_from(data)
@@ -170,7 +178,7 @@ def _read_journal(path: Path) -> dict[Path, _Old]:
             with reading(target):
                 nbytes = target.stat().st_size
             if nbytes != size:
-                raise UnreadableFile(target, f"expected the {size} bytes that {journal.name} describes, found {nbytes}")
+                raise UnreadableFile(target, f"expected {size} bytes, as recorded in {journal.name}, found {nbytes}")
         pieces = []
         for offset, span_nbytes in spans:
             pieces.append((offset, body[at : at + span_nbytes]))
@@ -186,7 +194,7 @@ def _overwrite(path: Path, pieces: Pieces) -> None:
 
 
 def overwrite(fd: int, pieces: Pieces) -> None:
-    """Write every piece at its offset. Raises OSError."""
+    """Write all ``pieces`` at their offsets. Raises OSError."""
     for offset, data in pieces:
         view = memoryview(data)
         while view:
@@ -195,7 +203,7 @@ def overwrite(fd: int, pieces: Pieces) -> None:
 
 
 def _replace(path: Path, content: bytes | None) -> None:
-    """Write the whole content of a file, or remove it (None). Can be repeated."""
+    """Write the whole content of a file, or remove the file if ``content`` is None. The call can be repeated."""
     with writing(path):
         if content is None:
             path.unlink(missing_ok=True)
@@ -218,14 +226,14 @@ def _remove(journal: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One patch of a model at a time; the lock ends with the process."""
+    """Lock the model at ``path``, so that only one patch runs at a time. The lock ends with the process."""
     with writing(path):
         fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise OutputError(path, "another run is patching it") from exc
+            raise OutputError(path, "another run is patching this model") from exc
         yield
     finally:
         os.close(fd)

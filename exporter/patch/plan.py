@@ -1,4 +1,4 @@
-"""The plan of a patch, whatever the format of its base, and its run: write, verify, then promote."""
+"""The plan of a patch for any format of the base, and its execution: write, verify, then promote."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from exporter.verify.report import Check, Report, Skip, require_passed
 from exporter.verify.reports.setting import setting, setting_without_base
 from exporter.verify.reports.write import write_report
 
-#: The checks of the patched model at a path.
+#: Function that returns the checks of the patched model at a path.
 Checker = Callable[[Path], Iterator[Check]]
 
 
 @dataclass(frozen=True)
 class PatchPlan(ABC):
-    """All that is known before a byte is written. proof: how the base proved to be made from its checkpoint, in words.
+    """All facts about a patch that are known before a byte is written. Every format of a base has a subclass.
 
-    Abstract: each format of a base has a subclass.
+    proof: the kind of proof that the base was made from its checkpoint, in words.
     """
 
     spec: PatchSpec
@@ -47,27 +47,27 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def paths(self) -> Sequence[Path]:
-        """``out``, and the further files of a split model, in order."""
+        """``out``, followed by the other parts of a split GGUF, in order."""
 
     @property
     @abstractmethod
     def storage(self) -> str:
-        """The type of the embedding."""
+        """Storage type of the embedding."""
 
     @property
     @abstractmethod
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """Storage, path and nbytes of each artifact to write."""
+        """One table with storage, path and nbytes per artifact to write."""
 
     @property
     @abstractmethod
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """The rows that are replaced: tensor, type, token_ids, dtype."""
+        """Tables of the replaced rows, with tensor, type, token_ids and dtype."""
 
     @property
     @abstractmethod
     def vocab(self) -> int:
-        """Rows of the vocabulary after patching."""
+        """Number of rows of the vocabulary after patching."""
 
     @property
     @abstractmethod
@@ -77,30 +77,33 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def moves_bytes(self) -> bool:
-        """Whether bytes that stay would move: a patch in place then writes a whole new artifact under the old name."""
+        """Whether unchanged bytes would move.
+
+        If so, an in-place patch writes a whole new artifact under the old name.
+        """
 
     @property
     def rewrites(self) -> bool:
-        """Whether a patch in place writes a whole new artifact."""
+        """Whether an in-place patch writes a whole new artifact."""
         return self.spec.in_place and self.moves_bytes
 
     @property
     def in_place(self) -> bool:
-        """Whether the base's own bytes are overwritten."""
+        """Whether the patch overwrites bytes of the base."""
         return self.spec.in_place and not self.moves_bytes
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of the patched model."""
+        """Size of the patched model in bytes."""
 
     def run(self, hooks: Hooks) -> Report | None:
-        """Write a copy, or overwrite rows under a journal; then verify. None for level off.
+        """Write a copy, or overwrite rows under a journal, then verify. Returns the report, or None for level off.
 
-        Raises NotEquivalent, OutputError; the base then is as it was, and nothing new has its final name.
+        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no new file has its final name.
         """
         level = self.spec.level
-        # Reads the base first: a patch in place leaves none to compare with.
+        # The base is read before the patch, because an in-place patch overwrites the base.
         check = None if level == "off" else self._checker(every=level != "rows")
         if self.in_place:
             return self._run_in_place(check, hooks)
@@ -111,20 +114,23 @@ class PatchPlan(ABC):
 
     @property
     def _staged_as(self) -> Path:
-        """The path to stage: ``out``, or, for a split model, a name that none of its files has."""
+        """The path to stage: ``out``, or, for a split GGUF, a name that differs from the names of all parts."""
         return self.out
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
-        """Read from the base what the checks need, ``every`` byte or some of each tensor; returns the checks."""
+        """Read the data for the checks from the base, and return the checks.
+
+        every: whether the checks compare every byte, or only some bytes of each tensor.
+        """
 
     @abstractmethod
     def _write(self, draft: Path, progress: Progress) -> None:
-        """Write the patched model to ``draft``; the files of a split model beside it, under their final names."""
+        """Write the patched model to ``draft``. The parts of a split GGUF get their final names beside ``draft``."""
 
     @abstractmethod
     def _changes(self) -> Changes:
-        """The bytes that a patch in place overwrites."""
+        """The bytes that an in-place patch overwrites."""
 
     def _run_in_place(self, check: Checker | None, hooks: Hooks) -> Report | None:
         changes, reports = self._changes(), []
@@ -139,7 +145,9 @@ class PatchPlan(ABC):
         return reports[0] if reports else None
 
     def _verified(self, path: Path, check: Checker, hooks: Hooks) -> Report:
-        """The report on the patched model at ``path``, also written to the folder of ``--report``.
+        """The report on the patched model at ``path``.
+
+        The report is also written to the folder of ``--report``.
 
         Raises NotEquivalent.
         """
@@ -157,20 +165,21 @@ class PatchPlan(ABC):
         return report
 
     def _with_run(self, report: Report, path: Path, hooks: Hooks) -> Report:
-        """``report`` joined with that of a full verification, which runs the model and the unmerged reference."""
-        from exporter.verify.run import verify  # imported here: the other levels need no runtime
+        """``report`` joined with the report of a full verification, which runs the model and the unmerged reference."""
+        from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:
             return replace(report, skipped=[Skip("run", "the comparison with the base failed")])
         [run] = verify([path], self._reference(), level="full", say=hooks.say)
-        # Both reports check tokenizer files and special ids; the prefix keeps the names distinct.
+        # Both reports contain checks of tokenizer files and special ids. The prefix makes the names of the checks
+        # distinct.
         checks = [replace(check, name=f"patch: {check.name}") for check in report.checks]
         return replace(
             run, artifact=report.artifact, checks=[*checks, *run.checks], facts={**report.facts, **run.facts}
         )
 
     def _reference(self) -> Reference:
-        """Opened from disk again: the checks must not depend on how the patch read the adapters."""
+        """The reference, opened again so that the checks do not depend on the adapters as read by the patch."""
         base = self.inputs.base
         assert base is not None, "PatchSpec and Inputs refuse a level that needs a base without one"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])

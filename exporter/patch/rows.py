@@ -1,4 +1,4 @@
-"""From adapters to rows of a base's vocabulary matrices: which rows of which tensor, in which dtype."""
+"""Assigns the token rows of adapters to the vocabulary matrices of a base."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _Encoded = TypeVar("_Encoded")
 
 @dataclass(frozen=True)
 class VocabTensors:
-    """Names of the tensors that hold a base artifact's vocabulary. head: None where the embedding serves as the head.
+    """Names of the vocabulary tensors of a base artifact.
 
-    widths: tensor → hidden size. repeats: returns whether a head of its own is a second copy of the embedding; it
-    reads rows, so it is called only where the answer matters.
+    head: name of the head, or None if the embedding serves as the head. widths: tensor → hidden size. repeats: returns
+    whether a stored head is a second copy of the embedding. ``repeats`` reads rows, so it is called only if needed.
     """
 
     path: Path
@@ -38,16 +38,17 @@ class VocabTensors:
 
     @property
     def names(self) -> list[str]:
-        """Tensor names, the embedding first."""
+        """Names of the vocabulary tensors, with the embedding first."""
         return [self.embedding, *([self.head] if self.head else [])]
 
 
 @dataclass(frozen=True)
 class RowEdits:
-    """The rows that a patch sets, for each tensor of the base: token id → final row (hidden,), in the trained dtype.
+    """The rows that a patch sets.
 
-    sources: tensor → an adapter tensor that sets rows of it, for messages. untrained: token ids of rows that resizing
-    the embedding created and training left unchanged.
+    rows: tensor of the base → (token id → final row (hidden,) in the trained dtype). sources: tensor of the base → an
+    adapter tensor that sets rows of the base's tensor, for messages. untrained: token ids of rows that resizing the
+    embedding created and training left unchanged.
     """
 
     rows: Mapping[str, Mapping[int, Array]]
@@ -61,7 +62,10 @@ class RowEdits:
 
     @property
     def highest_trained(self) -> int:
-        """The highest token id of a trained row, which needs a token in the vocabulary; -1 if there is none."""
+        """The highest token id of a trained row, or -1 if no row is trained.
+
+        A trained row needs a token in the vocabulary.
+        """
         return max(self._token_ids - self.untrained, default=-1)
 
     @property
@@ -69,27 +73,27 @@ class RowEdits:
         return {token_id for rows in self.rows.values() for token_id in rows}
 
     def require_covered(self, path: Path, name: str, n_rows: int, vocab: int) -> None:
-        """Raise BadInput if tensor ``name`` grows from ``n_rows`` to ``vocab`` rows and a new row is not set."""
+        """Raise BadInput if tensor ``name`` grows from ``n_rows`` to ``vocab`` rows and no adapter sets a new row."""
         covered = self.rows.get(name, {}).keys()
         missing = next((token_id for token_id in range(n_rows, vocab) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
                 f"{path}: {name}: expected the adapters to set every new row from {n_rows} to {vocab - 1}, "
-                f"found none for token {missing}"
+                f"found no row for token {missing}"
             )
 
     def encode(self, name: str, dtype: str, encoder: Callable[[Array], _Encoded]) -> tuple[tuple[int, ...], _Encoded]:
-        """(token ids ascending, encoded rows) of tensor ``name``. encoder: gets the rows (k, hidden) in ``dtype``.
+        """(ascending token ids, encoded rows) of the tensor ``name``.
 
-        Raises TensorMismatch for a value beyond the range of ``dtype``; BadInput, naming the adapter tensor, for what
-        ``encoder`` raises as BadInput.
+        encoder: function that encodes rows (k, hidden) in ``dtype``. Raises TensorMismatch for a value beyond the range
+        of ``dtype``. If ``encoder`` raises BadInput, the error is raised again with the name of the adapter tensor.
         """
         rows, source = self.rows[name], self.sources[name]
         token_ids = tuple(sorted(rows))
         values = np.stack([cast(rows[token_id], dtype) for token_id in token_ids])
         finite = np.isfinite(values.astype(np.float32)).all(axis=1)
         if not finite.all():
-            actual = f"a larger one in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
+            actual = f"a larger value in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
             raise TensorMismatch(source.path, source.key, expected=f"values that {dtype} can hold", found=actual)
         with in_tensor(source.path, source.key):
             return token_ids, encoder(values)
@@ -98,8 +102,9 @@ class RowEdits:
 def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
     """Assign the adapters' rows to the base's tensors.
 
-    Raises NotExpressible for adapters that hold more than rows, and for rows of head and embedding that differ where
-    the base has one tensor for both; BadInput for a row that is set twice; TensorMismatch for rows of another width.
+    Raises NotExpressible if an adapter contains more than rows, or if rows of head and embedding differ although the
+    base has one tensor for head and embedding. Raises BadInput if a row is set twice. Raises TensorMismatch if the
+    width of the rows differs from the base.
     """
     edits: dict[str, dict[int, Array]] = {}
     sources: dict[str, TokenRows] = {}
@@ -122,7 +127,7 @@ def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
 
 
 def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
-    """Use ("embedding", "head") → the adapter's rows for it."""
+    """Use ("embedding" or "head") → the adapter's rows for the use."""
     uses: dict[str, TokenRows] = {}
     for edit in adapter.edits:
         if not isinstance(edit, TokenRows):
@@ -133,24 +138,29 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
             raise TensorMismatch(edit.path, edit.key, expected="a module that is embedding or head", found=edit.module)
         first = uses.setdefault(use, edit)
         if first is not edit and not _same(first, edit):
-            raise NotExpressible(f"{edit.path}: {edit.key}", f"it differs from {first.key}, and both are the {use}")
+            raise NotExpressible(
+                f"{edit.path}: {edit.key}", f"the rows differ from {first.key}, although the two tensors are the {use}"
+            )
     return uses
 
 
 def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
-    """Raise NotExpressible. With a base checkpoint, a whole vocabulary matrix was replaced by rows before."""
+    """Raise NotExpressible for an edit that is not rows.
+
+    If a base checkpoint is given, a whole vocabulary matrix was already replaced by rows.
+    """
     vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            "patch replaces rows of the vocabulary, and only the base checkpoint shows which rows of this whole matrix "
-            "were trained",
+            "patch replaces only rows of the vocabulary, and the base checkpoint is needed to find the trained rows of "
+            "this whole matrix",
             instead="give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
             "save_pretrained(…, save_embedding_layers=False)",
         )
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
-        "patch replaces rows of the vocabulary, and this is no row",
+        "patch replaces only rows of the vocabulary, but this adapter tensor does not contain rows",
         instead=f"ttexport merge --to {base.format} merges every kind of adapter",
     )
 
@@ -163,15 +173,15 @@ def _require_same(base: VocabTensors, by_use: Mapping[str, TokenRows]) -> None:
     if not _same(by_use[_EMBEDDING], by_use[_HEAD]):
         raise NotExpressible(
             f"{base.path}: {base.embedding}",
-            f"it serves as the head too, and {by_use[_HEAD].path} changes the two in different ways",
-            instead=f"ttexport merge --untie --to {base.format} writes a head of its own",
+            f"the tensor is embedding and head, but {by_use[_HEAD].path} changes embedding and head in different ways",
+            instead=f"ttexport merge --untie --to {base.format} writes a separate head",
         )
 
 
 def _require_width(base: VocabTensors, name: str, token_rows: TokenRows) -> None:
     width = base.widths[name]
     if (actual := token_rows.rows.shape[1]) != width:
-        hint = f"the adapter was trained on another base than {base.path}"
+        hint = f"the adapter was trained on a base that differs from {base.path}"
         raise TensorMismatch(
             token_rows.path, token_rows.key, expected=f"rows of width {width}", found=actual, hint=hint
         )
@@ -188,17 +198,17 @@ def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:
 def patched_vocab(
     edits: Sequence[RowEdits], n_rows: int, n_tokens: int, *, tokenizer: Path | None, rows_in: object
 ) -> int:
-    """Rows of the vocabulary after patching: ``n_rows`` now, and more if the edits set rows beyond them.
+    """Number of rows of the vocabulary after patching: ``n_rows``, or more if the edits set further rows.
 
-    n_tokens: one more than the highest token id of ``tokenizer``. rows_in: what has the rows, for messages.
-    Raises TensorMismatch for a trained row of a token that neither the base nor the tokenizer has; BadInput for a
-    tokenizer that has more tokens than there are rows.
+    n_tokens: one more than the highest token id of ``tokenizer``. rows_in: name of the object that contains the rows,
+    for messages. Raises TensorMismatch if a trained row belongs to a token that neither the base nor the tokenizer
+    contains. Raises BadInput if the tokenizer has more tokens than the vocabulary has rows.
     """
     highest = max(edits, key=lambda edit: edit.highest_trained)
     limit = max(n_rows, n_tokens)
     if highest.highest_trained >= limit:
         source = next(iter(highest.sources.values()))
-        hint = "new tokens need the tokenizer that names them beside the adapter"
+        hint = "the folder of an adapter with new tokens must contain the tokenizer with the new tokens"
         expected = f"token ids below {limit} (rows in {rows_in})"
         raise TensorMismatch(source.path, source.key, expected=expected, found=highest.highest_trained, hint=hint)
     vocab = max(n_rows, *(edit.highest + 1 for edit in edits))

@@ -1,4 +1,4 @@
-"""What a patch is asked to do, and the inputs that it opens, whatever the format of its base."""
+"""The options and the opened inputs of a patch, for any format of the base."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from exporter.sources.hub.locate import ADAPTERS_DIGEST, PREFIX, Located, locate
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from exporter.verify import options
 
-#: Hint for an OUT that is an input.
-OVER_BASE: Final = "--in-place changes the base itself"
-#: Values of ``--verify``; each level does all checks of those before it.
+#: Hint in the error message for an OUT that is an input.
+OVER_BASE: Final = "--in-place modifies the base itself"
+#: Values of ``--verify``. Each level includes all checks of the preceding levels.
 LEVELS: Final = ("off", *options.LEVELS)
 _FULL: Final = "--verify full: runs the patched model against its base checkpoint"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -28,12 +28,13 @@ _DIGEST: Final = re.compile("[0-9a-f]{64}")
 class PatchSpec:
     """Options of one patch.
 
-    base: a .gguf file, or a folder with ONNX models. checkpoint: the checkpoint that ``base`` was made from (path or
-    hub id), as the proof of it; None: the folder that the adapters name. trust_base: patch without that proof.
-    dtype: f32, f16 or bf16, to which rows are rounded first; None: as ``base`` shows.
-    level: "off" compares nothing; "rows" the new rows, the header or graph, and some rows of every tensor; "weights"
-    every byte that may not differ; "full" also runs the patched model against ``checkpoint`` with the adapters
-    unmerged, so it needs a checkpoint even if ``trust_base`` skips the proof. quiet: no bars for downloads.
+    base: a .gguf file, or a folder with ONNX models. checkpoint: path or hub id of the checkpoint from which ``base``
+    was made, needed to prove the origin of ``base``; None for the folder that the adapters name. trust_base: whether to
+    patch without a proof. dtype: f32, f16 or bf16, to which rows are rounded first; None for the dtype found in
+    ``base``. level: "off" compares nothing. "rows" compares the new rows, the header or graph, and some rows of every
+    tensor. "weights" compares every byte that must not differ. "full" also runs the patched model and compares the
+    output with ``checkpoint`` and the unmerged adapters, so "full" needs a checkpoint even if ``trust_base`` skips the
+    proof. quiet: whether to hide progress bars of downloads.
     """
 
     base: Path
@@ -52,23 +53,24 @@ class PatchSpec:
         if self.level not in LEVELS:
             raise UsageError(f"--verify: expected {', '.join(LEVELS)}, found {self.level!r}")
         if self.report and self.level == "off":
-            raise UsageError("--report: needs a verification, found --verify off")
+            raise UsageError("--report needs a verification and cannot be combined with --verify off")
         if self.in_place and self.out is not None:
-            raise UsageError(f"--in-place: changes {self.base} itself, so there is no -o {self.out}")
+            raise UsageError(f"--in-place modifies {self.base} itself and cannot be combined with -o {self.out}")
         if self.trust_base and self.checkpoint and self.level != "full":
-            raise UsageError("--trust-base: skips the proof, so there is no --base to compare with")
+            raise UsageError("--trust-base skips the comparison with the base and cannot be combined with --base")
         if self.trust_base and not self.checkpoint and self.level == "full":
-            raise UsageError(f"{_FULL}; expected --base CHECKPOINT beside --trust-base, found none")
+            raise UsageError(f"{_FULL}; expected --base CHECKPOINT in addition to --trust-base")
         if not self.adapters:
-            raise UsageError("patch: expected an adapter behind the base, found none")
+            raise UsageError("patch: expected an adapter after the base, found no adapter")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The adapters and the base checkpoint, opened, and where they were found. base: None if none is needed.
+    """The opened adapters and the opened base checkpoint, with their locations.
 
-    With a base, an adapter's whole resized embedding is replaced by the rows that it adds. trusted: the base artifact
-    is patched without a proof that it was made from ``base``.
+    base: the base checkpoint, or None if no checkpoint is needed. With a base checkpoint, an adapter's whole resized
+    embedding is replaced by the rows that resizing added. trusted: whether the base artifact is patched without a proof
+    that ``base`` is its checkpoint.
     """
 
     adapters: Sequence[Adapter]
@@ -79,7 +81,9 @@ class Inputs:
 
     @classmethod
     def open(cls, spec: PatchSpec) -> Inputs:
-        """Read headers, and a whole embedding beside an adapter's rows, to find the rows that it adds.
+        """Read headers.
+
+        A whole embedding in an adapter is also read, to find the rows that resizing added.
 
         Raises BadInput, NotExpressible, UsageError.
         """
@@ -93,20 +97,24 @@ class Inputs:
 
     @property
     def paths(self) -> set[Path]:
-        """The adapters' folders and weight files."""
+        """Paths of the adapters' folders and weight files."""
         return {path for adapter in self.adapters for path in (adapter.path, adapter.weights)}
 
     def prove(self, compare: Callable[[Checkpoint], str]) -> str:
-        """How the base artifact proved to be made from the checkpoint, in words. compare: raises BadInput if not."""
+        """Prove that the base artifact was made from the checkpoint. Returns the kind of proof, in words.
+
+        compare: function that compares the artifact with a checkpoint and raises BadInput if they differ.
+        """
         if self.trusted:
             return "trusted"
         assert self.base is not None, "a base that is not trusted was located"
         return compare(self.base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """The provenance to record in the patched artifact. recorded: that of the base artifact, already checked.
+        """The provenance to record in the patched artifact. recorded: checked provenance of the base artifact.
 
-        An artifact of another tool or of an older version has no place for the adapters' digest, and gets none.
+        The adapters' digest is not recorded in an artifact that was made by a different tool or by an older version of
+        ttexport, because the artifact has no place for the digest.
         """
         provenance = origins_after(recorded, None if self.trusted else self.base_located, self.located)
         if (before := recorded.get(ADAPTERS_DIGEST)) is not None and before != self._digest:
@@ -114,10 +122,10 @@ class Inputs:
         return provenance
 
     def note_on_adapters(self, path: Path, recorded: Mapping[str, str]) -> str:
-        """A note on the adapters that the artifact contains already. path: its file, for messages.
+        """A note on the adapters that the artifact already contains. path: file of the artifact, for messages.
 
-        Raises BadInput for other adapters than these, as their rows would stay, unless the base is trusted; and for a
-        recorded value that is no digest.
+        Raises BadInput if the artifact contains different adapters and the base is not trusted, because rows of the
+        different adapters would stay. Raises BadInput if the recorded value is not a digest.
         """
         before = recorded.get(ADAPTERS_DIGEST, NO_ADAPTERS_DIGEST)
         if not _DIGEST.fullmatch(before):
@@ -128,9 +136,9 @@ class Inputs:
             return ", patched with the same before"
         if not self.trusted:
             raise BadInput(
-                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact of the base alone, or with these adapters in "
-                f"it, found {before[:12]}, other adapters: their rows would stay; patch the base's own artifact "
-                "(--trust-base puts the rows beside theirs)"
+                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact with no adapters or with the given adapters, "
+                f"found different adapters ({before[:12]}), whose rows would stay; patch an artifact of the base alone "
+                "(--trust-base keeps the rows of the different adapters)"
             )
         return ", beside the rows of other adapters"
 
@@ -141,9 +149,9 @@ class Inputs:
 
 
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None:
-    """The base checkpoint: ``--base``, else the folder that the adapters name; None if none is needed.
+    """The base checkpoint: ``--base``, or else the folder that the adapters name. None if no checkpoint is needed.
 
-    Raises BadInput if it is missing; for level full, UsageError.
+    Raises BadInput if the checkpoint is missing, or UsageError for level full.
     """
     if spec.checkpoint is not None:
         return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)
@@ -153,7 +161,7 @@ def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None
     name = names.pop() if len(names) == 1 else None
     if name is not None and Path(name).is_dir():
         return Located(Path(name))
-    actual = f"{name!r}, which is no folder here" if name else "no one folder that the adapters name"
+    actual = f"{name!r}, which is not a folder" if name else "no single folder that all adapters name"
     if spec.level == "full":
         raise UsageError(f"{_FULL}; expected --base CHECKPOINT, found {actual}")
     raise BadInput(

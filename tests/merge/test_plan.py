@@ -157,7 +157,9 @@ def test_a_nested_config_grows_with_its_text_model(tmp_path: Path) -> None:
 def test_growing_needs_a_tokenizer_with_the_new_tokens(tmp_path: Path) -> None:
     base = base_of(tmp_path / "b")
     rows = adapter(tmp_path / "a", [6], {E: matrix(1)})
-    with pytest.raises(TensorMismatch, match=r"below 6 .*found 6 \(new tokens need the tokenizer"):
+    with pytest.raises(
+        TensorMismatch, match=r"below 6 .*found 6 \(the folder of an adapter with new tokens must contain the tokenizer"
+    ):
         planned(base, rows)
     tokenizer(rows, range(6))
     with pytest.raises(TensorMismatch, match=r"below 6 .*found 6"):

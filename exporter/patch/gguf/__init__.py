@@ -1,1 +1,1 @@
-"""Rows into an existing GGUF file."""
+"""Patches rows in an existing GGUF file."""

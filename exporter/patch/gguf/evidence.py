@@ -1,4 +1,4 @@
-"""Evidence in a GGUF about the checkpoint that it was made from: its dtype, and whether it is a given checkpoint."""
+"""Finds evidence in a GGUF file about the base checkpoint: its dtype, and whether it is a given checkpoint."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import PREFIX
 from exporter.tensors import FLOATS, Array
 
-#: Metadata key of our own writer.
+#: Metadata key in which ttexport's writer records the dtype of the rows.
 ROWS_DTYPE_KEY: Final = f"{PREFIX}rows.dtype"
 
-#: Norms and biases that are read for their precision; they are small, and a few would do.
+#: Number of norms and biases that are read to find the dtype. Norms and biases are small, and a few would be enough.
 _NORMS: Final = 64
 
 
 def prove_base(model: GgufModel, base: Checkpoint) -> str:
-    """Compare the embedding with that of ``base``, as ``evidence.prove_base`` does; returns the kind of proof."""
+    """Compare the embedding of ``model`` with ``base``, as ``evidence.prove_base`` does. Returns the kind of proof."""
     tensor, file = model.tensors[EMBEDDING], model.holder(EMBEDDING)
 
     def read(row: int) -> Array:
@@ -37,11 +37,11 @@ def prove_base(model: GgufModel, base: Checkpoint) -> str:
 
 
 def base_dtype(model: GgufModel) -> str:
-    """The dtype in which the base stores its weights: as recorded, else as unquantised values of the file show it.
+    """The dtype in which the base stores its weights: the recorded dtype, or else the dtype of unquantised values.
 
-    GGUF keeps norms and biases in float32 whatever the type of the file, so the bits that a 16-bit dtype lacks are all
-    zero. A value that fits bfloat16 also fits float16, except for its range, so the coarser bfloat16 is tried first.
-    Raises what ``vocab_tensors`` raises, for a file that holds no model.
+    GGUF stores norms and biases in float32 whatever the type of the file. If the base has a 16-bit dtype, the bits that
+    the 16-bit dtype lacks are zero. Except for its range, a value that fits bfloat16 also fits float16, so the coarser
+    bfloat16 is tried first. Raises the errors of ``vocab_tensors`` if the file contains no model.
     """
     recorded = model.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:
@@ -54,7 +54,7 @@ def base_dtype(model: GgufModel) -> str:
 
 
 def _unquantised(model: GgufModel) -> Array:
-    """Norms, biases, and rows of an unquantised embedding, in float32."""
+    """Values of norms, biases, and rows of an unquantised embedding, in float32."""
     names = [
         name
         for name, tensor in model.tensors.items()

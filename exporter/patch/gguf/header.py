@@ -1,4 +1,4 @@
-"""The header of an existing GGUF as keys: written again byte for byte, some of them with other values."""
+"""Rewrites the header of an existing GGUF file. Unchanged keys are written byte for byte as before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.sources.hub.locate import PREFIX
 
 
 def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[str]) -> list[Key]:
-    """``keys`` with the values of ``changes``. A key that the file lacks goes behind the nearest key in ``order``."""
+    """``keys`` with the values of ``changes``. A new key is placed after the nearest preceding key in ``order``."""
     result = list(keys)
     places = {key.name: number for number, key in enumerate(result)}
     for change in changes:
@@ -30,9 +30,10 @@ def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[st
 
 
 def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[Key]:
-    """``keys`` with the keys of ttexport, sorted as our writer sorts them.
+    """``keys`` with the provenance keys of ttexport, sorted as ttexport's writer sorts keys.
 
-    They take the place of the first such key in the file; without one, they go to the end.
+    The provenance keys are placed at the first key of ttexport in the file, or at the end if the file has no key of
+    ttexport.
     """
     recorded = [number for number, key in enumerate(keys) if key.name.startswith(PREFIX)]
     place = recorded[0] if recorded else len(keys)
@@ -42,19 +43,22 @@ def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[
 
 
 def with_value(key: Key, value: int) -> Key:
-    """An integer key with another value, stored in the same type."""
+    """The integer key ``key`` with a new value, stored in the same type."""
     (type_number,) = struct.unpack_from("<I", key.encoded)
     return Key(key.name, struct.pack("<I", type_number) + np.asarray(value, SCALARS[type_number]).tobytes())
 
 
 def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
-    """An array of numbers. item_type: their type number."""
+    """A key with an array of numbers. item_type: type number of the items."""
     head = struct.pack("<IIQ", ARRAY, item_type, len(values))
     return Key(name, head + np.asarray(values, SCALARS[item_type]).tobytes())
 
 
 def build(file: GgufFile, keys: Sequence[Key], n_rows: Mapping[str, int]) -> tuple[bytes, int]:
-    """(header, size of the file) with ``keys``. n_rows: tensor → its rows, where they differ from the file."""
+    """(header, size of the file) of a file with ``keys``.
+
+    n_rows: tensor → number of rows, for tensors whose number of rows changes.
+    """
     entries = [
         TensorEntry(tensor.name, tensor.type, (n_rows.get(tensor.name, tensor.shape[0]), *tensor.shape[1:]))
         for tensor in file.tensors.values()

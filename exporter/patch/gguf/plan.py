@@ -1,4 +1,4 @@
-"""From a GGUF and row adapters to what changes in it: rows by place, a new header where tokens are new, sizes."""
+"""Plans the changes in a GGUF file for row adapters: the new rows, a new header if tokens are new, and sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 
 @dataclass(frozen=True)
 class TensorPatch:
-    """New rows of one tensor: ``token_ids`` ascending, ``encoded`` (k, bytes a row) uint8. n_rows: after patching."""
+    """New rows of one tensor.
+
+    token_ids: ascending ids. encoded: (k, bytes per row) uint8. n_rows: number of rows after patching.
+    """
 
     tensor: GgufTensor
     token_ids: tuple[int, ...]
@@ -36,13 +39,16 @@ class TensorPatch:
 
     @property
     def grows(self) -> bool:
-        """Whether rows are added."""
+        """Whether the patch adds rows to the tensor."""
         return self.n_rows != self.tensor.n_rows
 
 
 @dataclass(frozen=True)
 class FilePatch:
-    """What changes in one file. header: all bytes before its data section, None if they stay. nbytes: of the result."""
+    """Changes of one file.
+
+    header: all new bytes before the data section, or None if the header stays. nbytes: size of the patched file.
+    """
 
     file: GgufFile
     header: bytes | None
@@ -51,14 +57,17 @@ class FilePatch:
 
     @property
     def in_place(self) -> bool:
-        """Whether every byte that stays keeps its offset."""
+        """Whether every unchanged byte keeps its offset."""
         fits = self.header is None or len(self.header) == self.file.data_offset
         return fits and not any(tensor.grows for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class GgufPatch:
-    """The whole patch. dtype: rows are first rounded to it. new_tokens: id → text of tokens new to the model."""
+    """The whole patch.
+
+    dtype: dtype to which rows are rounded first. new_tokens: id → text of tokens that are new to the model.
+    """
 
     model: GgufModel
     files: Sequence[FilePatch]
@@ -68,26 +77,26 @@ class GgufPatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(file.nbytes for file in self.files)
 
     @property
     def in_place(self) -> bool:
-        """Whether the files can be patched where they lie."""
+        """Whether all files can be patched in place."""
         return all(file.in_place for file in self.files)
 
     @property
     def storage(self) -> str:
-        """The type of the embedding."""
+        """Tensor type of the embedding."""
         return self.model.tensors[EMBEDDING].type
 
 
 def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
-    """Decide what changes, and encode the new rows. Reads only a few rows of the model's tensors.
+    """Plan the changes, and encode the new rows. Reads only a few rows of the model's tensors.
 
-    dtype: rows are rounded to it before they are encoded, as a merge rounds them to the base's dtype.
-    provenance: what the patched model records of its origins.
-    Raises as ``vocab_tensors``, ``collect_rows``, ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
+    dtype: dtype to which rows are rounded before encoding, as a merge rounds rows to the base's dtype. provenance:
+    provenance that the patched model records. Raises the errors of ``vocab_tensors``, ``collect_rows``,
+    ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
     """
     edits = collect_rows(vocab_tensors(model), adapters)
     keys = raw_keys(model.files[0])
@@ -122,10 +131,10 @@ def _of_size(
 ) -> tuple[list[Key], Sequence[Key]]:
     """(keys that change with the number of tokens, the keys to change).
 
-    The converter writes add_bos_token = false for a vocabulary of ``NO_BOS_VOCAB`` tokens alone, so it is dropped with
-    that size, unless the adapter's tokenizer states it.
+    The converter writes add_bos_token = false only for a vocabulary of ``NO_BOS_VOCAB`` tokens. If the size changes,
+    add_bos_token is dropped, unless the adapter's tokenizer contains the setting.
     """
-    # Imported here: they import the families, and most patches keep the size of the vocabulary.
+    # Imported here, because the modules import the families, and most patches keep the size of the vocabulary.
     from exporter.formats.gguf.metadata import size_class
     from exporter.formats.gguf.plan import NO_BOS_VOCAB
 

@@ -1,4 +1,4 @@
-"""The patch of a GGUF: base model and row adapters → proof of the base → patched model → verification."""
+"""Runs the patch of a GGUF model: proves the base, writes the patched model, and verifies the patched model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPLIT_SUFFIX: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class GgufPatchPlan(PatchPlan):
-    """The patch of one GGUF model, of one file or split into several."""
+    """The patch of one GGUF model, which is one file or a split GGUF."""
 
     patch: GgufPatch
 
@@ -35,14 +35,14 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def out(self) -> Path:
-        """The first file."""
+        """Path of the first file of the patched model."""
         if self.spec.in_place:
             return self.spec.base
         return self.spec.out or Path(f"{self._stem(self.spec.base)}-patched.gguf")
 
     @cached_property
     def paths(self) -> list[Path]:
-        """Every file of the patched model, in order."""
+        """Paths of all files of the patched model, in order."""
         if self.spec.in_place:
             return [file.file.path for file in self.patch.files]
         count = len(self.patch.files)
@@ -52,12 +52,12 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def storage(self) -> str:
-        """The type of the embedding."""
+        """Tensor type of the embedding."""
         return self.patch.storage
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """One entry a file."""
+        """One table per file."""
         return [
             {"storage": self.storage, "path": str(path), "nbytes": file.nbytes}
             for path, file in zip(self.paths, self.patch.files, strict=True)
@@ -65,7 +65,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One entry a tensor."""
+        """One table per tensor."""
         return [
             {
                 "tensor": changed.tensor.name,
@@ -79,22 +79,22 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def vocab(self) -> int:
-        """Rows of the embedding."""
+        """Number of rows of the embedding."""
         return self.patch.vocab
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Id → text of tokens that the model did not have."""
+        """Id → text of tokens that are new to the model."""
         return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the size of a header or a tensor changes."""
+        """Whether the size of a header or of a tensor changes."""
         return not self.patch.in_place
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return self.patch.nbytes
 
     @property
@@ -118,7 +118,7 @@ class GgufPatchPlan(PatchPlan):
 
 
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
-    """Read headers, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
+    """Plan the patch from headers, adapters and a few rows. Raises BadInput, NotExpressible, UsageError."""
     inputs = Inputs.open(spec)
     model = GgufModel.open(spec.base)
     dtype = spec.dtype.upper() if spec.dtype else base_dtype(model)
@@ -134,7 +134,7 @@ def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     if plan.rewrites and len(patch.files) > 1:
         raise NotExpressible(
             f"patch --in-place: {spec.base}",
-            "the size of a header or tensor changes, and the files of a split model cannot all be replaced at once",
+            "the size of a header or tensor changes, and the parts of a split GGUF cannot all be replaced at once",
             instead="-o writes a patched copy",
         )
     return plan

@@ -1,7 +1,8 @@
-"""The vocabulary of an existing GGUF beside the tokenizer that an adapter brings: which entries change.
+"""Compares the vocabulary of an existing GGUF file with an adapter's tokenizer, and plans the changes.
 
-A patch changes only what the adapter's tokenizer adds: texts, types and scores of new tokens, in unused rows first,
-then in rows behind them; ids of special tokens and chat templates where they differ. Merges and all other tokens stay.
+A patch adds texts, types and scores of the tokens that are new in the adapter's tokenizer. New tokens take unused rows
+first, then rows after the existing rows. A patch also changes ids of special tokens and chat templates that differ.
+Merges and all other tokens stay.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from exporter.sources.peft.adapter import Adapter
 TOKENS: Final = "tokenizer.ggml.tokens"
 TYPES: Final = "tokenizer.ggml.token_type"
 SCORES: Final = "tokenizer.ggml.scores"
-#: Values of tokenizer.ggml.model for which ttexport can describe the special tokens.
+#: Values of tokenizer.ggml.model for which ttexport can write the keys of the special tokens.
 _MODELS: Final = ("gpt2", "llama", "t5")
 
 
 @dataclass(frozen=True)
 class PatchedVocabulary:
-    """The vocabulary after patching. size: rows of the matrices. changes: keys that change.
+    """The vocabulary after patching.
 
-    new_tokens: id → text of the tokens that are new to the file. states_bos: the adapter's tokenizer states whether
-    texts begin with a token.
+    size: number of rows of the matrices. changes: keys that change. new_tokens: id → text of tokens that are new to the
+    file. states_bos: whether the adapter's tokenizer contains the setting for a first token of every text.
     """
 
     size: int
@@ -52,10 +53,11 @@ class PatchedVocabulary:
 def patch_vocabulary(
     model: GgufModel, keys: Mapping[str, Key], adapters: Sequence[Adapter], edits: RowEdits
 ) -> PatchedVocabulary:
-    """Decide on the vocabulary. keys: those of the file, by name.
+    """Plan the vocabulary after patching. keys: name → key of the file.
 
-    Raises TensorMismatch for rows of tokens that neither file nor tokenizer has; BadInput for a tokenizer that
-    contradicts the file, or new rows that no adapter sets; NotExpressible for a tensor or file that cannot grow.
+    Raises TensorMismatch if a row belongs to a token that neither the file nor the tokenizer contains. Raises BadInput
+    if the tokenizer contradicts the file, or if no adapter sets a new row. Raises NotExpressible if a tensor or the
+    file cannot grow.
     """
     files = adapter_files(adapters)
     n_rows = model.tensors[EMBEDDING].shape[0]
@@ -75,13 +77,14 @@ def patch_vocabulary(
     if files and (tokenizer_model := model.metadata.get("tokenizer.ggml.model")) in _MODELS:
         specials, _ = special_keys(files, ({}, {}), content, settings, ids, size, tokenizer_model)
         specials += template_keys(files, settings)
-    # Whether texts get a first or last token stays: it depends on more than the tokenizer's files.
+    # The settings for a first or last token of every text stay, because the tokenizer's files alone do not determine
+    # these settings.
     changes += [key for key in specials if not key.name.startswith("tokenizer.ggml.add_") and keys.get(key.name) != key]
     return PatchedVocabulary(size, changes, new, any(key.name == "tokenizer.ggml.add_bos_token" for key in specials))
 
 
 def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
-    """Every matrix grows, and every new row of each must come from an adapter."""
+    """Check that every matrix can grow, and that an adapter contains every new row of every matrix."""
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     for name in names:
         edits.require_covered(model.path, name, model.tensors[name].shape[0], size)
@@ -90,27 +93,29 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
         if size != old and name not in names and old in tensor.shape and name.startswith(("output", "per_layer_token")):
             raise NotExpressible(
                 f"{model.path}: {name}",
-                f"the vocabulary grows from {old} to {size}, and no adapter holds new entries of this tensor",
-                instead="resize the base with transformers, train on that and export it",
+                f"the vocabulary grows from {old} to {size}, but no adapter contains new values of this tensor",
+                instead="resize the base with transformers, train on the resized base and export the result",
             )
 
 
 def _token_arrays(
     model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
-    """(id → text of new tokens, the arrays that change, each in its stored item type)."""
+    """(id → text of new tokens, keys of the arrays that change). An array keeps its stored item type."""
     values = {name: model.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
     arrays = {name: value for name, value in values.items() if isinstance(value, GgufArray)}
     if TOKENS not in arrays:
         if size == model.tensors[EMBEDDING].shape[0]:
             return {}, []
-        raise NotExpressible(f"{model.path}", f"new tokens, and the file has no {TOKENS} to name them in")
+        raise NotExpressible(
+            f"{model.path}", f"the adapter adds tokens, but the file has no array {TOKENS} for the new tokens"
+        )
     count = arrays[TOKENS].count
     if not added and size <= count:
         return {}, []
     for name, array in arrays.items():
         if array.count != count:
-            raise UnreadableFile(model.path, f"{name}: expected {count} entries, one a token, found {array.count}")
+            raise UnreadableFile(model.path, f"{name}: expected {count} items, one per token, found {array.count}")
     texts = arrays[TOKENS].values() + [f"[PAD{token_id}]" for token_id in range(count, size)]
     types = arrays[TYPES].values() if TYPES in arrays else [NORMAL] * count
     types += [UNUSED] * (size - count)
@@ -136,10 +141,11 @@ def _add_tokens(
     path: Path,
     tokenizer: Path | None,
 ) -> tuple[dict[int, str], bool]:
-    """Put the tokenizer's ``added`` tokens into ``texts`` and ``types``; (new tokens, whether another type changed).
+    """Write the tokenizer's ``added`` tokens into ``texts`` and ``types``.
 
-    count: entries of the file; those behind are padding. Raises BadInput for a token in the place of another, and for
-    a text that the file has already.
+    Returns (id → text of new tokens, whether the type of an existing token changed). count: number of tokens of the
+    file; later tokens are padding. Raises BadInput if a token would replace a different token, or if the file already
+    contains a new token's text.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}
@@ -147,18 +153,21 @@ def _add_tokens(
     for token_id, (text, token_type) in sorted(added.items()):
         if texts[token_id] == text:
             if types[token_id] == NORMAL and token_type in (CONTROL, USER_DEFINED):
-                types[token_id], retyped = token_type, True  # a plain token that the adapter's tokenizer never splits
+                # The adapter's tokenizer has this normal token of the file as an added token, which is never split.
+                types[token_id], retyped = token_type, True
             continue
         if types[token_id] != UNUSED:
             actual = f"{texts[token_id]!r} in {path}"
-            raise BadInput(f"{tokenizer}: token {token_id}: expected the base's vocabulary, {text!r} is {actual}")
+            raise BadInput(f"{tokenizer}: token {token_id}: expected the base's text {actual}, found {text!r}")
         if text in ids:
-            raise BadInput(f"{tokenizer}: {text!r}: expected a token that is new, found it as {ids[text]} in {path}")
+            raise BadInput(
+                f"{tokenizer}: {text!r}: expected a new token, found the text of token {ids[text]} in {path}"
+            )
         texts[token_id], types[token_id], new[token_id] = text, token_type, text
     return new, retyped
 
 
-#: The order of llama.cpp's converter, which places a key that the file lacks.
+#: Order of the keys in llama.cpp's converter. The order gives the place of a new key.
 ORDER: Final = (
     TOKENS,
     SCORES,

@@ -1,4 +1,4 @@
-"""The vocabulary matrices of a GGUF."""
+"""Finds the vocabulary matrices of a GGUF model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ HEAD: Final = "output.weight"
 
 
 def vocab_tensors(model: GgufModel) -> VocabTensors:
-    """Raises UnreadableFile for a model without an embedding, NotExpressible for an embedding that is no matrix."""
+    """The vocabulary matrices of ``model``.
+
+    Raises UnreadableFile if the model has no embedding. Raises NotExpressible if a vocabulary tensor is not a matrix.
+    """
     if EMBEDDING not in model.tensors:
         raise UnreadableFile(model.path, f"{EMBEDDING}: expected an input embedding, found none")
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     for name in names:
         if len(shape := model.tensors[name].shape) != 2:
-            raise NotExpressible(f"{model.path}: {name}", f"shape {shape}: rows are replaced in matrices alone")
+            raise NotExpressible(
+                f"{model.path}: {name}", f"the tensor has shape {shape}, but rows can be replaced only in matrices"
+            )
     head = HEAD if HEAD in names else None
     widths = {name: model.tensors[name].shape[-1] for name in names}
     return VocabTensors(model.path, "gguf", EMBEDDING, head, widths, partial(_repeats, model))
 
 
 def _repeats(model: GgufModel) -> bool:
-    """Whether the head is a stored copy of the embedding, as some converters write it for tied models."""
+    """Whether the head is a stored copy of the embedding. Some converters write such a copy for tied models."""
     embedding, head = model.tensors[EMBEDDING], model.tensors[HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False

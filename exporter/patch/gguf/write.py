@@ -1,4 +1,7 @@
-"""Writing a patched copy: raw ranges of the base file, new rows between them; or what a patch in place overwrites."""
+"""Writes a patched copy from ranges of the base file and new rows.
+
+Finds the bytes that an in-place patch overwrites.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _Segment = ByteRange | Array | bytes
 def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> None:
     """Write the patched file to ``path``, which must not exist. Memory: the header and the new rows.
 
-    Raises OutputError; UnreadableFile for a base that ends early. Nothing is left at ``path`` then.
+    Raises OutputError. Raises UnreadableFile if the base file ends early. After an error, ``path`` does not exist.
     """
     with OutputFile(path, progress, nbytes=patch.nbytes) as out:
         for segment in _segments(patch):
@@ -35,7 +38,7 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
 
 
 def changes_in_place(patch: GgufPatch) -> Changes:
-    """What is overwritten where no byte moves."""
+    """The bytes that an in-place patch overwrites. Only for a patch that moves no byte."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
         changed = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
@@ -49,14 +52,14 @@ def changes_in_place(patch: GgufPatch) -> Changes:
 
 
 def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
-    """(offset, bytes) from the first to the last byte that differs between two headers of equal length."""
+    """(offset, bytes) of the range from the first to the last byte that differs between two headers of equal length."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     start, stop = int(differs[0]), int(differs[-1]) + 1
     return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:
-    """The new file from front to back."""
+    """The segments of the new file, in order."""
     file, at, end = patch.file, 0, patch.file.path.stat().st_size
     if patch.header is not None:
         yield patch.header
@@ -66,7 +69,7 @@ def _segments(patch: FilePatch) -> Iterator[_Segment]:
         tensor = changed.tensor
         for token_id, row in zip(changed.token_ids, changed.encoded, strict=True):
             if token_id >= tensor.n_rows:
-                break  # token ids ascend: the others are new rows
+                break  # token ids ascend, so all following rows are new rows
             place = tensor.offset_bytes + token_id * tensor.row_nbytes
             yield from _range(file, at, place)
             yield row
@@ -80,7 +83,7 @@ def _segments(patch: FilePatch) -> Iterator[_Segment]:
 
 
 def _growth(changed: TensorPatch, alignment: int) -> Iterator[_Segment]:
-    """New rows, and the padding to the tensor that follows."""
+    """New rows at the end of a tensor, and the padding before the next tensor."""
     yield changed.encoded[[token_id >= changed.tensor.n_rows for token_id in changed.token_ids]]
     nbytes = changed.n_rows * changed.tensor.row_nbytes
     yield b"\0" * (padded(nbytes, alignment) - nbytes)

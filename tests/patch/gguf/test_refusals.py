@@ -90,7 +90,7 @@ def test_a_row_that_two_adapters_set(tied: Path, tiny_tied: Path, tmp_path: Path
 def test_tokens_without_a_tokenizer(tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
     adapter = Path(shutil.copytree(tiny_new_tokens_adapter, tmp_path / "bare"))
     (adapter / "tokenizer.json").unlink()
-    refused(capsys, tmp_path, 4, "the tokenizer that names them", tied, adapter)
+    refused(capsys, tmp_path, 4, "must contain the tokenizer with the new tokens", tied, adapter)
 
 
 def test_new_tokens_without_a_row_in_the_head(untied: Path, tiny_untied: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -104,7 +104,7 @@ def test_a_tokenizer_of_another_base(tied: Path, tiny_adapter: Path, tmp_path: P
     content = json.loads(path.read_text())
     content["added_tokens"][2]["content"] = "<other>"
     path.write_text(json.dumps(content))
-    refused(capsys, tmp_path, 4, "expected the base's vocabulary", tied, adapter)
+    refused(capsys, tmp_path, 4, "expected the base's text", tied, adapter)
 
 
 def test_rows_of_another_width(tied: Path, tmp_path: Path, tiny_adapter: Path, capsys: Capture) -> None:

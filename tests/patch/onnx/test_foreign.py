@@ -219,7 +219,7 @@ def test_another_base_is_refused_for_every_model_of_the_folder(
     exported: Folders, tiny_untied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     foreign = rewritten(exported["base"], tmp_path / "foreign")
-    for base, message in ((exported["base"], "another base"), (foreign, "expected row 0 of")):
+    for base, message in ((exported["base"], "a different base"), (foreign, "expected row 0 of")):
         other = Path(shutil.copytree(tiny_untied, tmp_path / "other", dirs_exist_ok=True))
         arrays = load_file(other / "model.safetensors")
         name = "model.embed_tokens.weight"
@@ -246,11 +246,18 @@ def test_tokens_without_a_tokenizer_or_a_row(
     adapter = Path(shutil.copytree(tiny_new_tokens_adapter, tmp_path / "adapter"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (adapter / name).unlink()
-    refused(capsys, tmp_path, 4, "new tokens need the tokenizer", exported["base"], adapter)
+    refused(
+        capsys,
+        tmp_path,
+        4,
+        "the folder of an adapter with new tokens must contain the tokenizer",
+        exported["base"],
+        adapter,
+    )
     shutil.copytree(tiny_new_tokens_adapter, adapter, dirs_exist_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["token_indices"] = [300, 512, 514]
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     rows = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value[[0, 1, 3]] for name, value in rows.items()}, adapter / "adapter_model.safetensors")
-    refused(capsys, tmp_path, 4, "found none for token 513", exported["base"], adapter)
+    refused(capsys, tmp_path, 4, "found no row for token 513", exported["base"], adapter)
