@@ -1,1 +1,1 @@
-"""Rows into an existing folder of ONNX models."""
+"""Patches rows in an existing folder of ONNX models."""

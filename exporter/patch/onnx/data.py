@@ -1,4 +1,4 @@
-"""A data file of external weights after patching: what is overwritten in it, or, where tensors grow, its new layout."""
+"""Plans the patch of a file of external data: the bytes to overwrite, or a new layout if tensors grow."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from exporter.patch.onnx.refusal import refusal
 from exporter.sources.onnx.tensors import TensorRange
 from exporter.tensors import Array, ByteRange
 
-#: Other tools align tensors to pages, or to what a Windows process can map: tensors move by multiples of this.
+#: Tensors move by multiples of this number of bytes, because tools align tensors to pages or to Windows' mapping unit.
 _STEP_BYTES: Final = 64 << 10
 
 _Segment = ByteRange | Array | bytes
-#: (tensor that the segment belongs to, or None for a gap; the segment)
+#: (name of the segment's tensor, or None for a gap; segment)
 _NamedSegment = tuple[str | None, _Segment]
 
 
 @dataclass(frozen=True)
 class DataPatch:
-    """One data file. segments: all its bytes in order. pieces: (offset, bytes) to write over them.
+    """The patch of one file of external data.
 
-    offsets: tensor → its offset after patching. moved: some tensor grows, so the tensors behind it move.
+    segments: all bytes of the file in order. pieces: (offset, bytes) to write over the segments. offsets: tensor →
+    offset after patching. moved: whether a tensor grows, so that all following tensors move.
     """
 
     path: Path
@@ -38,9 +39,9 @@ class DataPatch:
 
 
 def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> DataPatch:
-    """Lay out the data file at ``path``, which holds ``tensors``. patches: by initialiser.
+    """Lay out the data file at ``path``, which contains ``tensors``. patches: name of an initialiser → patch.
 
-    Raises NotExpressible for tensors that overlap in a file that grows.
+    Raises NotExpressible if tensors overlap in a file that grows.
     """
     size = path.stat().st_size
     placed = {tensor.name: tensor.place.offset_bytes for tensor in tensors if tensor.place}
@@ -50,7 +51,7 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
     order = sorted(tensors, key=lambda tensor: placed[tensor.name])
     for tensor, following in pairwise(order):
         if placed[tensor.name] + tensor.nbytes > placed[following.name]:
-            raise refusal(path, f"{tensor.name} and {following.name} share bytes of it, and the vocabulary grows")
+            raise refusal(path, f"{tensor.name} and {following.name} share bytes of the file, and the vocabulary grows")
     ours = _is_ours(order, placed, size)
     segments = list(_ours(order, patches) if ours else _shifted(path, order, placed, patches, size))
     offsets: dict[str, int] = {}
@@ -64,7 +65,7 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
 
 
 def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int) -> bool:
-    """Whether the tensors lie where our own writer places them."""
+    """Whether the tensors have the offsets that ttexport's writer would choose."""
     end = 0
     for tensor in order:
         if placed[tensor.name] != aligned(end, tensor.nbytes):
@@ -74,7 +75,7 @@ def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int)
 
 
 def _ours(order: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> Iterator[_NamedSegment]:
-    """Every tensor where our own writer would place it."""
+    """Segments of all tensors at the offsets that ttexport's writer would choose."""
     end = 0
     for tensor in order:
         patch = patches.get(tensor.name)
@@ -92,7 +93,10 @@ def _shifted(
     patches: Mapping[str, InitialiserPatch],
     size: int,
 ) -> Iterator[_NamedSegment]:
-    """Tensors and gaps in their order; a grown tensor is padded so that every alignment behind it is kept."""
+    """Segments of tensors and gaps in the old order.
+
+    A grown tensor is padded so that later tensors keep their alignment.
+    """
     at = 0
     for tensor in order:
         start = placed[tensor.name]

@@ -1,4 +1,4 @@
-"""Files beside the models after patching: the adapter's tokenizer, and configs that agree with it."""
+"""Plans the files beside the models after patching: the adapter's tokenizer, and configs that match the tokenizer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path of the tokenizer files after patching. Raises BadInput for adapters that bring different ones."""
+    """Name → path of the tokenizer files after patching. Raises BadInput if adapters have different tokenizer files."""
     return merge_auxiliary_files(auxiliary_files(folder), adapters)
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Name → new content of the files that change; None for a file that is removed.
+    """Name → new content of every file that changes, or None for a file that is removed.
 
-    vocab: rows after patching; None if their number stays. Raises UnreadableFile.
+    vocab: number of rows after patching, or None if the number of rows stays. Raises UnreadableFile.
     """
     base, merged = auxiliary_files(folder), merged_files(folder, adapters)
     contents: dict[str, bytes | None] = {}
@@ -50,7 +50,7 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
 
 
 def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Set size and special ids in config.json; returns whether anything changed."""
+    """Set the vocabulary size and the special ids in config.json. Returns whether ``config`` changed."""
     nested = config.get("text_config")
     changed = False
     for table in (config, nested if isinstance(nested, dict) else {}):
@@ -63,9 +63,10 @@ def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str
 def _update_genai(
     config: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> bool:
-    """Set size and special ids in genai_config.json; returns whether anything changed.
+    """Set the vocabulary size and the special ids in genai_config.json. Returns whether ``config`` changed.
 
-    before, after: special ids by the other configs. Ids that are equal in both keep the file's value.
+    before, after: special ids given by the configs before and after patching. An id that is equal in ``before`` and
+    ``after`` keeps the value in genai_config.json.
     """
     model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):
@@ -77,7 +78,7 @@ def _update_genai(
             ids |= {key: after[key]} if key in after else {}
     entries: dict[str, Any] = {}
     for key, value in model.items():
-        if key in _GENAI_IDS or key == "decoder":  # the order of our own writer: ids before the decoder
+        if key in _GENAI_IDS or key == "decoder":  # ttexport's writer places the ids before the decoder
             entries |= {name: ids[name] for name in _GENAI_IDS if name in ids}
         if key not in _GENAI_IDS:
             entries[key] = value

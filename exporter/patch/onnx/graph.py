@@ -1,4 +1,4 @@
-"""The model file after patching: weights inside it, places of those outside, lengths of the vocabulary, provenance.
+"""Changes a model file: inline weights, offsets of external data, lengths of the vocabulary, and provenance.
 
 An unchanged model file is not written again. Sources: onnx.proto3, the operator pages of Reshape and MatMulNBits.
 """
@@ -27,12 +27,11 @@ def patched_model(
     data: Mapping[str, DataPatch],
     provenance: Mapping[str, str],
 ) -> bytes | None:
-    """The new content of the model file; None if it stays. patches: by initialiser.
+    """The new content of the model file, or None if the model file does not change.
 
-    data: initialiser → the data file that holds it, for those outside the model file.
-    Memory: a few times the model file.
-    Raises NotExpressible for weights that are not stored as raw bytes, and for a graph in which another tensor than
-    the matrices counts tokens.
+    patches: name of an initialiser → patch. data: name of an initialiser → patch of the initialiser's file of external
+    data. Memory: a few times the model file. Raises NotExpressible if weights are not stored as raw bytes, or if the
+    vocabulary grows and a tensor besides the matrices has an axis of tokens.
     """
     grown = {name: patch for name, patch in patches.items() if patch.grows}
     inside = any(patch.tensor.place is None for patch in patches.values())
@@ -62,12 +61,15 @@ def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: InitialiserPatch |
                 entries["length"].value = str(patch.nbytes)
     elif patch:
         if not tensor.HasField("raw_data"):
-            raise refusal(f"{file.path}: {tensor.name}", "its numbers are stored one by one, not as raw bytes")
+            raise refusal(
+                f"{file.path}: {tensor.name}",
+                "the numbers of this tensor are stored one by one instead of as raw bytes",
+            )
         tensor.raw_data = patch.patched_bytes(tensor.raw_data)
 
 
 def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
-    """Our own metadata entries, sorted, behind those of others."""
+    """Write ttexport's metadata entries, sorted, after the metadata entries of other tools."""
     others = [(prop.key, prop.value) for prop in model.metadata_props if not prop.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in [*others, *sorted((f"{PREFIX}{name}", value) for name, value in provenance.items())]:
@@ -75,7 +77,7 @@ def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
 
 
 class _Growth:
-    """Changes the lengths of the vocabulary in a graph, on all paths from the head to the logits."""
+    """Changes the vocabulary lengths in a graph, on all paths from the head to the logits."""
 
     def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, InitialiserPatch]) -> None:
         patch = next(iter(grown.values()))
@@ -83,8 +85,8 @@ class _Growth:
         self.old, self.new = patch.n_tokens, patch.vocab
         self.producers = {output: node for node in graph.node for output in node.output if output}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.values: set[str] = set()  # values with a last axis that counts tokens
-        self.renamed: dict[str, str] = {}  # constants that are named after their numbers
+        self.values: set[str] = set()  # names of values whose last axis is the token axis
+        self.renamed: dict[str, str] = {}  # old → new name of constants that are named after their numbers
 
     def apply(self) -> None:
         outputs = [value.name for value in self.graph.output]
@@ -126,16 +128,16 @@ class _Growth:
                 self._require_free(name)
 
     def _require_free(self, name: str) -> None:
-        """Raise NotExpressible for a bias or scale with an entry a token: no adapter holds new entries of it."""
+        """Raise NotExpressible for a bias or scale with one value per token. No adapter contains new values."""
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
-                f"the vocabulary grows from {self.old} to {self.new}, and no adapter holds new entries of this tensor",
-                instead="resize the base with transformers, train on that and export it",
+                f"the vocabulary grows from {self.old} to {self.new}, but no adapter contains new values of this tensor",
+                instead="resize the base with transformers, train on the resized base and export the result",
             )
 
     def _reshape(self, node: NodeProto) -> None:
-        """Change the lengths in the second input of a Reshape: a constant, or joined from constants."""
+        """Change the lengths in the second input of a Reshape, which is a constant or a concatenation of constants."""
         waiting: list[tuple[NodeProto, int]] = [(node, len(node.input) - 1)]
         while waiting:
             user, place = waiting.pop()
@@ -151,9 +153,9 @@ class _Growth:
                 waiting += [(producer, number) for number in range(len(producer.input))]
 
     def _constant(self, name: str) -> str:
-        """Give the constant ``name`` the new length; returns its name, which may change.
+        """Give the constant ``name`` the new length. Returns the name of the constant, which may change.
 
-        A constant that other nodes use too stays, and a changed copy of it is added.
+        If other nodes also use the constant, the constant stays, and a changed copy is added.
         """
         tensor = self.tensors[name]
         numbers = numpy_helper.to_array(tensor) if tensor.data_location != TensorProto.EXTERNAL else np.zeros(0)
@@ -191,12 +193,12 @@ class _Growth:
 
 
 def _named(numbers: Array) -> str:
-    """The name that our own builder gives a constant, after its numbers."""
+    """The name that ttexport's graph builder gives a constant with ``numbers``."""
     return "vector_" + "_".join(map(str, numbers.reshape(-1).tolist())).replace("-", "minus")
 
 
 def _uses(graph: GraphProto, name: str) -> int:
-    """The number of node inputs that are ``name``, in subgraphs too."""
+    """Number of node inputs with the name ``name``, including nodes of subgraphs."""
     return sum(list(node.input).count(name) for node in _nodes(graph))
 
 

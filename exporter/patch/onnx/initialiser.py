@@ -1,4 +1,4 @@
-"""The new bytes of one initialiser of a vocabulary matrix: as pieces to overwrite, or as the whole when it grows."""
+"""The new bytes of one initialiser of a vocabulary matrix: pieces to overwrite, or the whole tensor if it grows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from exporter.tensors import Array, ByteRange
 
 @dataclass(frozen=True)
 class InitialiserPatch:
-    """New bytes of tokens. data: (k, bytes a token) uint8, for ``token_ids``, ascending.
+    """New bytes of the tokens ``token_ids`` in one initialiser.
 
-    token_axis: the axis of the tensor that counts tokens. n_tokens: before patching; vocab: after.
+    token_ids: ascending ids. data: (k, bytes per token) uint8. token_axis: token axis of the tensor. n_tokens: number
+    of tokens before patching. vocab: number of tokens after patching.
     """
 
     tensor: TensorRange
@@ -28,29 +29,32 @@ class InitialiserPatch:
 
     @property
     def token_nbytes(self) -> int:
-        """Bytes of a token."""
+        """Number of bytes per token."""
         return self.tensor.nbytes // self.n_tokens
 
     @property
     def nbytes(self) -> int:
-        """Bytes after patching."""
+        """Size of the tensor after patching, in bytes."""
         return self.token_nbytes * self.vocab
 
     @property
     def grows(self) -> bool:
-        """Whether tokens are added."""
+        """Whether the patch adds tokens to the tensor."""
         return self.vocab != self.n_tokens
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape after patching. The token axis may hold several entries a token, as flat scales do."""
+        """The shape after patching.
+
+        The token axis may have more than one item per token, for example in flat scales.
+        """
         return tuple(
             length // self.n_tokens * self.vocab if axis == self.token_axis else length
             for axis, length in enumerate(self.tensor.shape)
         )
 
     def pieces(self, offset_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of the tokens that were there before, in a patched tensor that begins at ``offset_bytes``."""
+        """(offset, bytes) of every changed old token, in a patched tensor that begins at ``offset_bytes``."""
         known = [
             (token_id, row) for token_id, row in zip(self.token_ids, self.data, strict=True) if self._is_old(token_id)
         ]
@@ -64,7 +68,7 @@ class InitialiserPatch:
                 yield start + token_id * item, row[line * item : (line + 1) * item].tobytes()
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """All bytes of the grown tensor, before ``pieces`` are written over them."""
+        """All bytes of the grown tensor, before ``pieces`` overwrite some of the bytes."""
         place = self.tensor.place
         assert place is not None, "a tensor inside the model file is patched by patched_bytes"
         new = self._new
@@ -79,7 +83,7 @@ class InitialiserPatch:
             yield np.ascontiguousarray(new[:, line * item : (line + 1) * item])
 
     def patched_bytes(self, raw: bytes) -> bytes:
-        """The whole patched tensor. raw: its old bytes. Memory: twice the tensor."""
+        """Bytes of the whole patched tensor. raw: old bytes of the tensor. Memory: twice the tensor."""
         old = np.frombuffer(raw, np.uint8)
         if self.token_axis == 0:
             rows = np.concatenate([old.reshape(self.n_tokens, self.token_nbytes), self._new])

@@ -1,4 +1,4 @@
-"""From a folder of ONNX models and row adapters to what changes in it: bytes of data files, and small files whole."""
+"""Plans the changes in a folder of ONNX models for row adapters: bytes of data files, and contents of small files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Provenance = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(frozen=True)
 class VocabModel:
-    """One model file of the folder and its vocabulary matrices; of a tied model, ``head`` equals ``embedding``."""
+    """One model file of the folder, with its vocabulary matrices. In a tied model, ``head`` equals ``embedding``."""
 
     file: OnnxFile
     embedding: VocabMatrix
@@ -38,11 +38,11 @@ class VocabModel:
 
     @property
     def matrices(self) -> dict[str, VocabMatrix]:
-        """By name."""
+        """Name → vocabulary matrix."""
         return {matrix.name: matrix for matrix in (self.embedding, self.head)}
 
     def vocab_tensors(self, tied: object) -> VocabTensors:
-        """Their names. tied: ``tie_word_embeddings`` of config.json."""
+        """Names of the vocabulary matrices. tied: ``tie_word_embeddings`` of config.json."""
         head = None if self.head.name == self.embedding.name else self.head.name
         widths = {name: matrix.hidden for name, matrix in self.matrices.items()}
         head_repeats = partial(repeats, self.embedding, self.head, tied=tied)
@@ -51,10 +51,11 @@ class VocabModel:
 
 @dataclass(frozen=True)
 class OnnxPatch:
-    """The whole patch. rows: model file → matrix → token ids. data: data files that change.
+    """The whole patch.
 
-    contents: path below the folder → new content of a small file, None for a file that is removed. new_tokens: id →
-    text of tokens that are new to the folder.
+    rows: model file → (name of a matrix → token ids). data: data file → patch, for data files that change. contents:
+    path below the folder → new content of a small file, or None for a file that is removed. new_tokens: id → text of
+    tokens that are new to the folder.
     """
 
     folder: Path
@@ -67,14 +68,14 @@ class OnnxPatch:
 
     @property
     def names(self) -> list[str]:
-        """Every file of the patched folder, by its path below it, in order."""
+        """Paths of all files of the patched folder, relative to the folder, in order."""
         existing = {path.relative_to(self.folder).as_posix() for path in walk(self.folder)}
         removed = {name for name, content in self.contents.items() if content is None}
         return sorted((existing | self.contents.keys()) - removed)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the patched folder."""
+        """Size of the patched folder in bytes."""
         return sum(self._nbytes(name) for name in self.names)
 
     def _nbytes(self, name: str) -> int:
@@ -85,47 +86,49 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether weights that stay get another offset, or lie with new rows in a model file that is written anew."""
+        """Whether unchanged weights get a new offset, or are inside a model file that is written anew with new rows."""
         tensors = (tensor for model in self.models for matrix in model.matrices.values() for tensor in matrix.tensors)
         return any(data.moved for data in self.data.values()) or any(tensor.place is None for tensor in tensors)
 
 
 def open_models(folder: Path) -> list[VocabModel]:
-    """Every model of the folder.
+    """All models of the folder.
 
-    Raises NotExpressible for a model that is not recognised, as it would become stale, and for an encoder-decoder.
+    Raises NotExpressible if a model is not recognised, because the model would become stale, or is an encoder-decoder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
     if not paths:
-        raise UnreadableFile(folder, "expected ONNX models in it or in onnx/, found none")
+        raise UnreadableFile(folder, "expected ONNX models in the folder or in onnx/, found no model")
     if any(map(is_encoder, paths)):
-        reason = "the models of an encoder-decoder, where encoder and decoder each hold the embedding, are not patched"
+        reason = "an encoder-decoder cannot be patched, because encoder and decoder each contain the embedding"
         raise refusal(f"patch: {folder}", reason)
     models = []
     for path in paths:
         file = OnnxFile.open(path)
         if file.embedding is None or file.head is None:
-            missing = "no look-up by input_ids" if file.embedding is None else "no matrix in front of the logits"
+            missing = "no look-up by input_ids" if file.embedding is None else "no matrix before the logits"
             raise refusal(f"patch: {path}", f"{missing} is recognised in the graph")
         models.append(VocabModel(file, VocabMatrix.of(file, file.embedding), VocabMatrix.of(file, file.head)))
     return models
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below ``folder``, except in hidden folders, where tools keep caches. Raises BadInput."""
+    """All files below ``folder``, except in hidden folders, in which tools keep caches. Raises BadInput."""
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(here) / name).is_symlink():
-                raise BadInput(f"{Path(here) / name}: expected a folder, found a link to one")
+                raise BadInput(f"{Path(here) / name}: expected a folder, found a link to a folder")
         yield from (Path(here) / name for name in sorted(names))
 
 
 def plan_rows(
     folder: Path, models: Sequence[VocabModel], adapters: Sequence[Adapter], provenance: Provenance
 ) -> OnnxPatch:
-    """Decide what changes, and encode the new rows. Memory: a graph, and the weights inside model files.
+    """Plan the changes, and encode the new rows.
+
+    Memory: one graph, and the weights inside model files.
 
     Raises NotExpressible, BadInput, TensorMismatch.
     """
@@ -157,7 +160,7 @@ def _model_file(
     data: Mapping[Path, DataPatch],
     provenance: Provenance,
 ) -> bytes | None:
-    """The new content of the model file; None if it stays."""
+    """The new content of the model file, or None if the model file does not change."""
     file = model.file
     places = {name: tensor.place.path for name, tensor in file.initialisers.items() if tensor.place}
     outside = {name: data[path] for name, path in places.items() if path in data}
@@ -165,11 +168,13 @@ def _model_file(
 
 
 def _n_rows(models: Sequence[VocabModel]) -> int:
-    """Rows of every matrix. Raises NotExpressible if their numbers differ."""
+    """Number of rows of every matrix. Raises NotExpressible if the matrices differ in their number of rows."""
     sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
         actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
-        raise refusal(f"patch: {models[0].file.path.parent}", f"numbers of tokens: {actual}")
+        raise refusal(
+            f"patch: {models[0].file.path.parent}", f"the matrices differ in their number of tokens: {actual}"
+        )
     return next(iter(sizes))
 
 
@@ -186,7 +191,7 @@ def _initialiser_patches(model: VocabModel, edits: RowEdits, vocab: int) -> dict
 def _plan_data(
     models: Sequence[VocabModel], patches: Sequence[Mapping[str, InitialiserPatch]]
 ) -> dict[Path, DataPatch]:
-    """The patch of every data file that changes. Two models may share a file while nothing in it moves."""
+    """The patch of every data file that changes. Two models may share a data file if no tensor in the file moves."""
     plans: dict[Path, DataPatch] = {}
     for model, initialisers in zip(models, patches, strict=True):
         by_path: dict[Path, dict[str, InitialiserPatch]] = {}
@@ -202,7 +207,7 @@ def _plan_data(
             plan = plan_data(path, tensors, own)
             if (first := plans.get(path)) is not None:
                 if plan.moved:
-                    raise refusal(f"patch: {path}", "two models share it, and the vocabulary grows")
+                    raise refusal(f"patch: {path}", "two models share this data file, and the vocabulary grows")
                 plan = replace(plan, pieces=list(dict([*first.pieces, *plan.pieces]).items()))
             plans[path] = plan
     return plans

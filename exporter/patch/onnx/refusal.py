@@ -6,5 +6,5 @@ from exporter.errors import NotExpressible
 
 
 def refusal(where: object, reason: str) -> NotExpressible:
-    """The error to raise; it points to the merge, which writes the folder anew."""
+    """The error to raise. The message suggests a merge, which writes the folder anew."""
     return NotExpressible(str(where), reason, instead="ttexport merge ADAPTER --to onnx writes the folder anew")

@@ -1,4 +1,4 @@
-"""The patch of a folder of ONNX models: folder and row adapters → proof of the base → patched folder → verification."""
+"""Runs the patch of a folder of ONNX models: proves the base, writes the patched folder, and verifies the folder."""
 
 from __future__ import annotations
 
@@ -23,36 +23,39 @@ from exporter.verify.patched.onnx import Before, check_patched
 
 @dataclass(frozen=True)
 class OnnxPatchPlan(PatchPlan):
-    """The patch of a folder."""
+    """The patch of a folder of ONNX models."""
 
     patch: OnnxPatch
     format: ClassVar[str] = "onnx"
 
     @property
     def out(self) -> Path:
-        """The folder."""
+        """The patched folder."""
         if self.spec.in_place:
             return self.spec.base
         return self.spec.out or Path(f"{self.spec.base.resolve().name}-patched")
 
     @property
     def paths(self) -> Sequence[Path]:
-        """The folder."""
+        """The patched folder."""
         return [self.out]
 
     @property
     def storage(self) -> str:
-        """The storage of each model's embedding."""
+        """Storage types of the embeddings of all models."""
         return "; ".join(dict.fromkeys(model.embedding.storage for model in self.patch.models))
 
     @property
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """The folder."""
+        """The patched folder."""
         return [{"storage": self.storage, "path": str(self.out), "nbytes": self.nbytes}]
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One entry a matrix of a model. dtype: None, as rows are encoded directly from the trained values."""
+        """One table per matrix of a model.
+
+        ``dtype`` is None, because rows are encoded directly from the trained values.
+        """
         return [
             {
                 "tensor": f"{model.file.path.relative_to(self.patch.folder).as_posix()}: {name}",
@@ -66,22 +69,22 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def vocab(self) -> int:
-        """Rows of every matrix."""
+        """Number of rows of every matrix."""
         return self.patch.vocab
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Id → text of tokens that the folder's tokenizer did not have."""
+        """Id → text of tokens that are new to the folder's tokenizer."""
         return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the vocabulary grows, so that weights behind it move, or matrices lie inside a model file."""
+        """Whether the vocabulary grows, so that later weights move, or a matrix is inside a model file."""
         return self.patch.moves_bytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the patched folder."""
+        """Size of the patched folder in bytes."""
         return self.patch.nbytes
 
     def _checker(self, *, every: bool) -> Checker:
@@ -96,11 +99,13 @@ class OnnxPatchPlan(PatchPlan):
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
-    """Read headers, graphs, adapters and some rows; decide. Raises BadInput, NotExpressible, UsageError."""
+    """Plan the patch from headers, graphs, adapters and a few rows. Raises BadInput, NotExpressible, UsageError."""
     if not spec.base.is_dir():
         raise UsageError(f"patch: expected the folder with all its models and tokenizer files, found {spec.base}")
     if spec.dtype is not None:
-        raise UsageError("--dtype: does not apply to ONNX models: rows are encoded directly from the trained values")
+        raise UsageError(
+            "--dtype does not apply to ONNX models, because rows are encoded directly from the trained values"
+        )
     inputs = Inputs.open(spec)
     models = open_models(spec.base)
     notes = [inputs.note_on_adapters(model.file.path, recorded_provenance(model.file.metadata)) for model in models]
@@ -120,6 +125,6 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise BadInput for a link: the file behind it may belong to others, as in the hub's cache."""
+    """Raise BadInput if the folder contains a link. The linked file may be shared, for example in the hub's cache."""
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
-        raise BadInput(f"{link}: expected a file of the folder's own to patch in place, found a link; use -o")
+        raise BadInput(f"{link}: expected a regular file to patch in place, found a link; use -o to write a copy")

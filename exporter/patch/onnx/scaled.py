@@ -1,4 +1,4 @@
-"""Integers with one scale for a whole matrix, as ONNX Runtime's dynamic quantisation writes them.
+"""Encodes integers with one scale for a whole matrix, as ONNX Runtime's dynamic quantisation writes a matrix.
 
 Source: the operator page of DequantizeLinear.
 """
@@ -21,7 +21,7 @@ _INTEGERS: Final = ("U8", "I8")
 
 @dataclass(frozen=True)
 class Scaled:
-    """A value is (integer - zero point) * scale. low, high: the integers' range, also for new rows."""
+    """A format with values (integer - zero point) * scale. low, high: range of the integers, also for new rows."""
 
     where: str
     dtype: str
@@ -32,9 +32,10 @@ class Scaled:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Scaled | None:
-        """The scale of the matrix ``name`` of ``file``; None if it is stored in another form. Reads it in blocks.
+        """The format of the matrix ``name`` of ``file``, or None if the matrix has no single scale.
 
-        Raises NotExpressible for a scale a token or a column, and for integers other than 8 bits.
+        Reads the matrix in blocks. Raises NotExpressible if there is a scale per token or per column, or if the
+        integers do not have 8 bits.
         """
         form, where = file.scaled.get(name), f"{file.path}: {name}"
         if form is None:
@@ -44,26 +45,29 @@ class Scaled:
         single = all(math.prod(part.shape) == 1 for part in (scale, *zero_points))
         if dtype not in _INTEGERS or scale.dtype not in FLOATS or not single:
             shape = list(scale.shape)
-            raise refusal(where, f"{dtype} with scales of shape {shape}: one scale for the whole matrix is understood")
+            raise refusal(
+                where,
+                f"{dtype} with scales of shape {shape}: only one scale for the whole matrix is supported",
+            )
         factor, *zeros = (float(file.rows(part.name, 0, 1).reshape(-1)[0]) for part in (scale, *zero_points))
         ranges = [(int(block.min()), int(block.max())) for block in _blocks(file, name)]
         low, high = min(least for least, _ in ranges), max(most for _, most in ranges)
         return cls(where, dtype, factor, int(zeros[0]) if zeros else 0, low, high)
 
     def encode(self, rows: Array) -> Array:
-        """``rows`` (k, hidden) as integers. Raises NotExpressible for values beyond the range of the matrix."""
+        """Encode ``rows`` (k, hidden) as integers. Raises NotExpressible if a value exceeds the range of the matrix."""
         exact = np.rint(cast(rows, "F32") / np.float32(self.scale)) + self.zero_point
         outside = (exact < self.low) | (exact > self.high)
         if outside.any():
             largest = float(np.abs(rows.astype(np.float32)).max())
             reason = (
-                f"one scale serves all tokens, and a trained row reaches {largest:.3g}, beyond the range of the matrix"
+                f"all tokens share one scale, and the value {largest:.3g} of a new row exceeds the range of the matrix"
             )
             raise refusal(self.where, reason)
         return exact.astype(np.uint8 if self.dtype == "U8" else np.int8)
 
     def decode(self, integers: Array) -> Array:
-        """The values, float32, in the shape of ``integers``."""
+        """Decode ``integers`` to float32 values of the same shape."""
         values: Array = (integers.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
         return values
 

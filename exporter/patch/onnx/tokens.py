@@ -1,4 +1,4 @@
-"""The vocabulary of a folder after patching: its size, and the new tokens. Tokenizer, rows and matrices must agree."""
+"""Finds the vocabulary size and the new tokens of a folder after patching. Tokenizer, rows and matrices must agree."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ _TOKENIZER = "tokenizer.json"
 
 
 def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapping[str, Path]) -> int:
-    """The size after patching. n_rows: before. files: tokenizer files after patching. Raises as ``patched_vocab``."""
+    """The vocabulary size after patching. Raises the errors of ``patched_vocab``.
+
+    n_rows: number of rows before patching. files: name → path of the tokenizer files after patching.
+    """
     tokenizer = files.get(_TOKENIZER)
     n_tokens = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
     return patched_vocab(edits, n_rows, n_tokens, tokenizer=tokenizer, rows_in=folder)
 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
-    """Id → text of the tokens that the folder's tokenizer did not have; without a tokenizer, those behind its rows."""
+    """Id → text of tokens that are new to the folder's tokenizer.
+
+    If the folder has no tokenizer, tokens with an id of ``n_rows`` or more are new.
+    """
     after, before = files.get(_TOKENIZER), auxiliary_files(folder).get(_TOKENIZER)
     if after is None or after == before:
         return {}

@@ -1,6 +1,7 @@
-"""A vocabulary matrix of an ONNX model of any tool: in which form, and where, it stores the row of a token.
+"""Finds the format and the place of token rows in a vocabulary matrix of an ONNX model made by any tool.
 
-One row a token (V, H), one column a token (H, V), or codes in blocks with scales and zero points, one row a token each.
+A matrix has one row per token (V, H), or one column per token (H, V), or is stored as block-quantised codes with scales
+and zero points. Codes, scales and zero points then each have one row per token.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from exporter.sources.onnx.file import OnnxFile
 from exporter.sources.onnx.tensors import TensorRange
 from exporter.tensors import DTYPES, FLOATS, Array, cast
 
-#: Rounding to 4 bits moves a row by about a tenth of its norm; the row of another matrix lies 1.4 norms away.
+#: Maximum distance, in norms, between two stored copies of a row. Rounding to 4 bits moves a row by about a tenth of
+#: its norm; the distance to a row of an unrelated matrix is about 1.4 norms.
 _SAME_WITHIN_NORMS: Final = 0.5
 
 
 @dataclass(frozen=True)
 class VocabMatrix:
-    """The matrix ``name`` of ``file``. blocks, scaled: the form of its codes; both are None for plain values.
+    """The matrix ``name`` of ``file``.
 
-    tensors: the initialisers that hold it.
+    blocks, scaled: format of the codes. ``blocks`` and ``scaled`` are None for plain values. tensors: initialisers that
+    store the matrix.
     """
 
     file: OnnxFile
@@ -40,24 +43,24 @@ class VocabMatrix:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> VocabMatrix:
-        """Raises NotExpressible for a storage that is not understood."""
+        """The vocabulary matrix ``name`` of ``file``. Raises NotExpressible if the storage format is not supported."""
         matrix = cls(file, name, _blocks_of(file, name), Scaled.of(file, name), file.stored_tensors(name))
         matrix._check()
         return matrix
 
     @property
     def n_tokens(self) -> int:
-        """Rows of the vocabulary."""
+        """Number of rows of the vocabulary."""
         return self.file.tokens(self.name)
 
     @property
     def token_axis(self) -> int:
-        """The axis of ``tensors`` that counts tokens."""
+        """The token axis of ``tensors``."""
         return self.file.token_axis[self.name]
 
     @property
     def hidden(self) -> int:
-        """Values of a token."""
+        """Number of values per token."""
         main = self.tensors[0]
         if self.blocks:
             return main.nbytes * 8 // self.blocks.bits // self.n_tokens
@@ -65,7 +68,7 @@ class VocabMatrix:
 
     @property
     def storage(self) -> str:
-        """The form in words: a dtype, or bits, block size and dtype of the scales."""
+        """The storage format in words: a dtype, or bits, block size and dtype of the scales."""
         if self.scaled:
             return f"{self.scaled.dtype} with one scale"
         if self.blocks is None:
@@ -75,7 +78,7 @@ class VocabMatrix:
 
     @property
     def rows(self) -> VocabRows:
-        """Its rows, to compare with those of a checkpoint."""
+        """The rows of the matrix, for a comparison with the rows of a checkpoint."""
 
         def encode(row: Array) -> Array:
             return np.concatenate(self.encode(row), axis=1)
@@ -85,13 +88,13 @@ class VocabMatrix:
 
     @property
     def rounding(self) -> str:
-        """The dtype to which rows are rounded before ``encode``: float32 for codes."""
+        """The dtype to which rows are rounded before ``encode``. The dtype is float32 if the matrix stores codes."""
         return "F32" if self.blocks or self.scaled else self.tensors[0].dtype
 
     def encode(self, rows: Array) -> list[Array]:
-        """``rows`` (k, hidden) as they are stored, (k, bytes) uint8 for each of ``tensors``.
+        """Encode ``rows`` (k, hidden) to stored bytes: (k, bytes) uint8 for each of ``tensors``.
 
-        Raises BadInput, NotExpressible for values that the storage cannot hold.
+        Raises BadInput or NotExpressible for values that the storage format cannot represent.
         """
         wide = cast(rows, "F32")
         if self.scaled:
@@ -104,11 +107,11 @@ class VocabMatrix:
         return [_as_bytes(array) for array in encoded]
 
     def read(self, token_id: int) -> Array:
-        """The bytes of one token, (1, bytes) uint8, those of all ``tensors`` side by side."""
+        """The stored bytes of one token in all ``tensors``, concatenated to (1, bytes) uint8."""
         return self.file.token_bytes(self.name, token_id, token_id + 1)
 
     def values(self, token_id: int) -> Array:
-        """The values of one token, (hidden,) float32."""
+        """The values of one token, as (hidden,) float32."""
         raw = self.read(token_id)[0]
         if self.scaled:
             return self.scaled.decode(raw.view(DTYPES[self.tensors[0].dtype]))
@@ -138,7 +141,7 @@ class VocabMatrix:
         where, main = f"{self.file.path}: {self.name}", self.tensors[0]
         if self.blocks is None:
             if (main.dtype not in FLOATS and not self.scaled) or len(main.shape) != 2:
-                raise refusal(where, f"rows of a matrix of {main.dtype} {list(main.shape)} are not understood")
+                raise refusal(where, f"rows of a matrix of {main.dtype} {list(main.shape)} are not supported")
             return
         per_token = [self.hidden * self.blocks.bits // 8, self._n_blocks * DTYPES[self.tensors[1].dtype].itemsize]
         per_token.append(-(-self._n_blocks * self.blocks.bits // 8))
@@ -149,10 +152,10 @@ class VocabMatrix:
 
 
 def repeats(embedding: VocabMatrix, head: VocabMatrix, *, tied: object) -> bool:
-    """Whether the head is a second copy of the embedding, as many tools write tied models.
+    """Whether the head is a second copy of the embedding. Many tools write two copies for a tied model.
 
-    tied: ``tie_word_embeddings`` of config.json. False decides; otherwise the values do, which may be rounded
-    differently.
+    tied: ``tie_word_embeddings`` of config.json. If ``tied`` is False, the head is no copy. Otherwise the values of
+    embedding and head decide. The two copies may be rounded differently.
     """
     if tied is False or (embedding.n_tokens, embedding.hidden) != (head.n_tokens, head.hidden):
         return False
@@ -172,7 +175,7 @@ def _blocks_of(file: OnnxFile, name: str) -> Blocks | None:
     whole = form.bits in (4, 8) and form.size > 0 and not codes.nbytes * 8 // form.bits % form.size
     if not whole or codes.dtype != "U8" or scales.dtype not in FLOATS or any(part.dtype != "U8" for part in zeros):
         dtypes = ", ".join(part.dtype for part in (codes, scales, *zeros))
-        reason = f"blocks of {form.size} integers of {form.bits} bits in {dtypes} are not understood"
+        reason = f"blocks of {form.size} integers of {form.bits} bits in {dtypes} are not supported"
         raise refusal(f"{file.path}: {name}", reason)
     return Blocks(form.bits, symmetric=not zeros, size=form.size)
 

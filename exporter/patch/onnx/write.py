@@ -1,4 +1,4 @@
-"""Writing a patched copy of a folder: raw ranges of its files, new bytes over them, small files anew."""
+"""Writes a patched copy of a folder: ranges of the old files, new bytes, and new small files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from exporter.tensors import ByteRange
 
 
 def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> None:
-    """Write the folder ``out``, which must not exist. Memory: the new rows and small files.
+    """Write the folder ``out``, which must not exist. Memory: the new rows and the small files.
 
-    Hard links between files of the base stay hard links. Raises OutputError; UnreadableFile for a file that ends early.
+    Hard links between files of the base stay hard links. Raises OutputError. Raises UnreadableFile if a file ends
+    early.
     """
     written: dict[tuple[int, int], Path] = {}
     for name in patch.names:
@@ -38,7 +39,7 @@ def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> N
 
 
 def changes_in_place(patch: OnnxPatch) -> Changes:
-    """What is overwritten where no weights move; a file with several names once."""
+    """The bytes that an in-place patch overwrites if no weights move. A file with several names is listed once."""
     inodes = {(status.st_dev, status.st_ino): path for path in patch.data for status in [path.stat()]}
     pieces = {path: patch.data[path].pieces for path in inodes.values()}
     return Changes(pieces, {patch.folder / name: content for name, content in patch.contents.items()})

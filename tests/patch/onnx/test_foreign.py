@@ -167,9 +167,9 @@ def one_by_one(model: ModelProto) -> None:
     ("change", "message"),
     [
         (strange_ids, "no look-up by input_ids"),
-        (strange_head, "no matrix in front of the logits"),
+        (strange_head, "no matrix before the logits"),
         (integers, "a matrix of I8"),
-        (smaller_head, "numbers of tokens: 512"),
+        (smaller_head, "number of tokens: 512"),
         (one_by_one, "one by one"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_row_beyond_the_one_scale_of_a_matrix(
     adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "large"))
     rows = load_file(adapter / "adapter_model.safetensors")
     save_file({name: 100 * value for name, value in rows.items()}, adapter / "adapter_model.safetensors")
-    refused(capsys, tmp_path, 5, "one scale serves all tokens", base, adapter)
+    refused(capsys, tmp_path, 5, "all tokens share one scale", base, adapter)
 
 
 def test_a_bias_of_the_logits_cannot_grow(
