@@ -132,7 +132,7 @@ class _Growth:
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
-                f"the vocabulary grows from {self.old} to {self.new}, but no adapter contains new values of this tensor",
+                f"the vocabulary grows from {self.old} to {self.new}, but no adapter has new values of this tensor",
                 instead="resize the base with transformers, train on the resized base and export the result",
             )
 
