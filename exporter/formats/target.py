@@ -34,6 +34,10 @@ class FormatOptions(Options):
         """The options without those options that act on the finished artifact, such as the size limit of GGUF parts."""
         return self
 
+    def as_released(self) -> Self:
+        """Return the options of one artifact as a job of a release uses them."""
+        return self
+
     @property
     def label(self) -> str:
         """A short name of the requested storage: a dtype, a quantisation, or precisions."""

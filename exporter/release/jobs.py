@@ -49,7 +49,7 @@ def jobs_of(spec: ReleaseSpec) -> list[Job]:
         for options in group.artifacts()
     ]
     return [
-        Job(name=name if single_model else f"{model}/{name}", model=model, options=options)
+        Job(name=name if single_model else f"{model}/{name}", model=model, options=options.as_released())
         for model in spec.models
         for name, options in artifacts
     ]

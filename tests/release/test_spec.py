@@ -160,7 +160,7 @@ def test_every_model_gets_every_format(tmp_path: Path) -> None:
         "two/onnx",
     ]
     assert find_job(jobs, "one/gguf-Q4_K_M").options == GgufOptions(types=("Q4_K_M",), token_embedding_type="Q8_0")
-    assert find_job(jobs, "one/gguf-bf16").options == GgufOptions(types=("bf16",))
+    assert find_job(jobs, "one/gguf-bf16").options == GgufOptions(dtype="bf16")
     assert find_job(jobs, "one/hf").options == HfOptions(dtype="f16")
     with pytest.raises(UsageError, match=r"--only: expected one of one/hf, .*, found 'hf'"):
         find_job(jobs, "hf")

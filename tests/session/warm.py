@@ -28,8 +28,8 @@ from tests.tiers.guard.sitecustomize import NotQuick
 Ended = subprocess.CompletedProcess[str]
 
 ROOT: Final = Path(__file__).parents[2]
-#: Differs from test to test, and is read by pytest only.
-_UNREAD: Final = "PYTEST_CURRENT_TEST"
+#: Variables that the imports read. All others reach the forked process as they are.
+_READ_BY_IMPORTS: Final = ("HF_", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_")
 launch_fresh: Final = processes.launch
 
 
@@ -56,10 +56,10 @@ class ForkServer:
         as OpenBLAS does where OMP_NUM_THREADS allows two: a process is forked safely while it has one.
         """
         with self._lock:
-            read = {name: value for name, value in environment.items() if name != _UNREAD}
+            read = {name: value for name, value in environment.items() if name.startswith(_READ_BY_IMPORTS)}
             try:
                 if self._process is None:
-                    self._start(read)
+                    self._start(environment, read)
                 if read == self._environment and self._threads == 1:
                     return self._fork(module, arguments, environment)
             except BaseException:
@@ -75,7 +75,7 @@ class ForkServer:
             self._process = None
             self._log.close()
 
-    def _start(self, environment: Mapping[str, str]) -> None:
+    def _start(self, environment: Mapping[str, str], read: Mapping[str, str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.session.fork_server", ",".join(self.modules), *self.imports],
@@ -87,7 +87,7 @@ class ForkServer:
             text=True,
             start_new_session=True,
         )
-        self._environment = environment
+        self._environment = read
         self._threads = self._answer()
 
     def _fork(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:

@@ -93,6 +93,14 @@ class GgufOptions(FormatOptions):
         """The options without the split into parts."""
         return replace(self, split_max_size=None, split_max_tensors=None)
 
+    def as_released(self) -> Self:
+        """Return the options of one file, with an unquantised type as the dtype.
+
+        The rows of a release are then rounded once, from the trained values, and not to the base's dtype first.
+        """
+        plain = self.types[0] if self.types and self.types[0] in DTYPES else None
+        return replace(self, types=(), dtype=plain) if plain else self
+
     @property
     def label(self) -> str:
         """The requested types."""

@@ -8,7 +8,7 @@ unquantised file that two or more quantisations start from is also an entry of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.errors import NotExpressible
@@ -76,6 +76,8 @@ class ArtifactMaker:
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
         """Write ``merge`` with the writer of the format. store: store of the file that quantisations start from."""
+        if isinstance(options, GgufOptions) and not options.types and options.storage == _stored(merge):
+            options = replace(options, dtype=None)  # the same bytes, copied as raw ranges
         target = plan_target(options, merge, self.plan.spec.merge.budget)
         target.make(place, progress, _StoreScratch(self.plan, merge, options, store))
 
@@ -92,10 +94,9 @@ class _StoreScratch:
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """See ``exporter.formats.target.Scratch``."""
         assert isinstance(self.options, GgufOptions), "only quantised GGUF files are made from another file"
-        stored = _stored(self.merge)
-        types = (stored,) if stored and not self.options.dtype else ()
-        plain = GgufOptions(types=types, dtype=self.options.dtype, pre_tokenizer=self.options.pre_tokenizer)
-        more = {} if types or plain.dtype else {"mixed": "F32"}
+        dtype = self.options.dtype or (_stored(self.merge) or "").lower() or None
+        plain = GgufOptions(dtype=dtype, pre_tokenizer=self.options.pre_tokenizer)
+        more = {} if dtype else {"mixed": "F32"}
         content_name = _content_name(plain)
         content, cached = self.store.get(
             self.plan.recipe(self.merge, plain, **more), lambda folder: write(folder / content_name)
