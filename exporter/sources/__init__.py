@@ -1,1 +1,4 @@
-"""Reads containers, checkpoints and adapters. Headers are read on opening, tensor bytes on demand."""
+"""Reads model files (GGUF, safetensors, ONNX), checkpoint folders and adapters.
+
+Opening a file reads only its header; tensor bytes are read on demand.
+"""

@@ -1,4 +1,4 @@
-"""Detects the format of a path."""
+"""Detects the model format of a file or folder: hf, gguf or onnx."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from exporter.sources.onnx.folder import has_model
 
 
 def detect(path: Path) -> str:
-    """The format of ``path``: hf, gguf or onnx.
+    """Return the model format of the file or folder ``path``: hf, gguf or onnx.
 
-    Raises UnreadableFile for other formats and after an interrupted patch.
+    Raises UnreadableFile if the format is unknown, or if an in-place patch of the model was interrupted.
     """
     if path.is_file():
         with reading(path), path.open("rb") as file:
@@ -31,7 +31,10 @@ def detect(path: Path) -> str:
 
 
 def _onnx(path: Path) -> str:
-    """Raises UnreadableFile after an interrupted patch. The journal may be beside a folder up to two levels above."""
+    """Raise UnreadableFile if an in-place patch of the model was interrupted.
+
+    The journal of the patch is searched for beside ``path`` and beside its parent folders, up to two levels above.
+    """
     absolute = path.absolute()
     for folder in (absolute, absolute.parent, absolute.parent.parent):
         refuse_interrupted(folder)

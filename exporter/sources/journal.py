@@ -1,4 +1,7 @@
-"""Finds the journal of an in-place patch. A model with a journal is not read, because the patch was interrupted."""
+"""Finds the journal file that exists while an in-place patch modifies a model.
+
+A model that has a journal is refused, because the in-place patch of the model was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from exporter.errors import UnreadableFile
 
 
 def journal_of(path: Path) -> Path:
-    """Path of the journal of an in-place patch of the model at ``path``, a file or a folder.
+    """Path of the journal of an in-place patch of the model ``path``, which is a file or a folder.
 
-    The journal exists only during the patch.
+    The journal exists only from the start to the end of the in-place patch.
     """
     named = path if path.name not in ("", "..") else path.resolve()
     return named.with_name(f"{named.name}.ttexport-journal")
 
 
 def refuse_interrupted(path: Path) -> None:
-    """Raises UnreadableFile if an in-place patch of the model at ``path`` was interrupted."""
+    """Raise UnreadableFile if an in-place patch of the model at ``path`` was interrupted."""
     if journal_of(path).exists():
         raise UnreadableFile(
             path,

@@ -1,10 +1,11 @@
-"""Reads the GGUF container: a checked header, and tensors that are byte ranges of the file.
+"""Reads GGUF files: checks the header, and gives access to every tensor as a byte range of the file.
 
 The format (llama.cpp's docs/gguf.md, version 3, little-endian) begins with the magic, the version, the number of
-tensors and the number of keys. The keys with typed values follow. For every tensor, the header then gives a name, the
-dimensions with the fastest-running dimension first, a type and an offset. After padding, the data section follows, in
-which every tensor starts at a multiple of ``general.alignment``. The gguf package is not used to read the file, because
-the package parses a vocabulary string by string.
+tensors and the number of metadata keys. The metadata keys with their typed values come after these four fields. For
+every tensor, the header then gives a name, the dimensions with the fastest-running dimension first, a type and an
+offset. After the header and its padding comes the data section, in which every tensor starts at a multiple of
+``general.alignment``. The gguf package is not used to read the file, because the gguf package parses a large vocabulary
+string by string, which is slow.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from exporter.tensors import DTYPES, Array, cast
 class GgufFile:
     """An opened GGUF file.
 
-    metadata: the keys, in file order. tensors: the tensors, in the order of their data. data_offset: offset of the data
-    section in bytes.
+    metadata: the metadata keys with their values, in file order. tensors: the tensors, in the order of their data in
+    the file. data_offset: offset of the data section from the start of the file, in bytes.
     """
 
     path: Path
@@ -43,27 +44,27 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read and check the header, without reading a tensor.
+        """Read and check the header of a GGUF file, without reading any tensor data.
 
-        Raises UnreadableFile, naming the key or tensor, for a wrong magic, version or byte order; for counts and
-        lengths that exceed the file; for unknown types; for duplicate names; for an alignment that is not a power of
-        two; and for tensors that overlap, leave holes or exceed the file.
+        Raises UnreadableFile, naming the key or tensor, for a wrong magic, version or byte order; for counts or lengths
+        that exceed the size of the file; for unknown types; for duplicate names; for an alignment that is not a power
+        of two; and for tensors that overlap, leave gaps between them or extend past the end of the file.
         """
         with _scanner(path) as scanner:
             header = scanner.scan()
         return cls(path, header.version, header.metadata, header.tensors, header.alignment, header.data_offset)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Stored bytes of the rows [start, stop) of a tensor: uint8 of shape (stop - start, row_nbytes)."""
+        """Return the stored bytes of the rows [start, stop) of a tensor as uint8 with shape (stop - start, row_nbytes)."""
         tensor = self._tensor(name, start, stop)
         out = np.empty((stop - start, tensor.row_nbytes), np.uint8)
         read_into(self.path, tensor.offset_bytes + start * tensor.row_nbytes, out)
         return out
 
     def dequantize_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of a tensor as float32, with shape (stop - start, last axis).
+        """Dequantise the rows [start, stop) of a tensor to float32 with shape (stop - start, length of the last axis).
 
-        Raises NotExpressible for a type that the gguf package cannot decode.
+        Raises NotExpressible if the gguf package cannot dequantise the type of the tensor.
         """
         tensor, raw = self._tensor(name, start, stop), self.rows(name, start, stop)
         if tensor.type in ("F32", "F16", "BF16", "F64"):
@@ -92,7 +93,7 @@ class GgufFile:
 def is_adapter(path: Path) -> bool:
     """Whether a GGUF file contains an adapter instead of a model.
 
-    Reads the header only up to the key ``general.type``.
+    The header is read only up to the metadata key ``general.type``.
     """
     with _scanner(path) as scanner:
         return bool(scanner.value_of("general.type") == "adapter")

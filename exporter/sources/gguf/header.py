@@ -1,7 +1,8 @@
-"""Parses the header of a GGUF file in one pass. Every read is checked, and the number of created objects is bounded.
+"""Parses the header of a GGUF file in one pass.
 
-Arrays are skipped and decoded on demand, so skipping a vocabulary of 150,000 tokens costs hardly more than skipping a
-vocabulary of 50 tokens.
+The parser checks every read against the file size and limits the number of Python objects that it creates. Metadata
+arrays are skipped during parsing and decoded on demand, so opening a file with a vocabulary of 150,000 tokens takes
+hardly longer than opening a file with a vocabulary of 50 tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ _MAX_ELEMENTS: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """An array value that stays on disk until ``values`` is called. ``item_type`` is the type number of the items."""
+    """A metadata array that is not decoded from the file until ``values`` is called.
+
+    ``item_type`` is the GGUF number of the type of the array's items.
+    """
 
     path: Path
     item_type: int
@@ -44,7 +48,11 @@ class GgufArray:
     nbytes: int
 
     def values(self) -> list[Any]:
-        """Decode the array. Strings become str, with surrogates for bytes that are not UTF-8. Raises UnreadableFile."""
+        """Decode the array.
+
+        Return the decoded items of the array; strings are decoded to str, with surrogates for bytes that are not UTF-8.
+        Raises UnreadableFile.
+        """
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
         if self.item_type != STRING:
@@ -59,10 +67,11 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor in the file.
+    """A tensor of a GGUF file.
 
-    type: ggml's name of the tensor type. shape: axes in numpy's order. offset_bytes: offset from the start of the file.
-    A row is one run along the last axis. Every row is quantised independently of all other rows.
+    type: ggml's name of the tensor type. shape: the lengths of the axes in numpy's order. offset_bytes: offset of the
+    tensor from the start of the file. A row of a tensor is a run of values along the last axis. Every row is quantised
+    independently of all other rows.
     """
 
     name: str
@@ -73,7 +82,7 @@ class GgufTensor:
 
     @property
     def n_rows(self) -> int:
-        """Product of all axes but the last."""
+        """Number of rows of the tensor: the product of the lengths of all axes except the last."""
         return math.prod(self.shape[:-1])
 
     @property
@@ -84,7 +93,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The parsed header, with the same fields as ``GgufFile``."""
+    """The parsed header of a GGUF file, with the fields that ``GgufFile`` has, too."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -94,17 +103,17 @@ class Header:
 
 
 class Scanner:
-    """Reads a header in one pass. Every read is checked against the number of remaining bytes."""
+    """Reads the header of a GGUF file in one pass. Before every read, the parser checks that enough bytes remain."""
 
     def __init__(self, path: Path, view: mmap.mmap, limit: int, size: int) -> None:
-        """view: the mapped file. limit: maximum number of bytes of the header. size: number of bytes of the file."""
+        """view: the memory-mapped file. limit: maximum size of the header in bytes. size: size of the file in bytes."""
         self.path, self.view, self.limit, self.size = path, view, limit, size
         self.at = 0
         self.text_nbytes = 0
         self.what = "header"
 
     def scan(self) -> Header:
-        """Read to the end of the header. Raises UnreadableFile, naming the key or tensor."""
+        """Parse the whole header. Raises UnreadableFile, naming the invalid key or tensor, if the header is invalid."""
         version, n_tensors, n_keys = self._preamble()
         metadata: dict[str, Any] = {}
         for index in range(n_keys):
@@ -130,9 +139,9 @@ class Scanner:
         return Header(version, metadata, tensors, alignment, start)
 
     def value_of(self, wanted: str) -> Any:
-        """The value of the key ``wanted``, or None if the file lacks the key. Stops reading at the key.
+        """Return the value of the metadata key ``wanted``, or None if the file lacks the key.
 
-        Raises UnreadableFile.
+        Reading stops after that key. Raises UnreadableFile.
         """
         for index in range(self._preamble()[2]):
             self.what = f"key {index}"
@@ -147,7 +156,7 @@ class Scanner:
         return UnreadableFile(self.path, f"{self.what}: {reason}")
 
     def _take(self, nbytes: int) -> int:
-        """Skip ``nbytes`` bytes. Returns the offset of the first skipped byte."""
+        """Skip ``nbytes`` bytes. Return the offset of the first skipped byte."""
         start = self.at
         if nbytes > self.limit - start:
             raise self._bad(
@@ -224,7 +233,10 @@ class Scanner:
         return GgufArray(self.path, item_type, count, start, self.at - start)
 
     def _skip_strings(self, count: int) -> None:
-        """Skip ``count`` strings, reading only their lengths. This is the hot loop of a large vocabulary."""
+        """Skip ``count`` strings by reading only the length of each string.
+
+        This loop takes most of the time when a file with a large vocabulary is opened.
+        """
         at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at > limit:
@@ -237,7 +249,7 @@ class Scanner:
         raise self._bad(f"strings reach beyond the {self.limit} bytes of header (truncated?)")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Read one tensor entry: (type, shape, size in bytes, offset in the data section)."""
+        """Read the header entry of a tensor and return (type, shape, size in bytes, offset in the data section)."""
         n_dims = self._number("<I")
         if not 1 <= n_dims <= _MAX_DIMS:
             raise self._bad(f"expected 1 to {_MAX_DIMS} axes, found {n_dims}")
@@ -255,7 +267,10 @@ class Scanner:
     def _place(
         self, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]], start: int, alignment: int
     ) -> dict[str, GgufTensor]:
-        """Tensors in the order of their data. As llama.cpp requires, the data has no gaps except for the padding."""
+        """Return the tensors in the order of their data in the file.
+
+        As llama.cpp requires, the data of the tensors must have no gaps except for the alignment padding.
+        """
         tensors: dict[str, GgufTensor] = {}
         expected = 0
         for name, (ggml_type, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):

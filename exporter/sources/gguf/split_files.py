@@ -1,6 +1,7 @@
-"""Opens a GGUF model: one file, or the parts of a split GGUF, named ``NAME-00001-of-0000N.gguf``.
+"""Opens a GGUF model that is a single file or is split into parts named ``NAME-00001-of-0000N.gguf``.
 
-The first part contains all metadata. Every tensor is stored in exactly one part (llama.cpp's gguf-split).
+The first part of a split GGUF contains all metadata. Every tensor is stored in exactly one part, as written by
+llama.cpp's gguf-split.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ _SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})
 
 @dataclass(frozen=True)
 class GgufModel:
-    """All files of one model, in order. The first file contains the metadata."""
+    """All files of one GGUF model, in the order of their part numbers.
+
+    The first file contains the metadata of the whole model.
+    """
 
     files: Sequence[GgufFile]
 
     @classmethod
     def open(cls, path: Path) -> GgufModel:
-        """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF. Reads only headers.
+        """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF. Only the headers are read.
 
-        Raises UnreadableFile if a part is missing, if the number of a part differs from the number in its name, if a
-        part repeats a tensor, or if an in-place patch of the model was interrupted.
+        Raises UnreadableFile if a part is missing, if the part number in the metadata of a part differs from the number
+        in the file name, if a tensor occurs in two parts, or if an in-place patch of the model was interrupted.
         """
         refuse_interrupted(path)
         first = GgufFile.open(path)
@@ -63,36 +67,36 @@ class GgufModel:
 
     @property
     def path(self) -> Path:
-        """The path of the first file, which stands for the whole model."""
+        """Return the path of the first file, which is used as the path of the whole model."""
         return self.files[0].path
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The metadata keys of the model."""
+        """Return the metadata keys of the model with their values."""
         return self.files[0].metadata
 
     @cached_property
     def tensors(self) -> Mapping[str, GgufTensor]:
-        """All tensors of all files."""
+        """Return the tensors of all files of the model."""
         return {name: tensor for file in self.files for name, tensor in file.tensors.items()}
 
     def holder(self, name: str) -> GgufFile:
-        """The file that contains the tensor ``name``."""
+        """Return the file that contains the tensor ``name``."""
         return next(file for file in self.files if name in file.tensors)
 
 
 def split_file_name(stem: str, number: int, count: int) -> str:
-    """The file name that llama.cpp expects for part ``number``, counted from 0."""
+    """Return the file name that llama.cpp expects for the part with index ``number``, counted from 0."""
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
 def is_later_split_file(path: Path) -> bool:
-    """Whether ``path`` is the second or a later part of a split GGUF, which does not stand for the model."""
+    """Whether ``path`` is a part of a split GGUF after the first part; a split model is opened by its first part only."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
 
 
 def split_file_stem(path: str) -> str | None:
-    """``NAME`` of a path ``NAME-00001-of-0000N.gguf``, or None if ``path`` is not a part of a split GGUF."""
+    """Return ``NAME`` if ``path`` is ``NAME-00001-of-0000N.gguf``, or None if ``path`` is not a part of a split GGUF."""
     match = _SPLIT_NAME.fullmatch(path)
     return match["stem"] if match else None

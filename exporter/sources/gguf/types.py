@@ -1,4 +1,7 @@
-"""Constants of the GGUF format: value types of metadata, and tensor types with their blocks. Decodes Q8_0."""
+"""Constants of the GGUF format: the types of metadata values, and the tensor types with their block sizes.
+
+Decodes Q8_0.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +65,9 @@ TYPE_NUMBERS: Final = {name: number for number, (name, _, _) in TENSOR_TYPES.ite
 
 
 def dequantize_q8_0(raw: Array) -> Array:
-    """Decode (n, blocks * 34) uint8 to (n, blocks * 32) float32.
+    """Decode rows of Q8_0 bytes, a uint8 array (n, blocks * 34), to a float32 array (n, blocks * 32).
 
-    Source: block_q8_0 in ggml. A block is a float16 scale followed by 32 int8 values.
+    Source: block_q8_0 in ggml. A Q8_0 block is a float16 scale followed by 32 int8 values.
     """
     blocks = raw.reshape(len(raw), -1, 34)
     scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face checkpoint folder: config, shards, auxiliary files, and the tie of embedding and head."""
+"""Reads a Hugging Face checkpoint folder and determines whether its input embedding and output head are tied."""
 
 from __future__ import annotations
 
@@ -54,12 +54,13 @@ _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.p
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """The tie between embedding and head.
+    """Describes whether and how the input embedding and the output head of a checkpoint are tied.
 
-    embedding: name of the stored embedding. head: name of the stored head, or None if no head is stored. tied: whether
-    embedding and head have the same values. copies: further tensors that repeat the embedding; old encoder-decoder
-    checkpoints store a copy for each side. tied_in_config: whether the config ties embedding and head. PEFT then sets
-    the rows of the embedding in the head, too, even if a different head is stored.
+    embedding: name of the stored embedding tensor. head: name of the stored head tensor, or None if no head is stored.
+    tied: whether embedding and head have equal values. copies: names of further stored tensors that repeat the
+    embedding; old encoder-decoder checkpoints store a copy for the encoder and a copy for the decoder. tied_in_config:
+    whether the config ties embedding and head. If the config ties embedding and head, PEFT writes the trained embedding
+    rows to the head, too, even if the stored head has different values.
     """
 
     embedding: str
@@ -70,13 +71,16 @@ class Tie:
 
     @property
     def duplicates(self) -> frozenset[str]:
-        """Stored tensors that repeat the embedding: the copies of the embedding, and a tied head."""
+        """Names of the stored tensors with the values of the embedding: copies of the embedding and a tied head."""
         return frozenset((*self.copies, *([self.head] if self.tied and self.head else [])))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and safetensors shards. ``open`` reads headers, but no tensor data."""
+    """A checkpoint folder with ``config.json`` and safetensors shards.
+
+    ``open`` reads the headers of the shards, but no tensor data.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -84,7 +88,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read the config and the headers. Raises BadInput if ``path`` is not a usable checkpoint folder."""
+        """Read the config and the headers of the shards. Raises BadInput if ``path`` is not a valid checkpoint folder."""
         if not path.is_dir():
             actual = "a file" if path.exists() else "nothing"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {actual}")
@@ -93,26 +97,29 @@ class Checkpoint:
 
     @property
     def text_config(self) -> Mapping[str, Any]:
-        """The config of the text model. In a multimodal model, the text model's config is nested in the config."""
+        """Return the config of the text model, which is nested inside the main config if the model is multimodal."""
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the model is an encoder-decoder, in which encoder and decoder share the input embedding."""
+        """Whether the model is an encoder-decoder model whose encoder and decoder share the input embedding."""
         return self.config.get("is_encoder_decoder") is True
 
     @property
     def stored_embedding(self) -> str:
-        """Name of the input embedding.
+        """Name of the tensor that stores the input embedding.
 
-        Raises BadInput if there is no embedding, or if two embeddings differ in values.
+        Raises BadInput if the checkpoint has no input embedding, or has two input embeddings with different values.
         """
         return self._embeddings[0]
 
     @property
     def stored_head(self) -> str | None:
-        """Name of the stored output head, or None if no head is stored. Raises BadInput if several heads are stored."""
+        """Name of the tensor that stores the output head, or None if the checkpoint stores no output head.
+
+        Raises BadInput if the checkpoint stores several output heads.
+        """
         names = self._named(HEADS)
         if len(names) > 1:
             raise BadInput(f"{self.path}: expected one output head, found {', '.join(names)}")
@@ -120,10 +127,11 @@ class Checkpoint:
 
     @cached_property
     def tie(self) -> Tie:
-        """The tie, derived from config and tensors as in transformers.
+        """Determine from the config and the tensors, as transformers does, whether embedding and head are tied.
 
-        A stored head that differs from the embedding is never tied. A stored head that equals the embedding is tied
-        unless the config unties the head. Raises BadInput if config and tensors contradict each other.
+        A stored head whose values differ from the embedding is never tied. A stored head whose values equal the
+        embedding is tied unless the config says that embedding and head are not tied. Raises BadInput if the config
+        contradicts the stored tensors.
         """
         (embedding, *copies), head = self._embeddings, self.stored_head
         flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
@@ -144,14 +152,17 @@ class Checkpoint:
 
     @cached_property
     def embedding_digest(self) -> str:
-        """sha256 of the stored bytes of the input embedding.
+        """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The digest identifies a base, and only one tensor is read.
+        The digest of the embedding identifies the base model, and computing the digest reads a single tensor.
         """
         return self.digest(self.tie.embedding)
 
     def digest(self, name: str) -> str:
-        """sha256 of the stored bytes of the tensor ``name``, in hexadecimal. Memory: one block of rows."""
+        """Return the SHA-256 digest of the stored bytes of the tensor ``name``, in hexadecimal.
+
+        Peak memory: one block of rows of the tensor.
+        """
         digest = hashlib.sha256()
         for content in byte_blocks(self.tensors[name]):
             digest.update(content)
@@ -159,14 +170,14 @@ class Checkpoint:
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Name → path of the existing auxiliary files: tokenizer, chat templates and generation config."""
+        """Map the names of the existing auxiliary files (tokenizer, chat templates, generation config) to their paths."""
         return auxiliary_files(self.path)
 
     @cached_property
     def _embeddings(self) -> list[str]:
-        """Names of the input embedding and of its copies.
+        """Names of the tensors that store the input embedding or a copy of the input embedding.
 
-        Encoder-decoder checkpoints may store a copy for each side.
+        Encoder-decoder checkpoints may store a copy of the embedding for the encoder and another copy for the decoder.
         """
         names = self._named(EMBEDDINGS)
         if not names:
@@ -186,9 +197,10 @@ class Checkpoint:
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:
-    """Name, with slashes → path of the ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder``.
+    """Map the names of the existing ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder`` to their paths.
 
-    Broken links and unreadable files are included; the reader of such a file raises the error.
+    Names contain forward slashes on every system. Broken links and unreadable files are included, so that the code that
+    later reads the file raises the error.
     """
     templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
     return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}

@@ -1,10 +1,11 @@
-"""Reads the safetensors container: a checked header, and tensors that are byte ranges of the file.
+"""Reads safetensors files: checks the header, and gives access to every tensor as a byte range of the file.
 
-The format (from the safetensors README) begins with the header length N in 8 bytes, little-endian. N bytes of JSON
-follow: ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}`` plus an optional ``__metadata__``. The data section
-follows the header. Offsets count from the start of the data section, which has no holes and no overlaps. The
-safetensors package is not used to read files. The package maps a file, so that pages which were only copied would count
-as memory, and the package does not give the offset of a tensor in the file.
+A safetensors file (see the safetensors README) begins with the header length N as an 8-byte little-endian integer. The
+header consists of N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}``, plus an optional key
+``__metadata__``. The data section comes after the header. The offsets of the tensors count from the start of the data
+section, which has no gaps and no overlaps. The safetensors package is not used to read files for two reasons. First,
+the safetensors package memory-maps the file, so that mapped pages would count towards peak memory even if the pages are
+only copied to another file. Second, the safetensors package does not report the offset of a tensor in the file.
 """
 
 from __future__ import annotations
@@ -37,27 +38,30 @@ _PAGE_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """A tensor stored as a byte range of a file."""
+    """A tensor that is stored as a byte range of a file."""
 
     spec: TensorSpec
     place: ByteRange
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), read from the file. Memory: the rows. Raises UnreadableFile if the file was cut short."""
+        """Read the rows [start, stop) of the tensor from the file. Memory: the rows.
+
+        Raises UnreadableFile if the file was truncated after opening.
+        """
         spec, place = self.spec, self.place
         out = np.empty((stop - start, *spec.shape[1:]), DTYPES[spec.dtype])
         read_into(place.path, place.offset_bytes + start * spec.row_nbytes, out)
         return out
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The single byte range of the tensor."""
+        """Return the single byte range that contains the whole tensor."""
         yield self.place
 
 
 def read_into(path: Path, offset_bytes: int, out: Array) -> None:
-    """Fill ``out`` with the bytes of ``path`` from ``offset_bytes`` on.
+    """Fill the buffer ``out`` with the bytes of the file ``path``, starting at ``offset_bytes``.
 
-    Raises UnreadableFile if the file is too short.
+    Raises UnreadableFile if the file ends before ``out`` is full.
     """
     view = out.reshape(-1).view(np.uint8).data
     with opened(path) as (file, _):
@@ -69,11 +73,11 @@ def read_into(path: Path, offset_bytes: int, out: Array) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, FileTensor]:
-    """Name → tensor of every tensor of ``path``, in the order of the data. Reads only the header.
+    """Map the name of every tensor of ``path`` to the tensor, in the order of the data. Only the header is read.
 
-    Raises UnreadableFile, naming the tensor, for a header that is cut short, oversized or not a JSON object; for an
-    unknown dtype; for a shape that contradicts the offsets; for holes or overlaps; and for a data section that ends
-    early or late.
+    Raises UnreadableFile, naming the tensor, for a header that is truncated, oversized or not a JSON object; for an
+    unknown dtype; for a shape that contradicts the offsets; for gaps or overlaps between tensors; and for a data
+    section that is shorter or longer than the header says.
     """
     header, data_start, data_nbytes = _read_header(path)
     entries = [(name, *_check_entry(path, name, entry)) for name, entry in header.items()]
@@ -95,7 +99,7 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """(header entries without ``__metadata__``, offset of the data section, length of the data section), in bytes."""
+    """Return (header entries without ``__metadata__``, offset of the data section, its length), both in bytes."""
     with opened(path) as (file, size):
         prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:
@@ -137,12 +141,13 @@ def _is_lengths(value: object) -> bool:
 def prepare(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, like_offset_bytes: int = 0
 ) -> tuple[bytes, list[tuple[TensorSpec, int]]]:
-    """Lay out a new file with ``specs``, without data: (header bytes, [(spec, offset in the file)]).
+    """Plan the layout of a new file for ``specs`` and return (header bytes, [(spec, offset in the file)]).
 
-    Tensors with larger dtypes come first, and tensors of equal item size keep the order of ``specs``, so that every
-    tensor is aligned to its item size. like_offset_bytes: offset of a data section in another file. The new data
-    section gets the same offset within a page, so that a file system can share pages of equal data between the two
-    files. For equal offsets within a page, the header is padded with spaces in steps of 8 bytes.
+    Tensors with larger item sizes come first, so that every tensor is aligned to its item size; tensors of equal item
+    size keep the order of ``specs``. like_offset_bytes: offset of the data section in another file that contains equal
+    data. The new data section starts at the same offset within a memory page as the data section of the other file, so
+    that a file system can share pages of equal data between the two files. To reach that offset, the header is padded
+    with spaces in steps of 8 bytes.
     """
     order = sorted(specs, key=lambda spec: -DTYPES[spec.dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -1,9 +1,11 @@
-"""Reads tokenizer.model: a SentencePiece model, which is a protobuf message.
+"""Reads the file tokenizer.model, which contains a SentencePiece model as a protobuf message.
 
-Format (sentencepiece_model.proto): field 1 is a piece (1 text, 2 float score, 3 type) and is repeated in the order of
-the ids. Field 2 contains the settings of the trainer (3 the algorithm, 24 whitespace as suffix). Field 3 contains the
-normalizer (2 the compiled character map, 3 add a dummy prefix, 4 remove extra whitespace). A field with its default
-value is omitted. The sentencepiece package is not used, because a GGUF file needs only the fields listed above.
+According to sentencepiece_model.proto, field 1 of the message is a piece (subfields: 1 text, 2 float score, 3 type) and
+is repeated in the order of the token ids. Field 2 of the message contains the settings of the trainer (subfields: 3 the
+algorithm, 24 whether whitespace is a suffix). Field 3 of the message contains the normalizer (subfields: 2 the compiled
+character map, 3 whether to add a dummy prefix, 4 whether to remove extra whitespace). A protobuf field with its default
+value is omitted from the file. The sentencepiece package is not used, because a GGUF file needs only a few fields of
+the SentencePiece model.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _FLOAT: Final = struct.Struct("<f")
 
 @dataclass
 class SentencePieceModel:
-    """The pieces in the order of their ids, and the settings that affect tokenisation.
+    """The pieces of a SentencePiece model in the order of their ids, and the settings that affect tokenisation.
 
     texts, scores, types: lists with one item per piece. charsmap: the compiled character map of the normalizer, or b""
     if the normalizer has no character map.
@@ -55,7 +57,7 @@ class SentencePieceModel:
 def read_model(path: Path) -> SentencePieceModel:
     """Parse ``path``.
 
-    Raises UnreadableFile, naming the field, if the file is cut short or not a SentencePiece model.
+    Raises UnreadableFile, naming the invalid field, if the file is truncated or is not a SentencePiece model.
     """
     data = read_file(path, max_nbytes=_MAX_BYTES)
     model, what = SentencePieceModel(), "message"
@@ -84,7 +86,10 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
-    """Parse a piece: (text, score, type). The usual order of fields is parsed without a loop, which is faster."""
+    """Parse a piece of the vocabulary and return (text, score, type).
+
+    If the fields of the piece have the usual order, the function parses the piece without a loop, which is faster.
+    """
     if data and data[0] == 0x0A and data[1] < 0x80:
         end = 2 + data[1]
         tail = data[end:]
@@ -124,7 +129,7 @@ def _normalizer(model: SentencePieceModel, data: bytes) -> None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of every field. The value of a varint is an integer, and any other value is given as bytes.
+    """Yield (field number, value) for every field of a protobuf message; the value is an int for a varint, else bytes.
 
     Source: protobuf's encoding guide.
     """

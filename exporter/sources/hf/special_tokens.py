@@ -14,10 +14,11 @@ SPECIAL_TOKENS: Final = ("bos", "eos", "pad")
 
 
 def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
-    """Name (bos, eos, pad) → id of every special token that the tokenizer defines.
+    """Map the name (bos, eos or pad) of every special token that the tokenizer defines to the token's id.
 
-    The names are defined in tokenizer_config.json or special_tokens_map.json, and the ids in tokenizer.json. files:
-    name → path of the tokenizer files. Raises UnreadableFile if a file cannot be parsed.
+    The special tokens are named in tokenizer_config.json or special_tokens_map.json, and their ids are given in
+    tokenizer.json. files: the tokenizer files as a map of file name → path. Raises UnreadableFile if a tokenizer file
+    cannot be parsed.
     """
     names = ("special_tokens_map.json", "tokenizer_config.json")
     settings: dict[str, Any] = {}
@@ -32,6 +33,9 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
 
 
 def _text(token: object) -> str:
-    """The text of a token that is stored as a string or as a table with flags. Returns "" if ``token`` is neither."""
+    """Return the text of ``token``, which is stored as a string or as a JSON object with text and flags.
+
+    Returns "" if ``token`` is neither a string nor a JSON object.
+    """
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else ""

@@ -1,7 +1,8 @@
-"""Reads parts of tokenizer.json: all ids, the added tokens, or the settings that affect tokenisation.
+"""Reads parts of tokenizer.json: the ids of all tokens, the added tokens, or the settings that affect tokenisation.
 
-Schemas name the fields to decode, and the decoder skips all other fields without creating objects. A vocabulary of
-262,144 tokens then needs less memory than the merge itself. Objects are counted before they are created.
+The JSON decoder decodes only the fields that a schema names, and skips all other fields of the file without creating
+Python objects. Therefore reading a vocabulary of 262,144 tokens needs less memory than merging the adapters does. The
+number of Python objects is checked against a limit before the decoder creates the objects.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Piece(msgspec.Struct, array_like=True, gc=False):
-    """One [piece, score] of a unigram vocabulary. Pieces are only counted, so no field is decoded."""
+    """A pair [piece, score] of a unigram vocabulary.
+
+    The schema decodes no field of the pair, because the pieces are only counted.
+    """
 
 
 class _Numbered(msgspec.Struct, gc=False):
@@ -45,7 +49,7 @@ class _Token(msgspec.Struct, gc=False):
 
 
 class _Model(msgspec.Struct):
-    """The settings that distinguish types of tokenizer models, and the two long lists: vocabulary and merges."""
+    """The settings that distinguish the types of tokenizer models, and the two long lists (vocabulary and merges)."""
 
     type: msgspec.Raw = _ABSENT
     byte_fallback: msgspec.Raw = _ABSENT
@@ -68,14 +72,14 @@ class _File(msgspec.Struct):
 
 
 class Tokenizer:
-    """One tokenizer.json, decoded on demand. Results are cached as long as the object exists.
+    """The contents of a tokenizer.json file, decoded on demand. Decoded parts are cached as long as the object exists.
 
-    ``open`` returns the existing object of a file if the file is open already, so that readers share a decoded
-    vocabulary.
+    If a ``Tokenizer`` of the file exists already, ``open`` returns that object, so that all readers of the file share
+    one decoded vocabulary.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UnreadableFile if ``path`` is not a tokenizer of the tokenizers library."""
+        """Raises UnreadableFile if ``path`` is not a tokenizer.json file of the tokenizers library."""
         self.path = path
         text = read_file(path)
         try:
@@ -85,7 +89,10 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """The existing object of the same, unchanged file, or else a new object. Raises UnreadableFile."""
+        """Return the existing ``Tokenizer`` of ``path`` if the file has not changed, else a new ``Tokenizer``.
+
+        Raises UnreadableFile.
+        """
         with reading(path):
             status = path.stat()
         state = (path, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -95,7 +102,10 @@ class Tokenizer:
 
     @cached_property
     def ids(self) -> set[int]:
-        """Ids of all tokens, including the added tokens. Memory: the file and its vocabulary."""
+        """Return the ids of all tokens, including the added tokens.
+
+        Peak memory: the size of the file plus the decoded vocabulary.
+        """
         vocab = self._vocab
         added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Numbered] | None) or []
         # a unigram vocabulary is in the order of its ids
@@ -103,16 +113,16 @@ class Tokenizer:
 
     @cached_property
     def added(self) -> dict[str, int]:
-        """Text → id of every added token."""
+        """Map the text of every added token to the token's id."""
         added = _decode_counted(self.path, self._file.added_tokens, "added_tokens", list[_Token] | None) or []
         return {token.content: token.id for token in added}
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The fields that affect tokenisation, without fields that are null or absent.
+        """Return the fields of tokenizer.json that affect tokenisation, without fields that are null or absent.
 
-        ``model.vocab`` is a table of token to id, or, for a unigram model, a list of [piece, score]. ``model.merges``
-        is a list of pairs or of strings. Raises UnreadableFile.
+        The field ``model.vocab`` maps each token to its id or, for a unigram model, is a list of pairs [piece, score].
+        The field ``model.merges`` is a list of pairs of strings or a list of strings. Raises UnreadableFile.
         """
         path, model = self.path, self._model
         content = _small(path, self._file, "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
@@ -141,28 +151,31 @@ _opened: WeakValueDictionary[tuple[Path, int, int, int], Tokenizer] = WeakValueD
 
 
 def token_ids(path: Path) -> set[int]:
-    """``Tokenizer.ids`` of the file ``path``."""
+    """Return ``Tokenizer.ids`` of the tokenizer file ``path``."""
     return Tokenizer.open(path).ids
 
 
 def added_tokens(path: Path) -> dict[str, int]:
-    """``Tokenizer.added`` of the file ``path``."""
+    """Return ``Tokenizer.added`` of the tokenizer file ``path``."""
     return Tokenizer.open(path).added
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """``Tokenizer.content`` of the file ``path``."""
+    """Return ``Tokenizer.content`` of the tokenizer file ``path``."""
     return Tokenizer.open(path).content
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Values of the fields ``names``, decoded without a schema, within the limits of ``parse_object``."""
+    """Return the values of the JSON fields ``names``, decoded without a schema and within limits of ``parse_object``."""
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 
 
 def _merges(path: Path, raw: msgspec.Raw) -> Any:
-    """The merges. Older files store merges as strings, and newer files as pairs."""
+    """The merges.
+
+    Older tokenizer.json files store each merge as a string, and newer files store each merge as a pair of strings.
+    """
     try:
         return _decode_counted(path, raw, "model.merges", list[tuple[str, str]], _MAX_MERGE_COMMAS)
     except _WrongType:
@@ -170,11 +183,14 @@ def _merges(path: Path, raw: msgspec.Raw) -> Any:
 
 
 class _WrongType(UnreadableFile):
-    """The JSON is valid, but its type differs from the type in the schema."""
+    """Raised for valid JSON in which the type of a value differs from the type in the schema."""
 
 
 def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
-    """Decode ``raw`` by ``schema``. The items are counted by their commas before any item is created."""
+    """Decode ``raw`` by ``schema``.
+
+    The items of a JSON list are counted by their commas before the decoder creates any item.
+    """
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:
         raise UnreadableFile(path, f"{what}: expected at most {_MAX_VOCAB_BYTES} bytes, found {view.nbytes}")

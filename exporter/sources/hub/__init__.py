@@ -1,1 +1,1 @@
-"""Finds inputs by path or by id on the Hugging Face hub, in the hub's cache or by download."""
+"""Finds inputs given as a local path or as a repository id on the Hugging Face hub, and downloads missing repositories."""

@@ -1,9 +1,9 @@
-"""Fetches a repository of the Hugging Face hub as a folder. A repository that the cache lacks is downloaded.
+"""Provides a Hugging Face hub repository as a local folder, and downloads the repository if it is not cached.
 
 Only data is fetched (configs, tokenizer files, chat templates, and the safetensors that will be read), never pickles
-and never code. The cache is the cache of huggingface_hub, so other tools share the download. The name of a folder in
-the cache is the commit. huggingface_hub keeps a listing of each downloaded commit, with sizes. The listing shows
-whether the cached folder is complete.
+and never code. Downloads are stored in the cache of huggingface_hub, which other tools use as well. Each folder in the
+cache is named after a commit. huggingface_hub caches a listing of the files of each downloaded commit, with file sizes.
+The cached listing shows whether the cached folder of a commit is complete.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool) -> Path:
-    """The complete folder of ``repo`` at ``revision`` (branch, tag or commit). The name of the folder is the commit.
+    """Return a complete local folder of ``repo`` at ``revision`` (branch, tag or commit), named after the commit.
 
-    A complete folder in the cache is used without contacting the hub. content: whether to fetch the weights of an
-    adapter or of a checkpoint. None fetches the weights of an adapter if the repository is an adapter, else of a
-    checkpoint. Raises BadInput, naming the missing file and a remedy. Raises OutputError if the cache cannot be
-    written.
+    A folder that is complete in the cache is used without contacting the hub. content: whether to download the weights
+    of an adapter or of a checkpoint. If ``content`` is None, the adapter weights are downloaded if the repository is an
+    adapter, else the checkpoint weights. Raises BadInput, naming the missing file and a remedy, if the folder cannot be
+    completed. Raises OutputError if the cache is not writable.
     """
     from huggingface_hub import constants
 
@@ -69,7 +69,10 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
 
 
 def _in_cache(repo: str, revision: str) -> Path | None:
-    """The cached folder of the commit of ``revision``, or None. The folder may be incomplete."""
+    """Return the cached folder of the commit that ``revision`` points to, or None if the cache lacks the commit.
+
+    The returned folder may be incomplete.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -95,7 +98,7 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """A message about the first needed file that is missing or incomplete, or None if all needed files are complete."""
+    """Return a message about the first required file that is missing or incomplete, or None if there is no such file."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
@@ -107,7 +110,7 @@ def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
 
 
 def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the files that the folder must contain."""
+    """Names of the files that the downloaded folder must contain."""
     config = ADAPTER_CONFIG if content == "adapter" else CONFIG
     if sizes is not None:
         auxiliary = [name for name in sizes if name in AUXILIARY_FILES or fnmatchcase(name, ADDITIONAL_TEMPLATES)]
@@ -121,7 +124,10 @@ def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent)
 
 
 def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Names of the weight files that the readers will open. The readers prefer a single file to an index."""
+    """Return the names of the weight files that will be read when the model is loaded.
+
+    If a repository has both a single weight file and an index of shards, the single file is used.
+    """
     if content == "adapter":
         return [ADAPTER_WEIGHTS]
     single = WEIGHTS in sizes if sizes is not None else (folder / WEIGHTS).is_file()
@@ -138,7 +144,7 @@ def _content_of(folder: Path) -> RepoContent:
 
 
 def _listing(repo: str, folder: Path) -> dict[str, int] | None:
-    """Name → size in bytes of every file of the commit, or None if huggingface_hub has no cached listing."""
+    """Map the name of every file of the commit to its size in bytes; None if huggingface_hub has no cached listing."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -159,7 +165,7 @@ def _found_instead(repo: str, folder: Path) -> str:
 
 
 def _reason(repo: str, revision: str, exc: Exception) -> str:
-    """The reason why the hub failed and a remedy, in one line."""
+    """Return a one-line message with the reason why the request to the hub failed and a remedy."""
     from huggingface_hub import constants, errors
 
     # snapshot_download reports every failure as "not in the cache". The original failure is the cause of that
@@ -193,10 +199,11 @@ def _cache() -> Path:
 
 
 def _bars(line: str, *, quiet: bool) -> Any:
-    """The class of progress bars for huggingface_hub. On a terminal, None stands for huggingface_hub's own class.
+    """Return the progress bar class for huggingface_hub, or None on a terminal to use huggingface_hub's own class.
 
-    Without a terminal, or if ``quiet`` is set, the class shows no bars, and ``line`` is printed unless ``quiet`` is
-    set. The global switch of huggingface_hub is not used, because an environment variable overrides that switch.
+    Without a terminal, or if ``quiet`` is set, the returned class shows no progress bars, and ``line`` is printed
+    unless ``quiet`` is set. The function in huggingface_hub that disables all progress bars is not used, because an
+    environment variable overrides that function.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -215,7 +222,7 @@ def _bars(line: str, *, quiet: bool) -> Any:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Hide the log of huggingface_hub, because the raised error contains all relevant information."""
+    """Suppress the log messages of huggingface_hub, because the error that is raised contains all relevant information."""
     from huggingface_hub.utils import logging as hub_logging
 
     before = hub_logging.get_verbosity()

@@ -1,4 +1,7 @@
-"""Resolves an input to a folder on disk. An input is a path, or ``org/name`` or ``org/name@revision`` on the hub."""
+"""Resolves an input, given as a path or as a hub id, to a file or folder on disk.
+
+A hub id has the form ``org/name`` or ``org/name@revision``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ _RECORDED: Final = re.compile(r"adapter\.(?P<number>\d+)\.(?P<field>repo|revisio
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file or folder on disk. ``repo`` and ``revision`` (the commit) are set only for an input from the hub."""
+    """An input file or folder on disk.
+
+    The fields ``repo`` and ``revision`` (the commit) are set only if the input comes from the hub.
+    """
 
     path: Path
     repo: str | None = None
@@ -36,20 +42,20 @@ class Located:
 
     @property
     def name(self) -> str:
-        """Display name: the name of the repository without its owner, or the name of the folder."""
+        """Display name of the input: the name of the hub repository without the owner, or the name of the folder."""
         return self.repo.split("/")[-1] if self.repo else self.path.resolve().name
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether PEFT would load the folder as an adapter."""
+    """Whether PEFT would load the folder ``path`` as an adapter."""
     return os.path.lexists(path / CONFIG)
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
-    """The base checkpoint: ``named`` if given, else the base and revision that all adapters name.
+    """Find the base checkpoint: ``named`` if given, else the base and the revision in the configs of all adapters.
 
-    Raises BadInput if no base is named, if the adapters name different bases, or if the base cannot be found or
-    downloaded.
+    Raises BadInput if neither ``named`` nor an adapter names a base, if the adapters name different bases, or if the
+    base cannot be found or downloaded.
     """
     if named is not None:
         return locate(named, asked_by="--base", content="checkpoint", quiet=quiet)
@@ -68,7 +74,10 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
 
 
 def _base_revision(adapter: Adapter) -> str | None:
-    """The revision of the base on which the adapter was trained, as PEFT's config gives it. None is the default."""
+    """Return the revision of the base on which the adapter was trained, as given in adapter_config.json.
+
+    None is the default.
+    """
     revision = adapter.config.get("revision")
     if revision is not None and not isinstance(revision, str):
         raise BadInput(f"{adapter.path / CONFIG}: revision: expected a branch, tag or commit, found {revision!r:.80}")
@@ -78,11 +87,11 @@ def _base_revision(adapter: Adapter) -> str | None:
 def locate(
     word: str, *, asked_by: str, content: RepoContent | None = None, revision: str | None = None, quiet: bool = False
 ) -> Located:
-    """Find the file or folder that ``word`` names. ``word`` is an existing path, or else an id on the hub.
+    """Find the file or folder for ``word``, which is an existing path or else the id of a repository on the hub.
 
-    A repository of the hub comes from the cache or is downloaded. content: the required content, or None for an adapter
-    or a checkpoint. revision: the revision to use if ``word`` contains no revision. asked_by: the option or file that
-    ``word`` comes from, for messages. Raises BadInput.
+    A hub repository is read from the cache or downloaded. content: whether ``word`` must be an adapter or a checkpoint,
+    or None to allow both. revision: the revision to use if ``word`` contains no revision. asked_by: the option or file
+    that contains ``word``, for error messages. Raises BadInput.
     """
     path = Path(word)
     try:
@@ -105,10 +114,11 @@ def locate(
 
 
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
-    """Provenance of an artifact after a patch.
+    """Return the provenance of an artifact after a patch that merges more adapters into the artifact.
 
-    recorded: the provenance before the patch, which is kept. The new adapters are numbered after the recorded adapters,
-    in the order of ``adapters``. An adapter that is already recorded with the same commit is not added again.
+    recorded: the provenance of the artifact before the patch, which is kept. The numbers of the new adapters continue
+    the numbers of the recorded adapters, in the order of ``adapters``. An adapter whose repository and commit are
+    recorded already is not recorded again.
     """
     known = [match["number"] for key in recorded if (match := _RECORDED.fullmatch(key))]
     present = {(recorded.get(f"adapter.{number}.repo"), recorded.get(f"adapter.{number}.revision")) for number in known}
@@ -124,10 +134,10 @@ def _renumbered(key: str, first: int) -> str:
 
 
 def origins(base: Located, adapters: Sequence[Located]) -> dict[str, str]:
-    """Provenance of inputs from the hub: ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
+    """Return the provenance of hub inputs with the keys ``base.repo``, ``base.revision``, ``adapter.0.repo`` and so on.
 
-    Local paths are not recorded. A local path is meaningless on another machine, and the bytes of an artifact must not
-    depend on the machine.
+    Local paths of inputs are not recorded in the provenance. A local path is meaningless on another machine, and the
+    bytes of an artifact must not depend on the machine that writes the artifact.
     """
     named = {"base": base} | {f"adapter.{number}": adapter for number, adapter in enumerate(adapters)}
     return {
