@@ -1,4 +1,4 @@
-"""Reads variable-length integers of protobuf messages. Source: protobuf's encoding guide."""
+"""Reads the variable-length integers (varints) of protobuf messages. Source: protobuf's encoding guide."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def read_varint(data: Sequence[int] | mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """(value, offset of the next byte) of the varint at ``at``.
+    """Read the varint at the offset ``at`` and return (value, offset of the byte after the varint).
 
-    Raises ValueError if the varint exceeds ``end`` or is longer than 10 bytes.
+    Raises ValueError if the varint extends past the offset ``end`` or is longer than 10 bytes.
     """
     value = shift = 0
     while at < end and shift < 70:

@@ -55,7 +55,7 @@ class GgufFile:
         return cls(path, header.version, header.metadata, header.tensors, header.alignment, header.data_offset)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Return the stored bytes of the rows [start, stop) of a tensor as uint8 with shape (stop - start, row_nbytes)."""
+        """Return the stored bytes of the rows [start, stop) of a tensor as uint8 (stop - start, row_nbytes)."""
         tensor = self._tensor(name, start, stop)
         out = np.empty((stop - start, tensor.row_nbytes), np.uint8)
         read_into(self.path, tensor.offset_bytes + start * tensor.row_nbytes, out)

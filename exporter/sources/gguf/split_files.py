@@ -91,12 +91,12 @@ def split_file_name(stem: str, number: int, count: int) -> str:
 
 
 def is_later_split_file(path: Path) -> bool:
-    """Whether ``path`` is a part of a split GGUF after the first part; a split model is opened by its first part only."""
+    """Whether ``path`` is a part of a split GGUF, but not the first part, by which the model is opened."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
 
 
 def split_file_stem(path: str) -> str | None:
-    """Return ``NAME`` if ``path`` is ``NAME-00001-of-0000N.gguf``, or None if ``path`` is not a part of a split GGUF."""
+    """Return ``NAME`` if ``path`` is ``NAME-00001-of-0000N.gguf``, or None if ``path`` is not a split file."""
     match = _SPLIT_NAME.fullmatch(path)
     return match["stem"] if match else None

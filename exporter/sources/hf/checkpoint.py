@@ -88,7 +88,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Read the config and the headers of the shards. Raises BadInput if ``path`` is not a valid checkpoint folder."""
+        """Read the config and the headers of the safetensors shards, but no tensor data.
+
+        Raises BadInput if ``path`` is not a valid checkpoint folder.
+        """
         if not path.is_dir():
             actual = "a file" if path.exists() else "nothing"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {actual}")
@@ -170,7 +173,7 @@ class Checkpoint:
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Map the names of the existing auxiliary files (tokenizer, chat templates, generation config) to their paths."""
+        """Map the names of the auxiliary files (tokenizer, chat templates, generation config) to their paths."""
         return auxiliary_files(self.path)
 
     @cached_property

@@ -166,7 +166,7 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """Return the values of the JSON fields ``names``, decoded without a schema and within limits of ``parse_object``."""
+    """Decode the JSON fields ``names`` without a schema, within the limits of ``parse_object``."""
     present = {name: raw for name in names if (raw := getattr(struct, name)) != _ABSENT}
     return {name: parse_object(path, b'{"": ' + bytes(raw) + b"}", what=name)[""] for name, raw in present.items()}
 

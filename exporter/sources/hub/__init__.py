@@ -1,1 +1,1 @@
-"""Finds inputs given as a local path or as a repository id on the Hugging Face hub, and downloads missing repositories."""
+"""Finds inputs given as a path or as a Hugging Face hub id, and downloads repositories that are not cached."""

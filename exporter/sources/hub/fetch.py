@@ -98,7 +98,7 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """Return a message about the first required file that is missing or incomplete, or None if there is no such file."""
+    """Return a message about the first missing or incomplete required file, or None if all are complete."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
@@ -222,7 +222,7 @@ def _bars(line: str, *, quiet: bool) -> Any:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Suppress the log messages of huggingface_hub, because the error that is raised contains all relevant information."""
+    """Suppress the log messages of huggingface_hub, because the raised error contains all relevant information."""
     from huggingface_hub.utils import logging as hub_logging
 
     before = hub_logging.get_verbosity()

@@ -1,1 +1,1 @@
-"""Reads ONNX models and folders of ONNX models."""
+"""Reads ONNX model files, and folders that contain ONNX model files."""

@@ -1,7 +1,7 @@
-"""Reads ONNX model files: initialisers as byte ranges, and which initialisers are the embedding and the head.
+"""Reads ONNX model files: locates the bytes of every initialiser, and finds the embedding and the head.
 
-Reads the graph, which is small if the weights are external data, but no weights. Accepts models made by any tool.
-Source: onnx.proto3.
+Opening a model reads the graph, which is small if the weights are external data, but reads no weights. Models exported
+by any tool are accepted. Source: onnx.proto3.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ _MAX_MODEL_BYTES: Final = 2 << 30
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A model file and its external data.
+    """An ONNX model file and its external data.
 
-    path: the model file. inputs, outputs: names in the order of the graph; initialisers are not listed as inputs.
-    metadata: the metadata_props of the model. embedding: the initialiser that a Gather on input_ids reads, or None if
-    the graph has no embedding. head: the initialiser in the matrix product that gives the logits, or None if the graph
-    has no head. token_axis: name of embedding or head → token axis of the matrix: 0 for (V, H), 1 for (H, V). blocks:
-    name of embedding or head → format of block-quantised codes. scaled: name of embedding or head → format of codes
-    with one scale and one zero point. quantised: whether the graph contains an integer matrix product. block_formats:
-    block formats of all matrices, such as "int4 x 32 with zero points".
+    path: path of the model file. inputs, outputs: names of the graph's inputs and outputs in the order of the graph,
+    without initialisers. metadata: the metadata_props of the model. embedding: name of the initialiser that a Gather on
+    input_ids reads, or None if the graph has no embedding. head: name of the initialiser in the matrix product that
+    computes the logits, or None if the graph has no head. token_axis: maps the name of embedding and head to the token
+    axis of the matrix, which is 0 for shape (V, H) and 1 for shape (H, V). blocks: maps the name of a block-quantised
+    embedding or head to its block format. scaled: maps the name of an embedding or head that is quantised with one
+    scale and one zero point to its format. quantised: whether the graph contains an integer matrix product.
+    block_formats: the block formats of all matrices of the graph, such as "int4 x 32 with zero points".
     """
 
     path: Path
@@ -60,11 +61,11 @@ class OnnxFile:
 
     @classmethod
     def open(cls, path: Path) -> OnnxFile:
-        """Open a model file, or the first of ``model_files`` of a folder.
+        """Open the model file ``path``, or the first of the ``model_files`` if ``path`` is a folder.
 
         Raises UnreadableFile, naming the initialiser, if the file is not an ONNX model; if an element type is unknown;
-        if external data is outside the folder, missing, too short, or not a regular file; or if a length contradicts
-        the shape.
+        if external data is outside the folder, missing, too short, or not a regular file; or if the length of the data
+        contradicts the shape.
         """
         path = model_files(path)[0]
         model = _parse(path)
@@ -90,13 +91,17 @@ class OnnxFile:
         )
 
     def parse(self) -> onnx.ModelProto:
-        """Parse the whole model again. The caller may change the result. Memory: twice the size of the model file."""
+        """Parse the whole model file into a new protobuf message. The caller may modify the returned message.
+
+        Peak memory: twice the size of the model file.
+        """
         return _parse(self.path)
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of an initialiser along its first axis. A scalar counts as one row. Memory: the rows.
+        """Return the rows [start, stop) of an initialiser along its first axis; a scalar has one row.
 
-        Raises NotExpressible if numpy has no such element type. Raises UnreadableFile if data is missing.
+        Peak memory: the returned rows. Raises NotExpressible if numpy lacks the element type of the initialiser. Raises
+        UnreadableFile if data of the initialiser is missing.
         """
         tensor = self.initialisers[name]
         if tensor.place is None:
@@ -108,10 +113,10 @@ class OnnxFile:
         return out
 
     def token_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows of the tokens [start, stop) of the embedding or the head, in shape (n, H) for both matrix orientations.
+        """Return the rows of the tokens [start, stop) of the embedding or the head, as an array (n, H).
 
-        Memory: the rows, and for a matrix (H, V) also the accessed pages of the file. Raises the same errors as
-        ``rows``.
+        The result is (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows, plus the accessed
+        pages of the file for a matrix with shape (H, V). Raises the errors that ``OnnxFile.rows`` raises.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:
@@ -127,20 +132,21 @@ class OnnxFile:
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
     def stored_tensors(self, name: str) -> list[TensorRange]:
-        """The initialisers that store the matrix ``name``, each with one row per token.
+        """Return the initialisers that store the matrix ``name``; each of the initialisers has one row per token.
 
-        A plain matrix is one initialiser. A quantised matrix is stored as codes, scales and zero points.
+        An unquantised matrix is stored in one initialiser. A quantised matrix is stored in separate initialisers for
+        codes, scales and zero points.
         """
         form = self.blocks.get(name)
         names = [name, form.scales, form.zero_points] if form else [name]
         return [self.initialisers[stored] for stored in names if stored is not None]
 
     def tokens(self, name: str) -> int:
-        """The number of tokens of the embedding or the head."""
+        """Return the number of tokens of the embedding or the head."""
         return self.initialisers[name].shape[self.token_axis[name]]
 
     def token_bytes(self, name: str, start: int, stop: int) -> Array:
-        """Stored bytes of the tokens [start, stop): rows of all ``stored_tensors`` joined to (n, bytes) uint8."""
+        """Concatenate the stored rows of the tokens [start, stop) in all ``stored_tensors`` to uint8 (n, bytes)."""
         if self.token_axis[name]:
             rows = self.token_rows(name, start, stop)
             return rows.view(np.uint8).reshape(len(rows), -1)
@@ -156,9 +162,9 @@ class OnnxFile:
         return np.concatenate(stored, axis=1)
 
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
-        """Byte ranges of the ``token_bytes`` of one token.
+        """Return the byte ranges of the files that contain the ``token_bytes`` of one token.
 
-        Raises NotExpressible if a row is not a byte range of a file.
+        Raises NotExpressible if the row of the token is not a contiguous byte range of a file.
         """
         places = []
         for tensor in self.stored_tensors(name):
@@ -173,14 +179,14 @@ class OnnxFile:
         return places
 
     def inline_bytes(self, name: str) -> bytes:
-        """The bytes of an initialiser that is stored inside the model file."""
+        """Return the bytes of an initialiser that is stored inside the model file."""
         tensor = self._inline[name]
         return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
 
     def raw(self, name: str, start: int, stop: int) -> Array:
-        """Bytes [start, stop) of an initialiser, as uint8.
+        """Return the bytes [start, stop) of an initialiser as a uint8 array.
 
-        Raises NotExpressible for an initialiser that is stored inside the model file without raw bytes.
+        Raises NotExpressible if the initialiser is stored inside the model file, but not as raw_data.
         """
         tensor = self.initialisers[name]
         if tensor.place is not None:

@@ -1,4 +1,4 @@
-"""Finds the model files of an ONNX folder by the file names that clients expect. Opens no file."""
+"""Finds the model files of an ONNX folder by the file names that runtimes expect. Opens no file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ENCODER: Final = "encoder_model"
 
 
 def model_files(path: Path) -> list[Path]:
-    """The model files of a folder with the shortest name first, or ``path`` itself if ``path`` is a file.
+    """Return the model files of a folder, shortest file name first, or ``path`` itself if ``path`` is a file.
 
-    For an encoder-decoder, the result contains the decoders, and ``encoder_of`` gives the encoder of each decoder.
-    Raises UnreadableFile if the folder contains no model file.
+    For an encoder-decoder model, the returned list contains the decoder files, and ``encoder_of`` returns the encoder
+    file of each decoder file. Raises UnreadableFile if the folder contains no ONNX model file.
     """
     if not path.is_dir():
         return [path]
@@ -29,19 +29,19 @@ def model_files(path: Path) -> list[Path]:
 
 
 def has_model(path: Path) -> bool:
-    """Whether the folder ``path`` contains a model file in a place where clients look for a model."""
+    """Whether the folder ``path`` contains an ONNX model file where runtimes look for a model."""
     return bool(_files(path))
 
 
 def encoder_of(model: Path) -> Path | None:
-    """The encoder file beside a decoder file, or None if the model is one file."""
+    """Return the encoder file in the folder of a decoder file, or None if the model consists of one file."""
     if not model.name.startswith(_DECODER):
         return None
     return model.with_name(_ENCODER + model.name.removeprefix(_DECODER))
 
 
 def is_encoder(model: Path) -> bool:
-    """Whether the file ``model`` is the encoder of an encoder-decoder model."""
+    """Whether the ONNX file ``model`` is the encoder of an encoder-decoder model."""
     return model.name.startswith(_ENCODER)
 
 

@@ -1,6 +1,7 @@
-"""Finds the embedding and the head in a graph: the matrix indexed by the token ids, and the matrix before the logits.
+"""Finds the embedding, which the token ids index, and the head, which computes the logits, in an ONNX graph.
 
-The search uses the structure of the graph, because the names of weights differ from tool to tool.
+The search for embedding and head uses the structure of the graph, because each export tool names the weights
+differently.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ _BLOCKED: Final[Mapping[str, tuple[int, int, int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class BlockForm:
-    """Format of block-quantised codes. Codes have ``bits`` bits, and a block of ``size`` codes shares one scale.
+    """Format of a block-quantised matrix.
 
-    scales, zero_points: names of the initialisers.
+    Each code has ``bits`` bits, and each block of ``size`` codes shares one scale. scales, zero_points: names of the
+    initialisers that store the scales and the zero points of the blocks.
     """
 
     bits: int
@@ -60,9 +62,10 @@ class BlockForm:
 
 @dataclass(frozen=True, slots=True)
 class ScaledForm:
-    """Format of scaled integers, with values (integer - zero point) * scale.
+    """Format of a matrix of scaled integers: each value is (integer - zero point) * scale.
 
-    scale, zero_point: names of the initialisers. zero_point is None if the format has no zero point.
+    scale, zero_point: names of the initialisers that store the scale and the zero point. ``zero_point`` is None if the
+    format has no zero point.
     """
 
     scale: str
@@ -71,9 +74,9 @@ class ScaledForm:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMatrix:
-    """An initialiser and its token axis.
+    """An initialiser that stores the embedding or the head, and the token axis of the initialiser.
 
-    ``blocks`` and ``scaled`` are set only for an initialiser that contains codes.
+    The formats ``blocks`` and ``scaled`` are set only if the initialiser contains quantised codes.
     """
 
     name: str
@@ -84,10 +87,10 @@ class VocabularyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class GraphVocabulary:
-    """Embedding, head and quantisation of a graph. A missing embedding or head is None.
+    """Embedding, head and quantisation of an ONNX graph. A missing embedding or head is None.
 
-    quantised: whether the graph contains an integer matrix product. block_formats: sorted block formats of all
-    matrices.
+    quantised: whether the graph contains an integer matrix product. block_formats: the sorted block formats of all
+    matrices of the graph.
     """
 
     embedding: VocabularyMatrix | None
@@ -97,16 +100,16 @@ class GraphVocabulary:
 
 
 def find_vocabulary(graph: GraphProto, ranks: Mapping[str, int]) -> GraphVocabulary:
-    """Find embedding and head. ranks: name of every initialiser → number of axes."""
+    """Find the embedding and the head. ranks: maps the name of every initialiser to the number of its axes."""
     walk = _Walk(graph, ranks)
     quantised = any(node.op_type in _QUANTISED for node in graph.node)
     return GraphVocabulary(walk.embedding(), walk.head(), quantised, _block_formats(graph))
 
 
 def _block_formats(graph: GraphProto) -> tuple[str, ...]:
-    """Sorted block formats of all matrices, such as "int4 x 32 with zero points".
+    """Return the sorted block formats of all matrices of the graph, such as "int4 x 32 with zero points".
 
-    Subgraphs, such as loops over experts, are included.
+    Matrices in subgraphs, such as loops over experts, are included.
     """
     waiting, formats = [graph], set[str]()
     while waiting:
@@ -134,9 +137,9 @@ class _Walk:
         return None
 
     def _looked_up(self, node: NodeProto, axis: int) -> VocabularyMatrix | None:
-        """The matrix that the look-up ``node`` reads.
+        """Return the matrix from which the look-up node ``node`` gathers rows.
 
-        Codes that are shared with a product may be reshaped before ``node``.
+        If the look-up shares its quantised codes with a matrix product, the codes may be reshaped before the look-up.
         """
         name = self._stored(node.input[0]) if node.op_type in _BLOCKED else None
         return self._weight(name or node.input[0], axis)
@@ -157,7 +160,10 @@ class _Walk:
         return name == "input_ids"
 
     def _behind(self, name: str) -> Iterator[NodeProto]:
-        """The nearest products before the value ``name``. Nodes that only reshape or scale are skipped."""
+        """Yield the nearest matrix products on the graph paths that lead to the value ``name``.
+
+        Nodes that only reshape or scale a value are passed over.
+        """
         waiting, seen = [name], set[str]()
         while waiting:
             name = waiting.pop()
@@ -171,7 +177,7 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """The initialiser in a product: the second factor with shape (H, V), else the first with shape (V, H)."""
+        """Return the weight of a product: the second factor if stored, as (H, V), else the first factor, as (V, H)."""
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -184,9 +190,9 @@ class _Walk:
         return self._weight(node.input[0], int(bool(_number(node, "transA"))))
 
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
-        """The initialiser from which the value ``name`` comes, or None if it is not a matrix or blocks of a matrix.
+        """Return the initialiser from which the value ``name`` is derived, or None if no such matrix exists.
 
-        A Transpose between the initialiser and ``name`` swaps the token axis.
+        A Transpose node between the initialiser and the value ``name`` swaps the token axis.
         """
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
@@ -199,9 +205,9 @@ class _Walk:
         return None
 
     def _blocks(self, node: NodeProto) -> BlockForm | None:
-        """The format of the codes that ``node`` reads.
+        """Return the block format of the quantised codes that ``node`` reads.
 
-        None if ``node`` reads no codes, or if the scales are computed.
+        Returns None if ``node`` reads no quantised codes, or if the scales are not stored but computed by the graph.
         """
         if node.op_type not in _BLOCKED:
             return None
@@ -214,7 +220,7 @@ class _Walk:
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
 
     def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
-        """The format given by the DequantizeLinear node that reads one of ``names`` (codes or looked-up rows)."""
+        """Return the format of the DequantizeLinear node that reads a value in ``names`` (codes or gathered rows)."""
         for node in self.graph.node:
             if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
                 zeros = node.input[2] if len(node.input) > 2 else ""
@@ -223,7 +229,10 @@ class _Walk:
         return None
 
     def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
-        """The format of the codes in an integer matrix product. The result is scaled by the product of both scales."""
+        """Return the format of the weight in an integer matrix product.
+
+        In the graph, the result of the integer product is multiplied by the product of the scales of both factors.
+        """
         users = {name: node for node in self.graph.node for name in node.input}
         node = users.get(product.output[0])
         while node is not None and node.op_type == "Cast":
@@ -240,7 +249,7 @@ class _Walk:
         return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
-        """The initialiser from which the value ``name`` comes. Nodes that only reshape are skipped."""
+        """Return the initialiser from which the value ``name`` is derived by nodes that only reshape."""
         for _ in self.graph.node:
             if name in self.ranks:
                 return name

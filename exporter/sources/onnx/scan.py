@@ -1,7 +1,8 @@
-"""Bounds the cost of parsing an ONNX file before the parsing: two bytes may become a message of hundreds of bytes.
+"""Checks, before an ONNX file is parsed, that the parsed protobuf messages will not need too much memory.
 
-Visits the fields of messages that can contain many nested messages, and skips values. Sources: the protobuf encoding
-guide, field numbers of onnx.proto3.
+The check is necessary because two bytes of a protobuf file may become a parsed message of hundreds of bytes. The scan
+visits the fields of messages that can contain many nested messages, and skips tensor values. Sources: the protobuf
+encoding guide, and the field numbers in onnx.proto3.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ _MODEL: Final[dict[int, Any]] = {7: _GRAPH, 8: {}, 14: {}, 20: _TRAINING, 25: _F
 
 
 def check_cost(path: Path, view: mmap.mmap) -> None:
-    """Raises UnreadableFile if the bytes are not protobuf, or if there are too many messages or names.
+    """Raise UnreadableFile if the bytes are not protobuf or contain too many messages or names.
 
-    Skips weights.
+    The scan skips the bytes of the weights.
     """
     waiting: list[tuple[int, int, dict[int, Any]]] = [(0, len(view), _MODEL)]
     n_fields = loose = 0

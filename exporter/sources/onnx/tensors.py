@@ -1,6 +1,6 @@
-"""Reads the initialisers of an ONNX graph as validated byte ranges.
+"""Locates the initialisers of an ONNX graph and checks their byte ranges.
 
-Sources: onnx.proto3 (TensorProto), the ONNX page on external data.
+Sources: TensorProto in onnx.proto3, and the page on external data in the ONNX documentation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """An initialiser. dtype: as safetensors names it. place: byte range, or None for data inside the model file."""
+    """An initialiser. dtype: the dtype in safetensors' notation.
+
+    place: the byte range, or None if not external data.
+    """
 
     name: str
     dtype: str
@@ -58,7 +61,10 @@ class TensorRange:
 
 
 def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, TensorRange]:
-    """Name → range of every tensor. Raises UnreadableFile in the same cases as ``OnnxFile.open``."""
+    """Map the name of every initialiser to its location.
+
+    Raises UnreadableFile in the cases that ``OnnxFile.open`` lists.
+    """
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
@@ -109,9 +115,9 @@ def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
 
 
 def _stays_inside(location: str) -> bool:
-    """Whether the text ``location`` is a path inside the folder.
+    """Whether ``location``, the path of an external data file, stays inside the folder of the model.
 
-    Links are not resolved, because data files in the hub's cache are links.
+    Symbolic links are not resolved, because the files in the hub's cache are links to files outside the folder.
     """
     parts = PurePosixPath(location).parts
     return bool(parts) and not location.startswith("/") and ".." not in parts and not set(location) & {"\0", "\\"}
@@ -124,7 +130,10 @@ def _count(path: Path, name: str, key: str, text: str) -> int:
 
 
 def text(path: Path, value: str | bytes) -> str:
-    """A string of a protobuf message. Raises UnreadableFile for bytes, which protobuf returns if text is not UTF-8."""
+    """Return a string of a protobuf message.
+
+    Raises UnreadableFile if the value is bytes, because protobuf returns bytes for text that is not UTF-8.
+    """
     if isinstance(value, bytes):
         raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
     return value

@@ -1,1 +1,1 @@
-"""Reads adapters in PEFT's format."""
+"""Reads adapters that are stored in PEFT's format."""

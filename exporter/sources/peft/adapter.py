@@ -1,4 +1,4 @@
-"""Reads a PEFT adapter folder into typed edits of the base's modules."""
+"""Reads a PEFT adapter folder and converts its tensors to typed edits of the base model's modules."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ NO_ADAPTERS_DIGEST: Final = "0" * 64
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. ``open`` reads the config and the token rows.
+    """An adapter folder. ``open`` reads the adapter's config and token rows.
 
-    unused: name of a tensor that is not applied, such as a copy of a base tensor → the reason.
+    unused: maps the name of every adapter tensor that is not merged, such as a copy of a base tensor, to the reason.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class Adapter:
 
     @classmethod
     def open(cls, path: Path) -> Adapter:
-        """Read and check the folder.
+        """Read and check the adapter folder ``path``.
 
-        Raises BadInput if the folder is not an adapter or contains broken tensors. Raises LedgerError for a tensor that
-        no rule takes. Raises NotExpressible if the adapter type is not supported.
+        Raises BadInput if the folder is not an adapter or contains invalid tensors. Raises LedgerError if no merge rule
+        handles a tensor of the adapter. Raises NotExpressible if the adapter type is not supported.
         """
         if not os.path.lexists(path / CONFIG):
             raise UnreadableFile(path / CONFIG, "expected a PEFT adapter with this file, found no such file")
@@ -77,30 +77,30 @@ class Adapter:
 
     @property
     def weights(self) -> Path:
-        """Path of the file that contains the tensors."""
+        """Path of the file that contains the adapter's tensors."""
         return self.path / WEIGHTS
 
     @property
     def rows(self) -> list[TokenRows]:
-        """The edits that set token rows."""
+        """Return the edits of the adapter that set token rows."""
         return [edit for edit in self.edits if isinstance(edit, TokenRows)]
 
     @property
     def keys(self) -> list[str]:
-        """Names of all tensors of the file."""
+        """Names of all tensors in the adapter file."""
         return [key for edit in self.edits for key in edit.keys] + list(self.unused)
 
     @property
     def base_name(self) -> str | None:
-        """The base that the adapter's config names, as a path or a hub id, or None."""
+        """The base model in the adapter's config, as a path or a hub id, or None if the config names no base."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of every tensor and of the effective config.
+        """Return the SHA-256 digest of all tensors and the effective config of the adapter.
 
-        The digest identifies an adapter independently of its path.
+        The digest identifies the adapter, wherever the adapter folder is stored.
         """
         digest = hashlib.sha256()
         effective = {key: self.config.get(key) for key in _EFFECTIVE_KEYS}
@@ -113,16 +113,16 @@ class Adapter:
 
     @property
     def auxiliary_files(self) -> dict[str, Path]:
-        """Name → path of the tokenizer files beside the adapter."""
+        """Map the names of the tokenizer files in the adapter folder to their paths."""
         return auxiliary_files(self.path)
 
 
 def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
-    """A digest that identifies the set of adapters merged into a model.
+    """Return a digest that identifies the set of adapters merged into a model.
 
-    recorded: the model's digest before the merge, or NO_ADAPTERS_DIGEST. The result is the sum of ``recorded`` and the
-    digests of ``adapters`` modulo 2**256, so that the order of the adapters does not matter. Source: AdHash of Bellare
-    and Micciancio, "A New Paradigm for Collision-Free Hashing".
+    recorded: the adapters digest of the model before the merge, or NO_ADAPTERS_DIGEST. The combined digest is the sum
+    of ``recorded`` and the digests of ``adapters`` modulo 2**256, so that the order of the adapters does not matter.
+    Source: AdHash of Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing".
     """
     total = sum((int(adapter.digest, 16) for adapter in adapters), int(recorded, 16))
     return f"{total % (1 << 256):064x}"

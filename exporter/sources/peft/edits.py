@@ -1,6 +1,7 @@
-"""Types for the contents of an adapter: token rows, low-rank updates, and whole tensors.
+"""Defines the three kinds of edits that an adapter can contain: token rows, low-rank updates, and whole tensors.
 
-Modules keep PEFT's names without PEFT's prefix. The merge maps the modules to the stored tensors of a base.
+An edit names its module as PEFT does, but without PEFT's prefix. The merge maps each module name to a stored tensor of
+the base model.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from exporter.tensors import FLOATS, Array, blocks, cast, same_values
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Final values of some rows of the weight of ``module``.
+    """New values that replace some rows of the weight of ``module``.
 
-    token_ids: distinct, ascending ids. rows: one row per id, with shape (k, hidden) and the stored dtype. untrained:
-    ids of rows that resizing created and training left unchanged. An untrained row may be padding without a token.
+    token_ids: the distinct ids of the k replaced rows, in ascending order. rows: the new rows with shape (k, hidden),
+    one row per token id, in the dtype of the adapter file. untrained: ids of rows that were created by resizing the
+    vocabulary and were not changed by training. An untrained row may be a padding row that belongs to no token.
     """
 
     path: Path
@@ -33,15 +35,15 @@ class TokenRows:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the edit's tensors in the adapter file."""
+        """Names of the tensors in the adapter file from which the edit was read."""
         return (self.key,)
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert in a stack of ``experts`` experts, and one of ``shares`` equal slices of the expert's outputs.
+    """Selects an expert from a stack of ``experts`` experts, and a slice from ``shares`` equal slices of its outputs.
 
-    A stack that joins the gate and up projections has two shares.
+    For example, ``shares`` is 2 if a stack joins the gate projection and the up projection of each expert.
     """
 
     number: int
@@ -52,14 +54,15 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An update of rank r to the ``parameter`` of ``module``: W becomes W + scaling * up @ down.
+    """A low-rank update of ``parameter`` of ``module``, which changes the weight W to W + scaling * up @ down.
 
-    down, up: factors with the shapes (r, in) and (out, r), PEFT's lora_A and lora_B. For an embedding, lora_embedding_A
-    is (r, vocabulary), and lora_embedding_B is (hidden, r). target_type: "linear"; "embedding" for a weight stored as
-    (in, out); or "parameter" for a tensor that is targeted by name and updated in its stored orientation.
-    fan_in_fan_out: PEFT's term for a linear layer with a weight stored as (in, out). magnitude: DoRA's magnitude with
-    shape (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. expert: the
-    expert that the update applies to, set only if the factors contain a whole stack of experts.
+    down, up: the factors, called lora_A and lora_B in PEFT, with the shapes (r, in) and (out, r). For an embedding,
+    ``down`` is lora_embedding_A with shape (r, vocabulary), and ``up`` is lora_embedding_B with shape (hidden, r).
+    target_type: "linear" for a linear layer; "embedding" for a weight that is stored as (in, out); or "parameter" for a
+    tensor that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
+    setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
+    (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. expert: the expert to
+    which the update applies; set only if the factors cover a whole stack of experts.
     """
 
     path: Path
@@ -76,28 +79,29 @@ class LowRank:
 
     @property
     def key(self) -> str:
-        """Name of the tensor that messages show for this update."""
+        """Name of the adapter tensor that error messages about the update show."""
         return self.down.spec.name
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the edit's tensors in the adapter file."""
+        """Names of the tensors in the adapter file from which the edit was read."""
         tensors = (self.down, self.up, self.magnitude, self.bias)
         return tuple(tensor.spec.name for tensor in tensors if tensor is not None)
 
     @property
     def rank(self) -> int:
-        """The rank of the update."""
+        """Rank of the low-rank update."""
         return self.down.spec.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class FullModule:
-    """A whole tensor that replaces the ``parameter`` of ``module``.
+    """A whole tensor of an adapter that replaces the tensor ``parameter`` of ``module``.
 
-    in_place: whether training changed the base's own tensor, such as a resized embedding or a trained bias. If True,
-    modules that are tied to the tensor change too. If False, the tensor is a trained copy made by ``modules_to_save``,
-    and modules that are tied to the original do not change.
+    in_place: whether training changed the base model's own tensor, for example by resizing the embedding or training a
+    bias. If ``in_place`` is True, modules that are tied to the replaced tensor change, too. If ``in_place`` is False,
+    PEFT trained a copy of the tensor for ``modules_to_save``, and modules that are tied to the original tensor do not
+    change.
     """
 
     path: Path
@@ -109,11 +113,14 @@ class FullModule:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names of the edit's tensors in the adapter file."""
+        """Names of the tensors in the adapter file from which the edit was read."""
         return (self.key,)
 
     def equals(self, other: FullModule) -> bool:
-        """Whether both tensors have equal values, whatever their dtypes. Memory: one block of each tensor."""
+        """Whether the tensors of two edits have equal values; their dtypes may differ.
+
+        Peak memory: one block of each tensor.
+        """
         return self is other or same_values(self.tensor, other.tensor)
 
 
@@ -122,14 +129,14 @@ Edit = TokenRows | LowRank | FullModule
 
 
 def require_floats(path: Path, tensor: FileTensor) -> None:
-    """Raises TensorMismatch if the dtype of ``tensor`` is not a floating-point dtype of weights."""
+    """Raise TensorMismatch if ``tensor`` does not have a floating-point dtype that is allowed for weights."""
     if tensor.spec.dtype not in FLOATS:
         expected = f"a dtype of {', '.join(sorted(FLOATS))}"
         raise TensorMismatch(path, tensor.spec.name, expected=expected, found=tensor.spec.dtype)
 
 
 def require_finite(path: Path, tensor: FileTensor) -> None:
-    """Raises TensorMismatch if ``tensor`` contains NaN or Inf. Reads the tensor block by block."""
+    """Raise TensorMismatch if ``tensor`` contains NaN or Inf. The tensor is read block by block."""
     for start, block in blocks(tensor):
         row = first_not_finite(block)
         if row is not None:
@@ -138,7 +145,7 @@ def require_finite(path: Path, tensor: FileTensor) -> None:
 
 
 def first_not_finite(rows: Array) -> int | None:
-    """Index of the first row with NaN or Inf, or None."""
+    """Index of the first row that contains NaN or Inf, or None if all values are finite."""
     values = rows if rows.dtype == np.float64 else cast(rows, "F32")
     if np.isfinite(values).all():
         return None

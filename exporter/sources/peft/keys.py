@@ -1,11 +1,12 @@
-"""Parses the tensor keys of an adapter file into edits.
+"""Parses the names (keys) of the tensors in an adapter file and builds edits from the tensors.
 
-A key has the form ``base_model.model.<module>.<suffix>`` (PEFT's ``get_peft_model_state_dict``, 0.12 to 0.21). The
-suffixes are ``trainable_tokens_delta`` (under ``token_adapter`` beside a LoRA), ``lora_A.weight``,
-``lora_B.weight|bias``, ``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, or the name of a
-parameter. A parameter's name stands for a module of ``modules_to_save``, for a trained bias, or, below ``base_layer``,
-for a changed tensor of the base, such as a resized embedding. PEFT calls token rows a delta, but writes token rows with
-``index_copy``: token rows are **final rows**.
+In an adapter file, a tensor key has the form ``base_model.model.<module>.<suffix>``, as written by
+``get_peft_model_state_dict`` of PEFT 0.12 to 0.21. The suffix of a tensor key is ``trainable_tokens_delta`` (below
+``token_adapter`` if the adapter is a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``, ``lora_embedding_A``,
+``lora_embedding_B``, ``lora_magnitude_vector``, or the name of a parameter. A suffix that is the name of a parameter
+marks a tensor of a module in ``modules_to_save``, a trained bias, or, below ``base_layer``, a changed tensor of the
+base, such as a resized embedding. PEFT names token rows "delta", but applies token rows with ``index_copy``, so the
+stored token rows are **final rows** and not differences.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ Tensors = Mapping[str, FileTensor]
 def read_edits(
     path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
 ) -> tuple[list[Edit], dict[str, str]]:
-    """Parse all tensors: (edits, name of a tensor that is not applied → the reason).
+    """Parse all tensors and return (edits, names of tensors that are not merged → the reasons).
 
-    lora: the settings of a LORA adapter, or None for a TRAINABLE_TOKENS adapter. Raises LedgerError for a tensor that
-    no rule takes, TensorMismatch for a broken tensor, and UnreadableFile for broken token ids.
+    lora: the settings of the adapter if its type is LORA, or None if its type is TRAINABLE_TOKENS. Raises LedgerError
+    for a tensor that no merge rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token
+    ids.
     """
     edits: list[Edit] = []
     unused: dict[str, str] = {}
@@ -81,7 +83,7 @@ def _unwrapped(module: str) -> str:
 
 
 def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
-    """Remove duplicate edits: a saved module may be stored under two keys, as itself and inside its wrapper."""
+    """Remove duplicate edits, because PEFT may store a saved module under two keys: its own and its wrapper's."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)
@@ -117,12 +119,12 @@ def _full_module(
 
 
 def _ends_with(module: str, suffix: str) -> bool:
-    """Whether ``suffix``, a path of whole segments, occurs in ``module``."""
+    """Whether the dotted name ``module`` contains all segments of the dotted name ``suffix`` in sequence."""
     return f".{module}".endswith(f".{suffix}") or f".{suffix}." in f".{module}."
 
 
 def _low_rank(path: Path, wrapped: str, factors: Tensors, lora: LoraSettings) -> LowRank:
-    """The low-rank update of one module. factors: key suffix → tensor."""
+    """Build the low-rank update of one module. factors: maps the suffix of each tensor key to the tensor."""
     module = _unwrapped(wrapped)
     fields = {_FACTORS[suffix]: tensor for suffix, tensor in factors.items()}
     first = next(iter(factors.values()))
@@ -161,10 +163,11 @@ def _low_rank(path: Path, wrapped: str, factors: Tensors, lora: LoraSettings) ->
 
 
 def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool]:
-    """(name of the updated parameter, whether target_parameters names the parameter).
+    """Return (name of the updated parameter, whether the parameter is listed in target_parameters).
 
-    PEFT nests the wrappers of a module's parameters in the order of definition, with the first parameter innermost.
-    Only stacked experts have more than one parameter, and stacked experts define the down projection last.
+    PEFT nests the wrappers of a module's parameters in the order in which the module defines the parameters, with the
+    first parameter innermost. Among the supported modules, only stacked experts have more than one parameter, and
+    stacked experts define the down projection last.
     """
     named = [name.rpartition(".")[2] for name in lora.parameters if _ends_with(module, name.rpartition(".")[0])]
     if not named:
@@ -174,7 +177,10 @@ def _parameter(wrapped: str, module: str, lora: LoraSettings) -> tuple[str, bool
 
 
 def _token_ids(path: Path, config: Mapping[str, Any], module: str) -> list[int]:
-    """Token ids of the rows of ``module``. The config contains one list, or a table: suffix of a module name → list."""
+    """Return the token ids of the adapter's rows for ``module``.
+
+    The adapter's config contains a single list of token ids, or maps suffixes of module names to lists of token ids.
+    """
     name = "token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices"
     ids = config.get(name)
     if isinstance(ids, dict):

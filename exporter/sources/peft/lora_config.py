@@ -1,6 +1,6 @@
-"""Reads the settings of a LoRA adapter that determine its update, and refuses settings that cannot be merged.
+"""Reads the LoRA settings that determine the weight update, and refuses settings that cannot be merged.
 
-Source: PEFT's LoraConfig and the ``scaling`` of its LoraLayer.
+Source: ``LoraConfig`` and ``LoraLayer.scaling`` in PEFT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export
 class LoraSettings:
     """Validated settings of a LoRA adapter.
 
-    ranks, alphas: PEFT's rank_pattern and alpha_pattern: module name, or end of a module name → value.
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map a module name or the end of a module name to a
+    value.
     """
 
     path: Path
@@ -50,7 +51,10 @@ class LoraSettings:
 
     @classmethod
     def read(cls, path: Path, config: Mapping[str, Any]) -> LoraSettings:
-        """Validate ``config``, the parsed adapter_config.json at ``path``. Raises UnreadableFile, NotExpressible."""
+        """Validate the LoRA settings in ``config``, the parsed adapter_config.json at ``path``.
+
+        Raises UnreadableFile, NotExpressible.
+        """
         _refuse(path, config)
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
         if not all(value.is_integer() for value in ranks.values()):
@@ -70,11 +74,11 @@ class LoraSettings:
         )
 
     def rank_of(self, module: str) -> int:
-        """The rank that the config gives for ``module``."""
+        """Return the rank of the update of ``module``, as given in the config."""
         return self.ranks.get(_pattern(self.path, self.ranks, module), self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """The scaling of the update of ``module``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        """Return the scaling of the update of ``module``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         alpha, rank = self.alphas.get(_pattern(self.path, self.alphas, module), self.alpha), self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -95,7 +99,7 @@ def _refuse(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _pattern(path: Path, patterns: Mapping[str, object], module: str) -> str:
-    """The first pattern (a regular expression, as in PEFT) that matches the end of ``module``, else ``module``."""
+    """Return the first regular expression in ``patterns`` that matches the end of ``module``, else ``module``."""
     if not patterns:
         return module
     import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
