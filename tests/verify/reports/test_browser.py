@@ -19,6 +19,7 @@ from exporter.tensors import Array
 from tests.support.documents import read_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.browser
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
