@@ -1,4 +1,4 @@
-"""Releases: artifacts of one or more models, made from one ``release.toml``, verified, reproducible, signed if wanted.
+"""Make verified, reproducible and optionally signed artifacts of one or more models from one ``release.toml``.
 
 ``plan_release(read_spec(path), cache=Cache.of_user())`` locates and hashes the inputs and plans every artifact.
 ``run_release(plan, out)`` makes, verifies and publishes the release. ``assemble_release`` joins the pieces that

@@ -1,8 +1,8 @@
 """Check a release folder offline against its manifest: every file, every tensor and every document.
 
-The check renders every document except the manifest again and compares the bytes with the file on disk. An edit of the
-manifest alone is therefore detected. A consistent rewrite of all documents is detected only by the signature, which
-proves the origin.
+The check renders every document except the manifest again and compares the bytes with the file on disk. The check
+therefore detects an edit of the manifest alone. Only the signature, which proves the origin of the release, reveals a
+consistent rewrite of all documents.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ _SIGNED: Final = "signature"
 
 
 def is_release(path: Path) -> bool:
-    """Whether ``path`` is a folder with at least one document that occurs only in releases."""
+    """Whether ``path`` is a folder that contains at least one document that occurs only in releases."""
     return path.is_dir() and any((path / name).is_file() for name in NAMES)
 
 
 def check_release(folder: Path, trust: Trust | None = None) -> Report:
-    """Check every part of a release. trust: the required signer; if None, the signature is not checked.
+    """Check every file, tensor and document of a release.
 
-    Raises UnreadableFile if the manifest cannot be read or has another schema version, BadInput if the key is unusable,
-    and MissingDependency if the package that verifies signatures is not installed.
+    trust: the required signer of the release; None skips the check of the signature. Raises UnreadableFile if the
+    manifest cannot be read or has another schema version, BadInput if the public key is unusable, and MissingDependency
+    if the package that verifies signatures is not installed.
     """
     manifest, content = manifests.read(folder / manifests.NAME)
     release = _ReleaseFolder(folder, manifest, content)
@@ -67,13 +68,13 @@ def require_as_released(report: Report) -> None:
 
 
 class _ReleaseFolder:
-    """A release on disk with its parsed manifest and the manifest's bytes."""
+    """A release on disk, with the parsed manifest and the bytes of the manifest."""
 
     def __init__(self, folder: Path, manifest: Manifest, content: bytes) -> None:
         self.folder, self.manifest, self.content = folder, manifest, content
 
     def documents(self) -> Iterator[Check]:
-        """Compare the documents with the manifest, and the manifest's bytes with the canonical form of the manifest."""
+        """Compare the documents with the manifest, and check that the bytes of the manifest are in canonical form."""
         canonical = manifests.to_bytes(self.manifest)
         paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
@@ -104,7 +105,7 @@ class _ReleaseFolder:
         yield _check("artifacts", self._artifact_fault(listed))
 
     def run(self) -> Check:
-        """Compare run.json with its own digest, with the manifest and with the signature."""
+        """Check that the digests in run.json match the manifest, the signature and the content of run.json."""
         try:
             record, content = run_records.read(self.folder / run_records.NAME)
         except UnreadableFile as exc:
@@ -128,7 +129,7 @@ class _ReleaseFolder:
         return _check(name, _first_difference(expected, content))
 
     def _card_fault(self) -> str | None:
-        """Compare the cards and Modelfiles with cards and Modelfiles rendered again from the manifest."""
+        """Render the cards and Modelfiles again from the manifest, and compare the result with the files on disk."""
         try:
             rendered = render_for_models(self.folder, self.manifest)
         except TTExportError as exc:  # for example, a GGUF cannot be opened; the digests report this GGUF as well
@@ -151,7 +152,7 @@ class _ReleaseFolder:
         return None if digest == file.sha256 else f"{file.path}: expected sha256 {file.sha256}, found {digest}"
 
     def _tensor_fault(self, file: FileEntry) -> str | None:
-        """Compare the kind and the tensors of a file with the manifest."""
+        """Compare the type and the tensors of a file with the entry of the file in the manifest."""
         if (actual := file_kind(file.path)) != file.kind:
             return f"{file.path}: expected kind {file.kind}, found {actual}"
         try:
@@ -170,9 +171,10 @@ class _ReleaseFolder:
 
 
 def _renderer_difference(manifest: Manifest) -> str | None:
-    """The first package whose installed version differs from the version that rendered the cards, or None.
+    """The first package whose version differs from the version that rendered the cards, or None if no version differs.
 
-    Another version may render other bytes. The digests in the manifest cover the cards in any case.
+    A different version of a package may render different bytes. The digests in the manifest protect the cards
+    regardless of package versions.
     """
     for name, version in card.renderers().items():
         if (used := manifest.tools.get(name)) != version:
@@ -186,7 +188,10 @@ def _first_tensor(expected: Mapping[str, str], actual: Mapping[str, str]) -> str
 
 
 def _first_difference(expected: bytes, actual: bytes) -> str | None:
-    """The first line that differs, with its number counted from 1. None if the bytes are equal."""
+    """Return the first line that differs between two documents, with the line number counted from 1.
+
+    Return None if the two documents have equal bytes.
+    """
     if expected == actual:
         return None
     expected_lines, actual_lines = expected.splitlines(keepends=True), actual.splitlines(keepends=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """An input: the base or an adapter.
+    """The base or an adapter. name: a hub id or the name of the folder, never a local path.
 
-    name: a hub id or the folder's name, never a local path. revision: the commit on the hub, or None.
-    files: name below the folder → sha256, for every file that was read.
+    revision: the commit on the hub, or None. files: file name below the folder → sha256, for every file that was read.
+    name: a hub id or the folder's name, never a local path. revision: the commit on the hub, or None. files: name below
+    the folder → sha256, for every file that was read.
     """
 
     name: str
@@ -22,11 +23,13 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An output: a file or a folder.
+    """An artifact of the release. path: file or folder, as a path below the release folder, with slashes.
 
-    path: path below the release folder, with slashes. model: a key of ``Release.models``. format, storage: the names
-    that ``ttexport plan`` prints. parameters: the options of the job as JSON values. report: the entry for this
-    artifact in ``report.json``; None if the artifact was not verified.
+    model: a key of ``Release.models``. format, storage: names of format and storage as printed by ``ttexport plan``.
+    parameters: the options of the job as JSON values. report: the entry for this artifact in ``report.json``; None if
+    the artifact was not verified. path: path below the release folder, with slashes. model: a key of
+    ``Release.models``. format, storage: the names that ``ttexport plan`` prints. parameters: the options of the job as
+    JSON values. report: the entry for this artifact in ``report.json``; None if the artifact was not verified.
     """
 
     job: str
@@ -43,8 +46,11 @@ class Model:
     """A tuned model of the release: the base with adapters.
 
     folder: folder of the card and the artifacts, below the release folder; empty if the release has only one model.
-    card: texts from ``release.toml``. parameter_count: number of parameters of the merged model. size_label: label for
-    llama.cpp's file names, such as ``135M``.
+    card: texts for the card, from ``release.toml``. parameter_count: number of parameters of the merged model.
+    size_label: label of the model size for llama.cpp's file names, such as ``135M``. folder: folder of the card and the
+    artifacts, below the release folder; empty if the release has only one model. card: texts from ``release.toml``.
+    parameter_count: number of parameters of the merged model. size_label: label for llama.cpp's file names, such as
+    ``135M``.
     """
 
     name: str
@@ -57,9 +63,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A whole release. tools: package → version, including the build of the quantiser.
+    """The facts about a whole release.
 
-    A release contains no clock time, host or path, so two runs of the same release have equal facts.
+    tools: package → version, including the build of the program that quantises GGUF files. The facts contain no clock
+    time, host name or local path, so two runs of the same release have equal facts.
     """
 
     name: str
@@ -74,7 +81,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Facts that differ between two runs of one release, kept in ``run.json``, the only file that may differ."""
+    """Facts that differ between two runs of one release, stored in ``run.json``."""
 
     started: str  # RFC 3339, UTC
     finished: str

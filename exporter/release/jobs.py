@@ -1,4 +1,7 @@
-"""The jobs of a release. Each job makes one artifact: one model in one format. Any machine can run a single job."""
+"""List the jobs of a release. Each job makes one artifact, which is one model in one format.
+
+The jobs of a release can run separately on different machines.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from exporter.release.spec import ReleaseSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to make. ``name`` is unique within the release. ``options`` apply only to this artifact."""
+    """One artifact to make. name: name of the job, unique within the release.
+
+    The ``options`` of a job apply only to the artifact of the job.
+    """
 
     name: str
     model: str
@@ -26,22 +32,25 @@ class Job:
 
     @property
     def storage(self) -> str:
-        """The requested storage: a dtype, a quantisation, or precisions."""
+        """The requested storage of the artifact: a dtype, a quantisation type, or the precisions of an ONNX model."""
         return self.options.label
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Every option that differs from its default, as JSON values. Each file is represented by its name."""
+        """Every option that differs from its default, as JSON values.
+
+        A file path among the options is replaced by the name of the file.
+        """
         return self.options.changed()
 
     @property
     def slug(self) -> str:
-        """The name of the job in a form that is valid in file names."""
+        """The name of the job, converted so that the name is valid as a file name."""
         return self.name.replace("/", "-")
 
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
-    """All jobs in the order in which a single machine runs the jobs: model by model."""
+    """Return all jobs in the order in which a single machine runs the jobs: model by model."""
     single_model = len(spec.models) == 1
     artifacts = [
         (f"{group.section}-{options.label}" if options is not group else group.section, options)
@@ -56,7 +65,7 @@ def jobs_of(spec: ReleaseSpec) -> list[Job]:
 
 
 def find_job(jobs: Sequence[Job], name: str) -> Job:
-    """The job named ``name``. Raises UsageError if no job has this name."""
+    """The job named ``name``. Raises UsageError if no job has the given name."""
     for job in jobs:
         if job.name == name:
             return job
@@ -64,7 +73,10 @@ def find_job(jobs: Sequence[Job], name: str) -> Job:
 
 
 def matrix(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The job matrix for a CI system, with one entry per job. ``piece`` names the folder for the piece of a job."""
+    """Return the job matrix for a CI system, with one entry per job.
+
+    The key ``piece`` of an entry is the name of the folder for the piece that the job makes.
+    """
     return {
         "include": [
             {"job": job.name, "piece": job.slug, "model": job.model, "format": job.format, "storage": job.storage}

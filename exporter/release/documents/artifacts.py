@@ -1,4 +1,4 @@
-"""Artifacts of a manifest as listed on the model card, with paths relative to the folder of the card."""
+"""Select the artifacts that a model card lists, with paths relative to the folder of the card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exporter.sources.gguf.split_files import split_file_stem
 
 
 def artifacts_of(manifest: Manifest, model: str, fmt: str) -> list[ReleasedArtifact]:
-    """The artifacts of ``model`` (a key of the manifest's models) in the format named ``fmt``."""
+    """Return the artifacts of ``model`` (a key of the manifest's models) in the format named ``fmt``."""
     return [
         ReleasedArtifact(
             path=relative_path(manifest, model, artifact.path),
@@ -21,15 +21,15 @@ def artifacts_of(manifest: Manifest, model: str, fmt: str) -> list[ReleasedArtif
 
 
 def relative_path(manifest: Manifest, model: str, path: str) -> str:
-    """``path`` converted from relative to the release to relative to the folder of ``model``."""
+    """Convert ``path``, which is relative to the release, to a path relative to the folder of ``model``."""
     folder = manifest.models[model].folder
     return path.removeprefix(f"{folder}/") if folder else path
 
 
 def file_paths(manifest: Manifest, artifact: ArtifactEntry) -> list[str]:
-    """Sorted paths of an artifact's files, relative to the release.
+    """Return the sorted paths of all files of an artifact, relative to the release.
 
-    The files are a single file, the parts of a split GGUF, or all files of a folder.
+    An artifact consists of a single file, of the parts of a split GGUF, or of all files in a folder.
     """
     inside, stem = f"{artifact.path}/", split_file_stem(artifact.path)
     return [

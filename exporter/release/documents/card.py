@@ -1,4 +1,4 @@
-"""README.md: the model card with the results of the verification and with usage examples."""
+"""Render README.md, the model card with the results of the verification and with usage examples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _RENDERERS: Final = ("huggingface_hub", "Jinja2", "PyYAML")
 
 
 def to_bytes(manifest: Manifest, model: str) -> bytes:
-    """The card of ``model`` (a key of the manifest's models), rendered from the manifest alone."""
+    """Render the card of ``model`` (a key of the manifest's models) from the manifest alone."""
     entry = manifest.models[model]
     texts = msgspec.structs.asdict(entry.card)
     described = [artifact for artifact in manifest.artifacts if artifact.model == model]
@@ -64,7 +64,7 @@ def to_bytes(manifest: Manifest, model: str) -> bytes:
 
 
 def index_to_bytes(manifest: Manifest) -> bytes:
-    """The page above the cards of the models, with the texts that all cards share."""
+    """Render the page that links to the cards of all models and contains the texts that all cards share."""
     cards = [msgspec.structs.asdict(entry.card) for entry in manifest.models.values()]
     shared = {key: value for key, value in cards[0].items() if all(card[key] == value for card in cards)}
     models = [
@@ -92,7 +92,7 @@ def index_to_bytes(manifest: Manifest) -> bytes:
 def _render(
     template: str, manifest: Manifest, card: CardEntry, described: Sequence[ArtifactEntry], **values: Any
 ) -> bytes:
-    """A page about ``described`` artifacts. values: further variables of the template."""
+    """Render a page about the artifacts in ``described``. values: additional variables for the template."""
     from huggingface_hub import ModelCardData
 
     page = _template(template).render(
@@ -107,7 +107,7 @@ def _render(
 
 @cache
 def _template(name: str) -> Template:
-    """The compiled template named ``name``, from this package."""
+    """Load and compile the template ``name`` from this package."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -118,18 +118,21 @@ def _template(name: str) -> Template:
 
 @cache
 def renderers() -> dict[str, str]:
-    """Package → version, for all packages that affect the bytes of a card or a Modelfile."""
+    """Return package → version for all packages that affect the bytes of a card or a Modelfile."""
     return {"ttexport": __version__} | {name: version(name) for name in _RENDERERS}
 
 
 def _formats(artifacts: Sequence[ArtifactEntry]) -> list[Format]:
-    """The formats of ``artifacts``, in the order of the table."""
+    """Return the formats that occur in ``artifacts``, in the order of the table ``FORMATS``."""
     names = {artifact.format for artifact in artifacts}
     return [row for name, row in FORMATS.items() if name in names]
 
 
 def _usage(manifest: Manifest, model: str) -> Iterator[Usage]:
-    """Usage examples for the artifacts of ``model``. Examples for files come first, because files need no Python."""
+    """Yield usage examples for the artifacts of ``model``.
+
+    Examples for single-file formats come first, because single-file formats need no Python.
+    """
     for row in sorted(FORMATS.values(), key=lambda row: not row.is_file):
         if artifacts := artifacts_of(manifest, model, row.name):
             yield from row.usage(artifacts, manifest.models[model].name)
@@ -151,7 +154,10 @@ def _metadata(manifest: Manifest, card: CardEntry, artifacts: Sequence[ArtifactE
 
 
 def _linked(material: MaterialEntry, key: str | None = None) -> str:
-    """The material as Markdown, with a link if the material is on the hub. key: its unique name in the manifest."""
+    """Return the name of a base or adapter as Markdown, with a link if the name is a hub id.
+
+    key: name of the base or adapter in the manifest.
+    """
     revision = f" at `{material.revision}`" if material.revision else ""
     if _HUB_ID.fullmatch(material.name):
         return f"[{material.name}](https://huggingface.co/{material.name}){revision}"
@@ -159,7 +165,7 @@ def _linked(material: MaterialEntry, key: str | None = None) -> str:
 
 
 def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
-    """The adapters of a model as a phrase for a sentence."""
+    """Return a phrase that names the adapters of a model, for use within a sentence."""
     names = [_linked(manifest.adapters[name], name) for name in entry.adapters]
     if not names:
         return "no adapter"
@@ -167,7 +173,7 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """An artifact as a row of the table that lists the files."""
+    """Return the row for an artifact in the table that lists the files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     return {
         "path": relative_path(manifest, artifact.model, artifact.path),
@@ -178,10 +184,10 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
-    """An artifact as rows of the table of verdicts.
+    """Yield the rows for an artifact in the table of verification results.
 
-    A folder with two or more models has one row for each model and one row for everything else. A single row would mix
-    the values of exact and quantised models.
+    For an artifact folder with two or more models, each model has a row, and one more row covers the remaining checks.
+    A single row for the whole folder would mix the values of exact and quantised models.
     """
     path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:
@@ -216,12 +222,18 @@ def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
 
 
 def _owner(name: str) -> str:
-    """File stem of the model that a check or fact belongs to. Empty if the name of the check contains no model."""
+    """File stem of the model that a check or a measured value belongs to.
+
+    The result is empty if the name of the check contains no model.
+    """
     return name.rpartition(": ")[0]
 
 
 def _worst(verdict: Verdict, measure: str) -> str:
-    """Largest value of a measure among the checks and facts, with three digits. Empty if no model was run."""
+    """Largest value of a measure among the checks and the measured values, with three digits.
+
+    The result is empty if no model was run during verification.
+    """
     values = list(_values(verdict, measure))
     return f"{max(values):.2e}" if values else ""
 

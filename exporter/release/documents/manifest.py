@@ -1,8 +1,9 @@
-"""manifest.json: all facts about a release except its run. Other documents are made and checked from manifest.json.
+"""The format of manifest.json, which contains all facts about a release except the facts about the run.
 
-``python -m exporter.release.documents.manifest`` writes the JSON schema of the manifest, ``manifest.schema.json``. A
-manifest has exactly one canonical form: sorted keys, two spaces of indentation, a newline at the end. ttexport writes
-only the canonical form.
+The other documents of a release are rendered from manifest.json and checked against manifest.json. ``python -m
+exporter.release.documents.manifest`` writes the JSON schema of the manifest, ``manifest.schema.json``. A manifest has
+exactly one canonical form: sorted keys, two spaces of indentation, and a newline at the end of the file. Every manifest
+that ttexport writes has the canonical form.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _Document = TypeVar("_Document")
 
 
 class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An input: a hub id or a folder name, the commit on the hub, and the name → sha256 of every file that was read."""
+    """The base or an adapter. name: a hub id or a folder name. revision: the commit on the hub.
+
+    files: file name → sha256 for every file that was read.
+    """
 
     name: str
     revision: str | None
@@ -39,7 +43,7 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, then paragraphs."""
+    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, and paragraphs of the card."""
 
     language: str | list[str] | None = None
     license: str | None = None
@@ -57,7 +61,10 @@ class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tuned model: names of its adapters, its folder (empty for the release folder), and the texts of its card."""
+    """A tuned model of the release. adapters: names of the model's adapters.
+
+    folder: folder of the model, empty for the release folder. card: texts of the model card.
+    """
 
     name: str
     adapters: list[str]
@@ -68,7 +75,10 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A check of the verification. value, limit: null for a yes-or-no check; text if the number is not finite."""
+    """A check of the verification.
+
+    value, limit: null for a yes-or-no check; a number that is not finite is stored as text.
+    """
 
     name: str
     passed: bool
@@ -84,7 +94,7 @@ class SkipEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The result of verifying an artifact. facts: measured values that have no limit."""
+    """The result of verifying an artifact. facts: measured values that are not compared with a limit."""
 
     level: str
     passed: bool
@@ -94,7 +104,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An output. ``path`` is a file or a folder below the release."""
+    """An output. An artifact of the release. path: a file or a folder below the release folder."""
 
     job: str
     model: str
@@ -106,7 +116,7 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file below the release. tensors: name → sha256 of the stored bytes; empty for a file without tensors."""
+    """A file below the release. tensors: tensor name → sha256 of the stored bytes; empty for a file without tensors."""
 
     path: str
     kind: str
@@ -116,7 +126,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole manifest. tools: package → version, including the build of the quantiser."""
+    """The whole manifest. tools: package → version, including the build of the program that quantises GGUF files."""
 
     schema: Literal[2]
     kind: Literal["ttexport release"]
@@ -132,9 +142,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
-    """The manifest of ``release``. files: all files except the documents that are rendered from the manifest.
+    """Build the manifest of ``release``. files: all files except the documents that are rendered from the manifest.
 
-    Raises BadInput if a manifest cannot represent the facts, for example because a card has unknown texts.
+    Raises BadInput if a manifest cannot represent the release, for example because a card has texts with unknown keys.
     """
     document = {
         "schema": SCHEMA,
@@ -158,7 +168,10 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
 
 
 def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
-    """Parse ``table`` of ``release.toml``. Raises BadInput with ``where`` if a key is unknown or a value is invalid."""
+    """Parse ``table`` of ``release.toml``.
+
+    Raises BadInput that names ``where`` if a key is unknown or a value is invalid.
+    """
     try:
         return msgspec.convert(dict(table), CardEntry)
     except msgspec.ValidationError as exc:
@@ -166,15 +179,16 @@ def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
 
 
 def to_bytes(document: object) -> bytes:
-    """The canonical form of ``document``. document: a struct or JSON values."""
+    """Encode ``document`` in the canonical form. document: a struct or JSON values."""
     return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2) + b"\n"
 
 
 def read(path: Path) -> tuple[Manifest, bytes]:
-    """The manifest at ``path`` and its bytes. The bytes need not be in canonical form.
+    """Read the manifest at ``path`` and return the parsed manifest and the bytes of the file.
 
-    Raises UnreadableFile if the file is another document or has another schema version, if it refers to unknown models
-    or adapters, or if it contains a path outside of the manifest's folder.
+    The bytes of the manifest need not be in canonical form. Raises UnreadableFile if the file is not a manifest or has
+    another schema version, if the manifest refers to unknown models or adapters, or if the manifest contains a path
+    outside of the manifest's folder.
     """
     content = read_file(path, max_nbytes=_MAX_BYTES)
     manifest = decode(path, content, Manifest)
@@ -191,7 +205,10 @@ def read(path: Path) -> tuple[Manifest, bytes]:
 
 
 def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Document:
-    """Decode ``content`` strictly. Raises UnreadableFile if a key is unknown, missing or repeated."""
+    """Decode ``content`` strictly.
+
+    Raises UnreadableFile if a key of the JSON document is unknown, missing or repeated.
+    """
     parse_object(path, content, what=path.name)  # parse_object limits memory and depth before msgspec parses
     try:
         return msgspec.json.decode(content, type=document_type)
@@ -200,7 +217,7 @@ def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Docum
 
 
 def is_inside(path: str) -> bool:
-    """Whether ``path`` is a plain relative path in the canonical form that checksum files can represent."""
+    """Whether ``path`` is a normalised relative path that a checksum file can represent."""
     pure = PurePosixPath(path)
     plain = not set(path) & {"\\", "\0"} and path.isprintable()
     return plain and bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and str(pure) == path
@@ -234,7 +251,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The checks of a report without the details of each check, because details may contain local paths."""
+    """Return the checks of a report without their details, because details may contain local paths."""
     return {
         "level": report["level"],
         "passed": report["passed"],
@@ -247,12 +264,12 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """``value``. A NaN or an infinity is replaced by its name, because JSON cannot represent these numbers."""
+    """``value``. Replace a NaN or an infinity by its name as text, because JSON cannot represent NaN and infinity."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def schema() -> bytes:
-    """The JSON schema of a manifest."""
+    """Return the JSON schema of a manifest."""
     document = msgspec.json.schema(Manifest)
     return to_bytes(
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ttexport release", **document}

@@ -1,8 +1,8 @@
-"""Modelfile: the file from which Ollama loads a GGUF of the release.
+"""Render the Modelfile from which Ollama loads a GGUF of the release.
 
-The Modelfile has no TEMPLATE, because Ollama reads the chat template from the GGUF. A translation into Ollama's own
-template language might differ. The Modelfile lists the texts that end a reply, because some versions of Ollama do not
-take these texts from the GGUF.
+The Modelfile has no TEMPLATE, because Ollama reads the chat template from the GGUF. A chat template translated into
+Ollama's own template language might differ from the original. The Modelfile lists the stop strings, which end a reply,
+because some versions of Ollama do not read stop strings from the GGUF.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 
 
 def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
-    """The Modelfile of ``model`` (a key of the manifest's models). None if the model has no GGUF in a single file.
+    """Render the Modelfile of ``model`` (a key of the manifest's models).
 
-    Ollama does not join the parts of a split GGUF. folder: the release folder; the tokens that end a reply are read
-    from the header of the GGUF in this folder. Raises UnreadableFile.
+    Return None if the model has no GGUF in a single file. Ollama cannot load a GGUF that is split into two or more
+    files. folder: the release folder with the GGUF; the tokens that end a reply are read from the header of the GGUF.
+    Raises UnreadableFile.
     """
     artifacts = artifacts_of(manifest, model, GgufOptions.section)
     files = preferred_gguf([artifact for artifact in artifacts if not artifact.is_split])
@@ -44,9 +45,9 @@ def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
 
 
 def stops(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The ``tokens`` that end a text or a turn, in quotes.
+    """Return, in quotes, those of the ``tokens`` that end a text or a turn.
 
-    Tokens that need escapes are left out, because Modelfiles have no escapes.
+    Tokens that would need escaping are omitted, because the Modelfile format has no escapes.
     """
     ids = dict.fromkeys(metadata[key] for key in _ENDS if isinstance(metadata.get(key), int))
     for text in (tokens[token_id] for token_id in ids if 0 <= token_id < len(tokens)):

@@ -1,8 +1,9 @@
-"""provenance.intoto.json: the inputs from which the files were made, as an in-toto statement with SLSA provenance.
+"""Render provenance.intoto.json, an in-toto statement with SLSA provenance that lists the inputs of the release.
 
-Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. The statement contains no time, so
-two builds give equal bytes. Time and machine are in run.json. The statement has no signature of its own: the signature
-of the release covers all files.
+Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. The provenance statement contains no
+time, so two builds of the same release give equal bytes. The time and the machine of the build are recorded in
+run.json. The provenance statement is not signed separately, because the signature of the release covers all files
+except run.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BUILDER: Final = "urn:ttexport:builder:v1"
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The statement about every file of ``manifest`` and about the manifest itself."""
+    """Render the provenance statement, whose subjects are every file of ``manifest`` and the manifest itself."""
     digest = hashlib.sha256(manifests.to_bytes(manifest)).hexdigest()
     subjects = {entry.path: entry.sha256 for entry in manifest.files} | {manifests.NAME: digest}
     statement = {
@@ -46,7 +47,10 @@ def to_bytes(manifest: Manifest) -> bytes:
 
 
 def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """One resource descriptor for each input file. The files of the base come before those of the adapters by name."""
+    """Return one resource descriptor for each input file.
+
+    The files of the base come first, followed by the files of the adapters in the order of the adapter names.
+    """
     materials = {"base": manifest.base} | {
         f"adapter {name}": material for name, material in sorted(manifest.adapters.items())
     }
@@ -59,9 +63,9 @@ def _dependencies(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 
 def _package_url(material: MaterialEntry, path: str) -> str:
-    """Package URL of an input file.
+    """Return the package URL (purl) of an input file.
 
-    Source: package-url, type ``huggingface``: namespace, name, commit in lower case, and the file as subpath.
+    Source: the package-url type ``huggingface``, with namespace, name, commit in lower case, and the file as subpath.
     """
     name = quote(material.name, safe="/")
     return f"pkg:huggingface/{name}@{quote((material.revision or '').lower(), safe='')}#{quote(path, safe='/')}"

@@ -1,8 +1,9 @@
-"""run.json: time, machine and durations of a run. Between two runs of a release, only run.json may differ.
+"""Read and write run.json, which records the time, the machine and the durations of a run.
 
-run.json contains the digests of the manifest, of the signature and of its own content. The digests reveal damage and
-careless edits. A complete rewrite of run.json is not detected, but a rewrite cannot change the released files, which
-the manifest describes.
+Two runs of the same release may differ only in run.json and in the signature. The file run.json contains the digests of
+the manifest, of the signature and of the content of run.json. run.json contains the digests of the manifest, of the
+signature and of its own content. The digests in run.json reveal damage and careless edits. A complete rewrite of
+run.json is not detected, but a rewrite cannot change the released files, which the manifest describes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ NAME: Final = "run.json"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of run.json. sha256: digest of the canonical form of this record with an empty sha256."""
+    """The content of run.json.
+
+    sha256: digest of the canonical form of this record with ``sha256`` set to an empty text.
+    """
 
     schema: int
     manifest_sha256: Sha256
@@ -37,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
-    """The record of ``run`` as bytes, with the digests of ``manifest`` and ``signature``."""
+    """Encode the record of ``run``, with the digests of ``manifest`` and ``signature``."""
     record = Record(
         schema=SCHEMA,
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
@@ -53,11 +57,11 @@ def to_bytes(run: Run, manifest: bytes, signature: bytes | None) -> bytes:
 
 
 def read(path: Path) -> tuple[Record, bytes]:
-    """The record at ``path`` and its bytes. Raises UnreadableFile."""
+    """Read the run record at ``path`` and return the parsed record and the bytes of the file. Raises UnreadableFile."""
     content = read_file(path, max_nbytes=MAX_CONFIG_BYTES)
     return decode(path, content, Record), content
 
 
 def own_digest(record: Record) -> str:
-    """sha256 of everything in ``record`` except the digest itself."""
+    """Return the sha256 of ``record`` with an empty ``sha256`` field."""
     return hashlib.sha256(manifests.to_bytes(msgspec.structs.replace(record, sha256=""))).hexdigest()

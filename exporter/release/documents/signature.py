@@ -1,8 +1,9 @@
-"""model.sig: an OpenSSF model signature over all files of a release except run.json.
+"""Create and verify model.sig, an OpenSSF model signature over all files of a release except run.json.
 
 The signature is made with a private key without network access, or through Sigstore with the identity of a person or a
-CI job. run.json is not signed, because it contains the digest of the signature. That digest reveals a lost or changed
-signature even if no key is known, and keeps all other files independent of signing.
+CI job. The file run.json is not signed, because run.json contains the digest of the signature. The digest of the
+signature in run.json reveals a lost or changed signature even if the public key is not available, and all other files
+are the same with and without signing.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _MAX_REASON_CHARS: Final = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Signing:
-    """Settings of a signature.
+    """Settings for signing a release.
 
-    private_key: PEM file of an elliptic curve (P-256, P-384, P-521). If None, Sigstore signs.
-    identity_token: token for Sigstore. If None, the token of the CI job is used; outside of CI, Sigstore opens a
-    browser.
+    private_key: PEM file with a private key on an elliptic curve (P-256, P-384 or P-521). private_key: PEM file of an
+    elliptic curve (P-256, P-384, P-521). If ``private_key`` is None, Sigstore is used for signing. identity_token:
+    identity token for Sigstore. If ``identity_token`` is None, the token of the CI job is used; outside of CI, Sigstore
+    opens a browser.
     """
 
     private_key: Path | None = None
@@ -37,9 +39,9 @@ class Signing:
 
 
 def sign(folder: Path, signing: Signing) -> bytes:
-    """Write the signature into ``folder`` and return the signature.
+    """Sign the files in ``folder``, write the signature into ``folder``, and return the bytes of the signature.
 
-    Raises BadInput if the key is unusable and OutputError if Sigstore does not answer.
+    Raises BadInput if the private key is unusable and OutputError if Sigstore does not answer.
     """
     path = folder / SIGNATURE
     if signing.private_key is None:
@@ -58,9 +60,10 @@ def sign(folder: Path, signing: Signing) -> bytes:
 
 
 def require_signer(signing: Signing) -> None:
-    """Check before any work that ``sign`` will be possible. Raises MissingDependency, or BadInput for an unusable key.
+    """Check, before any work is done, that ``sign`` will be able to sign.
 
-    A Sigstore identity is checked only during signing, because Sigstore tokens expire within minutes.
+    Raises MissingDependency if the signing package is not installed, and BadInput if the private key is unusable. A
+    Sigstore identity is checked only at the time of signing, because Sigstore tokens expire within minutes.
     """
     if signing.private_key is None:
         require_model_signing()
@@ -87,10 +90,11 @@ class Trust:
 
 
 def signature_fault(folder: Path, trust: Trust) -> str | None:
-    """The reason why the signature in ``folder`` is not valid for the files, or None if the signature is valid.
+    """Return the reason why the signature in ``folder`` is not valid for the files, or None if the signature is valid.
 
-    A check with a key needs no network. A check with Sigstore fetches its roots of trust. Raises BadInput if the key is
-    unusable and OutputError if the roots cannot be fetched.
+    Verifying a signature with a public key needs no network. Verifying a Sigstore signature downloads Sigstore's root
+    certificates. Raises BadInput if the public key is unusable and OutputError if Sigstore's root certificates cannot
+    be downloaded.
     """
     model_signing = require_model_signing()
     config = model_signing.verifying.Config()
@@ -112,7 +116,7 @@ def signature_fault(folder: Path, trust: Trust) -> str | None:
 
 @contextmanager
 def _loading_key(key: Path, key_type: str) -> Iterator[None]:
-    """Translate errors of cryptography to BadInput. key_type: ``private`` or ``public``."""
+    """Convert exceptions of the package cryptography to BadInput. key_type: ``private`` or ``public``."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
@@ -121,7 +125,11 @@ def _loading_key(key: Path, key_type: str) -> Iterator[None]:
 
 @contextmanager
 def _contacting_sigstore() -> Iterator[None]:
-    """Translate errors to OutputError. Every package between ttexport and the service has its own exceptions."""
+    """Convert exceptions inside the block to OutputError.
+
+    Exceptions of any class are converted, because every package between ttexport and Sigstore's service raises its own
+    exceptions.
+    """
     try:
         yield
     except Exception as exc:

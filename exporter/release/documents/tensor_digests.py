@@ -1,4 +1,4 @@
-"""sha256 of files and of the tensors in the files. Memory: one block for each thread."""
+"""Compute the sha256 of files and of the tensors in the files. Peak memory: one block of bytes for each thread."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ _KINDS_BY_SUFFIX: Final = {
 
 
 def file_kind(path: str) -> str:
-    """The purpose of a file of a release, derived from the name of the file."""
+    """Return the purpose of a file in a release, derived from the name of the file."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
 
 
 def list_files(folder: Path) -> list[str]:
-    """Sorted paths, with slashes, of all files, broken links and empty folders below ``folder``.
+    """Return the sorted paths, with slashes, of all files, broken links and empty folders below ``folder``.
 
-    Files that git and the hub's client add are left out.
+    Files that git or the hub's client adds are omitted.
     """
     paths = []
     for parent, folders, files in os.walk(folder):
@@ -86,25 +86,31 @@ def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
 
 
 def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """The results of ``job`` in the order of ``items``. Threads help, because hashing and reading release the GIL."""
+    """Run ``job`` for every element of ``items`` in threads, and return the results in the order of ``items``.
+
+    Threads speed up hashing, because hashing and reading release the GIL.
+    """
     with ThreadPoolExecutor(_WORKERS) as pool:
         return list(pool.map(job, items))
 
 
 def entry(folder: Path, path: str) -> FileEntry:
-    """The size of a file, the digest of the file, and the digests of its tensors by name."""
+    """Return the size of a file, the digest of the file, and the digests of the tensors by name."""
     size, digest = file_digest(folder / path)
     return FileEntry(path=path, kind=file_kind(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
 
 
 def file_digest(path: Path) -> tuple[int, str]:
-    """(size in bytes, sha256) of the file at ``path``."""
+    """Return (size in bytes, sha256) of the file at ``path``."""
     with opened(path) as (file, size):
         return size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digests(path: Path) -> dict[str, str]:
-    """Tensor name → sha256 of the stored bytes, sorted by name. Empty for a file without tensors."""
+    """Return tensor name → sha256 of the stored bytes, sorted by name.
+
+    The result is empty for a file without tensors.
+    """
     return dict(sorted(_tensor_digests(path)))
 
 

@@ -1,9 +1,9 @@
-"""Write the documents of a release. Each document is covered by another document.
+"""Write the documents of a release. Every document except run.json is covered by a digest in another document.
 
-The manifest lists cards, Modelfiles and artifacts. The provenance lists the manifest as a subject. SHA256SUMS lists the
-manifest and the provenance. run.json contains the digests of the manifest and of the signature. The signature covers
-all files except run.json and the signature itself. A consistent rewrite of all documents is detected only by the
-signature.
+The manifest lists cards, Modelfiles and artifacts. The provenance statement lists the manifest as a subject. SHA256SUMS
+lists the files of the release, the manifest and the provenance statement. The file run.json contains the digests of the
+manifest and of the signature. The signature covers all files except run.json and the signature itself. A consistent
+rewrite of all documents is detected only by the signature.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ NAMES = (manifests.NAME, checksums.NAME, provenance.NAME, run_record.NAME)
 
 
 def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing | None = None) -> None:
-    """Write every document into ``draft``. ``draft`` must contain the artifacts and no other file.
+    """Write every document into ``draft``. The folder ``draft`` must contain the artifacts and no other file.
 
-    Every document is fsynced and no file is overwritten. The same release gives the same bytes, except for run.json and
-    the signature. Every artifact is read twice. Raises OutputError if a document exists already and BadInput if the
-    manifest cannot represent a file name.
+    Every document is fsynced, and no existing file is overwritten. Two calls for the same release write the same bytes,
+    except for run.json and the signature. Every artifact is read twice for hashing: once for the digest of the file and
+    once for the digests of the tensors. Raises OutputError if a document already exists and BadInput if the manifest
+    cannot represent a file name.
     """
     release = replace(release, tools={**release.tools, **card.renderers()})
     files = entries(draft, list_files(draft))
@@ -49,7 +50,7 @@ def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing
 
 
 def render_for_models(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Path below the release → content, for the cards and Modelfiles. folder: the release folder."""
+    """Return path below the release → content, for all cards and Modelfiles. folder: the release folder."""
     pages = {}
     for key, model in manifest.models.items():
         place = Path(model.folder)

@@ -32,8 +32,9 @@ def assemble_release(
 ) -> Release:
     """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
-    Neither the base nor the adapters are needed. resume: return a finished release without changes. With resume or
-    force, an unfinished release is started over. Raises OutputError and the errors of ``CollectedPieces.open``.
+    Joining needs neither the base nor the adapters. resume: return a finished release without changes. With ``resume``
+    or ``force``, an unfinished release is made again from the beginning. Raises OutputError and the errors of
+    ``CollectedPieces.open``.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)
@@ -50,7 +51,10 @@ def assemble_release(
 
 @dataclass(frozen=True)
 class CollectedPieces:
-    """One piece for each job, in the order of the jobs. pieces: folder → piece. sizes: folder → size in bytes."""
+    """One piece for each job, in the order of the jobs. pieces: folder → content of the folder's ``piece.json``.
+
+    sizes: folder → size in bytes.
+    """
 
     spec: ReleaseSpec
     pieces: Mapping[Path, Piece]
@@ -58,9 +62,9 @@ class CollectedPieces:
 
     @classmethod
     def open(cls, spec: ReleaseSpec, folders: Sequence[Path]) -> CollectedPieces:
-        """Find the pieces in ``folders`` and compare every file with the digest that the piece's job recorded.
+        """Find the pieces in ``folders`` and compare the digest of every file with the digest that the piece records.
 
-        Raises BadInput if a piece is missing or damaged, or if the pieces do not belong together.
+        Raises BadInput if a piece is missing or damaged, or if the pieces come from different releases.
         """
         available = find_pieces(folders)
         pieces = {folder: available[folder] for folder in match_pieces(spec, available).values()}
@@ -74,7 +78,7 @@ class CollectedPieces:
 
     @property
     def nbytes(self) -> int:
-        """Total size of all files in bytes."""
+        """Total size of the files of all pieces in bytes."""
         return sum(self.sizes.values())
 
     @property
@@ -94,9 +98,10 @@ class CollectedPieces:
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
-        """Fill the draft of ``stage`` with copies of the artifacts and with the documents of the release.
+        """Copy the artifacts into the draft of ``stage`` and write the documents of the release.
 
-        started: time in RFC 3339 format at which the run started.
+        started: time at which the run started, in RFC 3339 format. started: time in RFC 3339 format at which the run
+        started.
         """
         with writing(stage.draft):
             shutil.rmtree(stage.draft)

@@ -1,4 +1,4 @@
-"""The last step of a release: write reports and documents next to the artifacts."""
+"""Finish a release: write the reports and documents next to the artifacts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ REPORT: Final = "report.json"
 def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
     """Write the documents for the artifacts in ``draft``.
 
-    Only run.json and a signature differ between two runs. Raises OutputError and the errors of ``write_documents``.
+    Only run.json and the signature differ between two runs of the same release. Raises OutputError and the errors of
+    ``write_documents``.
     """
     reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
     if reports:
@@ -50,18 +51,21 @@ def _signing(table: SigningTable) -> Signing:
 def run_facts(
     started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
-    """The facts of one run: seconds for making the artifact of each job and for verifying each model."""
+    """Return the facts of one run, with the seconds for making each artifact and for verifying each model."""
     jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
-    """Entries in ``run.json`` for the jobs that made artifacts."""
+    """Return the entries in ``run.json`` for the jobs that made artifacts."""
     return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
 def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Entries in ``run.json`` for verifications. seconds: by model. verifications: digest of the settings by model."""
+    """Return the entries in ``run.json`` for verifications. seconds: model → duration.
+
+    verifications: model → digest of the verification settings.
+    """
     return {
         f"verify {model}": {"verification": verifications[model], "seconds": duration}
         for model, duration in seconds.items()
@@ -69,12 +73,12 @@ def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str])
 
 
 def now() -> str:
-    """The current time in UTC, in RFC 3339 format."""
+    """Return the current time in UTC, in RFC 3339 format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _host() -> dict[str, str]:
-    """Properties of the machine that can affect speed and rounding, without the host name and the user name."""
+    """Return the properties of the machine that can affect speed and rounding, without host name and user name."""
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

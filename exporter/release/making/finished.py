@@ -1,6 +1,6 @@
-"""Recognise a finished release or piece at OUT, so that ``--resume`` has no work left.
+"""Recognise a finished release or piece in the output folder, so that ``--resume`` does no work twice.
 
-A release or piece counts as finished only if release.toml, inputs, options and tools are equal to the present ones.
+A release or piece counts as finished only if release.toml, the inputs, the options and the tools have not changed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ _MAX_REPORT_BYTES = 256 << 20
 def finished_release(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """``facts`` with the artifacts of the release at ``out``. None if ``out`` contains another release or no release.
+    """Return a copy of ``facts`` that also lists the artifacts of the release at ``out``.
 
-    keys: job → digest of the inputs and options, for all jobs in order. verifications: model → digest of the
-    verification settings.
+    Return None if ``out`` contains another release or no release. keys: job → digest of the job's inputs and options,
+    for all jobs in order. verifications: model → digest of the verification settings. keys: job → digest of the inputs
+    and options, for all jobs in order. verifications: model → digest of the verification settings.
     """
     try:
         released, _ = manifest.read(out / manifest.NAME)
@@ -52,7 +53,7 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """Like ``finished_release``, for the piece of the only job in ``keys``."""
+    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``, or None, like ``finished_release``."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
@@ -64,7 +65,7 @@ def finished_piece(
 
 
 def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks) -> Release | None:
-    """The release or piece that ``find`` recognises at ``out``, unless a run left its staging folder beside it."""
+    """Return the release or piece that ``find`` recognises at ``out``, or None if there is a leftover staging folder."""
     if has_leftover(out) or (release := find()) is None:
         return None
     hooks.say(f"{out}: already finished")
@@ -72,9 +73,9 @@ def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks)
 
 
 def require_same(out: Path, release: Release | None) -> Release:
-    """Return ``release``, which was published by a run that was interrupted during the clean-up.
+    """Return ``release``, which was published by a run that was interrupted while removing its temporary files.
 
-    Raises OutputError if ``release`` is None, because ``out`` then contains other content.
+    Raises OutputError if ``release`` is None, because the folder ``out`` then contains something else.
     """
     if release is None:
         raise OutputError(out, "exists already with other content; use --force without --resume to replace the content")
@@ -82,9 +83,9 @@ def require_same(out: Path, release: Release | None) -> Release:
 
 
 def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
-    """Method and seconds of each job, and seconds of each model's verification, as recorded at ``out``.
+    """Return the entries recorded at ``out``: method and seconds of each job, and seconds of each verification.
 
-    ``out`` is a finished release or a finished piece. Raises UnreadableFile.
+    The folder ``out`` must be a finished release or a finished piece. Raises UnreadableFile.
     """
     if (out / run_record.NAME).exists():
         return run_record.read(out / run_record.NAME)[0].jobs
@@ -94,7 +95,10 @@ def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:
-    """Path of an artifact below the release → report of the artifact. Empty if no artifact was verified."""
+    """Return artifact path below the release → report of the artifact.
+
+    The result is empty if no artifact was verified.
+    """
     if not path.exists():
         return {}
     document: dict[str, Any] = msgspec.json.decode(read_file(path, max_nbytes=_MAX_REPORT_BYTES), type=dict[str, Any])

@@ -1,7 +1,7 @@
-"""The journal of an unfinished release: one line for each finished job and each verified model.
+"""Keep the journal of an unfinished release, with one line for each finished job and each verified model.
 
-Each line is synced to disk. A line is valid only if the line is complete and the files of the line exist with the
-recorded digests. All other files are removed.
+Each line of the journal is synced to disk. A line of the journal is valid only if the line is complete and all files
+that the line lists exist with the recorded digests. Files that no valid line lists are removed from the draft.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from exporter.io.digests import FileDigests, files_below
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
-    """A finished job. key: digest of inputs and options. files: name below the release → sha256.
+    """A finished job. key: digest of the job's inputs and options. files: file name below the release → sha256.
 
-    seconds: time for making the artifact, without hashing and verification. method: for example ``merged`` or
-    ``patched``.
+    seconds: time for making the artifact, without hashing and verification. method: how the artifact was made, for
+    example ``merged`` or ``patched``. seconds: time for making the artifact, without hashing and verification. method:
+    for example ``merged`` or ``patched``.
     """
 
     job: str
@@ -33,9 +34,10 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """The verified artifacts of one model.
+    """The verified artifacts of one model. keys: job → key of the job. reports: job → report, as in report.json.
 
-    keys: job → key of the job. reports: job → report in the form of report.json. verification: digest of the settings.
+    verification: digest of the verification settings. keys: job → key of the job. reports: job → report in the form of
+    report.json. verification: digest of the settings.
     """
 
     model: str
@@ -50,7 +52,7 @@ Line = Made | Verified
 
 @dataclass
 class Journal:
-    """The journal at ``path``, with its lines sorted by job and by model."""
+    """The journal at ``path``, with the lines of finished jobs by job and the lines of verified models by model."""
 
     path: Path
     made: dict[str, Made] = field(default_factory=dict)
@@ -62,8 +64,10 @@ class Journal:
     ) -> Journal:
         """Read the journal, if the file exists, and drop the lines that are not valid for this run.
 
-        draft: folder with the files that the lines list; all other files in the folder are removed. keys: job → present
-        key of the job. verifications: model → digest of the present settings. Raises UnreadableFile and OutputError.
+        draft: folder with the files that the lines list; all other files in the folder are removed. keys: job → current
+        key of the job. verifications: model → digest of the current verification settings. draft: folder with the files
+        that the lines list; all other files in the folder are removed. keys: job → present key of the job.
+        verifications: model → digest of the present settings. Raises UnreadableFile and OutputError.
         """
         journal = cls(path)
         for line in _lines(path):
@@ -87,7 +91,7 @@ class Journal:
         return journal
 
     def add(self, line: Line) -> None:
-        """Append ``line`` and sync the journal to disk. Raises OutputError."""
+        """Append ``line`` to the journal and sync the journal to disk. Raises OutputError."""
         with writing(self.path), self.path.open("ab") as file:
             # The first newline ends a line that may be incomplete after a crash.
             file.write(b"\n" + msgspec.json.encode(line) + b"\n")

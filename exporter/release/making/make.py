@@ -1,8 +1,9 @@
 """Make the artifact of a job: patch the artifact of the base if only rows change, otherwise merge and write.
 
-Patching and merging give the same tensors. The bytes are also equal, unless a converter chosen by the user writes the
-file. The base is converted and quantised only once for all models and for all releases that share a store. The
-unquantised file that two or more quantisations start from is also an entry of a store.
+Patching the base's artifact and merging the adapters into the base give equal tensors. Patched and merged artifacts are
+also equal byte for byte, unless a converter chosen by the user writes the file. The base is converted and quantised
+only once for all models of all releases that share a store. An unquantised file from which two or more quantised files
+are made is also stored as an entry of a store.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from exporter.release.plan import ReleasePlan
 
 @dataclass
 class ArtifactMaker:
-    """Makes artifacts.
+    """Makes the artifacts of a release. base_store: store for artifacts of the base, kept between runs.
 
-    base_store: artifacts of the base, kept between runs. scratch_store: files of this release only.
+    scratch_store: store for temporary files of this release. base_store: artifacts of the base, kept between runs.
+    scratch_store: files of this release only.
     """
 
     plan: ReleasePlan
@@ -35,9 +37,9 @@ class ArtifactMaker:
     scratch_store: Store
 
     def make(self, job: Job, place: Path, progress: Progress = silent) -> str:
-        """Write the artifact of ``job`` to ``place``, which must not exist, and return the method used.
+        """Write the artifact of ``job`` to ``place``, which must not exist yet, and return the name of the method used.
 
-        Raises BadInput, NotExpressible and OutputError. After an error, nothing is left at ``place``.
+        Raises BadInput, NotExpressible and OutputError. After an error, ``place`` does not exist.
         """
         model = self.plan.models[job.model]
         method = "merged"
@@ -53,7 +55,7 @@ class ArtifactMaker:
         return method
 
     def _base_artifact(self, job: Job, progress: Progress) -> tuple[Path, bool]:
-        """(the artifact of the base without adapters, whether the artifact was in the cache)."""
+        """Return (the artifact of the base without adapters, whether the artifact was already in the cache)."""
         base, options = self.plan.base, job.options.whole()
         name = _content_name(options)
         content, cached = self.base_store.get(
@@ -63,7 +65,10 @@ class ArtifactMaker:
         return content / name, cached
 
     def _plan_patch(self, job: Job, base: Path, place: Path) -> PatchPlan | None:
-        """The patch of ``base``, or None if the change can only be merged. The answer depends on the inputs alone."""
+        """Return the plan for patching ``base``, or None if the adapters can only be merged.
+
+        Whether patching is possible depends only on the inputs.
+        """
         adapters = self.plan.models[job.model].adapter_sources
         try:
             # The base needs no proof: the name of the store's entry is the digest of the recipe that made the base
@@ -75,7 +80,10 @@ class ArtifactMaker:
             return None
 
     def _write(self, options: FormatOptions, merge: MergePlan, store: Store, place: Path, progress: Progress) -> None:
-        """Write ``merge`` with the writer of the format. store: store of the file that quantisations start from."""
+        """Write the model planned in ``merge`` with the writer of the format.
+
+        store: store for the unquantised file from which quantised files are made.
+        """
         if isinstance(options, GgufOptions) and not options.types and options.storage == _stored(merge):
             options = replace(options, dtype=None)  # the same bytes, copied as raw ranges
         target = plan_target(options, merge, self.plan.spec.merge.budget)
@@ -84,7 +92,10 @@ class ArtifactMaker:
 
 @dataclass(frozen=True)
 class _StoreScratch:
-    """Unquantised files as entries of a store. Jobs that start from the same file share one entry."""
+    """Provides unquantised files as entries of a store.
+
+    Jobs that quantise the same unquantised file share one entry of the store.
+    """
 
     plan: ReleasePlan
     merge: MergePlan
@@ -105,11 +116,11 @@ class _StoreScratch:
 
 
 def _content_name(options: FormatOptions) -> str:
-    """The name of the artifact within an entry of a store."""
+    """Return the name of the artifact within an entry of a store."""
     return "model.gguf" if FORMATS[options.section].is_file else "model"
 
 
 def _stored(merge: MergePlan) -> str | None:
-    """The dtype of the base's matrices if all matrices have the same dtype, else None."""
+    """Return the dtype of the base's matrices if all matrices have the same dtype, else None."""
     dtypes = {tensor.spec.dtype for tensor in merge.checkpoint.tensors.values() if len(tensor.spec.shape) > 1}
     return dtypes.pop() if len(dtypes) == 1 else None

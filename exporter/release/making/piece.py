@@ -1,4 +1,4 @@
-"""Pieces: a piece is a folder with the artifact of one job and a description for joining pieces elsewhere."""
+"""Write, find and match pieces: a piece is a folder with the artifact of one job and a file that describes the artifact."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _MAX_BYTES: Final = 256 << 20
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of ``piece.json``. release: the facts without artifacts, equal in all pieces of a release.
+    """Content of ``piece.json``. release: the facts of the release without artifacts, equal in all pieces of a release.
 
+    verification: digest of the verification settings. verify_seconds: duration of the verification in seconds.
     verification: digest of the verification settings. verify_seconds: duration of the verification. If the artifact was
-    not verified, verification and verify_seconds are None.
+    not verified, ``verification`` and ``verify_seconds`` are None.
     """
 
     schema: int
@@ -40,12 +41,12 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of the verification settings. Empty if the artifact was not verified."""
+        """Model → digest of the verification settings; empty if the artifact was not verified."""
         return {} if self.verification is None else {self.artifact.model: self.verification}
 
 
 def write_piece(folder: Path, release: Release, made: Made, verified: Verified | None) -> None:
-    """Write the description of the only artifact of ``release`` into ``folder``. Raises OutputError."""
+    """Write ``piece.json``, which describes the only artifact of ``release``, into ``folder``. Raises OutputError."""
     (artifact,) = release.artifacts
     piece = Piece(
         schema=_SCHEMA,
@@ -59,9 +60,9 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 
 
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
-    """Folder → description, for every piece among ``folders`` or directly below a folder in ``folders``.
+    """Return folder → content of ``piece.json`` for every piece in ``folders`` or directly below a folder in ``folders``.
 
-    Raises UnreadableFile if a folder contains no piece.
+    Raises UnreadableFile if a folder in ``folders`` contains no piece.
     """
     pieces: dict[Path, Piece] = {}
     for folder in folders:
@@ -73,9 +74,10 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
 
 
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
-    """Job → folder of the job's piece, for every job of the release.
+    """Return job → folder of the job's piece, for every job of the release.
 
-    Raises BadInput if a job has no piece or two pieces, or if pieces were made with different inputs, prompts or tools.
+    Raises BadInput if a job has no piece or has two pieces, or if the pieces were made with different inputs, prompts
+    or tools.
     """
     jobs = {job.name: job for job in jobs_of(spec)}
     by_job: dict[str, Path] = {}
@@ -104,7 +106,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
 
 
 def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
-    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file that the job made."""
+    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file that the job recorded."""
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
         fault = (
@@ -119,7 +121,7 @@ def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
 
 
 def read_piece(path: Path) -> Piece:
-    """Read the description at ``path``. Raises UnreadableFile."""
+    """Read the ``piece.json`` at ``path``. Raises UnreadableFile."""
     try:
         piece = msgspec.json.decode(read_file(path, max_nbytes=_MAX_BYTES), type=Piece)
     except msgspec.MsgspecError as exc:
@@ -139,7 +141,10 @@ def _is_of(job: Job, piece: Piece) -> bool:
 
 
 def _difference(expected: Any, actual: Any, where: str = "release") -> str | None:
-    """The first difference between two documents as text, or None. where: path to the compared values."""
+    """Return a text that describes the first difference between two JSON documents, or None if the documents are equal.
+
+    where: key path of the compared values.
+    """
     if isinstance(expected, dict) and isinstance(actual, dict):
         for key in sorted(expected.keys() | actual.keys()):
             if fault := _difference(expected.get(key), actual.get(key), f"{where}.{key}"):
