@@ -1,4 +1,4 @@
-"""Names within a release: names of folders, and names of GGUF files by llama.cpp's naming convention."""
+"""Build the names within a release: names of folders, and names of GGUF files that follow llama.cpp's naming convention."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from exporter.release.spec import ReleaseSpec
 
 
 def label(parameters: int) -> str:
-    """The number of parameters in the form used in file names, such as ``135M``."""
+    """Return the number of parameters as written in file names, such as ``135M``."""
     return size_label(parameters)
 
 
 def model_folder(spec: ReleaseSpec, model: str) -> str:
-    """The folder of the model below the release. Empty if the release has only one model."""
+    """Return the folder of the model, as a path below the release.
+
+    The folder name is empty if the release has only one model.
+    """
     return "" if len(spec.models) == 1 else model
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """The name of the model in texts: the release's name, plus the model's name if there are two or more models."""
+    """Return the name of the model for texts: the name of the release, plus the model's name if there are two or more models."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 
 def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -> str:
-    """The path of the artifact below the release, with slashes. storage: storage of the planned target."""
+    """Return the path of the artifact below the release, with slashes. storage: storage of the planned artifact."""
     name, row = job.format, FORMATS[job.format]
     if row.is_file:
         name += f"/{gguf_name(spec, job.model, storage, parameters, adapter_only=row.adapter_only)}"
@@ -37,11 +40,13 @@ def artifact_place(spec: ReleaseSpec, job: Job, storage: str, parameters: int) -
 
 
 def gguf_name(spec: ReleaseSpec, model: str, storage: str, parameters: int, *, adapter_only: bool = False) -> str:
-    """BaseName-SizeLabel-FineTune-Encoding-Type.gguf. The size is left out if the name already contains the size.
+    """BaseName-SizeLabel-FineTune-Encoding-Type.gguf.
 
-    The type of an adapter is LoRA; models have no type. The version is left out, so that links stay valid.
+    The size is omitted from the file name if the model name already contains the size. The file name of an adapter
+    contains the type ``LoRA``; file names of models contain no type. The file name contains no version, so that links
+    to the file stay valid.
 
-    Source: docs/gguf.md of ggml, through the gguf package.
+    Source of the naming convention: docs/gguf.md of ggml, through the gguf package.
     """
     size = label(parameters)
     stated = size.lower() in spec.name.lower().split("-")

@@ -1,4 +1,4 @@
-"""Plan a release: inputs with digests, jobs, targets and sizes, all known before any artifact is written."""
+"""Plan a release: digests of the inputs, jobs, artifacts and sizes, all known before any artifact is written."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ FILE: Final = Path("release.toml")
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model of the release.
+    """One model of the release. folder: path of the model's folder below the release.
 
-    folder: path below the release. adapters: names of the model's adapters among the materials of the release.
-    adapter_sources: each adapter as an argument of ``ttexport patch``: a path, or a hub id with its commit.
+    adapters: names of the model's adapters, as keys of the release's adapters. adapter_sources: each adapter as an
+    argument of ``ttexport patch``, which is a path or a hub id with its commit. folder: path below the release.
+    adapters: names of the model's adapters among the materials of the release. adapter_sources: each adapter as an
+    argument of ``ttexport patch``: a path, or a hub id with its commit.
     """
 
     name: str
@@ -55,14 +57,17 @@ class ModelPlan:
 
     @property
     def rows_only(self) -> bool:
-        """Whether the adapters contain only token rows, so that artifacts of the base can be patched."""
+        """Whether the adapters change only token rows, so that artifacts of the base can be patched."""
         edits = [edit for adapter in self.merge.adapters for edit in adapter.edits]
         return bool(edits) and all(isinstance(edit, TokenRows) for edit in edits)
 
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """The plan of a whole release. base: merge without adapters, for the base artifacts that patches start from."""
+    """The plan of a whole release.
+
+    base: plan of a merge without adapters, which makes the artifacts of the base that are patched.
+    """
 
     spec: ReleaseSpec
     jobs: Sequence[Job]
@@ -82,11 +87,11 @@ class ReleasePlan:
 
     @property
     def nbytes(self) -> int:
-        """Total size of all artifacts in bytes, partly estimated."""
+        """Total size of all artifacts in bytes, estimated for artifacts whose size is not known exactly in advance."""
         return sum(target.nbytes for target in self.targets.values())
 
     def recipe(self, merge: MergePlan, options: FormatOptions, **more: Any) -> dict[str, Any]:
-        """All values that determine the bytes of an artifact made from ``merge`` with ``options``, as JSON values."""
+        """Return, as JSON values, all values that determine the bytes of an artifact made from ``merge`` with ``options``."""
         return {
             "format": options.section,
             "parameters": options.changed(),
@@ -102,17 +107,19 @@ class ReleasePlan:
         }
 
     def key(self, job: Job) -> str:
-        """Digest of the job's name, path and recipe. If the key is unchanged, a finished job is up to date.
+        """Return the digest of the job's name, output path and recipe.
 
-        The key does not depend on the verification of the artifact.
+        A finished job is up to date if the key of the job is unchanged. The key of a job does not depend on the
+        verification of the artifact.
         """
         recipe = self.recipe(self.models[job.model].merge, job.options)
         return digest_of(json.dumps([job.name, self.place(job), recipe], sort_keys=True).encode())
 
     def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Model → digest of the verification settings for the artifacts of ``jobs``. Empty at level ``off``.
+        """Return model → digest of the verification settings for the artifacts of ``jobs``. Empty at level ``off``.
 
-        A recorded verification is up to date if this digest and the keys of the model's jobs are unchanged.
+        A recorded verification is up to date if the digest of the verification settings and the keys of the model's
+        jobs are unchanged.
         """
         options = self.spec.verify
         if options.level == "off":
@@ -121,7 +128,7 @@ class ReleasePlan:
         return {job.model: digest for job in jobs}
 
     def place(self, job: Job) -> str:
-        """The path of the job's artifact below the release, with slashes."""
+        """Return the path of the job's artifact below the release, with slashes."""
         parameters = self.models[job.model].parameter_count
         return artifact_place(self.spec, job, self.targets[job.name].storage, parameters)
 
@@ -132,12 +139,13 @@ class ReleasePlan:
 def plan_release(
     spec: ReleaseSpec, *, cache: Cache | None = None, quiet: bool = True, asked_by: Path = FILE
 ) -> ReleasePlan:
-    """Locate and hash the inputs, and plan every artifact from shapes alone.
+    """Locate and hash the inputs, and plan every artifact from tensor shapes without reading tensor data.
 
-    cache: cache that is kept across releases; None keeps nothing. quiet: no progress bars during downloads.
-    asked_by: name of the file that ``spec`` was read from, used in error messages.
-    Raises BadInput if an input is unusable, NotExpressible if a format cannot represent an artifact, and
-    MissingDependency if a required runtime is not installed.
+    cache: cache that is kept between releases; None disables the cache. quiet: show no progress bars during downloads.
+    asked_by: name of the file that ``spec`` was read from, used in error messages. cache: cache that is kept across
+    releases; None keeps nothing. quiet: no progress bars during downloads. asked_by: name of the file that ``spec`` was
+    read from, used in error messages. Raises BadInput if an input is unusable, NotExpressible if a format cannot
+    represent an artifact, and MissingDependency if a required runtime is not installed.
     """
     prompts = tuple(require_verifiable(spec.verify, needed_for="verify.require"))
     digests = FileDigests(cache.digests if cache else None)
@@ -166,7 +174,10 @@ def plan_release(
 def _plan_targets(
     spec: ReleaseSpec, jobs: Sequence[Job], base: MergePlan, models: Mapping[str, ModelPlan]
 ) -> dict[str, Target]:
-    """Job → planned target of the job. Models with patched rows share the target of the base."""
+    """Return job → planned output of the job.
+
+    All models whose artifacts are patched share the planned output of the base.
+    """
     shared: dict[str, Target] = {}
     targets = {}
     for job in jobs:
@@ -188,7 +199,7 @@ def _argument(source: Located) -> str:
 
 
 def _add_material(materials: dict[str, Material], source: Located, adapter: Adapter, digests: FileDigests) -> str:
-    """Add the adapter to ``materials`` and return the key: its name, with a number if the name is already taken."""
+    """Add the adapter to ``materials`` and return the key of the adapter: its name, with a number if the name is already used."""
     material = _material(source, adapter_files(adapter), digests)
     key, number = source.name, 1
     while key in materials and materials[key] != material:
@@ -236,7 +247,10 @@ def _facts(
 
 
 def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """``release.toml`` as it was parsed, with names in place of paths. adapters: model → names of its adapters."""
+    """Return ``release.toml`` as it was parsed, with every path replaced by a name.
+
+    adapters: model → names of the model's adapters.
+    """
     recorded = {**spec.to_json(), "base": base}
     for name, keys in adapters.items():
         recorded["models"][name]["adapters"] = list(keys)
@@ -244,6 +258,6 @@ def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[
 
 
 def _parameters(merge: MergePlan) -> int:
-    """The number of parameters of the merged model. Tied tensors count once."""
+    """Return the number of parameters of the merged model. Tied tensors count once."""
     duplicates = merge.tie.duplicates
     return sum(math.prod(spec.shape) for name, spec in merge.model().specs.items() if name not in duplicates)

@@ -1,7 +1,8 @@
-"""Push a release to the Hugging Face hub through huggingface_hub, which resumes interrupted uploads.
+"""Push a release to the Hugging Face hub with huggingface_hub, which can resume interrupted uploads.
 
 Only a release that ``ttexport verify`` accepts is uploaded. Files of an earlier release that are missing from the new
-release are deleted, so that the repository contains one release. Files that do not belong to any release are kept.
+release are deleted, so that the repository contains exactly one release. Files in the repository that do not belong to
+any release are kept.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _RETRY: Final = "run the command again with --resume: files that have arrived ar
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """An upload, or the preview of an upload.
+    """An upload, or the preview of an upload. files: path → size in bytes.
 
+    deleted: files of an earlier release that the upload deletes. commit: URL or id of the commit; None for a preview.
     files: path → size in bytes. deleted: files of an earlier release. commit: None for a preview.
     """
 
@@ -43,7 +45,7 @@ class Pushed:
     url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The entry ``pushed`` in the document of ``--json``."""
+        """The entry ``pushed`` in the JSON document that ``--json`` prints."""
         return {
             "repo": self.repo,
             "revision": self.revision,
@@ -58,7 +60,10 @@ class Pushed:
 
 
 def in_ci() -> bool:
-    """Whether the process runs in a CI job, from the environment variable CI. In CI, a push is a dry run by default."""
+    """Whether the process runs in a CI job, according to the environment variable CI.
+
+    In a CI job, a push only prints a preview by default.
+    """
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
@@ -73,15 +78,18 @@ def push(
     endpoint: str | None = None,
     quiet: bool = False,
 ) -> Pushed:
-    """Send the release in ``folder`` to ``repo`` in one commit.
+    """Upload the release in ``folder`` to ``repo`` in one commit.
 
-    repo: org/name; created if the repository does not exist. revision: a branch, created from main if the branch does
-    not exist. dry_run: return the preview without network access; None means a dry run only in CI. private: visibility
-    of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. The token is HF_TOKEN or the token of ``hf
-    auth login``. If there are more than 256 files or the upload takes more than five minutes, huggingface_hub makes two
-    or more commits.
-    Raises NotEquivalent if the folder differs from what was released, UsageError if the repository id is invalid, and
-    OutputError if the hub refuses, fails or cannot be reached. Calling ``push`` again resumes the upload.
+    repo: org/name; created if the repository does not exist. revision: a branch; created from main if the branch does
+    not exist. dry_run: return the preview without network access; None means a dry run only in a CI job. private:
+    visibility of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. repo: org/name; created if the
+    repository does not exist. revision: a branch, created from main if the branch does not exist. dry_run: return the
+    preview without network access; None means a dry run only in CI. private: visibility of a new repository. endpoint:
+    URL of the hub, by default HF_ENDPOINT. The access token is HF_TOKEN, or else the token stored by ``hf auth login``.
+    If there are more than 256 files or the upload takes more than five minutes, huggingface_hub makes two or more
+    commits. Raises NotEquivalent if the folder differs from the release that was made, UsageError if the repository id
+    is invalid, and OutputError if the hub refuses the upload, fails or cannot be reached. After an interrupted upload,
+    calling ``push`` again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))
@@ -124,9 +132,9 @@ def _send(folder: Path, preview: Pushed, *, private: bool, endpoint: str | None,
 
 
 def _earlier_files(api: HfApi, preview: Pushed) -> set[str]:
-    """Files that the manifest of the repository's present release lists, and the signature of this release.
+    """Return the files of the release that the repository now contains, according to the manifest, plus the signature.
 
-    Empty if the repository contains no release with a readable manifest.
+    The result is empty if the repository contains no release with a readable manifest.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -152,7 +160,7 @@ def require_repo_id(repo: str) -> None:
 
 
 def _reason(exc: BaseException) -> str:
-    """One line with the reason why the upload failed, and with the remedy if the remedy is known."""
+    """Return one line with the reason why the upload failed, and with the remedy if a remedy is known."""
     from huggingface_hub import errors
 
     # Errors in upload threads are wrapped. The answer of the hub is the cause of the wrapped error.

@@ -1,4 +1,7 @@
-"""``release.toml``: the description of a release, parsed strictly. Paths in the file are relative to its folder."""
+"""Parse ``release.toml``, the description of a release, and reject unknown keys.
+
+Paths in ``release.toml`` are relative to the folder of the file.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ GROUPS: Final[Mapping[str, tuple[type[Options], Mapping[str, Any]]]] = {
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole ``release.toml``. base, adapters: paths or hub ids (org/name, org/name@revision)."""
+    """The content of ``release.toml``. base, adapters: paths or hub ids (org/name, org/name@revision)."""
 
     name: str
     version: str
@@ -59,7 +62,10 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     hub: HubTable | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The file as it was parsed: every key with its value. Each file is represented by its name."""
+        """Every key and value of ``release.toml``, as parsed from the file.
+
+        Every file path among the values is replaced by the name of the file.
+        """
         return {
             "name": self.name,
             "version": self.version,
@@ -75,7 +81,7 @@ class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys and tables that are not option groups."""
+    """Types of the keys and tables of ``release.toml`` that are not groups of command options."""
 
     name: str
     version: str
@@ -90,9 +96,9 @@ _PLAIN_TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"signing": SigningTa
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """Read ``release.toml`` and make its paths relative to its folder absolute.
+    """Read ``release.toml`` and convert relative paths in the file to absolute paths.
 
-    Raises UnreadableFile if the file is not valid TOML, and BadInput if a key is unknown or a value is invalid.
+    Raises UnreadableFile if ``release.toml`` is not valid TOML, and BadInput if a key is unknown or a value is invalid.
     """
     try:
         document = tomllib.loads(read_file(path).decode())
@@ -140,7 +146,7 @@ def _parse(group: type[Options], table: Mapping[str, Any], defaults: Mapping[str
 
 
 def _unknown_keys(document: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each unknown key, with the most similar known key of the table."""
+    """Return one line for each unknown key, with the most similar known key of the same table."""
     fields = msgspec.structs.fields(_Plain)
     known = (
         [field.encode_name for field in fields] + [entry.key for entry in MergeOptions.options().values()] + [*GROUPS]
@@ -164,7 +170,7 @@ def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
-    """One line for each violation of a rule that the types of the values do not express."""
+    """Return one line for each violation of a rule that the types of the values cannot express."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -182,9 +188,10 @@ def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
 
 
 def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
-    """One line for each input that exists in the current folder but not below ``folder``.
+    """Return one line for each input that exists in the current folder but not below ``folder``.
 
-    If the command runs in another folder, a relative path of this kind would name nothing or another input.
+    A path relative to the current folder would refer to a missing or different input if the command ran in another
+    folder.
     """
     inputs = [("base", spec.base)]
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]
@@ -195,7 +202,10 @@ def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
 
 
 def _resolve_paths(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:
-    """``spec`` with paths below ``folder``. An input that does not exist in ``folder`` is kept as a possible hub id."""
+    """Return ``spec`` with relative paths converted to paths below ``folder``.
+
+    An input that does not exist in ``folder`` is not converted, because the input may be a hub id.
+    """
 
     def resolve(source: str) -> str:
         path = folder / source

@@ -1,4 +1,4 @@
-"""The tables of ``release.toml`` that are not option groups, and the search for unknown keys."""
+"""Define the tables of ``release.toml`` that are not groups of command options, and find unknown keys."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import msgspec
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of ``release.toml``. The keys of the table are written with dashes."""
+    """A table of ``release.toml``. A table of ``release.toml`` whose keys are written with dashes."""
 
 
 class ModelTable(_Table, frozen=True):
-    """``[models.NAME]``: adapters that are merged into the base together. card: texts that override ``[card]``."""
+    """The table ``[models.NAME]``: adapters that are merged into the base together.
+
+    card: texts that override the texts in ``[card]``.
+    """
 
     adapters: list[str] = []
     card: dict[str, Any] = {}
 
 
 class SigningTable(_Table, frozen=True):
-    """``[signing]``: a private key file or Sigstore.
+    """The table ``[signing]``: sign with a private key file or with Sigstore.
 
-    password_env: environment variable with the password of the key.
+    password_env: environment variable that contains the password of the private key. password_env: environment variable
+    with the password of the key.
     """
 
     key: str | None = None
@@ -32,12 +36,12 @@ class SigningTable(_Table, frozen=True):
     sigstore: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The table, with the name of the key file in place of its path."""
+        """Return the table as JSON values, with the path of the key file replaced by the file's name."""
         return {**msgspec.to_builtins(self), "key": Path(self.key).name if self.key else None}
 
 
 class HubTable(_Table, frozen=True):
-    """``[hub]``: defaults for the options of ``--push-to-hub``."""
+    """The table ``[hub]``: defaults for the options of ``--push-to-hub``."""
 
     revision: str | None = None
     message: str | None = None
@@ -45,9 +49,10 @@ class HubTable(_Table, frozen=True):
 
 
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
-    """One line for each key of ``table`` that is not in ``known``, with the most similar known key.
+    """Return one line for each key of ``table`` that is not in ``known``, with the most similar known key.
 
-    where: prefix of the key in the line, such as ``models.one.``.
+    where: prefix of the keys in the lines, such as ``models.one.``. where: prefix of the key in the line, such as
+    ``models.one.``.
     """
     if isinstance(known, type):
         known = [field.encode_name for field in msgspec.structs.fields(known)]

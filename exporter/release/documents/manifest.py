@@ -43,7 +43,7 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, and paragraphs of the card."""
+    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, and the paragraphs."""
 
     language: str | list[str] | None = None
     license: str | None = None

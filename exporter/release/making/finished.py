@@ -53,7 +53,7 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``, or None, like ``finished_release``."""
+    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``."""
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
@@ -65,7 +65,7 @@ def finished_piece(
 
 
 def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks) -> Release | None:
-    """Return the release or piece that ``find`` recognises at ``out``, or None if there is a leftover staging folder."""
+    """Return the release or piece that ``find`` recognises at ``out``, or None if a staging folder is left."""
     if has_leftover(out) or (release := find()) is None:
         return None
     hooks.say(f"{out}: already finished")

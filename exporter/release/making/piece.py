@@ -1,4 +1,7 @@
-"""Write, find and match pieces: a piece is a folder with the artifact of one job and a file that describes the artifact."""
+"""Write, find and match pieces.
+
+A piece is a folder with the artifact of one job and a file that describes the artifact.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +63,10 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 
 
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
-    """Return folder → content of ``piece.json`` for every piece in ``folders`` or directly below a folder in ``folders``.
+    """Return folder → content of ``piece.json`` for all pieces.
 
-    Raises UnreadableFile if a folder in ``folders`` contains no piece.
+    A piece is a folder in ``folders`` or directly below a folder in ``folders``. Raises UnreadableFile if a folder in
+    ``folders`` contains no piece.
     """
     pieces: dict[Path, Piece] = {}
     for folder in folders:
@@ -106,7 +110,7 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
 
 
 def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
-    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file that the job recorded."""
+    """Raise BadInput if a file of the piece is missing, unexpected, or different from the file recorded by the job."""
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
         fault = (

@@ -1,7 +1,8 @@
-"""Run the jobs of a release on a Ray cluster. Each task makes one piece on a free node; this process joins the pieces.
+"""Run the jobs of a release on a Ray cluster.
 
-Pieces are written to the staging folder of the release. All nodes must see the staging folder and the inputs under the
-same paths. Ray itself transports only the description of each job and the error of the job.
+Each Ray task makes one piece on a free node; the calling process joins the pieces into the release. Pieces are written
+to the staging folder of the release. All nodes must see the staging folder and the inputs under the same paths. Ray
+transports only the description of each job and any error that the job raises.
 """
 
 from __future__ import annotations
@@ -52,13 +53,15 @@ def release_on_ray(
     quiet: bool = True,
     asked_by: Path = FILE,
 ) -> Release:
-    """Make a release like ``run_release`` does, with one Ray task per job, and return the facts of the release.
+    """Make a release with one Ray task per job, and return the facts of the release.
 
-    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. All nodes need this
-    version of ttexport and must see ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths.
-    asked_by: see ``plan_release``. The first failed job ends the release with the error of the job; finished pieces are
-    kept for ``resume``. Raises MissingDependency if Ray is not installed, UsageError if ``address`` is invalid,
-    OutputError if no cluster answers, TTExportError if a task dies, and the errors of the jobs.
+    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. address: ``local`` starts
+    Ray on this machine; any other value is passed to ``ray.init``. All nodes need the same version of ttexport and must
+    find ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths. asked_by: name of the file
+    that ``spec`` was read from, used in error messages. The first failed job ends the release with the error of the
+    job; pieces that are already finished are kept for ``resume``. Raises MissingDependency if Ray is not installed,
+    UsageError if ``address`` is invalid, OutputError if no cluster answers, TTExportError if a task dies, and any error
+    that a job raises.
     """
     ray, hooks, started = require_ray(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)
@@ -120,7 +123,10 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
 
 
 def _require_listener(address: str) -> None:
-    """Raise OSError if nothing listens at ``address``. Otherwise ``ray.init`` would retry for a quarter of an hour."""
+    """Raise OSError if no process listens at ``address``.
+
+    Without this check, ``ray.init`` would retry for a quarter of an hour at an address where no process listens.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -144,10 +150,10 @@ def _make_all(ray: Any, plan: ReleasePlan, pieces: Path, hooks: Hooks) -> None:
 
 
 def _make(spec: ReleaseSpec, job: Job, place: Path, cache: Cache | None) -> Exception | None:
-    """Make or resume a piece at ``place``, as a Ray task. Return the error, or None.
+    """Make or resume a piece in the folder ``place``, as a Ray task.
 
-    Errors are returned and not raised, because Ray would wrap a raised error in its own class, with a traceback as
-    message.
+    Return the error of the job, or None if the piece was made. The task returns errors and does not raise errors,
+    because Ray would wrap a raised error in its own class, with a traceback as message.
     """
     try:
         run_release(plan_release(spec, cache=cache), place, only=job, resume=True, force=True)
@@ -166,7 +172,10 @@ def _raise_error(ray: Any, ref: Any, job: Job) -> None:
 
 
 def _cancel(ray: Any, waiting: Mapping[Any, Job]) -> None:
-    """Cancel running tasks. No task may write into the staging folder after the lock of the folder is released."""
+    """Cancel running tasks.
+
+    Stop all tasks, because no task may write into the staging folder after the lock of the folder is released.
+    """
     for ref in waiting:
         ray.cancel(ref, force=True)
     if waiting:

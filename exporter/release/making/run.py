@@ -1,6 +1,7 @@
-"""Run a release: make each job's artifact in a staging folder, verify each model, then publish with one rename.
+"""Run a release: make the artifact of each job in a staging folder, verify each model, then publish with one rename.
 
-Every finished job and every verified model is a line in a journal. A run with ``resume`` does only the missing work.
+The run writes a line to a journal for every finished job and for every verified model. A run with ``resume`` does only
+the work that has no valid line in the journal.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _FAILED: Final = "report.json"
 
 @dataclass
 class ReleaseRun:
-    """One run of a release. jobs: the jobs of this run, possibly fewer than the release has."""
+    """One run of a release. jobs: the jobs to run, which can be all jobs of the release or a single job."""
 
     plan: ReleasePlan
     jobs: Sequence[Job]
@@ -111,9 +112,9 @@ class ReleaseRun:
         self.journal.add(Verified(model=model, verification=verification, keys=keys, reports=entries, seconds=seconds))
 
     def _write_report(self, model: str, reports: Sequence[Report], reference: Reference, paths: Sequence[Path]) -> None:
-        """Write ``[verify] report`` for a passed or failed verification.
+        """Write the report of a passed or failed verification to the folder that ``[verify] report`` names.
 
-        If there are two or more models, each gets a folder.
+        If the release has two or more models, each model has its own subfolder.
         """
         folder = self.plan.spec.verify.report
         if folder is None:
@@ -124,7 +125,10 @@ class ReleaseRun:
         write_report(place, reports, setting(reference, paths))
 
     def _require_passed(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
-        """Raise NotEquivalent for the first job that failed. The reports are kept next to the draft."""
+        """Raise NotEquivalent for the first job whose artifact failed the verification.
+
+        After a failed verification, the reports are kept in the staging folder.
+        """
         for job, report in zip(jobs, reports, strict=True):
             if not report.passed:
                 place = self.stage.folder / _FAILED
@@ -135,11 +139,11 @@ class ReleaseRun:
                 )
 
     def main_path(self, job: Job) -> str:
-        """The path of the artifact below the release: its folder, its file, or the first part of a split file."""
+        """Return the path of the artifact below the release: a folder, a file, or the first part of a split file."""
         return min(self.journal.made[job.name].files) if FORMATS[job.format].is_file else self.plan.place(job)
 
     def artifacts(self) -> list[Artifact]:
-        """The facts of every artifact of this run."""
+        """Return the facts of every artifact of this run."""
         reports = {job: report for line in self.journal.verified.values() for job, report in line.reports.items()}
         return [
             Artifact(
@@ -164,10 +168,12 @@ def run_release(
     resume: bool = False,
     force: bool = False,
 ) -> Release:
-    """Make, verify and publish a release at ``out`` and return its facts. With ``only``, publish one piece instead.
+    """Make, verify and publish a release at ``out``, and return the facts of the release.
 
-    resume: continue an interrupted run. force: replace ``out``; without ``resume``, also start over.
-    Raises NotEquivalent, OutputError and BadInput. After an error, ``out`` is unchanged and the run can be resumed.
+    With ``only``, publish the piece of a single job and no release. resume: continue an interrupted run. force: replace
+    ``out``; without ``resume``, also discard the work of an interrupted run. resume: continue an interrupted run.
+    force: replace ``out``; without ``resume``, also start over. Raises NotEquivalent if an artifact fails the
+    verification, OutputError and BadInput. After an error, ``out`` is unchanged, and ``resume`` can continue the run.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()

@@ -1,8 +1,10 @@
-"""A store of artifacts. The address of an entry is the digest of its recipe.
+"""A store of artifacts.
 
-An entry is made once and checked on every use. Two or more runs may share a store. The maker of an entry holds a lock
-on the name of the entry, and an entry appears by one rename. An entry with changed bytes (disk error, manual edit) is
-discarded and made again. Removing the folder is safe.
+The name of an entry is the digest of the recipe, which contains all values that determine the artifact. An entry is
+made once, and the digests of its files are checked on every use. Two or more runs can use a store at the same time. The
+process that makes an entry locks the name of the entry, and publishes the complete entry with one rename. An entry with
+changed bytes (disk error, manual edit) is deleted and made again. The folder of the store can be removed at any time
+between runs.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ _CONTENT: Final = "content"
 
 
 class _StoredFile(msgspec.Struct, frozen=True):
-    """One file of an entry."""
+    """The size and digest of one file of an entry."""
 
     nbytes: int
     sha256: str
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """``entry.json``."""
+    """The content of ``entry.json``."""
 
     schema: int
     files: dict[str, _StoredFile]
@@ -45,16 +47,19 @@ class _Entry(msgspec.Struct, frozen=True):
 
 @dataclass
 class Store:
-    """Entries in ``folder``. digests: file digests of this process, so that each entry is hashed only once."""
+    """A store with its entries in ``folder``.
+
+    digests: digests of the files that this process has hashed, so that each entry is hashed only once.
+    """
 
     folder: Path
     digests: FileDigests = field(default_factory=FileDigests)
 
     def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
-        """(folder with the content for ``recipe``, whether the folder existed before).
+        """Return (folder with the content for ``recipe``, whether the folder existed before the call).
 
-        ``build`` gets an empty folder and writes the content into that folder. Raises OutputError and the errors of
-        ``build``.
+        The function ``build`` is called with an empty folder and writes the content into that folder. Raises
+        OutputError and any error that ``build`` raises.
         """
         key = digest_of(json.dumps({"schema": _SCHEMA, **recipe}, sort_keys=True).encode())
         place = self.folder / key[:2] / key
@@ -100,7 +105,10 @@ class Store:
 
     @contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
-        """Hold the lock of an entry for one maker at a time. The lock ends with the process; the lock file is kept."""
+        """Hold the lock of an entry inside the block, so that only one process at a time makes the entry.
+
+        The kernel releases the lock when the process ends; the lock file is kept.
+        """
         path = place.with_name(f"{place.name}.lock")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,17 +122,20 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache across releases, with artifacts of bases and digests of input files."""
+    """A cache that is kept between releases, with artifacts of bases and digests of input files."""
 
     folder: Path
 
     @classmethod
     def of_user(cls) -> Cache:
-        """The cache in the user's cache folder."""
+        """Return the cache in the user's cache folder (``XDG_CACHE_HOME``, by default ``~/.cache``)."""
         return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "release")
 
     def require_writable(self) -> None:
-        """Create the folder if the folder does not exist. Raises OutputError if the folder is not writable."""
+        """Create the cache folder if the cache folder does not exist.
+
+        Raises OutputError if the cache folder is not writable.
+        """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
@@ -132,10 +143,10 @@ class Cache:
 
     @property
     def artifacts(self) -> Path:
-        """The folder of a ``Store``."""
+        """The cache's subfolder for a ``Store`` of artifacts."""
         return self.folder / "artifacts"
 
     @property
     def digests(self) -> Path:
-        """The folder of ``FileDigests``."""
+        """The cache's subfolder for ``FileDigests``."""
         return self.folder / "digests"

@@ -1,4 +1,4 @@
-"""Tools that determine the bytes of an artifact: versions of packages, and the build of llama.cpp."""
+"""List the tools that determine the bytes of an artifact: versions of packages, and the build of llama.cpp."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _QUANTISER: Final = ("libggml-base*", "libggml-cpu*", "libllama.*")
 
 
 def tools(digests: FileDigests) -> dict[str, str]:
-    """Name → version of the installed tools.
+    """Return tool name → version for all installed tools.
 
-    ``llama.cpp build`` → digest of the libraries of llama.cpp. ``machine`` → processor architecture.
+    The entry ``llama.cpp build`` contains the digest of the libraries of llama.cpp. ``machine`` → processor
+    architecture.
     """
     versions = {"ttexport": __version__, "machine": platform.machine()}
     versions |= {name: version for name, version in package_versions(_PACKAGES).items() if version}
@@ -47,7 +48,10 @@ def tools(digests: FileDigests) -> dict[str, str]:
 
 @cache
 def source_digest() -> str:
-    """sha256 of this package's code. In a development checkout, the code changes without a new version."""
+    """Return the sha256 of this package's source code.
+
+    The version alone is not enough, because in a development checkout the code changes without a new version.
+    """
     root = Path(exporter.__file__).parent
     code = {path.relative_to(root).as_posix(): path.read_text() for path in files_below(root) if path.suffix == ".py"}
     return digest_of(json.dumps(code, sort_keys=True).encode())
