@@ -1,4 +1,4 @@
-"""Build the names within a release: names of folders, and names of GGUF files that follow llama.cpp's naming convention."""
+"""Build the names within a release: names of folders, and names of GGUF files, which follow llama.cpp's convention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model_folder(spec: ReleaseSpec, model: str) -> str:
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """Return the name of the model for texts: the name of the release, plus the model's name if there are two or more models."""
+    """Return the name of the model for texts: the release's name, plus the model's name if there are two or more models."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 

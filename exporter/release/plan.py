@@ -91,7 +91,7 @@ class ReleasePlan:
         return sum(target.nbytes for target in self.targets.values())
 
     def recipe(self, merge: MergePlan, options: FormatOptions, **more: Any) -> dict[str, Any]:
-        """Return, as JSON values, all values that determine the bytes of an artifact made from ``merge`` with ``options``."""
+        """Return, as JSON values, all values that determine the bytes of an artifact."""
         return {
             "format": options.section,
             "parameters": options.changed(),
@@ -199,7 +199,10 @@ def _argument(source: Located) -> str:
 
 
 def _add_material(materials: dict[str, Material], source: Located, adapter: Adapter, digests: FileDigests) -> str:
-    """Add the adapter to ``materials`` and return the key of the adapter: its name, with a number if the name is already used."""
+    """Add the adapter to ``materials`` and return its key.
+
+    The key is the adapter's name, with a number if the name is already used.
+    """
     material = _material(source, adapter_files(adapter), digests)
     key, number = source.name, 1
     while key in materials and materials[key] != material:

@@ -32,8 +32,9 @@ _RETRY: Final = "run the command again with --resume: files that have arrived ar
 class Pushed:
     """An upload, or the preview of an upload. files: path → size in bytes.
 
-    deleted: files of an earlier release that the upload deletes. commit: URL or id of the commit; None for a preview.
-    files: path → size in bytes. deleted: files of an earlier release. commit: None for a preview.
+    deleted: files of an earlier release that the upload deletes. commit: id of the commit; None for a preview. deleted:
+    files of an earlier release that the upload deletes. commit: URL or id of the commit; None for a preview. files:
+    path → size in bytes. deleted: files of an earlier release. commit: None for a preview.
     """
 
     repo: str
