@@ -26,7 +26,7 @@ def model_folder(spec: ReleaseSpec, model: str) -> str:
 
 
 def model_title(spec: ReleaseSpec, model: str) -> str:
-    """Return the name of the model for texts: the release's name, plus the model's name if there are two or more models."""
+    """Return the model's name for texts: the release's name, plus the model's name if there are two or more models."""
     return spec.name if len(spec.models) == 1 else f"{spec.name}-{model}"
 
 

@@ -63,7 +63,7 @@ class Pushed:
 def in_ci() -> bool:
     """Whether the process runs in a CI job, according to the environment variable CI.
 
-    In a CI job, a push only prints a preview by default.
+    In a CI job, a push is a dry run by default.
     """
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
