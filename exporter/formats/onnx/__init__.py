@@ -1,7 +1,7 @@
-"""ONNX: plan a folder from a merged model, then write the folder.
+"""Export to ONNX: plan a folder of ONNX models from a merged model, then write the folder.
 
-Names are imported on first use, because a patch uses only some modules of this package, and must not wait for the
-import of the library that builds graphs.
+The names of this package are imported on first use, so that ``ttexport patch``, which uses only a few modules of the
+package, does not import the library that builds graphs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Make the files beside ``onnx/``: configs and tokenizer files in the form that each client expects.
+"""Make the configs and tokenizer files beside ``onnx/``, as expected by transformers.js and onnxruntime-genai.
 
-Sources: transformers.js' ``transformers.js_config`` table, onnxruntime-genai's genai_config.json.
+Sources: documentation of the ``transformers.js_config`` table and of onnxruntime-genai's genai_config.json.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def client_files(
     *,
     shared_cache: bool = False,
 ) -> dict[str, bytes]:
-    """Return file name → content of all files for the clients.
+    """Return a dict of file name → content with all config and tokenizer files that the ONNX clients read.
 
-    spec: the decoder's description, or None to omit genai_config.json, which needs numbers from the description.
-    shared_cache: the graph accepts a preallocated cache that is longer than the cache's content.
-    Raises UnreadableFile for an auxiliary file that cannot be read.
+    spec: the description of the decoder, or None to omit genai_config.json, which contains numbers from the
+    description. shared_cache: whether the graph accepts a preallocated KV cache that is longer than the cached tokens.
+    Raises UnreadableFile if a config or tokenizer file of the checkpoint cannot be read.
     """
     files = auxiliary_contents(model.files)
     files["config.json"] = as_json(_config(model.config, precisions))
@@ -46,7 +46,7 @@ def client_files(
 
 
 def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Read auxiliary files (name → path), such as tokenizer files, and convert them to the forms that clients expect.
+    """Read auxiliary files such as tokenizer files (name → path), and adapt the contents to the ONNX clients.
 
     Raises UnreadableFile.
     """
@@ -54,7 +54,7 @@ def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
-    """Add transformers.js' table to the config: external data files, which a browser cannot list, and cache dtypes."""
+    """Add the external data files and KV cache dtypes to the config in the table ``transformers.js_config``."""
     given = config.get("transformers.js_config")
     table = dict(given) if isinstance(given, dict) else {}
     stems = [stem for precision in precisions for stem in precision.stems]
@@ -66,9 +66,10 @@ def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[
 
 
 def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Give each client the chat template: tokenizer_config.json for transformers.js, .jinja for onnxruntime-genai.
+    """Write the chat template to tokenizer_config.json for transformers.js and to a .jinja file for onnxruntime-genai.
 
-    If the base has a template in each of the two files, the .jinja file has priority, as in transformers.
+    If the base has a chat template in tokenizer_config.json and in a .jinja file, the .jinja file has priority, as in
+    transformers.
     """
     config_path, template_path = files.get(_TOKENIZER_CONFIG), files.get(_TEMPLATE)
     config = read_object(config_path) if config_path else {}
@@ -85,7 +86,7 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _default_template(value: object) -> str | None:
-    """The default template of a tokenizer config that contains a template or a list of named templates."""
+    """Return the default chat template of a tokenizer config, which may contain one or several named templates."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -93,7 +94,10 @@ def _default_template(value: object) -> str | None:
 
 
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
-    """The special token ids of genai_config.json. ids: the merged keys of config and generation config."""
+    """Return the special token ids for genai_config.json.
+
+    ids: the keys of config.json and generation_config.json, merged.
+    """
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
     tokens = {
@@ -106,7 +110,10 @@ def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
-    """Make genai_config.json. stem: the model file's stem. ids: merged keys of config and generation config."""
+    """Make genai_config.json.
+
+    stem: file name stem of the model. ids: merged keys of config.json and generation_config.json.
+    """
     attention = spec.attention
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

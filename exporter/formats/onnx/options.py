@@ -13,7 +13,7 @@ from exporter.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions(FormatOptions):
-    """Options of a folder with an ONNX model for each precision in ``precisions``."""
+    """Options for exporting a folder with one ONNX model for each precision in ``precisions``."""
 
     section: ClassVar[str] = "onnx"
 
@@ -34,7 +34,7 @@ class OnnxOptions(FormatOptions):
     )
 
     def check(self) -> None:
-        """Spell precisions in lower case."""
+        """Convert the names in ``precisions`` to lower case."""
         object.__setattr__(self, "precisions", tuple(map(str.lower, self.precisions)))
 
     @property
@@ -43,5 +43,8 @@ class OnnxOptions(FormatOptions):
         return ", ".join(self.precisions) or ("fp32" if self.dtype is None else self.dtype)
 
     def chosen(self) -> Sequence[Precision]:
-        """The requested precisions as rows of the table. Raises NotExpressible for an unsupported precision."""
+        """Return the ``Precision`` objects of the requested precisions.
+
+        Raises NotExpressible for an unsupported precision.
+        """
         return choose(DTYPES[self.dtype] if self.dtype else None, self.precisions)

@@ -1,4 +1,4 @@
-"""Lay out the ONNX folder of a merged model: all offsets are computed before any weight is read."""
+"""Plan the ONNX folder of a merged model, with the file offsets of all initialisers, before any weight is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
 
 @dataclass(frozen=True, slots=True)
 class PlacedInitialiser:
-    """An initialiser with an offset in the external data file. sources: stored tensors to report as written."""
+    """An initialiser and the initialiser's offset in the external data file.
+
+    sources: names of the checkpoint tensors to report as written.
+    """
 
     value: Initialiser
     offset_bytes: int
@@ -43,7 +46,7 @@ class PlacedInitialiser:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A precision of the model, with the initialisers in the order of the external data file."""
+    """The model in one precision, with the initialisers in the order of the external data file."""
 
     precision: Precision
     initialisers: Sequence[PlacedInitialiser]
@@ -56,9 +59,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class OnnxLayout:
-    """The planned folder: a graph and an external data file per variant, and the clients' files.
+    """The plan of an ONNX folder: one graph and external data file per precision, and config and tokenizer files.
 
-    ops: "standard" or "ort". dropped: name of a stored tensor left out on purpose → ledger rule.
+    ops: "standard" or "ort". dropped: name of a checkpoint tensor omitted on purpose → rule in the ledger that
+    justifies the omission.
     """
 
     model: MergedModel
@@ -77,11 +81,11 @@ class OnnxLayout:
 def plan_onnx(
     model: MergedModel, precisions: Sequence[Precision] = (PRECISIONS["fp32"],), *, ops: str = "standard"
 ) -> OnnxLayout:
-    """Lay out the ONNX folder of ``model``, which must be in F32. Reads shapes and small files, but no weights.
+    """Plan the ONNX folder of ``model``, which must be in F32. The plan reads shapes and small files, but no weights.
 
     ops: "standard", or "ort" for fused operators that exist only in ONNX Runtime.
-    Raises NotExpressible for a model without a family and for a model that is not float32; BadInput for tensors or
-    settings that do not fit the config.
+    Raises NotExpressible if the model has no supported family or is not in float32. Raises BadInput if tensors or
+    settings contradict the config.
     """
     spec = describe(model.config, "onnx")
     kept, dropped = assign(model, model.specs, spec)
@@ -121,7 +125,7 @@ def _variant(model: MergedModel, spec: DecoderSpec, slots: Sequence[Group], prec
 def _values(
     model: MergedModel, spec: DecoderSpec, names: Sequence[str], slot: Slot, precision: Precision
 ) -> Sequence[Initialiser]:
-    """Make the initialisers for the stored tensors ``names``."""
+    """Make the ONNX initialisers for the checkpoint tensors ``names``."""
     role, rules = slot.role, []
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
@@ -153,7 +157,7 @@ def _values(
 def _placed(
     before: Sequence[PlacedInitialiser], value: Initialiser, sources: tuple[str, ...] = ()
 ) -> PlacedInitialiser:
-    """Place ``value`` at the next aligned offset after the initialisers ``before``."""
+    """Assign ``value`` the next aligned file offset after the initialisers ``before``."""
     end = before[-1].offset_bytes + before[-1].nbytes if before else 0
     placed = PlacedInitialiser(value, end, sources)
     return replace(placed, offset_bytes=aligned(end, placed.nbytes))

@@ -1,4 +1,4 @@
-"""Plan a folder of ONNX models from options, with graphs built by ttexport or traced by torch."""
+"""Plan the export of an ONNX folder from the user's options, with graphs built by ttexport or traced by torch."""
 
 from __future__ import annotations
 

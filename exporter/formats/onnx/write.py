@@ -1,4 +1,4 @@
-"""Write the planned folder: external data and graph of each variant, then the clients' files."""
+"""Write a planned ONNX folder: external data and graph for each precision, then config and tokenizer files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 
 
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` into the new or empty folder ``out``. Equal layouts give identical bytes.
+    """Write ``layout`` to the new or empty folder ``out``. Equal layouts are written as identical bytes.
 
-    Memory: the largest linear layer (the embedding is written in row blocks) and a few megabytes.
-    Raises OutputError if ``out`` is not empty or writing fails, BadInput for a checkpoint that has changed or values
-    that a precision cannot represent. After an error, ``out`` is empty.
+    Peak memory: the largest linear layer plus a few megabytes. The embedding is written in row blocks.
+    Raises OutputError if ``out`` is not empty or a write fails. Raises BadInput if the checkpoint has changed since
+    planning, or if a precision cannot represent a value. After an error, ``out`` is empty.
     """
     with _fresh(out):
         folder = out / FOLDER
@@ -50,7 +50,7 @@ def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> No
 
 
 def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
-    """Serialise a model file: the graph with references to the external data file ``data``, and the provenance."""
+    """Serialise an ONNX model: the graph, with references to the external data file ``data``, and the provenance."""
     weights = {placed.value.name: initialiser(_external(placed, data)) for placed in variant.initialisers}
     floats = _TYPES[variant.precision.floats]
     graph = build(layout.spec, weights, tied=layout.model.tie.tied, floats=floats, ops=layout.ops)
@@ -67,9 +67,10 @@ def _external(placed: PlacedInitialiser, data: str) -> ir.ExternalTensor:
 
 
 def _write_variant(layout: OnnxLayout, variant: Variant, folder: Path, progress: Progress) -> None:
-    """Write a model file and an external data file for every stem of the variant.
+    """Write one ONNX model and one external data file for every file name stem of a precision.
 
-    Data files are copied, not hard-linked: onnx.load refuses data files with several links as a possible attack.
+    External data files are copied, not hard-linked, because onnx.load refuses a data file with several hard links as a
+    possible attack.
     """
     first, *others = (folder / f"{stem}{DATA_SUFFIX}" for stem in variant.precision.stems)
     with OutputFile(first, progress, nbytes=variant.nbytes) as file:
@@ -105,7 +106,7 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
 
 
 def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
-    """Find the source tensor with a value out of range. A single source is returned without a search."""
+    """Return the name of the source tensor with a value out of range. If there is only one source, return its name."""
     if len(placed.sources) > 1:
         dtype = "F16" if placed.value.dtype == "F16" else "F32"
         for name in placed.sources:
@@ -116,7 +117,11 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 
 @contextmanager
 def _fresh(out: Path) -> Iterator[None]:
-    """Ensure that ``out`` is empty. If the body fails, remove the content of ``out``, and a folder created here."""
+    """Context manager that requires ``out`` to be empty or missing.
+
+    If the body of the ``with`` statement fails, the content of ``out`` is removed, and ``out`` itself if it was
+    missing.
+    """
     with writing(out):
         created = not out.exists()
         out.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""The graph of a described decoder, built node by node."""
+"""Build the ONNX graph of a decoder node by node from the decoder's DecoderSpec."""

@@ -1,6 +1,6 @@
-"""Self-attention with a KV cache: projections, norms of queries and keys, rotary embedding, masks.
+"""Build self-attention with a KV cache: projections, query and key norms, rotary embedding, and masks.
 
-Sources: the ONNX operator pages of Attention-23 and RotaryEmbedding-23.
+Sources: the ONNX operator documentation of Attention-23 and RotaryEmbedding-23.
 """
 
 from __future__ import annotations
@@ -18,21 +18,27 @@ from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
 
 
 class Attention:
-    """Builds the attention of every layer. Values that the layers share are built once."""
+    """Builds the attention of every layer. Masks and other values shared by several layers are built once per graph."""
 
     def __init__(self, modules: Modules) -> None:
-        """``modules``: the modules of the decoder to which attention is added."""
+        """``modules``: builds the decoder's other modules, such as the projections, in the same graph."""
         self.modules, self.make, self.inputs = modules, modules.make, modules.inputs
         self.spec, self.attention = modules.spec, modules.spec.attention
 
     def __call__(self, layer: int, x: ir.Value) -> tuple[ir.Value, Sequence[ir.Value]]:
-        """Add the attention of a layer for the normalised input ``x``: (attention's output, the layer's new cache)."""
+        """Add the attention of ``layer`` for the normalised input ``x``.
+
+        Returns (attention output, new KV cache of the layer).
+        """
         at = f"layers.{layer}.self_attn"
         mixed, *present = self._attend(layer, at, x, (at, f"present.{layer}.key", f"present.{layer}.value"))
         return self.modules.linear(Role.ATTN_OUT, layer, mixed), present
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
-        """Attention before the output projection: (mixed values, new keys, new values), under the names ``outputs``."""
+        """Add attention without the output projection.
+
+        Returns (attended values, new keys, new values), named ``outputs``.
+        """
         attention = self.attention
         q, k, v = self._rotated(layer, at, *self._projected(layer, x))
         mask = self._window_mask if layer in attention.windowed else self._mask
@@ -49,7 +55,7 @@ class Attention:
         )
 
     def _projected(self, layer: int, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries, keys and values [B, S, heads * width] before the rotary embedding."""
+        """Return queries, keys and values [B, S, heads * width] before the rotary embedding."""
         attention, linear = self.attention, self.modules.linear
         if self.modules.has(Role.QKV, layer):
             q_size, kv_size = (count * attention.head_dim for count in (attention.heads, attention.kv_heads))
@@ -67,7 +73,7 @@ class Attention:
         return q, k, v
 
     def _normed(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """Queries or keys [B, S, heads * width], normalised as a whole or head by head."""
+        """Normalise queries or keys [B, S, heads * width], over the last axis or within each head."""
         qk_norm, make, name = self.attention.qk_norm, self.make, path(role, layer)
         if qk_norm is None:
             return x
@@ -101,10 +107,10 @@ class Attention:
 
     @cached_property
     def _long_angles(self) -> Sequence[ir.Value]:
-        """Cos and sin [B, S, dims / 2] of the positions of a call, for longrope.
+        """Return the longrope cosines and sines [B, S, dims / 2] for the positions of the tokens in a call.
 
-        A call that reaches beyond the original context uses the long factors for all positions of the call, as in
-        transformers. Cached keys keep their rotation.
+        If a call reaches beyond the original context length, longrope uses the long factors for all positions of the
+        call, as in transformers. Keys already in the KV cache are not rotated again.
         """
         make, rope, positions = self.make, self.spec.rope, self.inputs.position_ids
         assert rope is not None
@@ -122,7 +128,10 @@ class Attention:
 
     @cached_property
     def _positions(self) -> tuple[ir.Value, ir.Value]:
-        """(Indices of the keys [T], indices of the queries [S, 1]). Padding tokens are counted."""
+        """Return (position indices of the keys [T], position indices of the queries [S, 1]).
+
+        Padding tokens are counted.
+        """
         make, at = self.make, "mask"
         zero, step = make.constant(0, scalar=True), make.constant(1, scalar=True)
         total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total_length", start=1, end=2)
@@ -136,7 +145,10 @@ class Attention:
 
     @cached_property
     def _mask(self) -> ir.Value:
-        """Boolean mask [B, 1, S, T] of the keys that a query attends to. Left and right padding are masked."""
+        """Return a boolean mask [B, 1, S, T], which is true where a query attends to a key.
+
+        Keys of left and right padding are masked out.
+        """
         make, at = self.make, "mask"
         keys, queries = self._positions
         causal = make.op("LessOrEqual", [keys, queries], f"{at}.causal")  # [S, T]
@@ -149,7 +161,7 @@ class Attention:
 
     @cached_property
     def _window_mask(self) -> ir.Value:
-        """Restrict ``_mask`` to the last ``window`` keys, including the query's own key."""
+        """Restrict ``_mask`` to a sliding window of ``window`` keys that ends at the query's own position."""
         make, at = self.make, "window_mask"
         keys, queries = self._positions
         assert self.attention.window is not None

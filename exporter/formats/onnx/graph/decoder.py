@@ -1,7 +1,8 @@
-"""Build the graph of a described decoder, with standard operators of opset 23 or with operators of ONNX Runtime.
+"""Build the ONNX graph of a decoder from standard operators of opset 23 or from ONNX Runtime's own operators.
 
-Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
-Sources: the ONNX operator pages of opset 23.
+Dimensions in comments: B is the batch size, S the tokens of the current call, T the tokens including the KV cache, H
+the hidden size, V the vocabulary size.
+Source: the ONNX operator documentation of opset 23.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ IR_VERSION: Final = 11
 
 
 def build(spec: DecoderSpec, weights: Mapping[str, ir.Value], *, tied: bool, floats: ir.DataType, ops: str) -> ir.Graph:
-    """Build the graph of a decoder.
+    """Build the ONNX graph of a decoder.
 
-    weights: initialisers by ``path``, and the rotary caches. floats: type of activations and KV cache. ops: "standard",
-    or "ort" for operators that exist only in ONNX Runtime.
+    weights: the initialisers, named by ``path``, and the rotary caches. floats: dtype of the activations and the KV
+    cache. ops: "standard", or "ort" to use operators that exist only in ONNX Runtime.
     """
     return _Decoder(spec, Builder(weights, floats), tied=tied, fused=ops == "ort").graph()
 
@@ -87,7 +88,10 @@ class _Decoder:
         return self._added(x, inner, f"{at}.mlp.residual"), present
 
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
-        """Normalise ``x`` if the decoder has a norm of ``role``. Otherwise return ``otherwise``, by default ``x``."""
+        """Normalise ``x`` if the decoder has a norm of ``role``.
+
+        Without a norm of the role, return ``otherwise``, by default ``x``.
+        """
         if self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)
         return x if otherwise is None else otherwise
@@ -111,7 +115,7 @@ class _Decoder:
         return modules.linear(Role.DOWN, layer, gated)
 
     def _logits(self, x: ir.Value) -> ir.Value:
-        """Logits in float32 for every precision of the model, because clients sample from the logits."""
+        """Return the logits in float32 whatever the precision of the model, because clients sample from the logits."""
         make, at = self.make, path(Role.HEAD, None)
         x = head(make, x, self.head, at, fused=self.fused)
         x = self.modules.scaled(x, self.spec.logit_scale, f"{at}.scaled")

@@ -1,6 +1,6 @@
-"""Attention with ONNX Runtime's fused operator for rotary embedding, cache update and attention.
+"""Build attention with GroupQueryAttention, a fused operator of ONNX Runtime that includes the rotary embedding.
 
-Source: ONNX Runtime's operator page of GroupQueryAttention.
+Source: the documentation of GroupQueryAttention in ONNX Runtime's operator list.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from exporter.formats.onnx.weights.rope import MAIN
 
 
 class FusedAttention(Attention):
-    """``Attention`` with the operator GroupQueryAttention.
+    """Builds attention with ONNX Runtime's operator GroupQueryAttention instead of standard operators.
 
-    The operator does not support left padding, and defines sliding windows differently. So every sequence is declared
-    to have length T, and an attention bias gives masked keys a weight of zero.
+    GroupQueryAttention does not support left padding, and defines sliding windows differently from transformers.
+    Therefore the graph declares that every sequence has length T, and masks keys by an attention bias.
     """
 
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
@@ -48,7 +48,10 @@ class FusedAttention(Attention):
         )
 
     def _qkv(self, layer: int, at: str, x: ir.Value) -> Sequence[ir.Value | None]:
-        """The operator's first three inputs. For a packed product of Q, K and V, the last two inputs are None."""
+        """Return the inputs query, key and value of GroupQueryAttention.
+
+        If the query input contains packed Q, K and V, the inputs key and value are None.
+        """
         if reads_packed(self.spec, layer) and self.modules.has(Role.QKV, layer):
             return [self.modules.linear(Role.QKV, layer, x), None, None]
         projected = self._projected(layer, x)
@@ -56,7 +59,7 @@ class FusedAttention(Attention):
 
     @cached_property
     def _lengths(self) -> tuple[ir.Value, ir.Value]:
-        """(Index of the last key as int32 [B], number of keys as an int32 scalar)."""
+        """Return (index of the last key of each sequence as int32 [B], number of keys as an int32 scalar)."""
         make, at, int32 = self.make, "lengths", int(ir.DataType.INT32)
         total = make.op("Shape", [self.inputs.attention_mask], f"{at}.total", start=1, end=2)
         batch = make.op("Shape", [self.inputs.input_ids], f"{at}.batch", start=0, end=1)
@@ -74,9 +77,9 @@ class FusedAttention(Attention):
         return self._hidden(self._window_mask, "window_bias")
 
     def _hidden(self, mask: ir.Value, name: str) -> ir.Value:
-        """Attention bias [B, 1, S, T]: 0 for visible keys, half the lowest float for masked keys.
+        """Return an attention bias [B, 1, S, T] that is 0 for visible keys and half the lowest float for masked keys.
 
-        With half the lowest float, the sum of bias and score stays finite.
+        A bias of half the lowest float, added to an attention score, stays finite.
         """
         least = float(np.finfo(self.make.floats.numpy()).min) / 2
         return self.make.op("Where", [mask, self.make.number(0.0), self.make.number(least)], name)

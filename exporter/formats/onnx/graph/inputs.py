@@ -1,4 +1,4 @@
-"""The inputs of a decoder's graph, and the names of their dimensions."""
+"""The inputs of a decoder's ONNX graph, and the names of the inputs' dimensions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KeyValue = tuple[ir.Value, ir.Value]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of the graph. ``past`` contains a (key, value) pair for each layer."""
+    """The inputs of a decoder's ONNX graph. ``past`` contains the KV cache as a (key, value) pair for each layer."""
 
     input_ids: ir.Value
     attention_mask: ir.Value
@@ -30,13 +30,13 @@ class Inputs:
 
     @property
     def values(self) -> list[ir.Value]:
-        """All inputs of the graph, in order of declaration."""
+        """All inputs of the graph, in the order in which the graph declares the inputs."""
         cache = [value for pair in self.past for value in pair]
         return [self.input_ids, self.attention_mask, self.position_ids, *cache]
 
 
 def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
-    """Create the inputs of a decoder of ``spec``, with a KV cache in ``floats``."""
+    """Create the graph inputs for the decoder described by ``spec``, with a KV cache of dtype ``floats``."""
 
     def ids(name: str, length: str) -> ir.Value:
         return typed(ir.Value(name=name), ir.DataType.INT64, BATCH, length)
@@ -49,11 +49,11 @@ def decoder_inputs(spec: DecoderSpec, floats: ir.DataType) -> Inputs:
 
 
 def cache_shape(spec: DecoderSpec, length: str) -> list[int | str]:
-    """The shape of a layer's keys or values: [B, key heads, length, head width]."""
+    """Return the shape of a layer's cached keys or values: [B, key heads, length, head width]."""
     return [BATCH, spec.attention.kv_heads, length, spec.attention.head_dim]
 
 
 def typed(value: ir.Value, dtype: ir.DataType, *shape: int | str | None) -> ir.Value:
-    """Declare ``value`` as a tensor of ``dtype`` and ``shape``. Returns ``value``."""
+    """Set the type of the graph value ``value`` to a tensor of ``dtype`` and ``shape``. Returns ``value``."""
     value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
     return value

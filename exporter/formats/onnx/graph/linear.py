@@ -1,6 +1,6 @@
-"""Products with stored matrices and look-ups of matrix rows, for float matrices and quantised matrices.
+"""Build matrix products and embedding look-ups for float weights and for block-quantised weights.
 
-A matrix is treated as quantised if the initialisers contain scales for the matrix.
+A weight matrix is treated as quantised if the initialisers include scales for the matrix.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ _INT8_ACTIVATIONS: Final = 4
 
 
 def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
-    """Multiply ``x`` by the matrix of ``module``. A float matrix is stored as (in, out).
+    """Multiply ``x`` by the weight matrix of ``module``.
 
-    MatMul on transposed data is as fast as Gemm(transB=1) on the stored matrix (SmolLM2 on two cores, ONNX Runtime
-    1.32: decode 50.7 and 50.5 tokens/s), and needs no surrounding reshapes. A Transpose in the graph is not an
-    alternative: ONNX Runtime folds the Transpose when a session starts, and the session then has 721 MB of private
-    memory instead of 539 MB.
+    A float weight matrix is transposed at export and stored as (in, out).
+
+    MatMul on a transposed matrix is as fast as Gemm(transB=1) on the original matrix (SmolLM2 on two cores, ONNX
+    Runtime 1.32: decode 50.7 and 50.5 tokens/s), and needs no surrounding reshapes. The graph contains no Transpose of
+    the matrix, because ONNX Runtime would fold the Transpose at session start, which increases the session's private
+    memory from 539 MB to 721 MB.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -34,11 +36,11 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
-    """Multiply ``x`` [n, H] by matrix ``number`` of the ``count`` stacked matrices of ``module``.
+    """Multiply ``x`` [n, H] by the matrix with index ``number`` among the ``count`` stacked matrices of ``module``.
 
-    The matrix is first copied out of the stack, and a quantised matrix is dequantised by the copy. MatMulNBits would
-    also dequantise the matrix, because the codes cannot be packed at session start, and would take 2.5 times as long
-    for a single token.
+    A Gather first copies the matrix out of the stack, and also dequantises a quantised matrix. MatMulNBits would also
+    have to dequantise the matrix, because codes copied out of a stack cannot be packed at session start, and would take
+    2.5 times as long for a single token.
     """
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
@@ -55,7 +57,7 @@ def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, cou
 
 
 def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
-    """Look up the rows ``ids`` [B, S] of the matrix of ``module``, which has a row per token. Returns [B, S, H]."""
+    """Look up the embedding rows of the token ids ``ids`` [B, S] in the matrix of ``module``. Returns [B, S, H]."""
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
         return make.op("Gather", [weight, ids], module)
@@ -70,13 +72,16 @@ def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
 
 
 def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> ir.Value:
-    """Multiply ``x`` [B, S, H] by the head (V, H), which has a row per token. A tied head is ``look_up``'s initialiser.
+    """Multiply ``x`` [B, S, H] by the LM head (V, H), which has one row per token.
 
-    fused: use ONNX Runtime's operator. The standard operator for a (V, H) matrix, Gemm, supports only two dimensions,
-    and the reshape after the Gemm copies the logits (2.5 of the 345 ms that SmolLM2 takes for 128 tokens on one core).
-    ONNX Runtime packs the matrix once into private memory, while Gather reads a mapping of the file. So a session's
-    private memory contains each weight once (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the matrix as
-    the first input, is not packed and saves 108 MB of private memory, but decodes 10 to 14 % slower.
+    A tied LM head shares the initialiser of the embedding.
+
+    fused: whether to use ONNX Runtime's own operator for the product. The standard operator Gemm can multiply by a (V,
+    H) matrix, but supports only two dimensions, and the reshape after the Gemm copies the logits (2.5 of the 345 ms
+    that SmolLM2 takes for 128 tokens on one core). ONNX Runtime copies the LM head once into private memory in a packed
+    layout, while Gather reads the embedding from the memory-mapped file. So a session's private memory contains each
+    weight only once, even with a tied LM head (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the LM head
+    as the first input, would avoid the packed copy and save 108 MB of private memory, but decodes 10 to 14 % slower.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -99,7 +104,7 @@ def _product(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def _suffixes(make: Builder, module: str) -> list[str]:
-    """Suffixes of a quantised matrix's initialisers, in the order of the operators' inputs."""
+    """Return the name suffixes of a quantised matrix's initialisers, in the order of the operators' inputs."""
     return [WEIGHT, SCALES, *([ZERO_POINTS] if f"{module}.{ZERO_POINTS}" in make.weights else [])]
 
 

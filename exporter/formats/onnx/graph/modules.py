@@ -1,6 +1,7 @@
-"""Build the modules of a decoder's graph by role: linear layers, norms and activations, named by module path.
+"""Build linear layers, norms and activations of a decoder's ONNX graph, with nodes named by module path.
 
-Shapes in comments: B batch, S tokens of this call, T tokens with the cache, H hidden, V vocabulary.
+Dimensions in comments: B is the batch size, S the tokens of the current call, T the tokens including the KV cache, H
+the hidden size, V the vocabulary size.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from exporter.formats.onnx.graph.linear import linear
 
 
 def path(role: Role, layer: int | None, part: str = "") -> str:
-    """The module path of a role (``layers.3.self_attn.q_proj``). With ``part``: the tensor name, path plus part."""
+    """Return the module path of a role (``layers.3.self_attn.q_proj``), or the tensor name if ``part`` is given."""
     stem = role.value if layer is None else f"layers.{layer}.{role.value}"
     return f"{stem}.{part}" if part else stem
 
 
 @dataclass(frozen=True)
 class Modules:
-    """Modules of a decoder (linear layers, norms, activations). Each call appends nodes to the graph of ``make``."""
+    """Builds a decoder's linear layers, norms and activations. Each method call appends nodes to the graph."""
 
     spec: DecoderSpec
     make: Builder
@@ -34,11 +35,11 @@ class Modules:
         object.__setattr__(self, "inputs", decoder_inputs(self.spec, self.make.floats))
 
     def has(self, role: Role, layer: int | None) -> bool:
-        """Whether the decoder has a weight of ``role``."""
+        """Whether the decoder has a weight tensor with the role ``role``."""
         return f"{path(role, layer)}.weight" in self.make.weights
 
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:
-        """Normalise ``x`` over the last axis."""
+        """Normalise ``x`` over the last axis with the norm of a role."""
         make, name, norm = self.make, path(role, layer), self.spec.norm
         scale = make.weight(f"{name}.weight")
         if norm.type == "rms":
@@ -47,22 +48,25 @@ class Modules:
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """Multiply ``x`` by the matrix of a role, and add the bias if the checkpoint has a bias."""
+        """Apply the linear layer of a role to ``x``, with a bias if the checkpoint has a bias for the layer."""
         make, name = self.make, path(role, layer)
         bias = self._bias(name)
         product = linear(make, x, name, f"{name}.product" if bias else name)
         return make.op("Add", [product, *bias], name) if bias else product
 
     def split(self, x: ir.Value, sizes: Mapping[str, int]) -> Sequence[ir.Value]:
-        """Split ``x`` along the last axis. sizes: name → size of each output."""
+        """Split ``x`` along the last axis. sizes: output name → size of the output along the axis."""
         return self.make.ops("Split", [x, self.make.constant(*sizes.values())], next(iter(sizes)), list(sizes), axis=-1)
 
     def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
-        """Multiply ``x`` by ``factor``. Returns ``x`` itself if the factor is 1."""
+        """Multiply ``x`` by ``factor``. Returns ``x`` itself, without a new node, if the factor is 1."""
         return x if factor == 1 else self.make.op("Mul", [x, self.make.number(factor)], name)
 
     def capped(self, x: ir.Value, cap: float | None, name: str) -> ir.Value:
-        """Soft-cap ``x`` to cap * tanh(x / cap). Returns ``x`` itself if ``cap`` is None."""
+        """Apply soft-capping to ``x``: cap * tanh(x / cap).
+
+        Returns ``x`` itself, without a new node, if ``cap`` is None.
+        """
         if cap is None:
             return x
         limit = self.make.number(cap)

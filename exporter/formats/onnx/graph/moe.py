@@ -1,9 +1,9 @@
-"""Mixture of experts: a router selects experts for each token, and a loop runs each expert on the expert's tokens.
+"""Build a mixture of experts as an ONNX graph: a router, and a Loop that runs each expert on the expert's tokens.
 
-Cost: an expert runs at most once per call, only on the tokens routed to the expert. The expert's matrices are first
-copied out of the stack; the copy reads as many bytes as the products. Quantised matrices are dequantised in every
-call, which takes as long as copying floats (8 experts of 512 x 1536, 4 layers, two cores: 21 ms a token in fp32, 19 ms
-in int8, 24 ms in q4).
+Each expert runs at most once per call of the graph, and only on the tokens routed to the expert. Before an expert runs,
+the expert's matrices are copied out of the stacked weights. The copy reads as many bytes as the matrix products.
+Quantised expert matrices are dequantised in every call, which takes about as long as copying float matrices (8 experts
+of 512 x 1536, 4 layers, two cores: 21 ms per token in fp32, 19 ms in int8, 24 ms in q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 
@@ -24,7 +24,7 @@ _SUM: Final = ir.DataType.FLOAT
 
 
 def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
-    """The output of the experts of ``layer`` for x [B, S, H]."""
+    """Add the mixture of experts of ``layer`` for the input ``x`` [B, S, H], and return the output."""
     make, moe, at = modules.make, modules.spec.moe, f"layers.{layer}.mlp"
     assert moe is not None
     shape = make.op("Shape", [x], f"{at}.shape")
@@ -50,7 +50,7 @@ def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
 
 
 def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
-    """Build the loop body: add an expert's output for the tokens that are routed to the expert."""
+    """Build the body of the Loop over experts, which adds an expert's output for the tokens routed to the expert."""
     at = f"layers.{layer}.mlp.expert"
     make = modules.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)

@@ -1,1 +1,1 @@
-"""ONNX graphs of models without a family, traced by torch."""
+"""Trace models without a built-in architecture family into ONNX graphs with torch.onnx."""

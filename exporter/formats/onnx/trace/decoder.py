@@ -1,7 +1,7 @@
-"""The tracing process, which reads a checkpoint and writes model files with external data.
+"""Script of the tracing process, which loads a checkpoint and writes ONNX model files with external data.
 
-Attention runs in the eager implementation of transformers, which every transformers model has. Eager attention keeps
-fully masked rows finite, and its graph has standard operators only.
+The model is traced with the eager attention of transformers, because every transformers model supports eager attention.
+Eager attention keeps the scores of fully masked rows finite, and is traced into standard ONNX operators only.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Cache = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Decoder(torch.nn.Module):
-    """A causal language model with the KV cache as input and output tensors."""
+    """A causal language model whose forward pass accepts and returns the KV cache as plain tensors."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: a model loaded by transformers."""
+        """``model``: a causal language model loaded by transformers."""
         super().__init__()
         self.model = model
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
@@ -42,7 +42,7 @@ class Decoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """Run the model. Returns (logits, the new cache)."""
+        """Run the model on new tokens. Returns (logits, KV cache extended by the new tokens)."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
@@ -54,7 +54,7 @@ class Decoder(torch.nn.Module):
 
 
 def trace(checkpoint: Path, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Trace ``checkpoint``, and write model files with ``metadata`` and weights into ``folder``."""
+    """Trace the model in ``checkpoint``, and write ONNX files with weights and ``metadata`` to ``folder``."""
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     seq2seq = bool(config.is_encoder_decoder)
     auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
@@ -97,7 +97,7 @@ def _trace_decoder(model: Any, folder: Path, metadata: Mapping[str, str]) -> Non
 
 
 def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Make an example cache with the shapes of the model's cache."""
+    """Make a KV cache of example tensors for tracing, with the shapes of the model's KV cache."""
     with torch.no_grad():
         cache = model(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=True).past_key_values
 

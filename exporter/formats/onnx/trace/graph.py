@@ -1,6 +1,6 @@
-"""Trace a module with torch and clean up the graph: store each weight once, and use readable names.
+"""Trace a torch module into an ONNX graph that stores each weight once and uses readable names.
 
-This module runs in the tracing process. In this package, only modules of the tracing process import torch.
+The module runs only in the separate tracing process. No other process of an ONNX export imports torch.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Dims = Mapping[str, Sequence[str | None]]
 
 
 def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, inputs: Dims, outputs: Dims) -> ir.Model:
-    """Trace the graph of ``module``, called with ``arguments``.
+    """Trace ``module``, called with the example ``arguments``, into an ONNX model.
 
-    shapes: torch.export's dynamic_shapes. inputs, outputs: dimension names of the flattened arguments and results.
+    shapes: the dynamic_shapes argument of torch.onnx.export. inputs, outputs: name of each graph input or output →
+    names of the dimensions.
     """
     program = torch.onnx.export(
         module,
@@ -59,13 +60,13 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model file, with ``metadata``, and the model's weights. Memory: one transposed weight at a time."""
+    """Write the ONNX file with ``metadata``, and the weights as external data. Peak memory: one transposed weight."""
     model.metadata_props.update(metadata)
     ir.save(model, path, external_data=f"{path.name}_data")
 
 
 def constant(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
-    """Create an int64 vector that is stored in the model file."""
+    """Create a constant int64 vector that is stored in the model file."""
     tensor = ir.tensor(np.array(numbers, np.int64), name=name)
     value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -77,7 +78,7 @@ def _should_fold(weights: set[str], node: ir.Node) -> bool | None:
 
 
 def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
-    """The first input of ``node`` if that input is a matrix among the weights, else None."""
+    """Return the first input of ``node`` if the input is a weight matrix, else None."""
     value = node.inputs[0] if node.inputs else None
     if value is None or value.name not in weights or value.shape is None or len(value.shape) != 2:
         return None
@@ -85,10 +86,11 @@ def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
 
 
 def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
-    """Remove the Transpose of linear layers.
+    """Remove the Transpose nodes that the tracer adds for the weights of linear layers.
 
-    A matrix is stored transposed, or multiplied by a Gemm if a look-up also reads the matrix. ONNX Runtime would fold a
-    remaining Transpose when a session starts, into a second copy of a tied matrix.
+    The weight matrix is stored transposed. A tied matrix, which the embedding look-up also reads, is multiplied by a
+    Gemm with transB=1. At session start, ONNX Runtime would fold a remaining Transpose into a second copy of the tied
+    matrix.
     """
     transposes: dict[str, list[ir.Node]] = {}
     for node in graph:
@@ -128,7 +130,7 @@ def _store_transposed(weight: ir.Value) -> None:
 
 
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """Replace a MatMul [B, S, H] with the transposed ``weight`` (V, H) by a Gemm with the untransposed weight."""
+    """Replace a MatMul of [B, S, H] and transposed ``weight`` (V, H) by a Gemm that reads the untransposed weight."""
     x, (result,) = product.inputs[0], product.outputs
     assert x is not None
     assert weight.shape is not None
@@ -151,7 +153,7 @@ def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
 
 
 def _name(model: ir.Model) -> None:
-    """Name nodes and outputs by module path, and weights by their names in the checkpoint."""
+    """Name nodes and node outputs by module path, and name weights as in the checkpoint."""
     graph = model.graph
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
     for value in list(graph.initializers.values()):
@@ -169,7 +171,10 @@ def _name(model: ir.Model) -> None:
 
 
 def _name_dims(graph: ir.Graph, dims: Dims) -> None:
-    """Set the dimension names that clients rely on. The tracer invents names for sums of dimensions."""
+    """Set the dimension names that ONNX clients expect.
+
+    The tracer generates arbitrary names for dimensions that are sums.
+    """
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
         names = dims[str(value.name)]
@@ -177,7 +182,7 @@ def _name_dims(graph: ir.Graph, dims: Dims) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove the nodes' source locations, which are useless to readers and contain paths of the tracing machine."""
+    """Remove traced source locations from nodes, because the locations contain file paths of the tracing machine."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

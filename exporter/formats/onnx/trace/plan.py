@@ -1,7 +1,8 @@
-"""ONNX of models without a family: run torch.onnx in a separate process to trace the model.
+"""Export models without a built-in architecture family: trace the model with torch.onnx in a separate process.
 
-The merged checkpoint is written first, for transformers to read. The traced graphs get the names and the layout of
-graphs built from a DecoderSpec. Cost: a trace takes minutes, and keeps the model in memory as loaded by transformers.
+The merged checkpoint is first written to disk, so that transformers can load the model in the tracing process. Traced
+graphs use the same input names and file layout as graphs built from a DecoderSpec. Tracing takes minutes, and needs the
+memory of the whole model as loaded by transformers.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _HALVES: Final = Precision("fp32", ("encoder_model", "decoder_model_merged"), "F
 
 @dataclass(frozen=True)
 class TracedLayout:
-    """The merged checkpoint to trace, and the files beside the graphs.
+    """The plan of a traced export: the merged checkpoint to trace, and the config and tokenizer files.
 
-    stems: stems of the model files. reason: the reason for tracing the model.
+    stems: file name stems of the ONNX models. reason: the reason why the model is traced and not built by ttexport.
     """
 
     checkpoint: HfLayout
@@ -49,26 +50,30 @@ class TracedLayout:
 
     @property
     def maker(self) -> str:
-        """Name of the method that makes the graphs."""
+        """Name, in the output of ``plan``, of the method that makes the graphs."""
         return _SEQ2SEQ_MAKER if len(self.stems) > 1 else _DECODER_MAKER
 
     @property
     def nbytes(self) -> int:
-        """Size of all weights in bytes. A graph contains each weight once, and every graph contains the embedding."""
+        """Size of all exported weights in bytes.
+
+        Each weight is in one graph, except that every graph contains the embedding.
+        """
         model = self.checkpoint.model
         once = sum(spec.nbytes for name, spec in model.specs.items() if name not in model.tie.duplicates)
         return once + (len(self.stems) - 1) * model.specs[model.tie.embedding].nbytes
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user on traced models."""
+        """Notes for the user about the limits of traced models."""
         return (f"{self.reason}: traced by torch.onnx.export, with the whole model in memory", "no genai_config.json")
 
 
 def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
-    """Lay out the checkpoint to trace. refusal: the reason why the model has no family.
+    """Plan a traced export of ``model``. refusal: the error raised because ttexport cannot build the model's graph.
 
-    Raises MissingDependency without torch, transformers or onnxscript, NotExpressible for untested encoder-decoders.
+    Raises MissingDependency if torch, transformers or onnxscript is not installed. Raises NotExpressible for
+    encoder-decoders that ttexport has not been tested with.
     """
     halves = PRECISIONS["fp32"]
     if model.config.get("is_encoder_decoder"):
@@ -84,9 +89,10 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
 
 
 def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the folder ``out``. Memory and time: memory and time of the tracing process.
+    """Write the traced models to the folder ``out``. The tracing process dominates time and peak memory.
 
-    Raises OutputError, and NotExpressible with the last line of stderr if the tracing process fails.
+    Raises OutputError if a write fails. Raises NotExpressible with the last line of stderr if the tracing process
+    fails.
     """
     checkpoint = out.with_name(f"{out.name}-checkpoint")
     with writing(out):

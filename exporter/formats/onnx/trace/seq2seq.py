@@ -1,9 +1,9 @@
-"""Trace an encoder and a decoder into two graphs with the input names of Optimum and transformers.js.
+"""Trace an encoder-decoder into two ONNX graphs with the input names that Optimum and transformers.js expect.
 
-The decoder takes a cache for the decoder's tokens and a cache for the encoder's tokens. The decoder projects only the
-encoder states that are not in the cache: all states in the first call, no states in later calls. So a single graph
-without a branch serves first and later calls, and contains each weight once.
-Source: Optimum's ORTModelForSeq2SeqLM and transformers.js' seq2seq sessions, for names and calling order.
+The decoder graph has a KV cache for self-attention and a KV cache for cross-attention. The decoder projects only the
+encoder states that are not yet in the cross-attention cache: all states in the first call, and no states in later
+calls. So a single decoder graph without an If node, containing each weight once, serves the first call and later calls.
+Source of input names and calling order: Optimum's ORTModelForSeq2SeqLM and transformers.js' seq2seq sessions.
 """
 
 from __future__ import annotations
@@ -42,31 +42,34 @@ _PARTS: Final = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
 class Encoder(torch.nn.Module):
-    """The encoder of an encoder-decoder, as a module to trace."""
+    """Torch module that runs only the encoder of an encoder-decoder model, for tracing."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: a model loaded by transformers."""
+        """``model``: an encoder-decoder model loaded by transformers."""
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Run the encoder. Returns the last hidden state [B, encoder's tokens, H]."""
+        """Run the encoder. Returns the encoder's last hidden state [B, encoder tokens, H]."""
         states: torch.Tensor = self.model.get_encoder()(input_ids, attention_mask=attention_mask).last_hidden_state
         return states
 
 
 class Decoder(torch.nn.Module):
-    """The decoder with the LM head. The two caches are input and output tensors, and grow by the tokens of a call."""
+    """Torch module that runs decoder and LM head, with the KV caches as inputs and outputs, for tracing."""
 
     def __init__(self, model: Any) -> None:
-        """``model``: a model loaded by transformers."""
+        """``model``: an encoder-decoder model loaded by transformers."""
         super().__init__()
         self.model = model
 
     def forward(
         self, input_ids: torch.Tensor, encoder_attention_mask: torch.Tensor, fresh_states: torch.Tensor, past: Cache
     ) -> tuple[torch.Tensor, Cache]:
-        """Return (logits, the new caches). fresh_states: encoder states without keys and values in ``past``."""
+        """Run the decoder. Returns (logits, extended KV caches).
+
+        fresh_states: encoder states not yet projected in ``past``.
+        """
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
         for layer, (keys, values, encoded_keys, encoded_values) in enumerate(past):
@@ -86,7 +89,7 @@ class Decoder(torch.nn.Module):
 
 
 def trace(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write ``encoder_model.onnx`` and ``decoder_model_merged.onnx`` into ``folder``, with external data files."""
+    """Trace ``model`` to ``encoder_model.onnx`` and ``decoder_model_merged.onnx`` in ``folder``, with external data."""
     save(_encoder(model), folder / "encoder_model.onnx", metadata)
     save(_decoder(model), folder / "decoder_model_merged.onnx", metadata)
 
@@ -131,7 +134,7 @@ def _decoder(model: Any) -> ir.Model:
 
 
 def _example(model: Any) -> tuple[torch.Tensor, Cache]:
-    """Make example inputs (encoder states, caches) with the shapes of the model's states and caches."""
+    """Make example inputs for tracing the decoder: (encoder states, KV caches) in the shapes that the model uses."""
     ids = torch.ones((1, 2), dtype=torch.int64)
     with torch.no_grad():
         out = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
@@ -147,7 +150,7 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
 
 
 def _slice_inputs(graph: ir.Graph) -> None:
-    """Slice an unused cache to length 0, and the encoder's states to the states that are not cached."""
+    """Add Slice nodes that empty unused KV caches and drop encoder states already in the cross-attention cache."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")
@@ -167,7 +170,10 @@ def _slice_inputs(graph: ir.Graph) -> None:
 
 
 def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
-    """Replace all uses of the input ``value`` by a Slice. length: name of the sliced dimension."""
+    """Replace all uses of the graph input ``value`` by a Slice of the input.
+
+    length: name of the input's dimension ``axis``.
+    """
     axes = graph.initializers.get(f"axis.{axis}") or constant(graph, f"axis.{axis}", axis)
     node = ir.node("Slice", [value, start, end, axes], name=f"{value.name}.cut")
     (sliced,) = node.outputs

@@ -1,1 +1,1 @@
-"""Weights of ONNX graphs: precisions, blocks of quantised values, external data."""
+"""Prepare the weights of ONNX graphs: precisions, block quantisation, and layout of the external data files."""

@@ -1,9 +1,9 @@
-"""Block quantisation of rows for MatMulNBits and GatherBlockQuantized: 32 small integers share a scale.
+"""Quantise matrix rows for MatMulNBits and GatherBlockQuantized in blocks of 32 integers that share a scale.
 
-The quantised values are bit-identical to the output of ONNX Runtime's quantiser (a test compares them). ONNX Runtime's
-quantiser is not used, because ONNX Runtime needs whole, transposed matrices, and is not a dependency of an export.
-Source: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), the operator pages of MatMulNBits and
-GatherBlockQuantized.
+The quantised values are bit-identical to the output of ONNX Runtime's quantiser, as a test verifies. ONNX Runtime's
+quantiser is not called, because the quantiser needs whole, transposed matrices, and because an export must not depend
+on ONNX Runtime. Sources: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), and ONNX Runtime's documentation of the
+operators MatMulNBits and GatherBlockQuantized.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ BLOCK: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Blocks of ``size`` integers of ``bits`` (4 or 8), each block with a scale.
+    """A block quantisation format: each block has ``size`` integers of ``bits`` bits (4 or 8) and a scale.
 
-    A value is (code - zero point) * scale. symmetric: the zero point is the middle of the code range, and is not
-    stored. Two 4-bit codes share a byte, the first in its lower half.
+    A dequantised value is (code - zero point) * scale. symmetric: whether the zero point is the middle of the code
+    range, and so is not stored. Two consecutive 4-bit codes share a byte: the first code is in the lower half of the
+    byte.
     """
 
     bits: int
@@ -33,7 +34,10 @@ class Blocks:
     size: int = BLOCK
 
     def codes(self, rows: Array) -> Array:
-        """Codes of rows (n, K): (n, K / size, size * bits / 8) uint8. Raises BadInput for NaN and infinite values."""
+        """Quantise rows (n, K) to packed codes (n, K / size, size * bits / 8) uint8.
+
+        Raises BadInput for NaN or infinity.
+        """
         scaled, zeros = self._scales(rows)
         # A block of zeros has scale 0. If a scale is so small that its inverse overflows, the block becomes zeros as
         # well.
@@ -46,7 +50,7 @@ class Blocks:
         return (whole if self.bits == 8 else _pack(whole)).reshape(len(rows), -1, self.size * self.bits // 8)
 
     def scales(self, rows: Array, dtype: str) -> Array:
-        """Scales of rows (n, K): (n, K / size) in ``dtype``. Raises BadInput for scales out of range of ``dtype``."""
+        """Return the scales (n, K / size) of rows (n, K). Raises BadInput if a scale exceeds the range of ``dtype``."""
         wide, _ = self._scales(rows)
         stored = cast(wide.reshape(len(rows), -1), dtype)
         if not np.isfinite(stored).all():
@@ -54,7 +58,7 @@ class Blocks:
         return stored
 
     def zero_points(self, rows: Array) -> Array:
-        """Zero points of rows (n, K): (n, ceil(K / size * bits / 8)) uint8, packed like the codes."""
+        """Return the zero points of rows (n, K), packed like codes: (n, ceil(K / size * bits / 8)) uint8."""
         _, zeros = self._scales(rows)
         whole = zeros.astype(np.uint8).reshape(len(rows), -1)
         if self.bits == 8:
@@ -70,11 +74,11 @@ class Blocks:
         return (1 << self.bits) - 1
 
     def _scales(self, rows: Array) -> tuple[Float32, Float32]:
-        """Compute (scales, zero points) of blocks, each array of shape (blocks, 1).
+        """Compute the scales and zero points of blocks. Returns two arrays of shape (blocks, 1).
 
-        If symmetric, the value furthest from zero becomes the lowest code, so a scale may be negative. If not
-        symmetric, the range from the smallest to the largest value, extended to contain zero, is divided into equal
-        steps.
+        In symmetric quantisation, the block's value furthest from zero is mapped to the lowest code, so a scale may be
+        negative. In asymmetric quantisation, the range from the smallest to the largest value of the block, extended to
+        contain zero, is divided into equal steps.
         """
         blocks = self._in_blocks(rows)
         low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)

@@ -1,7 +1,9 @@
-"""Make the initialisers of the external data file. A tensor gives a float initialiser, or codes, scales, zero points.
+"""Make the ONNX initialisers that are stored in the external data file.
 
-An initialiser is computed from the stored rows, block by block, so that only blocks are in memory. Values that several
-initialisers need, such as the scales, are computed repeatedly.
+A checkpoint tensor becomes one float initialiser, or separate initialisers for quantised codes, scales and zero points.
+
+The bytes of an initialiser are computed from row blocks of the checkpoint tensor, so that memory contains only a few
+blocks. Values needed for several initialisers, such as the scales, are computed again for each initialiser.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ Segments = Iterator[ByteRange | Array]
 
 @dataclass(frozen=True, slots=True)
 class Initialiser:
-    """An initialiser without an offset. segments: yields the initialiser's bytes. dtype: in safetensors spelling."""
+    """An ONNX initialiser without a file offset.
+
+    segments: function that yields the initialiser's bytes. dtype: a safetensors dtype name.
+    """
 
     name: str
     dtype: str
@@ -42,7 +47,7 @@ class Initialiser:
 
 
 def rotary_cache(name: str, part: str, table: Table, positions: int, dtype: str) -> Initialiser:
-    """An initialiser with the cosines or sines of a table of angles, (positions, dims / 2)."""
+    """Make an initialiser of rotary cosines or sines with the shape (positions, dims / 2)."""
 
     def segments() -> Segments:
         return (cast(block, dtype) for block in cache(np.cos if part == "cos" else np.sin, table, positions))
@@ -53,7 +58,10 @@ def rotary_cache(name: str, part: str, table: Table, positions: int, dtype: str)
 def in_floats(
     name: str, tensors: Sequence[LazyTensor], dtype: str, rule: str, *, transposed: bool, stacked: bool
 ) -> Initialiser:
-    """A float initialiser of concatenated tensors. transposed: each tensor is (out, in) and is stored as (in, out)."""
+    """Make a float initialiser that concatenates tensors.
+
+    transposed: whether to transpose each tensor from (out, in) to (in, out).
+    """
     shape = tensors[0].spec.shape[:: -1 if transposed else 1]
     convert = partial(narrowed, dtype=dtype)
 
@@ -79,11 +87,11 @@ def in_blocks(
     transposed: bool,
     stacked: bool,
 ) -> Sequence[Initialiser]:
-    """Initialisers of matrices (out, in), quantised in blocks along the rows.
+    """Make the initialisers of matrices (out, in) that are quantised in blocks along each row.
 
-    transposed: the matrices are stored as (in, out) in the checkpoint. The codes of a single matrix have the shape
-    (out, blocks, bytes), for MatMulNBits. The codes of ``stacked`` matrices have the shape (matrices * out, bytes), for
-    look-ups by GatherBlockQuantized.
+    transposed: whether the checkpoint stores the matrices as (in, out). The codes of a single matrix have the shape
+    (out, blocks, bytes), as MatMulNBits requires. The codes of ``stacked`` matrices have the shape (matrices * out,
+    bytes), as GatherBlockQuantized requires.
     """
     count, width = tensors[0].spec.shape[:: -1 if transposed else 1]
     per_row, rows = width // BLOCK, len(tensors) * count
@@ -107,7 +115,7 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Yield converted rows in blocks, computed on several threads. A block of a view consists of whole units."""
+    """Yield blocks of converted rows, computed on several threads. A block never splits a unit of a tensor view."""
     spec, unit = tensor.spec, getattr(tensor, "unit", 1)
     step = unit * max(1, TOUCHED_BYTES // max(1, unit * spec.row_nbytes)) if len(spec.shape) > 1 else spec.n_rows
 
@@ -118,7 +126,7 @@ def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Arr
 
 
 def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """Yield the columns of a stored matrix as rows, in blocks. Memory: the matrix and a block."""
+    """Yield the columns of a checkpoint matrix as blocks of rows. Peak memory: the matrix plus one block."""
     value = read(tensor)
     step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
     for start in range(0, value.shape[1], step):

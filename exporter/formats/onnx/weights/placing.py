@@ -1,4 +1,4 @@
-"""Offsets of initialisers in an external data file."""
+"""Compute the offsets of initialisers in an ONNX external data file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _LINE_BYTES: Final = 64
 
 
 def aligned(end_bytes: int, nbytes: int) -> int:
-    """Return the offset of a tensor of ``nbytes`` that follows a tensor ending at ``end_bytes``."""
+    """Return the aligned offset of a tensor of ``nbytes`` bytes that follows a tensor ending at ``end_bytes``."""
     alignment = _PAGE_BYTES if nbytes >= _PAGED_FROM_BYTES else _LINE_BYTES
     return end_bytes + -end_bytes % alignment

@@ -1,12 +1,12 @@
-"""The precisions of the models in a folder: names, and storage of each tensor.
+"""Precisions of ONNX models: names, and the storage format of each tensor.
 
-int8 keeps activations in floats, and the runtime rounds activations block by block, which has a mean KL of 6e-3 on
-SmolLM2. Rounding whole activation tensors (DynamicQuantizeLinear with MatMulInteger) has a mean KL of 0.74 at equal
-speed.
+int8 keeps activations in floats, and the runtime rounds activations block by block, with a mean KL divergence of 6e-3
+on SmolLM2. Quantising whole activation tensors (DynamicQuantizeLinear with MatMulInteger) has a mean KL divergence of
+0.74 at equal speed.
 
-int4 is a mixed precision, as in llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
-for all matrices, SmolLM2's mean KL is 0.5, with symmetric and asymmetric codes, with nearest and least-squares scales,
-and also after moving all weights at random within their 4-bit steps.
+int4 is a mixed precision, like llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
+for all matrices, SmolLM2's mean KL divergence is 0.5, both with symmetric and with asymmetric codes, both with nearest
+and with least-squares scales, and also if every weight is moved at random within its 4-bit step.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _ENDS: Final = 1 / 8
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A precision of a model.
+    """A precision of an ONNX model, with the storage formats of its tensors.
 
-    name: the value of ``--quant``. stems: stems of the model files; each model file has an external data file.
-    floats: dtype of activations, KV cache and unquantised tensors. bits: bits of quantised matrices; 4 means 4 bits
-    mixed with 8 bits. symmetric: 4-bit codes have no zero points. 8-bit codes never have zero points.
+    name: the value of ``--quant``. stems: file name stems of the models, each of which has an external data file.
+    floats: dtype of activations, KV cache and unquantised tensors. bits: bits of quantised matrices, where 4 means a
+    mix of 4 and 8 bits. symmetric: whether 4-bit codes have no zero points. 8-bit codes never have zero points.
     """
 
     name: str
@@ -55,13 +55,14 @@ class Precision:
 
     @property
     def js_dtype(self) -> str:
-        """transformers.js' name of the dtype, which is the suffix of the model files' names."""
+        """transformers.js' name for the precision, which is the suffix of the model's file names."""
         return self.name.removesuffix(_SYMMETRIC)
 
     def form(self, slot: Slot, shape: Sequence[int], layers: int) -> Blocks | None:
-        """Return the block format of the matrix (out, in) of ``slot``, or None if the matrix is not quantised.
+        """Return the block format for quantising the matrix (out, in) of ``slot``, or None to keep floats.
 
-        A matrix with rows that do not fill whole blocks is not quantised. layers: number of layers of the model.
+        A matrix is not quantised if the row length is not a multiple of the block size. layers: number of layers of the
+        model.
         """
         role, layer = slot.role, slot.layer
         if self.bits is None or role not in _ROBUST | _SENSITIVE or len(shape) != 2 or shape[1] % BLOCK:
@@ -96,15 +97,16 @@ _INT4: Final = {"int4": "", f"int4{_SYMMETRIC}": _SYMMETRIC}
 
 
 def is_precision(name: str) -> bool:
-    """Whether ``choose`` accepts ``name``, in upper or lower case."""
+    """Whether ``choose`` accepts ``name`` as a precision, in upper or lower case."""
     return name.lower() in PRECISIONS or name.lower() in _INT4
 
 
 def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
-    """Find the precisions for ``--dtype`` (safetensors spelling) and ``--quant``, in the order of the table.
+    """Return the precisions that ``--dtype`` and ``--quant`` select, in the order of ``PRECISIONS``.
 
-    quants: int8, int4, int4-sym, or names in the table; empty for an unquantised model.
-    Raises NotExpressible for an unsupported combination.
+    dtype: a safetensors dtype name. quants: int8, int4, int4-sym, or names in ``PRECISIONS``. Without quants, the model
+    is not quantised.
+    Raises NotExpressible if the combination of dtype and quantisation is not supported.
     """
     if dtype not in _FLOATS:
         reason = f"--dtype {dtype}: ONNX Runtime has no {dtype} kernel for MatMul, Mul or Sigmoid on the CPU"

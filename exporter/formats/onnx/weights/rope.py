@@ -1,8 +1,8 @@
-"""The rotary caches: cos and sin of position times frequency, for every position of the model's context.
+"""Compute the rotary caches: cosines and sines of position times frequency, for all positions of the context.
 
-Angles are computed step by step in float32, as in transformers. In float64, the angle of position 8191 would differ by
-5e-4 from transformers' angle, which exceeds the sum of all other rounding errors of the export. Only cos and sin are
-computed in float64, so that cos and sin are rounded once.
+Rotary angles are computed in float32 by the same operations as in transformers. In float64, the angle of position 8191
+would differ by 5e-4 from transformers' angle, which exceeds the sum of all other rounding errors of the export. Only
+cosines and sines are computed in float64, so that they are rounded only once.
 Source: transformers.modeling_rope_utils (default, linear, llama3, yarn, longrope).
 """
 
@@ -29,7 +29,10 @@ LONG: Final = "rotary_emb_long"
 
 @dataclass(frozen=True)
 class Table:
-    """A pair of caches. freqs: radians per position, (dims / 2,). magnitude: factor of cosines and sines."""
+    """A rotary cache of cosines and a rotary cache of sines.
+
+    freqs: radians per position, (dims / 2,). magnitude: factor by which cosines and sines are multiplied.
+    """
 
     name: str
     freqs: Float32
@@ -37,7 +40,7 @@ class Table:
 
 
 def tables(rope: Rope, max_positions: int) -> list[Table]:
-    """The caches that ``rope`` needs. Raises BadInput for an inconsistent scaling table."""
+    """Return the rotary caches required by ``rope``. Raises BadInput if the rope scaling settings are inconsistent."""
     out = [_main(rope, max_positions)]
     if rope.local_theta is not None:
         out.append(Table(LOCAL, _plain(rope.dims, rope.local_theta)))
@@ -67,7 +70,10 @@ def _main(rope: Rope, max_positions: int) -> Table:
 
 
 def _powers(dims: int, theta: float) -> Float32:
-    """Theta to the power of 2i / dims, rounded once. numpy's float32 power is not always correctly rounded."""
+    """Return theta to the power of 2i / dims, rounded to float32 once.
+
+    numpy's float32 power is not always correctly rounded.
+    """
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers: Float32 = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return powers
@@ -85,7 +91,7 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Divide low frequencies by ``factor``, keep high frequencies, interpolate frequencies between the thresholds."""
+    """Scale frequencies for llama3: divide low ones by ``factor``, keep high ones, interpolate between thresholds."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
@@ -98,7 +104,7 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Keep high frequencies, divide low frequencies by ``factor``, with a linear ramp between the thresholds.
+    """Scale frequencies for YaRN: divide low ones by ``factor``, keep high ones, with a linear ramp in between.
 
     Source: YaRN (Peng et al. 2023), section 3.2.
     """
@@ -134,9 +140,9 @@ def _yarn_magnitude(settings: Settings, factor: float) -> float:
 
 
 def cache(function: Callable[..., Array], table: Table, positions: int) -> Iterator[Float32]:
-    """Yield ``function`` (np.cos or np.sin) of every angle, float32 (positions, dims / 2), in row blocks.
+    """Yield the cosines or sines (``function``) of all rotary angles in row blocks of float32 (positions, dims / 2).
 
-    Memory: four blocks of at most ``BLOCK_BYTES``, including blocks in float64.
+    Peak memory: four blocks of at most ``BLOCK_BYTES`` each, including blocks in float64.
     """
     step = max(1, BLOCK_BYTES // (8 * len(table.freqs)))
     for start in range(0, positions, step):
