@@ -1,4 +1,4 @@
-"""Measurements that a report contains beside its checks, for finding the cause of a difference."""
+"""Measurements that a verification report contains in addition to its checks, to help explain a failed check."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RowErrors:
-    """Storage errors of the trained rows of one matrix, one error per token. All norms are Euclidean.
+    """Storage errors of the trained token rows of one matrix, as Euclidean norms.
 
-    use: use of the matrix, "embedding", "encoder embedding" or "head".  storage: dtype or quantisation type of the
-    matrix.
-    errors: norm ‖stored - new‖ of each row.  changes: norm ‖new - base‖ of each row, or ‖new‖ for a token that is not
-    in the base.
+    use: what the model uses the matrix for: "embedding", "encoder embedding" or "head".
+    storage: the dtype or quantisation type in which the matrix is stored.
+    token_ids: the token id of each trained row.
+    errors: the norm ‖stored - trained‖ for each row.
+    changes: the norm ‖trained - base‖ for each row, or ‖trained‖ for a token that the base model does not have.
     """
 
     use: str
@@ -25,11 +26,11 @@ class RowErrors:
     changes: Sequence[float]
 
     def shares(self) -> list[float]:
-        """For each row, the storage error divided by the change, or 0 for a row that training did not change."""
+        """Return each row's storage error divided by the row's change, or 0 for a row that training did not change."""
         return [error / change if change else 0.0 for error, change in zip(self.errors, self.changes, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object for report.json."""
+        """Return the row errors as a JSON object for report.json."""
         return {
             "use": self.use,
             "storage": self.storage,
@@ -41,10 +42,13 @@ class RowErrors:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Measurements at every position of one token sequence.
+    """Differences between the artifact's and the reference's logits at every position of one token sequence.
 
-    words: text of each token.  kinds: kind of each position.  kl: KL divergence in nats.
-    max_abs: largest difference between a logit of the artifact and the same logit of the reference.
+    words: the text of the token at each position.
+    kinds: the category of each position, from ``KINDS`` in running/prompts.py.
+    kl: the KL divergence at each position, in nats.
+    max_abs: the largest absolute difference between a logit of the artifact and the same logit of the reference, at
+    each position.
     """
 
     words: Sequence[str]
@@ -53,7 +57,7 @@ class Trace:
     max_abs: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object for report.json."""
+        """Return the trace as a JSON object for report.json."""
         return {
             "words": list(self.words),
             "kinds": list(self.kinds),
@@ -64,10 +68,12 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measurements without a limit, taken from running an artifact.
+    """Measurements from running an artifact that are reported but not compared with a limit.
 
-    figures: kind of position (``all`` for all positions) → name of a measurement → value.
-    logits: sampled pairs (logit of the reference, logit of the artifact).
+    figures: a dict that maps each category of positions (``all`` for all positions) to a dict from names of
+    measurements to values.
+    traces: the logit differences at every position, with one trace per token sequence.
+    logits: a sample of pairs (logit of the reference, logit of the artifact).
     """
 
     figures: Mapping[str, Mapping[str, float]]
@@ -75,7 +81,7 @@ class Profile:
     logits: Sequence[tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object for report.json."""
+        """Return the profile as a JSON object for report.json."""
         return {
             "figures": {
                 position_kind: dict(zip(values, numbers(values.values()), strict=True))
@@ -90,5 +96,5 @@ class Profile:
 
 
 def numbers(values: Any) -> list[float | None]:
-    """Round ``values`` to six digits. NaN and infinities become None, because JSON cannot represent them."""
+    """Round numbers to six significant digits, and replace NaN and infinities by None, for JSON."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

@@ -15,7 +15,7 @@ LEVELS: Final = ("rows", "weights", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
-    """Options for the level of a verification, the runtimes, and the report."""
+    """Options that select the verification level, the required runtimes and the report folder."""
 
     section: ClassVar[str] = "verify"
 
@@ -39,7 +39,7 @@ class VerifyOptions(Options):
     )
 
     def check(self) -> None:
-        """Raise a fault for prompts below level full, where no model runs, and for a report at level off."""
+        """Reject prompts at any level except full, because no model is run, and reject a report folder at level off."""
         if self.prompts and self.level != "full":
             raise self.fault("prompts", "needs {level} full, because no other level runs a model")
         if self.report and self.level == "off":

@@ -1,4 +1,4 @@
-"""Reports of verifications, as JSON and as text: checks with values and limits, and one verdict per artifact."""
+"""Verification reports as JSON and as text, with the values and limits of all checks and a verdict per artifact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The outcome of one check. ``value`` and ``limit`` are None for a check that measures no number."""
+    """The outcome of one check. ``value`` and ``limit`` are None if the check does not measure a number."""
 
     name: str
     passed: bool
@@ -28,11 +28,11 @@ class Check:
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float, detail: str = "") -> Check:
-        """A check that passes if ``value`` is at most ``limit``. A NaN value fails."""
+        """Return a check that passes if ``value`` is at most ``limit``. If ``value`` is NaN, the check fails."""
         return cls(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
 
     def to_json(self) -> dict[str, Any]:
-        """The check as an object of the JSON document."""
+        """Return the check as a JSON object for the verification report."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A part of the verification that was skipped, and the reason."""
+    """The name of a part of the verification that was skipped, with the reason for skipping it."""
 
     name: str
     reason: str
@@ -52,8 +52,9 @@ class Skip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All checks of one artifact. ``facts`` are measurements without a limit, such as the effect of rounding.
+    """The verification report of one artifact.
 
+    facts: measurements that are not compared with a limit, such as the effect of rounding.
     profile: measurements from running the artifact, or None if no model was run.
     """
 
@@ -68,19 +69,19 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if the report contains at least one check and every check passed."""
+        """Whether the report contains at least one check and every check passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that failed."""
+        """The list of all checks that failed."""
         return [check for check in self.checks if not check.passed]
 
     def verdict(self) -> str:
-        """The result as one line of text.
+        """Return the result of the verification as one line of text.
 
-        If a check failed, the line contains the first failed check, its value and limit, and the number of further
-        failures.
+        If any check failed, the line contains the name, value and limit of the first failed check, and the number of
+        other failed checks.
         """
         if self.passed:
             return f"{self.artifact}: equivalent ({len(self.checks)} checks, {self.level})"
@@ -93,7 +94,7 @@ class Report:
         return f"{self.artifact}: not equivalent: {first.name}{measured}{detail}{more}"
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of one artifact, for the output of ``--json`` and for report.json."""
+        """Return the report as a JSON object for the output of ``--json`` and for report.json."""
         return {
             "schema": SCHEMA,
             "artifact": str(self.artifact),
@@ -109,9 +110,10 @@ class Report:
 
 
 def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The content of report.json.
+    """Return the content of report.json for ``reports``.
 
-    setting: JSON objects for the environment, the reference and the file digests, or None to leave them out.
+    setting: JSON objects that describe the environment, the reference and the file digests, or None to omit these
+    objects.
     """
     return {
         "schema": SCHEMA,
@@ -122,17 +124,17 @@ def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """The bytes of report.json."""
+    """Return ``content`` encoded as the bytes of report.json."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def require_passed(reports: Sequence[Report]) -> None:
-    """Raise NotEquivalent with the verdict of the first report that did not pass."""
+    """Raise NotEquivalent with the verdict of the first failed report, if any report failed."""
     for report in reports:
         if not report.passed:
             raise NotEquivalent(report.verdict(), document(reports))
 
 
 def _finite(value: float | None) -> float | str | None:
-    """Replace NaN and infinities by their names, such as "nan", because JSON cannot represent these values."""
+    """Replace NaN and infinities by their names, such as "nan", because JSON cannot represent NaN and infinities."""
     return value if value is None or math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""Run one requested verification: locate and open the files, verify the artifacts, write the report."""
+"""Run a requested verification: locate and open the files, verify the artifacts, and write the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from exporter.verify.stored.artifact import find_artifacts
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """A request to verify ``artifact`` against ``reference`` with unmerged ``adapters``.
+    """A request to verify ``artifact`` against the model in ``reference`` with ``adapters`` applied but not merged.
 
-    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of several formats.
-    reference, adapters: paths or hub ids.  untie: True if the artifact was merged with --untie.
+    artifact: the path of a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains artifacts in
+    several formats.
+    reference: the path or Hugging Face Hub id of the base checkpoint.
+    adapters: the paths or Hugging Face Hub ids of the adapters.
+    untie: True if the artifact was merged with --untie.
     quiet: True to hide progress bars during downloads.
     """
 
@@ -36,11 +39,12 @@ class VerifyRequest:
 
 
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
-    """Check that all required packages are installed, then return the prompts of the verification.
+    """Check that all required packages are installed, then read the prompts file and return its prompts.
 
-    needed_for: the flag or key that requires the runtimes, for the error message.
+    needed_for: the flag or config key that requires the runtimes, for the error message.
 
-    Raises MissingDependency if a package is missing, UnreadableFile if the prompts cannot be read.
+    Raises MissingDependency if a required package is not installed, and UnreadableFile if the prompts file cannot be
+    read.
     """
     require(options.require, needed_for=needed_for)
     if options.report:
@@ -49,9 +53,10 @@ def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
 
 
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
-    """Verify the requested artifact and return one report per artifact in the path.
+    """Verify the requested artifact, and return one report for each artifact in the requested path.
 
-    The reports are also written to ``options.report``. A failed check is reported and raises no exception.
+    The reports are also written to the folder ``options.report``, if the option is set. A failed check is recorded in
+    its report and does not raise an exception.
 
     Raises BadInput, NotExpressible, MissingDependency, OutputError.
     """

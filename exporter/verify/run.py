@@ -1,7 +1,8 @@
 """Run a verification: check the weights of every artifact, then, at level full, run every artifact in its runtime.
 
-Every runtime reads the files from disk in its own process, and the parent process never loads a model. The reference
-runs last, once for all artifacts, because the reference also scores the tokens that the artifacts chose.
+Every runtime reads the files from disk in a separate process, so the parent process never loads a model. The reference
+model runs once for all artifacts, after all artifacts, because the reference also scores the tokens that the artifacts
+chose.
 """
 
 from __future__ import annotations
@@ -41,16 +42,15 @@ def verify(
     required: Collection[str] = (),
     say: Say = lambda line: None,
 ) -> list[Report]:
-    """Compare every artifact in ``paths`` with ``reference``.
+    """Compare every artifact in ``paths`` with ``reference``, and return one report per artifact, in order.
 
-    Returns one report per artifact, in the order of ``paths``.
-
-    level: "rows" reads the trained rows and the auxiliary files; "weights" also reads every weight, in blocks;
-    "full" also runs the artifact and the reference.
+    level: "rows" checks the trained token rows and the auxiliary files; "weights" also checks every weight; "full" also
+    runs the artifact and the reference model.
     required: names of runtimes that must run every artifact that the runtime supports.
-    say: function that is called with each line of progress.
-    Raises BadInput for an artifact or reference that cannot be read, NotExpressible for a required runtime that does
-    not support the model. A failed check is reported and raises no exception.
+    say: a function that is called with each progress message.
+
+    A failed check is recorded in its report and does not raise an exception. Raises BadInput if an artifact or the
+    reference cannot be read, and NotExpressible if a required runtime does not support the model.
     """
     loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
     reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, required, say)
@@ -58,7 +58,10 @@ def verify(
 
 
 def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
-    """Check the factor pairs of a GGUF LoRA. The LoRA is not run, because a run also needs a GGUF of the base."""
+    """Check the factor pairs of a GGUF LoRA file.
+
+    The LoRA is not run, because running a LoRA requires a GGUF of the base.
+    """
     say(f"reading the factor pairs of {path.name}")
     checks = list(check_lora(path, reference, every=level != "rows"))
     skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
@@ -108,7 +111,7 @@ def _verify_models(
 
 @dataclass
 class _Result:
-    """Results of the checks of one model."""
+    """The results of all checks of one model."""
 
     artifact: Artifact
     checks: list[Check]
@@ -119,7 +122,7 @@ class _Result:
 
 
 def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Result:
-    """Check the weights of one model without running the model."""
+    """Compare the weights of one model with the reference without running the model."""
     say(f"reading the rows of {artifact.path.name}")
     every = level != "rows"
     outcomes: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
@@ -142,13 +145,13 @@ def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level
 
 
 def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
-    """Split ``outcomes`` into a list of checks and a list of skips."""
+    """Split ``outcomes`` into a list of checks and a list of skipped parts."""
     both = list(outcomes)
     return [item for item in both if isinstance(item, Check)], [item for item in both if isinstance(item, Skip)]
 
 
 def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check metadata and auxiliary files once per path, even if a folder contains more than one model."""
+    """Check the metadata and auxiliary files in ``path`` once, even if ``path`` contains more than one model."""
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf
@@ -167,9 +170,8 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
 def _report(path: Path, level: str, results: Sequence[_Result], shared: Sequence[Check | Skip]) -> Report:
     """Combine the results of all models in ``path`` into one report.
 
-    If ``path`` contains more than one model, the name of each check and fact starts with the name of the model.
-
-    The report contains the profile of the first model that was run.
+    If ``path`` contains more than one model, the name of each check and fact starts with the name of its model. The
+    report contains only the profile of the first model that was run.
     """
     checks: list[Check] = []
     skips: list[Skip] = []

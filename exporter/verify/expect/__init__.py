@@ -1,1 +1,1 @@
-"""The expected content of an artifact, computed from base and adapters."""
+"""The content that an artifact must have, computed from the base checkpoint and the adapters."""

@@ -1,6 +1,8 @@
-"""Split LoRA updates of stacked experts by the checker's own code. PEFT joins the factors of all experts of a stack.
+"""Split a LoRA update of stacked mixture-of-experts weights into one update per expert.
 
-Source: the einsum in PEFT's ParamWrapper, "o r e, e r i -> e o i", and transformers' names of experts on disk.
+The code is independent of the exporter's merge code. PEFT concatenates the LoRA factors of all experts of a stack.
+Sources: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper, and the names that transformers gives to expert
+tensors on disk.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Index = Mapping[tuple[str, str], list[tuple[str, int, int, int]]]
 
 
 def index_experts(names: Iterable[str]) -> Index:
-    """Map every stack of experts to its stored tensors."""
+    """Map each stack of experts, given by layer and parameter, to the stored tensors of its experts."""
     index: dict[tuple[str, str], list[tuple[str, int, int, int]]] = {}
     for name in sorted(names):
         if (match := _EXPERT.search(name)) and match[3] in _PROJECTIONS:
@@ -46,7 +48,7 @@ def index_experts(names: Iterable[str]) -> Index:
 
 
 def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]]:
-    """Yield (stored name, share of ``update``) for every expert with a separate tensor."""
+    """Yield (tensor name, part of ``update`` for the tensor) for every expert that is stored as a separate tensor."""
     stack = _STACK.search(update.module)
     mine = index.get((stack[1], update.parameter), []) if stack else []
     experts = len({number for _, number, _, _ in mine})
@@ -55,9 +57,9 @@ def expert_pieces(update: LowRank, index: Index) -> Iterator[tuple[str, LowRank]
 
 
 def wide_factors(update: LowRank) -> tuple[Array, Array]:
-    """The factors (down, up) of ``update`` in float64.
+    """Return the LoRA factors (down, up) of ``update`` in float64.
 
-    If ``update`` names an expert, the result has only the expert's factors.
+    If ``update`` is for a single expert, only the factors of that expert are returned.
     """
     down, up = _wide(update.down), _wide(update.up)
     if update.expert is None:
@@ -69,9 +71,10 @@ def wide_factors(update: LowRank) -> tuple[Array, Array]:
 
 
 def stacked_products(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Unscaled products up @ down of the experts ``ids``.
+    """Return the LoRA products up @ down of the experts ``ids``, without the LoRA scaling.
 
-    The result (n, *shape[1:]) has the orientation of a stored stack of ``shape``.
+    The returned array has the shape (n, *shape[1:]), and each product is transposed if a stored stack of shape
+    ``shape`` requires it.
     """
     experts, outer = shape[0], update.up.spec.shape[0]
     out = []

@@ -1,4 +1,4 @@
-"""The expected auxiliary files of the tuned model, and the content of its tokenizer and templates."""
+"""Find the auxiliary files that the tuned model must have, and read their tokenizers, settings and chat templates."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _TEMPLATES: Final = (TEMPLATE, "chat_template.json", ADDITIONAL_TEMPLATES)
 
 
 def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]) -> dict[str, Path]:
-    """Map file names to paths.
+    """Map the names of the tuned model's auxiliary files to paths.
 
-    An adapter's file replaces the base's file, and files of two tokenizers are never mixed.
+    A file of an adapter replaces the base model's file of the same name, and tokenizer files of an adapter are never
+    combined with tokenizer files of the base model.
     """
     brought: dict[str, Path] = {}
     for files in adapters:
@@ -47,14 +48,15 @@ def _is_template(name: str) -> bool:
 
 
 def settings(files: Mapping[str, Path]) -> dict[str, Any]:
-    """The parsed tokenizer_config.json, or {} without the file."""
+    """Return the parsed tokenizer_config.json, or {} if ``files`` does not contain a tokenizer_config.json."""
     return read_object(files[SETTINGS]) if SETTINGS in files else {}
 
 
 def templates(files: Mapping[str, Path]) -> dict[str, str]:
-    """Map names to chat templates. The template without a name is ``default``.
+    """Map the names of chat templates to their texts. A chat template without a name gets the name ``default``.
 
-    A template file takes precedence over tokenizer_config.json, as in transformers.
+    A chat template in a separate file takes precedence over a chat template in tokenizer_config.json, as in
+    transformers.
     """
     by_name: dict[str, str] = {}
     setting = settings(files).get("chat_template")
@@ -73,7 +75,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is matched in a text before the tokenizer splits it."""
+    """An added token, which the tokenizer matches in a text before it splits the rest of the text."""
 
     id: int
     text: str
@@ -81,7 +83,7 @@ class AddedToken:
 
 
 def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Map ids to the added tokens of a parsed tokenizer.json."""
+    """Map token ids to the added tokens of a parsed tokenizer.json."""
     entries = content.get("added_tokens") or []
     return {
         entry["id"]: AddedToken(entry["id"], str(entry.get("content")), bool(entry.get("special")))
@@ -91,9 +93,9 @@ def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 
 def decoder(path: Path) -> Any:
-    """The decoder of a tokenizer.json, or None without a decoder.
+    """Return the decoder section of a tokenizer.json, or None if the file has no decoder section.
 
-    Raises UnreadableFile if the file cannot be parsed.
+    Raises UnreadableFile if the tokenizer.json cannot be parsed.
     """
 
     class Only(msgspec.Struct):

@@ -1,8 +1,9 @@
-"""The expected values of the tuned model's tensors, computed from base and adapters by the checker's own code.
+"""Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
-The checker does not use the exporter's merge code. Modules and tensors are matched by their paths without the prefixes
-of checkpoints and wrappers. Sums are computed per row in float64. A value that was merged in float32 and rounded once
-must lie within one unit in the last place of its storage.
+The computation does not use the exporter's merge code. Module names of adapters are matched with tensor names of the
+base after removing prefixes such as ``model`` and ``transformer``. Sums of base and updates are computed row by row in
+float64. An artifact's value that was merged in float32 and rounded once must be within one unit in the last place of
+the expected value.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ _PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_mode
 
 @dataclass
 class Expected:
-    """The expected values of one tensor.
+    """The expected values of one tensor of the tuned model.
 
-    base: the tensor of the base.  full: a whole module from an adapter, or None.  rows: token id → row, as stored in
-    the adapters.
-    updates, biases: low-rank updates and bias updates that are added to the tensor.
+    base: the tensor in the base checkpoint.
+    full: a whole tensor from an adapter that replaces ``base``, or None.
+    rows: a dict that maps token ids to trained rows, as stored in the adapters.
+    updates: low-rank updates that are added to the tensor.
+    biases: low-rank updates with a bias that is added to the tensor.
     """
 
     base: FileTensor
@@ -41,26 +44,29 @@ class Expected:
 
     @property
     def changed(self) -> bool:
-        """True if any adapter changes the tensor."""
+        """Whether any adapter changes the tensor."""
         return bool(self.full or self.rows or self.updates or self.biases)
 
     @property
     def computed(self) -> bool:
-        """True if the values are sums, and not copied from a file."""
+        """Whether the expected values are sums of stored values and updates and not copies of stored values."""
         return bool(self.updates or self.biases)
 
     @property
     def source(self) -> FileTensor:
-        """The tensor before rows and updates are applied, from the base or from an adapter's whole module."""
+        """The base's tensor or an adapter's replacement, to which trained rows and updates are then applied."""
         return self.full.tensor if self.full else self.base
 
     @property
     def n_rows(self) -> int:
-        """Number of rows of the tuned tensor."""
+        """The number of rows of the tuned tensor."""
         return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
 
     def values(self, ids: Sequence[int]) -> Array:
-        """The expected values of the rows ``ids``: (n, ...) float64. A row without a value is NaN."""
+        """Return the expected values of the rows ``ids`` as a float64 array of shape (n, ...).
+
+        A row that exists neither in the adapters nor in the base is returned as NaN.
+        """
         shape = (len(ids), *self.source.spec.shape[1:])
         out = np.full(shape, np.nan)
         for place, row in enumerate(ids):
@@ -103,9 +109,10 @@ class Expected:
 
 
 def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
-    """Map the stored names of the base's tensors to expected values.
+    """Map the name of each tensor in the base checkpoint to the tensor's expected values.
 
-    A head without a stored tensor has the name ``lm_head``.
+    If the base checkpoint has no separate tensor for the output head, the expected values of the head have the key
+    ``lm_head``.
     """
     tie = checkpoint.tie
     wanted = {name: Expected(tensor) for name, tensor in checkpoint.tensors.items()}
@@ -161,7 +168,10 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply rows and replaced tensors also to tied tensors, unless the adapter has separate rows for a tied tensor."""
+    """Apply trained rows and replaced tensors of the embedding or the head to the tensors that are tied to it.
+
+    A tied tensor that has its own trained rows in the adapter is left unchanged.
+    """
     tie = checkpoint.tie
     names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.tied_in_config else ()))
     copied = wanted[head].full
@@ -181,7 +191,7 @@ def _follow_tie(
 
 
 def same_values(first: Expected, second: Expected) -> bool:
-    """True if ``first`` and ``second``, two uses of one matrix, have equal expected values."""
+    """Whether two expected tensors that were one matrix in the base, such as embedding and head, have equal values."""
     left, right = first.source, second.source
     if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):
         return False
@@ -199,7 +209,10 @@ def same_values(first: Expected, second: Expected) -> bool:
 
 
 def _factors(update: LowRank) -> tuple[float, Array, Array]:
-    """The scaling and the factors of an update of embedding or head: (scaling, (vocabulary, r), (r, hidden))."""
+    """Return (scaling, left factor, right factor) of a low-rank update of the embedding or the head.
+
+    The left factor has the shape (vocabulary, r), and the right factor has the shape (r, hidden).
+    """
     down, up = read(update.down), read(update.up)
     return (update.scaling, down.T, up.T) if update.target_type == "embedding" else (update.scaling, up, down)
 
@@ -220,7 +233,10 @@ def _wide(tensor: FileTensor) -> Array:
 
 
 def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
-    """True if rows of the stored tensor are inputs. For a square linear layer, the adapter's config decides."""
+    """Whether the updated tensor is stored as (in, out) instead of (out, in).
+
+    For a square linear layer, the shape is ambiguous, and the adapter's ``fan_in_fan_out`` setting decides.
+    """
     if update.target_type != "linear":
         return update.target_type == "embedding"
     if shape[0] == shape[1]:

@@ -1,1 +1,1 @@
-"""Checks of checkpoint folders and auxiliary files."""
+"""Check Hugging Face checkpoint folders, and the auxiliary files of any folder with a model."""

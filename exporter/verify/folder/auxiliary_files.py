@@ -1,4 +1,4 @@
-"""Check the auxiliary files of a folder: tokenizer, tokenizer settings, chat templates, generation config."""
+"""Check the tokenizer, tokenizer settings, chat templates and generation config in an artifact's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHER_TOKENIZERS: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
 def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks of ``folder``, a folder with a checkpoint or an ONNX model."""
+    """Yield the checks of the auxiliary files in ``folder``, which contains a checkpoint or an ONNX model."""
     files, expected_files = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(files, expected_files, reference.vocab)
     yield _check_settings(files, expected_files)
@@ -39,7 +39,7 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
 
 
 def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Path], vocab: int) -> Check:
-    """Compare everything that determines the tokens of a text and the text of a token."""
+    """Check that the tokenizer files in ``files`` encode and decode texts like the tuned model's tokenizer files."""
     wrong = []
     for name in (TOKENIZER, *_OTHER_TOKENIZERS):
         if name not in expected_files:
@@ -98,14 +98,14 @@ def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path
 
 
 def _plain(entry: Any) -> Any:
-    """The text of a token. A token is stored as a string or as a table with flags."""
+    """Return the text of a special token that a tokenizer config contains as a string or as an object with flags."""
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
 def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """Check that chat templates have equal names and texts.
+    """Check that a folder has the chat templates of the tuned model, with equal names and equal texts.
 
-    If a folder stores the default template twice, the two texts must be equal.
+    If a folder stores the default chat template in two files, both files must contain the same text.
     """
     texts, expected = templates(files), templates(expected_files)
     wrong = [
@@ -125,7 +125,11 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
 
 
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
-    """Compare all values except the special ids, which follow the tokenizer and have a separate check."""
+    """Check that generation_config.json equals the tuned model's file, except for special token ids.
+
+    Special token ids are compared by a separate check, because they may differ from the base model's ids if the
+    tokenizer changes.
+    """
     values, expected = (read_object(own[GENERATION]) if GENERATION in own else {} for own in (files, expected_files))
     free = SPECIAL_IDS | {"transformers_version", "_from_model_config"}
     wrong = [

@@ -1,4 +1,4 @@
-"""Check tensors of a merged Hugging Face folder against base and adapters, and the config against the vocabulary."""
+"""Check the tensors of a merged Hugging Face checkpoint against base and adapters, and check its config.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exporter.verify.values.computed import compare, sample
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
     """Yield the checks of a merged checkpoint.
 
-    untouched: True to compare every tensor except embedding and head, and every row of updated tensors.
+    untouched: True to compare all tensors, and all rows of updated tensors. Embedding and head have separate checks.
     """
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
@@ -54,9 +54,10 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
 
 
 def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Compare tensors that adapters change, except embedding and head.
+    """Compare the tensors that adapters change, except embedding and head, with their expected values.
 
-    Sums are compared up to rounding, and whole tensors exactly.
+    Sums of base and updates are compared up to rounding errors, and tensors that an adapter replaces are compared
+    exactly.
     """
     changed = {
         name: want
@@ -93,9 +94,11 @@ def _check_values(merged: Checkpoint, reference: Reference) -> Check:
 
 
 def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = None) -> bool:
-    """Compare two tensors as bytes after the cast to the merged dtype, so that NaNs and signed zeros count.
+    """Whether ``tensor`` equals ``source`` bit for bit, after ``source`` is cast to the dtype of ``tensor``.
 
-    through: dtype to which the source may have been rounded first, or None.
+    The tensors are compared as bytes, so that NaNs equal each other and differently signed zeros differ.
+
+    through: a dtype to which ``source`` may have been rounded before the cast, or None.
     """
     if tensor.spec.shape != source.spec.shape:
         return False

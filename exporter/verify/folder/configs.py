@@ -1,4 +1,4 @@
-"""Check that a folder's config.json equals the base's config, except for keys that follow the weights."""
+"""Check that config.json equals the base model's config.json, except for keys whose values depend on the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BROWSER: Final = "transformers.js_config"
 
 
 def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
-    """Check the parsed config.json, including its part for the text model."""
+    """Compare a parsed config.json, including the section ``text_config``, with the base model's config.json."""
     base = reference.checkpoint
     untied = base.tie.tied and not reference.tied
     free = _FOLLOWING | SPECIAL_IDS | {"text_config", BROWSER} | (_SCALES if untied else set())

@@ -1,4 +1,4 @@
-"""Check that configs have the special token ids of the tuned model's tokenizer."""
+"""Check that the special token ids in config files match the tuned model's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ SPECIAL_IDS: Final = frozenset(f"{role}_token_id" for role in SPECIAL_TOKENS)
 
 
 def check_special_ids(config: Mapping[str, Any], files: Mapping[str, Path], reference: Reference) -> Check:
-    """Check that special ids equal the base's ids, or the tuned tokenizer's id if the tokenizer has a new id.
+    """Check the special token ids in config.json and generation_config.json.
 
-    config: the parsed config.json.  files: the auxiliary files in its folder.
+    Each id must equal the base model's id, unless the adapter's tokenizer assigns a new id to the special token.
+
+    config: the parsed config.json.
+    files: the auxiliary files in the folder of config.json.
     """
     base = reference.checkpoint
     before, after = special_ids(base.auxiliary_files), special_ids(reference.auxiliary_files)
@@ -38,10 +41,13 @@ def compare_special_ids(
     after: Mapping[str, int],
     pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> Check:
-    """Check the special ids of configs against tokenizers.
+    """Check that special token ids in config files equal the tokenizer's new ids, or are unchanged.
 
-    before, after: special ids of the tokenizers before and after tuning.
-    pairs: (name of a config, config after tuning, config before tuning).
+    An id in a config file must be unchanged if the tokenizer's id for the special token is unchanged.
+
+    before: the special token ids of the tokenizer before tuning.
+    after: the special token ids of the tokenizer after tuning.
+    pairs: for each config file, a tuple (file name, config after tuning, config before tuning).
     """
     wrong = []
     for role in SPECIAL_TOKENS:

@@ -1,1 +1,1 @@
-"""Checks of GGUF files."""
+"""Check GGUF files against the base checkpoint and the adapters."""

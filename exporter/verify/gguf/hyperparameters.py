@@ -1,6 +1,7 @@
-"""Hyperparameters from a config.json by their GGUF names, read by the checker's own code.
+"""Read hyperparameters from a config.json and return them under their GGUF names.
 
-The checker does not know default values in the code of transformers.
+The code is independent of the exporter. Default values that transformers defines in code, and not in config.json, are
+not known to the verification.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ _NAMED_SCALINGS: Final = ("linear", "yarn")
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Map GGUF names, without the architecture prefix, to the values in ``config``.
+    """Map GGUF key names, without the architecture prefix, to the values in ``config``.
 
-    A value is None if the config rules the feature out. A name is absent if the config contains no value for the name.
+    A value is None if the config disables the feature, for example the sliding window. A key is absent if the config
+    contains no value for the hyperparameter.
 
     config: the part of config.json that describes the text model.
     """
@@ -95,9 +97,9 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
 
 
 def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
-    """The attention factor of longrope for contexts beyond the original context length.
+    """Return the attention factor of longrope for contexts that are longer than the original context length.
 
-    Source: _compute_longrope_parameters in transformers.
+    Source of the formula: _compute_longrope_parameters in transformers.
     """
     if table.get("attention_factor") is not None:
         return float(table["attention_factor"])

@@ -1,8 +1,9 @@
-"""Names and orders of elements in a GGUF for the tensors of a checkpoint, by the checker's own code.
+"""Determine the GGUF name and the GGUF order of elements for each tensor of a checkpoint.
 
-Names come from the tables of the gguf package. Orders of elements come from llama.cpp's converter. The converter
-interleaves rows of queries and keys if the rotary embedding pairs neighbouring elements, and stores Gemma's norms with
-1 added.
+The code is independent of the exporter. GGUF tensor names are looked up in the tables of the gguf package. The order of
+elements in a GGUF tensor follows llama.cpp's converter. For architectures whose rotary embedding pairs neighbouring
+elements, llama.cpp's converter interleaves the rows of the query and key matrices. For Gemma, llama.cpp's converter
+adds 1 to the norm weights.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Map GGUF names to the checkpoint's tensor names.
+    """Map the names of GGUF tensors to the names of checkpoint tensors.
 
-    Returns (GGUF name → checkpoint names that form the GGUF tensor, in order; checkpoint names without a GGUF tensor).
+    Returns a tuple (a dict from each GGUF name to the checkpoint tensors that are stacked in the GGUF tensor, in order;
+    a list of the checkpoint tensors that have no GGUF tensor).
 
-    Raises KeyError if the order of elements of the architecture is unknown.
+    Raises KeyError if the verification does not know the order of elements for the architecture ``arch``.
     """
     if arch not in ARCHITECTURES.values():
         raise KeyError(arch)
@@ -82,7 +84,10 @@ def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[
 
 
 def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | None:
-    """Conversion to the order of elements of GGUF tensor ``name``, or None if the GGUF has the checkpoint's order."""
+    """Return a function that reorders a checkpoint tensor to GGUF order, or None if the orders are equal.
+
+    name: the name of the GGUF tensor.
+    """
     part = re.sub(r"^blk\.\d+\.", "", name)
     numbers = hyperparameters(config)
     heads = numbers.get("attention.head_count")
@@ -100,19 +105,19 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
 
 
 def _interleave(heads: Any) -> Arrange:
-    """Interleave the rows of each head's first half with the rows of the second half."""
+    """Return a function that interleaves the first half of each attention head's rows with the second half."""
     return lambda value: value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def _by_use(heads: Any) -> Arrange:
-    """Order rows as all queries, all keys, all values. The checkpoint stores queries, keys and values per head."""
+    """Return a function that reorders a fused QKV tensor from per-head order to queries, then keys, then values."""
     return lambda value: value.reshape(heads, 3, -1, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
 
 
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Rope scaling tensors of a GGUF, computed from ``config``: name → (dims / 2,) float32.
+    """Compute the rope scaling tensors of a GGUF from ``config``, because a checkpoint has no rope scaling tensors.
 
-    A checkpoint has no rope scaling tensors.
+    Returns a dict from the GGUF tensor name to a float32 array of shape (rotary dimensions / 2,).
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None
@@ -125,7 +130,10 @@ def generated(config: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _llama3(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Array:
-    """The divisor of each rotary frequency for llama3 scaling. Source: _compute_llama3_parameters in transformers."""
+    """Return the number by which llama3 rope scaling divides each rotary frequency.
+
+    Source of the formula: _compute_llama3_parameters in transformers.
+    """
     dims = numbers["rope.dimension_count"]
     low, high, factor = table["low_freq_factor"], table["high_freq_factor"], table["factor"]
     waves = 2 * math.pi * numbers["rope.freq_base"] ** (np.arange(0, dims, 2) / dims)

@@ -1,7 +1,8 @@
-"""Check by the checker's own code that the base plus a GGUF LoRA equals the tuned values.
+"""Check that the base plus a GGUF LoRA equals the tuned model, independently of the exporter.
 
-Factor pairs for embedding and head are compared row by row. llama.cpp reorders the rows of some inner matrices. For
-inner matrices, the check therefore compares the norm of every update, which does not depend on the order of rows.
+LoRA factors for embedding and head are multiplied and compared row by row. For other matrices, the check compares only
+the norm of each update, because llama.cpp reorders the rows of some matrices and the norm does not depend on the order
+of rows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _VOCABULARY: Final = ("token_embd.weight", "output.weight")
 
 
 def is_lora(path: Path) -> bool:
-    """True if ``path`` is a GGUF file with an adapter."""
+    """Whether ``path`` is a GGUF file that contains an adapter."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -39,9 +40,9 @@ def is_lora(path: Path) -> bool:
 
 
 def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Yield the checks of a GGUF LoRA.
+    """Yield the checks of a GGUF LoRA file.
 
-    every: True to check all rows of embedding and head, False to check the trained rows and a sample of the other
+    every: True to check all rows of embedding and head, False to check the trained rows and a sample of the untrained
     rows.
     """
     file = GgufFile.open(path)
@@ -56,11 +57,13 @@ def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Che
 
 @dataclass(frozen=True)
 class _Pair:
-    """One pair of LoRA factors.
+    """The two LoRA factors that a GGUF stores for one tensor.
 
-    a, b: the stored factors in float64.  scale: the number by which llama.cpp multiplies the product of ``a`` and
+    a: the stored factor lora_a, converted to float64.
+    b: the stored factor lora_b, converted to float64.
+    scale: the number by which llama.cpp multiplies the product of ``a`` and ``b``.
+    transposed: True if the updated tensor's rows correspond to rows of ``a``, False if they correspond to rows of
     ``b``.
-    transposed: True if ``a`` is indexed by row.
     """
 
     a: Array
@@ -70,12 +73,12 @@ class _Pair:
 
     @property
     def touched(self) -> list[int]:
-        """Numbers of the rows that the pair changes."""
+        """The numbers of the rows that the LoRA factors change."""
         rows: list[int] = np.flatnonzero((self.a if self.transposed else self.b).any(axis=1)).tolist()
         return rows
 
     def rows(self, ids: Sequence[int]) -> Array:
-        """The values added to the rows ``ids`` of the base: (n, width) float64."""
+        """Return the values that the LoRA adds to the rows ``ids`` of the base, as (n, width) float64."""
         left, right = (self.a, self.b.T) if self.transposed else (self.b, self.a)
         added: Array = self.scale * (left[list(ids)] @ right)
         return added
@@ -101,9 +104,10 @@ def _values(file: GgufFile, name: str) -> Array:
 
 
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
-    """Compare base plus pair with the expected rows. The difference is measured as a share of the row's largest value.
+    """Compare rows of the base plus the LoRA product with the expected rows of the tuned model.
 
-    Without a pair, a whole matrix from an adapter must equal the base's matrix bit for bit.
+    The limit applies to the largest difference in a row, divided by the row's largest absolute value. If the GGUF has
+    no LoRA factors for the tensor, a whole matrix from an adapter must equal the base's matrix bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):
@@ -129,7 +133,10 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
 
 
 def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
-    """Check that the number and the norms of the updates of inner matrices equal those of the adapters' updates."""
+    """Check that a GGUF LoRA and the adapters update equally many inner matrices, by updates with equal norms.
+
+    Inner matrices are all matrices except embedding and head.
+    """
     uses = (reference.embedding, reference.head)
     wanted = [want for want in reference.tensors.values() if want.updates and want not in uses]
     norms = sorted(_product_norm(pair.scale * pair.b, pair.a) for pair in pairs)
@@ -151,5 +158,5 @@ def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> 
 
 
 def _product_norm(left: Array, right: Array) -> float:
-    """Frobenius norm of left @ right, without computing the product."""
+    """Return the Frobenius norm of left @ right, without computing the product."""
     return float(np.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))))

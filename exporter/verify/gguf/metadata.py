@@ -1,7 +1,7 @@
-"""Checks of a GGUF's metadata against the reference's config.
+"""Check the metadata of a GGUF against the config of the base model.
 
-A wrong value changes logits only on some texts. For example, a wrong sliding window, context length or rope scaling
-changes logits only on long texts.
+A comparison of logits may miss a wrong metadata value, because some values change the logits of only a few texts. For
+example, a wrong sliding window, context length or rope scaling changes the logits only of long texts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SAMPLING: Final = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "
 
 
 def check_settings(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Check the architecture, every key of the architecture, the size of the vocabulary, and the sampling settings."""
+    """Check the architecture, hyperparameters, vocabulary size and sampling settings in a GGUF's metadata."""
     model_type = reference.checkpoint.config.get("model_type")
     architecture = gguf.metadata.get("general.architecture")
     if model_type not in ARCHITECTURES:
@@ -88,7 +88,7 @@ def _default(name: str, arch: str) -> Any:
 
 
 def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """True if results do not depend on the key ``name``, due to a default in llama.cpp or due to a different key."""
+    """Whether a GGUF may omit the key ``name``, because llama.cpp has the right default or ignores the key."""
     if name in _FOLLOWING:
         hidden, heads = stated.get("embedding_length"), stated.get("attention.head_count")
         if name == "attention.head_count_kv":
@@ -105,10 +105,10 @@ def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mappin
 
 
 def _equal(value: Any, want: Any) -> bool:
-    """Compare two values.
+    """Whether a GGUF value equals a value of config.json.
 
-    Numbers are compared as float32, the type in a GGUF. The value 0 equals None, because the converter of phi3 writes 0
-    for no sliding window.
+    Numbers are compared as float32, because a GGUF stores floating-point hyperparameters as float32. The value 0 equals
+    None, because llama.cpp's converter for phi3 writes 0 if the model has no sliding window.
     """
     if isinstance(value, GgufArray):
         return False
@@ -120,7 +120,7 @@ def _equal(value: Any, want: Any) -> bool:
 
 
 def _check_sampling(gguf: GgufModel, reference: Reference) -> Check:
-    """Compare the sampling settings in the file with those of the generation config."""
+    """Check that the sampling settings in the GGUF equal the settings in generation_config.json."""
     path = reference.auxiliary_files.get("generation_config.json")
     advice = read_object(path) if path else {}
     wrong = []

@@ -1,4 +1,4 @@
-"""Check a GGUF's special token ids and the flags for tokens that llama.cpp adds around a text."""
+"""Check a GGUF's special token ids, and its flags for adding BOS and EOS to each text."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _ASSUMED: Final = {
 
 
 def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
-    """Check the special token ids and the flags against the tokenizer files.
+    """Check the special token ids and the flags for adding BOS and EOS against the tokenizer files.
 
-    With correct flags, llama.cpp and transformers add the same tokens around a text.
+    If the flags for BOS and EOS are correct, llama.cpp adds the same special tokens to a text as transformers.
     """
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
@@ -54,7 +54,11 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
 
 
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Map each role to the accepted ids: ids from the tokenizer, else ids from the configs, else [None]."""
+    """Map each special token role to the list of accepted ids.
+
+    The accepted ids come from the tokenizer. If the tokenizer has no token for the role, the ids in the configs are
+    accepted. If the configs have no id either, the only accepted value is None.
+    """
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)
     vocab = content["model"].get("vocab")
@@ -84,7 +88,7 @@ def _first(entry: Any) -> Any:
 
 
 def _last(processor: Any) -> str | None:
-    """The special token that a post-processor adds at the end of a text, or None."""
+    """Return the special token that a tokenizer's post-processor appends to every text, or None."""
     if not isinstance(processor, dict):
         return None
     for step in processor.get("processors") or [processor]:
@@ -96,7 +100,7 @@ def _last(processor: Any) -> str | None:
 
 
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
-    """True if transformers adds the token of ``role`` around a text, determined by encoding a text."""
+    """Whether transformers adds the special token ``role`` (BOS or EOS) to every text, found by encoding a text."""
     if content.get("post_processor") is None:
         return named.get(f"add_{role}_token") is True
     from tokenizers import Tokenizer  # a large library, imported only if needed

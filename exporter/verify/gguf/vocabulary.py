@@ -1,4 +1,4 @@
-"""Check token texts, token types, merges and chat templates of a GGUF against the tokenizer of the tuned model."""
+"""Check a GGUF's token texts, token types, merges and chat templates against the tuned model's tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _SPACE: Final = "\u2581"
 
 
 def check_tokens(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks of the vocabulary. Without a tokenizer.json, only the chat template is compared."""
+    """Yield the checks of a GGUF's vocabulary.
+
+    If the tuned model has no tokenizer.json, only the chat templates are checked.
+    """
     yield _check_template(gguf, reference)
     if not (content := reference.tokenizer):
         yield Skip("tokens", "the tuned model has no tokenizer.json")
@@ -43,9 +46,9 @@ def _array(gguf: GgufModel, name: str) -> list[Any]:
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
-    """Map ids to texts for the tokens of the tokenizer's model.
+    """Map token ids to token texts for the tokenizer's model, which does not include added tokens.
 
-    A unigram model lists the tokens in the order of their ids.
+    In a unigram model of the tokenizers library, the position of a token in the list is its id.
     """
     vocab = content["model"].get("vocab") or {}
     if isinstance(vocab, dict):
@@ -56,7 +59,7 @@ def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
 def _check_texts(
     texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int
 ) -> Check:
-    """Check that every row has the text of its token, and that no added token is blank."""
+    """Check that every row has the correct token text in the GGUF, and that no token text is empty."""
     wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
     wrong = [] if len(texts) == rows else [f"expected {rows} tokens, one token per row, found {len(texts)}"]
     expected_texts = map(wanted.get, range(len(texts)))
@@ -80,10 +83,10 @@ def _check_types(
     added_tokens: Mapping[int, AddedToken],
     reference: Reference,
 ) -> Check:
-    """Check that every token has the type given by the tokenizer.
+    """Check that every token in the GGUF has the token type that follows from the tokenizer.
 
-    Runtimes never print a control token and never assemble a control token from pieces of a text. Runtimes print
-    user-defined tokens.
+    Runtimes never print control tokens and never produce a control token when tokenizing plain text. In contrast,
+    runtimes do print user-defined tokens.
     """
     path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []
@@ -123,9 +126,9 @@ def _is_byte_level(content: Mapping[str, Any]) -> bool:
 
 
 def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
-    """Check that the file has the tokenizer's merges in the tokenizer's order.
+    """Check that the GGUF contains the BPE merges of the tokenizer in the same order.
 
-    The order determines how texts are split.
+    The order of BPE merges determines how a text is split into tokens.
     """
     pairs = content["model"].get("merges") or []
     if pairs and isinstance(pairs[0], str):
@@ -148,7 +151,7 @@ def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
 
 
 def _check_template(gguf: GgufModel, reference: Reference) -> Check:
-    """Check that the file and the tuned model have equal chat templates under equal names."""
+    """Check that the GGUF has the chat templates of the tuned model, with equal names and equal texts."""
     prefix = "tokenizer.chat_template"
     stored = {
         key.removeprefix(prefix).removeprefix(".") or "default": value

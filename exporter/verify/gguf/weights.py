@@ -1,7 +1,8 @@
-"""Check every element of a GGUF's tensors, except embedding and head, against base and adapters.
+"""Check every element of a GGUF's tensors, except embedding and head, against the base checkpoint and the adapters.
 
-Floats must match byte for byte. Quantised tensors must match byte for byte if the quantiser is available here. Rows
-from a different quantiser may have an error that fits their quantisation type.
+Tensors that are stored as floats must match byte for byte. Quantised tensors must match byte for byte if the
+verification has the quantiser that made the GGUF. If a GGUF was made by a different quantiser, each row may have a
+quantisation error up to a limit for its quantisation type.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 
 
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks of a GGUF's inner tensors.
+    """Yield the checks of all tensors of a GGUF, except embedding and head.
 
-    Memory: a block of rows, or a whole tensor with updates or with an order of elements that differs from the
-    checkpoint's.
+    Peak memory: one block of rows. For a tensor with updates, or with an order of elements that differs from the
+    checkpoint, the peak memory is the whole tensor.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -56,7 +57,10 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
 
 
 def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
-    """Check that the tensor names match those of the base. Embedding and head belong to the tie check."""
+    """Check that a GGUF has the tensor names that follow from the base.
+
+    Embedding and head are checked with their tie.
+    """
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
     detail = f"names of {len(gguf.tensors)} tensors match the base"
     if wrong:
@@ -67,9 +71,10 @@ def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
 def _compare(
     gguf: GgufModel, name: str, sources: Sequence[Expected], arrange: Arrange | None, comparison: _Comparison
 ) -> None:
-    """Compare one tensor.
+    """Compare one GGUF tensor with its expected values, and record the result in ``comparison``.
 
-    sources: expected values of the tensor, or of the members of a stack in order.
+    sources: the expected values of the tensor, or, if the GGUF tensor is a stack of experts or norms, the expected
+    values of each stacked tensor in order.
     """
     tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
@@ -95,7 +100,7 @@ def _compare(
 
 
 class _Comparison:
-    """The results of the comparison of all tensors."""
+    """Accumulated results of comparing the tensors of a GGUF with their expected values."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
@@ -104,9 +109,10 @@ class _Comparison:
         self.rows: dict[str, QuantisedRows] = {}
 
     def compare(self, gguf: GgufModel, name: str, value: Array, base_dtype: str, *, first: int = 0) -> None:
-        """Compare the rows from number ``first`` on with ``value`` (n, width).
+        """Compare consecutive rows of a GGUF tensor with ``value``, an array of shape (n, width).
 
-        base_dtype: dtype of the base's tensor.
+        base_dtype: the dtype of the tensor in the base checkpoint.
+        first: the row number of the first compared row.
         """
         storage, raw = self._read(gguf, name, first, len(value))
         if storage not in FLOATS:
@@ -117,7 +123,10 @@ class _Comparison:
             self.wrong.append(f"{name}: row {first + int(np.flatnonzero(wrong)[0])} differs from the base")
 
     def compare_sum(self, gguf: GgufModel, name: str, value: Array, base: Array, base_dtype: str, first: int) -> None:
-        """Compare the rows from number ``first`` on with ``value``, the sum of ``base`` and updates."""
+        """Compare consecutive rows of a GGUF tensor with ``value``, the sum of ``base`` and updates.
+
+        first: the row number of the first compared row.
+        """
         storage, raw = self._read(gguf, name, first, len(value))
         if storage in FLOATS:
             wrong = ~(ulps(decode(raw, storage), value, storage) <= MERGED_ULPS).all(axis=1)
@@ -133,7 +142,7 @@ class _Comparison:
         return gguf.tensors[name].type, gguf.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
-        """Yield the check of all tensors, and a skip if some tensors could not be compared."""
+        """Yield the check of all compared tensors, and a Skip if some tensors could not be compared."""
         for name, rows in self.rows.items():
             self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
             self.skipped += [name] if rows.not_made else []

@@ -1,1 +1,1 @@
-"""Checks of ONNX folders."""
+"""Check ONNX folders and model files against the base checkpoint and the adapters."""

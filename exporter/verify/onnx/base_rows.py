@@ -1,8 +1,9 @@
-"""Find the base's tensors by their rows in ONNX models with different tensor names and packing.
+"""Recognise the base checkpoint's tensors in an ONNX model by their rows.
 
-An export tool may transpose matrices, pack queries, keys and values into one matrix, or stack experts. Rows stay
-intact, so each row of a matrix is looked up among the base's rows in the same layer. If most rows of a matrix are
-found, all rows must be found, in the base's order. If few rows are found, the matrix has an unknown form.
+An ONNX export tool may rename tensors, transpose matrices, concatenate the matrices of queries, keys and values, or
+stack experts. Because these operations do not change the values in a row, each row of an ONNX matrix is looked up among
+the base's rows of the same layer. If at least half of a matrix's rows are found in the base, all rows of the matrix
+must be found, in the base's order. If fewer rows are found, the matrix is reported as unknown.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ Place = tuple[int, int]
 
 @dataclass
 class BaseRows:
-    """The base's tensors without updates, and an index of their rows by storage and layer."""
+    """The base's tensors that adapters do not update, and an index of the tensors' rows by storage type and layer."""
 
     reference: Reference
     _index: dict[tuple[str, str | None], dict[bytes, list[Place]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Select the tensors without updates.
+        """Select the tensors that adapters do not update.
 
-        Tensors with updates are sums, and no row of a sum equals a row of the base.
+        Tensors with low-rank updates cannot be recognised by their rows, because no row of the sum equals a row of the
+        base.
         """
         vocabulary = {self.reference.checkpoint.tie.embedding, self.reference.checkpoint.tie.head}
         self.tensors = {
@@ -55,15 +57,20 @@ class BaseRows:
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
     def matrix_fault(self, name: str, value: Array, storage: str) -> str | None:
-        """Describe the fault of a matrix. Returns "" for a matrix of the base, None for a matrix of unknown form."""
+        """Describe how a matrix in an ONNX model differs from the base.
+
+        Returns "" if the matrix equals a matrix of the base, and None if the matrix is not recognised.
+        """
         faults = [self.rows_fault(name, _bytes(rows), storage) for rows in _orientations(value)]
         known = [fault for fault in faults if fault is not None]
         return min(known, key=len) if known else None
 
     def rows_fault(self, name: str, rows: Array, storage: str) -> str | None:
-        """Describe the fault of a matrix given by its rows, as ``matrix_fault`` does.
+        """Describe how a matrix in an ONNX model, given by the bytes of its rows, differs from the base.
 
-        rows: stored rows in ``storage``, (n, bytes).
+        Returns "" if the rows equal the rows of a base matrix, and None if the matrix is not recognised.
+
+        rows: the bytes of the stored rows in the storage type ``storage``, of shape (n, bytes).
         """
         layer = self._layer(name)
         index = self._rows(storage, layer)
@@ -78,10 +85,11 @@ class BaseRows:
         return _misplaced(places, self.sizes)
 
     def vector_fault(self, name: str, value: Array) -> str | None:
-        """Describe the fault of a vector. Returns "" for a vector of the base, None for an unknown vector.
+        """Describe how a 1-D tensor in an ONNX model differs from the base.
 
-        The vector is compared with the base's vectors of equal layer and length, in the base's order of elements and in
-        any order.
+        Returns "" if the tensor equals a 1-D tensor of the base or is constant, and None if the tensor is not
+        recognised. The tensor is compared with the base's 1-D tensors that have the same layer and length. The elements
+        may have the order of the base or be completely reordered.
         """
         if (value == value[0]).all():
             return ""  # a constant of the graph
@@ -99,17 +107,17 @@ class BaseRows:
         return "the vector is close to a vector of the base, but differs" if nearest < _NEAR else None
 
     def _layer(self, name: str) -> str | None:
-        """The layer number in a name, or None for a number without a layer in the base.
+        """Return the layer number in the tensor name ``name``, or None if the base has no layer with the number.
 
-        Some tools give the final norm an extra layer number.
+        Some export tools give the final norm a layer number one above the last layer.
         """
         layer = layer_of(name)
         return layer if layer in self.layers else None
 
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
-        """Vectors of the layer with ``length`` elements.
+        """Yield the base's 1-D tensors that belong to ``layer`` and have ``length`` elements.
 
-        Concatenations, such as the biases of queries, keys and values, are included.
+        Concatenations of 1-D tensors, such as the biases of queries, keys and values, are also yielded.
         """
         neighbours: dict[tuple[str, str], list[FileTensor]] = {}
         for name, tensor in self.tensors.items():
@@ -143,7 +151,7 @@ class BaseRows:
 
 
 def _distance(value: Array, want: Array) -> float:
-    """Norm of the difference as a share of the norm of ``want``."""
+    """Return the norm of ``value - want`` divided by the norm of ``want``."""
     return float(np.linalg.norm(value - want)) / max(float(np.linalg.norm(want)), 1e-30)
 
 
@@ -151,13 +159,13 @@ _FLOAT_NAMES: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16",
 
 
 def layer_of(name: str) -> str | None:
-    """The layer number in a tensor name, or None."""
+    """Return the layer number in a tensor name, or None if the name contains no layer number."""
     match = _LAYER.search(name)
     return match[1] if match else None
 
 
 def _orientations(value: Array) -> Iterator[Array]:
-    """Yield the rows along the last axis, first as stored, then with the last two axes transposed."""
+    """Yield ``value`` as a 2-D array of its rows along the last axis, then with the last two axes transposed."""
     yield value.reshape(-1, value.shape[-1])
     transposed = np.ascontiguousarray(np.swapaxes(value, -1, -2))
     yield transposed.reshape(-1, transposed.shape[-1])
@@ -169,9 +177,9 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """True if ``others`` contains the row after ``place``.
+    """Whether any of the rows ``others`` can follow the row ``place`` in a matrix with the base's order of rows.
 
-    The first row of any tensor may follow the last row of a tensor.
+    After the last row of a tensor, the first row of any tensor can follow.
     """
     number, row = place
     if row + 1 == sizes[number]:
@@ -180,11 +188,12 @@ def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> boo
 
 
 def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
-    """Describe the fault of rows that are not in the base's order. Returns "" for rows in order.
+    """Describe which row of a matrix is not in the base's order. Returns "" if all rows are in order.
 
-    Packed tensors give runs of consecutive rows with a common length. Equal rows have more than one place, and any
-    place may continue a run. A misplaced row gives runs of irregular lengths. An order without runs, such as
-    interleaved halves, is a valid layout.
+    If several base tensors are concatenated, the matrix consists of runs of consecutive base rows, and all run lengths
+    are multiples of a common number. If a row is misplaced, the run lengths have no common divisor. A row whose values
+    occur several times in the base may continue a run from any of its positions in the base. A matrix in which most
+    rows start a new run, such as interleaved halves, counts as a valid layout.
     """
     starts = [
         row

@@ -1,8 +1,9 @@
-"""Find the expected sum of base and updates for an initialiser of an ONNX model.
+"""Find the sum of base and updates that a matrix of an ONNX model must equal.
 
-Export tools use different tensor names and packing, and no row of a sum equals a row of the base. However, sums are
-close to the base, so the nearest candidate in the initialiser's layer is taken. Candidates are single tensors,
-concatenated tensors, and their transposes.
+ONNX export tools may rename and concatenate tensors, and no row of a sum equals a row of the base. Because a sum of
+base and updates is close to the base, the expected sum with the smallest distance from the ONNX matrix, within the same
+layer, is used. The compared sums are those of single tensors, of concatenated tensors, and of the transposes of single
+and concatenated tensors.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from exporter.verify.values.quantised_rows import sum_fault
 
 @dataclass(frozen=True)
 class Sum:
-    """An expected sum in the shape of an initialiser.
+    """An expected sum of base and updates, in the shape of an ONNX matrix.
 
-    names: the base's tensors in the sum.  value: base plus updates, (n, width) float64.
-    base: the base's values, (n, width) float64.
+    names: the names of the base tensors that are concatenated in the sum.
+    value: the base plus the updates, as a float64 array of shape (n, width).
+    base: the base without the updates, as a float64 array of shape (n, width).
     """
 
     names: Sequence[str]
@@ -37,20 +39,23 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """The expected sums of one reference. Memory: the sums of one layer."""
+    """All expected sums of base and updates for one reference. Peak memory: the sums of one layer."""
 
     reference: Reference
     _layer: tuple[str | None, list[Sum]] = (None, [])
     _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Select all matrices except embedding and head."""
+        """Select all 2-D tensors of the base except embedding and head."""
         tie, tensors = self.reference.checkpoint.tie, self.reference.tensors
         inner = (name for name in tensors if name not in (tie.embedding, tie.head, *tie.copies))
         self._names = [name for name in inner if len(tensors[name].base.spec.shape) == 2]
 
     def find(self, name: str, value: Array) -> Sum | None:
-        """The sum nearest to ``value`` (n, width) float64 in the layer of ``name``, or None if all sums are too far."""
+        """Return the expected sum that is nearest to ``value`` (n, width) float64, or None if no sum is near enough.
+
+        Only the sums of the layer with the number in ``name`` are searched.
+        """
         best, nearest = None, SUM_NEAR
         for candidate in self._sums(layer_of(name)):
             for oriented in (candidate, Sum(candidate.names, candidate.value.T, candidate.base.T)):
@@ -61,9 +66,12 @@ class BaseSums:
         return best
 
     def fault(self, name: str, raw: Array, storage: str) -> str | None:
-        """Describe the fault of a matrix. Returns "" for a correct sum, None if all sums are too far.
+        """Describe how a matrix in an ONNX model differs from its expected sum of base and updates.
 
-        raw: stored rows in ``storage``, (n, bytes).
+        Returns "" if the matrix equals an expected sum, and None if no expected sum is near the matrix or the matrix
+        cannot be checked.
+
+        raw: the bytes of the stored rows in the storage type ``storage``, of shape (n, bytes).
         """
         value = decode(raw, storage)
         nearest = self.find(name, value)
@@ -84,10 +92,10 @@ class BaseSums:
         return self._layer[1]
 
     def _made(self, layer: str | None) -> Iterator[Sum]:
-        """Yield the expected sums of a layer.
+        """Yield the expected sums of base and updates in a layer.
 
-        A sum is a matrix with updates, or a concatenation of neighbouring matrices with at least one updated matrix, in
-        any order.
+        An expected sum is either a single updated matrix, or a concatenation of two or three matrices of a module in
+        any order, of which at least one is updated.
         """
         tensors = self.reference.tensors
         modules: dict[str, list[str]] = {}

@@ -1,9 +1,9 @@
-"""Check the configs and the graph inputs and outputs of an ONNX folder, which clients read.
+"""Check the config files of an ONNX folder, and the graph inputs and outputs of its models.
 
-The configs include genai_config.json and the table transformers.js_config.
-
-A comparison of logits does not cover configs and graph inputs. Clients rely on the configs, but the verification builds
-the input arrays without configs.
+The checked config files are config.json, including the section transformers.js_config, and genai_config.json.
+Applications that run the models rely on these config files and on the names of graph inputs and outputs. A comparison
+of logits does not detect errors in config files, because the verification runs the models without reading the config
+files.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ _ATTRIBUTES: Final = {
 
 
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the files that all models of a folder share. A single model file has no shared files."""
+    """Check the files that all models in an ONNX folder share.
+
+    For a single model file without a config, the checks are skipped.
+    """
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
         if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
@@ -85,7 +88,7 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
 
 
 def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
-    """Check that config.json lists the models with external data. A browser cannot list a folder."""
+    """Check that config.json lists all model files that have external data, because a browser cannot list a folder."""
     table = config.get(BROWSER)
     listed = table.get("use_external_data_format") if isinstance(table, Mapping) else None
     wanted = {path.name: 1 for path in paths if path.with_name(f"{path.name}_data").exists()}
@@ -123,9 +126,10 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
 
 
 def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield messages for special ids that differ from the other configs.
+    """Yield a message for each special token id in genai_config.json that differs from the other config files.
 
-    Values in generation_config.json take precedence over config.json, and padding defaults to EOS.
+    An id in generation_config.json takes precedence over the id in config.json. If neither file defines a padding id,
+    the padding id must equal the EOS id.
     """
     configs = [folder / name for name in ("config.json", "generation_config.json")]
     stated: dict[str, Any] = {}
@@ -158,7 +162,7 @@ def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterato
 
 
 def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Skip]:
-    """Check the inputs and outputs of a model file's graph, and the graph attributes with values from the config."""
+    """Check the inputs, outputs and node attributes of a model's graph against the base model's config."""
     model = onnx.load(str(artifact.path), load_external_data=False)
     if artifact.path.parent.name == "onnx" or model.producer_name == "ttexport":
         yield _check_interface(artifact, model.graph, reference)
@@ -171,7 +175,10 @@ def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Sk
 
 
 def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Check that inputs, outputs and axes have the names that clients use, and that every layer has a cache."""
+    """Check that graph inputs, outputs and axes have the names that applications require.
+
+    The required inputs and outputs include a key cache and a value cache for every layer.
+    """
     layers = hyperparameters(reference.checkpoint.text_config).get("block_count")
     stored = {tensor.name for tensor in graph.initializer}
     values = {value.name: value for value in (*graph.input, *graph.output) if value.name not in stored}
@@ -194,9 +201,10 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
 
 
 def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
-    """Check that epsilons and numbers of heads equal the config's values.
+    """Check that the norm epsilons and the numbers of attention heads in the graph equal the values in config.json.
 
-    A wrong epsilon may change logits by less than the noise.
+    The comparison of logits may miss a wrong epsilon, because the change of the logits may be smaller than rounding
+    noise.
     """
     numbers = hyperparameters(reference.checkpoint.text_config)
     epsilons = [numbers[name] for name in _EPSILONS if name in numbers]

@@ -1,4 +1,4 @@
-"""Read the rows of an ONNX model's matrices except embedding and head. A matrix has floats, or integers in blocks."""
+"""Read the matrices of an ONNX model, except embedding and head, as rows of floats or of quantised blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MIN_ELEMENTS: Final = 4
 class OnnxMatrix:
     """One matrix of an ONNX model.
 
-    parts: names of the initialisers of the matrix. A matrix in blocks, (out, in), has codes, scales and zero points.
+    parts: the names of the initialisers that form the matrix. A block-quantised matrix, with shape (out, in), has
+    initialisers for codes, scales and, optionally, zero points.
     """
 
     name: str
@@ -31,25 +32,28 @@ class OnnxMatrix:
     parts: Sequence[str]
 
     def raw(self) -> Array:
-        """The rows of all parts, concatenated: (n, bytes)."""
+        """Return the bytes of all parts, concatenated row by row, as an array of shape (n, bytes)."""
         sides = [self.file.rows(name, 0, self.file.initialisers[name].shape[0]) for name in self.parts]
         count = len(sides[0])
         return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
 
     def places(self) -> list[ByteRange] | None:
-        """The byte range of each part, or None if any part is inside the model file."""
+        """Return each part's byte range in external data, or None if the model file itself contains a part."""
         places = [self.file.initialisers[name].place for name in self.parts]
         outside = [place for place in places if place is not None]
         return outside if len(outside) == len(places) else None
 
     def split(self, raw: Array) -> list[Array]:
-        """Split the bytes from ``raw`` into one array per part."""
+        """Split row bytes that were returned by the method ``raw`` into one array per initialiser of the matrix."""
         widths = [self.file.initialisers[name].nbytes // len(raw) for name in self.parts]
         return np.split(raw, np.cumsum(widths)[:-1], axis=1)
 
 
 def inner_initialisers(file: OnnxFile) -> Iterator[str]:
-    """Yield the names of weights except embedding, head and rotary tables. A matrix in blocks is named by its codes."""
+    """Yield the names of all weight initialisers, except embedding, head and rotary tables.
+
+    For a block-quantised matrix, only the name of the initialiser with the codes is yielded.
+    """
     blocked = _blocked(file)
     scale_parts = {part for tensor in blocked.values() for part in tensor.parts[1:]}
     vocabulary = {part.name for use in (file.embedding, file.head) if use for part in file.stored_tensors(use)}
@@ -60,7 +64,7 @@ def inner_initialisers(file: OnnxFile) -> Iterator[str]:
 
 
 def matrices(file: OnnxFile) -> Iterator[OnnxMatrix]:
-    """Yield all matrices except embedding and head, in blocks or floats."""
+    """Yield all matrices of an ONNX model except embedding and head, whether block-quantised or stored as floats."""
     blocked = _blocked(file)
     for name in inner_initialisers(file):
         tensor = file.initialisers[name]

@@ -1,6 +1,6 @@
-"""Check the rotary tables of cosines and sines of a graph.
+"""Check the cosine and sine tables for rotary embeddings in an ONNX graph.
 
-A run of texts reads only the first few rows of the tables.
+The tables need a separate check, because running the verification texts uses only the first rows of the tables.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _KNOWN: Final = ("default", "linear", "llama3")
 
 
 def is_rotary(name: str) -> bool:
-    """True if ``name`` is the name of a rotary table."""
+    """Whether ``name`` is the name of a cosine or sine table for rotary embeddings."""
     return name.rpartition(".")[2] in ("cos_cache", "sin_cache", "cos_cached", "sin_cached")
 
 
 def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]:
-    """Compare every row of every rotary table with the config's frequencies, in float64."""
+    """Compare every row of every rotary table with float64 cosines and sines of the config's rope frequencies."""
     names = [name for name in file.initialisers if is_rotary(name)]
     if not names:
         return
@@ -54,7 +54,7 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
 
 
 def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
-    """The largest deviation of a table, as a share of the tolerance for the angle."""
+    """Return the largest deviation of an element of a rotary table, divided by the tolerance for its angle."""
     angles = np.arange(len(table))[:, None] * steps
     function = "cos" if "cos" in name.rpartition(".")[2] else "sin"
     allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
@@ -62,10 +62,10 @@ def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Radians per position for each pair of dimensions.
+    """Yield an array with the rotation angle per position, in radians, for each pair of rotary dimensions.
 
-    Yields the array for layers with full attention, then the array for layers with a sliding window if the config has a
-    different base for windows.
+    The first array is for layers with full attention. A second array, for layers with a sliding window, is yielded only
+    if the config defines a separate rope base for these layers.
     """
     numbers = hyperparameters(config)
     dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")

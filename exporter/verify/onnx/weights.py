@@ -1,4 +1,4 @@
-"""Check every initialiser of an ONNX model, except embedding and head, against base and adapters."""
+"""Check all weights of an ONNX model, except embedding and head, against the base checkpoint and the adapters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from exporter.verify.report import Check, Skip
 
 
 def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[Check | Skip]:
-    """Yield the checks of one model file.
+    """Yield the checks of the weights in one ONNX model file.
 
-    All models share ``base``. Memory: a few tensors, and the index of ``base``.
+    base: the index of base rows, which all model files share.
+
+    Peak memory: a few tensors, plus the index ``base``.
     """
     file = OnnxFile.open(path)
     known = {tensor.name: tensor for tensor in matrices(file)}

@@ -1,1 +1,1 @@
-"""The matrices of an artifact on disk."""
+"""Read the embedding and head matrices of an artifact on disk."""

@@ -1,4 +1,4 @@
-"""An artifact on disk, with its format, and with embedding and head as matrices that are read by rows."""
+"""Open an artifact on disk, detect its format, and give access to the rows of its embedding and head."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _IN_PYTHON: Final = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A matrix on disk.
+    """A matrix in a file on disk.
 
-    storage: dtype or quantisation type of the matrix.  raw(start, stop): the stored rows [start, stop), (n, bytes)
-    uint8.
-    places(row): byte ranges on disk of a row's stored bytes, in order.
+    storage: the dtype or quantisation type in which the matrix is stored.
+    raw: a function (start, stop) that returns the stored bytes of the rows [start, stop) as a uint8 array of shape (n,
+    bytes).
+    places: a function (row) that returns the byte ranges in files that contain the row, in order.
     """
 
     name: str
@@ -47,13 +48,14 @@ class StoredMatrix:
 class Artifact:
     """An artifact on disk.
 
-    path: the file or folder that a runtime loads.  head: matrix of the head, or None if embedding and head share a
-    tensor.
-    quantised: True if any tensor is stored in blocks, even if the embedding is not.
-    files: ``path`` and all files that ``path`` refers to, for artifacts that can be copied file by file.
-    types: types of all tensors of a GGUF.  inputs: input names of an ONNX graph.
-    encoder_embedding: embedding of an encoder with a separate file. ``path`` is the decoder in this case.
-    gguf: the opened GGUF, kept because parsing a header with one text per token is slow.
+    path: the file or folder that a runtime loads. For an encoder-decoder in ONNX, ``path`` is the decoder's file.
+    head: the matrix of the output head, or None if embedding and head share a tensor.
+    quantised: True if any tensor of the artifact is quantised in blocks, even if the embedding is not.
+    files: for GGUF and ONNX, all files that belong to the artifact, including ``path``.
+    types: for GGUF, the types of all tensors.
+    inputs: for ONNX, the input names of the graph.
+    encoder_embedding: the embedding of the encoder, if the encoder has a separate ONNX file.
+    gguf: the opened GGUF, kept in memory because its header contains one text per token and is slow to parse.
     """
 
     path: Path
@@ -69,15 +71,15 @@ class Artifact:
 
     @property
     def storage(self) -> str:
-        """The storage of the embedding, which selects the tolerance."""
+        """The dtype or quantisation type of the embedding, which determines the tolerances of checks."""
         return self.embedding.storage
 
 
 def find_artifacts(path: Path) -> list[Path]:
-    """The artifacts in ``path``.
+    """Return the paths of all artifacts in ``path``.
 
-    The result is ``path`` itself, or the artifacts in its folders hf, gguf, gguf-lora and onnx if ``path`` is the
-    output of an export to more than one format.
+    If ``path`` is the output of an export to several formats, the result contains the artifacts in its subfolders hf,
+    gguf, gguf-lora and onnx. In all other cases, the result contains only ``path``.
     """
     formats = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
     if not any(folder.is_dir() for folder in formats) or has_model(path):
@@ -88,7 +90,10 @@ def find_artifacts(path: Path) -> list[Path]:
 
 
 def open_artifacts(path: Path) -> list[Artifact]:
-    """Detect the format of ``path`` and open the headers. An ONNX folder gives one artifact per model file."""
+    """Detect the format of ``path`` and open its headers.
+
+    Returns one artifact per model file for ONNX, else one artifact.
+    """
     format_name = detect(path)
     if format_name == "onnx":
         return [_open_onnx(file) for file in model_files(path)]
@@ -96,11 +101,13 @@ def open_artifacts(path: Path) -> list[Artifact]:
 
 
 def encode(rows: Array, storage: str) -> Array:
-    """Encode ``rows`` (n, hidden) in ``storage``. Returns (n, bytes) uint8.
+    """Convert ``rows`` (n, hidden) to the dtype or quantisation type ``storage``, as (n, bytes) uint8.
 
-    ONNX Runtime and ggml quantise. Without ggml, the gguf package quantises with its copies of some of ggml's
-    quantize_row_*_ref functions. Raises MissingDependency if only ggml supports the type, NotExpressible and BadInput
-    as ggml.quantize_rows does.
+    Rows are quantised by ONNX Runtime for ONNX block types and by ggml for GGUF types. If ggml is not installed, the
+    gguf package quantises the types that it supports, with its ports of ggml's quantize_row_*_ref functions.
+
+    Raises MissingDependency if only ggml supports the type and ggml is not installed, and raises NotExpressible and
+    BadInput like ggml.quantize_rows.
     """
     if storage in FLOATS:
         return np.ascontiguousarray(cast(rows, storage)).view(np.uint8).reshape(len(rows), -1)
@@ -119,7 +126,7 @@ def encode(rows: Array, storage: str) -> Array:
 
 
 def decode(raw: Array, storage: str) -> Array:
-    """Decode ``raw`` (n, bytes) uint8 from ``storage``. Returns (n, hidden) float64."""
+    """Convert ``raw`` (n, bytes) uint8 from the dtype or quantisation type ``storage`` to (n, hidden) float64."""
     if storage in ("F64", "F32", "F16", "BF16"):
         return np.ascontiguousarray(raw).view(DTYPES[storage]).astype(np.float64)
     if BlockStorage.is_name(storage):
@@ -131,7 +138,7 @@ def decode(raw: Array, storage: str) -> Array:
 
 
 def stored_matrix(tensor: FileTensor) -> StoredMatrix:
-    """The matrix of a checkpoint tensor, as stored in the file."""
+    """Return a checkpoint tensor as a StoredMatrix whose rows are read from the tensor's file."""
 
     def raw(start: int, stop: int) -> Array:
         return encode(tensor.rows(start, stop), tensor.spec.dtype)

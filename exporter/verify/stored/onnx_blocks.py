@@ -1,4 +1,7 @@
-"""Rows in blocks of integers, int8 or int4, in the layout of ONNX Runtime's quantiser, by the checker's own code."""
+"""Encode, decode and compare matrix rows in ONNX Runtime's block-quantised int4 and int8 layouts.
+
+The code does not use the exporter's quantisation code.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ HALF_STEP: Final = 0.5 + 1e-4
 
 @dataclass(frozen=True, slots=True)
 class BlockStorage:
-    """Storage in blocks of ``size`` integers of ``bits`` bits.
+    """A quantisation type that stores blocks of ``size`` integers with ``bits`` bits each.
 
-    zero_points: True if each block has a zero point, False if zero is the middle code.  scales: dtype of the scale of
-    each block.
+    zero_points: True if each block has a stored zero point, False if the middle code represents zero.
+    scales: the dtype of the scale that each block has.
     """
 
     bits: int
@@ -39,24 +42,27 @@ class BlockStorage:
 
     @staticmethod
     def is_name(storage: str) -> bool:
-        """True if ``storage`` is the name of a storage in blocks."""
+        """Whether ``storage`` is the name of a block quantisation type."""
         return _NAME.fullmatch(storage) is not None
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The storage with the given name. The method is the inverse of ``str``."""
+        """Return the block quantisation type with the given name.
+
+        The name must be a result of ``str(block_storage)``.
+        """
         match = _NAME.fullmatch(name)
         assert match, name
         return cls(int(match[1]), int(match[2]), bool(match[3]), match[4])
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Self:
-        """The storage of the matrix ``name`` in ``file``."""
+        """Return the block quantisation type of the matrix ``name`` in ``file``."""
         blocks = file.blocks[name]
         return cls(blocks.bits, blocks.size, blocks.zero_points is not None, file.initialisers[blocks.scales].dtype)
 
     def encode(self, rows: Array) -> Array:
-        """Encode ``rows`` (n, hidden) as concatenated codes, scales and zero points. Returns (n, bytes) uint8."""
+        """Quantise ``rows`` (n, hidden) and return each row's codes, scales and zero points as (n, bytes) uint8."""
         from onnxruntime.capi import _pybind_state as runtime
 
         quantise = {4: runtime.quantize_matmul_4bits, 8: runtime.quantize_matmul_8bits}[self.bits]
@@ -72,11 +78,10 @@ class BlockStorage:
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """For each of ``rows`` (n, hidden), True if ``raw`` (n, bytes) stores the row.
+        """Return for each row, as (n,) bool, whether ``raw`` (n, bytes) correctly quantises ``rows`` (n, hidden).
 
-        Returns (n,) bool and needs no runtime.
-
-        Scales and zero points must equal those computed from the rows, and every code must be the nearest code.
+        In a correct quantisation, the scales and zero points equal the values computed from the row, and every code is
+        the code nearest to its value. The comparison does not need ONNX Runtime.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -100,10 +105,10 @@ class BlockStorage:
         return result
 
     def decode(self, raw: Array) -> Array:
-        """Decode ``raw``, the inverse of ``encode``. Returns (n, hidden) float64.
+        """Convert quantised rows from ``encode`` back to float64 values of shape (n, hidden).
 
-        Two 4-bit codes share a byte, with the first code in the lower half. Source: ONNX Runtime's operator page of
-        MatMulNBits.
+        In 4-bit storage, each byte contains two codes, and the lower half of the byte contains the first code. Source:
+        ONNX Runtime's documentation of the operator MatMulNBits.
         """
         count = len(raw)
         codes, scales, zeros = self._split(raw)
@@ -115,7 +120,7 @@ class BlockStorage:
         return result
 
     def _split(self, raw: Array) -> tuple[Array, Array, Array]:
-        """Split ``raw`` into codes (n, bytes), scales (n, blocks) and zero points (n, bytes)."""
+        """Split the bytes of each row into codes (n, bytes), scales (n, blocks) and zero points (n, bytes)."""
         per_block = self.size * self.bits // 8
         scale_bytes = DTYPES[self.scales].itemsize
         zero_bits = self.bits if self.zero_points else 0

@@ -1,1 +1,1 @@
-"""Comparison of stored rows with the trained rows."""
+"""Compare the rows stored in an artifact with the rows of the tuned model."""

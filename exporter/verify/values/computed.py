@@ -1,4 +1,4 @@
-"""Check sums of base and low-rank updates against sums computed by the checker in float64."""
+"""Compare stored sums of base weights and low-rank updates with sums that the verification computes in float64."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MANTISSA_BITS: Final = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
 
 
 def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """Compare rows of ``matrix`` with the expected sums.
+    """Compare rows of ``matrix`` with the expected sums of base and updates.
 
-    every: True to check every row, False to check a sample.
+    every: True to compare every row, False to compare a sample of the rows.
     """
     if matrix.storage not in _MANTISSA_BITS:
         return _check_quantised(use, matrix, want, every=every)
@@ -37,9 +37,11 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
 
 
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
-    """Compare a quantised matrix with the expected sums, block by block. A block has enough rows to detect an update.
+    """Compare a quantised matrix with the expected sums of base and updates, block by block.
 
-    every: True to check all blocks, False to check the first block.
+    A block has enough rows to detect an update that is smaller than the quantisation error of a single row.
+
+    every: True to compare all blocks, False to compare only the first block.
     """
     known = min(want.n_rows, want.base.spec.n_rows)
     starts = range(0, known if every else min(known, _ROWS_AT_ONCE), _ROWS_AT_ONCE)
@@ -60,14 +62,15 @@ def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: b
 
 
 def sample(count: int) -> list[int]:
-    """At most ``SAMPLED`` numbers of ``range(count)``, evenly spaced, including the first and the last number."""
+    """Return up to ``SAMPLED`` evenly spaced numbers from ``range(count)``, including the first and last number."""
     return sorted({round(step * (count - 1) / max(1, SAMPLED - 1)) for step in range(SAMPLED)})
 
 
 def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
-    """Compare stored rows with the expected sums.
+    """Compare stored rows with the expected sums of base and updates.
 
-    Returns (numbers of the rows that differ, largest deviation in units of the last place of the storage).
+    Returns a tuple (numbers of the rows that differ, largest deviation of any row in units in the last place of the
+    storage).
     """
     wrong: list[int] = []
     worst = 0.0
@@ -89,9 +92,11 @@ def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
 
 
 def ulps(stored: Array, want: Array, storage: str) -> Array:
-    """Distance in units of the last place of ``storage``, minus the noise of float32 sums: (rows, width) float64.
+    """Return the distance of each element of ``stored`` from ``want``, in units in the last place of ``storage``.
 
-    stored, want: (rows, width) float64.  The noise is proportional to the largest value of the row.
+    The rounding noise of float32 sums, which is proportional to the largest value of the row, is subtracted from each
+    distance. ``storage`` is the dtype of the stored values. Inputs and result are float64 arrays of shape (rows,
+    width).
     """
     noise = MERGED_F32_NOISE * np.abs(want).max(axis=1, keepdims=True)
     exponent = np.floor(np.log2(np.maximum(np.abs(want), np.finfo(np.float32).tiny)))

@@ -1,11 +1,13 @@
 """Compare rows of quantised tensors with their expected values.
 
-A row must have the expected bytes, or an error that fits its quantisation type.
+A stored row passes if its bytes equal the bytes of the expected row quantised by the verification. If the artifact was
+quantised with an importance matrix or with a different build of the quantiser, the bytes of every row differ. In this
+case, a stored row passes if its quantisation error is at most a fixed multiple of the error of the row quantised by the
+verification.
 
-A quantiser with an importance matrix, or from a different build, gives different bytes in every row. The error of a row
-may then be the error of the row quantised by the checker, times a factor. For sums of base and updates, few rows match
-byte for byte even with the same quantiser. An update may be smaller than the quantisation error, so the update must be
-detectable in the sum over the whole tensor.
+For tensors that are sums of base and updates, few rows match byte for byte, even if the same quantiser was used.
+Because an update may be smaller than the quantisation error of each row, the check measures the update in the whole
+tensor.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ _PLAIN: Final = frozenset({"Q8_0", "TQ1_0", "TQ2_0", "MXFP4"})
 
 @dataclass
 class QuantisedRows:
-    """Rows of one quantised tensor, compared with rows that the checker quantised.
+    """The result of comparing the rows of one quantised tensor with rows that the verification quantised.
 
-    identical: number of rows with equal bytes.
-    others: (row, its error as a multiple of the checker's error) for rows with different bytes.
-    not_made: True if the checker could not quantise some rows.
+    identical: the number of rows with equal bytes.
+    others: for each row with different bytes, a tuple (row number, quantisation error as a multiple of the error of the
+    row quantised by the verification).
+    not_made: True if the verification could not quantise some of the rows.
     """
 
     storage: str
@@ -50,10 +53,12 @@ class QuantisedRows:
     others: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, raw: Array, value: Array, base_dtype: str, first: int) -> None:
-        """Compare stored rows with the expected rows ``value``.
+        """Compare stored rows with the quantised rows of ``value``, and add the result to the counts.
 
-        raw: stored rows from number ``first`` on, (n, bytes).  value: expected rows, (n, width).
-        base_dtype: dtype of the base's tensor.
+        raw: the bytes of the stored rows, of shape (n, bytes).
+        value: the expected values of the rows, of shape (n, width).
+        base_dtype: the dtype of the tensor in the base checkpoint.
+        first: the row number of the first stored row.
         """
         try:
             made = encode(value, self.storage)
@@ -73,7 +78,11 @@ class QuantisedRows:
             ]
 
     def faults(self) -> Iterator[str]:
-        """Yield messages for differing rows if most rows match byte for byte, else for rows with too large an error."""
+        """Yield a message for each fault that was found in the compared rows.
+
+        If most rows match byte for byte, any row with different bytes is a fault. If few rows match, only rows with a
+        quantisation error above the limit are faults.
+        """
         if self.others and self.identical >= QUANTISED_IDENTICAL * (self.identical + len(self.others)):
             yield f"row {self.others[0][0]} is not quantised like {self.identical} other rows"
             return
@@ -81,9 +90,11 @@ class QuantisedRows:
 
 
 def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterator[str]:
-    """Yield a message for the first row with too large an error for its type, else for too large a median error.
+    """Yield a message if the quantisation error of a row, or the median error of all rows, exceeds its limit.
 
-    rows: (row, its error as a multiple of the checker's error).  target: name of the expected values, for messages.
+    rows: for each row, a tuple (row number, quantisation error as a multiple of the error of the row quantised by the
+    verification).
+    target: the name of the expected values, for messages.
     """
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
@@ -95,14 +106,18 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
 
 
 def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: str) -> str | None:
-    """Describe the fault of a quantised sum of base and updates.
+    """Describe what is wrong with a quantised tensor that must equal the sum of base and updates.
 
-    Returns "" for a correct sum, None if the checker cannot decide.
+    Returns "" if the stored sum is correct, and None if the update is too small or the quantiser is not available, so
+    that the tensor cannot be checked.
 
-    raw: stored rows in ``storage``, (n, bytes).  value, base: (n, width) float64; ``value`` is ``base`` plus the
-    update.
-    base_dtype: dtype of the base's tensor, to which a merged file may have been rounded before it was quantised.
-    Memory: a few copies of the tensor in float64.
+    raw: the bytes of the stored rows in the quantisation type ``storage``, of shape (n, bytes).
+    value: the base plus the update, as a float64 array of shape (n, width).
+    base: the base without the update, as a float64 array of shape (n, width).
+    base_dtype: the dtype of the tensor in the base checkpoint, because a merged file may have been rounded to this
+    dtype before quantisation.
+
+    Peak memory: a few copies of the tensor in float64.
     """
     update = value - base
     size = float(np.linalg.norm(update))
@@ -125,7 +140,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
 
 
 def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Array:
-    """Quantise ``value`` directly and from 16-bit dtypes, then return the result most similar to ``raw``."""
+    """Quantise ``value`` directly and after rounding to 16 bits, and return the result most similar to ``raw``."""
     candidates = [encode(value, storage)]
     candidates += [
         encode(cast(value, dtype), storage) for dtype in dict.fromkeys((base_dtype, *_THROUGH)) if dtype in FLOATS
@@ -134,7 +149,10 @@ def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Ar
 
 
 def _shares(raw: Array, made: Array, value: Array, storage: str) -> Array:
-    """Error of each stored row as a multiple of the error of the row quantised by the checker."""
+    """Return each stored row's quantisation error as a multiple of the error of the row in ``made``.
+
+    ``raw`` contains the stored rows, and ``made`` contains the rows that the verification quantised from ``value``.
+    """
     errors = [np.linalg.norm(decode(rows, storage) - value, axis=1) for rows in (raw, made)]
     # A row without a quantisation error, such as a row of zeros, must be stored without an error.
     floor = np.finfo(np.float32).eps * np.linalg.norm(value, axis=1)

@@ -1,4 +1,4 @@
-"""The storage error of every trained row, relative to the row's change by training."""
+"""Measure the storage error of every trained token row relative to the change of the row by training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from exporter.verify.tolerances import ROW_ERROR_SHARE
 
 
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
-    """Storage errors of every stored matrix with trained rows. A matrix with a wrong number of rows is left out."""
+    """Measure the storage errors of the trained rows in the embedding and the head.
+
+    A matrix whose number of rows differs from the vocabulary size is left out, because its rows cannot be matched with
+    token ids.
+    """
     uses = [("embedding", artifact.embedding, reference.embedding)]
     if artifact.encoder_embedding is not None:
         uses.append(("encoder embedding", artifact.encoder_embedding, reference.embedding))
@@ -26,10 +30,9 @@ def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
 
 
 def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
-    """Check that every quantised row is nearer to the trained row than the base's row is.
+    """Check that every quantised trained row is nearer to its trained values than the base model's row is.
 
-    Rows in float storage are left out, because a separate check compares these rows bit for bit with the declared
-    rounding.
+    Rows that are stored as floats are left out, because a different check compares float rows bit for bit.
     """
     for errors in measured:
         if errors.storage in FLOATS:

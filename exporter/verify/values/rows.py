@@ -1,4 +1,4 @@
-"""Check trained rows, untouched rows, shapes and the tie of embedding and head without running a model."""
+"""Check the rows, the shapes and the tie of embedding and head without running a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from exporter.verify.values.computed import check_computed
 
 
 def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks of embedding and head.
+    """Yield the checks of the rows of embedding and head.
 
-    untouched: True to compare also every untrained row.
+    untouched: True to compare every untrained row in addition to the trained rows.
 
-    Memory: one block of rows. Time: O(k) for k trained rows, or one read of embedding and head with ``untouched``.
+    Peak memory: one block of rows. Run time: proportional to the number of trained rows, or, if ``untouched`` is True,
+    to the size of embedding and head.
     """
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
@@ -48,9 +49,9 @@ def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
 
 
 def _check_tie(artifact: Artifact, reference: Reference) -> Check:
-    """Check that a tied model stores one tensor and an untied model two tensors.
+    """Check that a tied model stores one tensor for embedding and head, and an untied model stores two tensors.
 
-    A tied checkpoint may store a duplicate head if the base does.
+    A tied checkpoint may store a duplicate of the embedding as head if the base checkpoint also stores a duplicate.
     """
     stored = "one tensor" if artifact.head is None else f"{artifact.embedding.name} and {artifact.head.name}"
     if reference.tied:
@@ -62,7 +63,7 @@ def _check_tie(artifact: Artifact, reference: Reference) -> Check:
 
 
 def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Check that every trained row is exactly the declared rounding of the adapter's row."""
+    """Check that every trained row in the artifact equals the adapter's row rounded to the artifact's storage type."""
     rows, base_dtype = want.rows, want.base.spec.dtype
     wrong = [
         token_id
@@ -79,11 +80,10 @@ def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
 
 
 def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Array]:
-    """The accepted encodings of a row.
+    """Yield every byte sequence that is accepted as a correct encoding of the trained row ``row``.
 
-    The row may be encoded directly from the adapter's dtype or rounded to the base's dtype first.
-
-    A quantisation may also be made from a 16-bit file, regardless of the base's dtype.
+    A trained row may be encoded directly from the adapter's dtype, or rounded to the base model's dtype and then
+    encoded. A quantised row may also be encoded after rounding to F16 or BF16, regardless of the base model's dtype.
     """
     yield encode(row[None], matrix.storage)
     for dtype in (base_dtype,) if matrix.storage in FLOATS else (base_dtype, "F16", "BF16"):
@@ -92,9 +92,9 @@ def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Ar
 
 
 def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
-    """The 16-bit dtype to which the trained rows of a float32 artifact were rounded, or None without such a rounding.
+    """Return the 16-bit dtype to which a float32 artifact's trained rows were rounded, or None without rounding.
 
-    Most tools merge into a 16-bit checkpoint and then convert the checkpoint to float32.
+    Most export tools merge an adapter into a 16-bit checkpoint and then convert the merged checkpoint to float32.
     """
     want, matrix = reference.embedding, artifact.embedding
     dtype = want.base.spec.dtype
@@ -111,7 +111,7 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
 
 
 def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Check that every untrained row equals the encoded row of the base, or of an adapter's whole matrix."""
+    """Check that every untrained row equals the base's row, or the row of a whole matrix from an adapter."""
     spec, rows = want.source.spec, want.rows
     base_dtype = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
