@@ -12,8 +12,6 @@ class Material:
     """The base or an adapter. name: a hub id or the name of the folder, never a local path.
 
     revision: the commit on the hub, or None. files: file name below the folder → sha256, for every file that was read.
-    name: a hub id or the folder's name, never a local path. revision: the commit on the hub, or None. files: name below
-    the folder → sha256, for every file that was read.
     """
 
     name: str
@@ -27,9 +25,7 @@ class Artifact:
 
     model: a key of ``Release.models``. format, storage: names of format and storage as printed by ``ttexport plan``.
     parameters: the options of the job as JSON values. report: the entry for this artifact in ``report.json``; None if
-    the artifact was not verified. path: path below the release folder, with slashes. model: a key of
-    ``Release.models``. format, storage: the names that ``ttexport plan`` prints. parameters: the options of the job as
-    JSON values. report: the entry for this artifact in ``report.json``; None if the artifact was not verified.
+    the artifact was not verified.
     """
 
     job: str
@@ -47,10 +43,7 @@ class Model:
 
     folder: folder of the card and the artifacts, below the release folder; empty if the release has only one model.
     card: texts for the card, from ``release.toml``. parameter_count: number of parameters of the merged model.
-    size_label: label of the model size for llama.cpp's file names, such as ``135M``. folder: folder of the card and the
-    artifacts, below the release folder; empty if the release has only one model. card: texts from ``release.toml``.
-    parameter_count: number of parameters of the merged model. size_label: label for llama.cpp's file names, such as
-    ``135M``.
+    size_label: label of the model size for llama.cpp's file names, such as ``135M``.
     """
 
     name: str

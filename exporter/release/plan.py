@@ -43,9 +43,7 @@ class ModelPlan:
     """One model of the release. folder: path of the model's folder below the release.
 
     adapters: names of the model's adapters, as keys of the release's adapters. adapter_sources: each adapter as an
-    argument of ``ttexport patch``, which is a path or a hub id with its commit. folder: path below the release.
-    adapters: names of the model's adapters among the materials of the release. adapter_sources: each adapter as an
-    argument of ``ttexport patch``: a path, or a hub id with its commit.
+    argument of ``ttexport patch``, which is a path or a hub id with its commit.
     """
 
     name: str
@@ -142,10 +140,9 @@ def plan_release(
     """Locate and hash the inputs, and plan every artifact from tensor shapes without reading tensor data.
 
     cache: cache that is kept between releases; None disables the cache. quiet: show no progress bars during downloads.
-    asked_by: name of the file that ``spec`` was read from, used in error messages. cache: cache that is kept across
-    releases; None keeps nothing. quiet: no progress bars during downloads. asked_by: name of the file that ``spec`` was
-    read from, used in error messages. Raises BadInput if an input is unusable, NotExpressible if a format cannot
-    represent an artifact, and MissingDependency if a required runtime is not installed.
+    asked_by: name of the file that ``spec`` was read from, used in error messages. Raises BadInput if an input is
+    unusable, NotExpressible if a format cannot represent an artifact, and MissingDependency if a required runtime is
+    not installed.
     """
     prompts = tuple(require_verifiable(spec.verify, needed_for="verify.require"))
     digests = FileDigests(cache.digests if cache else None)

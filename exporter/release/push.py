@@ -32,9 +32,7 @@ _RETRY: Final = "run the command again with --resume: files that have arrived ar
 class Pushed:
     """An upload, or the preview of an upload. files: path → size in bytes.
 
-    deleted: files of an earlier release that the upload deletes. commit: id of the commit; None for a preview. deleted:
-    files of an earlier release that the upload deletes. commit: URL or id of the commit; None for a preview. files:
-    path → size in bytes. deleted: files of an earlier release. commit: None for a preview.
+    deleted: files of an earlier release that the upload deletes. commit: id of the commit; None for a preview.
     """
 
     repo: str
@@ -83,14 +81,11 @@ def push(
 
     repo: org/name; created if the repository does not exist. revision: a branch; created from main if the branch does
     not exist. dry_run: return the preview without network access; None means a dry run only in a CI job. private:
-    visibility of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. repo: org/name; created if the
-    repository does not exist. revision: a branch, created from main if the branch does not exist. dry_run: return the
-    preview without network access; None means a dry run only in CI. private: visibility of a new repository. endpoint:
-    URL of the hub, by default HF_ENDPOINT. The access token is HF_TOKEN, or else the token stored by ``hf auth login``.
-    If there are more than 256 files or the upload takes more than five minutes, huggingface_hub makes two or more
-    commits. Raises NotEquivalent if the folder differs from the release that was made, UsageError if the repository id
-    is invalid, and OutputError if the hub refuses the upload, fails or cannot be reached. After an interrupted upload,
-    calling ``push`` again resumes the upload.
+    visibility of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. The access token is HF_TOKEN, or
+    else the token stored by ``hf auth login``. If there are more than 256 files or the upload takes more than five
+    minutes, huggingface_hub makes two or more commits. Raises NotEquivalent if the folder differs from the release that
+    was made, UsageError if the repository id is invalid, and OutputError if the hub refuses the upload, fails or cannot
+    be reached. After an interrupted upload, calling ``push`` again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))

@@ -27,8 +27,7 @@ class ModelTable(_Table, frozen=True):
 class SigningTable(_Table, frozen=True):
     """The table ``[signing]``: sign with a private key file or with Sigstore.
 
-    password_env: environment variable that contains the password of the private key. password_env: environment variable
-    with the password of the key.
+    password_env: environment variable that contains the password of the private key.
     """
 
     key: str | None = None
@@ -51,8 +50,7 @@ class HubTable(_Table, frozen=True):
 def unknown_keys(table: Mapping[str, Any], known: Sequence[str] | type[msgspec.Struct], where: str) -> Iterator[str]:
     """Return one line for each key of ``table`` that is not in ``known``, with the most similar known key.
 
-    where: prefix of the keys in the lines, such as ``models.one.``. where: prefix of the key in the line, such as
-    ``models.one.``.
+    where: prefix of the keys in the lines, such as ``models.one.``.
     """
     if isinstance(known, type):
         known = [field.encode_name for field in msgspec.structs.fields(known)]

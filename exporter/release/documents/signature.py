@@ -27,10 +27,9 @@ _MAX_REASON_CHARS: Final = 120
 class Signing:
     """Settings for signing a release.
 
-    private_key: PEM file with a private key on an elliptic curve (P-256, P-384 or P-521). private_key: PEM file of an
-    elliptic curve (P-256, P-384, P-521). If ``private_key`` is None, Sigstore is used for signing. identity_token:
-    identity token for Sigstore. If ``identity_token`` is None, the token of the CI job is used; outside of CI, Sigstore
-    opens a browser.
+    private_key: PEM file with a private key on an elliptic curve (P-256, P-384 or P-521). If ``private_key`` is None,
+    Sigstore is used for signing. identity_token: identity token for Sigstore. If ``identity_token`` is None, the token
+    of the CI job is used; outside of CI, Sigstore opens a browser.
     """
 
     private_key: Path | None = None

@@ -100,8 +100,7 @@ class CollectedPieces:
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
         """Copy the artifacts into the draft of ``stage`` and write the documents of the release.
 
-        started: time at which the run started, in RFC 3339 format. started: time in RFC 3339 format at which the run
-        started.
+        started: time at which the run started, in RFC 3339 format.
         """
         with writing(stage.draft):
             shutil.rmtree(stage.draft)

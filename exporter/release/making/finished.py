@@ -32,8 +32,7 @@ def finished_release(
     """Return a copy of ``facts`` that also lists the artifacts of the release at ``out``.
 
     Return None if ``out`` contains another release or no release. keys: job → digest of the job's inputs and options,
-    for all jobs in order. verifications: model → digest of the verification settings. keys: job → digest of the inputs
-    and options, for all jobs in order. verifications: model → digest of the verification settings.
+    for all jobs in order. verifications: model → digest of the verification settings.
     """
     try:
         released, _ = manifest.read(out / manifest.NAME)

@@ -22,8 +22,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     """A finished job. key: digest of the job's inputs and options. files: file name below the release → sha256.
 
     seconds: time for making the artifact, without hashing and verification. method: how the artifact was made, for
-    example ``merged`` or ``patched``. seconds: time for making the artifact, without hashing and verification. method:
-    for example ``merged`` or ``patched``.
+    example ``merged`` or ``patched``.
     """
 
     job: str
@@ -36,8 +35,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
     """The verified artifacts of one model. keys: job → key of the job. reports: job → report, as in report.json.
 
-    verification: digest of the verification settings. keys: job → key of the job. reports: job → report in the form of
-    report.json. verification: digest of the settings.
+    verification: digest of the verification settings.
     """
 
     model: str
@@ -65,9 +63,8 @@ class Journal:
         """Read the journal, if the file exists, and drop the lines that are not valid for this run.
 
         draft: folder with the files that the lines list; all other files in the folder are removed. keys: job → current
-        key of the job. verifications: model → digest of the current verification settings. draft: folder with the files
-        that the lines list; all other files in the folder are removed. keys: job → present key of the job.
-        verifications: model → digest of the present settings. Raises UnreadableFile and OutputError.
+        key of the job. verifications: model → digest of the current verification settings. Raises UnreadableFile and
+        OutputError.
         """
         journal = cls(path)
         for line in _lines(path):

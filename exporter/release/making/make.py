@@ -28,8 +28,7 @@ from exporter.release.plan import ReleasePlan
 class ArtifactMaker:
     """Makes the artifacts of a release. base_store: store for artifacts of the base, kept between runs.
 
-    scratch_store: store for temporary files of this release. base_store: artifacts of the base, kept between runs.
-    scratch_store: files of this release only.
+    scratch_store: store for temporary files of this release.
     """
 
     plan: ReleasePlan

@@ -30,9 +30,8 @@ _MAX_BYTES: Final = 256 << 20
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Content of ``piece.json``. release: the facts of the release without artifacts, equal in all pieces of a release.
 
-    verification: digest of the verification settings. verify_seconds: duration of the verification in seconds.
-    verification: digest of the verification settings. verify_seconds: duration of the verification. If the artifact was
-    not verified, ``verification`` and ``verify_seconds`` are None.
+    verification: digest of the verification settings. verify_seconds: duration of the verification in seconds. If the
+    artifact was not verified, ``verification`` and ``verify_seconds`` are None.
     """
 
     schema: int

@@ -55,13 +55,12 @@ def release_on_ray(
 ) -> Release:
     """Make a release with one Ray task per job, and return the facts of the release.
 
-    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. address: ``local`` starts
-    Ray on this machine; any other value is passed to ``ray.init``. All nodes need the same version of ttexport and must
-    find ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths. asked_by: name of the file
-    that ``spec`` was read from, used in error messages. The first failed job ends the release with the error of the
-    job; pieces that are already finished are kept for ``resume``. Raises MissingDependency if Ray is not installed,
-    UsageError if ``address`` is invalid, OutputError if no cluster answers, TTExportError if a task dies, and any error
-    that a job raises.
+    address: ``local`` starts Ray on this machine; any other value is passed to ``ray.init``. All nodes need the same
+    version of ttexport and must find ``out``, ``cache`` and the paths of ``spec``, all absolute, under the same paths.
+    asked_by: name of the file that ``spec`` was read from, used in error messages. The first failed job ends the
+    release with the error of the job; pieces that are already finished are kept for ``resume``. Raises
+    MissingDependency if Ray is not installed, UsageError if ``address`` is invalid, OutputError if no cluster answers,
+    TTExportError if a task dies, and any error that a job raises.
     """
     ray, hooks, started = require_ray(), hooks or Hooks(), now()
     plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=asked_by)

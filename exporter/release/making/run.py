@@ -171,9 +171,9 @@ def run_release(
     """Make, verify and publish a release at ``out``, and return the facts of the release.
 
     With ``only``, publish the piece of a single job and no release. resume: continue an interrupted run. force: replace
-    ``out``; without ``resume``, also discard the work of an interrupted run. resume: continue an interrupted run.
-    force: replace ``out``; without ``resume``, also start over. Raises NotEquivalent if an artifact fails the
-    verification, OutputError and BadInput. After an error, ``out`` is unchanged, and ``resume`` can continue the run.
+    ``out``; without ``resume``, also discard the work of an interrupted run. Raises NotEquivalent if an artifact fails
+    the verification, OutputError and BadInput. After an error, ``out`` is unchanged, and ``resume`` can continue the
+    run.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()
