@@ -1,4 +1,4 @@
-"""Ship models with taught tokens: merge, export, patch, verify, release; train the tokens with ``tune``.
+"""Merge, export, patch, verify and release language models with trained token rows; train token rows with ``tune``.
 
     import ttexport
 
@@ -6,9 +6,9 @@
     for artifact in merged.artifacts:
         print(artifact.path, artifact.report.verdict())
 
-Each function does the same as the verb with the same name on the command line. Each function raises subclasses of
-``TTExportError`` and prints nothing. Names are imported on first use, so importing this package imports neither torch
-nor the library of a format.
+Each function of this package does the same as the ``ttexport`` subcommand with the same name. All errors are subclasses
+of ``TTExportError``, and no function prints anything. Names are imported on first use, so ``import ttexport`` imports
+neither torch nor the library of a format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The verbs ``merge``, ``export`` and ``plan`` as functions."""
+"""The Python functions ``merge``, ``export`` and ``plan``, which correspond to the subcommands of ``ttexport``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ Format = str | FormatOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedArtifact:
-    """One artifact on disk. path: a file, a folder, or the first part of a split GGUF.
+    """An exported artifact on disk.
 
-    storage: dtype, quantisation or precisions. notes: properties of the model that the format cannot represent. report:
-    None if the artifact was not verified.
+    path: path of the file, the folder, or the first part of a split GGUF file.
+
+    storage: the artifact's dtype, quantisation type or ONNX precisions.
+    notes: properties of the model that the format cannot represent.
+    report: the verification report, or None if the artifact was not verified.
     """
 
     format: str
@@ -38,7 +41,7 @@ class ExportedArtifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The result of an export, with the artifacts at or below ``out``."""
+    """The result of an export: the path ``out`` and the artifacts at ``out`` or in the folder ``out``."""
 
     out: Path
     artifacts: Sequence[ExportedArtifact]
@@ -54,15 +57,19 @@ def merge(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Exported:
-    """Merge ``adapters`` into their base, write the formats in ``to``, and verify the artifacts on disk.
+    """Merge ``adapters`` into their base, write the result in the formats ``to``, and verify the artifacts on disk.
 
-    adapters: PEFT adapters, given as paths or hub ids (org/name, org/name@revision). base: a path or hub id; None means
-    the base named in the adapters. to: one or more formats, given as names (hf, gguf, gguf-lora, onnx) or as options,
-    such as ``GgufOptions(types=("Q8_0",))``. out: a file or folder; two or more artifacts need a folder; None means a
-    path in the current folder, named after the first adapter. verify: a level (off, rows, weights, full) or options.
-    force: replace ``out``. hooks: progress callbacks.
-    Raises UsageError, BadInput, NotExpressible, MissingDependency, OutputError and NotEquivalent. After an error,
-    ``out`` is unchanged.
+    adapters: PEFT adapters, given as paths or hub ids (org/name, org/name@revision).
+    base: the path or hub id of the base checkpoint, or None for the base that the adapters name.
+    to: one or more formats, given as names (hf, gguf, gguf-lora, onnx) or as options, such as
+    ``GgufOptions(types=("Q8_0",))``.
+    out: the file or folder to write (several artifacts need a folder), or None for a path in the current folder that is
+    named after the first adapter.
+    verify: a verification level (off, rows, weights, full) or verification options.
+    force: whether to replace an existing ``out``.
+    hooks: callbacks that report progress.
+    Raises UsageError, BadInput, NotExpressible, MissingDependency, OutputError and NotEquivalent. After an error, an
+    existing ``out`` is unchanged.
     """
     made = plan(*adapters, base=base, to=to, out=out, options=options, verify=verify, force=force)
     return _run(made, hooks)
@@ -81,7 +88,7 @@ def export(
 ) -> Exported:
     """Write ``source``, a checkpoint or an adapter with its base, in other formats.
 
-    The arguments and errors are described in ``merge``.
+    The arguments and errors are those of the function ``merge``.
     """
     common: dict[str, Any] = {"to": to, "out": out, "options": options, "verify": verify, "force": force}
     if is_adapter(locate(str(source), asked_by="source").path):
@@ -100,10 +107,12 @@ def plan(
     verify: str | VerifyOptions = "rows",
     force: bool = False,
 ) -> ExportPlan:
-    """The plan of ``merge`` with the same arguments, made from headers alone. Without adapters, the plan of ``export``.
+    """Return the plan that ``merge`` would follow with the same arguments, reading only file headers.
 
-    If a format cannot represent the model, the target has a ``refusal``. Raises the errors that ``merge`` raises before
-    writing.
+    Without ``adapters``, the plan of the function ``export`` is returned.
+
+    If a format cannot represent the model, the plan of the artifact has the reason as ``refusal``. Raises the errors
+    that ``merge`` raises before it writes a file.
     """
     return plan_export(
         ExportSpec(

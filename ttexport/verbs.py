@@ -1,4 +1,4 @@
-"""The verbs ``patch``, ``verify``, ``release``, ``inspect`` and ``tune`` as functions."""
+"""The Python functions ``patch``, ``verify``, ``release``, ``inspect`` and ``tune``, also subcommands of ``ttexport``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Patched:
-    """The result of a patch. paths: patched files or models of a folder. report: None if the patch was not verified."""
+    """The result of a patch.
+
+    paths: the patched files, or the patched models of a folder.
+    report: the verification report, or None if the patch was not verified.
+    """
 
     paths: Sequence[Path]
     report: Report | None
@@ -26,7 +30,10 @@ class Patched:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A trained adapter. record: content of the adapter's train.json: tokens, losses, settings and versions."""
+    """A trained adapter.
+
+    record: content of the adapter's train.json, with tokens, losses, settings and versions.
+    """
 
     adapter: Path
     record: dict[str, Any]
@@ -44,12 +51,17 @@ def patch(
     force: bool = False,
     hooks: Hooks | None = None,
 ) -> Patched:
-    """Put the token rows of ``adapters`` into ``base``, a .gguf file or a folder of ONNX models.
+    """Write the token rows of ``adapters`` into ``base``, which is a .gguf file or a folder of ONNX models.
 
-    The cost of a patch is one copy. out: the file or folder to write. in_place: modify ``base`` itself, without
-    ``out``. checkpoint: path or hub id of the checkpoint that ``base`` was made from, as proof of the origin of
-    ``base``; None means the checkpoint named in the adapters. trust_base: continue without proof. dtype: f32, f16 or
-    bf16, to which rows are rounded first; None means the dtype of the rows in ``base``. verify: a level.
+    A patch takes about as long as copying ``base``.
+    out: the file or folder to write.
+    in_place: whether to modify ``base`` itself; ``out`` must not be given.
+    checkpoint: path or hub id of the checkpoint from which ``base`` was made, to prove the origin of ``base``, or None
+    for the checkpoint that the adapters name.
+    trust_base: whether to patch ``base`` without a proof of its origin.
+    dtype: the type (f32, f16 or bf16) to which the rows are first rounded, or None for the type of the rows in
+    ``base``.
+    verify: a verification level.
     Raises UsageError, BadInput, NotExpressible, OutputError and NotEquivalent.
     """
     from exporter.patch import PatchSpec, plan_patch, restore, run_patch
@@ -82,12 +94,16 @@ def verify(
     options: VerifyOptions | None = None,
     hooks: Hooks | None = None,
 ) -> list[Report]:
-    """Compare ``artifact`` with ``reference`` and the unmerged ``adapters``. Returns a report for each artifact.
+    """Compare ``artifact`` with the checkpoint ``reference`` and the unmerged ``adapters``.
 
-    artifact: a .gguf file, an ONNX or checkpoint folder, or a folder of two or more formats. reference, adapters: paths
-    or hub ids. untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``. options: level and prompts;
-    None means level full.
-    A failed check is recorded in the report and raises no error. Raises BadInput, NotExpressible and MissingDependency.
+    Returns one report for each artifact.
+
+    artifact: a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains several formats.
+    reference, adapters: paths or hub ids of the base checkpoint and the adapters.
+    untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``.
+    options: verification level and prompts, or None for the level full.
+    If a check fails, the failure is recorded in the report and no error is raised. Raises BadInput, NotExpressible and
+    MissingDependency.
     """
     from exporter.verify.options import VerifyOptions
     from exporter.verify.request import VerifyRequest, verify_request
@@ -112,11 +128,15 @@ def release(
     cache: str | Path | None = None,
     hooks: Hooks | None = None,
 ) -> Release:
-    """Make, verify and describe every artifact of a release. Returns the facts of the release.
+    """Make and verify every artifact of a release, and write the release's documents.
 
-    toml: the path of a release.toml. out: the folder to write; None means NAME-VERSION in the current folder. resume:
-    continue an interrupted run. cache: folder that keeps base artifacts; None keeps no artifacts. Raises BadInput,
-    NotExpressible, NotEquivalent and OutputError.
+    Returns a description of the finished release.
+
+    toml: path of the file release.toml that describes the release.
+    out: the folder to write, or None for NAME-VERSION in the current folder.
+    resume: whether to continue an interrupted run.
+    cache: folder in which base artifacts are kept for later releases, or None to keep no base artifacts. Raises
+    BadInput, NotExpressible, NotEquivalent and OutputError.
     """
     from exporter.release import Cache, plan_release, read_spec, run_release
 
@@ -127,9 +147,12 @@ def release(
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """The content of ``path`` as ``{"kind", "facts", "tensors"}``. Only headers are read.
+    """Return a description of the file or folder ``path`` as a dict with the keys kind, facts and tensors.
 
-    path: path or hub id of an adapter, a checkpoint, a .gguf file or an ONNX folder. Raises BadInput.
+    Only file headers are read, and no weights.
+
+    path: path or hub id of an adapter, a checkpoint, a .gguf file or an ONNX folder.
+    Raises BadInput.
     """
     from exporter.inspection import inspect_path
     from exporter.sources.hub.locate import locate
@@ -138,10 +161,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def tune(spec: TuneSpec) -> Tuned:
-    """Train the token rows in ``spec`` and write the adapter to ``spec.out``.
+    """Train the token rows described in ``spec`` and write the adapter to ``spec.out``.
 
-    Needs the extra ``tune``. Raises UsageError, BadInput, NotExpressible and OutputError. After an error, nothing is
-    left at ``spec.out``.
+    Needs the package extra ``ttexport[tune]``. Raises UsageError, BadInput, NotExpressible and OutputError. After an
+    error, no file remains at ``spec.out``.
     """
     from tuner.extra import require_extra
 

@@ -1,4 +1,4 @@
-"""The command line. The script's entry point is ``main``."""
+"""The command-line interface of ttexport. The entry point of the script ``ttexport`` is ``main``."""
 
 from __future__ import annotations
 

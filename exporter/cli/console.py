@@ -1,4 +1,7 @@
-"""Output for people: progress bars and lines on stderr, and a table of checks. Data is printed to stdout."""
+"""Show progress bars, messages and a table of checks on stderr.
+
+Only data, such as paths and JSON documents, is printed to stdout.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from exporter.verify.report import Check, Report
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Hooks]:
-    """Hooks that draw bars on a terminal and print lines elsewhere. With ``quiet``, the hooks do nothing."""
+    """Return progress callbacks that draw bars if stderr is a terminal, and print lines if it is not.
+
+    With ``quiet``, the progress callbacks do nothing.
+    """
     if quiet:
         yield Hooks()
     elif sys.stderr.isatty():
@@ -54,7 +60,7 @@ def _bars() -> Iterator[Hooks]:
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """Print a table of all checks on stderr, with details of the failed checks."""
+    """Print a table of all checks to stderr, with the details of each failed check."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The common part of the verbs ``merge`` and ``export``."""
+"""Implement the options and the run that the subcommands ``merge`` and ``export`` have in common."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def export_options(command: _Command) -> _Command:
-    """Add the flags of the verbs ``merge`` and ``export``."""
+    """Add the command-line options that the subcommands ``merge`` and ``export`` have in common."""
     for add in (
         output_options,
         force_option,
@@ -51,9 +51,9 @@ def export_options(command: _Command) -> _Command:
 
 
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Plan, write and verify.
+    """Plan, write and verify the artifacts.
 
-    Then print the paths of the artifacts to stdout, one per line, or print a JSON document.
+    Afterwards, the paths of the artifacts are printed to stdout, one per line, or as a JSON document.
     """
     started = time.perf_counter()
     del options["verbose"]
@@ -89,7 +89,10 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _nbytes(target: Target, path: Path) -> int:
-    """The size of a written file or split GGUF in bytes. For a folder, the planned bytes of the weights."""
+    """Return the size in bytes of a written file, or of all parts of a split GGUF file.
+
+    For an artifact that is a folder, the planned size of the weights is returned.
+    """
     if target.finish:
         return sum(file.path.stat().st_size for file in GgufModel.open(path).files)
     return path.stat().st_size if path.is_file() else target.nbytes

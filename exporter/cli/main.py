@@ -1,4 +1,4 @@
-"""``ttexport``: find the verb, run the verb, and turn errors into one line and an exit code."""
+"""Find and run the subcommand of ``ttexport``, and turn an error into a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ _MAX_MESSAGE_CHARS: Final = 2000
 
 
 class Verbs(click.Group):
-    """A group that imports a verb when the verb runs.
+    """A click group that imports the module of a subcommand only when the subcommand runs.
 
-    ``ttexport --to gguf`` is read as ``ttexport export --to gguf``.
+    If the subcommand is missing, as in ``ttexport --to gguf``, the subcommand ``export`` runs.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs, in the order of typical use."""
+        """Return the names of the subcommands, in the order of typical use."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The verb named ``name``, imported by this call."""
+        """Import and return the subcommand ``name``."""
         if name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(VERBS[name]), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the summaries without importing the verbs."""
+        """Write the one-line summaries of all subcommands without importing the subcommands' modules."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(_SUMMARIES.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert ``export`` if the first argument is an option of the verb ``export``."""
+        """Insert the subcommand ``export`` if the first argument is an option of ``export``."""
         if args and args[0].split("=")[0] in ("--to", "--dtype", "--quant", "-o"):
             args = ["export", *args]
         return super().parse_args(ctx, args)
@@ -88,14 +88,14 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point of the script ``ttexport``."""
+    """Run the script ``ttexport``."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code.
 
-    An error is printed as one line on standard error. With --json, a JSON document is also printed on standard output.
+    An error is printed as one line to stderr. With --json, an error is also printed to stdout as a JSON document.
     """
     try:
         # click returns the exit code if a verb called exit, otherwise the return value of the verb.

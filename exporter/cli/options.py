@@ -1,4 +1,4 @@
-"""Flags that two or more verbs share, and flags made from the fields of option groups."""
+"""Define command-line options that several subcommands share, and make options from the fields of dataclasses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ _PATCH_OPTIONS = (
 
 
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
-    """Flag → the options that the flag sets, in order. Two or more formats may share a flag."""
+    """Return a dict from command-line flag to the option fields that the flag sets, in order.
+
+    A flag can set fields of several formats.
+    """
     by_flag: dict[str, list[tuple[type[Options], Option]]] = {}
     for group in groups:
         for entry in group.options().values():
@@ -76,14 +79,15 @@ def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options]
 
 
 def format_groups() -> list[type[FormatOptions]]:
-    """The option groups of all formats."""
+    """Return the option dataclasses of all formats."""
     return [row.options for row in FORMATS.values()]
 
 
 def group_options(*groups: type[Options], only: Collection[str] | None = None) -> _Decorator[Any]:
-    """Add a flag for every option of ``groups``, or only for the flags in ``only``.
+    """Add a command-line flag for every option of ``groups``, or only for the flags in ``only``.
 
-    The command gets each value under the name of the flag. ``values_of`` collects the values of a group.
+    The command function receives each value as the keyword argument named after the flag. Call ``values_of`` to collect
+    the received values for an option dataclass.
     """
 
     def add(command: _Command) -> _Command:
@@ -94,17 +98,20 @@ def group_options(*groups: type[Options], only: Collection[str] | None = None) -
 
 
 def patch_place_options(command: _Command) -> _Command:
-    """Add --trust-base and --in-place."""
+    """Add the command-line options --trust-base and --in-place."""
     return _add(command, _PATCH_OPTIONS)
 
 
 def output_options(command: _Command) -> _Command:
-    """Add --json, -q and -v."""
+    """Add the command-line options --json, -q and -v."""
     return _add(command, _TALK_OPTIONS)
 
 
 def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Field → value, for the flags in the command line. given: click's parameters."""
+    """Return a dict from option field to value, for the flags in the command line.
+
+    given: the parameters parsed by click.
+    """
     return {
         name: value
         for name, entry in group.options().items()
@@ -114,7 +121,7 @@ def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def spelled_as_flags() -> Iterator[None]:
-    """Turn an OptionError raised in the body into a UsageError that contains the names of the flags."""
+    """Convert an OptionError that the body raises into a UsageError that names command-line flags, not fields."""
     try:
         yield
     except OptionError as exc:
@@ -122,11 +129,11 @@ def spelled_as_flags() -> Iterator[None]:
 
 
 def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[FormatOptions, ...]:
-    """The options of each format of ``--to``.
+    """Return the option dataclass of each format that --to requests.
 
-    Each value of a repeatable flag goes to the formats that accept the value.
+    Each value of a repeatable flag is passed to the requested formats that accept the value.
 
-    Raises UsageError if no requested format has a flag that was given, and OptionError.
+    Raises UsageError if no requested format has a flag that was given, and OptionError if a value is invalid.
     """
     if len(set(names)) != len(names):
         raise UsageError(f"--to: expected each format once, found {', '.join(names)}")
@@ -146,7 +153,7 @@ def read_formats(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Format
 def export_spec(
     *, adapters: tuple[str, ...], base: str | None, formats: tuple[str, ...], out: Path | None, **given: Any
 ) -> ExportSpec:
-    """The ExportSpec for the parsed flags. Raises UsageError."""
+    """Build an ExportSpec from the parsed command-line options. Raises UsageError."""
     # The module is imported here because the verb ``patch`` uses this file but does not need the merge.
     from exporter.export.spec import ExportSpec, MergeOptions
 
@@ -164,9 +171,9 @@ def export_spec(
 
 
 def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
-    """The values for each of ``takers``.
+    """Return the values of a repeatable flag for each of the formats ``takers``.
 
-    A value that no format accepts goes to the first format, which then refuses the value.
+    A value that no format accepts is passed to the first format, which raises an error for the value.
     """
     shares: list[list[str]] = [[] for _ in takers]
     for value in values:
@@ -181,7 +188,10 @@ def _parameter(flag: str) -> str:
 
 
 def _click_option(entries: Sequence[tuple[type[Options], Option]]) -> _Decorator[Any]:
-    """One flag. If two or more formats share the flag, the help texts of the formats are joined."""
+    """Return the click option for a command-line flag.
+
+    If several formats share the flag, the help texts of these formats are joined.
+    """
     texts = dict.fromkeys(entry.help for _, entry in entries)
     if len(texts) > 1:
         texts = {f"{group.section}: {entry.help}": None for group, entry in entries}
@@ -209,12 +219,12 @@ def _click_type(entry: Option) -> click.ParamType[Any] | None:
 
 
 class _Size(click.ParamType[int]):
-    """A number of bytes, parsed from ``500M``, ``2GB`` or ``1.5GiB``."""
+    """A click parameter type that parses a number of bytes, such as ``500M``, ``2GB`` or ``1.5GiB``."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse ``value``. Raises click's error if the value is not a size."""
+        """Parse ``value`` as a number of bytes. Raises click.BadParameter if ``value`` is not a size."""
         if isinstance(value, int):
             return value
         try:

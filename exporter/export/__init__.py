@@ -1,1 +1,1 @@
-"""A single export: read, plan, stage, verify, publish."""
+"""Run an export: read the inputs, plan, write to a temporary path, verify, and rename to the final path."""

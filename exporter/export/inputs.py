@@ -1,4 +1,4 @@
-"""Inputs of exports and releases: open the adapters, plan the merge, and list every input file."""
+"""Prepare the inputs of exports and releases: open the adapters, plan the merge, and list every input file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 class LocatedAdapter(NamedTuple):
-    """An opened adapter together with its location."""
+    """An opened adapter with its local path and, if downloaded, its hub repository."""
 
     source: Located
     adapter: Adapter
 
 
 def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) -> list[LocatedAdapter]:
-    """Locate and open adapters given as paths or hub ids.
+    """Download if necessary, and open, adapters that are given as paths or hub ids.
 
-    asked_by: the argument or key that gives the adapters, used in error messages. quiet: no progress bars during
-    downloads. Raises BadInput.
+    asked_by: name of the argument or key that lists the adapters, for error messages.
+    quiet: whether to hide progress bars of downloads.
+    Raises BadInput.
     """
     located = [locate(str(source), asked_by=asked_by, content="adapter", quiet=quiet) for source in sources]
     return [LocatedAdapter(source, Adapter.open(source.path)) for source in located]
@@ -38,16 +39,18 @@ def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) 
 def plan_located_merge(
     base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], *, untie: bool
 ) -> MergePlan:
-    """Plan the merge and record the hub repositories of the inputs. checkpoint: ``base`` as an opened checkpoint.
+    """Plan the merge, and record the hub repositories of the base and the adapters.
 
-    Raises BadInput, NotExpressible.
+    checkpoint: the opened checkpoint of ``base``.
+
+    Raises BadInput and NotExpressible.
     """
     merge = plan_merge(checkpoint, [adapter for _, adapter in adapters], untie=untie)
     return replace(merge, origins=origins(base, [source for source, _ in adapters]))
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Name → path of every file of the checkpoint that a merge reads."""
+    """Return a dict from file name to path, for every file of the checkpoint that a merge reads."""
     paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
     paths.add(checkpoint.path / "config.json")
     if (index := checkpoint.path / _INDEX).is_file():
@@ -56,23 +59,23 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def adapter_files(adapter: Adapter) -> dict[str, Path]:
-    """Name → path of every file of the adapter that a merge reads."""
+    """Return a dict from file name to path, for every file of the adapter that a merge reads."""
     paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
     return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
 
 
 def merge_files(merge: MergePlan) -> set[Path]:
-    """Every file of the base and the adapters that the merge reads."""
+    """Return the paths of all files of the base and the adapters that the merge reads."""
     files = set(checkpoint_files(merge.checkpoint).values())
     return files.union(*(adapter_files(adapter).values() for adapter in merge.adapters))
 
 
 def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set[Path]:
-    """Every file that an option names as an input, such as an importance matrix or a file of prompts."""
+    """Return the paths of all files that options name as input, such as an importance matrix or a file of prompts."""
     prompts = {verify.prompts} if verify.prompts else set()
     return prompts.union(*(options.files().values() for options in formats))
 
 
 def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
-    """The unmerged base and adapters for the comparison with artifacts of ``merge``, read from disk again."""
+    """Reopen the unmerged base and adapters from disk, for the comparison with the artifacts of ``merge``."""
     return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)

@@ -1,4 +1,4 @@
-"""Run a single export: read, plan, stage, verify, publish."""
+"""Run an export: read the inputs, plan, write to a temporary path, verify, and rename to the final path."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from exporter.verify.run import verify
 
 
 def plan_export(spec: ExportSpec) -> ExportPlan:
-    """Read headers and plan every artifact.
+    """Read the headers of all inputs and plan every artifact.
 
-    A format that cannot represent the model becomes a target with a refusal and causes no error. Raises BadInput, and
-    MissingDependency if a required runtime or a package for the report is not installed.
+    If a format cannot represent the model, no error is raised, and the reason is recorded in the plan of the artifact.
+    Raises BadInput, or MissingDependency if a required runtime or a package for the report is not installed.
     """
     prompts = require_verifiable(spec.verify, needed_for="--require")
     adapters = open_adapters(spec.adapters, asked_by="ADAPTER", quiet=spec.quiet)
@@ -50,10 +50,10 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
 
 
 def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
-    """Write every artifact next to OUT, verify the artifact on disk, then rename the artifact to OUT.
+    """Write every artifact to a temporary path beside OUT, verify the written artifact, and rename the artifact to OUT.
 
-    Raises NotExpressible before any file is written. Raises OutputError, UnreadableFile or NotEquivalent later. After
-    any error, OUT is unchanged.
+    If a format cannot represent the model, NotExpressible is raised before any file is written. Raises OutputError,
+    UnreadableFile or NotEquivalent if writing or verification fails. After any error, an existing OUT is unchanged.
     """
     for target in plan.targets:
         if target.refusal:
@@ -78,11 +78,11 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
 
 
 def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
-    """Write the reports to --report, whether or not the verification passed.
+    """Write the reports to the folder of --report, even if the verification failed.
 
-    If OUT is a folder of two or more artifacts, the reports are also written into OUT. Returns the reports with the
-    final paths of the artifacts. The report inside OUT has paths relative to OUT, so that the folder can be moved and
-    the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
+    If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, in which
+    artifacts have their final paths. In the report inside OUT, paths are relative to OUT, so that the folder can be
+    moved and the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
     """
     folder = plan.spec.verify.report
     # The first part of a split artifact names the artifact.
@@ -105,7 +105,7 @@ def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: 
 
 
 def _verify(plan: ExportPlan, paths: list[Path], hooks: Hooks) -> list[Report]:
-    """One report for each target. At level ``off``, no reports."""
+    """Return one report for each planned artifact, or no reports at the verification level ``off``."""
     options = plan.spec.verify
     if options.level == "off":
         return []
@@ -118,7 +118,10 @@ def _reference(plan: ExportPlan) -> Reference:
 
 
 def written(path: Path) -> Path:
-    """The path of the artifact planned for ``path``. For a split GGUF, the path of the first part."""
+    """Return the path of the written artifact that was planned for ``path``.
+
+    For a split GGUF file, the path of the first part is returned.
+    """
     if path.exists():
         return path
     return next(iter(sorted(path.parent.glob(f"{escape(path.stem)}-00001-of-?????.gguf"))), path)
@@ -129,7 +132,7 @@ def _named(template: str, name: str, target: Target) -> str:
 
 
 def _default_out(name: str, targets: Sequence[Target]) -> Path:
-    """A path in the current folder, named after the model."""
+    """Return a path in the current folder that is named after the model."""
     if len(targets) > 1:
         return Path(f"{name}-export")
     return Path(_named(FORMATS[targets[0].format].file, name, targets[0]))

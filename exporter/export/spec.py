@@ -1,4 +1,4 @@
-"""The options of an export, and the plan of an export."""
+"""The options of an export, and the plan that is made from the options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from exporter.verify.options import VerifyOptions
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(Options):
-    """Options of the merge, shared by all formats. memory: limit in bytes."""
+    """Options of the merge that apply to all formats.
+
+    memory: limit, in bytes, for tensor data in memory.
+    """
 
     untie: bool = option(False, "Store a tied head as a separate tensor.", type=ValueType.SWITCH)
     memory: int | None = option(
@@ -28,17 +31,21 @@ class MergeOptions(Options):
 
     @property
     def budget(self) -> Budget:
-        """The limit for tensor data that is in memory at the same time."""
+        """Return the limit, in bytes, for tensor data in memory."""
         return Budget(self.memory) if self.memory else Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """One export. If ``adapters`` is empty, the checkpoint ``base`` itself is exported.
+    """The options of one export. If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
 
-    adapters, base: paths or hub ids. formats: one group of options for each format. out: a file or folder; None means a
-    path in the current folder, named after the first input. force: replace ``out``. quiet: no progress bars during
-    downloads. Raises UsageError if a format is repeated.
+    adapters, base: paths or hub ids.
+    formats: the option dataclass of each requested format.
+    out: the file or folder to write, or None for a path in the current folder that is named after the first input.
+    force: whether to replace an existing ``out``.
+    quiet: whether to hide progress bars of downloads.
+
+    Raises UsageError if a format is requested twice.
     """
 
     adapters: tuple[Path | str, ...] = ()
@@ -58,7 +65,7 @@ class ExportSpec:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """The decisions of an export, before any output is written."""
+    """The plan of an export, made before any output is written."""
 
     spec: ExportSpec
     merge: MergePlan
@@ -73,16 +80,16 @@ class ExportPlan:
 
     @property
     def work_nbytes(self) -> int:
-        """Peak disk space in bytes while the artifacts are written, including a temporary unquantised file."""
+        """Peak disk space, in bytes, needed to write the artifacts, including a temporary unquantised file."""
         temporary = [target.work_nbytes - target.nbytes for target in self.targets if target.work_nbytes]
         return self.nbytes + max(temporary, default=0)
 
     def place(self, target: Target) -> Path:
-        """The final path of the artifact of ``target``."""
+        """Return the final path of the planned artifact ``target``."""
         return self.out / target.place if target.place else self.out
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON document that ``ttexport plan --json`` prints."""
+        """Return the JSON document that ``ttexport plan --json`` prints."""
         return {
             "base": str(self.merge.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.merge.adapters],

@@ -1,1 +1,1 @@
-"""The verbs of ``ttexport``, each in a file of its own."""
+"""Define the subcommands of ``ttexport``, each in a separate module."""

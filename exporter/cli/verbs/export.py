@@ -1,4 +1,4 @@
-"""``ttexport export``. ``ttexport --to …`` also runs this verb."""
+"""Define the subcommand ``ttexport export``. ``ttexport --to …``, without a subcommand, also runs ``ttexport export``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
 
 
 def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
-    """The arguments ``adapters`` and ``base`` for a source that is an adapter or a checkpoint."""
+    """Return the arguments ``adapters`` and ``base`` of a merge for a source that is an adapter or a checkpoint."""
     if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
         return {"adapters": (source,), "base": base}
     if base is not None:

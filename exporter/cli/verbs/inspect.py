@@ -1,4 +1,4 @@
-"""``ttexport inspect``."""
+"""Define the subcommand ``ttexport inspect``."""
 
 from __future__ import annotations
 

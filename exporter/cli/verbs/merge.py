@@ -1,4 +1,4 @@
-"""``ttexport merge``."""
+"""Define the subcommand ``ttexport merge``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ttexport patch``."""
+"""Define the subcommand ``ttexport patch``."""
 
 from __future__ import annotations
 

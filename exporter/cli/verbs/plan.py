@@ -1,4 +1,4 @@
-"""``ttexport plan``."""
+"""Define the subcommand ``ttexport plan``."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def plan(
 
 
 def _refuse_options_of_merge() -> None:
-    """Raise UsageError for options that a patch does not have.
+    """Raise UsageError for options that the subcommand ``patch`` does not have.
 
-    If the options were ignored, the plan would be wrong.
+    Options that ``patch`` does not have are refused, because a plan that ignored them would be wrong.
     """
     context = click.get_current_context()
     known = {parameter.name for parameter in patch.params} | {"base", "sources"}

@@ -1,4 +1,4 @@
-"""``ttexport release``."""
+"""Define the subcommand ``ttexport release``."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ def release(
 
 
 def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
-    """The cache at ``folder``, or the user's cache. None if the cache folder is not writable. Raises OutputError."""
+    """Return the cache of base artifacts at ``folder``, or by default the user's cache.
+
+    Returns None if the cache folder is not writable. Raises OutputError.
+    """
     if folder:
         cache = Cache(folder.absolute())
         cache.require_writable()
@@ -134,7 +137,10 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
 
 
 def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of --push-to-hub. If a repository is named, the values of ``[hub]`` are the defaults."""
+    """Return the settings for --push-to-hub.
+
+    If the release is uploaded to a repository, the section ``[hub]`` of release.toml supplies default values.
+    """
     given = {name: options[name] for name in ("repo", "revision", "message", "private", "dry_run")}
     check_push_options(**given)
     if given["repo"] is None:
@@ -146,7 +152,7 @@ def _push_settings(hub: HubTable, options: dict[str, Any]) -> dict[str, Any]:
 def _print_result(
     made: Release, pushed: Pushed | None, out: Path, seconds: float, *, as_json: bool, quiet: bool
 ) -> None:
-    """Print the folder or a JSON document to stdout, and one line for each artifact to stderr."""
+    """Print the release folder or a JSON document to stdout, and one line for each artifact to stderr."""
     artifacts = [
         {
             "job": artifact.job,

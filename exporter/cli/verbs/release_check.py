@@ -1,4 +1,4 @@
-"""``ttexport verify`` of a release folder."""
+"""Implement ``ttexport verify`` for a release folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def trust_options(command: _Command) -> _Command:
-    """Add --public-key, --identity and --issuer."""
+    """Add the command-line options --public-key, --identity and --issuer."""
     for option in (
         click.option("--issuer", metavar="URL", help="OIDC issuer of --identity."),
         click.option("--identity", metavar="NAME", help="Identity that must have signed the release through Sigstore."),
@@ -35,7 +35,10 @@ def trust_options(command: _Command) -> _Command:
 
 
 def read_trust(public_key: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
-    """The required signer, or None. Raises UsageError if the options contradict each other."""
+    """Return the signer that the user requires, or None if no signer is required.
+
+    Raises UsageError if the signature options contradict each other.
+    """
     if (identity is None) != (issuer is None):
         raise UsageError("--identity and --issuer must be given together")
     if public_key and identity:
@@ -44,7 +47,7 @@ def read_trust(public_key: Path | None, identity: str | None, issuer: str | None
 
 
 def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: bool) -> None:
-    """Check a release and print the result. Raises NotEquivalent if a check fails."""
+    """Check a release folder and print the result. Raises NotEquivalent if a check of the release fails."""
     report = check_release(folder, trust)
     if as_json and report.passed:
         click.echo(to_bytes(document([report])).decode(), nl=False)

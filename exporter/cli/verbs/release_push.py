@@ -1,4 +1,4 @@
-"""The option ``--push-to-hub`` of ``ttexport release``."""
+"""Implement the option ``--push-to-hub`` of ``ttexport release``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPTIONS = (
 
 
 def push_options(command: _Command) -> _Command:
-    """Add --push-to-hub and the options that belong to --push-to-hub."""
+    """Add the command-line option --push-to-hub and the options that are only valid with it."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -37,7 +37,7 @@ def push_options(command: _Command) -> _Command:
 def check_push_options(
     *, repo: str | None, revision: str | None, message: str | None, private: bool, dry_run: bool | None
 ) -> None:
-    """Check the options before the release is made. Raises UsageError."""
+    """Check the upload options before the release is made. Raises UsageError."""
     if repo is not None:
         require_repo_id(repo)
     elif revision or message or private or dry_run is not None:
@@ -54,7 +54,10 @@ def push_release(
     dry_run: bool | None,
     quiet: bool,
 ) -> Pushed | None:
-    """Send ``folder`` if a repository is named, and print the result on stderr. Raises the errors of ``push``."""
+    """Upload ``folder`` if a repository is given, and print the result to stderr.
+
+    Raises the errors of the function ``push``.
+    """
     if repo is None:
         return None
     pushed = push(folder, repo, revision=revision, message=message, private=private, dry_run=dry_run, quiet=quiet)

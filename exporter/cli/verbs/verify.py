@@ -1,4 +1,4 @@
-"""``ttexport verify``."""
+"""Define the subcommand ``ttexport verify``."""
 
 from __future__ import annotations
 

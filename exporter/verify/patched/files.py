@@ -1,7 +1,7 @@
-"""Check the files beside patched models.
+"""Check the tokenizer, configs and other files that are in a folder with patched models.
 
-The tokenizer must be the adapters' tokenizer, the configs must match the vocabulary, and all other files must be
-unchanged.
+The tokenizer must equal the adapters' tokenizer, the configs must match the new vocabulary size, and all other files
+must be unchanged.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FilesBefore:
-    """The files of a folder except its models.
+    """The state of a folder's files, except its model files, before a patch.
 
-    digests: path in the folder → SHA-256 digest.  configs: name → parsed config, or {} for a missing file.
-    special_ids: name of a special id → token id.
+    digests: path relative to the folder → SHA-256 digest of the file.  configs: file name → parsed config, or {} if the
+    file does not exist.
+    special_ids: name of a special token id, such as eos_token_id → token id.
     """
 
     digests: Mapping[str, str]
@@ -43,9 +44,10 @@ class FilesBefore:
 
     @classmethod
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
-        """Read ``folder`` before a patch.
+        """Read the files of ``folder``, except its model files, before a patch.
 
-        models: model files, which separate checks compare.  Memory: the configs.
+        models: model files to leave out, because other checks compare the models.  Peak memory: the size of the config
+        files.
         """
         return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
@@ -53,10 +55,10 @@ class FilesBefore:
 def check_files(
     folder: Path, before: FilesBefore, adapters: Sequence[Adapter], models: Set[Path], *, vocab: int | None
 ) -> Iterator[Check]:
-    """Check the files in ``folder``.
+    """Check the files of ``folder``, except its model files, after a patch.
 
-    vocab: number of tokens, or None if the patch does not change the number.  models: model files, as for
-    ``FilesBefore.read``.
+    vocab: number of tokens after the patch, or None if the patch does not change that number.  models: model files to
+    leave out, because other checks compare the models.
     """
     adapter_files = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
     after, configs = _digests(folder, models), _configs(folder)
@@ -106,9 +108,9 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Keys with a forbidden difference.
+    """Return the config keys whose values changed although a patch must not change the values.
 
-    Ids of special tokens may differ, and vocab_size must equal ``vocab`` if the vocabulary grows.
+    A patch may change ids of special tokens, and must set vocab_size to ``vocab`` if the vocabulary grows.
     """
     for key in sorted((old.keys() | new.keys()) - free - SPECIAL_IDS):
         want = vocab if key == "vocab_size" and vocab is not None and key in old else old.get(key)

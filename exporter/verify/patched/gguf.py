@@ -1,7 +1,7 @@
-"""Check a patched GGUF against its base, by the checker's own rules for allowed differences.
+"""Check a patched GGUF file against the base file, with rules that are independent of the code that patches.
 
-The data for the comparison are read from the base before anything is written, because a patch in place overwrites the
-base.
+The data for the comparison are read from the base file before the patch, because an in-place patch overwrites the base
+file.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True)
 class Before:
-    """A base GGUF before the patch.
+    """The data of a base GGUF file, read before the patch, with which the patched file is compared.
 
-    rows: tensor → token id → expected row, as trained.  dtype: dtype to which rows are rounded before they are encoded.
-    untouched: tensor → digests of rows that must not change.  every: True if ``untouched`` covers all rows.
+    rows: tensor → token id → expected row, as trained (not yet encoded in the tensor's type).  dtype: dtype to which
+    rows are rounded before the rows are encoded.
+    untouched: tensor → digests of the rows that a patch must not change.  every: whether ``untouched`` covers all rows
+    or only a sample.
     """
 
     gguf: GgufModel
@@ -57,9 +59,10 @@ class Before:
 
     @classmethod
     def read(cls, gguf: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
-        """Read the data for the checks.
+        """Read the data of the base file that the checks need after the patch.
 
-        every: True to read all rows of every tensor, False to read a sample.  Memory: 8 MiB, plus the digests.
+        every: True to compute digests of all rows of every tensor, False to compute digests of a sample.  Peak memory:
+        8 MiB, plus the digests.
         """
         rows = _rows(gguf, adapters)
         untouched = {}
@@ -71,9 +74,9 @@ class Before:
 
 
 def check_patched(path: Path, before: Before) -> Iterator[Check]:
-    """Compare a patched model with base and adapters.
+    """Compare a patched GGUF file with its base file and the adapters.
 
-    path: the model's file, or the first part of a split GGUF.
+    path: path of the patched GGUF file, or of the first part of a split GGUF file.
     """
     files = [GgufFile.open(path.with_name(name)) for name in _names(path, len(before.gguf.files))]
     yield _check_keys(files[0], before)
@@ -102,7 +105,7 @@ def _rows(gguf: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, A
 
 
 def _has_duplicate_head(gguf: GgufModel) -> bool:
-    """True if the head is a copy of the embedding."""
+    """Whether the GGUF file has a separate LM head whose values are a copy of the embedding."""
     embedding, head = gguf.tensors[_EMBEDDING], gguf.tensors[_HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False
@@ -124,7 +127,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that every key except those about tokens is unchanged, and that the matrix has one row per token."""
+    """Check that all metadata keys except token keys are unchanged, and that the embedding has one row per token."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]
@@ -148,7 +151,10 @@ def _n_rows(gguf: GgufModel) -> int:
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
-    """The metadata as comparable values. An array is replaced by its type, length and digest."""
+    """Return the metadata of a GGUF file in a form that can be compared with ``==``.
+
+    An array in the metadata is represented by its type, length and digest, to save memory.
+    """
     out: dict[str, Any] = {}
     for name, value in file.metadata.items():
         if isinstance(value, GgufArray):
@@ -161,7 +167,10 @@ def _values(file: GgufFile) -> dict[str, Any]:
 
 
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
-    """Check that tensors, types, shapes and files are unchanged. Only embedding and head may grow."""
+    """Check that the patch did not change names, types, shapes and files of tensors.
+
+    Only the embedding and the LM head may have more rows after the patch.
+    """
     wrong = []
     for old, new in zip(before.gguf.files, files, strict=True):
         if list(old.tensors) != list(new.tensors):
@@ -177,7 +186,7 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
-    """Check that every trained row is stored in the encoding of the tensor's type."""
+    """Check that every trained row is stored exactly as the tensor's type encodes the row."""
     storage = file.tensors[name].type
     wrong = [
         token_id

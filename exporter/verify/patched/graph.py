@@ -1,4 +1,7 @@
-"""Compare the graphs of a model before and after a patch. Only the length of the vocabulary may differ."""
+"""Compare the ONNX graphs of a model before and after a patch.
+
+The two graphs may differ only where a size depends on the number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from exporter.verify.patched.files import PROVENANCE
 
 @dataclass(frozen=True)
 class GraphPair:
-    """The graphs before and after a patch.
+    """The ONNX graphs of a model before and after a patch.
 
-    vocabulary: initialisers of embedding and head; separate checks compare the bytes, lengths and places of these
-    initialisers.
-    sizes: numbers of tokens before and after the patch.
+    vocabulary: initialisers of the embedding and the LM head, whose bytes, lengths and file offsets are compared by
+    other checks.
+    sizes: the number of tokens before the patch and after the patch.
     """
 
     old: ModelProto
@@ -28,7 +31,7 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """The path of field names to the first forbidden difference, or None without a forbidden difference."""
+        """Return the path of field names to the first difference that a patch must not cause, or None if there is none."""
         for model in (self.old, self.new):
             kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]
@@ -95,9 +98,9 @@ def _constants_of(tensors: Any) -> dict[str, Any]:
 
 
 def _numbers(tensor: Any) -> Any:
-    """The values of an int64 tensor inside the model file, or None for any other tensor.
+    """Return the values of an int64 tensor that is stored inside the model file, or None for any other tensor.
 
-    Shapes and lengths are int64 tensors.
+    In ONNX graphs, shapes and lengths are stored as int64 tensors.
     """
     if tensor.data_type != TensorProto.INT64 or tensor.data_location == TensorProto.EXTERNAL:
         return None

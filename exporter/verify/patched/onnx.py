@@ -1,7 +1,7 @@
-"""Check a patched folder of ONNX models against its base, by the checker's own rules for allowed differences.
+"""Check a patched ONNX folder against the base folder, with rules that are independent of the code that patches.
 
-The data for the comparison are read from the base before anything is written, because a patch in place overwrites the
-base.
+The data for the comparison are read from the base folder before the patch, because an in-place patch overwrites the
+base folder.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _SAME_WITHIN_NORMS: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelBefore:
-    """One ONNX model before the patch.
+    """The data of one ONNX model, read before the patch, with which the patched model is compared.
 
-    rows: matrix → token id → expected row, as trained.
-    untouched: initialiser → digests of the content that must not change. The keys are ranges of tokens for embedding
-    and head, and ranges of bytes for any other tensor.
+    rows: matrix → token id → expected row, as trained (not yet encoded in the matrix's type).
+    untouched: initialiser → range → digest of the content that a patch must not change. In ``untouched``, ranges are
+    ranges of tokens for the embedding and the LM head, and ranges of bytes for any other tensor.
     """
 
     file: OnnxFile
@@ -59,23 +59,26 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """The names of the matrices of embedding and head, the embedding first."""
+        """Return the names of the embedding matrix and the LM head matrix, in this order."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
     def parts(self) -> set[str]:
-        """The names of all initialisers that store ``matrices``."""
+        """Return the names of all initialisers in which ``matrices`` are stored, including scales and zero points."""
         return {part.name for name in self.matrices for part in self.file.stored_tensors(name)}
 
     @property
     def tokens(self) -> int:
-        """Number of tokens before patching."""
+        """Number of tokens of the model before the patch."""
         return self.file.tokens(self.matrices[0])
 
 
 @dataclass(frozen=True)
 class Before:
-    """A folder of ONNX models before the patch. Memory: the graphs, including weights stored inside the model files."""
+    """The data of an ONNX folder, read before the patch, with which the patched folder is compared.
+
+    Memory: the ONNX graphs, including weights that are stored inside the model files.
+    """
 
     folder: Path
     models: Sequence[ModelBefore]
@@ -85,9 +88,9 @@ class Before:
 
     @classmethod
     def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter], *, every: bool) -> Before:
-        """Read the data for the checks of the models ``paths`` and of all other files.
+        """Read the data of the models ``paths`` and of all other files that the checks need after the patch.
 
-        every: True to read all bytes, False to read a sample.
+        every: True to compute digests of all bytes, False to compute digests of a sample.
         """
         config = folder / "config.json"
         tied = read_object(config).get("tie_word_embeddings") if config.is_file() else None
@@ -96,13 +99,13 @@ class Before:
 
     @property
     def vocab(self) -> int:
-        """Number of tokens after patching."""
+        """Number of tokens of the models after the patch."""
         trained = (token_id + 1 for model in self.models for rows in model.rows.values() for token_id in rows)
         return max([*trained, *(model.tokens for model in self.models)])
 
 
 def check_patched(folder: Path, before: Before) -> Iterator[Check]:
-    """Compare the patched folder with base and adapters."""
+    """Compare the patched ONNX folder with the base folder and the adapters."""
     files = []
     for model in before.models:
         path = folder / model.file.path.relative_to(before.folder)
@@ -115,7 +118,7 @@ def check_patched(folder: Path, before: Before) -> Iterator[Check]:
 
 
 def _files(models: Iterable[OnnxFile]) -> set[Path]:
-    """The paths of all model files and of their external data files."""
+    """Return the paths of all model files and of their external data files."""
     return {
         path
         for model in models
@@ -144,7 +147,10 @@ def _sampled_spans(nbytes: int) -> list[tuple[int, int]]:
 
 
 def _is_raw(file: OnnxFile, name: str) -> bool:
-    """True if a tensor is stored as external data. Tensors inside the model file are compared as part of the graph."""
+    """Whether a tensor is stored as external data, outside the model file.
+
+    Tensors that are stored inside the model file are compared together with the graph.
+    """
     return file.initialisers[name].place is not None
 
 
@@ -179,14 +185,14 @@ def _values(file: OnnxFile, name: str, row: int) -> Array:
 
 
 def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
-    """The pair (scale, zero point) of an integer matrix with a single scale."""
+    """Return the scale and the zero point of an integer matrix that has a single scale for all rows."""
     quantisation = file.scaled[name]
     zero = float(file.rows(quantisation.zero_point, 0, 1)[0]) if quantisation.zero_point else 0.0
     return float(file.rows(quantisation.scale, 0, 1)[0]), zero
 
 
 def _has_duplicate_head(file: OnnxFile) -> bool:
-    """True if the head is a copy of the embedding, in any storage."""
+    """Whether the model has a separate LM head whose values are a copy of the embedding, even if the types differ."""
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
@@ -214,7 +220,7 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
-    """Check that every trained row is stored in the encoding of the matrix."""
+    """Check that every trained row is stored exactly as the matrix's type encodes the row."""
     storage = _storage(file, name)
     wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
     detail = f"{len(rows)} trained rows in {storage}"

@@ -1,6 +1,6 @@
-"""Digests of the rows and bytes that a patch must not change, taken from the base before the patch.
+"""Compute digests of the rows and bytes that a patch must not change, before the patch.
 
-Digests are sufficient for a patch in place, which overwrites the base.
+An in-place patch overwrites the base, so unchanged data can only be checked against digests.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Digests = Mapping[tuple[int, int], bytes]
 
 
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
-    """A sample of the unchanged rows, one row per range.
+    """Return a sample of the rows that the patch must not change, as ranges of one row.
 
-    The sample includes neighbours of changed rows, because a wrong offset would overwrite a neighbour.
+    The sample includes the rows next to changed rows, because writing at a wrong offset would overwrite these
+    neighbours.
     """
     near = {row + step for row in sorted(changed)[:SAMPLED] for step in (-1, 1)}
     rows = (near | set(sample(n_rows))) - set(changed)
@@ -31,7 +32,7 @@ def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]
 
 
 def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
-    """All rows, split into ranges of at most 8 MiB and at least one row."""
+    """Return ranges that cover all rows, each with at most 8 MiB or with a single row."""
     step = max(1, BLOCK_BYTES // max(1, row_nbytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
@@ -39,7 +40,10 @@ def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
 def digests(
     read: Reader, ranges: Iterable[tuple[int, int]], changed: Collection[int] = ()
 ) -> dict[tuple[int, int], bytes]:
-    """The digest of every range in ``ranges``, leaving out the rows ``changed``. Memory: the bytes of one range."""
+    """Return the digest of each range in ``ranges``, computed without the rows ``changed``.
+
+    Peak memory: the bytes of one range.
+    """
     ids = np.array(sorted(changed), np.int64)
     return {
         (start, stop): _digest(read(start, stop), ids[(ids >= start) & (ids < stop)] - start) for start, stop in ranges
@@ -47,23 +51,23 @@ def digests(
 
 
 def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> list[tuple[int, int]]:
-    """The ranges with bytes that differ from ``before``."""
+    """Return the ranges whose digests differ from the digests ``before``."""
     after = digests(read, before, changed)
     return [rows for rows, digest in before.items() if after[rows] != digest]
 
 
 def check_untouched(wrong: Sequence[str], compared: str) -> Check:
-    """The check that untrained rows and bytes are unchanged.
+    """Return the check that the patch did not change untrained rows and other bytes.
 
-    wrong: descriptions of the ranges that differ.  compared: description of the compared bytes, for the detail of a
-    passed check.
+    wrong: descriptions of the ranges whose digests differ.  compared: description of the compared bytes, for the detail
+    of a passed check.
     """
     detail = f"{wrong[0]} and {len(wrong) - 1} more differ from the base" if wrong else f"{compared} as in the base"
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
 def describe_range(unit: str, start: int, stop: int) -> str:
-    """Describe a range, for example as ``row 7`` or ``rows 0 to 4095``."""
+    """Return a description of a range of rows or bytes, such as ``row 7`` or ``rows 0 to 4095``."""
     return f"{unit} {start}" if stop == start + 1 else f"{unit}s {start} to {stop - 1}"
 
 

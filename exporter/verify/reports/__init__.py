@@ -1,1 +1,1 @@
-"""The forms of a report: report.json for programs, report.xml (JUnit) for pipelines, report.html for people."""
+"""Write a report as report.json for programs, report.xml (JUnit) for CI pipelines, and report.html for people."""

@@ -1,4 +1,4 @@
-"""report.html: a self-contained page, rendered from the document of report.json."""
+"""Render report.html, a self-contained page with the content of report.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _DECADES: Final = 2
 
 
 def to_html(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.html for ``document``. The page needs no network and no script."""
+    """Return the content of report.html for ``document``, which is the content of report.json.
+
+    The HTML page works without network access and without JavaScript.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = _figure
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
@@ -37,15 +40,18 @@ def to_html(document: Mapping[str, Any]) -> bytes:
 
 
 def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
-    """The name of the profiled model, the first model that was run, or None if the artifact has only one model."""
+    """Return the name of the model whose results are plotted, or None if the artifact has only one model.
+
+    If an artifact has several models, the results of the first model that was run are plotted.
+    """
     runs = [name for name in artifact["facts"] if name.endswith(": runtime")]
     return runs[0].removesuffix(": runtime") if artifact["profile"] and len(runs) > 1 else None
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield the plots with data.
+    """Yield each plot for which the report has data.
 
-    Without a run the logit plots are left out, and without trained rows the bar plot is left out.
+    The logit plots need the results of a run, and the bar plot needs trained rows.
     """
     profile = artifact["profile"]
     if profile is not None:
@@ -59,9 +65,9 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tokens of all traces with a heat from 0 to 1, or None without a profile.
+    """Return the tokens of all plotted sequences, each with a heat from 0 to 1 as its colour, or None without a run.
 
-    The heat is logarithmic in the KL at the token's position.
+    The heat of a token is proportional to the logarithm of the KL divergence at the token's position.
     """
     if artifact["profile"] is None:
         return None
@@ -86,7 +92,7 @@ def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _figure(value: object) -> str:
-    """Format a float with three significant digits. None gives ""."""
+    """Format a float with three significant digits, and None as ""."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""report.xml: one test suite per artifact and one test case per check, for pipelines that read JUnit."""
+"""Render report.xml for pipelines that read JUnit, with one test suite per artifact and one test case per check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ILLEGAL: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def to_junit(document: Mapping[str, Any]) -> bytes:
-    """The bytes of report.xml for ``document``, the content of report.json."""
+    """Return the content of report.xml for ``document``, which is the content of report.json."""
     xml = JUnitXml("ttexport verify")
     for artifact in document["artifacts"]:
         suite = TestSuite(_clean(f"{artifact['format']} {artifact['artifact']}"))

@@ -1,4 +1,4 @@
-"""The plots of a report as inline SVG, with colours from the page's CSS variables."""
+"""Draw the plots of a report as inline SVG, with colours from the CSS variables of the HTML page."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Plot the mean KL over sequences at every position, with a thin line up to the largest KL.
+    """Plot the mean KL over all sequences at each position, with a thin line from the mean up to the largest KL.
 
-    Each kind of position has a separate colour.
+    Each kind of position (for example a trained token as input) is plotted in a separate colour.
     """
     by_kind: dict[str, dict[int, list[float]]] = {position_kind: {} for position_kind in KINDS}
     for trace in traces:
@@ -78,7 +78,10 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str:
-    """Plot one dot per logit. On the diagonal, artifact and reference agree."""
+    """Plot each sampled logit of the artifact against the logit of the reference, as one dot.
+
+    Dots on the diagonal are logits for which the artifact and the reference agree.
+    """
     both = [pair for pair in zip(pairs["reference"], pairs["artifact"], strict=True) if None not in pair]
     points = np.array(both, np.float64).reshape(-1, 2)
 
@@ -93,9 +96,9 @@ def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str
 
 
 def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
-    """Plot one bar per trained row, in decreasing order.
+    """Plot one bar for each trained row, in order of decreasing length.
 
-    The length of a bar is the error of the stored row as a share of the change by training.
+    The length of a bar is the error of the stored row, divided by the change of the row during training.
     """
     bars = [
         (error / change if change else 0.0, f"{matrix['use']} {token_id}")
@@ -120,7 +123,10 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
-    """The powers of ten that enclose a range. The two powers differ, so that an axis has two labels."""
+    """Return the largest power of ten below a range of values and the smallest power of ten above the range.
+
+    The two returned powers of ten differ even for a single value, so that the axis has two labels.
+    """
     bottom = math.floor(math.log10(low))
     return 10.0**bottom, 10.0 ** max(bottom + 1, math.ceil(math.log10(high)))
 
@@ -128,7 +134,7 @@ def _decades(low: float, high: float) -> tuple[float, float]:
 def _svg(draw: Callable[[Axes], None], name: str, *, height: float) -> str:
     """Draw a figure of 6 by ``height`` inches as SVG.
 
-    name: prefix for ids, so that ids of figures on a page do not collide.
+    name: prefix for SVG ids, so that the ids of several figures on one page do not collide.
     """
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(6, height), layout="constrained")

@@ -1,6 +1,7 @@
-"""Environment and inputs of a verification.
+"""Record the environment and the input files of a verification.
 
-The environment has versions, processor and threads. The inputs have digests of artifacts, base and adapters.
+The recorded environment consists of package versions, the processor and the number of threads. For the input files,
+SHA-256 digests of the artifacts, the base and the adapters are recorded.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ _PACKAGES: Final = (
 
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Environment, reference and file digests for a report, without the time of day.
+    """Return the environment, the reference and the file digests for a report, without the time of day.
 
-    Reads all files of ``artifacts``. Memory: one block of a file.
+    All files of ``artifacts`` are read to compute the digests. Peak memory: one block of a file.
     """
     base = reference.checkpoint
     return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)
 
 
 def setting_without_base(name: str, adapters: Sequence[Adapter], artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Environment, reference and file digests for a report without a base checkpoint.
+    """Return the environment, the reference and the file digests for a report whose base checkpoint is not available.
 
-    name: name of the base.
+    name: name of the base model.
     """
     return _setting(name, None, adapters, artifacts)
 
@@ -68,7 +69,10 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
 
 
 def environment() -> dict[str, Any]:
-    """Versions of packages and a description of the machine. The version of a missing package is None."""
+    """Return the versions of relevant packages and a description of the machine.
+
+    If a package is not installed, the value for its version is None.
+    """
     return {
         "ttexport": __version__,
         "python": platform.python_version(),
@@ -81,7 +85,7 @@ def environment() -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 digest of a file. Raises UnreadableFile if the file cannot be read."""
+    """Return the SHA-256 digest of a file. Raises UnreadableFile if the file cannot be read."""
     digest = hashlib.sha256()
     with reading(path), path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -90,7 +94,10 @@ def file_digest(path: Path) -> str:
 
 
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (path in the artifact, path of the file) in the order of names. A split GGUF gives all its parts."""
+    """Yield (path relative to the artifact, path on disk) for each file of an artifact, sorted by name.
+
+    For a split GGUF file, all parts are yielded.
+    """
     if artifact.is_file():
         yield from ((part.path.name, part.path) for part in GgufModel.open(artifact).files)
         return
@@ -100,7 +107,10 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _cpu() -> str:
-    """The name of the processor. On Linux, only /proc has the name."""
+    """Return the name of the processor.
+
+    On Linux, the name of the processor is read from /proc, because Python's platform module does not return it.
+    """
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text().splitlines():

@@ -1,4 +1,7 @@
-"""Write the three forms of a report. All forms are rendered from one document before the first file is written."""
+"""Write a report as JSON, JUnit XML and HTML.
+
+The JSON, XML and HTML are all rendered from one document before the first file is written.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,18 @@ HTML: Final = "report.html"
 
 
 def require_renderers() -> None:
-    """Raise MissingDependency if a package for reports is missing. No package is imported."""
+    """Raise MissingDependency if a package that is needed to render reports is not installed.
+
+    The check for installed packages does not import the packages.
+    """
     for package in REPORT:
         package.require("--report")
 
 
 def write_report(folder: Path, reports: Sequence[Report], setting: dict[str, Any]) -> None:
-    """Write report.json, report.xml and report.html into ``folder``, replacing older files.
+    """Write report.json, report.xml and report.html into ``folder``, and replace older reports.
 
-    Raises OutputError if a file cannot be written.
+    Raises OutputError if a report file cannot be written.
     """
     from exporter.verify.reports.html import to_html
     from exporter.verify.reports.junit import to_junit

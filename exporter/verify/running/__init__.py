@@ -1,1 +1,1 @@
-"""Run artifacts and the reference, and compare their outputs."""
+"""Run the artifacts and the reference model, and compare their outputs."""

@@ -1,4 +1,4 @@
-"""Texts for comparing logits, of kinds that tokenizers and models treat differently."""
+"""Texts of different kinds, such as prose, code and dialogue, for comparing the logits of two models."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Check quantised artifacts by their mean KL over positions, relative to the base in the same quantisation.
+"""Check a quantised artifact by its mean KL divergence, relative to that of the untuned base with equal quantisation.
 
-The excess is the difference of two means over the same positions. The two means contain the noise of quantisation, so
-the difference has a standard error. The limit allows for the standard error, so chance does not fail the check. A fault
-in the artifact does not raise the limit.
+The excess is the artifact's mean KL minus the quantised base's mean KL, both over the same positions. The excess has a
+standard error, because quantisation noise affects the two means. The limit for the excess includes the standard error,
+so noise alone does not fail the check. A fault in the artifact cannot raise the limit for the excess.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISE
 
 
 def check_base(base: Distance, types: Collection[str]) -> Check:
-    """Check that the quantised base is close to the base.
+    """Check that the quantised base is close to the unquantised base.
 
-    The excess check cannot detect errors of the quantised base.
+    This check is needed because the excess check cannot detect errors of the quantised base.
     """
     return _check_median("base as stored", base, types, "median KL of the base in the same quantisation")
 
 
 def check_alone(tuned: Distance, types: Collection[str]) -> Check:
-    """Check that the artifact is close to the tuned model, if no base in the same quantisation is available."""
+    """Check that the artifact is close to the tuned model, for artifacts that have no equally quantised base."""
     return _check_median("tuned as stored", tuned, types, "median KL")
 
 
@@ -40,12 +40,13 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """Check that the artifact's mean KL exceeds that of the quantised base by at most QUANTISED_EXCESS or the noise.
+    """Check that the artifact's mean KL exceeds the quantised base's mean KL by at most QUANTISED_EXCESS or the noise.
 
-    tuned, base: distances over the same positions.  lengths: number of positions of each sequence.
-    varied: number of positions that tuning affects. At any other position, logits of tuned model and base differ in a
-    few columns only.
-    errors: accepted number of standard errors.
+    tuned, base: distances of the artifact and of the quantised base from their references, over equal positions.
+    lengths: number of positions of each sequence.
+    varied: number of positions where tuning affects all logits. At any other position, the tuned model's logits differ
+    from the base's logits in only a few columns of the vocabulary.
+    errors: number of standard errors by which the excess may exceed zero.
     """
     error = standard_error(tuned, base, lengths, varied)
     means = f"mean KL {tuned.kl:.3g}, mean KL of the base in the same quantisation {base.kl:.3g}"
@@ -57,11 +58,11 @@ def check_excess(
 def check_routed(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, most: float | None
 ) -> Iterator[Check]:
-    """Check the excess of a mixture of experts by mean and median KL.
+    """Check the excess of a mixture-of-experts model by its mean KL and its median KL.
 
-    A few tokens routed to different experts do not move the median.
+    A few tokens that are routed to different experts can raise the mean KL but hardly change the median KL.
 
-    most: limit for the median KL, or None to limit the excess of the median by QUANTISED_EXCESS.
+    most: limit for the median KL, or None to limit the median's excess over the base by QUANTISED_EXCESS.
     """
     yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
     detail = f"median KL {tuned.kl_median:.3g}, median KL of the base in the same quantisation {base.kl_median:.3g}"
@@ -72,13 +73,16 @@ def check_routed(
 
 
 def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], varied: int) -> float:
-    """Standard error of the excess as a share of the base's mean KL. The result is the smaller of two estimates.
+    """Return the standard error of the excess, divided by the base's mean KL.
 
-    The paired estimate is the larger of sqrt(Σ(d - mean)²), from the differences d by position, and sqrt(Σ(Σd -
-    n·mean)²), from the sums of d by sequence. The sums are needed because positions of a sequence depend on each other,
-    but sums of few sequences are unreliable. The independent estimate is deviation · sqrt(2 varied), as if ``varied``
-    positions had a new KL drawn from the base's distribution. A faulty artifact can raise the paired estimate, but
-    cannot raise the independent estimate, which ignores the pairing.
+    The standard error is the smaller of a paired and an independent estimate.
+
+    The paired estimate is the larger of sqrt(Σ(d - mean)²), over the differences d at all positions, and sqrt(Σ(Σd -
+    n·mean)²), over the sums of d for all sequences. The paired estimate uses sums over sequences because the positions
+    of a sequence are correlated, and uses single positions because few sequences give an unreliable estimate. The
+    independent estimate is deviation · sqrt(2 varied), as if the KL at ``varied`` positions were drawn anew from the
+    base's distribution. A faulty artifact can raise the paired estimate, but not the independent estimate, which uses
+    only the base's KL.
     """
     if not base.kl > 0:
         return 0.0

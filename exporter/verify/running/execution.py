@@ -1,4 +1,4 @@
-"""Run artifacts and the reference, and compare the resulting arrays."""
+"""Run the artifacts and the reference model in separate processes, and compare the resulting arrays."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ Say = Callable[[str], None]
 
 @dataclass
 class ArtifactResults:
-    """The results of the processes that run one artifact.
+    """The result arrays of all processes that run one artifact.
 
-    rounding: rounding of the reference for the comparison with the artifact.  modes: run modes of the artifact.
-    arrays: results of the artifact.  base_arrays: results of the base in the same quantisation.
-    loader_arrays: results of the artifact in the GGUF loader of transformers.
-    failure: error message of the runtime, or "".
-    not_restored: names of tuned tensors without a replacement by the base's tensors. If ``not_restored`` is not empty,
-    ``base_arrays`` are not results of the base.
+    rounding: how the reference model is rounded for the comparison with the artifact.  modes: run modes of the
+    artifact.
+    arrays: logits and tokens of the artifact.  base_arrays: logits and tokens of the untuned base with the artifact's
+    quantisation.
+    loader_arrays: logits and tokens of the artifact in the GGUF loader of transformers.
+    failure: error message of the runtime, or "" if the run succeeded.
+    not_restored: names of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not
+    empty, ``base_arrays`` do not belong to the untuned base and must not be used.
     """
 
     artifact: Artifact
@@ -60,9 +62,11 @@ class ArtifactResults:
 
 @dataclass
 class Execution:
-    """The processes of one verification. The results of the processes stay in ``folder`` and are read when needed.
+    """The processes that run the models of one verification.
 
-    required: names of runtimes that must run every artifact that the runtime supports.
+    The result arrays of the processes remain on disk in ``folder`` until an array is needed.
+
+    required: names of runtimes that must run every artifact of a supported format.
     """
 
     reference: Reference
@@ -74,7 +78,9 @@ class Execution:
     reference_arrays: logits.Reader | None = None
 
     def run(self, artifact: Artifact) -> None:
-        """Run ``artifact`` in its runtime. If ``artifact`` is quantised, also run a copy with the base's values.
+        """Run ``artifact`` in the runtime for its format.
+
+        If ``artifact`` is quantised, a copy with the untuned base's values also runs.
 
         Raises MissingDependency if no installed runtime can run ``artifact``.
         """
@@ -121,7 +127,7 @@ class Execution:
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
-        """Run a GGUF in the GGUF loader of transformers as well, or record the reason for skipping the run."""
+        """Run a GGUF file also in the GGUF loader of transformers, or record why this run is skipped."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
             reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file in transformers"))
@@ -140,9 +146,9 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference in one process, in every rounding that the artifacts need.
+        """Run the reference model in one process, once for every rounding that an artifact needs.
 
-        The reference also scores the tokens that the artifacts chose.
+        The reference model also scores the tokens that the artifacts chose greedily.
         """
         ran = [state for state in self.runs.values() if state.arrays is not None]
         if not ran:
@@ -161,7 +167,10 @@ class Execution:
         self.reference_arrays = run("reference", job, self.folder / "reference")
 
     def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
-        """Compare the results of ``artifact`` with the reference. A failure of the runtime is a failed check."""
+        """Compare the logits and tokens of ``artifact`` with those of the reference model.
+
+        If the runtime failed, the result is a failed check.
+        """
         state = self.runs[artifact.path]
         facts["runtime"] = TITLES[state.runtime]
         yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
@@ -244,44 +253,47 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions that tuning affects, through inner weights or through trained tokens in the input."""
+        """Number of positions whose logits depend on tuned inner weights or on trained tokens in the input."""
         trained = set(self.reference.trained_ids)
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
     def _uses_mean(self, state: ArtifactResults) -> bool:
-        """True if the artifact is checked by its mean KL, relative to the base in the same quantisation."""
+        """Whether the check compares the artifact's mean KL with the mean KL of the equally quantised base."""
         return state.artifact.quantised or self._router_is_noisy(state)
 
     def _router_is_noisy(self, state: ArtifactResults) -> bool:
-        """True if rounding may send tokens to different experts.
+        """Whether rounding may change the experts to which a mixture-of-experts model routes tokens.
 
-        llama.cpp rounds activations to the type of a 16-bit file.
+        For a 16-bit file, llama.cpp rounds activations to the file's 16-bit type.
         """
         return self.reference.routed and state.artifact.storage in HALVES and state.runtime == "llamacpp"
 
     def _greedy_prompts(self) -> list[list[int]]:
-        """A control text and, if available, a text with trained tokens.
+        """Return the prompts for greedy decoding: a control text and, if available, a text with trained tokens.
 
-        Texts have equal lengths, so a batch needs no padding.
+        The prompts have equal lengths, so that a batch of prompts needs no padding.
         """
         prompts = [self.sequences.control[0], *self.sequences.trained[:1]]
         length = min(map(len, prompts))
         return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """Number of tokens to decode, limited by the model's number of positions after a prompt."""
+        """Number of tokens to decode greedily, limited by the positions left in the model's context after a prompt."""
         length = len(self._greedy_prompts()[0])
         left = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, left))
 
     def _base_sequences(self) -> list[list[int]]:
-        """The sequences for running the base. A known token replaces each new token, so positions are unchanged."""
+        """Return the token sequences for running the untuned base.
+
+        Each new token is replaced by a token that the base knows, so that the number of positions is unchanged.
+        """
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]
 
     def _continuations(self, runs: Any) -> dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]]:
-        """Map each rounding to the distinct pairs (prompt, chosen tokens) for the reference to score, in order."""
+        """Map each rounding to the distinct pairs (prompt, chosen tokens) that the reference model must score."""
         wanted: dict[str, dict[tuple[tuple[int, ...], tuple[int, ...]], None]] = {}
         for state in runs:
             if state.arrays is not None and greedy_must_match(state.artifact):

@@ -1,10 +1,10 @@
-"""The GGUF loader of transformers as a second runtime beside llama.cpp.
+"""Run GGUF files in the GGUF loader of transformers, as a second runtime in addition to llama.cpp.
 
-A GGUF file must give equal results in loader and llama.cpp.
+A GGUF file must give equal results in the GGUF loader of transformers and in llama.cpp.
 
-The loader dequantises a file and computes in float32. A run takes many times as long as in llama.cpp, mostly for the
-vocabulary. Therefore the loader runs only a few sequences, and only one file per model unless the user requires the
-loader.
+The GGUF loader of transformers dequantises the file and computes in float32. The GGUF loader of transformers is many
+times slower than llama.cpp, mostly because it converts the vocabulary. Because the GGUF loader of transformers is slow,
+it runs only a few sequences, and only one file per model unless the user requires it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_READ: Final = ("qk_layernorm", "use_parallel_residual")
 
 
 def unsupported_reason(reference: Reference) -> str | None:
-    """The reason why the loader cannot run the model of ``reference``, or None."""
+    """Return the reason why the GGUF loader of transformers cannot run the model, or None if it can."""
     config = reference.checkpoint.text_config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
@@ -42,35 +42,38 @@ def unsupported_reason(reference: Reference) -> str | None:
 
 
 def require_supported(reference: Reference) -> None:
-    """Raise NotExpressible for a model that the loader cannot run."""
+    """Raise NotExpressible if the GGUF loader of transformers cannot run the model."""
     if reason := unsupported_reason(reference):
         raise NotExpressible(f"--require {NAME}", reason, instead="llama.cpp runs the file")
 
 
 def sequences_to_run(sequences: Sequence[Sequence[int]], trained: Sequence[Sequence[int]]) -> list[int]:
-    """The numbers of the sequences for the loader: the first sequence, and the first sequence with trained tokens."""
+    """Return the indices of the first sequence and of the first sequence that contains trained tokens."""
     return [0] if not trained else [0, len(sequences) - len(trained)]
 
 
 def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int]) -> Distance:
-    """Distance of the loader's logits from those of ``reference`` under ``name``, over the sequences ``numbers``."""
+    """Return the distance of the GGUF loader's logits from the arrays ``name`` of ``reference``.
+
+    numbers: indices of the sequences to compare.
+    """
     return pool(
         [compare(reference(f"{name}.{number}"), arrays(f"full.{position}")) for position, number in enumerate(numbers)]
     )
 
 
 def check_exact(distance: Distance, rounding: float) -> Check:
-    """Check that a float file gives the logits of the rounded reference.
+    """Check that an unquantised GGUF file gives the logits of the reference model with equal rounding.
 
-    The loader and the reference use the same kernels.
+    The comparison is strict, because the GGUF loader of transformers and the reference model use the same kernels.
 
-    rounding: largest effect of rounding on a logit if the file stores sums of base and updates, else 0.
+    rounding: if the file contains merged matrices, the largest effect of their rounding on a logit; otherwise 0.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(NAME, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that a quantised file gives the results of llama.cpp, up to llama.cpp's rounding of activations."""
+    """Check that a quantised GGUF file gives the logits of llama.cpp, except for llama.cpp's rounding of activations."""
     detail = f"mean KL from llama.cpp over {distance.positions} positions, max abs {distance.max_abs:.2g}"
     return Check.at_most(NAME, distance.kl, LOADER_KL, detail)

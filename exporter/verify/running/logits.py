@@ -1,4 +1,4 @@
-"""Check an artifact's logits and greedy tokens against the reference."""
+"""Check an artifact's logits and greedy tokens against the reference model's."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def distance(
     sequences: Sequence[Sequence[int]],
     columns: int | None = None,
 ) -> Distance:
-    """Distance between the logits ``got`` and ``want`` of ``sequences``.
+    """Return the distance between the logits ``got`` and ``want`` over all ``sequences``.
 
-    columns: number of tokens of the vocabulary to compare, or None for all tokens.
+    columns: number of vocabulary entries to compare, or None to compare all.
     """
     distances = []
     for number, ids in enumerate(sequences):
@@ -51,7 +51,7 @@ def distance(
 
 
 def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check that a merged checkpoint gives the logits of the unmerged adapter with the checkpoint's rounding."""
+    """Check that a merged checkpoint gives the logits of the model with unmerged adapters, rounded to equal precision."""
     limit = HF_MAX_ABS
     if "rounding" in distances:
         limit = max(limit, HF_ROUNDING_SHARE * distances["rounding"].max_abs)
@@ -59,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check the logits of one pass and, if the graph supports the run modes, of cached and padded runs."""
+    """Check an ONNX graph's logits in one full pass and, if the graph supports them, in cached and padded runs."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":
@@ -70,7 +70,7 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
 
 
 def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
-    """Check that a quantised graph gives equal logits in cached, padded and full runs."""
+    """Check that a quantised ONNX graph gives equal logits in full, cached and padded runs."""
     first, *others = modes
     for mode in others:
         deviation = distance(got, first, got, mode, sequences)
@@ -79,9 +79,9 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
 
 
 def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check the mean KL against the limit of the storage type.
+    """Check that the mean KL of a GGUF file is within the limit for the file's tensor type.
 
-    In float32, also check the top-1 token at every position.
+    For a float32 GGUF file, the top-1 token must also match at every position.
     """
     full = distances["full"]
     yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], f"{full.positions} positions, max abs {full.max_abs:.2g}")
@@ -94,9 +94,9 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
-    """Check that every greedy token of the artifact is the reference's best token, or equally good within the noise.
+    """Check that each greedy token of the artifact has the reference's highest logit, or an equal logit within the noise.
 
-    continuations: for each prompt, the number of the reference's scores for the tokens that the artifact chose.
+    continuations: for each prompt, the number N of the reference's score arrays for the tokens that the artifact chose.
     """
     total = undecided = 0
     for number, continuation in enumerate(continuations):
@@ -112,7 +112,7 @@ def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequen
 
 
 def check_tokens(want: Sequence[Sequence[int]], got: Reader, texts: Sequence[str]) -> Check:
-    """Check that llama.cpp and the tuned model's tokenizer split the texts into equal tokens."""
+    """Check that llama.cpp and the tuned model's tokenizer split each text into equal tokens."""
     for number, text in enumerate(texts):
         if list(want[number]) != got(f"tokens.{number}").tolist():
             detail = f"{text[:40]!r}: expected {list(want[number])[:12]}, found {got(f'tokens.{number}').tolist()[:12]}"

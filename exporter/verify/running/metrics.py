@@ -1,4 +1,4 @@
-"""Distances between two arrays of logits, (positions, vocabulary) in float32 or wider."""
+"""Measure how far two arrays of logits, of shape (positions, vocabulary), are from each other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _FEW: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Distances of logits ``got`` from logits ``want`` at each position, with summaries over all positions.
+    """Distances of the logits ``got`` from the logits ``want`` at each position, with summaries over all positions.
 
-    Shapes are (positions,) and dtypes float64 unless given below.
+    Unless noted, each array is float64 of shape (positions,).
 
-    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest difference between a logit of got and of want.
-    top1_at: 1 if got's best token is a best token of want, else 0.
-    top5_at: share of got's five best tokens that are among want's five best tokens.
-    surprise_at: (positions, 2), -log p of the next token under want and under got, or NaN without a next token.
+    kl_at: KL(want ‖ got) in nats.  max_abs_at: largest absolute difference between corresponding logits of ``got`` and
+    ``want``.
+    top1_at: 1 if the top-1 token of ``got`` has the highest logit in ``want`` (ties included), else 0.
+    top5_at: share of the top-5 tokens of ``got`` that are also among the top-5 tokens of ``want``.
+    surprise_at: array of shape (positions, 2) with -log p of the next token under ``want`` and under ``got``, or NaN at
+    positions without a next token.
     """
 
     kl_at: Array
@@ -33,42 +35,42 @@ class Distance:
 
     @property
     def positions(self) -> int:
-        """Number of positions."""
+        """Number of compared positions."""
         return len(self.kl_at)
 
     @property
     def kl(self) -> float:
-        """Mean KL over positions."""
+        """Mean KL divergence over all positions."""
         return float(self.kl_at.mean())
 
     @property
     def kl_median(self) -> float:
-        """Median KL over positions."""
+        """Median KL divergence over all positions."""
         return float(np.median(self.kl_at))
 
     @property
     def kl_p99(self) -> float:
-        """99th percentile of the KL over positions."""
+        """99th percentile of the KL divergence over all positions."""
         return float(np.quantile(self.kl_at, 0.99))
 
     @property
     def kl_max(self) -> float:
-        """Largest KL over positions."""
+        """Largest KL divergence over all positions."""
         return float(self.kl_at.max())
 
     @property
     def misses(self) -> int:
-        """Number of positions where the top-1 token differs."""
+        """Number of positions where ``got`` and ``want`` have different top-1 tokens."""
         return int((self.top1_at == 0).sum())
 
     @property
     def max_abs(self) -> float:
-        """Largest difference between a logit of got and of want, over all positions and tokens."""
+        """Largest absolute difference between corresponding logits of ``got`` and ``want``."""
         return float(self.max_abs_at.max())
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Perplexities of the next tokens under want and under got, or NaN without next tokens."""
+        """Return the perplexities of the sequence under ``want`` and ``got``, or NaN if no position has a next token."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
@@ -77,7 +79,7 @@ class Distance:
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """Map the names of figures in a report to values."""
+        """Return the summary figures by their names in the report."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),
@@ -92,15 +94,17 @@ class Distance:
         }
 
     def at(self, chosen: Array | slice) -> Distance:
-        """The distance over the positions ``chosen``, given as a slice or as a mask (positions,)."""
+        """Return the distances at the positions ``chosen``, a slice or a boolean mask of shape (positions,)."""
         return Distance(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
-    """Distance of ``got`` from ``want``. Any NaN in ``got`` makes every figure NaN, and every check fails.
+    """Return the distance of the logits ``got`` from the logits ``want``.
 
-    want, got: logits, (positions, vocabulary).  ids: token ids of the sequence, for perplexities. Tokens without a
-    column are not counted.
+    If ``got`` contains a NaN, all summaries are NaN, so that every check fails.
+
+    want, got: logits of shape (positions, vocabulary).  ids: token ids of the sequence, needed for perplexities. Token
+    ids beyond the last column of the logits are left out of the perplexities.
     """
     if want.shape != got.shape:
         raise ValueError(f"expected logits of shape {want.shape}, found shape {got.shape}")
@@ -122,7 +126,7 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
 
 def pool(distances: Sequence[Distance]) -> Distance:
-    """Combine the distances of separate texts into one distance over all positions."""
+    """Concatenate the distances of several texts into one distance over all positions."""
     parts = ([getattr(distance, field.name) for distance in distances] for field in fields(Distance))
     return Distance(*(np.concatenate(part) for part in parts))
 
@@ -134,9 +138,9 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _shared_best(want: Array, got: Array) -> float:
-    """Share of got's five best tokens that are among want's five best.
+    """Return the share of the top-5 tokens of ``got`` that are also among the top-5 tokens of ``want``.
 
-    Ties with want's fifth token count as among the best.
+    Tokens whose logit in ``want`` equals the fifth-highest logit count as top-5 tokens.
     """
     few = min(_FEW, len(want))
     threshold = np.partition(want, -few)[-few]

@@ -1,4 +1,4 @@
-"""The profile of a run for the report: figures by kind of position, traces by token, and sampled pairs of logits."""
+"""Collect data for a report's plots: figures by kind of position, KL by token, and sampled pairs of logits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COLUMNS: Final = 5
 
 
 def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
-    """The profile of one artifact.
+    """Return the data for the plots of one artifact.
 
-    distance: distance of the full pass ``got`` from ``want``, over all sequences in order.
+    distance: distance of the logits ``got`` of one full pass from ``want``, over all sequences in order.
     """
     kinds = list(sequences.kinds())
     flat_kinds = np.array([position_kind for row in kinds for position_kind in row])
@@ -38,9 +38,9 @@ def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: s
 
 
 def _pairs(sequences: Sequences, want: Reader, want_name: str, got: Reader) -> list[tuple[float, float]]:
-    """Pairs of logits at positions spread over all sequences.
+    """Return pairs of logits (reference, artifact) at positions spread over all sequences.
 
-    Each position has the reference's top-1 token and tokens spread over the vocabulary.
+    At each sampled position, the pairs cover the reference's top-1 token and tokens spread over the vocabulary.
     """
     places = [(number, position) for number, ids in enumerate(sequences.all) for position in range(len(ids))]
     pairs = []

@@ -1,6 +1,6 @@
-"""The token sequences for the comparison of logits.
+"""Build the token sequences for comparing logits.
 
-Sequences come from control texts, from the user's prompts, and from control texts with every trained token inserted.
+The sequences are control texts, the user's prompts, and control texts into which the trained tokens are inserted.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ _MORE_BYTES: Final = 1 << 28
 
 @dataclass(frozen=True)
 class Sequences:
-    """The token ids of all sequences to run.
+    """The token ids of all sequences that the models run.
 
-    control: control texts without trained tokens.  user: the user's prompts.  trained: control texts with trained
-    tokens inserted.
-    texts, text_ids: all texts and their encodings, including trained tokens.
-    covered: ids inserted in ``trained``, each id as an input and as a target. If not all trained ids fit, ``covered``
-    is a sample of the ids.
-    words: id → text of the token.  more: additional texts with and without trained tokens, for means over positions.
+    control: token ids of the control texts, without trained tokens.  user: token ids of the user's prompts.  trained:
+    token ids of control texts into which trained tokens are inserted.
+    texts, text_ids: all texts and their token ids, including texts of trained tokens.
+    covered: trained ids in ``trained``; each of these ids occurs both as an input token and as a target token. If
+    ``trained`` is too short for all trained ids, ``covered`` is a sample of the trained ids.
+    words: token id → text of the token.  more: additional sequences with and without trained tokens, for statistics
+    that need many positions.
     """
 
     control: list[list[int]]
@@ -54,16 +55,16 @@ class Sequences:
 
     @property
     def all(self) -> list[list[int]]:
-        """The control sequences, the user's prompts, and the sequences with trained tokens."""
+        """Return the control texts, then the user's prompts, then the sequences with trained tokens."""
         return self.control + self.user + self.trained
 
     @property
     def many(self) -> list[list[int]]:
-        """The sequences of ``all``, followed by those of ``more``."""
+        """Return the sequences of ``all``, then the sequences of ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
-        """For each sequence of ``all``, the kind of every position, from ``KINDS``."""
+        """Yield, for each sequence of ``all``, a list with the kind of each position; ``KINDS`` lists the kinds."""
         trained = set(self.covered)
         yield from (["control"] * len(ids) for ids in self.control)
         yield from (["user"] * len(ids) for ids in self.user)
@@ -75,9 +76,9 @@ class Sequences:
 
 
 def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
-    """Encode the texts with the tuned model's tokenizer, without special tokens, and insert the trained tokens.
+    """Encode the texts with the tuned model's tokenizer, without adding special tokens, and insert the trained tokens.
 
-    Raises BadInput if tokenizer.json is missing or if no control text has tokens to compare.
+    Raises BadInput if tokenizer.json is missing or if every control text is too short to compare logits.
     """
     tokenizer = _tokenizer(reference)
     limit = min(_MAX_TOKENS, reference.max_positions or _MAX_TOKENS)
@@ -104,11 +105,13 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
 
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
-    """Insert ``token_ids`` into ``carriers``. Returns (sequences, ids that the sequences cover).
+    """Insert the tokens ``token_ids`` into the token sequences ``carriers``.
 
-    Every covered id is the input of a position and the target of the preceding position. The result has at most
-    ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens. If not all ids fit, an evenly spaced sample of the ids is
-    covered.
+    Returns the new sequences and those of ``token_ids`` that the sequences contain.
+
+    Each inserted token is the input at one position and the target at the preceding position. At most
+    ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens are returned. If the sequences are too short for all of
+    ``token_ids``, an evenly spaced sample is inserted.
     """
     most = _MAX_SEQUENCES * (limit - 1)
     covered = _spread(token_ids, most)
@@ -118,9 +121,9 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
 
 
 def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
-    """Every carrier, followed by a copy with the next covered tokens inserted.
+    """Return every control sequence, each followed by a copy into which the next trained tokens are inserted.
 
-    The total is at most ``positions`` tokens.
+    The returned sequences have at most ``positions`` tokens in total.
     """
     each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
     sequences: list[list[int]] = []
@@ -135,9 +138,9 @@ def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int,
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Read one prompt per line.
+    """Read a text file with one prompt per line.
 
-    Empty lines are ignored. Raises UnreadableFile if the file is unreadable, not UTF-8, or empty.
+    Empty lines are skipped. Raises UnreadableFile if the file cannot be read, is not UTF-8, or contains no prompt.
     """
     with reading(path):
         content = path.read_bytes()
@@ -163,23 +166,23 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token, or the tokenizer's own spelling if the token is a part of a character."""
+    """Return the text of a token, or the tokenizer's own spelling if the token decodes to only a part of a character."""
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     own: str | None = tokenizer.id_to_token(token)
     return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
 
 
 def _spread(ids: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of ``ids``, evenly spaced, including the first and the last id."""
+    """Return at most ``count`` of ``ids``, evenly spaced, including the first and the last id."""
     if len(ids) <= count:
         return list(ids)
     return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]
 
 
 def _woven(carrier: Sequence[int], trained: Sequence[int], limit: int) -> list[int]:
-    """Spread trained tokens over a carrier.
+    """Insert the trained tokens at evenly spread positions of the sequence ``carrier``.
 
-    The sequence starts with a token of the carrier, so that each trained token is a target.
+    The sequence starts with a token of ``carrier``, so that each trained token is the target of a preceding position.
     """
     carried = min(len(carrier), limit - len(trained))
     # Number of the carrier's tokens before each trained token, at least 1.

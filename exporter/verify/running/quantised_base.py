@@ -1,8 +1,9 @@
-"""Make the untuned base in the quantisation of an artifact, for comparison with the artifact.
+"""Make a copy of an artifact with the untuned base's values and the artifact's quantisation, for comparison.
 
-Rows are quantised independently of each other. Therefore the artifact with the base's rows in place of the trained rows
-*is* the base in the same quantisation, made by the same quantiser. Tensors with updates are quantised by the checker,
-as llama.cpp and ONNX Runtime quantise without an importance matrix.
+In all supported quantisation types, each row is quantised independently of all other rows. Therefore, replacing the
+trained rows of an artifact by the base's rows gives exactly the base, as quantised by the artifact's quantiser. The
+verifier itself quantises the base's values of other tuned tensors, as llama.cpp and ONNX Runtime do without an
+importance matrix.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _ROWS_AT_ONCE: Final = 4096
 
 
 def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[Path, list[str]]:
-    """Copy ``artifact`` into the new folder ``folder`` and write the base's values into the copy.
+    """Copy ``artifact`` into the new folder ``folder``, and replace the tuned values in the copy by the untuned base's.
 
-    Returns (path of the copy, names of tuned tensors that could not be replaced). If any tensor could not be replaced,
-    the copy is not the base. Rows of new tokens stay unchanged, because the base has no rows for new tokens. Raises
-    OutputError
+    Returns the path of the copy and the names of the tuned tensors that could not be replaced. If any tuned tensor
+    could not be replaced, the copy does not equal the quantised base. The rows of new tokens are not replaced, because
+    the base has no rows for new tokens. Raises OutputError
     if the copy cannot be written.
     """
     for path in artifact.files:
@@ -56,7 +57,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """Write the base's values into the trained rows of ``matrix``, or into all rows if tuning changes all rows."""
+    """Replace the trained rows of ``matrix``, or all rows if tuning changed all rows, by the untuned base's rows."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]
@@ -77,7 +78,10 @@ def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
 
 
 def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
-    """Write the base's values into the inner tensors of a GGUF. Yields the checkpoint names of the restored tensors."""
+    """Replace the tuned inner tensors of a GGUF file by the untuned base's tensors.
+
+    Yields the checkpoint names of the replaced tensors.
+    """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
     try:
@@ -103,9 +107,9 @@ def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
 
 
 def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
-    """Write the base's values into an ONNX model's sums of base and updates.
+    """Replace the merged inner tensors of an ONNX model by the untuned base's tensors.
 
-    Yields the checkpoint names of the restored tensors.
+    Yields the checkpoint names of the replaced tensors.
     """
     from exporter.sources.onnx.file import OnnxFile  # loads protobuf, which only ONNX needs
     from exporter.verify.onnx.base_sums import BaseSums

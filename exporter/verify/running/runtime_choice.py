@@ -1,4 +1,4 @@
-"""Choose an artifact's runtime, its run modes, and the rounding of the reference for the comparison."""
+"""Choose the runtime and the run modes of an artifact, and the rounding of the reference model for the comparison."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """True if greedy decoding must choose the reference's tokens, as for checkpoints and float32 files.
+    """Whether the artifact must choose the reference's greedy tokens, which only checkpoints and float32 files must.
 
-    For a 16-bit file, llama.cpp rounds activations to the file's type.
+    With a 16-bit GGUF file, llama.cpp rounds activations to the file's 16-bit type, so greedy tokens may differ.
     """
     return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
 
 def reference_rounding(artifact: Artifact, reference: Reference) -> str:
-    """The rounding of the reference for ``artifact``: a dtype, followed by " whole" to round also norms and biases.
+    """Return how to round the reference model: a dtype, with the suffix " whole" if norms and biases are rounded too.
 
-    A checkpoint rounds norms and biases. A GGUF keeps norms and biases in float32.
+    In a 16-bit checkpoint, norms and biases are rounded as well. In a GGUF file, norms and biases remain in float32.
     """
     if artifact.quantised:
         return "F32"
@@ -36,9 +36,9 @@ def reference_rounding(artifact: Artifact, reference: Reference) -> str:
 
 
 def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
-    """Returns (run modes that the inputs of a graph support, skips for unsupported modes).
+    """Return the run modes that the inputs of an ONNX graph support, and a Skip for each unsupported run mode.
 
-    Graphs from different tools have different inputs.
+    Supported run modes differ, because ONNX export tools declare different graph inputs.
     """
     if artifact.encoder_embedding:
         return ["full", "cached", "right-padded"], []
@@ -55,14 +55,17 @@ def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
 
 
 def choose_runtime(artifact: Artifact, reference: Reference) -> str:
-    """The name of the runtime's module. Raises MissingDependency if no installed runtime can run a GGUF."""
+    """Return the name of the module in ``exporter.verify.runtimes`` that runs ``artifact``.
+
+    Raises MissingDependency if ``artifact`` is a GGUF file and no installed runtime can run it.
+    """
     if artifact.format == "onnx":
         return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
     return "merged" if artifact.format == "hf" else _gguf_runtime(artifact, reference)
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """Choose llama.cpp if installed, else the GGUF loader of transformers for supported models."""
+    """Choose llama.cpp if installed, or else the GGUF loader of transformers if it supports the model."""
     if installed("llama.cpp"):
         return "llamacpp"
     if reason := gguf_loader.unsupported_reason(reference):

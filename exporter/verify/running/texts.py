@@ -1,6 +1,7 @@
 """Check tokenizers and chat templates by encoding texts, decoding tokens and rendering chats.
 
-Separate checks compare the files. The checks here run each artifact's tokenizer and template, as users do.
+The contents of tokenizer files and templates are compared by separate checks in ``exporter.verify``. The checks in this
+module run each artifact's tokenizer and chat template, as users do.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ CHATS: Final = (
 
 @dataclass(frozen=True)
 class TextResults:
-    """Outputs of the tokenizers and templates of the tuned model and of all artifacts.
+    """Texts, tokens and rendered chats from the tokenizers and chat templates of the tuned model and of all artifacts.
 
-    outputs: name in the job → outputs, where the tuned model has the name "tuned".  ids: the sequences to decode.
-    names: path of an artifact → name in the job.  reason: the reason why the process failed, or "".
+    outputs: name in the job → results of a tokenizer and a template; the tuned model has the name "tuned".  ids: the
+    token sequences to decode.  names: path of an artifact → name in the job.  reason: the reason why the process
+    failed, or "" if the process succeeded.
     """
 
     outputs: Mapping[str, Mapping[str, Any]]
@@ -46,7 +48,7 @@ class TextResults:
     reason: str = ""
 
     def check(self, path: Path) -> Iterator[Check | Skip]:
-        """Yield the checks of the artifact at ``path``."""
+        """Yield the tokenizer and chat-template checks of the artifact at ``path``."""
         want = self.outputs.get("tuned", {"failure": self.reason})
         if "failure" in want:
             yield Skip("texts", f"transformers cannot load the tuned model's tokenizer: {want['failure']}")
@@ -70,9 +72,10 @@ class TextResults:
 
 
 def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequences, folder: Path) -> TextResults:
-    """Run the tokenizers and templates of folders, and the templates of GGUF files, in one process.
+    """Run the tokenizers and chat templates of folders, and the chat templates of GGUF files, in one process.
 
-    formats: path of an artifact → format.  An ONNX model file without further files has no tokenizer and no template.
+    formats: path of an artifact → name of its format.  An ONNX artifact that is only a model file has no tokenizer and
+    no chat template, and is left out.
     """
     staged = folder / "tuned"
     staged.mkdir(parents=True)
@@ -101,7 +104,8 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
 def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
     """Check that llama.cpp and the tuned model's tokenizer decode tokens to equal texts, ignoring a leading space.
 
-    Yields no check if llama.cpp or the tokenizer's results are missing. Separate checks report missing results.
+    If llama.cpp is not installed or the tokenizer's results are missing, no check is yielded. Other checks report that
+    llama.cpp or the tokenizer's results are missing.
     """
     want = results.outputs.get("tuned", {}).get("plain")
     if want is None or not installed("llama.cpp"):
@@ -117,16 +121,16 @@ def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterato
 
 
 def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
-    """The sequences to decode: all texts, and every added or trained token as a sequence of length 1."""
+    """Return the token sequences to decode: all texts, and each added or trained token as a separate sequence."""
     path = reference.tokenizer_file()
     single = {*(added_tokens(path).values() if path else ()), *sequences.covered}
     return [*sequences.text_ids, *([token] for token in sorted(single))]
 
 
 def _has_files(path: Path) -> bool:
-    """True if the folder contains configs or auxiliary files.
+    """Whether the folder contains config files or auxiliary files such as a tokenizer.
 
-    In a folder with configs, a missing tokenizer is a fault.
+    In a folder that contains configs, a missing tokenizer is reported as a fault.
     """
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 

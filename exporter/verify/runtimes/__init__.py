@@ -1,1 +1,4 @@
-"""One module per runtime. A module runs in a fresh process, reads a job, computes logits and writes arrays."""
+"""Each module of this package runs models in a single runtime, such as llama.cpp or ONNX Runtime.
+
+The module of a runtime runs in a fresh process, which reads a JSON job, computes logits and writes arrays.
+"""

@@ -1,4 +1,4 @@
-"""Run a GGUF file, dequantised to fp32, in the GGUF loader of transformers."""
+"""Run a GGUF file with the GGUF loader of transformers, which dequantises the file to fp32."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from exporter.verify.runtimes.torch_models import quiet, save_greedy, save_logit
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
+    """Save the logits of sequence N as ``full.N`` and the tokens chosen greedily after prompt N as ``greedy.N``.
 
-    Keys of the job: artifact, sequences, more (additional sequences, with the next numbers), greedy_prompts,
-    greedy_tokens.
+    ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``), greedy_prompts
+    and greedy_tokens (number of tokens to choose).
     """
     quiet()
     # The loader parses the header twice and builds equal name tables for every module. With a large vocabulary, most of

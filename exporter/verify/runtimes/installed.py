@@ -1,4 +1,4 @@
-"""Installed runtimes. A check without its runtime is reported as skipped and never left out silently."""
+"""Find out which runtimes are installed. A check whose runtime is not installed is always reported as skipped."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ TITLES: Final = {
 
 
 def installed(name: str) -> bool:
-    """True if the runtime ``name`` is installed. No package is imported."""
+    """Whether the runtime ``name`` is installed. The runtime's package is not imported."""
     return _RUNTIMES[name].is_installed()
 
 
 def require(names: Iterable[str], *, needed_for: str) -> None:
-    """Raise MissingDependency for the first of ``names`` that is not installed."""
+    """Raise MissingDependency for the first runtime in ``names`` that is not installed."""
     for name in names:
         _RUNTIMES[name].require(needed_for)
 
 
 def missing(name: str, *, needed_for: str) -> MissingDependency:
-    """An error with the pip command that installs the runtime ``name``."""
+    """Return an error that contains the pip command for installing the runtime ``name``."""
     return _RUNTIMES[name].missing(needed_for)

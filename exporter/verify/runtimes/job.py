@@ -1,4 +1,7 @@
-"""The interface of a runtime's process. The input is a JSON job, and the output is one .npy file per array."""
+"""The interface of the process that runs a model.
+
+The process reads a JSON job and writes each result array to a .npy file.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,18 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """A runtime refused an artifact or crashed with the artifact, so the verdict is not equivalent."""
+    """A runtime rejected an artifact or crashed while running the artifact, so the verdict is "not equivalent"."""
 
     exit_code = 3
 
 
 def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], Array]:
-    """Run ``exporter.verify.runtimes.<runtime>`` on ``job``.
+    """Run the module ``exporter.verify.runtimes.<runtime>`` on ``job`` in a new process.
 
-    folder: new folder for the job and the arrays.  Returns a function that reads an array by its name.
+    folder: path of the folder to create for the job and the result arrays.  Returns a function that reads a result
+    array by name.
 
-    Raises RuntimeFailed with the last line that the process wrote to stderr.
+    Raises RuntimeFailed, with the last line of the process's stderr as the message, if the process fails.
     """
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(job))
@@ -45,9 +49,9 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
 
 
 def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
-    """Run the main function of a runtime's process.
+    """Read the job, call ``compute`` and write the result arrays: the main function of a runtime's process.
 
-    compute: function that is called with the job and with a function that saves an array under a name.
+    compute: function to call with the job and with a function that saves an array under a name.
     """
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())

@@ -1,7 +1,6 @@
-"""Run a GGUF file in llama.cpp for full logits and greedy tokens, through the C API wrapped by llama-cpp-python.
+"""Compute the logits and greedy tokens of a GGUF file in llama.cpp, through the C API wrapped by llama-cpp-python.
 
-The cache is float32 and flash attention is off, so that differences come from the file and not from rounding in the
-cache.
+The KV cache is float32 and flash attention is off, so that rounding in the cache does not add differences.
 """
 
 from __future__ import annotations
@@ -22,10 +21,16 @@ _GGML_TYPE_F32 = 0
 
 
 class Session:
-    """A loaded model and one context. Each call starts from an empty cache unless ``past`` is given."""
+    """A GGUF model loaded in llama.cpp, with one context.
+
+    Each call starts from an empty KV cache unless ``past`` is given.
+    """
 
     def __init__(self, path: str, n_ctx: int) -> None:
-        """Load ``path`` with a context of ``n_ctx`` tokens. Raises ValueError if llama.cpp cannot load the file."""
+        """Load the GGUF file at ``path`` with a context of ``n_ctx`` tokens.
+
+        Raises ValueError if llama.cpp cannot load the file.
+        """
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -44,9 +49,9 @@ class Session:
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
 
     def logits(self, ids: Sequence[int], past: int = 0) -> Array:
-        """Compute the logits of ``ids``: (len(ids), vocabulary) float32.
+        """Compute the logits of the tokens ``ids`` as a float32 array of shape (len(ids), vocabulary).
 
-        past: number of positions in the cache before ``ids``.
+        past: number of positions that are already in the KV cache.
         """
         if past == 0:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
@@ -67,7 +72,10 @@ class Session:
         return out
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``. Special tokens in ``text`` are recognised, and no special token is added."""
+        """Return the token ids of ``text``.
+
+        Special tokens in ``text`` are recognised, but no BOS or other special token is added.
+        """
         data = text.encode()
         out = (llama_cpp.llama_token * (len(data) + 8))()
         count = llama_cpp.llama_tokenize(self.vocab, data, len(data), out, len(out), False, True)
@@ -77,10 +85,10 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``full.N`` (logits of sequence N), ``greedy.N`` (tokens after prompt N) and ``tokens.N`` (ids of text N).
+    """Save logits as ``full.N`` (sequence N), greedy tokens as ``greedy.N`` (prompt N), ids as ``tokens.N`` (text N).
 
-    Keys of the job: artifact, sequences, more (additional sequences, with the next numbers), greedy_prompts,
-    greedy_tokens, texts.
+    ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``), greedy_prompts,
+    greedy_tokens (number of tokens to choose) and texts.
     """
     sequences = [*job["sequences"], *job["more"]]
     longest = max(map(len, [*sequences, *job["greedy_prompts"]]))
@@ -101,7 +109,7 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Write only llama.cpp's errors to stderr, so that the last line is the reason of a failure."""
+    """Let llama.cpp write only errors to stderr, so that the last line of stderr is the reason for a failure."""
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes builds the decorator at run time
     def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:

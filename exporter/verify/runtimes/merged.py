@@ -1,4 +1,4 @@
-"""Run a merged checkpoint in plain transformers in fp32."""
+"""Run a merged checkpoint in transformers in fp32, without PEFT."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from exporter.verify.runtimes.torch_models import load_checkpoint, quiet, save_g
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``full.N`` (logits of sequence N) and ``greedy.N`` (tokens chosen after prompt N).
+    """Save the logits of sequence N as ``full.N`` and the tokens chosen greedily after prompt N as ``greedy.N``.
 
-    Keys of the job: artifact, sequences, greedy_prompts, greedy_tokens.
+    ``job`` has the keys artifact, sequences, greedy_prompts and greedy_tokens (number of tokens to choose).
     """
     quiet()
     model = load_checkpoint(job["artifact"])

@@ -1,6 +1,6 @@
 """Run an ONNX model in ONNX Runtime on the CPU.
 
-The run modes are one full pass, token by token with the cache, and a padded batch.
+A model runs in up to three modes: in one full pass, token by token with the KV cache, and in a padded batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
-    """A loaded model. The session feeds only the inputs that exist in the graph."""
+    """An ONNX model loaded in ONNX Runtime. The session passes only those inputs to the graph that the graph declares."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
-        """Load ``path``. Raises errors of ONNX Runtime.
+        """Load the ONNX model at ``path``. Raises the errors of ONNX Runtime.
 
-        cache_shape: (heads, width) of the cache, used for axes without a size in the graph.
+        cache_shape: (heads, head size) of the KV cache, used for cache axes whose size is not given in the graph.
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -37,7 +37,10 @@ class Session:
         self.cache_inputs = [name for name in self.inputs if name.startswith("past_key_values.")]
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
-        """An empty cache. Returns arrays (batch, kv_heads, 0, head_dim) by input name."""
+        """Create an empty KV cache for ``batch`` sequences.
+
+        Returns a dict from input name to an array of shape (batch, kv_heads, 0, head_dim).
+        """
         cache: dict[str, Array] = {}
         for name in self.cache_inputs:
             value = self.inputs[name]
@@ -49,16 +52,16 @@ class Session:
     def run(
         self, ids: Array, mask: Array, positions: Array, cache: Mapping[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
-        """Run one step. Returns (logits (batch, positions, vocabulary), new cache).
+        """Run one forward pass. Returns the logits, with shape (batch, positions, vocabulary), and the new KV cache.
 
-        mask: attention mask over past and new positions.
+        mask: attention mask over the cached and the new positions.
         """
         return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
 
     def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """Run one step as ``run`` does, with all possible inputs by name.
+        """Run one forward pass. feeds: input name → array.
 
-        Inputs that are not in the graph are ignored.
+        Inputs that the graph does not declare are ignored.
         """
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))
@@ -67,11 +70,13 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``MODE.N`` (logits of sequence N) for each run mode, and ``greedy.N`` (tokens chosen after prompt N).
+    """Save logits as ``MODE.N`` (run mode and sequence N) and greedily chosen tokens as ``greedy.N`` (prompt N).
 
-    Keys of the job: artifact (a model file), sequences, more (additional sequences for mode full, with the next
-    numbers), modes, cache_shape, greedy_prompts (of equal length), greedy_tokens.
-    The modes are full, cached (token by token), padded and right-padded (all sequences in one batch).
+    ``job`` has the keys artifact (a model file), sequences, more (additional sequences to run in the mode ``full``,
+    numbered after ``sequences``), modes, cache_shape, greedy_prompts (of equal length) and greedy_tokens (number of
+    tokens to choose).
+    The run modes are full (one pass), cached (token by token), and padded and right-padded (all sequences in one batch,
+    padded on the left or right).
     """
     session = Session(Path(job["artifact"]), job["cache_shape"])
     for mode in job["modes"]:
@@ -90,9 +95,9 @@ def _full(session: Session, sequences: Sequence[Sequence[int]]) -> Iterator[Arra
 
 
 def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Run all sequences token by token in one batch without padding.
+    """Compute the logits of all sequences token by token, in one batch without padding.
 
-    A finished sequence leaves the batch, so sequences are sorted by decreasing length.
+    A sequence is removed from the batch after its last token, so sequences are sorted by decreasing length.
     """
     order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     rows: list[list[Array]] = [[] for _ in sequences]
@@ -107,7 +112,10 @@ def _cached(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 
 
 def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Run all sequences in one batch, padded on the left. Logits of the padding are dropped."""
+    """Compute the logits of all sequences in one batch that is padded on the left.
+
+    Logits at padding positions are dropped.
+    """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -120,9 +128,9 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 
 
 def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Run all sequences in one batch, padded on the right.
+    """Compute the logits of all sequences in one batch that is padded on the right.
 
-    Graphs without position_ids count positions from the first column.
+    Right padding suits graphs that have no input position_ids and number positions from the first column.
     """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
@@ -137,7 +145,10 @@ _MODES: Final = {"full": _full, "cached": _cached, "padded": _padded, "right-pad
 
 
 def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> Array:
-    """The tokens chosen after each prompt: (prompts, tokens). All prompts have equal lengths and form one batch."""
+    """Return the tokens chosen greedily after each prompt, with shape (prompts, tokens).
+
+    All prompts must have equal lengths, because the prompts run as one batch.
+    """
     cache, ids, past = session.empty_cache(len(prompts)), [list(prompt) for prompt in prompts], 0
     chosen = []
     for _ in range(tokens):
@@ -152,9 +163,9 @@ def _greedy(session: Session, prompts: Sequence[Sequence[int]], tokens: int) -> 
 
 
 def _step(ids: Sequence[Sequence[int]], past: int) -> tuple[Array, Array, Array]:
-    """Inputs (input_ids, attention_mask, position_ids) for unpadded sequences (batch, n).
+    """Return input_ids, attention_mask and position_ids for sequences of equal length.
 
-    past: number of cached positions before the sequences.
+    past: number of positions that are already in the KV cache.
     """
     new = np.array(ids, np.int64)
     batch, count = new.shape

@@ -1,8 +1,8 @@
-"""Run an ONNX encoder and its decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
+"""Run an ONNX encoder-decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
 
-Encoder and decoder get equal sequences, in one pass, token by token with the cache, or in a padded batch. Padding is on
-the right, as in tokenizers of encoder-decoders. The encoder masks the padding, and in the decoder the padding follows
-the real tokens.
+The encoder and the decoder get equal sequences, in one pass, token by token with the KV cache, or in a padded batch.
+Sequences are padded on the right, as tokenizers of encoder-decoders do. Padding has no effect, because the encoder
+masks the padding, and the causal decoder reads the real tokens first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _USES_CACHE = "use_cache_branch"
 
 
 class EncoderDecoder:
-    """A loaded encoder and decoder."""
+    """An encoder and a decoder loaded in ONNX Runtime."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int]) -> None:
         """Load the encoder and the decoder.
 
-        path: path of the decoder.  cache_shape: (heads, width) of the cache, as for ``Session``.
+        path: path of the decoder's model file.  cache_shape: (heads, head size) of the KV cache, as for ``Session``.
 
-        Raises BadInput if the encoder is missing, and errors of ONNX Runtime.
+        Raises BadInput if the encoder's model file is missing, and raises the errors of ONNX Runtime.
         """
         encoder_path = encoder_of(path)
         if encoder_path is None:
@@ -38,9 +38,9 @@ class EncoderDecoder:
         self.encoder, self.decoder = Session(encoder_path, cache_shape), Session(path, cache_shape)
 
     def encode(self, ids: Array, mask: Array) -> dict[str, Array]:
-        """The encoder's outputs by the names of the decoder's inputs.
+        """Run the encoder, and return its outputs under the names of the decoder's inputs.
 
-        ids, mask: token ids and attention mask, (batch, encoder's tokens).
+        ids, mask: token ids and attention mask, both of shape (batch, encoder tokens).
         """
         (states,) = self.encoder.session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
         return {"encoder_hidden_states": np.asarray(states), "encoder_attention_mask": mask}
@@ -48,19 +48,25 @@ class EncoderDecoder:
     def decode(
         self, ids: Array, encoded: Mapping[str, Array], cache: Mapping[str, Array] | None
     ) -> tuple[Array, dict[str, Array]]:
-        """Run one step of the decoder. Returns (logits (batch, positions, vocabulary), new cache).
+        """Run one forward pass of the decoder.
 
-        cache: cache from the previous call, or None at the first call.
+        Returns the logits, with shape (batch, positions, vocabulary), and the new KV cache.
+
+        cache: KV cache returned by the previous call, or None at the first call.
         """
         given = self.decoder.empty_cache(len(ids)) if cache is None else cache
         return self.decoder.feed({"input_ids": ids, **encoded, _USES_CACHE: np.array([cache is not None]), **given})
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``MODE.N`` and ``greedy.N`` as onnx_runtime does. Greedy decoding begins with the start token.
+    """Save logits as ``MODE.N`` (run mode and sequence N) and greedily chosen tokens as ``greedy.N`` (prompt N).
 
-    The job has the keys of onnx_runtime's job, with the decoder as artifact, and the key start_token.
-    The modes are full, cached (token by token) and right-padded (all sequences in one batch).
+    Greedy decoding starts with the decoder's start token.
+
+    ``job`` has the keys of the job of ``onnx_runtime.compute`` and the key start_token; the key artifact is the
+    decoder's model file.
+    The run modes are full (one pass), cached (token by token) and right-padded (all sequences in one batch, padded on
+    the right).
     """
     model = EncoderDecoder(Path(job["artifact"]), job["cache_shape"])
     for mode in job["modes"]:

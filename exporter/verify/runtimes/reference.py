@@ -1,4 +1,4 @@
-"""Run the reference in transformers and stock PEFT, in fp32 with unmerged adapters."""
+"""Run the reference model, with unmerged adapters, in transformers and unmodified PEFT in fp32."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save the untuned model's logits, and the tuned model's logits and scores for each rounding.
+    """Save logits of the untuned model, and logits and greedy-token scores of the tuned model for each rounding.
 
-    Keys of the job: checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences, continuations
-    (rounding → pairs of prompt and chosen tokens).
-    ``base.N`` are the logits of the untuned model on base_sequences. ``BF16.N``, for example, are the logits with the
-    rounding BF16, and ``BF16.best.N`` and ``BF16.behind.N`` are the scores. The rounding BF16 keeps norms and biases in
-    fp32, as a GGUF in BF16 does. The rounding ``BF16 whole`` also rounds norms and biases, as a checkpoint does. The
-    rounding ``F32`` is the tuned model as trained.
+    ``job`` has the keys checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences and continuations
+    (rounding → pairs of a prompt and the tokens that an artifact chose).
+    ``base.N`` are the logits of the untuned model for sequence N of base_sequences. ``BF16.N``, for example, are the
+    tuned model's logits with the rounding BF16; ``BF16.best.N`` and ``BF16.behind.N`` are the scores of continuation N.
+    With the rounding BF16, norms and biases remain in fp32, as in a BF16 GGUF file. With the rounding ``BF16 whole``,
+    norms and biases are also rounded, as in a BF16 checkpoint. With the rounding ``F32``, the tuned model is not
+    rounded.
     """
     quiet()
     model = load_checkpoint(job["checkpoint"])
@@ -48,11 +49,11 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:
-    """Attach the adapters at ``paths`` to ``model``. All adapters are active and unmerged.
+    """Attach the adapters at ``paths`` to ``model`` with PEFT. All adapters are active, and no adapter is merged.
 
-    A PeftModel has adapters of a single type, so each adapter type gets a separate PeftModel around the modules of
+    A PeftModel supports only one adapter type, so a separate PeftModel for each adapter type wraps the modules of
     ``model``.
-    Raises ValueError if stock PEFT cannot load an adapter.
+    Raises ValueError if unmodified PEFT cannot load an adapter.
     """
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -74,10 +75,10 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
 
 
 def _load_order(config: Any) -> tuple[bool, bool]:
-    """Sort key for adapters.
+    """Return the sort key that puts adapters in loading order.
 
-    Loading an adapter disables the wrappers (rows, modules_to_save) of earlier adapters, so adapters with wrappers are
-    loaded last.
+    When PEFT loads an adapter, it disables the wrappers of earlier adapters for token rows and modules_to_save, so
+    adapters with wrappers are loaded last.
     """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)
@@ -109,9 +110,9 @@ def _load_further(model: PeftModel, name: str, path: str) -> None:
 
 
 def _trains_both_uses(config: Any) -> bool:
-    """True if the adapter has embedding rows and a whole head.
+    """Whether the adapter trains embedding rows and also contains a full LM head.
 
-    PEFT loads an adapter with embedding rows and a whole head only onto an untied model.
+    PEFT can load an adapter with embedding rows and a full LM head only into a model with untied embeddings.
     """
     saved = getattr(config, "modules_to_save", None) or []
     rows = getattr(config, "trainable_token_indices", None)

@@ -1,4 +1,7 @@
-"""Round the tuned model as a file in a 16-bit type does. Each tensor is rounded once, with its adapters applied."""
+"""Round the tuned model as a file with 16-bit weights does.
+
+Each tensor is rounded once, after the adapters have been added to the tensor.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 
 @contextmanager
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
-    """Context in which the tuned tensors are rounded to ``dtype`` and back to fp32.
+    """Return a context manager that rounds the tuned tensors to ``dtype`` and converts the tensors back to fp32.
 
-    vectors: True to round norms and biases as well.
+    vectors: whether to round norms and biases as well.
 
-    The matrix of a module with an adapter is computed by running the module, because PEFT's merge is wrong for some
-    tied models. Memory: a second copy of the matrices with adapters and of every tensor that the rounding changes.
+    For a module with an adapter, the merged matrix is computed by running the module on unit vectors, because PEFT's
+    merge is wrong for some models with tied weights. Peak extra memory: copies of all matrices that have adapters and
+    of all tensors that the rounding changes.
     """
     originals = []
     with torch.no_grad(), _stacks_merged(model), _as_computed(model):
@@ -38,7 +42,7 @@ def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Ite
 
 @contextmanager
 def _as_computed(model: torch.nn.Module) -> Iterator[None]:
-    """Context in which plain modules replace the modules with adapters."""
+    """Return a context manager that replaces each module with an adapter by a plain module with the merged weights."""
     adapted = list(_adapted(model))
     plain = [_plain(module) for _, _, module in adapted]
     for (parent, name, _), module in zip(adapted, plain, strict=True):
@@ -49,7 +53,7 @@ def _as_computed(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """Yield (parent, name, module) for the outermost modules with an adapter."""
+    """Yield (parent, name, module) for each outermost module that has an adapter."""
     for name, child in parent.named_children():
         if isinstance(child, _WRAPPERS) and not _is_stack(child):
             yield parent, name, child
@@ -58,9 +62,9 @@ def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 
 def _plain(module: Any) -> torch.nn.Module:
-    """A copy of the innermost module with the weight and bias of ``module``.
+    """Copy the innermost module, with the merged weight and bias of ``module``.
 
-    Weight and bias are computed by running ``module`` on unit vectors.
+    The merged weight and bias are computed by running ``module`` on unit vectors.
     """
     base = _innermost(module)
     plain: Any = copy.copy(base)
@@ -88,13 +92,16 @@ def _innermost(module: torch.nn.Module) -> Any:
 
 
 def _stored_in_out(base: torch.nn.Module) -> bool:
-    """True if the weight is (in, out), as in GPT-2's Conv1D, which is not a Linear."""
+    """Whether the weight has the shape (in, out), as in GPT-2's Conv1D, which is not a subclass of Linear."""
     return not isinstance(base, torch.nn.Linear)
 
 
 @contextmanager
 def _no_biases(module: torch.nn.Module) -> Iterator[None]:
-    """Context in which biases are zero. Adding biases would round away the last bits of the matrix."""
+    """Return a context manager that sets the biases of ``module`` to zero.
+
+    With non-zero biases, the sum of matrix column and bias would lose the last bits of the matrix.
+    """
     biases = [bias for name, bias in module.named_parameters() if name.rpartition(".")[2] == "bias"]
     originals = [bias.clone() for bias in biases]
     for bias in biases:
@@ -110,9 +117,10 @@ def _is_stack(module: Any) -> bool:
 
 @contextmanager
 def _stacks_merged(model: torch.nn.Module) -> Iterator[None]:
-    """Context in which the adapters of stacked experts are merged.
+    """Return a context manager that merges the adapters of stacked experts (one 3-D tensor for all experts of a layer).
 
-    Stacked experts cannot run on unit vectors. Stacked experts are not tied to any tensor, so PEFT's merge is correct.
+    The merged weights of stacked experts cannot be computed by running the module on unit vectors. PEFT's merge is
+    correct for stacked experts, because stacked experts share no weights with other tensors.
     """
     stacks: list[Any] = [module for module in model.modules() if _is_stack(module)]
     originals = [stack.get_param().clone() for stack in stacks]

@@ -1,4 +1,4 @@
-"""Run tokenizers of folders on disk in transformers to encode texts, decode tokens and render chats."""
+"""Encode texts, decode tokens and render chats with the tokenizers of folders on disk, in transformers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import transformers  # noqa: E402  # transformers looks for torch when imported
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save one JSON object per name, as bytes.
+    """Save, as bytes, one JSON object for each folder and each template.
 
-    An object has the keys encoded, decoded, plain and chats, or the key failure.
+    Each JSON object has the keys encoded, decoded, plain and chats, or only the key failure (an error message).
 
-    Keys of the job: folders (name → folder), ids (sequences), texts, chats, templates (name → template of a file).
-    Templates are rendered with the tokenizer of the folder named ``tuned``. The key plain has the texts decoded without
-    clean-up of spaces.
+    ``job`` has the keys folders (name → folder), ids (token sequences to decode), texts, chats and templates (name →
+    chat template read from a file). The chat templates in ``templates`` are rendered with the tokenizer of the folder
+    named ``tuned``. The value of ``plain`` is the list of texts decoded with clean_up_tokenization_spaces=False.
     """
     transformers.logging.set_verbosity_error()
     for name, folder in job["folders"].items():
@@ -53,9 +53,9 @@ def _load(folder: str) -> Any:
 
 
 def _render(tokenizer: Any, chats: Sequence[Any], template: str | None) -> list[str]:
-    """Render every chat without and with a generation prompt.
+    """Render every chat twice: without and with a generation prompt.
 
-    If a template refuses a role, the error text is the result.
+    If the chat template rejects a role, the rendered text is replaced by the error message.
     """
     out = []
     for chat in chats:

@@ -1,4 +1,4 @@
-"""Decode tokens with the vocabulary of a GGUF file in llama.cpp, without loading weights."""
+"""Decode tokens with the vocabulary of a GGUF file in llama.cpp, without loading the model's weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from exporter.verify.runtimes.llamacpp import silence
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save ``text.N``, the bytes of sequence N with special tokens shown.
+    """Save the decoded bytes of token sequence N, including special tokens, as ``text.N``.
 
-    Keys of the job: artifact, ids (sequences).
+    ``job`` has the keys artifact and ids (token sequences to decode).
     """
     with silence():
         llama_cpp.llama_backend_init()

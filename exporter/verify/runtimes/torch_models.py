@@ -1,6 +1,7 @@
-"""Logits and greedy tokens of a language model in fp32, for the runtimes that use transformers.
+"""Compute logits and greedy tokens of a language model in fp32, for the runtimes that use transformers.
 
-Encoder and decoder of an encoder-decoder get equal sequences. An encoder-decoder answers a prompt from its start token.
+The encoder and the decoder of an encoder-decoder get equal sequences. Greedy decoding by an encoder-decoder feeds the
+prompt to the encoder and the start token to the decoder.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from exporter.tensors import Array
 
 
 def quiet() -> None:
-    """Silence warnings and progress bars, because the last line on stderr is reported as the reason of a failure."""
+    """Silence warnings and progress bars, because the last line on stderr is reported as the reason for a failure."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def load_checkpoint(path: str) -> Any:
-    """Load the language model in ``path`` in fp32 and in evaluation mode.
+    """Load the language model at ``path`` in fp32 and in evaluation mode.
 
-    Raises ValueError if tensors are missing or unexpected or have a wrong shape.
+    Raises ValueError if the checkpoint has missing tensors, unexpected tensors or tensors with a wrong shape.
     """
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
@@ -42,7 +43,7 @@ def load_checkpoint(path: str) -> Any:
 
 @torch.no_grad()
 def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save: Callable[[str, Array], None]) -> None:
-    """Save ``name.N``, the logits (positions, vocabulary) float32, for every sequence."""
+    """Save the logits of sequence N as ``name.N``, a float32 array of shape (positions, vocabulary)."""
     for number, ids in enumerate(sequences):
         tokens = torch.tensor([list(ids)])
         both = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
@@ -52,7 +53,7 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 
 @torch.no_grad()
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
-    """Save ``greedy.N`` (tokens,), the tokens that the model chooses with its cache after each prompt."""
+    """Save the tokens that the model chooses greedily after prompt N, using its KV cache, as ``greedy.N``."""
     for number, prompt in enumerate(prompts):
         chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
         save(f"greedy.{number}", np.array(chosen, np.int64))
@@ -83,10 +84,10 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
-    """Score the tokens that a different runtime chose greedily, in one pass over prompt and tokens.
+    """Score tokens that another runtime chose greedily, in one forward pass over the prompt and those tokens.
 
-    For each pair (prompt, chosen), saves ``name.best.N`` (tokens,), the best token at each step, and ``name.behind.N``
-    (tokens,), the best token's logit minus the chosen token's logit.
+    For pair N (prompt, chosen tokens), the array ``name.best.N`` has the best token at each step, and the array
+    ``name.behind.N`` has the best token's logit minus the chosen token's logit.
     """
     for number, (prompt, chosen) in enumerate(pairs):
         steps = _steps(model, prompt, chosen).float()
@@ -97,7 +98,7 @@ def save_greedy_margins(
 
 
 def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
-    """The logits at the step of each chosen token: (tokens, vocabulary)."""
+    """Return the logits from which each chosen token was selected, with shape (tokens, vocabulary)."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([[model.config.decoder_start_token_id, *chosen[:-1]]])
         logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=ids).logits[0]
