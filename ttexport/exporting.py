@@ -1,4 +1,4 @@
-"""The Python functions ``merge``, ``export`` and ``plan``, which correspond to the subcommands of ``ttexport``."""
+"""The Python functions ``merge``, ``export`` and ``plan``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python functions ``patch``, ``verify``, ``release``, ``inspect`` and ``tune``, also subcommands of ``ttexport``."""
+"""The Python functions ``patch``, ``verify``, ``release``, ``inspect`` and ``tune``."""
 
 from __future__ import annotations
 

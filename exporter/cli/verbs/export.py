@@ -1,4 +1,4 @@
-"""Define the subcommand ``ttexport export``. ``ttexport --to …``, without a subcommand, also runs ``ttexport export``."""
+"""Define the subcommand ``ttexport export``, which also runs for ``ttexport --to …`` without a subcommand."""
 
 from __future__ import annotations
 

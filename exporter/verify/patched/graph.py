@@ -31,7 +31,7 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """Return the path of field names to the first difference that a patch must not cause, or None if there is none."""
+        """Return the field names that lead to the first forbidden difference, or None if no difference is forbidden."""
         for model in (self.old, self.new):
             kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]

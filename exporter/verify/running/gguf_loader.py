@@ -74,6 +74,6 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that a quantised GGUF file gives the logits of llama.cpp, except for llama.cpp's rounding of activations."""
+    """Check that a quantised GGUF file gives llama.cpp's logits, except for llama.cpp's rounding of activations."""
     detail = f"mean KL from llama.cpp over {distance.positions} positions, max abs {distance.max_abs:.2g}"
     return Check.at_most(NAME, distance.kl, LOADER_KL, detail)

@@ -51,7 +51,7 @@ def distance(
 
 
 def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check that a merged checkpoint gives the logits of the model with unmerged adapters, rounded to equal precision."""
+    """Check that a merged checkpoint gives the logits of the model with unmerged adapters, rounded equally."""
     limit = HF_MAX_ABS
     if "rounding" in distances:
         limit = max(limit, HF_ROUNDING_SHARE * distances["rounding"].max_abs)
@@ -94,7 +94,7 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
-    """Check that each greedy token of the artifact has the reference's highest logit, or an equal logit within the noise.
+    """Check that each greedy token of the artifact has the reference's highest logit, up to the noise.
 
     continuations: for each prompt, the number N of the reference's score arrays for the tokens that the artifact chose.
     """

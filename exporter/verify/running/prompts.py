@@ -166,7 +166,7 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of a token, or the tokenizer's own spelling if the token decodes to only a part of a character."""
+    """Return the text of a token, or the tokenizer's internal spelling if the token is only part of a character."""
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     own: str | None = tokenizer.id_to_token(token)
     return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"

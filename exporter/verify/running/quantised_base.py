@@ -32,8 +32,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
     Returns the path of the copy and the names of the tuned tensors that could not be replaced. If any tuned tensor
     could not be replaced, the copy does not equal the quantised base. The rows of new tokens are not replaced, because
-    the base has no rows for new tokens. Raises OutputError
-    if the copy cannot be written.
+    the base has no rows for new tokens. Raises OutputError if the copy cannot be written.
     """
     for path in artifact.files:
         copy = folder / path.relative_to(artifact.path.parent)

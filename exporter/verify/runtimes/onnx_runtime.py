@@ -19,7 +19,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
-    """An ONNX model loaded in ONNX Runtime. The session passes only those inputs to the graph that the graph declares."""
+    """An ONNX model loaded in ONNX Runtime. The session passes only declared inputs to the graph."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
         """Load the ONNX model at ``path``. Raises the errors of ONNX Runtime.
