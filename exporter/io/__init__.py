@@ -1,1 +1,1 @@
-"""Reads and writes files: safe opening, streamed output, atomic renames."""
+"""Reads and writes files safely: opens only regular files, streams output, and renames finished files atomically."""

@@ -1,4 +1,4 @@
-"""Refuses an output path that would overwrite an input."""
+"""Refuses output paths that would overwrite an input."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exporter.errors import UsageError
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
     """Raise UsageError if writing ``out`` would replace an input or a folder that contains an input, even with --force.
 
-    inputs: input files and folders. whole: input folders that must not contain ``out`` either. hint: text in
-    parentheses at the end of the message. Paths with symlink loops are accepted here; the reader of the path reports a
-    loop.
+    inputs: input files and folders. whole: input folders inside which ``out`` must not be, either. hint: text that is
+    appended to the error message in parentheses. A path with a symlink loop is accepted, because the code that later
+    opens the path reports the loop.
     """
     outs, folders = _names(out), set(whole)
     above = {parent for name in outs for parent in name.parents}
@@ -29,8 +29,8 @@ def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = 
 
 
 def _names(path: Path) -> set[Path]:
-    """Three spellings of ``path``: as given, with the links of its folder resolved, and with all links resolved.
+    """Return ``path`` in three spellings: absolute, with the links in its folder resolved, and with all links resolved.
 
-    ``realpath``, unlike ``Path.resolve``, does not raise on a symlink loop.
+    The function uses ``realpath``, because ``Path.resolve`` raises an error on a symlink loop.
     """
     return {Path(abspath(path)), Path(realpath(path.parent)) / path.name, Path(realpath(path))}

@@ -1,4 +1,4 @@
-"""Replaces small files atomically. Of several writers, the last writer wins."""
+"""Replaces small files atomically. If several processes write the same file, the last writer wins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from exporter.io.files import write_synced
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` and create its folder if necessary. Readers never see a partly written file.
+    """Write ``content`` to ``path`` and create the folder of ``path`` if necessary.
 
-    Raises OutputError.
+    Other processes never see a partly written file. Raises OutputError.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):

@@ -1,8 +1,8 @@
-"""Writes one file in chunks. Several threads read the sources of the chunks and write the chunks past the page cache.
+"""Writes a file in chunks: several threads read the input data and write the chunks with direct I/O.
 
-The page cache does not help a file that is written once and read by another process: the cache allocates new pages for
-all bytes, and the final sync waits for all pages at once. With direct writes, every chunk is on the disk when the
-write call returns, and the final sync has little left to do.
+Direct I/O bypasses the page cache, which does not speed up writing a file once: the page cache allocates new pages for
+all bytes, and the final sync waits until all pages are written to the disk. With direct I/O, every chunk is on the disk
+when the write call returns, so the final sync is short.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Chunk:
-    """A part of the file to write. ranges: (offset in ``buffer``, range of another file to read to that offset).
+    """A chunk of the output file. ranges: pairs (offset in ``buffer``, input range to read to that offset).
 
-    All other bytes of ``buffer`` are filled already.
+    All bytes of ``buffer`` outside of ``ranges`` are filled already.
     """
 
     offset_bytes: int
@@ -46,20 +46,20 @@ class Chunk:
 
     @property
     def free_nbytes(self) -> int:
-        """Number of bytes that can still be added to the chunk."""
+        """Number of free bytes in the buffer of the chunk."""
         return len(self.buffer) - self.nbytes
 
 
 class InputFiles:
-    """The input files of the ranges. Every file is opened once."""
+    """The open input files from which chunks are filled. Every input file is opened once."""
 
     def __init__(self) -> None:
-        """The constructor opens no file."""
+        """Prepare an empty set of input files, without opening a file."""
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def fd(self, path: Path) -> int:
-        """The file descriptor of ``path``. The file is opened on first use. Raises UnreadableFile."""
+        """Return the file descriptor of ``path``, which is opened on first use. Raises UnreadableFile."""
         with self._lock:
             if path not in self._fds:
                 with reading(path):
@@ -67,7 +67,10 @@ class InputFiles:
             return self._fds[path]
 
     def read_into(self, source: ByteRange, view: memoryview) -> None:
-        """Fill ``view`` with the bytes of ``source``. Raises UnreadableFile if the file ends before the range does."""
+        """Fill ``view`` with the byte range ``source``.
+
+        Raises UnreadableFile if the file ends before the end of the range.
+        """
         fd = self.fd(source.path)
         with reading(source.path):
             done = read_at(fd, view, source.offset_bytes)
@@ -85,10 +88,13 @@ class InputFiles:
 
 
 class ChunkWriter:
-    """Writes chunks of the file ``fd`` in a few threads. ``chunk`` blocks while too many chunks are pending."""
+    """Writes chunks to the file descriptor ``fd`` in several threads.
+
+    The method ``chunk`` waits while too many chunks are pending.
+    """
 
     def __init__(self, path: Path, fd: int, sources: InputFiles) -> None:
-        """Threads and buffers are created on first use."""
+        """Prepare the writer; threads and buffers are created on first use."""
         self._path, self._fd, self._sources = path, fd, sources
         self._pool: ThreadPoolExecutor | None = None
         self._direct: int | None = None
@@ -96,20 +102,30 @@ class ChunkWriter:
         self._pending: deque[Future[mmap.mmap]] = deque()
 
     def chunk(self, offset_bytes: int) -> Chunk:
-        """Return an empty chunk. Waits for the oldest pending chunk if too many are pending, and raises its error."""
+        """Return an empty chunk.
+
+        If too many chunks are pending, the method waits for the oldest pending chunk and raises the error of that
+        chunk.
+        """
         if len(self._pending) > _WORKERS:
             return Chunk(offset_bytes, self._pending.popleft().result())
         return Chunk(offset_bytes, mmap.mmap(-1, CHUNK_BYTES))
 
     def submit(self, chunk: Chunk) -> None:
-        """Fill and write ``chunk`` in a thread. ``chunk`` begins and ends on a block boundary."""
+        """Fill and write ``chunk`` in a worker thread.
+
+        The chunk must begin and end at multiples of the disk's block size.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_WORKERS)
             self._direct = kernel.open_direct(self._path)
         self._pending.append(self._pool.submit(self.write, chunk, direct=True))
 
     def write(self, chunk: Chunk, *, direct: bool = False) -> mmap.mmap:
-        """Fill and write ``chunk``. Returns the buffer of ``chunk`` for reuse. Raises UnreadableFile, OutputError."""
+        """Fill and write ``chunk``. The buffer of ``chunk`` is returned, so that a later chunk can reuse the buffer.
+
+        Raises UnreadableFile, OutputError.
+        """
         if self._direct is None and self._copied_by_kernel(chunk):
             return chunk.buffer
         view = memoryview(chunk.buffer)
@@ -134,9 +150,10 @@ class ChunkWriter:
         return os.pwrite(self._fd, view, offset)
 
     def _copied_by_kernel(self, chunk: Chunk) -> bool:
-        """Copy the chunk within the kernel. Returns False if the kernel cannot copy between the two files.
+        """Copy the chunk from the input file to the output file within the kernel.
 
-        Used where direct writes are not possible.
+        Returns False if the kernel cannot copy between the two files. Copying within the kernel is used where direct
+        I/O is not possible.
         """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False
@@ -160,12 +177,15 @@ class ChunkWriter:
         return True
 
     def finish(self) -> None:
-        """Wait for all pending chunks. Raises the error of the first failed chunk."""
+        """Wait until all pending chunks are written. Raises the error of the first failed chunk."""
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """Cancel pending chunks. No thread accesses the file after ``close`` returns."""
+        """Cancel pending chunks.
+
+        Stop the worker threads, so that no thread accesses the output file after ``close`` returns.
+        """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._direct is not None:

@@ -1,7 +1,8 @@
-"""Computes sha256 of files. Digests are cached by inode, size and times, so that a file is read only once.
+"""Computes SHA-256 digests of files, and caches each digest by the inode, size and times of the file.
 
-Only the first release that uses a base of many gigabytes hashes the base. Rewriting a file in place changes the file's
-times. A file that changed less than a few seconds ago is not cached, because a second change might leave equal times.
+Because digests are cached, only the first release that uses a large base model has to hash the base model. The cache
+detects a file that was rewritten in place by the changed times of the file. The digest of a file that was modified
+within the last few seconds is not cached, because another modification might leave the times of the file unchanged.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ _SETTLED_SECONDS: Final = 3
 
 @dataclass
 class FileDigests:
-    """Digests of files by inode, size and times.
+    """A cache of file digests; the key is the inode, the size and the times of a file.
 
-    folder: the folder that keeps the digests between runs, or None to keep the digests only in this process.
+    folder: the folder in which the digests are stored for later runs, or None to cache the digests only in memory.
     """
 
     folder: Path | None = None
     known: dict[str, str] = field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """sha256 of the file at ``path``, in hexadecimal. Raises UnreadableFile."""
+        """Return the SHA-256 digest of the file at ``path``, in hexadecimal. Raises UnreadableFile."""
         with opened(path) as (file, _):
             status = os.fstat(file.fileno())
             key = _key(status)
@@ -51,13 +52,13 @@ class FileDigests:
         return digest
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """The digests of ``paths``. The files are read in parallel."""
+        """Return the digest of every path in ``paths``. Several files are read in parallel."""
         listed = list(paths)
         with ThreadPoolExecutor(min(4, len(listed) or 1)) as pool:
             return dict(zip(listed, pool.map(self.of, listed), strict=True))
 
     def below(self, folder: Path) -> dict[str, str]:
-        """Name below ``folder``, with slashes → digest, for every file below ``folder``, in the order of names."""
+        """Map the relative path of every file below ``folder``, with forward slashes, to its digest, sorted by path."""
         return {
             path.relative_to(folder).as_posix(): digest for path, digest in self.of_all(files_below(folder)).items()
         }
@@ -76,17 +77,20 @@ class FileDigests:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below ``folder``, in the order of names."""
+    """Return all files below ``folder``, sorted by name."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def digest_of(value: bytes) -> str:
-    """sha256 of ``value``, in hexadecimal."""
+    """Return the SHA-256 digest of ``value``, in hexadecimal."""
     return hashlib.sha256(value).hexdigest()
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether ``folder`` contains exactly ``files``. files: name below ``folder`` → size in bytes."""
+    """Whether ``folder`` contains exactly the files in ``files``.
+
+    files: maps each relative path to the size in bytes.
+    """
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_below(folder)} == dict(files)
 
 

@@ -1,4 +1,7 @@
-"""Opens input files. Only regular files are opened: opening a pipe would block until the pipe has a writer."""
+"""Opens input files.
+
+Only regular files are opened, because opening a pipe would block until another process writes to the pipe.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _FILE_TYPES: Final = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
-    """Open ``path`` and yield (file, size in bytes). Follows links, because the hub's cache consists of links.
+    """Open ``path`` and yield (file, size in bytes). Links are followed, because the hub's cache consists of links.
 
     Raises UnreadableFile if ``path`` is not a regular file, or if the body of the ``with`` block raises OSError.
     """
@@ -36,9 +39,9 @@ def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
 
 
 def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
-    """The content of ``path``.
+    """Return the content of the file ``path``.
 
-    Raises UnreadableFile, without reading, if the file has more than ``max_nbytes`` bytes.
+    Raises UnreadableFile, without reading the file, if the file has more than ``max_nbytes`` bytes.
     """
     with opened(path) as (file, size):
         if size > max_nbytes:
@@ -47,7 +50,7 @@ def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
 
 
 def read_exactly(file: FileIO, nbytes: int) -> bytes:
-    """The next ``nbytes`` bytes of ``file``. Fewer bytes are returned only at the end of the file."""
+    """Read the next ``nbytes`` bytes of ``file``, or fewer bytes if the file ends before."""
     content = bytearray()
     while len(content) < nbytes and (part := file.read(nbytes - len(content))):
         if len(part) == nbytes:
@@ -57,9 +60,9 @@ def read_exactly(file: FileIO, nbytes: int) -> bytes:
 
 
 def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
-    """Fill ``view`` with bytes of the file from ``offset_bytes`` on. Returns the number of bytes read.
+    """Fill ``view`` with bytes of a file, starting at ``offset_bytes``. Returns the number of bytes read.
 
-    Fewer bytes than ``view`` has are read only at the end of the file.
+    The number of bytes read is smaller than the size of ``view`` only if the file ends before.
     """
     done = 0
     while done < len(view) and (nbytes := os.preadv(fd, [view[done:]], offset_bytes + done)):
@@ -68,7 +71,7 @@ def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file with ``content`` and sync the file. The mode of the file follows the umask. Raises OSError."""
+    """Write ``content`` to a new file and sync the file. The umask determines the file mode. Raises OSError."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()

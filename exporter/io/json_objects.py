@@ -1,4 +1,4 @@
-"""Parses untrusted JSON objects with bounded memory and depth. Duplicate keys are refused."""
+"""Parses untrusted JSON objects with limits on memory and nesting depth. Duplicate keys are refused."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises UnreadableFile if the file is not a JSON object or exceeds ``max_nbytes``."""
+    """Return the JSON object in the file ``path``.
+
+    Raises UnreadableFile if the file does not contain a JSON object or is larger than ``max_nbytes``.
+    """
     return parse_object(path, read_file(path, max_nbytes=max_nbytes), what=path.name)
 
 
 def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
-    """The JSON object in ``text``.
+    """Parse the JSON object in ``text``.
 
-    Raises UnreadableFile if ``text`` is not a JSON object, has duplicate keys, or would need too much memory.
-    what: the name of the text in messages.
+    Raises UnreadableFile if ``text`` is not a JSON object, has duplicate keys, or would need too much memory. what: the
+    name of ``text`` in error messages.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -60,18 +63,19 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
 
 
 def _memory_bytes(text: bytes) -> int:
-    """An upper bound of the memory that parsing needs: ``text``, the decoded text, its strings, and its values.
+    """Return an upper bound on the memory needed to parse ``text``, including ``text`` itself and the result.
 
-    A string takes one byte per character, or up to four bytes if the string has a character beyond Latin-1.
+    The bound counts one byte for each character of a string, or up to four bytes if the string contains a character
+    beyond Latin-1.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     return len(text) * (1 + 2 * width) + _VALUE_BYTES * sum(map(text.count, (b",", b":", b"[", b"{")))
 
 
 def _is_shallow(value: object) -> bool:
-    """Whether ``value`` has at most ``_MAX_DEPTH`` levels.
+    """Whether ``value`` has at most ``_MAX_DEPTH`` levels of nesting.
 
-    Recursion would fail on an object that is too deep, so the levels are visited one after another.
+    The function visits the nesting levels in a loop, because recursion would fail on a very deeply nested object.
     """
     level = [value]
     for _ in range(_MAX_DEPTH):

@@ -1,4 +1,4 @@
-"""File operations of Linux that Python does not offer: reserving space, and sharing ranges between files."""
+"""Calls Linux file operations that Python lacks: reserving disk space, and sharing byte ranges between files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _UNSUPPORTED: Final = (
 
 
 def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
-    """Reserve space for bytes to be written, so that a full disk is detected before the work is done.
+    """Reserve disk space for a file, so that a full disk is detected before the file is written.
 
-    Does nothing on a file system without the operation. Raises OSError if there is not enough space. Unlike
-    posix_fallocate, ``reserve`` never writes the range in order to reserve space.
+    Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space.
+    Unlike posix_fallocate, ``reserve`` never falls back to writing to every block of the file.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:
@@ -44,9 +44,10 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
 
 
 def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, nbytes: int) -> bool:
-    """Share a range of another file with ``fd``. Returns False if the file system cannot share ranges.
+    """Let the file ``fd`` share a byte range of another file without copying the bytes.
 
-    The two offsets and ``nbytes`` are multiples of ``ALIGNMENT``.
+    Returns False if the file system cannot share byte ranges between files. Both offsets and ``nbytes`` must be
+    multiples of ``ALIGNMENT``.
     """
     try:
         fcntl.ioctl(fd, _FICLONERANGE, _CLONE_RANGE.pack(source_fd, source_offset_bytes, nbytes, offset_bytes))
@@ -58,7 +59,10 @@ def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, 
 
 
 def open_direct(path: Path) -> int | None:
-    """Open ``path`` for writing past the page cache. Returns None if the file system does not support direct writes."""
+    """Open ``path`` for writing with direct I/O, which bypasses the page cache.
+
+    Returns None if the file system does not support direct I/O.
+    """
     try:
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
     except OSError as exc:

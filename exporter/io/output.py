@@ -1,4 +1,7 @@
-"""Writes one artifact file from start to end, as bytes or as tensors in ranges or blocks. Every byte is counted."""
+"""Writes an artifact file sequentially, from bytes or from tensors that are given as file ranges or row blocks.
+
+Every byte is counted.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ _CLONE_FROM_BYTES: Final = 1 << 20
 
 
 class OutputFile:
-    """A new file, written from start to end, synced on success and removed on failure.
+    """A new file that is written sequentially, synced on success and removed on failure.
 
-    Ranges of other files are shared if the file system supports sharing, else copied. Adjacent ranges are combined. The
-    mode of the file follows the umask. Memory: a few chunks. Raises OutputError if the path exists or a write fails.
-    Raises UnreadableFile if a range exceeds the file that the range belongs to.
+    Byte ranges of other files are shared with the new file if the file system supports sharing, else copied. Adjacent
+    ranges are combined. The umask determines the mode of the new file. Memory: a few chunks. Raises OutputError if the
+    path exists or a write fails. Raises UnreadableFile if a byte range to copy extends past the end of its file.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
-        """nbytes: the final size, for which space is reserved, or None if the size is unknown.
+        """nbytes: the final size of the file, for which disk space is reserved, or None if the size is unknown.
 
-        The file is opened when the ``with`` block begins.
+        The file is opened at the start of the ``with`` block.
         """
         self.path = path
         self.nbytes = 0
@@ -65,9 +68,9 @@ class OutputFile:
                 self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes | memoryview | Array) -> None:
-        """Append ``data``. An array is written as its bytes in C order.
+        """Append ``data``. The elements of an array are written in C order.
 
-        ``data`` is copied, so the caller may reuse it.
+        The buffer ``data`` is copied, so the caller may reuse ``data`` at once.
         """
         self._flush_range()
         view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else as_bytes(data)
@@ -80,20 +83,21 @@ class OutputFile:
             view = view[len(head) :]
 
     def begin_with(self, data: bytes) -> None:
-        """Replace the first bytes of the file with ``data`` when the file is finished.
+        """Overwrite the first bytes of the file with ``data`` after the rest of the file is written.
 
-        For content, such as a digest, that is computed while the file is written.
+        Overwriting the start of the file is needed for values, such as a digest, that are computed while the file is
+        written.
         """
         self._beginning = data
 
     def pad_to(self, alignment: int) -> None:
-        """Append zeros up to the next multiple of ``alignment`` bytes."""
+        """Append zeros until the file size is a multiple of ``alignment`` bytes."""
         self.write(b"\0" * (-self.nbytes % alignment))
 
     def write_segments(self, segments: Iterable[ByteRange | Array], nbytes: int) -> None:
         """Append a tensor.
 
-        Raises AssertionError if the tensor does not have the ``nbytes`` bytes of the planned layout.
+        Raises AssertionError if the size of the tensor differs from ``nbytes``, the size in the planned layout.
         """
         before = self.nbytes
         for segment in segments:
@@ -105,7 +109,7 @@ class OutputFile:
             raise AssertionError(f"{self.path}: expected {nbytes} bytes, wrote {self.nbytes - before}")
 
     def copy(self, source: ByteRange) -> None:
-        """Append a range of another file."""
+        """Append a byte range of another file."""
         last = self._range
         if last and (last.path, last.offset_bytes + last.nbytes) == (source.path, source.offset_bytes):
             self._range = replace(last, nbytes=last.nbytes + source.nbytes)

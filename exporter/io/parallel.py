@@ -1,4 +1,4 @@
-"""Computes blocks of rows in parallel and returns the blocks in order, independently of the number of threads."""
+"""Computes blocks of rows in parallel and returns the blocks in order, whatever the number of threads."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ _DEFAULT_MEMORY_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of a computation: bytes of tensor data in memory at a time, and number of threads."""
+    """Limits the number of bytes of tensor data in memory at a time, and the number of threads."""
 
     memory_bytes: int = _DEFAULT_MEMORY_BYTES
     workers: int = min(4, os.cpu_count() or 1)
 
     @property
     def ahead(self) -> int:
-        """Maximum number of blocks that are in progress or waiting at a time; at least 1."""
+        """Maximum number of blocks that are being computed or are waiting to be written at a time; at least 1."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
     @property
     def block_nbytes(self) -> int:
-        """Peak memory of the blocks that are in progress or waiting."""
+        """Peak memory of the blocks that are being computed or are waiting to be written."""
         return self.ahead * _COPIES * TOUCHED_BYTES
 
 
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
-    """Results of ``jobs`` in order, with at most ``budget.ahead`` jobs pending. Raises the first exception of a job."""
+    """Yield the results of ``jobs`` in order, while at most ``budget.ahead`` jobs are pending.
+
+    Raises the first exception that a job raises.
+    """
     waiting: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(min(budget.workers, budget.ahead)) as pool, _one_blas_thread():
         try:
@@ -56,9 +59,9 @@ def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Ar
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread.
+    """Limit the BLAS library to one thread.
 
-    Products of thin factors are memory-bound, and threads of BLAS would compete with ours.
+    Products of low-rank factors are memory-bound, and BLAS threads would compete with the worker threads of ttexport.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""Runs modules of this project as ``python -m MODULE``, each in its own process, without access to the model hub."""
+"""Runs modules of ttexport as ``python -m MODULE`` in separate processes that cannot access the model hub."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str | None:
-    """Run ``module`` to its end.
+    """Run ``module`` in a new process until the process ends.
 
-    Returns None on success, else the last line of the module's stderr or its exit code.
+    Returns None on success, else the last line of the process's stderr, or the exit code if stderr is empty.
     """
     ended = launch(module, arguments, environment)
     if not ended.returncode:
@@ -24,9 +24,9 @@ def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str
 
 
 def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Start ``module`` in a new interpreter and wait for the end of the process.
+    """Start ``module`` in a new Python interpreter and wait until the process ends.
 
-    A negative ``returncode`` is the number of the signal that ended the process.
+    A negative ``returncode`` is the negated number of the signal that killed the process.
     """
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)

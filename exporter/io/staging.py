@@ -1,7 +1,8 @@
-"""Builds an output in a staging folder beside the final path, and renames the complete, verified output once.
+"""Builds an output in a staging folder, and renames the complete, verified output to its final path in one step.
 
-An advisory lock protects the staging folder ``.NAME.partial`` while its process lives. The staging folder of a killed
-process is not locked: the next run clears the folder or resumes from it. A second concurrent run is refused.
+The staging folder ``.NAME.partial`` is created beside the final path and is protected by an advisory lock while the
+writing process runs. The staging folder of a killed process is no longer locked, so the next run deletes the folder or
+resumes from the folder. If another run is writing the output, a second run with the same final path is refused.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ _PROMOTING: Final = "promoting"
 
 @contextmanager
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a draft path for a file or a folder. If the body succeeds, the draft is renamed to ``final``.
+    """Yield a draft path at which the ``with`` block creates a file or a folder.
 
-    The body may write the parts of a split file beside the draft path instead. The parts are then moved beside
-    ``final`` in the reverse order of their names: the first part comes last, because readers open the other parts
-    through the first. On an error the staging folder is removed and ``final`` is unchanged. Raises OutputError if
-    ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
+    If the ``with`` block succeeds, the draft is renamed to ``final``. Instead of a file at the draft path, the ``with``
+    block may write the parts of a split GGUF beside the draft path. The parts of a split GGUF are then moved to the
+    folder of ``final`` in the reverse order of their names. The first part is moved last, because readers open the
+    other parts by the name of the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
+    Raises OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
     if final.name in ("", ".."):
         raise OutputError(
@@ -66,11 +68,11 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
 
 @dataclass
 class Stage:
-    """A staging folder that outlives its process.
+    """A staging folder that remains after its process ends, so that a later run can resume.
 
-    draft: the existing folder that will become ``final``. keep: whether the staging folder stays after an error, so
-    that another run can resume. promoted: whether the previous run already renamed its draft to ``final``, so that only
-    the staging folder has to be removed.
+    draft: the folder that will be renamed to ``final``. keep: whether the staging folder is kept after an error, so
+    that another run can resume. promoted: whether the previous run already renamed its draft to ``final``, so that the
+    current run only has to remove the staging folder.
     """
 
     folder: Path
@@ -80,16 +82,20 @@ class Stage:
 
 
 def staging_folder(final: Path) -> Path:
-    """The staging folder of ``final``. The folder exists while a run writes ``final``, and after an interrupted run."""
+    """Path of the staging folder for the output path ``final``.
+
+    The staging folder exists while a run writes ``final``, and after an interrupted run.
+    """
     return final.with_name(f".{final.name}.partial")
 
 
 @contextmanager
 def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
-    """Stage a folder as ``staged`` does, but keep the draft after an error for a run with ``resume``.
+    """Stage a folder as ``staged`` does, but keep the draft after an error, so that a run with ``resume`` can continue.
 
-    ``force`` without ``resume`` starts over. Raises OutputError if ``final`` exists and ``force`` is not set, if
-    another run is writing ``final``, or if a staging folder is left over and neither ``resume`` nor ``force`` is set.
+    With ``force`` but without ``resume``, an existing draft is deleted and the run starts from the beginning. Raises
+    OutputError if ``final`` exists and ``force`` is not set, if another run is writing ``final``, or if an earlier run
+    left a staging folder and neither ``resume`` nor ``force`` is set.
     """
     if final.name in ("", ".."):
         raise OutputError(
@@ -129,9 +135,9 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
 
 
 def has_leftover(final: Path) -> bool:
-    """Whether an interrupted run left a draft to resume, or a run is still writing the draft.
+    """Whether a draft exists that an interrupted run left or that another run is still writing.
 
-    Removes an empty staging folder, because a run may be killed during its clean-up.
+    An empty staging folder is removed, because a process that was killed during clean-up may have left the folder.
     """
     folder = staging_folder(final)
     try:
@@ -157,9 +163,9 @@ def _discard(folder: Path) -> None:
 
 
 def _promote_folder(stage: Stage, final: Path, *, force: bool) -> None:
-    """Record the inode of the draft, then rename the draft.
+    """Record the inode of the draft in the staging folder, then rename the draft to ``final``.
 
-    By the inode, a later run detects that the rename happened.
+    A later run compares the recorded inode with the inode of ``final`` to detect that the draft was renamed.
     """
     status = stage.draft.stat()
     write_file(stage.folder / _PROMOTING, f"{status.st_dev} {status.st_ino}".encode())
@@ -179,7 +185,7 @@ def _is_promoted(folder: Path, final: Path) -> bool:
 
 
 def require_space(out: Path, nbytes: int) -> None:
-    """Check before a long write that ``nbytes`` bytes are free at ``out`` and that the folder of ``out`` is writable.
+    """Check, before a long write, that the folder of ``out`` is writable and that ``nbytes`` bytes are free.
 
     Raises OutputError.
     """
@@ -194,7 +200,7 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write and sync a small new file, and create its folder if necessary. The mode of the file follows the umask.
+    """Write and sync a small new file, and create its folder if necessary. The umask determines the file mode.
 
     Raises OutputError.
     """
@@ -209,7 +215,10 @@ def _refuse_existing(final: Path, *, force: bool) -> None:
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` if necessary and lock ``folder``. The lock ends with the process."""
+    """Create ``folder`` if necessary and lock the folder with an advisory lock.
+
+    The lock is released when the process ends.
+    """
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -228,9 +237,10 @@ def _claim(folder: Path, final: Path) -> int:
 
 
 def _clear(folder: Path) -> None:
-    """Empty ``folder``.
+    """Delete the contents of the staging folder ``folder``.
 
-    The record of a promotion is removed last: a later run needs the record to recognise ``final``.
+    The file that records the inode of the draft is removed last, because a later run needs the file to detect that
+    ``final`` is complete.
     """
     with writing(folder):
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == _PROMOTING):
@@ -241,9 +251,10 @@ def _clear(folder: Path) -> None:
 
 
 def _promote(draft: Path, final: Path, *, force: bool) -> None:
-    """Rename the draft to ``final``.
+    """Rename the draft to the final path.
 
-    With ``force``, one call exchanges the old and the new artifact, so that ``final`` always exists.
+    With ``force``, a single system call exchanges the old and the new artifact, so that ``final`` exists at every
+    moment.
     """
     try:
         if force and os.path.lexists(final):
@@ -272,19 +283,19 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 
 
 def _sync_tree(draft: Path) -> None:
-    """Sync the folders of ``draft``. Files are synced when they are written."""
+    """Sync all folders in ``draft``. The files in the folders were synced when the files were written."""
     if draft.is_dir():
         for folder, _, _ in os.walk(draft):
             sync_folder(Path(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync ``folder``, which makes a rename in the folder durable."""
+    """Sync ``folder``, so that a rename in the folder is durable."""
     _sync(folder, os.O_DIRECTORY)
 
 
 def sync_file(path: Path) -> None:
-    """Sync the content of ``path``, a file that another process has written."""
+    """Sync the content of the file ``path``, which another process has written."""
     _sync(path, 0)
 
 

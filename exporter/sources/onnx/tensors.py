@@ -48,9 +48,10 @@ _FIELDS: Final = ("float_data", "int32_data", "int64_data", "double_data", "uint
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """An initialiser. dtype: the dtype in safetensors' notation.
+    """An initialiser of an ONNX graph and the location of its bytes.
 
-    place: the byte range, or None if not external data.
+    dtype: the element type in safetensors' notation. place: the byte range of the data, or None if the data is stored
+    inside the model file without a byte range.
     """
 
     name: str
