@@ -58,7 +58,8 @@ def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
     The reports are also written to the folder ``options.report``, if the option is set. A failed check is recorded in
     its report and does not raise an exception.
 
-    Raises BadInput, NotExpressible, MissingDependency, OutputError.
+    Raises BadInput, NotExpressible or MissingDependency if the verification cannot be run, and OutputError if the
+    reports cannot be written.
     """
     options, quiet = request.options, request.quiet
     prompts = require_verifiable(options, needed_for="--require")

@@ -1,8 +1,7 @@
 """Run a verification: check the weights of every artifact, then, at level full, run every artifact in its runtime.
 
 Every runtime reads the files from disk in a separate process, so the parent process never loads a model. The reference
-model runs once for all artifacts, after all artifacts, because the reference also scores the tokens that the artifacts
-chose.
+model runs only once, after all artifacts, because the reference also scores the tokens that the artifacts generated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Split a LoRA update of stacked mixture-of-experts weights into one update per expert.
 
-The code is independent of the exporter's merge code. PEFT concatenates the LoRA factors of all experts of a stack.
+The split is computed without the exporter's merge code. PEFT concatenates the LoRA factors of all experts of a stack.
 Sources: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper, and the names that transformers gives to expert
 tensors on disk.
 """
@@ -73,8 +73,8 @@ def wide_factors(update: LowRank) -> tuple[Array, Array]:
 def stacked_products(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
     """Return the LoRA products up @ down of the experts ``ids``, without the LoRA scaling.
 
-    The returned array has the shape (n, *shape[1:]), and each product is transposed if a stored stack of shape
-    ``shape`` requires it.
+    The returned array has the shape (n, *shape[1:]), and each product is transposed if ``shape`` is (experts, in, out)
+    instead of (experts, out, in).
     """
     experts, outer = shape[0], update.up.spec.shape[0]
     out = []

@@ -75,7 +75,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An added token, which the tokenizer matches in a text before it splits the rest of the text."""
+    """An added token, which a tokenizer matches in a text before splitting the rest of the text."""
 
     id: int
     text: str

@@ -111,7 +111,7 @@ class Reference:
 
     @property
     def start_token(self) -> int | None:
-        """The id of the token with which an encoder-decoder starts decoding, or None if the config has no such id."""
+        """The id of the token with which an encoder-decoder starts decoding, or None if the config has no id."""
         token = self.checkpoint.config.get("decoder_start_token_id")
         return token if isinstance(token, int) else None
 

@@ -168,7 +168,7 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply trained rows and replaced tensors of the embedding or the head to the tensors that are tied to it.
+    """Apply an adapter's changes of the embedding or the head to all tensors that share the tied matrix.
 
     A tied tensor that has its own trained rows in the adapter is left unchanged.
     """

@@ -127,8 +127,8 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
     """Check that generation_config.json equals the tuned model's file, except for special token ids.
 
-    Special token ids are compared by a separate check, because they may differ from the base model's ids if the
-    tokenizer changes.
+    Special token ids are compared by a separate check, because special token ids may differ from the base model's ids
+    if the tokenizer changes.
     """
     values, expected = (read_object(own[GENERATION]) if GENERATION in own else {} for own in (files, expected_files))
     free = SPECIAL_IDS | {"transformers_version", "_from_model_config"}

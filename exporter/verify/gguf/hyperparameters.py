@@ -1,7 +1,6 @@
-"""Read hyperparameters from a config.json and return them under their GGUF names.
+"""Read the hyperparameters in a config.json, keyed by their GGUF names, without using the exporter's code.
 
-The code is independent of the exporter. Default values that transformers defines in code, and not in config.json, are
-not known to the verification.
+Default values that transformers defines in code, and not in config.json, are not known to the verification.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
 def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
     """Return the attention factor of longrope for contexts that are longer than the original context length.
 
-    Source of the formula: _compute_longrope_parameters in transformers.
+    The formula is that of the function _compute_longrope_parameters in transformers.
     """
     if table.get("attention_factor") is not None:
         return float(table["attention_factor"])

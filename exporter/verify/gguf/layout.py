@@ -1,9 +1,9 @@
 """Determine the GGUF name and the GGUF order of elements for each tensor of a checkpoint.
 
-The code is independent of the exporter. GGUF tensor names are looked up in the tables of the gguf package. The order of
-elements in a GGUF tensor follows llama.cpp's converter. For architectures whose rotary embedding pairs neighbouring
-elements, llama.cpp's converter interleaves the rows of the query and key matrices. For Gemma, llama.cpp's converter
-adds 1 to the norm weights.
+The names and orders are determined without the code that writes GGUF files. GGUF tensor names are looked up in the
+tables of the gguf package. The order of elements in a GGUF tensor follows llama.cpp's converter. For architectures
+whose rotary embedding pairs neighbouring elements, llama.cpp's converter interleaves the rows of the query and key
+matrices. For Gemma, llama.cpp's converter adds 1 to the norm weights.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def generated(config: Mapping[str, Any]) -> dict[str, Array]:
 def _llama3(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Array:
     """Return the number by which llama3 rope scaling divides each rotary frequency.
 
-    Source of the formula: _compute_llama3_parameters in transformers.
+    The formula is that of the function _compute_llama3_parameters in transformers.
     """
     dims = numbers["rope.dimension_count"]
     low, high, factor = table["low_freq_factor"], table["high_freq_factor"], table["factor"]

@@ -56,8 +56,9 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
 def _wanted(reference: Reference, path: Path, content: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Map each special token role to the list of accepted ids.
 
-    The accepted ids come from the tokenizer. If the tokenizer has no token for the role, the ids in the configs are
-    accepted. If the configs have no id either, the only accepted value is None.
+    The accepted ids are the tokenizer's ids for the role. If the tokenizer has no token for the role, the ids in the
+    config files are accepted. If neither the tokenizer nor the config files give an id, the only accepted value is
+    None.
     """
     files = reference.auxiliary_files
     by_text, named = added_tokens(path), settings(files)

@@ -48,7 +48,7 @@ def _array(gguf: GgufModel, name: str) -> list[Any]:
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
     """Map token ids to token texts for the tokenizer's model, which does not include added tokens.
 
-    In a unigram model of the tokenizers library, the position of a token in the list is its id.
+    In tokenizer.json, a unigram model lists its tokens in the order of their ids.
     """
     vocab = content["model"].get("vocab") or {}
     if isinstance(vocab, dict):
@@ -85,8 +85,8 @@ def _check_types(
 ) -> Check:
     """Check that every token in the GGUF has the token type that follows from the tokenizer.
 
-    Runtimes never print control tokens and never produce a control token when tokenizing plain text. In contrast,
-    runtimes do print user-defined tokens.
+    Runtimes never print control tokens and never produce a control token when tokenizing plain text. Runtimes print
+    user-defined tokens like ordinary tokens.
     """
     path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []

@@ -28,8 +28,8 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of all tensors of a GGUF, except embedding and head.
 
-    Peak memory: one block of rows. For a tensor with updates, or with an order of elements that differs from the
-    checkpoint, the peak memory is the whole tensor.
+    Peak memory: the size of one block of rows. For a tensor with updates, or with an order of elements that differs
+    from the checkpoint, the peak memory is the whole tensor.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -59,7 +59,7 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
 def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
     """Check that a GGUF has the tensor names that follow from the base.
 
-    Embedding and head are checked with their tie.
+    The tensor names of embedding and head are checked together with the tie of embedding and head.
     """
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
     detail = f"names of {len(gguf.tensors)} tensors match the base"

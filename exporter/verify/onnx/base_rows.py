@@ -1,9 +1,10 @@
 """Recognise the base checkpoint's tensors in an ONNX model by their rows.
 
 An ONNX export tool may rename tensors, transpose matrices, concatenate the matrices of queries, keys and values, or
-stack experts. Because these operations do not change the values in a row, each row of an ONNX matrix is looked up among
-the base's rows of the same layer. If at least half of a matrix's rows are found in the base, all rows of the matrix
-must be found, in the base's order. If fewer rows are found, the matrix is reported as unknown.
+stack experts. Because every export tool keeps the values of a row together, each row of an ONNX matrix is looked up
+among the base's rows of the same layer. If at least half of a matrix's rows are found in the base, all rows of the
+matrix must be found, in the base's order. If fewer than half of the rows of a matrix are found, the matrix is reported
+as unknown.
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """All expected sums of base and updates for one reference. Peak memory: the sums of one layer."""
+    """All expected sums of base and updates for one reference.
+
+    Peak memory: the size of the expected sums of one layer.
+    """
 
     reference: Reference
     _layer: tuple[str | None, list[Sum]] = (None, [])

@@ -20,7 +20,7 @@ def check_weights(path: Path, reference: Reference, base: BaseRows) -> Iterator[
 
     base: the index of base rows, which all model files share.
 
-    Peak memory: a few tensors, plus the index ``base``.
+    Peak memory: the size of a few tensors, plus the index ``base``.
     """
     file = OnnxFile.open(path)
     known = {tensor.name: tensor for tensor in matrices(file)}

@@ -79,7 +79,8 @@ def find_artifacts(path: Path) -> list[Path]:
     """Return the paths of all artifacts in ``path``.
 
     If ``path`` is the output of an export to several formats, the result contains the artifacts in its subfolders hf,
-    gguf, gguf-lora and onnx. In all other cases, the result contains only ``path``.
+    gguf, gguf-lora and onnx. If ``path`` is not the output of an export to several formats, the result contains only
+    ``path``.
     """
     formats = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
     if not any(folder.is_dir() for folder in formats) or has_model(path):
@@ -90,9 +91,9 @@ def find_artifacts(path: Path) -> list[Path]:
 
 
 def open_artifacts(path: Path) -> list[Artifact]:
-    """Detect the format of ``path`` and open its headers.
+    """Detect the format of ``path``, and open the artifacts in ``path`` without reading their weights.
 
-    Returns one artifact per model file for ONNX, else one artifact.
+    The returned list contains one artifact per model file for an ONNX folder, and one artifact for any other format.
     """
     format_name = detect(path)
     if format_name == "onnx":

@@ -1,6 +1,6 @@
 """Encode, decode and compare matrix rows in ONNX Runtime's block-quantised int4 and int8 layouts.
 
-The code does not use the exporter's quantisation code.
+The layouts are implemented without the exporter's quantisation code.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class BlockStorage:
         """Return for each row, as (n,) bool, whether ``raw`` (n, bytes) correctly quantises ``rows`` (n, hidden).
 
         In a correct quantisation, the scales and zero points equal the values computed from the row, and every code is
-        the code nearest to its value. The comparison does not need ONNX Runtime.
+        the code nearest to its value. The method ``holds`` does not need ONNX Runtime.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -105,7 +105,7 @@ class BlockStorage:
         return result
 
     def decode(self, raw: Array) -> Array:
-        """Convert quantised rows from ``encode`` back to float64 values of shape (n, hidden).
+        """Dequantise the bytes of rows quantised by the method ``encode`` to (n, hidden) float64.
 
         In 4-bit storage, each byte contains two codes, and the lower half of the byte contains the first code. Source:
         ONNX Runtime's documentation of the operator MatMulNBits.

@@ -39,7 +39,7 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
     """Compare a quantised matrix with the expected sums of base and updates, block by block.
 
-    A block has enough rows to detect an update that is smaller than the quantisation error of a single row.
+    A block contains enough rows to detect an update that is smaller than the quantisation error of a single row.
 
     every: True to compare all blocks, False to compare only the first block.
     """

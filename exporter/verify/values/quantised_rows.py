@@ -1,13 +1,13 @@
 """Compare rows of quantised tensors with their expected values.
 
 A stored row passes if its bytes equal the bytes of the expected row quantised by the verification. If the artifact was
-quantised with an importance matrix or with a different build of the quantiser, the bytes of every row differ. In this
-case, a stored row passes if its quantisation error is at most a fixed multiple of the error of the row quantised by the
-verification.
+quantised with an importance matrix or with a different build of the quantiser, the bytes of every row differ. A stored
+row from a different quantiser passes if its quantisation error is at most a fixed multiple of the error of the row
+quantised by the verification.
 
-For tensors that are sums of base and updates, few rows match byte for byte, even if the same quantiser was used.
-Because an update may be smaller than the quantisation error of each row, the check measures the update in the whole
-tensor.
+For tensors that are sums of base and updates, few stored rows match the rows quantised by the verification byte for
+byte, even if artifact and verification use the same quantiser. Because an update may be smaller than the quantisation
+error of each row, the check measures the update in the whole tensor.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class QuantisedRows:
     def faults(self) -> Iterator[str]:
         """Yield a message for each fault that was found in the compared rows.
 
-        If most rows match byte for byte, any row with different bytes is a fault. If few rows match, only rows with a
-        quantisation error above the limit are faults.
+        If most rows match byte for byte, any row with different bytes is a fault. If few rows match byte for byte, only
+        rows with a quantisation error above the limit are faults.
         """
         if self.others and self.identical >= QUANTISED_IDENTICAL * (self.identical + len(self.others)):
             yield f"row {self.others[0][0]} is not quantised like {self.identical} other rows"

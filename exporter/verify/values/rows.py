@@ -19,8 +19,8 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
 
     untouched: True to compare every untrained row in addition to the trained rows.
 
-    Peak memory: one block of rows. Run time: proportional to the number of trained rows, or, if ``untouched`` is True,
-    to the size of embedding and head.
+    Peak memory: the size of one block of rows. Run time: proportional to the number of trained rows, or, if
+    ``untouched`` is True, to the size of embedding and head.
     """
     yield _check_size("embedding", artifact.embedding, reference.vocab)
     yield _check_tie(artifact, reference)
