@@ -75,7 +75,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An added token, which a tokenizer matches in a text before splitting the rest of the text."""
+    """An added token, which a tokenizer matches in a text before the rest of the text is tokenised."""
 
     id: int
     text: str
