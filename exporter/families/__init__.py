@@ -1,4 +1,6 @@
-"""The table of families. Each family has its own file, its own row in this table, and its own fixture."""
+"""The table of model families. Each model family has its own module, its own row in this table, and its own test
+fixture.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ _INSTEAD: Final = {
 def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
     """Describe the decoder of ``config`` (a parsed config.json) for ``target`` ("gguf" or "onnx").
 
-    Raises NotExpressible for a model_type without a family, and BadInput for an invalid config.
+    Raises NotExpressible for a model_type that belongs to no family, and BadInput for an invalid config.
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None

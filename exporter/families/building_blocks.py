@@ -1,4 +1,4 @@
-"""Functions and tables shared by families, for attention heads, rotary embeddings, sliding windows, tensor names."""
+"""Functions and tables that several model families use: attention heads, rotary embeddings, windows, tensor names."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
 
 
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
-    """Read (query heads, key heads, head width) from a config.
+    """Read (number of query heads, number of key heads, width of a head) from a config.
 
-    head_dim: the width if the config gives no width; None for hidden size / query heads.
+    head_dim: the head width to use if the config gives no width; None computes hidden size / query heads.
     Raises BadInput if the number of query heads is not a multiple of the number of key heads.
     """
     count = settings.integer("num_attention_heads")
@@ -42,9 +42,10 @@ def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int,
 
 
 def rope_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a config's rope parameters: ``rope_parameters`` (transformers 5), else ``rope_scaling`` (older versions).
+    """Return the rope parameters of a config: ``rope_parameters`` (transformers 5), or ``rope_scaling`` (older
+    versions).
 
-    The result always has the key ``rope_type``. Raises BadInput if the parameters are not a table.
+    The returned table always has the key ``rope_type``. Raises BadInput if the rope parameters are not a JSON object.
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):
@@ -61,9 +62,10 @@ def rope(
     theta: float = 10000.0,
     partial: float | None = None,
 ) -> Rope:
-    """Read the rotary embedding of a config. ``theta`` and ``partial`` are the family's defaults.
+    """Read the rotary embedding of a config. theta, partial: the default values of the model family.
 
-    rope_types: the family's rope types in addition to "default". partial: None if the family rotates whole heads.
+    rope_types: the rope types that the family supports in addition to "default". partial: None means that the family
+    rotates whole heads.
     Raises NotExpressible for any other rope type, and BadInput for invalid numbers.
     """
     table = rope_table(config)
@@ -86,9 +88,10 @@ def rope(
 
 
 def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> int | None:
-    """Context length before rope scaling: the value in the table, else in the config, else the full context length.
+    """Return the context length before rope scaling, or None if no context length is given.
 
-    None if no context length is given.
+    The context length is read from the rope parameter table ``table``, otherwise from the config's original context
+    length, otherwise from the config's full context length.
     """
     key = "original_max_position_embeddings"
     value = table.get(key) or config.get(key) or config.get("max_position_embeddings")
@@ -96,7 +99,10 @@ def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> i
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """Layers with a sliding window, by ``layer_types``, else ``default``. Raises NotExpressible for unknown types."""
+    """Return the layers with a sliding window, as given by the config's ``layer_types`` or else by ``default``.
+
+    Raises NotExpressible for unknown types in ``layer_types``.
+    """
     types = config.get("layer_types")
     if types is None:
         return frozenset(default)
@@ -110,7 +116,11 @@ def windowed(family: str, config: Mapping[str, Any], layers: int, default: Colle
 def window(
     family: str, settings: Settings, layers: int, *, default: int | None = None, only: Collection[int] | None = None
 ) -> tuple[int | None, frozenset[int]]:
-    """(Window size, layers with a window). The layers are those of ``layer_types``, else ``only``, else all layers."""
+    """Return (window size, layers with a sliding window).
+
+    The layers with a sliding window are read from ``layer_types`` if the config has the key; otherwise they are
+    ``only``, or all layers if ``only`` is None.
+    """
     size = settings.table.get("sliding_window", default)
     if size is None:
         return None, frozenset()
@@ -128,10 +138,11 @@ def naming_scheme(
     optional: Collection[Role] = (),
     members: Mapping[Role, int] | None = None,
 ) -> dict[str, Slot]:
-    """Expand a table of module name → role into tensor name → slot.
+    """Expand a table of module names and their roles into a map from tensor names to slots.
 
-    layer: module names inside a layer; ``{}`` stands for the number of an expert or head. members: the number of
-    experts or heads for each role. biases: roles with a bias. optional: roles with a bias in some checkpoints only.
+    layer: maps module names inside a layer to roles; ``{}`` in a module name is replaced by the number of an expert or
+    head. members: the number of experts or heads for each role. biases: the roles with a bias. optional: the roles that
+    have a bias in some checkpoints only.
     """
     out: dict[str, Slot] = {}
 

@@ -1,4 +1,4 @@
-"""Typed access to config.json: a missing or invalid value raises an error that names the key; no value is guessed."""
+"""Typed access to config.json: a missing or invalid value raises an error that names the key, and is never guessed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ _MAX_MEMBERS: Final = 4096
 
 
 class Settings:
-    """A config table that validates its values on access."""
+    """A table from config.json that validates each value when the value is read."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """``table`` is a parsed config.json, or the ``text_config`` table of a parsed config.json."""
+        """Wrap ``table``, which is a parsed config.json or its ``text_config`` table."""
         self.table = table
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive 31-bit integer, or ``default`` if the key is absent or null. Raises BadInput for other values."""
+        """Return a positive 31-bit integer, or ``default`` if the key is absent or null. Raises BadInput for other
+        values.
+        """
         value = self.table.get(key)
         value = default if value is None else value
         if type(value) is not int or not 1 <= value < 1 << 31:
@@ -39,14 +41,14 @@ class Settings:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0, or ``default`` if the key is absent. Raises BadInput for other values."""
+        """Return a finite number above 0, or ``default`` if the key is absent. Raises BadInput for other values."""
         value = self.table.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean, or ``default`` if the key is absent or null. Raises BadInput for other values."""
+        """Return a boolean, or ``default`` if the key is absent or null. Raises BadInput for other values."""
         value = self.table.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -54,22 +56,24 @@ class Settings:
         return value
 
     def layers(self, key: str = "num_hidden_layers") -> int:
-        """The number of layers. Raises BadInput if the number is missing or above ``_MAX_LAYERS``."""
+        """Return the number of layers. Raises BadInput if the number is missing or above ``_MAX_LAYERS``."""
         return self.at_most(key, _MAX_LAYERS)
 
     def experts(self, *keys: str) -> int:
-        """The number of experts, from the first existing key of ``keys``. Raises BadInput for an invalid number."""
+        """Return the number of experts, from the first of ``keys`` that exists. Raises BadInput for an invalid number."""
         return self.at_most(next((key for key in keys if self.table.get(key) is not None), keys[0]), _MAX_MEMBERS)
 
     def at_most(self, key: str, limit: int) -> int:
-        """A positive integer up to ``limit``. Raises BadInput for other values."""
+        """Return a positive integer up to ``limit``. Raises BadInput for other values."""
         value = self.integer(key)
         if value > limit:
             raise BadInput(f"config.json: {key}: expected at most {limit}, found {value}")
         return value
 
     def activation(self, family: str, key: str, default: str, allowed: Collection[Activation]) -> Activation:
-        """The activation function under ``key``. Raises NotExpressible for an activation that is not in ``allowed``."""
+        """Return the activation function under ``key``. Raises NotExpressible for an activation that is not in
+        ``allowed``.
+        """
         name = self.table.get(key, default)
         activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None
         if activation is None or activation not in allowed:

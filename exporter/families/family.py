@@ -1,4 +1,4 @@
-"""A row of the family table."""
+"""The class for a row of the table of model families."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from exporter.families.spec import DecoderSpec
 class Family:
     """A supported model type.
 
-    describe: a function that turns a config into a DecoderSpec. llama_cpp: the model's architecture in a GGUF.
-    targets: formats that can be written from the DecoderSpec.
+    describe: a function that turns a config into a DecoderSpec. llama_cpp: llama.cpp's architecture for the model type.
+    targets: the formats that can be written from the DecoderSpec.
     """
 
     model_type: str

@@ -1,8 +1,8 @@
-"""llama.cpp's architectures: their names, their metadata keys, and the values hard-coded in llama.cpp.
+"""llama.cpp's model architectures: their names, their metadata keys, and the values hard-coded in llama.cpp.
 
-A hard-coded value has no metadata key, so a config with a different value cannot be represented in a GGUF.
-Sources: the model classes of llama.cpp's converter, and load_arch_hparams, load_arch_tensors and build_arch_graph of
-each architecture.
+A value that llama.cpp hard-codes has no metadata key, so a GGUF cannot represent a config with a different value.
+Sources: the model classes in llama.cpp's converter, and the functions load_arch_hparams, load_arch_tensors and
+build_arch_graph of each architecture.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Check = Callable[[DecoderSpec], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """An architecture of llama.cpp.
+    """A model architecture of llama.cpp.
 
-    keys: metadata keys below ``{name}.``; "norm" stands for the epsilon, "rope.scaling" for all rope scaling keys.
-    head_length: when the width of an attention head is written: "stated" means only if config.json contains the width.
-    interleaved: rotary pairs are neighbouring rows of a head. head: whether the file may, must or must not contain an
-    untied LM head. biases: linear layers that may have a bias. needed: linear layers that must have a bias.
-    scalings: supported rope types. square: attention heads times head width must equal the hidden size.
-    copies_prefix_space: the converter copies the tokenizer's add_prefix_space. logit_scale_divides: the metadata key
-    contains the inverse of the logit scale. check: a function that compares a decoder with further hard-coded values
-    and returns a reason for refusal, or None.
+    keys: the metadata keys below ``{name}.``; "norm" means the key of the norm's epsilon, and "rope.scaling" means all
+    rope scaling keys. head_length: when the width of an attention head is written; "stated" means only if config.json
+    contains the width. interleaved: whether rotary pairs are neighbouring rows of a head. head: whether the file may,
+    must or must not contain an untied LM head. biases: the linear layers that may have a bias. needed: the linear
+    layers that must have a bias. scalings: the supported rope types. square: whether the number of heads times the head
+    width must equal the hidden size. copies_prefix_space: whether the converter copies the tokenizer's
+    add_prefix_space. logit_scale_divides: whether the metadata key contains the inverse of the logit scale. check: a
+    function that compares a decoder with further hard-coded values and returns a reason for refusal, or None.
     """
 
     name: str

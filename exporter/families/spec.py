@@ -1,8 +1,8 @@
-"""The description of a decoder, read from a Hugging Face config and used by both the GGUF and the ONNX writer.
+"""The description of a decoder, read from a Hugging Face config and used by both the GGUF writer and the ONNX writer.
 
-A family's module turns a config into a ``DecoderSpec``, with the role of every checkpoint tensor. Writers use the roles
-and numbers of the spec, never ``model_type``. A writer must use every field or refuse the field's value, because an
-artifact that ignores a field computes a different model.
+The module of a model family turns a config into a ``DecoderSpec``, which gives the role of every checkpoint tensor.
+Writers use the roles and numbers of the spec, never the config's ``model_type``. A writer must use every field of the
+spec or refuse the field's value, because an artifact that ignores a field would compute a different model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 
 class Role(Enum):
-    """The role of a tensor in a decoder. The enum value is the dotted module path in an ONNX graph."""
+    """The role of a tensor in a decoder. The enum value of a role is the dotted module path in an ONNX graph."""
 
     EMBED = "embed_tokens"
     POSITIONS = "embed_positions"
@@ -44,11 +44,11 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of a tensor in the decoder.
+    """The position of a tensor in the decoder: its role, its layer and, for experts and heads, its number.
 
-    layer: the layer's number, or None outside the layers. member: the expert's number for an expert's matrix, the
-    head's number for a norm stored per head, else None. optional: the tensor may be missing from a checkpoint. Only
-    biases are optional, and a bias in the checkpoint is always used.
+    layer: the number of the layer, or None for a tensor outside the layers. member: the expert's number for an expert's
+    matrix, the head's number for a norm that is stored per head, otherwise None. optional: whether the tensor may be
+    missing from a checkpoint. Only biases are optional, and a bias that a checkpoint contains is always used.
     """
 
     role: Role
@@ -62,7 +62,7 @@ class Slot:
 class Norm:
     """Parameters of a decoder's norms. ``offset`` is added to the stored weight; "layer" norms also subtract the mean.
 
-    The roles of the tensors determine where norms are applied (before or after a block, on queries and keys).
+    The roles of the norm tensors determine where norms are applied (before or after a block, on queries and keys).
     """
 
     type: Literal["rms", "layer"]
@@ -72,12 +72,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Rotary embedding on the first ``dims`` of each head, pairing i with i + dims/2 (the Hugging Face order).
+    """Rotary embedding of the first ``dims`` elements of each head, which pairs i with i + dims/2 (Hugging Face's
+    order).
 
-    scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"),
-    or None. original_positions: the context length before scaling. local_theta: theta of sliding-window layers, which
-    are never scaled; None if all layers have the same theta. interleaved: pair 2i with 2i + 1 instead of i with
-    i + dims/2. skipped: layers without rotary embedding.
+    scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"), or
+    None. original_positions: the context length before rope scaling. local_theta: the theta of sliding-window layers,
+    which are never scaled, or None if all layers have the same theta. interleaved: whether 2i is paired with 2i + 1
+    rather than i with i + dims/2. skipped: the layers without rotary embedding.
     """
 
     dims: int
@@ -91,15 +92,16 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Grouped-query attention; ``scale`` multiplies q·k before the softmax.
+    """Grouped-query attention, in which ``scale`` multiplies q·k before the softmax.
 
-    qk_norm: normalisation of queries and keys before the rotary embedding. "head" normalises each head with a shared
+    qk_norm: how queries and keys are normalised before the rotary embedding. "head" normalises each head with a shared
     weight (head_dim,). "each" normalises each head with a separate weight (heads, head_dim). "all" normalises the whole
     projection with a weight (heads * head_dim,).
     qkv: how queries, keys and values are stored. "split" means three matrices. "blocks" means a joint matrix with all
-    queries, then all keys, then all values. "heads" means a joint matrix with queries, keys and values of each head in
-    turn. windowed: layers in which a query attends only to the last ``window`` positions, including the query's own.
-    softcap: if c, scores become c * tanh(score / c).
+    queries, then all keys, then all values. "heads" means a joint matrix with the query, key and value rows of the
+    first head, then of the second head, and so on. windowed: the layers in which a query attends only to the last
+    ``window`` positions, including the query's own position. softcap: if set to c, each score becomes c * tanh(score /
+    c).
     """
 
     heads: int
@@ -115,9 +117,10 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
+    """An MLP that computes down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not ``gated``.
 
-    The role GATE_UP is a joint matrix, first gate, then up. "gelu" is the exact GELU with the error function.
+    The role GATE_UP means a joint matrix that contains the gate rows followed by the up rows. The activation "gelu" is
+    the exact GELU with the error function.
     """
 
     inner: int
@@ -127,9 +130,9 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """A router's softmax selects ``top_k`` of ``experts`` gated MLPs of width ``inner``, in every layer.
+    """A mixture of experts in every layer: a router's softmax selects ``top_k`` of ``experts`` MLPs of width ``inner``.
 
-    normalised: the probabilities of the selected experts are divided by their sum.
+    The experts are gated MLPs. normalised: whether the probabilities of the selected experts are divided by their sum.
     """
 
     experts: int
@@ -140,15 +143,16 @@ class Moe:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """A decoder: x += attn(norm(x)); x += mlp(norm(x)); logits = head(norm(x)).
+    """A decoder that computes x += attn(norm(x)), x += mlp(norm(x)) in each layer, and logits = head(norm(x)).
 
-    A norm is omitted if no tensor has the norm's role: without ATTN_NORM, attention reads x itself. ATTN_POST_NORM and
-    MLP_POST_NORM normalise the output of a block before the output is added to x. parallel: attention and MLP read the
-    same x and, without MLP_NORM, share the normalised x. residual_scale multiplies the output of each block.
-    embed_scale multiplies the embedding. logit_scale multiplies the logits. logit_softcap: if c, the scaled logits
-    become c * tanh(logit / c). naming_schemes: the naming schemes found in checkpoints; each scheme maps every tensor
-    name to a slot. transposed: roles stored as (in, out) instead of (out, in). foreign_prefixes: prefixes of tensors
-    outside the decoder, for example of a vision tower.
+    A norm is omitted if no tensor has the norm's role: without ATTN_NORM, for example, attention reads x itself. The
+    norms ATTN_POST_NORM and MLP_POST_NORM normalise the output of a block before the output is added to x. parallel:
+    whether attention and MLP read the same x; without MLP_NORM, attention and MLP then also share the normalised x.
+    residual_scale: a factor that multiplies the output of each block. embed_scale: a factor that multiplies the
+    embedding. logit_scale: a factor that multiplies the logits. logit_softcap: if set to c, the scaled logits become c
+    * tanh(logit / c). naming_schemes: the naming schemes found in checkpoints, each of which maps every tensor name to
+    a slot. transposed: the roles whose matrices are stored as (in, out) rather than (out, in). foreign_prefixes: the
+    name prefixes of tensors outside the decoder, for example of a vision tower.
     """
 
     family: str

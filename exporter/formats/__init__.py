@@ -1,1 +1,1 @@
-"""The writers: each format has a package, which takes a ``MergedModel`` and does not depend on adapters."""
+"""Writers of output formats: one package per format, which converts a ``MergedModel`` without knowing its adapters."""

@@ -1,7 +1,7 @@
-"""Estimate the peak memory of a run before it starts.
+"""Estimate the peak memory of a run before the run starts.
 
-Peak memory is the sum of the process, the headers, the blocks being processed, the adapters' factors, and the data that
-the format keeps in memory.
+The peak memory of a run is the sum of the process, the headers, the blocks being processed, the adapters' factors, and
+the data that the output format keeps in memory.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def peak_nbytes(
     library_nbytes: int = 0,
     quantiser: bool = False,
 ) -> int:
-    """Estimated peak memory of writing a format, in bytes.
+    """Estimated peak memory of writing an output format, in bytes.
 
-    casts: tensors change their dtype. parses_vocabulary: tokens and merges are read in addition to ids. whole_matrices:
-    matrices other than embedding and head are transposed as a whole. library_nbytes: memory of the packages that the
-    format imports. quantiser: llama.cpp's quantiser runs.
+    casts: whether tensors change their dtype. parses_vocabulary: whether tokens and merges are read in addition to
+    token ids. whole_matrices: whether matrices other than embedding and head are transposed as a whole. library_nbytes:
+    memory of the packages that the output format imports. quantiser: whether llama.cpp's quantiser runs.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -58,11 +58,11 @@ def peak_nbytes(
 
 
 def tracing_nbytes(nbytes: int) -> int:
-    """Estimated peak memory of tracing a model with ``nbytes`` of weights, in bytes."""
+    """Estimated peak memory, in bytes, of tracing a model whose weights have ``nbytes`` bytes."""
     return _TRACER_BYTES + _TRACER_FACTOR * nbytes
 
 
 def _largest(merge: MergePlan, without: set[str | None]) -> int:
-    """Size of the largest tensor in float32, in bytes."""
+    """Size in bytes of the largest tensor, if the tensor is converted to float32."""
     specs = {name: merge.checkpoint.tensors[stored].spec for name, (stored, _) in merge.sources.items()}
     return max((4 * spec.nbytes // spec.itemsize for name, spec in specs.items() if name not in without), default=0)

@@ -1,4 +1,4 @@
-"""Parameters of rotary embeddings that are stored in both GGUF and ONNX files."""
+"""Parameters of rotary embeddings that both GGUF files and ONNX files contain."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from exporter.families.spec import Rope
 
 
 def longrope_magnitude(rope: Rope, max_positions: int) -> float:
-    """The factor by which longrope multiplies cosines and sines.
+    """Return the factor by which longrope multiplies cosines and sines.
 
-    The factor is ``attention_factor`` if given, else computed from the ratio of the extended to the original context.
+    The longrope factor is the config's ``attention_factor`` if given, and is otherwise computed from the ratio of the
+    extended context length to the original context length.
 
     Source: transformers.modeling_rope_utils.
     """

@@ -1,4 +1,4 @@
-"""Rounding of values to narrower floats and to integers, shared by the formats."""
+"""Functions that all formats use to round values to narrower floats and to integers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from exporter.tensors import DTYPES, Array, Float32, cast
 def narrowed(values: Array, dtype: str) -> Array:
     """Round ``values`` to ``dtype`` (safetensors spelling). An array that already has the dtype is returned unchanged.
 
-    Values are rounded once, from float32. Float32 represents all stored values exactly, except those of F64 tensors.
-    Raises BadInput for values beyond the range of F16.
+    Values are rounded once, from float32, which represents every stored value exactly unless the tensor is F64. Raises
+    BadInput for values beyond the range of F16.
     """
     if values.dtype == DTYPES[dtype]:
         return values
@@ -24,9 +24,9 @@ def narrowed(values: Array, dtype: str) -> Array:
 
 
 def round_half_away(exact: Float32) -> Float32:
-    """Round to the nearest integers, with halves away from zero, like C's roundf; np.rint rounds halves to even.
+    """Round to the nearest integers, with halves away from zero, like C's roundf. (np.rint rounds halves to even.)
 
-    Overwrites ``exact``. Memory: an additional array of equal size.
+    The function overwrites the array ``exact``. Peak memory: an additional array with the size of ``exact``.
     """
     whole = np.trunc(exact)
     exact -= whole  # this subtraction is exact

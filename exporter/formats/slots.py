@@ -1,4 +1,4 @@
-"""Assign stored tensors to the roles of a decoder, for GGUF and ONNX files of the built-in model families."""
+"""Determine the role of each stored tensor in the decoder, for GGUF and ONNX files of the built-in model families."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _BUFFERS: Final = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|(attention|att
 def assign(
     model: MergedModel, specs: Mapping[str, TensorSpec], spec: DecoderSpec
 ) -> tuple[dict[str, Slot], dict[str, str]]:
-    """Assign stored tensors to slots: (tensor name → slot, dropped tensor's name → reason), ordered by shard and name.
+    """Assign stored tensors to the slots of the decoder.
 
-    specs: ``model.specs``. The ledger reports a tensor that is neither assigned nor dropped. Raises TensorMismatch for
-    a missing tensor, or for a shape that contradicts the config.
+    Returns (tensor name → slot, dropped tensor's name → reason), both ordered by shard and name. specs: the value of
+    ``model.specs``. A tensor that is neither assigned nor dropped is reported later, by the ledger. Raises
+    TensorMismatch for a missing tensor, or for a tensor shape that contradicts the config.
     """
     # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))
@@ -53,7 +54,7 @@ def assign(
 
 
 def shape(spec: DecoderSpec, slot: Slot) -> tuple[int, ...]:
-    """The shape of the tensor of ``slot`` in a checkpoint."""
+    """Return the shape that the tensor of ``slot`` has in a checkpoint."""
     role = slot.role
     if role in (Role.Q_NORM, Role.K_NORM):
         return _qk_norm(spec, slot)

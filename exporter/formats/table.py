@@ -1,4 +1,4 @@
-"""The table of formats, in the order in which the formats are written."""
+"""The table of output formats, in the order in which the formats are written."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """Properties of a format that the command-line verbs use.
+    """Properties of an output format that the command-line verbs use.
 
-    options: the format's options class; the class's section is the format's name. planner: the module and the function
-    that turn a group of options and a merge into a ``Target``; the module is imported on first use. file: the file name
-    of an artifact written alone, with the placeholders ``{name}`` (of the model) and ``{storage}``. place: the path of
-    an artifact in a folder of several artifacts, with the same placeholders. patchable: ``ttexport patch`` accepts the
-    format's artifacts. runtimes: the runtimes that a verification runs the artifacts with. adapter_only: an artifact
-    contains the adapter without the base. library, tags: metadata of model cards on the Hugging Face hub. usage: makes
-    the usage examples of a model card.
+    options: the format's options class, whose attribute ``section`` is the format's name. planner: the names of the
+    module and of the function that turn a group of options and a merge into a ``Target``; the module is imported on
+    first use. file: the file name of an artifact that is written alone, with the placeholders ``{name}`` (the model's
+    name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the placeholders
+    ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts. runtimes: the
+    runtimes in which a verification runs the artifacts. adapter_only: whether an artifact contains the adapter without
+    the base. library, tags: metadata for model cards on the Hugging Face hub. usage: a function that returns the usage
+    examples for a model card.
     """
 
     options: type[FormatOptions]
@@ -51,7 +52,7 @@ class Format:
 
     @property
     def is_file(self) -> bool:
-        """Whether an artifact is a file, not a folder."""
+        """Whether an artifact of the format is a file rather than a folder."""
         return bool(Path(self.file).suffix)
 
 
@@ -107,9 +108,10 @@ FORMATS: Final = _by_name(
 
 
 def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the artifact of ``options``, an element of ``FormatOptions.artifacts()``. Reads tensor shapes only.
+    """Plan the artifact of ``options``, which is an element of ``FormatOptions.artifacts()``.
 
-    If the format cannot represent the model, the target has a ``refusal``. Raises BadInput for invalid inputs.
+    The function reads tensor shapes only, no weights. If the format cannot represent the model, the returned target has
+    a ``refusal``. Raises BadInput for invalid inputs.
     """
     module, _, function = FORMATS[options.section].planner.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""An artifact to write: the format's plan, or the reason why the format cannot represent the model."""
+"""A planned artifact: the format's plan, or the reason why the format cannot represent the model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 def dtype_option() -> Any:
-    """The option field ``dtype``, which every format has."""
+    """Return the dataclass field of the option ``dtype``, which every output format has."""
     return option(None, "Dtype of unquantised tensors. Default: the dtype in the base.", choices=tuple(DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions(Options):
-    """Options of a format. The class attribute ``section`` is the format's name."""
+    """Options of an output format. The class attribute ``section`` is the format's name."""
 
     def artifacts(self) -> Sequence[Self]:
-        """Split the options into a group for each requested artifact."""
+        """Return one copy of the options for each requested artifact."""
         return (self,)
 
     def whole(self) -> Self:
-        """The options without those options that act on the finished artifact, such as the size limit of GGUF parts."""
+        """Return a copy without options that act on the finished artifact, such as the size limit of GGUF parts."""
         return self
 
     def as_released(self) -> Self:
@@ -40,25 +40,28 @@ class FormatOptions(Options):
 
     @property
     def label(self) -> str:
-        """A short name of the requested storage: a dtype, a quantisation, or precisions."""
+        """A short text that names the requested storage: a dtype, a quantisation type, or several precisions."""
         raise NotImplementedError
 
 
 class Scratch(Protocol):
-    """Scratch files from which several artifacts of a run are made."""
+    """Temporary files of a run from which several artifacts are made."""
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """Return (path of the file ``name``, whether the file existed). ``write`` creates a missing file."""
+        """Return (path of the temporary file ``name``, whether the file already existed).
+
+        If the temporary file is missing, the function ``write`` is called to create the file.
+        """
 
 
 @dataclass(frozen=True)
 class FolderScratch:
-    """Scratch files of a run, in an existing folder."""
+    """Temporary files of a run, stored in an existing folder."""
 
     folder: Path
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """See ``Scratch``."""
+        """Implement ``Scratch.file`` with files in the folder."""
         path = self.folder / name
         if path.exists():
             return path, True
@@ -68,7 +71,10 @@ class FolderScratch:
 
 @contextmanager
 def scratch_beside(out: Path) -> Iterator[FolderScratch]:
-    """Provide scratch files in a hidden folder beside ``out``, and remove the folder at the end. Raises OutputError."""
+    """Provide temporary files in a hidden folder beside ``out``, and remove the folder at the end.
+
+    Raises OutputError if the hidden folder cannot be created.
+    """
     folder = out.with_name(f".{out.name}.scratch")
     with writing(folder):
         folder.mkdir()
@@ -82,12 +88,13 @@ def scratch_beside(out: Path) -> Iterator[FolderScratch]:
 class Target:
     """A planned artifact, or a ``refusal`` with the reason why the artifact cannot be written.
 
-    write: a function that writes the artifact to a path. finish: a function for a last step, such as the split of a
-    GGUF into parts; the function may create files beside the path, named after the path. notes: sentences on properties
-    of the model that the format cannot represent. nbytes: size of the artifact; an estimate if ``estimated``.
-    work_nbytes: all bytes written to make the artifact, if more than ``nbytes``. peak_nbytes: estimated peak memory of
-    writing the artifact. maker: the program or method that writes the artifact, for a format with several makers.
-    place: path of the artifact below OUT; empty if the artifact is OUT itself.
+    write: a function that writes the artifact to a path. finish: a function for a last step, such as splitting a GGUF
+    into parts; the function may create files in the folder of the path, with names that start with the path's name.
+    notes: sentences about properties of the model that the format cannot represent. nbytes: the artifact's size in
+    bytes, which is an estimate if ``estimated`` is True. work_nbytes: the number of all bytes written to make the
+    artifact, if larger than ``nbytes``. peak_nbytes: the estimated peak memory of writing the artifact, in bytes.
+    maker: the program or method that writes the artifact, for a format with several ways to write. place: the path of
+    the artifact below OUT, or an empty path if the artifact is OUT itself.
     """
 
     format: str
@@ -104,7 +111,7 @@ class Target:
     place: str = ""
 
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
-        """Write and finish the artifact. Raises the ``refusal`` if given, and the errors of the format's writer."""
+        """Write the artifact, including the step ``finish``. Raises the ``refusal`` if given, and errors of the writer."""
         if self.refusal:
             raise self.refusal
         assert self.write is not None, "a target without a refusal can be written"
@@ -113,7 +120,7 @@ class Target:
             self.finish(path, progress)
 
     def to_json(self) -> dict[str, Any]:
-        """The target's entry in the output of ``plan --json``, without the artifact's name and place."""
+        """Return the target's entry in the output of ``plan --json``, without the artifact's name and path."""
         return {
             "expressible": self.refusal is None,
             "reason": str(self.refusal) if self.refusal else None,

@@ -1,4 +1,4 @@
-"""Usage examples for model cards: code that runs the artifacts of a format, for each of the format's clients."""
+"""Usage examples for model cards: code that runs a format's artifacts, for each client that supports the format."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _PROMPT: Final = "Hello!"
 
 @dataclass(frozen=True, slots=True)
 class ReleasedArtifact:
-    """An artifact that is described by a model card in the folder of the release.
+    """An artifact of a release, as described by the model card in the folder of the release.
 
-    path: path of the file, of the first part of a split GGUF, or of the folder. files: paths of all files of the
-    artifact, sorted. All paths are relative to the folder of the card, with slashes.
+    path: the path of the artifact's file or folder, or of the first part of a split GGUF. files: the sorted paths of
+    all files of the artifact. All paths are relative to the model card's folder, with forward slashes.
     """
 
     path: str
@@ -51,7 +51,7 @@ class ReleasedArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A code block of a model card. language: the info string of the Markdown code block."""
+    """A code block of a model card. language: the language tag of the Markdown code block, such as "python"."""
 
     client: str
     language: str
@@ -63,7 +63,7 @@ UsageOf = Callable[[Sequence[ReleasedArtifact], str], Iterator[Usage]]
 
 
 def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifact]:
-    """Sort ``artifacts`` by preference of their file types, the preferred file type first."""
+    """Sort GGUF ``artifacts`` by file type, with the most recommended file type first."""
 
     def rank(artifact: ReleasedArtifact) -> tuple[int, str]:
         storage = artifact.storage.upper()
@@ -73,7 +73,7 @@ def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifa
 
 
 def checkpoint_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Usage of a Hugging Face checkpoint with a transformers pipeline."""
+    """Yield the code for running a Hugging Face checkpoint with a transformers pipeline."""
     yield Usage(
         "transformers",
         "python",
@@ -84,7 +84,10 @@ def checkpoint_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterat
 
 
 def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Usage of a GGUF: llama.cpp with the preferred file, and Ollama with the Modelfile if a model is not split."""
+    """Yield the code for running a GGUF with llama.cpp and, if a GGUF is not split, with Ollama.
+
+    The code for llama.cpp uses the GGUF with the most recommended file type. The code for Ollama uses the Modelfile.
+    """
     preferred = preferred_gguf(artifacts)[0]
     yield Usage("llama.cpp", "sh", f"llama-cli -m {shlex.quote(preferred.path)} -p '{_PROMPT}'")
     if not all(artifact.is_split for artifact in artifacts):
@@ -93,14 +96,17 @@ def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usa
 
 
 def gguf_lora_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Usage of a GGUF LoRA: llama.cpp with a GGUF of the base and the adapter."""
+    """Yield the code for running a GGUF LoRA with llama.cpp, on top of a GGUF of the base model."""
     path = shlex.quote(artifacts[0].path)
     comment = "# BASE.gguf: the base model without the adapter"
     yield Usage("llama.cpp with LoRA", "sh", f"{comment}\nllama-cli -m BASE.gguf --lora {path} -p '{_PROMPT}'")
 
 
 def onnx_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Usage of an ONNX folder: onnxruntime-genai and transformers.js, if the folder contains the client's files."""
+    """Yield the code for running an ONNX folder with onnxruntime-genai and transformers.js.
+
+    A client is left out if the ONNX folder does not contain the files that the client needs.
+    """
     folder = artifacts[0]
     if f"{folder.path}/genai_config.json" in folder.files:
         yield Usage("onnxruntime-genai", "python", _genai(folder.path))

@@ -1,6 +1,7 @@
-"""Lazy views of stored tensors: rows reordered, transposed, shifted or stacked, in blocks of rows.
+"""Lazy views of stored tensors, which reorder, transpose, shift or stack rows and are computed in blocks of rows.
 
-To compute a block, a view reads only the source rows of the block, so memory does not grow with the model.
+To compute a block of rows, a view reads only the source rows that the block needs, so memory use does not grow with the
+model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from exporter.tensors import BLOCK_BYTES, Array, ByteRange, LazyTensor, TensorSp
 
 
 def row_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Array]:
-    """Yield all rows in blocks of about ``nbytes``. A block consists of whole units, and contains at least one unit."""
+    """Yield all rows of the tensor in blocks of about ``nbytes`` bytes.
+
+    A block consists of whole units of ``tensor.unit`` rows, and contains at least one unit.
+    """
     spec = tensor.spec
     unit: int = getattr(tensor, "unit", 1)
     step = unit * max(1, nbytes // max(1, unit * spec.row_nbytes))
@@ -29,23 +33,24 @@ class _OneSource(ABC):
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's spec, unless a view overrides it."""
+        """The spec of the source tensor, unless a subclass overrides the property."""
         return self.source.spec
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view."""
+        """Return rows [start, stop) of the view."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the rows of the view in blocks."""
+        """Yield all rows of the view, in blocks."""
         yield from row_blocks(self, BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
 class Interleaved(_OneSource):
-    """The source with rows i and i + d/2 of each head made neighbours, for ``heads`` heads of d rows.
+    """A view of query or key rows in which rows i and i + d/2 of each head are neighbours.
 
-    Reason: llama.cpp rotates neighbouring rows in some architectures; transformers rotates the two halves of a head.
+    The source has ``heads`` heads of d rows. In some of llama.cpp's architectures, the rotary embedding rotates pairs
+    of neighbouring rows, whereas transformers rotates row i with row i + d/2.
     """
 
     heads: int
@@ -56,7 +61,7 @@ class Interleaved(_OneSource):
         return self.spec.n_rows // self.heads
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view. Memory: two copies of the heads that contain the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the heads that contain the rows."""
         width = self.unit
         first, last = start // width * width, -(-stop // width) * width
         stored = self.source.rows(first, last)
@@ -67,17 +72,17 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """All queries, then all keys, then all values, of a matrix that stores queries, keys and values head by head."""
+    """A view with all queries, then all keys, then all values, of a matrix that stores each head's q, k and v together."""
 
     heads: int
 
     @property
     def unit(self) -> int:
-        """Number of rows of a head's queries, keys or values."""
+        """Number of rows of a head's queries, which equals the number of rows of a head's keys or values."""
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view. Memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
         width = self.unit
         parts = []
         at = start
@@ -93,20 +98,20 @@ class Regrouped(_OneSource):
 
 @dataclass(frozen=True)
 class Transposed(_OneSource):
-    """A stored matrix, transposed. Each block needs a pass over the whole source, so blocks are large."""
+    """A view of a stored matrix, transposed. Each block needs a pass over the whole source, so blocks are large."""
 
     @property
     def spec(self) -> TensorSpec:
-        """The stored shape, reversed."""
+        """The source's spec with the two dimensions of the shape swapped."""
         return replace(self.source.spec, shape=self.source.spec.shape[::-1])
 
     @property
     def unit(self) -> int:
-        """Number of source columns that fill a block."""
+        """Number of columns of the source that fill a block of the view."""
         return max(1, BLOCK_BYTES // max(1, self.spec.row_nbytes))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view. Memory: the returned rows and a block of the source."""
+        """Return rows [start, stop) of the view. Peak memory: the returned rows plus a block of the source."""
         value: Array | None = None
         for first, block in blocks(self.source):
             if value is None:
@@ -118,18 +123,21 @@ class Transposed(_OneSource):
 
 @dataclass(frozen=True)
 class Shifted(_OneSource):
-    """The source plus a constant, in float16 for a float16 source, as in llama.cpp's converter, else in float32."""
+    """A view of a tensor plus a constant, in float16 for a float16 source, otherwise in float32.
+
+    The dtype of the sum equals the dtype that llama.cpp's converter uses.
+    """
 
     offset: float
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's spec with the dtype of the sum."""
+        """The source's spec, with the dtype of the sum."""
         stored = self.source.spec
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view. Memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
         value = cast(self.source.rows(start, stop), self.spec.dtype)
         shifted: Array = value + value.dtype.type(self.offset)
         return shifted
@@ -137,18 +145,18 @@ class Shifted(_OneSource):
 
 @dataclass(frozen=True)
 class Stacked:
-    """The concatenated rows of several tensors of the same dtype and width."""
+    """A view of several tensors with equal dtype and width, whose rows are concatenated."""
 
     sources: Sequence[LazyTensor]
 
     @property
     def spec(self) -> TensorSpec:
-        """The first source's spec with the total number of rows."""
+        """The spec of the first source tensor, with the total number of rows of all source tensors."""
         first = self.sources[0].spec
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the view. Memory: two copies of the rows."""
+        """Return rows [start, stop) of the view. Peak memory: two copies of the rows."""
         parts, at = [], 0
         for source in self.sources:
             count = source.spec.n_rows
@@ -158,6 +166,6 @@ class Stacked:
         return np.concatenate(parts)
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the segments of each source, in order."""
+        """Yield the segments of each source tensor, in order."""
         for source in self.sources:
             yield from source.segments()

@@ -1,7 +1,7 @@
-"""Cohere's Command R.
+"""The decoder of Cohere's Command R.
 
-Attention and MLP read the output of a shared norm without bias. The rotary embedding pairs adjacent dimensions, and the
-logits are scaled.
+In Command R, attention and MLP read the output of the same norm, which has no bias. The rotary embedding of Command R
+pairs adjacent dimensions, and the logits are scaled.
 
 Source: transformers' CohereConfig and CohereForCausalLM.
 """
@@ -23,7 +23,10 @@ _LAYER: Final = {"input_layernorm": Role.ATTN_NORM} | ATTENTION | GATED_MLP
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a cohere config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a cohere config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     normed = settings.flag("use_qk_norm", False)
     spec = like_llama(
@@ -46,7 +49,10 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only."""
+    """Return the reason why llama.cpp would mistake the model for Command R+ or the reverse, or None.
+
+    llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only.
+    """
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
         return f"use_qk_norm: llama.cpp uses the norms only with 64 or more layers, found {spec.layers} layers"
     return None

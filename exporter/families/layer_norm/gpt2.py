@@ -1,4 +1,4 @@
-"""GPT-2: learned position embeddings, layer norms, biases on all linear layers, matrices stored as (in, out).
+"""The decoder of GPT-2: learned position embeddings, layer norms, biases on all linear layers, (in, out) matrices.
 
 Source: transformers' GPT2Config and GPT2LMHeadModel.
 """
@@ -29,7 +29,10 @@ _BIASES: Final = _LINEARS | {Role.ATTN_NORM, Role.MLP_NORM, Role.FINAL_NORM}
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a gpt2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a gpt2 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     hidden, heads, layers = settings.integer("n_embd", 768), settings.integer("n_head", 12), settings.layers("n_layer")
     if hidden % heads:

@@ -1,6 +1,7 @@
-"""GPT-NeoX and Pythia.
+"""The decoder of GPT-NeoX and Pythia.
 
-Attention and MLP run in parallel. A single matrix contains queries, keys and values, head by head.
+In GPT-NeoX, attention and MLP run in parallel. GPT-NeoX stores queries, keys and values in a single matrix, head by
+head.
 
 Source: transformers' GPTNeoXConfig and GPTNeoXForCausalLM.
 """
@@ -33,7 +34,10 @@ _BIASES: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a gpt_neox config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a gpt_neox config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     count, _, head_dim = heads(Settings({**config, "num_key_value_heads": None}))
     layers = settings.layers()

@@ -1,4 +1,6 @@
-"""StableLM 2: layer norms, partial rotary embedding. In the 12B model, attention and MLP share a norm.
+"""The decoder of StableLM 2, with layer norms and a partial rotary embedding.
+
+In the 12B model of StableLM 2, attention and MLP share a norm.
 
 Source: transformers' StableLmConfig and StableLmForCausalLM.
 """
@@ -24,7 +26,10 @@ _NORMS: Final = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.MLP_NORM})
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a stablelm config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a stablelm config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     spec = like_llama("stablelm", {**config, "partial_rotary_factor": 1, "rope_parameters": None}, max_positions=4096)
     attention = spec.attention

@@ -1,4 +1,4 @@
-"""StarCoder 2: layer norms, an MLP without a gate, biases on every linear layer.
+"""The decoder of StarCoder 2, with layer norms, an MLP without a gate, and biases on every linear layer.
 
 Source: transformers' Starcoder2Config and Starcoder2ForCausalLM.
 """
@@ -20,7 +20,10 @@ _LINEARS: Final = ATTENTION_BIASES | {Role.UP, Role.DOWN}
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a starcoder2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a starcoder2 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

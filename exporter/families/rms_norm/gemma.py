@@ -1,7 +1,7 @@
-"""Gemma 1, 2 and 3 (text).
+"""The text decoders of Gemma 1, 2 and 3.
 
-Norms have an offset of 1, the embedding is scaled, and the MLP's gate is a GELU. From Gemma 2 on, layers with a sliding
-window alternate with full-attention layers.
+In Gemma, the weights of the norms have an offset of 1, the embedding is scaled, and the MLP's gate is a GELU. Starting
+with Gemma 2, layers with a sliding window alternate with full-attention layers.
 
 Source: transformers' GemmaConfig, Gemma2Config, Gemma3TextConfig and their ForCausalLM classes.
 """
@@ -43,12 +43,18 @@ _VISION: Final = tuple(
 
 
 def describe_gemma(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a gemma config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a gemma config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     return _gemma("gemma", config, layer=LAYER, activation="hidden_act", scalar=None)
 
 
 def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a gemma2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a gemma2 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     spec = _gemma("gemma2", config, layer=_FOUR_NORMS | ATTENTION | GATED_MLP)
     size, which = window("gemma2", settings, spec.layers, default=4096, only=range(0, spec.layers, 2))
@@ -63,7 +69,7 @@ def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
     """Describe the config of a gemma3 text model.
 
-    Raises BadInput for a missing value, NotExpressible for an unsupported variant.
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
     """
     settings = Settings(config)
     if config.get("use_bidirectional_attention"):
@@ -92,7 +98,7 @@ def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
 def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
     """Describe the text decoder of a multimodal gemma3 config.
 
-    Raises BadInput for a missing value, NotExpressible for an unsupported variant.
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
     """
     text = config.get("text_config")
     if not isinstance(text, Mapping):
@@ -100,7 +106,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
     spec = describe_gemma3({"vocab_size": 262208} | dict(text))
 
     def named(inner: str, head: str) -> dict[str, Slot]:
-        """The text model's naming scheme with the prefixes of the multimodal model."""
+        """Return the text model's naming scheme, with the tensor name prefixes of the multimodal model."""
         return {
             (f"{head}{name}" if slot.role is Role.HEAD else f"{inner}{name.removeprefix('model.')}"): slot
             for name, slot in spec.naming_schemes[0].items()
@@ -111,7 +117,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
-    """(The config reduced to the rope table of the full-attention layers, theta of the sliding-window layers)."""
+    """Return (the config with only the rope table of the full-attention layers, theta of the sliding-window layers)."""
     table = config.get("rope_parameters") or {}
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
@@ -142,7 +148,10 @@ def _gemma(
     scalar: int | None = 256,
     theta: float = 10000.0,
 ) -> DecoderSpec:
-    """The common base of Gemma 1, 2 and 3. scalar: default of ``query_pre_attn_scalar``, or None for the head width."""
+    """Return the DecoderSpec on which Gemma 1, 2 and 3 are based.
+
+    scalar: the default of ``query_pre_attn_scalar``, or None if the default is the head width.
+    """
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings, head_dim=256)
     layers, hidden = settings.layers(), settings.integer("hidden_size")
@@ -170,10 +179,10 @@ _GEMMA_KEYS: Final = PLAIN_KEYS - {"rope.freq_base"}
 
 
 def _fixed_sizes(large: int | None, period: int | None) -> Check:
-    """Check sizes that llama.cpp hard-codes.
+    """Return a function that checks the sizes that llama.cpp hard-codes for Gemma.
 
-    large: number of layers of the 27B model. llama.cpp recognises the 27B model by this number, and gives it a
-    different attention scale. period: every ``period``-th layer has full attention in llama.cpp.
+    large: the number of layers by which llama.cpp recognises the 27B model, which has a different attention scale in
+    llama.cpp. period: llama.cpp uses full attention in every ``period``-th layer.
     """
 
     def check(spec: DecoderSpec) -> str | None:

@@ -1,4 +1,4 @@
-"""Granite: Llama's architecture with four multipliers.
+"""The decoder of Granite, which is Llama's architecture with four multipliers.
 
 Source: transformers' GraniteConfig and GraniteForCausalLM.
 """
@@ -18,7 +18,10 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a granite config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a granite config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()

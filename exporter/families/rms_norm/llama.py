@@ -1,4 +1,4 @@
-"""The Llama family: Llama 2 and 3.x, SmolLM2, and other models with Llama's architecture.
+"""The decoder of Llama 2 and 3.x, SmolLM2, and other models with Llama's architecture.
 
 Source: transformers' LlamaConfig and LlamaForCausalLM.
 """
@@ -16,7 +16,10 @@ from exporter.families.spec import Attention, DecoderSpec, Mlp, Norm, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a llama config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a llama config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     return like_llama("llama", config, optional=ATTENTION_BIASES | MLP_BIASES)
 
 
@@ -30,7 +33,7 @@ def like_llama(
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
-    """A spec with Llama's architecture. max_positions, theta: defaults of the family's config class."""
+    """Return a DecoderSpec with Llama's architecture. max_positions, theta: the defaults of the family's config class."""
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

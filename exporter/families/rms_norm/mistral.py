@@ -1,4 +1,4 @@
-"""Mistral, which is Llama with a sliding window, and Mixtral, which has experts instead of the MLP.
+"""The decoders of Mistral (Llama with a sliding window) and Mixtral (with experts instead of a single MLP).
 
 Source: transformers' MistralConfig, MixtralConfig and their ForCausalLM classes.
 """
@@ -25,12 +25,18 @@ _EXPERTS: Final = {
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a mistral config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a mistral config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     return _windowed(like_llama("mistral", config, max_positions=131072), config, default=4096)
 
 
 def describe_mixtral(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a mixtral config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a mixtral config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     spec = _windowed(like_llama("mixtral", config, max_positions=131072, theta=1e6), config, default=None)
     experts = settings.experts("num_local_experts", "num_experts")

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after each block and on whole queries and keys, but no norms before the blocks.
+"""The decoder of OLMo 2, with norms after each block and on whole queries and keys, but no norms before the blocks.
 
 Source: transformers' Olmo2Config and Olmo2ForCausalLM.
 """
@@ -23,7 +23,10 @@ _POST_NORMS: Final = {
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe an olmo2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of an olmo2 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     biases = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     spec = like_llama("olmo2", config, layer=_POST_NORMS | ATTENTION | QK_NORMS | GATED_MLP, biases=biases)

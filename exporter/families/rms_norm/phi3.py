@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: a joint matrix for queries, keys and values, a joint matrix for gate and up, longrope.
+"""The decoder of Phi-3 and Phi-4-mini, with joint matrices for q, k, v and for gate and up, and longrope.
 
 Source: transformers' Phi3Config and Phi3ForCausalLM.
 """
@@ -28,7 +28,10 @@ _LONG: Final = ("su", "yarn", "longrope")
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a phi3 config. Raises BadInput for invalid values, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a phi3 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     table = dict(rope_table(config))
     if table["rope_type"] in _LONG:

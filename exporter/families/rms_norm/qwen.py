@@ -1,4 +1,6 @@
-"""Qwen 2 and 2.5 (biases on queries, keys, values), Qwen 3 (norms on queries and keys), and Qwen 3 with experts.
+"""The decoders of Qwen 2 and 2.5, Qwen 3, and Qwen 3 with experts.
+
+Qwen 2 and 2.5 have biases on queries, keys and values. Qwen 3 has norms on queries and keys.
 
 Source: transformers' Qwen2Config, Qwen3Config, Qwen3MoeConfig and their ForCausalLM classes.
 """
@@ -35,18 +37,27 @@ _EXPERTS: Final = {
 
 
 def describe_qwen2(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen2 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a qwen2 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     biases = (Role.Q, Role.K, Role.V)
     return _windowed(like_llama("qwen2", config, max_positions=_POSITIONS, biases=biases), config)
 
 
 def describe_qwen3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen3 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a qwen3 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     return _windowed(_qwen3("qwen3", {"head_dim": 128, **config}), config)
 
 
 def describe_qwen3_moe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a qwen3_moe config. Raises BadInput for a missing value, NotExpressible for layers without experts."""
+    """Describe the decoder of a qwen3_moe config.
+
+    Raises BadInput for a missing config value, and NotExpressible for a model in which some layers have no experts.
+    """
     settings = Settings(config)
     if config.get("mlp_only_layers") or settings.integer("decoder_sparse_step", 1) != 1:
         raise NotExpressible(
@@ -89,7 +100,7 @@ def _attention_biases(settings: Settings) -> frozenset[Role]:
 
 
 def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
-    """Apply the sliding window to the layers from ``max_window_layers`` on, if ``use_sliding_window`` is set."""
+    """Apply the sliding window to the layers from ``max_window_layers`` on, if the config sets ``use_sliding_window``."""
     settings = Settings(config)
     if not settings.flag("use_sliding_window", False):
         return spec

@@ -1,4 +1,6 @@
-"""SmolLM3: Llama with some layers that skip the rotary embedding (every fourth layer in the published models).
+"""The decoder of SmolLM3, which is Llama's architecture with some layers that skip the rotary embedding.
+
+In the published SmolLM3 models, every fourth layer skips the rotary embedding.
 
 Source: transformers' SmolLM3Config and SmolLM3ForCausalLM.
 """
@@ -19,7 +21,10 @@ from exporter.families.spec import DecoderSpec, Role
 
 
 def describe(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe a smollm3 config. Raises BadInput for a missing value, NotExpressible for an unsupported variant."""
+    """Describe the decoder of a smollm3 config.
+
+    Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
+    """
     settings = Settings(config)
     biases: frozenset[Role] = ATTENTION_BIASES if settings.flag("attention_bias", False) else frozenset()
     biases |= MLP_BIASES if settings.flag("mlp_bias", False) else frozenset()

@@ -1,6 +1,7 @@
-"""GGUF: plan a file from a merged model, then write the file.
+"""GGUF: plan a GGUF file from a merged model, then write the file.
 
-Names are imported on first use, because a patch of a file uses only some modules of this package and no families.
+The package imports its public names on first use, because a patch of a GGUF needs only some of the package's modules
+and no model families.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Check that a GGUF can represent a decoder, and list differences between llama.cpp's and transformers' results.
+"""Check that a GGUF can represent a decoder, and list where llama.cpp and transformers give different results.
 
-The facts about each architecture are in ``exporter/families/llama_cpp.py`` and the modules of the families.
+The facts about each architecture are in ``exporter/families/llama_cpp.py`` and in the modules of the model families.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from exporter.families.spec import DecoderSpec, Rope, Slot
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
-    """Return the architecture of a decoder. Raises NotExpressible if llama.cpp cannot represent the decoder."""
+    """Return llama.cpp's architecture for a decoder. Raises NotExpressible if llama.cpp cannot represent the decoder."""
     row = FAMILIES[spec.family].llama_cpp
     if reason := _refusal(spec, row):
         raise NotExpressible(f"gguf: {row.name}", reason)
@@ -53,7 +53,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """Return the first YaRN parameter that gives a KL of 0.03 or more between llama.cpp and transformers."""
+    """Return the first YaRN parameter that causes a KL divergence of 0.03 or more between llama.cpp and transformers."""
     table = rope.scaling or {}
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
@@ -66,7 +66,7 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
-    """Check the linear layers' biases.
+    """Check that llama.cpp supports the set of linear layers that have a bias.
 
     Raises NotExpressible for a bias that llama.cpp does not read, and for a missing bias that llama.cpp needs.
     """
@@ -80,7 +80,7 @@ def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
-    """Notes on differences between llama.cpp's and transformers' results that do not prevent writing the model."""
+    """Notes on differences between llama.cpp's and transformers' results that do not prevent writing the GGUF."""
     out = []
     attention = spec.attention
     ignored = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)

@@ -1,7 +1,8 @@
-"""GGUF of models without a family: run llama.cpp's converter on the merged checkpoint.
+"""Write the GGUF of a model without a built-in family, by running llama.cpp's converter on the merged checkpoint.
 
-The user gives the path of the script. The script runs with this Python, in a separate process without network access.
-The GGUF from the script is verified like every GGUF, so the script need not be trusted.
+The user gives the path of llama.cpp's converter script. The converter script runs with the current Python interpreter,
+in a separate process without network access.
+The GGUF that the script writes is verified like every other GGUF, so the script need not be trusted.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The merged checkpoint to stage for ``script``, and the file type to request from the script."""
+    """The merged checkpoint to write temporarily for the converter ``script``, and the file type to request from it."""
 
     hf: HfLayout
     script: Path
@@ -46,15 +47,15 @@ class ConverterLayout:
 
     @property
     def nbytes(self) -> int:
-        """Size of the staged checkpoint in bytes, an upper bound for the size of the GGUF."""
+        """Size in bytes of the temporary merged checkpoint, which is an upper bound for the size of the GGUF."""
         return self.hf.nbytes
 
 
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
-    """Lay out the checkpoint of ``model`` for ``script``. Reads shapes only.
+    """Lay out the temporary checkpoint of ``model`` for the converter ``script``. Reads tensor shapes only, no weights.
 
-    ftype: F32, F16, BF16 or Q8_0; None for the dtype of the embedding. Raises NotExpressible for any other type, and
-    UnreadableFile if the script does not exist.
+    ftype: F32, F16, BF16 or Q8_0; None requests the dtype of the embedding. Raises NotExpressible if ``ftype`` is any
+    other type, and UnreadableFile if the script does not exist.
     """
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
@@ -66,10 +67,11 @@ def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> Conve
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
-    """Stage the merged checkpoint beside ``path``, let the script write ``path``, and remove the staged checkpoint.
+    """Write a temporary merged checkpoint beside ``path``, let the script convert the checkpoint, then delete the
+    checkpoint.
 
     Raises BadInput, with the last line of the script's stderr, if the script fails or writes no file. Raises
-    OutputError if the checkpoint cannot be written.
+    OutputError if the temporary checkpoint cannot be written.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:

@@ -1,8 +1,10 @@
-"""Adapters as a GGUF LoRA: token rows become an exact low-rank pair, and ordinary LoRA updates stay unchanged.
+"""Write adapters as a GGUF LoRA: token rows become an exact low-rank pair, and LoRA updates are stored unchanged.
 
-Replacing a row is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads the pair of
-``token_embd.weight`` transposed: a token selects a row of ``lora_a``, which is then multiplied by ``lora_b``.
-Sources: llama.cpp's llama-adapter.cpp and build_inp_embd; llama.cpp's convert_lora_to_gguf.py for names and keys.
+Replacing one row of a matrix is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads
+the LoRA pair of ``token_embd.weight`` transposed: each token selects a row of ``lora_a``, which is then multiplied by
+``lora_b``.
+Sources: llama-adapter.cpp and build_inp_embd in llama.cpp for the computation; llama.cpp's convert_lora_to_gguf.py for
+the names of tensors and keys.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class FactorPair:
-    """A low-rank update, W += scale * left @ right, with left (out, r) and right (r, in) in float32.
+    """A low-rank update W += scale * left @ right, where left is (out, r) and right is (r, in), both in float32.
 
-    The first columns of ``left`` are ``dense``. The columns after ``dense`` are one-hot: one-hot column j has
-    ``hot_value`` in row ``hot_rows[j]``, and zeros elsewhere.
+    The array ``dense`` contains the first columns of the factor ``left``. The remaining columns of ``left`` are
+    one-hot: one-hot column j is ``hot_value`` in row ``hot_rows[j]``, and zero in all other rows.
     """
 
     dense: Array
@@ -53,16 +55,16 @@ class FactorPair:
 
     @property
     def rank(self) -> int:
-        """The rank r."""
+        """The rank r of the low-rank update."""
         return len(self.right)
 
     @property
     def n_rows(self) -> int:
-        """Number of rows of ``left`` and of the updated matrix."""
+        """Number of rows of ``left``, which is also the number of rows of the updated matrix."""
         return len(self.dense)
 
     def left(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the left factor."""
+        """Return rows [start, stop) of the left factor."""
         out = np.zeros((stop - start, self.rank), np.float32)
         n_dense = self.dense.shape[1]
         out[:, :n_dense] = self.dense[start:stop]
@@ -74,7 +76,7 @@ class FactorPair:
 
 @dataclass(frozen=True)
 class LoraLayout:
-    """The planned file. pairs: llama.cpp's name of a changed tensor → the tensor's factor pair."""
+    """The planned GGUF LoRA. pairs: maps llama.cpp's name of each changed tensor to the factor pair of its update."""
 
     header: bytes
     entries: Sequence[TensorEntry]
@@ -84,10 +86,11 @@ class LoraLayout:
 
 
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
-    """Lay out the adapters of ``merge`` as a single LoRA in ``dtype``. Reads adapter factors and the base's old rows.
+    """Lay out all adapters of ``merge`` as a single LoRA in ``dtype``.
 
-    Raises NotExpressible for changes that a GGUF LoRA cannot represent: rows of a tied base, new tokens, whole tensors,
-    DoRA, biases, experts.
+    Reads the factors of the adapters, and the base model's old values of changed token rows. Raises NotExpressible for
+    changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings, new tokens, replacements of
+    whole tensors, DoRA, changed biases, changed experts.
     """
     if not merge.adapters:
         raise NotExpressible("gguf-lora", "a LoRA file needs an adapter, and no adapter was given", instead="--to gguf")
@@ -128,7 +131,10 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
 
 
 def write_gguf_lora(layout: LoraLayout, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to the new file ``path``. Memory: the factors and a block of a one-hot matrix."""
+    """Write the GGUF LoRA ``layout`` to the new file ``path``.
+
+    Peak memory: the size of the LoRA factors plus one block of a one-hot matrix.
+    """
     with OutputFile(path, progress, nbytes=layout.nbytes) as out:
         out.write(layout.header)
         for name, pair in layout.pairs.items():
@@ -149,9 +155,10 @@ def _left(pair: FactorPair) -> Iterator[Array]:
 
 
 def _without_copy(merge: MergePlan, stored: str, change: Change) -> tuple[str, Change]:
-    """Drop a replacement that equals the base's tensor: PEFT saves whole embeddings beside updates of their rows.
+    """Drop a replacement tensor that equals the base's tensor.
 
-    Reads the base's tensor only if the adapter replaces the tensor.
+    PEFT saves the whole embedding beside the updates of single rows, so an adapter can contain a replacement that
+    changes nothing. The base's tensor is read only if the adapter replaces the tensor.
     """
     base, replacement = merge.checkpoint.tensors[stored], change.replaced
     if replacement and replacement.tensor.spec.shape == base.spec.shape and same_values(replacement.tensor, base):
@@ -180,9 +187,10 @@ def _refuse_tied(merge: MergePlan) -> None:
 
 
 def _alpha(merge: MergePlan) -> float:
-    """Choose the alpha of the file: llama.cpp scales a pair of rank r by alpha / r; 0 means no scaling.
+    """Choose the LoRA alpha of the file.
 
-    If all updates have the same alpha, the file gets that alpha, so that the updates' factors stay unchanged.
+    llama.cpp scales a LoRA pair of rank r by alpha / r, and an alpha of 0 means no scaling. If all LoRA updates have
+    the same alpha, the file gets that alpha, so that the factors can be stored unchanged.
     """
     alphas = {update.scaling * update.rank for _, change in merge.sources.values() for update in change.updates}
     alpha = alphas.pop() if len(alphas) == 1 else 0.0
@@ -234,7 +242,7 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
 
 
 def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
-    """Return the factors (left, right) in the orientation of llama.cpp's matrix, (out, in)."""
+    """Return the LoRA factors (left, right) for the orientation (out, in) of llama.cpp's matrix."""
     down, up = cast(read(update.down), "F32"), cast(read(update.up), "F32")
     if update.target_type == "embedding" or (update.target_type == "parameter" and slot.role in spec.transposed):
         return down.T, up.T
@@ -242,16 +250,16 @@ def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Arr
 
 
 def _deltas(new: TokenRows, base: LazyTensor) -> Array:
-    """New rows minus the base's rows, rounded once to float32, (rows, hidden)."""
+    """Return the new rows minus the base's rows, rounded once to float32, as an array (rows, hidden)."""
     assert new.token_ids[-1] < base.spec.n_rows, "new rows were refused before"
     old = np.concatenate([base.rows(token_id, token_id + 1) for token_id in new.token_ids])
     return (new.rows.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
 
 
 def _exact_rank(alpha: float, rank: int) -> int:
-    """Return a rank of at least ``rank`` such that rank / alpha is a power of two, which makes the scaling exact.
+    """Return a rank of at least ``rank`` such that rank / alpha is a power of two, so that the LoRA scaling is exact.
 
-    Returns ``rank`` itself if alpha is not an integer.
+    If alpha is not an integer, the function returns ``rank`` unchanged.
     """
     if not alpha.is_integer():
         return rank
@@ -265,7 +273,7 @@ def _exact_rank(alpha: float, rank: int) -> int:
 
 @dataclass(frozen=True)
 class _InMemory:
-    """A matrix in memory as a lazy tensor."""
+    """A lazy tensor whose rows come from a matrix in memory."""
 
     value: Array
 

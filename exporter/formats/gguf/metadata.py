@@ -1,4 +1,4 @@
-"""Metadata keys for architecture, hyperparameters, sampling and provenance, without the tokenizer's keys."""
+"""GGUF metadata keys for architecture, hyperparameters, sampling and provenance, but not for the tokenizer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ _SAMPLING: Final = {
 
 
 def general_keys(arch: str, name: str, label: str, generation: Mapping[str, Any]) -> list[Key]:
-    """The keys ``general.*`` without the file type. generation: the parsed generation_config.json, {} if missing."""
+    """Return the ``general.*`` keys, except the file type.
+
+    generation: the parsed generation_config.json, or {} if the file is missing.
+    """
     keys = [writer.text("general.architecture", arch), writer.text("general.type", "model")]
     keys += _sampling_keys(generation)
     keys.append(writer.text("general.name", name))
@@ -72,14 +75,14 @@ def _sampling_keys(generation: Mapping[str, Any]) -> list[Key]:
 
 
 def size_label(parameters: int) -> str:
-    """Round a parameter count to a label such as 135M or 1.2B, with at least two digits (GGUF's naming convention)."""
+    """Format a parameter count as a label such as 135M or 1.2B, with at least two digits (GGUF's naming convention)."""
     scale, unit = next(((scale, unit) for scale, unit in _UNITS if parameters > scale), _UNITS[-1])
     digits = len(str(round(parameters / scale)).lstrip("0"))
     return f"{parameters / scale:.{max(2 - digits, 0)}f}{unit}"
 
 
 def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_length: bool) -> list[Key]:
-    """The keys ``{architecture}.*``, the file type and the quantisation version.
+    """Return the ``{architecture}.*`` keys, the file type key and the quantisation version key.
 
     head_length: True if config.json gives the width of an attention head.
     """
@@ -97,7 +100,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """All architecture keys with their values for this decoder, by the names used in ``Architecture.keys``."""
+    """Return all architecture keys with their values for this decoder, grouped by the names in ``Architecture.keys``."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -137,7 +140,7 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
 
 
 def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
-    """Keys of linear and YaRN rope scaling. The factors of llama3 and longrope are stored as tensors."""
+    """Return the keys of linear and YaRN rope scaling. A GGUF stores the factors of llama3 and longrope as tensors."""
     rope = spec.rope
     scaling = Settings((rope.scaling if rope else None) or {})
     rope_type, prefix = scaling.table.get("rope_type"), f"{arch}.rope.scaling"
@@ -161,7 +164,10 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:
-    """The size label of a model. With experts: the number of experts and the size with an expert per layer (8x7B)."""
+    """Return a model's size label such as 1.2B, or for experts such as 8x7B.
+
+    The label 8x7B gives the number of experts and the parameter count with a single expert per layer.
+    """
     shared, expert, counts = 0, 0, []
     for entry in entries:
         size = math.prod(entry.shape)
@@ -174,12 +180,12 @@ def size_class(entries: Sequence[TensorEntry]) -> str:
 
 
 def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:
-    """The artifact's provenance as keys with the prefix ``ttexport.``."""
+    """Return the artifact's provenance as metadata keys with the prefix ``ttexport.``."""
     return [writer.text(f"ttexport.{name}", value) for name, value in sorted(provenance.items())]
 
 
 def model_name(path: Path) -> str:
-    """The model's name: the folder's name, or the repository's name for a snapshot folder in the Hugging Face cache."""
+    """Return the folder's name, or for a snapshot folder in the Hugging Face cache the repository's name."""
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent.name.split("--")[-1]

@@ -1,6 +1,6 @@
-"""llama.cpp's tensor names for the roles of a decoder.
+"""Map the tensor roles of a decoder to llama.cpp's tensor names.
 
-Source: gguf-py's tensor names, and docs/gguf.md for the keys.
+Sources: the tensor names in the gguf-py package, and GGUF's specification docs/gguf.md for the keys.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ _LAYER: Final[Mapping[Role, str]] = {
 
 
 def tensor_name(slot: Slot) -> str:
-    """llama.cpp's name of the tensor in ``slot``. An expert's matrix gets the name of the stack of all experts."""
+    """Return llama.cpp's name of the tensor in ``slot``.
+
+    llama.cpp stores the matrices of all experts as one stacked tensor, so an expert's matrix gets the name of the
+    stack.
+    """
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.parameter}"
     return f"blk.{slot.layer}.{_LAYER[slot.role]}.{slot.parameter}"

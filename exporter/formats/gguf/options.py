@@ -1,4 +1,4 @@
-"""Options of GGUF files, and of adapters as GGUF files."""
+"""Command-line options for writing GGUF models and GGUF LoRA adapters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def is_file_type(name: str) -> bool:
-    """Whether ``name`` is a dtype or a quantisation of llama.cpp, ignoring case."""
+    """Whether ``name`` is a dtype or a quantisation type of llama.cpp, ignoring upper and lower case."""
     return name.lower() in DTYPES or name.upper() in FILE_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(FormatOptions):
-    """Options of GGUF files: a file for each type in ``types``. Default: a file in the base's dtype."""
+    """Options of GGUF files: a file for each type in ``types``, or by default one file in the base model's dtype."""
 
     section: ClassVar[str] = "gguf"
 
@@ -65,7 +65,7 @@ class GgufOptions(FormatOptions):
     )
 
     def check(self) -> None:
-        """Check combinations of options. Options of llama.cpp's quantiser, for example, need a quantisation."""
+        """Check that the options fit together: options of llama.cpp's quantiser, for example, need a quantised type."""
         object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
         if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
             raise self.fault("types", f"expected only quantisations in combination with {{dtype}}, found {plain[0]}")
@@ -86,11 +86,11 @@ class GgufOptions(FormatOptions):
             raise self.fault("pre_tokenizer", "cannot be combined with {converter}, which chooses a pre-tokenizer")
 
     def artifacts(self) -> Sequence[Self]:
-        """Split the options into a group per file, without options that the file's type does not use."""
+        """Return one copy of the options per GGUF file, without the options that the type of the file does not use."""
         return [self._of(name) for name in self.types] or (self,)
 
     def whole(self) -> Self:
-        """The options without the split into parts."""
+        """Return a copy of the options that does not split the GGUF into parts."""
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     def as_released(self) -> Self:
@@ -103,22 +103,25 @@ class GgufOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The requested types."""
+        """The requested file types, as a short text."""
         return ", ".join(self.types) or self.dtype or "as stored"
 
     @property
     def storage(self) -> str | None:
-        """``dtype`` in safetensors spelling, or None for the base's dtype."""
+        """The option ``dtype`` in safetensors spelling, or None to keep the base's dtype."""
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
     def file_type(self) -> str | None:
-        """The type of the group's file, or None if ``storage`` decides. An unknown type is refused later."""
+        """The file type of the GGUF for this set of options, or None if ``storage`` determines the file type.
+
+        An unknown file type raises an error only later, when the GGUF is planned.
+        """
         return self.types[0].upper() if self.types else None
 
     @property
     def split(self) -> Split | None:
-        """The limits of the parts of a split file, or None for a single file."""
+        """The size limits for splitting a GGUF into parts, or None for a GGUF in a single file."""
         if self.split_max_size is None and self.split_max_tensors is None:
             return None
         from exporter.formats.gguf.split import Split  # a lazy import: the module reads GGUF files
@@ -134,7 +137,7 @@ class GgufOptions(FormatOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GgufLoraOptions(FormatOptions):
-    """Options of the adapter alone, as a GGUF LoRA for ``llama-cli --lora``."""
+    """Options for writing only the adapter, as a GGUF LoRA for ``llama-cli --lora``."""
 
     section: ClassVar[str] = "gguf-lora"
 
@@ -142,10 +145,10 @@ class GgufLoraOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The requested dtype."""
+        """The requested dtype, as a short text."""
         return self.dtype or "f32"
 
 
 def _spelled(name: str) -> str:
-    """Spell a type as llama.cpp does: dtypes in lower case, quantisations in upper case."""
+    """Return a type name in llama.cpp's spelling: dtypes in lower case, quantisation types in upper case."""
     return name.lower() if name.lower() in DTYPES else name.upper()

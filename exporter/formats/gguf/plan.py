@@ -1,4 +1,4 @@
-"""Lay out the GGUF of a merged model: all offsets are computed before any weight is read."""
+"""Lay out the GGUF of a merged model. All offsets in the GGUF are computed before any weight is read."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ NO_BOS_VOCAB: Final = 49152
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the file: made from stored tensors (``sources``), or a computed ``value``.
+    """A tensor of the planned GGUF: either converted from the stored tensors ``sources``, or a computed ``value``.
 
-    rule: the ledger's description of the conversion. tensor: the rows in the stored dtype; None for a computed value.
+    rule: the ledger's description of the conversion. tensor: the tensor's rows in the stored dtype, or None if the
+    tensor is a computed value.
     """
 
     entry: TensorEntry
@@ -48,10 +49,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The planned file: metadata, and tensors in the order of the file.
+    """The planned GGUF: the metadata, and the tensors in the order of the file.
 
-    keys: all metadata except provenance. dropped: name of a stored tensor left out on purpose → ledger rule.
-    notes: properties of the model that the format cannot represent.
+    keys: all metadata keys except provenance. dropped: maps the name of each stored tensor that is left out on purpose
+    to the ledger's reason. notes: properties of the model that a GGUF cannot represent.
     """
 
     model: MergedModel
@@ -63,15 +64,15 @@ class GgufLayout:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size of the whole file in bytes."""
+        """Size of the whole GGUF in bytes."""
         return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
 
     def draft_header(self) -> bytes:
-        """A header of the final length, with placeholders for values that are computed from the weights."""
+        """Return a GGUF header of the final length, with placeholders for values that depend on the weights."""
         return self._header(self.model.provenance_shape)
 
     def header(self) -> bytes:
-        """All bytes before the data section. Reads the base's embedding once, to compute the embedding's digest."""
+        """Return all bytes of the GGUF before the data section. Reads the base's embedding once to compute its digest."""
         return self._header(self.model.provenance)
 
     def _header(self, provenance: Mapping[str, str]) -> bytes:
@@ -83,11 +84,11 @@ class GgufLayout:
 def plan_gguf(
     model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None, mixed: str | None = None
 ) -> GgufLayout:
-    """Lay out the GGUF of ``model``. Reads shapes and the tokenizer, but no weights.
+    """Lay out the GGUF of ``model``. Reads tensor shapes and the tokenizer, but no weights.
 
     ftype: F32, F16, BF16 or Q8_0; None keeps the stored dtype of the matrices. pre_tokenizer: llama.cpp's name of the
-    pre-tokenizer, to be written instead of the recognised name. mixed: the file type for a model with matrices in
-    several dtypes; None refuses a model with several dtypes.
+    pre-tokenizer, which is written instead of the recognised name. mixed: the file type to use if the model's matrices
+    have several dtypes; if ``mixed`` is None, a model with several dtypes raises an error.
     Raises NotExpressible for an unknown family, tokenizer or type, and BadInput for tensors that do not fit the config.
     """
     spec = describe(model.config, "gguf")
@@ -117,11 +118,11 @@ def plan_gguf(
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
-    """List (slot, names of the slot's stored tensors) in the order of the file.
+    """Return pairs (slot, names of the stored tensors for the slot), in the tensor order of the GGUF.
 
-    Experts, and norms stored head by head, are stacked into a single tensor, ordered by the number of the expert or
-    head. llama.cpp's converter writes a stacked tensor after the last part. The converter writes all experts of a layer
-    together, in the order of the names of their first parts.
+    Separate tensors of experts, and norms that are stored per head, are stacked into one tensor, ordered by the number
+    of the expert or head. llama.cpp's converter writes a stacked tensor after it has read the last part of the stack.
+    The converter writes the stacked experts of a layer together, in the order of the names of their first parts.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
@@ -182,7 +183,7 @@ def _planned(
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """Return (the rows in llama.cpp's layout, the ledger's description of the change)."""
+    """Return (the tensor with its rows in llama.cpp's layout, the ledger's description of the change of layout)."""
     tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
@@ -200,7 +201,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """Return (``tensor`` with the rows in llama.cpp's order, the ledger's description). ``tensor`` is (out, in)."""
+    """Return (``tensor``, of shape (out, in), with the rows in llama.cpp's order; the ledger's description)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", queries, keys and values apart"
@@ -211,7 +212,7 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Tensors with the factors that divide the rotary frequencies under a rope scaling."""
+    """Return tensors that contain the divisors of the rotary frequencies, for rope types such as llama3 and longrope."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
@@ -226,10 +227,11 @@ def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
 
 
 def _llama3(rope: Rope, numbers: Settings) -> Array:
-    """The factors of rope type "llama3", float32 (dims / 2,).
+    """Return the frequency divisors of the rope type "llama3", as a float32 array of shape (dims / 2,).
 
-    Frequencies above the high threshold stay unchanged, frequencies below the low threshold are divided by ``factor``,
-    and frequencies between the thresholds are interpolated. Source: Llama 3.1's apply_scaling.
+    Rotary frequencies above the high threshold stay unchanged, frequencies below the low threshold are divided by
+    ``factor``, and frequencies between the two thresholds are interpolated. Source: the function apply_scaling in Llama
+    3.1's code.
     """
     factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
@@ -267,10 +269,10 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """The dtype to which rows are rounded before encoding, recorded so that a patch can repeat the rounding.
+    """Return the dtype to which token rows are rounded before encoding.
 
-    The file type rounds a float32 model once. A file quantised from the rounded file contains no trace of the float32
-    values.
+    The GGUF records the dtype so that a later patch can repeat the rounding. Writing a float32 model with a 16-bit file
+    type rounds the weights, and a GGUF that is quantised from the rounded GGUF contains no trace of the float32 values.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -1,4 +1,4 @@
-"""Read the metadata keys of an existing GGUF as raw bytes, so that a copy of the file has identical keys."""
+"""Read the metadata keys of an existing GGUF as raw bytes, so that a copy of the GGUF has identical keys."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PREAMBLE_BYTES: Final = 24  # size of magic, version, number of tensors, number
 
 
 def raw_header(file: GgufFile) -> bytes:
-    """All bytes of the file before the data section."""
+    """Return all bytes of the GGUF before the data section."""
     raw = np.empty(file.data_offset, np.uint8)
     read_into(file.path, 0, raw)
     return raw.tobytes()
 
 
 def raw_keys(file: GgufFile) -> list[Key]:
-    """All metadata keys in the order of the file, with the values as raw bytes."""
+    """Return all metadata keys in the order of the GGUF, with the values as raw bytes."""
     raw, at, keys = raw_header(file), _PREAMBLE_BYTES, []
     for name, value in file.metadata.items():
         at += 8 + len(name.encode())

@@ -1,6 +1,7 @@
-"""Split a GGUF into parts, with the file names and numbers that llama.cpp's converter and gguf-split use.
+"""Split a GGUF into parts, with the file names and part numbers that llama.cpp's converter and gguf-split use.
 
-The first part contains all metadata keys. The tensors keep their order across the parts, and are copied as raw bytes.
+The first part of a split GGUF contains all metadata keys. Splitting a GGUF keeps the order of the tensors and copies
+the tensors as raw bytes.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ _U16, _I32 = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Limits of a part: the size of the part's tensors in bytes, and the number of tensors. None means no limit."""
+    """Limits for each part of a split GGUF: the size of the part's tensors in bytes, and the number of tensors.
+
+    A limit of None means that the size or the number of tensors is unlimited.
+    """
 
     max_nbytes: int | None = None
     max_tensors: int | None = None
 
     def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
-        """Group ``tensors`` into parts, in order. A tensor is never divided between parts."""
+        """Group ``tensors`` into parts, in order. The data of a single tensor is never divided between parts."""
         groups: list[list[GgufTensor]] = [[]]
         nbytes = 0
         for tensor in tensors:
@@ -49,9 +53,10 @@ class Split:
 
 
 def split_file(path: Path, split: Split, progress: Progress = silent) -> list[Path]:
-    """Replace the file ``path`` by parts beside the file if the file exceeds the limits. Returns the parts' paths.
+    """Replace the GGUF ``path`` by parts in the same folder, if the GGUF exceeds the limits of ``split``.
 
-    Memory: the header. Raises OutputError, and UsageError if the number of parts does not fit in 16 bits.
+    Returns the paths of the parts. Peak memory: the size of the GGUF's header. Raises OutputError if a part cannot be
+    written, and UsageError if the number of parts does not fit in 16 bits.
     """
     file = GgufFile.open(path)
     groups = split.group(list(file.tensors.values()))

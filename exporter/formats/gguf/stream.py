@@ -1,4 +1,4 @@
-"""Write the planned file from start to end: copy unchanged tensors as raw bytes, encode other tensors in blocks."""
+"""Write a planned GGUF sequentially: unchanged tensors are copied as raw bytes, other tensors are encoded in blocks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _CONVERT_BYTES: Final = 1 << 20
 
 
 def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to the new file ``path``. Equal layouts give identical bytes.
+    """Write the planned GGUF ``layout`` to the new file ``path``. Equal layouts give byte-identical files.
 
-    Memory: the header and a few megabytes. Raises OutputError if the path exists or writing fails, BadInput for values
-    that the type cannot represent or a checkpoint that has changed. After an error, no file is left at ``path``.
+    Peak memory: the size of the GGUF's header plus a few megabytes. Raises OutputError if ``path`` exists or writing
+    fails, and BadInput if the type cannot represent a value or the checkpoint has changed since planning. After an
+    error, no file is left at ``path``.
     """
     ledger = layout.model.ledger()
     with ThreadPoolExecutor(1) as executor, OutputFile(path, progress, nbytes=layout.nbytes) as out:

@@ -1,4 +1,4 @@
-"""Plan a GGUF from options, with ttexport's own writer, llama.cpp's quantiser, or llama.cpp's converter."""
+"""Plan a GGUF from options, to be written by ttexport's own writer, llama.cpp's quantiser, or llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from exporter.progress import Progress
 
 
 def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out a single file. Reads shapes and the tokenizer. Raises NotExpressible, BadInput."""
+    """Plan a single GGUF. Reads tensor shapes and the tokenizer, but no weights.
+
+    Raises NotExpressible if a GGUF cannot represent the model, and BadInput for invalid inputs.
+    """
     file_type = options.file_type
     overridden = options.token_embedding_type or options.output_tensor_type
     if options.converter:
@@ -46,7 +49,10 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
 
 
 def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the adapter alone. Reads the adapter's tensors. Raises NotExpressible."""
+    """Plan a GGUF LoRA that contains only the adapter. Reads the adapter's tensors.
+
+    Raises NotExpressible if a GGUF LoRA cannot represent the adapter.
+    """
     layout = plan_gguf_lora(merge, DTYPES[options.label])
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:

@@ -1,7 +1,7 @@
-"""Serialise the GGUF container: typed keys, tensor entries with offsets, alignment. Independent of models.
+"""Serialise the GGUF container format for any kind of model: typed keys, tensor entries with offsets, alignment.
 
 All bytes before the data section are built in memory first, so the file size is known before writing starts. The
-strings of an array are joined in a single call, because writing strings separately takes seconds for a vocabulary.
+strings of an array are joined in a single call, because writing each string separately takes seconds for a vocabulary.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ _VALUE_TYPES: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A metadata key with the value as GGUF bytes, including the type number."""
+    """A GGUF metadata key, with the value and its type number encoded as bytes."""
 
     name: str
     encoded: bytes
 
 
 def u32(name: str, value: int) -> Key:
-    """An unsigned 32-bit key, for a count or an id."""
+    """Return a key with an unsigned 32-bit value, for a count or an id."""
     return _scalar(name, "u32", value)
 
 
 def i32(name: str, value: int) -> Key:
-    """A signed 32-bit key."""
+    """Return a key with a signed 32-bit value."""
     return _scalar(name, "i32", value)
 
 
 def f32(name: str, value: float) -> Key:
-    """A float32 key. The value is rounded to float32."""
+    """Return a key with a float32 value, to which ``value`` is rounded."""
     return _scalar(name, "f32", value)
 
 
 def truth(name: str, value: bool) -> Key:
-    """A flag."""
+    """Return a key with a boolean value."""
     return _scalar(name, "bool", value)
 
 
 def text(name: str, value: str) -> Key:
-    """A string."""
+    """Return a key with a string value."""
     return Key(name, struct.pack("<I", STRING) + _string(value))
 
 
 def texts(name: str, values: Sequence[str]) -> Key:
-    """A key with an array of strings."""
+    """Return a key with an array of strings."""
     try:
         encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     except UnicodeEncodeError as exc:
@@ -76,19 +76,19 @@ def texts(name: str, values: Sequence[str]) -> Key:
 
 
 def i32s(name: str, values: Sequence[int]) -> Key:
-    """A key with an array of signed 32-bit integers."""
+    """Return a key with an array of signed 32-bit integers."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["i32"], len(values))
     return Key(name, head + np.asarray(values, "<i4").tobytes())
 
 
 def f32s(name: str, values: Sequence[float]) -> Key:
-    """A key with an array of numbers, rounded to float32."""
+    """Return a key with an array of numbers, rounded to float32."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["f32"], len(values))
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 
 
 def bytes8(name: str, value: bytes) -> Key:
-    """A key with an array of bytes."""
+    """Return a key with an array of bytes."""
     return Key(name, struct.pack("<IIQ", ARRAY, _VALUE_TYPES["u8"], len(value)) + value)
 
 
@@ -116,7 +116,7 @@ def _not_unicode(value: str) -> BadInput:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor to write, with ggml's type name, and the shape in numpy's order."""
+    """The entry of a tensor in a GGUF: its name, its ggml type name, and its shape in numpy's order."""
 
     name: str
     type: str
@@ -129,7 +129,7 @@ class TensorEntry:
 
 
 def encoded_nbytes(tensor_type: str, elements: int) -> int:
-    """Size of ``elements`` values of a type in bytes. The values must fill whole blocks."""
+    """Size in bytes of ``elements`` values in a ggml type. The values must fill whole blocks of the type."""
     _, block, block_nbytes = TENSOR_TYPES[TYPE_NUMBERS[tensor_type]]
     assert elements % block == 0, (tensor_type, elements)
     return elements // block * block_nbytes
@@ -140,7 +140,8 @@ def header(
 ) -> tuple[bytes, int]:
     """Return (all bytes before the data section, size of the whole file in bytes).
 
-    The data section contains the tensors in the order of ``entries``. Every tensor is padded to ``alignment``.
+    The data section contains the tensors in the order of ``entries``, and each tensor is padded to a multiple of
+    ``alignment`` bytes.
     """
     names = [key.name for key in keys]
     assert len(set(names)) == len(names), "duplicate metadata key"

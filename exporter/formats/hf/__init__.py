@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints."""
+"""Write Hugging Face checkpoints."""

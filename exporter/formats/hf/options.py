@@ -1,4 +1,4 @@
-"""Options of Hugging Face checkpoints."""
+"""Command-line options for writing Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.options import ValueType, option
 
 @dataclass(frozen=True, kw_only=True)
 class HfOptions(FormatOptions):
-    """Options of a folder in the format of transformers' save_pretrained. max_shard_size: bytes."""
+    """Options of a checkpoint folder as written by transformers' save_pretrained. max_shard_size: a number of bytes."""
 
     section: ClassVar[str] = "hf"
 
@@ -25,5 +25,5 @@ class HfOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The requested dtype."""
+        """The requested dtype, as a short text."""
         return self.dtype or "as stored"

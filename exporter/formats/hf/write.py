@@ -1,7 +1,8 @@
-"""Write Hugging Face checkpoints: the base's shards with merged tensors, config, tokenizer files.
+"""Write a Hugging Face checkpoint: the base's shards with merged tensors, the config, and the tokenizer files.
 
-A sharded base keeps its shards, and unchanged tensors are copied as raw bytes. A shard without changed tensors is
-byte-identical to the base's shard. A shard with changed tensors records the provenance in its metadata.
+If the base checkpoint is sharded, the merged checkpoint has the same shards, and unchanged tensors are copied as raw
+bytes. A shard in which no tensor changed is byte-identical to the base's shard. A shard with changed tensors records
+the provenance in its metadata.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ _METADATA: Final = {"format": "pt"}
 
 @dataclass(frozen=True)
 class Shard:
-    """A weight file. specs: the shard's tensors in the base's order. whole: an identical file of the base, or None."""
+    """A weight file of a checkpoint.
+
+    specs: the tensors of the shard, in the base's order. whole: a file of the base that is identical to the shard, or
+    None.
+    """
 
     specs: list[TensorSpec]
     whole: ByteRange | None = None
@@ -37,18 +42,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class HfLayout:
-    """The planned checkpoint: file name → shard. Computed from the headers of the base's files."""
+    """The planned checkpoint: maps file names to shards, and is computed from the headers of the base's files."""
 
     model: MergedModel
     shards: Mapping[str, Shard]
 
     @property
     def nbytes(self) -> int:
-        """Size of all weights in bytes, without headers."""
+        """Size of all weights in bytes, without the files' headers."""
         return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
 
     def index(self) -> dict[str, object]:
-        """Content of ``model.safetensors.index.json``, as written by transformers. Tied parameters are counted once."""
+        """Return the content of ``model.safetensors.index.json`` as transformers writes it, counting tied parameters
+        once.
+        """
         duplicates = self.model.tie.duplicates
         parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
         weight_map = {spec.name: name for name, shard in self.shards.items() for spec in shard.specs}
@@ -61,7 +68,8 @@ class HfLayout:
 def plan_hf(model: MergedModel, max_shard_bytes: int | None = None) -> HfLayout:
     """Distribute the merged tensors over the base's shards, or over new shards of at most ``max_shard_bytes``.
 
-    A tensor larger than ``max_shard_bytes`` gets a separate shard. Reads headers only.
+    A tensor larger than ``max_shard_bytes`` gets its own shard. The function reads only the headers of the base's
+    files.
     """
     split = _resplit(model, max_shard_bytes) if max_shard_bytes else _split_of_base(model)
     ledger = model.ledger()
@@ -80,7 +88,7 @@ def _split_of_base(model: MergedModel) -> dict[str, list[TensorSpec]]:
 
 
 def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """Fill new shards in the base's order, with transformers' file names."""
+    """Distribute the tensors over new shards in the base's order, with transformers' file names."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in model.specs.values():
@@ -95,7 +103,7 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """Return the base's file if the file contains exactly the tensors ``specs`` and no tensor is changed, else None."""
+    """Return the base's file if it contains exactly the tensors ``specs`` and no tensor has changed; otherwise None."""
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)
     if not all(isinstance(tensor, FileTensor) and tensor.place.path == path for tensor in tensors.values()):
@@ -106,9 +114,9 @@ def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
 
 
 def write_hf(layout: HfLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the checkpoint into the new folder ``out``. Memory: two row blocks.
+    """Write the checkpoint ``layout`` to the new folder ``out``. Peak memory: two blocks of tensor rows.
 
-    Raises OutputError, and UnreadableFile for a truncated shard of the base.
+    Raises OutputError if the checkpoint cannot be written, and UnreadableFile if a shard of the base is truncated.
     """
     model = layout.model
     out.mkdir()
@@ -151,5 +159,5 @@ def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_json(value: object) -> bytes:
-    """Serialise JSON like transformers' configs: two spaces, insertion order, a newline at the end."""
+    """Serialise JSON like transformers' configs: two spaces of indentation, keys in insertion order, a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,1 +1,1 @@
-"""Quantised GGUF files and tensors, with the values that llama.cpp's quantiser gives."""
+"""Quantised GGUF files and tensors, with values identical to the output of llama.cpp's quantiser."""

@@ -1,4 +1,4 @@
-"""llama.cpp's file types: the name, number and main tensor type of each quantisation of a whole file."""
+"""llama.cpp's quantised file types: the name, the enum number and the main tensor type of each file type."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A quantised file type from llama-quantize's table.
+    """A quantised file type from the table of llama-quantize.
 
-    number: value of llama_ftype. type: ggml type of most matrices; llama.cpp varies the type by tensor. needs_imatrix:
-    llama.cpp refuses to quantise to the file type without an importance matrix. uses_imatrix: an importance matrix
-    changes the result.
+    number: the value in the enum llama_ftype. type: the ggml type of most matrices; llama.cpp chooses other types for
+    some tensors. needs_imatrix: whether llama.cpp refuses to quantise to the file type without an importance matrix.
+    uses_imatrix: whether an importance matrix changes the quantised values.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Quantise whole GGUF files with llama.cpp, from an unquantised GGUF."""
+"""Quantise an unquantised GGUF file with llama.cpp."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
 
 
 class QuantiserFailed(TTExportError):
-    """llama.cpp's quantiser crashed without an error message."""
+    """Error raised if llama.cpp's quantiser crashed without an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
-    """A planned file of ``file_type``, quantised from the unquantised file ``source``.
+    """A planned GGUF of the type ``file_type``, which is quantised from the unquantised GGUF ``source``.
 
-    Tensor types: ggml's type names, or None if the file type decides.
+    The fields for tensor types contain ggml's type names, or None if the file type determines the tensor type.
     """
 
     source: GgufLayout
@@ -44,14 +44,14 @@ class QuantisedLayout:
 
     @property
     def nbytes(self) -> int:
-        """Estimated size of the file in bytes. llama.cpp chooses the type of each tensor while writing the file."""
+        """Estimated size of the quantised file in bytes, because llama.cpp chooses the tensor types only while writing."""
         entries = [tensor.entry for tensor in self.source.tensors]
         sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
         return len(self.source.draft_header()) + sum(sizes)
 
     @property
     def work_nbytes(self) -> int:
-        """Total size of the unquantised file and the quantised file in bytes."""
+        """Total size in bytes of the unquantised GGUF and the quantised GGUF."""
         return self.source.nbytes + self.nbytes
 
 
@@ -63,10 +63,10 @@ def plan_quantised(
     token_embedding_type: str | None = None,
     output_tensor_type: str | None = None,
 ) -> QuantisedLayout:
-    """Lay out a quantised file, and check the request before llama.cpp runs.
+    """Lay out a quantised GGUF, and check the requested types before llama.cpp runs.
 
-    Types of single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency without llama-cpp-python,
-    NotExpressible if a type needs importances that are not given, UnreadableFile for a broken
+    The types requested for single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency without
+    llama-cpp-python, NotExpressible if a type needs an importance matrix but none is given, UnreadableFile for a broken
     importance matrix.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
@@ -94,9 +94,9 @@ def plan_quantised(
 
 
 def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress: Progress = silent) -> None:
-    """Write ``layout`` to the new file ``path``, from the unquantised file ``source``.
+    """Quantise the unquantised GGUF ``source`` to the new file ``path``, as planned in ``layout``.
 
-    Memory: a few rows of a tensor in llama.cpp's process.
+    Peak memory: a few rows of a tensor, in llama.cpp's process.
     Raises NotExpressible, with llama.cpp's reason, if llama.cpp refuses the request; QuantiserFailed if llama.cpp
     crashes; OutputError if the file cannot be written.
     """
@@ -121,7 +121,7 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
 
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
-    """Run the worker process and report the worker's progress. Raises an error if the worker fails."""
+    """Run the quantiser's worker process and report the worker's progress. Raises an error if the worker process fails."""
     artifact = f"gguf {layout.file_type.name}"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with (

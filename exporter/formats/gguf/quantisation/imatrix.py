@@ -1,6 +1,6 @@
-"""Read the importance matrices of llama-imatrix: a GGUF with sums and counts, or the legacy binary format.
+"""Read importance matrices from llama-imatrix, stored as a GGUF with sums and counts or in the legacy binary format.
 
-Source of the two formats and of the arithmetic: llama.cpp's loader in llama-quantize.
+Source of both file formats and of the arithmetic: the importance matrix loader in llama.cpp's llama-quantize.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _INT: Final = struct.Struct("<i")
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix.
+    """An importance matrix, which weights the columns of each tensor during quantisation.
 
-    values: tensor name → importances of the tensor's columns, float32 (experts * width). datasets: file names of the
-    evaluated texts. chunks: number of evaluated text chunks.
+    values: maps each tensor name to the importances of the tensor's columns, as a float32 array of length experts *
+    width. datasets: the file names of the texts with which the importances were measured. chunks: the number of text
+    chunks with which the importances were measured.
     """
 
     values: Mapping[str, Array]
@@ -38,7 +39,10 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read ``path`` in either format. Raises UnreadableFile for an unknown format or values that are not finite."""
+    """Read the importance matrix ``path`` in the GGUF format or the legacy format.
+
+    Raises UnreadableFile if the format is unknown or a value is not finite.
+    """
     with reading(path), path.open("rb") as file:
         start = file.read(len(MAGIC))
     imatrix = _read_gguf(path) if start == MAGIC else _read_legacy(path)

@@ -1,7 +1,7 @@
 """Run llama.cpp's ``llama_model_quantize`` in a separate process: ``python -m … JOB.json``.
 
-llama.cpp aborts its process on some errors, so the quantiser runs in a separate process. The process prints progress
-lines (``TENSOR COUNT``) on stdout, and only errors on stderr.
+llama.cpp aborts its process on some errors, so the quantiser runs in a separate process. The quantiser process prints
+progress lines (``TENSOR COUNT``) to stdout, and only errors to stderr.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 
 
 def quantise(job: Mapping[str, Any]) -> int:
-    """Quantise the file ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code (0 means success)."""
+    """Quantise the file ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code, which is 0 on success."""
     llama_cpp.llama_log_set(_log, ctypes.c_void_p())
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = job["number"]
@@ -54,9 +54,10 @@ def quantise(job: Mapping[str, Any]) -> int:
 
 
 def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
-    """Set the importance matrix in ``params``, with the keys of llama-quantize. Returns the buffers to keep alive.
+    """Set the importance matrix in ``params``, as llama-quantize does. Returns the buffers that must be kept alive.
 
-    Only the matrix's file name is recorded, without the folder, so that the result does not depend on the folder.
+    The GGUF records only the file name of the importance matrix, without the folder, so that the GGUF's bytes do not
+    depend on the folder.
     """
     entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
     for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):

@@ -1,4 +1,4 @@
-"""Choose the ggml type of each tensor of a file, and check that rows fill whole blocks of a type."""
+"""Choose the ggml type of each tensor of a GGUF, and check that the tensor's rows fill whole blocks of the type."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def fits(tensor_type: str, width: int) -> bool:
 
 
 def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
-    """Choose a tensor's type in a file of type F32, F16, BF16 or Q8_0, like llama.cpp's converter.
+    """Return the type that llama.cpp's converter gives a tensor in a GGUF of type F32, F16, BF16 or Q8_0.
 
-    A tensor with rows that do not fill whole blocks is stored in F16.
+    A tensor is stored in F16 if the rows of the tensor do not fill whole blocks.
     """
     if len(shape) < 2 or slot.parameter == "bias" or slot.role in _ALWAYS_F32:
         return "F32"
@@ -35,7 +35,7 @@ def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
 
 
 def estimated_nbytes(file_type: FileType, name: str, shape: Sequence[int]) -> int:
-    """Estimated size of a tensor in a quantised file, in bytes. The exact rules depend on llama.cpp's version."""
+    """Estimated size of a tensor in a quantised GGUF, in bytes. The exact tensor type depends on llama.cpp's version."""
     if len(shape) < 2:
         return encoded_nbytes("F32", math.prod(shape))
     wanted = _VOCABULARY_TYPE if name in _VOCABULARY else file_type.type

@@ -1,4 +1,7 @@
-"""Encode rows in ggml's types. F32, F16, BF16 and Q8_0 need numpy only; other types need the gguf package or ggml."""
+"""Encode tensor rows in ggml's types.
+
+Encoding in F32, F16, BF16 and Q8_0 needs numpy only; encoding in other types needs the gguf package or ggml.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ _BLOCK: Final = 32
 
 
 def encode_rows(rows: Array, tensor_type: str) -> Array:
-    """Encode ``rows`` (n, width) in any ggml type: (n, bytes per row) uint8, equal to the output of llama-quantize.
+    """Encode ``rows`` (n, width) in any ggml type, with the bytes that llama-quantize would write.
 
-    Raises BadInput for values that the type cannot represent; NotExpressible for a type that llama.cpp does not
-    quantise to, and for rows that do not fill whole blocks; MissingDependency if the type needs llama-cpp-python and
-    the package is missing.
+    The result is a uint8 array of shape (n, bytes per row). Raises BadInput for values that the type cannot represent;
+    NotExpressible for a type to which llama.cpp does not quantise, and for rows that do not fill whole blocks;
+    MissingDependency if the type needs llama-cpp-python and the package is missing.
     """
     if tensor_type in NATIVE_FILE_TYPES or tensor_type in FLOATS:
         return np.ascontiguousarray(encode(rows, tensor_type)).view(np.uint8).reshape(len(rows), -1)
@@ -43,19 +46,21 @@ def encode_rows(rows: Array, tensor_type: str) -> Array:
 
 
 def encode(rows: Array, tensor_type: str) -> Array:
-    """Encode ``rows`` (n, ...) in F32, F16, BF16 or Q8_0. The result has the given dtype, or uint8 blocks for Q8_0.
+    """Encode ``rows`` (n, ...) in F32, F16, BF16 or Q8_0.
 
-    Values are rounded once, from float32. Float32 represents all stored values exactly, except those of F64 tensors.
-    Raises BadInput for values that the type cannot represent.
+    The result is an array of the float dtype, or an array of uint8 blocks for Q8_0. Values are rounded once, from
+    float32, which represents every stored value exactly unless the tensor is F64. Raises BadInput for values that the
+    type cannot represent.
     """
     return _q8_0(cast(rows, "F32")) if tensor_type == "Q8_0" else narrowed(rows, tensor_type)
 
 
 def _q8_0(rows: Array) -> Array:
-    """Encode rows (n, width) float32 in Q8_0: (n, width / 32 * 34) uint8.
+    """Encode float32 rows (n, width) in Q8_0, as a uint8 array of shape (n, width / 32 * 34).
 
-    A block of 32 values has a scale d = max|x| / 127, stored as float16, and codes round(x * (1 / d)). Halves are
-    rounded away from zero, and the codes are computed with d in float32.
+    A Q8_0 block of 32 values x contains a scale d = max|x| / 127, stored as float16, and the integers round(x * (1 /
+    d)). Halves are rounded away from zero, and the integers are computed with d in float32, before d is rounded to
+    float16.
     Source: quantize_row_q8_0_ref in ggml-quants.c.
     """
     blocks = np.ascontiguousarray(rows).reshape(-1, _BLOCK)

@@ -1,1 +1,1 @@
-"""The tokenizer as GGUF metadata: tokens, pre-tokenizer, special ids, templates."""
+"""Convert a tokenizer to GGUF metadata: tokens, pre-tokenizer, ids of special tokens, chat templates."""

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: read tokens, merges and the pre-tokenizer's name from tokenizer.json alone."""
+"""Read the tokens, the merges and the pre-tokenizer's name of a byte-level BPE tokenizer from tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def byte_level_keys(
     model_type: object,
     pre_tokenizer: str | None,
 ) -> tuple[list[Key], list[str], str]:
-    """Convert a parsed tokenizer.json with a BPE model to (keys, notes, the pre-tokenizer's name).
+    """Convert a parsed tokenizer.json with a byte-level BPE model to GGUF keys.
 
-    pre_tokenizer: the name to write instead of the recognised name.
+    Returns (keys, notes, the pre-tokenizer's name). pre_tokenizer: the name of the pre-tokenizer to write instead of
+    the recognised name.
     Raises NotExpressible for an unknown pre-tokenizer or normalizer, and BadInput if a token has two ids.
     """
     model = content["model"]
@@ -61,7 +62,11 @@ def byte_level_keys(
 
 
 def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) -> list[tuple[str, str]]:
-    """Read merges as pairs (left, right), from either form in tokenizer.json. Raises UnreadableFile for other forms."""
+    """Return the BPE merges as pairs (left, right).
+
+    A tokenizer.json stores each BPE merge as a pair or as a single string. Raises UnreadableFile for merges that are
+    neither pairs nor strings.
+    """
     out: list[tuple[str, str]] = []
     for pair in merges or ():
         if isinstance(pair, str):
@@ -74,7 +79,10 @@ def read_merges(path: Path, merges: list[tuple[str, str]] | list[str] | None) ->
 
 
 def _one_string(left: str, right: str) -> str:
-    """Join a merge with a space for llama.cpp. A space inside a part becomes the byte symbol of the space."""
+    """Join the two parts of a BPE merge with a space, as llama.cpp expects.
+
+    A space inside one of the two parts is replaced by byte-level BPE's symbol for the space.
+    """
     if " " in left or " " in right:
         left, right = left.replace(" ", "\u0120"), right.replace(" ", "\u0120")
     return f"{left} {right}"

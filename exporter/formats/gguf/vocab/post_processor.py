@@ -1,7 +1,7 @@
-"""Convert a tokenizer.json's post-processor to llama.cpp's flags and special ids.
+"""Convert the post-processor of a tokenizer.json to llama.cpp's flags and ids for special tokens.
 
-The post-processor's template can express more than llama.cpp's three flags, so the template is read by the rules of
-llama.cpp's converter.
+A post-processor's template can express more than llama.cpp's three flags, so the template is interpreted by the rules
+of llama.cpp's converter.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from typing import Any
 
 @dataclass
 class Specials:
-    """Special tokens. texts: kind (bos, eos, …) → text. added: kind → whether the token is added to a text."""
+    """The special tokens of a tokenizer.
+
+    texts: maps the kind of a special token (bos, eos, …) to the token's text. added: maps the kind to whether the
+    tokenizer adds the special token to each text.
+    """
 
     texts: dict[str, str] = field(default_factory=dict)
     added: dict[str, bool] = field(default_factory=dict)
 
 
 def post_process(node: Any, specials: Specials) -> None:
-    """Record in ``specials`` the tokens that the post-processor adds around a text and between two texts."""
+    """Record in ``specials`` the tokens that the post-processor adds around a text and between the two texts of a pair."""
     if not isinstance(node, Mapping):
         return
     children = node.get("processors")
@@ -67,7 +71,7 @@ def _template(step: Mapping[str, Any], specials: Specials) -> None:
 
 
 def _pieces(template: Any) -> list[tuple[str, str]]:
-    """The pieces of a template as ("SpecialToken" or "Sequence", id)."""
+    """Return the pieces of a post-processor's template, as pairs ("SpecialToken" or "Sequence", id)."""
     out = []
     for piece in template if isinstance(template, list) else []:
         for piece_type in ("SpecialToken", "Sequence"):

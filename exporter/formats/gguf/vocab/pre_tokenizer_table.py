@@ -1,6 +1,6 @@
-"""The table of pre-tokenizers: structures of published tokenizers, with llama.cpp's names for the structures.
+"""A table of pre-tokenizers, which maps the structures in published tokenizers to llama.cpp's pre-tokenizer names.
 
-Source: the tokenizer.json of the named models, and the expressions and flags in llama.cpp's llama-vocab.cpp.
+Sources: the tokenizer.json of each named model, and the regular expressions and flags in llama.cpp's llama-vocab.cpp.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ _DIGITS: Final[Step] = ("Digits", True)
 
 
 def split(expression: str, behaviour: str = "Isolated") -> Step:
-    """The pre-tokenizer step that splits a text at the matches of ``expression``."""
+    """Return the pre-tokenizer step that splits a text at each match of the regular expression ``expression``."""
     return ("Split", "Regex", expression, behaviour, False)
 
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A pre-tokenizer: its steps, the BPE model's flag ignore_merges, and llama.cpp's name.
+    """A pre-tokenizer: its steps, the required flag ignore_merges of the BPE model, and llama.cpp's name.
 
-    by_model_type: names for some model types; ``name`` is the name for all other model types. ignore_merges: None
-    accepts either value, because llama.cpp's result then differs only for vocabulary words that cannot be built by
-    merges.
+    by_model_type: llama.cpp's names for some model types; ``name`` applies to all other model types. ignore_merges:
+    None accepts both values of the flag, because the flag then changes llama.cpp's result only for vocabulary words
+    that cannot be built by merges.
     """
 
     name: str
@@ -107,7 +107,7 @@ class PreTokenizer:
 
     @property
     def names(self) -> frozenset[str]:
-        """All llama.cpp names of the pre-tokenizer."""
+        """All names that llama.cpp uses for the pre-tokenizer."""
         return frozenset((self.name, *self.by_model_type.values()))
 
 

@@ -1,7 +1,7 @@
-"""Find llama.cpp's name for the pre-tokenizer of a tokenizer.json, by the pre-tokenizer's structure.
+"""Find llama.cpp's name for the pre-tokenizer of a tokenizer.json by comparing the pre-tokenizer's structure.
 
-llama.cpp's converter hashes the token ids of a test text, so a single added token makes a tokenizer unknown to the
-converter. The structure does not change with the vocabulary.
+llama.cpp's converter hashes the token ids of a test text, so adding a single token makes a tokenizer unknown to the
+converter. The structure of a pre-tokenizer does not change with the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _BYTES_WITH_REGEX: Final[Step] = ("ByteLevel", False, True)
 
 
 def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> str:
-    """Return llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json. ``where``: the file, for messages.
+    """Return llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json.
 
-    Raises NotExpressible for a pre-tokenizer that is not in the table. The message contains the structure.
+    where: the path of the tokenizer.json, for error messages. Raises NotExpressible, with the pre-tokenizer's structure
+    in the message, if the pre-tokenizer is not in the table.
     """
     if row := _row(tokenizer):
         return row.by_model_type.get(str(model_type), row.name)
@@ -33,7 +34,10 @@ def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> s
 
 
 def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
-    """Notes if the user's ``name`` contradicts the structure, or is unknown (a newer llama.cpp may have the name)."""
+    """Return notes if the user's pre-tokenizer ``name`` is unknown or contradicts the structure in tokenizer.json.
+
+    An unknown name gives only a note, because a newer llama.cpp may support the name.
+    """
     row = _row(tokenizer)
     if row and name not in row.names:
         return [f"--pre-tokenizer {name}: the structure of tokenizer.json is that of {row.name}"]
@@ -55,9 +59,10 @@ def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def steps(node: Any) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer in a canonical form, with flattened sequences and unified equivalent spellings.
+    """Return the steps of a pre-tokenizer in a canonical form.
 
-    Fields without effect on the result (``trim_offsets``) are left out.
+    The canonical form has flattened sequences and a single spelling for equivalent steps, and omits fields without
+    effect on the tokens (``trim_offsets``).
     """
     if not isinstance(node, Mapping):
         return ()

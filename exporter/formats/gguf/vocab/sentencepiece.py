@@ -1,8 +1,8 @@
-"""SentencePiece tokenizers, BPE or unigram: pieces, scores and types, from tokenizer.model or tokenizer.json.
+"""Read pieces, scores and types of a SentencePiece tokenizer, BPE or unigram, from tokenizer.model or tokenizer.json.
 
-llama.cpp uses no merges for SentencePiece: llama.cpp joins any two neighbours that form a piece, and starts with the
-piece with the highest score. tokenizer.json contains merges and no scores. A piece's score is therefore minus the
-rank of the first merge that gives the piece, which equals the score in the original tokenizer.model.
+llama.cpp uses no merges for SentencePiece BPE: llama.cpp joins any two neighbours that form a piece, and joins the
+piece with the highest score first. A tokenizer.json contains merges but no scores. The score of a piece is therefore
+set to minus the rank of the first merge that gives the piece, which equals the score in the original tokenizer.model.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def sentencepiece_keys(
     *,
     state_prefix: bool = False,
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
-    """Convert a SentencePiece tokenizer to (keys, notes, tokenizer.ggml.model, ids of control pieces).
+    """Convert a SentencePiece tokenizer to (keys, notes, value of tokenizer.ggml.model, ids of control pieces).
 
-    content: the parsed tokenizer.json, {} if absent. state_prefix: write add_space_prefix even if the value is
-    llama.cpp's default.
-    Raises NotExpressible for features that llama.cpp does not support, UnreadableFile for a broken file, and BadInput
-    for ids that are not below ``rows``.
+    content: the parsed tokenizer.json, or {} if the file is absent. state_prefix: write the key add_space_prefix even
+    if the value is llama.cpp's default.
+    Raises NotExpressible for tokenizer features that llama.cpp does not support, UnreadableFile for a broken file, and
+    BadInput for token ids that are not below ``rows``.
     """
     stored = read_model(files["tokenizer.model"]) if "tokenizer.model" in files else None
     source = files["tokenizer.model" if stored else "tokenizer.json"]
@@ -92,9 +92,9 @@ def sentencepiece_keys(
 def _from_json(
     path: Path, content: Mapping[str, Any], added: Sequence[AddedToken], notes: list[str]
 ) -> SentencePieceModel:
-    """Convert the pieces of a tokenizer.json to the form of tokenizer.model. An id without a piece gets type 0.
+    """Convert the pieces of a tokenizer.json to the structure of tokenizer.model. An id without a piece gets type 0.
 
-    Differences between transformers and llama.cpp are appended to ``notes``.
+    The function appends differences between transformers and llama.cpp to ``notes``.
     """
     model = content["model"]
     if model.get("type") == "Unigram":
@@ -149,7 +149,10 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """Check byte pieces: llama.cpp needs a piece for every byte in BPE models, and no byte pieces in unigram models."""
+    """Check that BPE models have a byte piece for every byte, and that unigram models have no byte pieces.
+
+    llama.cpp supports only BPE models with all 256 byte pieces, and unigram models without byte pieces.
+    """
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
         if present:
@@ -173,7 +176,7 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """Read the treatment of spaces from tokenizer.json, like transformers, or from tokenizer.model alone."""
+    """Read how the tokenizer treats spaces, from tokenizer.json like transformers, or from a tokenizer.model alone."""
     unigram = model.algorithm == UNIGRAM
     if content:
         spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
@@ -202,9 +205,10 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
 
 
 def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], vocab: Collection[str]) -> list[str]:
-    """Return a note if two pieces form a third piece without a merge: llama.cpp joins the two pieces without a merge.
+    """Return a note if the vocabulary contains the concatenation of two pieces but ``merges`` lacks the pair.
 
-    vocab: pieces without added tokens; added tokens are matched before the text is tokenised.
+    llama.cpp joins two pieces without a merge, but transformers does not. vocab: the pieces without added tokens,
+    because added tokens are matched before the text is tokenised.
     """
     for text in joined:
         for length in range(1, len(text)):

@@ -1,9 +1,9 @@
-"""Read the treatment of spaces by a SentencePiece tokenizer, from the structure of tokenizer.json.
+"""Read how a SentencePiece tokenizer treats spaces, from the structure of tokenizer.json.
 
 llama.cpp has a switch for adding a space before each text, a switch for merging runs of spaces, and a character map for
-unigram models. Notes report further steps of transformers.
-Source: the converters in transformers' convert_slow_tokenizer.py, the tokenizers of its llama, gemma and t5 folders,
-and llama.cpp's llama_vocab::impl::tokenize.
+unigram models. If transformers applies further steps to spaces, notes report the steps.
+Sources: the converters in transformers' convert_slow_tokenizer.py, the tokenizers in transformers' folders llama, gemma
+and t5, and llama_vocab::impl::tokenize in llama.cpp.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _BREAKS: Final = "line breaks and tabs: unknown characters to llama.cpp, spaces 
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """The treatment of spaces.
+    """How a SentencePiece tokenizer treats spaces.
 
-    prefix: a space is added before a text. merged: a run of spaces becomes a single space, and spaces at the two ends
-    of a text are dropped. charsmap: SentencePiece's compiled character map, or b"". notes: differences between
-    transformers and llama.cpp.
+    prefix: whether a space is added before each text. merged: whether each run of spaces is replaced by a single space,
+    and spaces at the start and end of a text are dropped. charsmap: SentencePiece's compiled character map, or b"" if
+    absent. notes: differences between transformers and llama.cpp.
     """
 
     prefix: bool
@@ -61,9 +61,9 @@ class Spaces:
 
 
 def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spaces:
-    """Read the treatment of spaces from a parsed tokenizer.json.
+    """Read how the tokenizer treats spaces, from a parsed tokenizer.json.
 
-    Raises NotExpressible for a structure that llama.cpp does not support. The message contains the structure.
+    Raises NotExpressible, with the structure in the message, for a structure that llama.cpp does not support.
     """
     normalizer, charsmap = _without_map(_steps(content.get("normalizer"), "normalizers"))
     pre_tokenizer = tuple(_steps(content.get("pre_tokenizer"), "pretokenizers"))
@@ -105,7 +105,10 @@ def _unigram(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> S
 
 
 def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]:
-    """Return (the steps without the character map at the start, the map). An invalid base64 map is returned as None."""
+    """Return (the normalizer steps without the character map at the start, the character map).
+
+    A character map that is invalid base64 is returned as None.
+    """
     if not steps or steps[0][0] != "Precompiled":
         return tuple(steps), b""
     try:
@@ -115,7 +118,10 @@ def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]
 
 
 def _steps(node: Any, children: str) -> list[Step]:
-    """The steps in a canonical form, with flattened sequences and unified equivalent spellings."""
+    """Return the steps of a normalizer or pre-tokenizer in a canonical form.
+
+    The canonical form has flattened sequences and a single spelling for equivalent steps.
+    """
     if not isinstance(node, Mapping):
         return []
     step_type, pattern = node.get("type"), node.get("pattern")

@@ -1,10 +1,11 @@
-"""Special token ids, and flags for special tokens that are added to a text, as GGUF metadata.
+"""GGUF metadata for special tokens: their ids, and flags for special tokens that are added to each text.
 
-Ids come from tokenizer_config.json, then config.json, as in llama.cpp's converter, then special_tokens_map.json and
-generation_config.json. Flags come from the post-processor in tokenizer.json, then from tokenizer_config.json.
+Ids of special tokens are read first from tokenizer_config.json and then from config.json, as in llama.cpp's converter,
+then from special_tokens_map.json and generation_config.json. Flags of special tokens are read from the post-processor
+in tokenizer.json, then from tokenizer_config.json.
 
-llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. Only the ids of end-of-turn tokens
-that llama.cpp would miss are written.
+llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF from ttexport therefore
+contains only the ids of those end-of-turn tokens that llama.cpp would not find by text.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def special_keys(
     rows: int,
     name: str,
 ) -> tuple[list[Key], list[str]]:
-    """Return (keys, notes) for special ids and flags.
+    """Return (keys, notes) for the ids and flags of special tokens.
 
     configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
-    tokenizer_config.json ({} if absent). ids: text → id of added tokens and control pieces.
-    name: value of tokenizer.ggml.model, or of tokenizer.ggml.pre if tokenizer.ggml.model is "gpt2".
-    Raises BadInput for an id outside the vocabulary.
+    tokenizer_config.json, or {} if a file is absent. ids: maps the texts of added tokens and control pieces to ids.
+    name: the value of tokenizer.ggml.model, or the value of tokenizer.ggml.pre if tokenizer.ggml.model is "gpt2".
+    Raises BadInput for a token id outside the vocabulary.
     """
     config, generation = configs
     specials = Specials(_texts(settings))
@@ -96,7 +97,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """Add the ids of a config for kinds of tokens that have no id yet."""
+    """Add the special token ids of a config for those kinds of tokens that have no id yet."""
     for role in _KINDS:
         token_id = config.get(f"{role}_token_id")
         if type(token_id) is int and token_id >= 0:  # older configs use -1 for a missing token
@@ -111,7 +112,7 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add a config's second and third EOS token as EOT and EOM. Returns a note on further EOS tokens."""
+    """Add the second and third EOS token of a config as EOT and EOM. Returns a note if the config has more EOS tokens."""
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
     for name, token_id in _eos_ids(configs):
@@ -138,7 +139,7 @@ def _eos_ids(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[t
 
 
 def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
-    """Add the EOT ids that llama.cpp's converter hard-codes, if the token's text is the expected text."""
+    """Add an EOT id that llama.cpp's converter hard-codes, if the token with that id has the expected text."""
     if config.get("model_type") == "gemma" and ids.get("<end_of_turn>") == 107:
         special_ids["eot"] = 107
     if config.get("model_type") == "llama" and rows == 32016 and ids.get("\u2581<EOT>") == 32010:  # CodeLlama
@@ -146,6 +147,6 @@ def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: 
 
 
 def _content(entry: Any) -> str | None:
-    """The text of a token that is given as a string or as a table with flags."""
+    """Return the text of a token that a JSON file contains as a string or as an object with flags."""
     text = entry.get("content") if isinstance(entry, Mapping) else entry
     return text if isinstance(text, str) and text else None

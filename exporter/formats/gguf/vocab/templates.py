@@ -17,7 +17,7 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
-    """Keys for the chat templates. Without tokenizer_config.json no keys are written, as in llama.cpp's converter."""
+    """Return the keys for the chat templates, or no keys without tokenizer_config.json, as in llama.cpp's converter."""
     template: Any = settings.get("chat_template")
     if template is None and settings:
         if path := files.get("chat_template.jinja"):

@@ -22,7 +22,7 @@ from exporter.sources.hf.tokenizer import read_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Header keys of a tokenizer, and notes on properties of the tokenizer that the format cannot represent."""
+    """The GGUF keys of a tokenizer, and notes on properties of the tokenizer that a GGUF cannot represent."""
 
     keys: Sequence[Key]
     notes: Sequence[str]
@@ -37,13 +37,13 @@ def vocabulary(
     pre_tokenizer: str | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Vocabulary:
-    """Convert a tokenizer to metadata for a model with ``vocab`` rows.
+    """Convert a tokenizer to GGUF metadata for a model whose embedding has ``vocab`` rows.
 
-    files: file name → path of the tokenizer files. config, generation: the parsed config.json and
+    files: maps the names of the tokenizer files to their paths. config, generation: the parsed config.json and
     generation_config.json.
-    pre_tokenizer: pre-tokenizer name to write for a byte-level BPE, instead of the recognised name.
+    pre_tokenizer: the pre-tokenizer name to write for a byte-level BPE tokenizer, instead of the recognised name.
     Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken tokenizers, and UsageError
-    for a ``pre_tokenizer`` if the tokenizer is not a byte-level BPE.
+    if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)
@@ -77,7 +77,7 @@ def vocabulary(
 
 
 def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
-    """The parsed tokenizer.json, or {} if only tokenizer.model exists."""
+    """Return the parsed tokenizer.json, or {} if only tokenizer.model exists."""
     if path := files.get("tokenizer.json"):
         return read_tokenizer(path)
     if "tokenizer.model" in files:
@@ -86,7 +86,7 @@ def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
 
 
 def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer is SentencePiece, not byte-level BPE. Raises NotExpressible for other tokenizers."""
+    """Whether the tokenizer is SentencePiece rather than byte-level BPE. Raises NotExpressible for any other tokenizer."""
     model = content.get("model")
     if not isinstance(model, dict):
         raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")

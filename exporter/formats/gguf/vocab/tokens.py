@@ -1,4 +1,4 @@
-"""The token table of a GGUF: each embedding row has a text, a type and, for SentencePiece, a score."""
+"""The token table of a GGUF, which gives each embedding row a text, a type and, for SentencePiece, a score."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token added to the model's vocabulary.
+    """A token that was added to the vocabulary of a tokenizer.
 
-    flags: the set flags from ``_FLAGS``. stated: tokenizer_config.json or added_tokens.json contains the token.
+    flags: the flags from ``_FLAGS`` that are set for the token. stated: whether tokenizer_config.json or
+    added_tokens.json contains the token.
     """
 
     id: int
@@ -35,7 +36,10 @@ class AddedToken:
 
     @property
     def stored(self) -> tuple[str, int]:
-        """(Text, type) in a GGUF. The type depends on the flag ``special`` and on the form of the text."""
+        """Return (text, type) as stored in a GGUF.
+
+        The type of an added token depends on the flag ``special`` and on whether the text looks like a control token.
+        """
         if self.special or _looks_special(self.text):
             return self.text, CONTROL
         # llama.cpp searches the raw text for user-defined tokens. In the raw text, SentencePiece's mark is still a
@@ -44,17 +48,17 @@ class AddedToken:
 
 
 class TokenTable:
-    """Tokens by id, for ``rows`` rows of the embedding. ``source`` is the tokenizer file, for error messages."""
+    """A table of tokens by id, for an embedding with ``rows`` rows. source: the tokenizer file, for error messages."""
 
     def __init__(self, rows: int, source: Path) -> None:
-        """Create a table with unused rows only."""
+        """Create a token table in which all rows are unused."""
         self.source = source
         self.texts: list[str | None] = [None] * rows
         self.types = [UNUSED] * rows
         self.scores = [PADDING_SCORE] * rows
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raise BadInput if an id is not a row of the embedding."""
+        """Raise BadInput if a token id is not a row of the embedding."""
         for token_id in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token_id < max(len(self.texts), 1):
                 rows = len(self.texts)
@@ -63,25 +67,25 @@ class TokenTable:
                 )
 
     def put(self, token_id: int, text: str, type_: int, score: float = 0.0) -> None:
-        """Set the token of a row, replacing an earlier token."""
+        """Set the token of a row, replacing any earlier token of the row."""
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
     def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
-        """Set the tokens of ``vocab`` (text → id) without scores, in a loop that is fast for 250,000 tokens."""
+        """Set all tokens of ``vocab`` (text → id), without scores, in a loop that is fast for 250,000 tokens."""
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
             types[token_id] = type_
 
     def add(self, token: AddedToken) -> None:
-        """Set an added token."""
+        """Set the row of an added token to the token's text and type."""
         self.put(token.id, *token.stored, ADDED_SCORE)
 
     def complete(self) -> list[str]:
         """Return the texts of all rows. An unused row gets the text ``[PAD{id}]``.
 
-        Raises NotExpressible for duplicate or empty texts, because llama.cpp aborts on a file with duplicate or empty
-        texts.
+        Raises NotExpressible for duplicate or empty texts, because llama.cpp aborts on a GGUF with duplicate or empty
+        token texts.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
@@ -94,10 +98,11 @@ class TokenTable:
 def added_tokens(
     files: Mapping[str, Path], content: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[AddedToken]:
-    """Read added tokens, by id, from tokenizer.json (``content``), tokenizer_config.json and added_tokens.json.
+    """Read the added tokens, ordered by id.
 
-    If several files contain an id, the first file in this order has priority. settings: the parsed
-    tokenizer_config.json.
+    The added tokens are read from tokenizer.json (``content``), tokenizer_config.json and added_tokens.json. If several
+    files contain a token id, tokenizer.json has priority over tokenizer_config.json, which has priority over
+    added_tokens.json. settings: the parsed tokenizer_config.json.
     Raises UnreadableFile for entries that are not tokens.
     """
     decoder = settings.get("added_tokens_decoder") or {}
@@ -139,7 +144,11 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Notes on flags that a GGUF cannot represent. The flags of an added token affect the text around the token."""
+    """Return notes on added tokens with flags that a GGUF cannot represent.
+
+    The flags of an added token affect the text around the token: for example, ``lstrip`` drops the spaces before the
+    token.
+    """
     notes, added = [], list(added)
     for flag in _FLAGS:
         notes += _note([token for token in added if flag in token.flags], f"a GGUF has no key for {flag}")
@@ -147,7 +156,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Notes on added tokens that transformers matches in the normalised text, but llama.cpp in the raw text."""
+    """Return notes on added tokens that transformers matches in the normalised text, but llama.cpp in the raw text."""
     normalized = [token for token in added if token.normalized]
     return _note(normalized, "transformers looks for it in the normalised text, llama.cpp in the raw text")
 
@@ -158,7 +167,7 @@ def _note(tokens: list[AddedToken], difference: str) -> list[str]:
 
 
 def _looks_special(token: str) -> bool:
-    """Whether a token's text has the form of a control token, regardless of the token's flag (as in llama.cpp)."""
+    """Whether a token's text looks like a control token, regardless of the token's flag (as in llama.cpp)."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))
