@@ -42,10 +42,10 @@ def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int,
 
 
 def rope_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the rope parameters of a config: ``rope_parameters`` (transformers 5), or ``rope_scaling`` (older
-    versions).
+    """Return the rope parameters of a config as a table, which always has the key ``rope_type``.
 
-    The returned table always has the key ``rope_type``. Raises BadInput if the rope parameters are not a JSON object.
+    The rope parameters are read from ``rope_parameters`` (transformers 5) or from ``rope_scaling`` (older versions).
+    Raises BadInput if the rope parameters are not a JSON object.
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):

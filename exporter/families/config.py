@@ -31,8 +31,9 @@ class Settings:
         self.table = table
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a positive 31-bit integer, or ``default`` if the key is absent or null. Raises BadInput for other
-        values.
+        """Return a positive 31-bit integer, or ``default`` if the key is absent or null.
+
+        Raises BadInput for any value that is not a positive 31-bit integer.
         """
         value = self.table.get(key)
         value = default if value is None else value
@@ -41,14 +42,17 @@ class Settings:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a finite number above 0, or ``default`` if the key is absent. Raises BadInput for other values."""
+        """Return a finite number above 0, or ``default`` if the key is absent.
+
+        Raises BadInput for any value that is not a finite number above 0.
+        """
         value = self.table.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise BadInput(f"config.json: {key}: expected a number above 0, found {value!r:.80}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return a boolean, or ``default`` if the key is absent or null. Raises BadInput for other values."""
+        """Return a boolean, or ``default`` if the key is absent or null. Raises BadInput if the value is not a boolean."""
         value = self.table.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -60,19 +64,23 @@ class Settings:
         return self.at_most(key, _MAX_LAYERS)
 
     def experts(self, *keys: str) -> int:
-        """Return the number of experts, from the first of ``keys`` that exists. Raises BadInput for an invalid number."""
+        """Return the number of experts, from the first of ``keys`` that exists in the config.
+
+        Raises BadInput if the number of experts is invalid.
+        """
         return self.at_most(next((key for key in keys if self.table.get(key) is not None), keys[0]), _MAX_MEMBERS)
 
     def at_most(self, key: str, limit: int) -> int:
-        """Return a positive integer up to ``limit``. Raises BadInput for other values."""
+        """Return a positive integer up to ``limit``. Raises BadInput if the value is not such an integer."""
         value = self.integer(key)
         if value > limit:
             raise BadInput(f"config.json: {key}: expected at most {limit}, found {value}")
         return value
 
     def activation(self, family: str, key: str, default: str, allowed: Collection[Activation]) -> Activation:
-        """Return the activation function under ``key``. Raises NotExpressible for an activation that is not in
-        ``allowed``.
+        """Return the activation function under ``key``.
+
+        Raises NotExpressible for an activation function that is not in ``allowed``.
         """
         name = self.table.get(key, default)
         activation = _ACTIVATIONS.get(name) if isinstance(name, str) else None

@@ -44,7 +44,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The position of a tensor in the decoder: its role, its layer and, for experts and heads, its number.
+    """The position of a tensor in the decoder: the tensor's role, the layer and, for experts and heads, a number.
 
     layer: the number of the layer, or None for a tensor outside the layers. member: the expert's number for an expert's
     matrix, the head's number for a norm that is stored per head, otherwise None. optional: whether the tensor may be
@@ -72,13 +72,12 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Rotary embedding of the first ``dims`` elements of each head, which pairs i with i + dims/2 (Hugging Face's
-    order).
+    """Rotary embedding of the first ``dims`` elements of each head, in which i is paired with i + dims/2.
 
     scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"), or
     None. original_positions: the context length before rope scaling. local_theta: the theta of sliding-window layers,
-    which are never scaled, or None if all layers have the same theta. interleaved: whether 2i is paired with 2i + 1
-    rather than i with i + dims/2. skipped: the layers without rotary embedding.
+    which are never scaled, or None if all layers have the same theta. interleaved: whether 2i is paired with 2i + 1,
+    instead of i with i + dims/2 as in most Hugging Face models. skipped: the layers without rotary embedding.
     """
 
     dims: int

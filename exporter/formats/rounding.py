@@ -24,7 +24,7 @@ def narrowed(values: Array, dtype: str) -> Array:
 
 
 def round_half_away(exact: Float32) -> Float32:
-    """Round to the nearest integers, with halves away from zero, like C's roundf. (np.rint rounds halves to even.)
+    """Round to the nearest integers, with halves away from zero, like C's roundf and unlike numpy's np.rint.
 
     The function overwrites the array ``exact``. Peak memory: an additional array with the size of ``exact``.
     """

@@ -111,7 +111,10 @@ class Target:
     place: str = ""
 
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
-        """Write the artifact, including the step ``finish``. Raises the ``refusal`` if given, and errors of the writer."""
+        """Write the artifact, including the step ``finish``.
+
+        Raises the ``refusal`` if the target has one, and passes on the errors of the format's writer.
+        """
         if self.refusal:
             raise self.refusal
         assert self.write is not None, "a target without a refusal can be written"

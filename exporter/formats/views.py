@@ -72,7 +72,7 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """A view with all queries, then all keys, then all values, of a matrix that stores each head's q, k and v together."""
+    """A view with all queries, then all keys, then all values, of a matrix that stores q, k and v head by head."""
 
     heads: int
 

@@ -49,7 +49,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """Return the reason why llama.cpp would mistake the model for Command R+ or the reverse, or None.
+    """Return a reason for refusal if the number of layers contradicts the norms of queries and keys, otherwise None.
 
     llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only.
     """

@@ -67,7 +67,7 @@ def describe_gemma2(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def describe_gemma3(config: Mapping[str, Any]) -> DecoderSpec:
-    """Describe the config of a gemma3 text model.
+    """Describe the decoder of a gemma3 text model.
 
     Raises BadInput for a missing or invalid config value, and NotExpressible for an unsupported model variant.
     """

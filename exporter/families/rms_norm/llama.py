@@ -33,7 +33,10 @@ def like_llama(
     biases: Collection[Role] = (),
     optional: Collection[Role] = (),
 ) -> DecoderSpec:
-    """Return a DecoderSpec with Llama's architecture. max_positions, theta: the defaults of the family's config class."""
+    """Return a DecoderSpec with Llama's architecture.
+
+    max_positions, theta: the default values in the family's config class.
+    """
     settings = Settings(config)
     count, kv_heads, head_dim = heads(settings)
     layers = settings.layers()

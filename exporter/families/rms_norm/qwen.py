@@ -100,7 +100,7 @@ def _attention_biases(settings: Settings) -> frozenset[Role]:
 
 
 def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
-    """Apply the sliding window to the layers from ``max_window_layers`` on, if the config sets ``use_sliding_window``."""
+    """Apply the sliding window to the layers from ``max_window_layers`` on, if ``use_sliding_window`` is true."""
     settings = Settings(config)
     if not settings.flag("use_sliding_window", False):
         return spec

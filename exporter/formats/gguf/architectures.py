@@ -14,7 +14,10 @@ from exporter.families.spec import DecoderSpec, Rope, Slot
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
-    """Return llama.cpp's architecture for a decoder. Raises NotExpressible if llama.cpp cannot represent the decoder."""
+    """Return llama.cpp's architecture for a decoder.
+
+    Raises NotExpressible if llama.cpp cannot represent the decoder.
+    """
     row = FAMILIES[spec.family].llama_cpp
     if reason := _refusal(spec, row):
         raise NotExpressible(f"gguf: {row.name}", reason)
@@ -53,7 +56,7 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """Return the first YaRN parameter that causes a KL divergence of 0.03 or more between llama.cpp and transformers."""
+    """Return the first YaRN parameter for which llama.cpp's KL divergence from transformers is 0.03 or more."""
     table = rope.scaling or {}
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None

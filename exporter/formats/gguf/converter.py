@@ -67,11 +67,10 @@ def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> Conve
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
-    """Write a temporary merged checkpoint beside ``path``, let the script convert the checkpoint, then delete the
-    checkpoint.
+    """Write a temporary merged checkpoint beside ``path``, and let the script convert it to ``path``.
 
-    Raises BadInput, with the last line of the script's stderr, if the script fails or writes no file. Raises
-    OutputError if the temporary checkpoint cannot be written.
+    The temporary checkpoint is deleted at the end. Raises BadInput, with the last line of the script's stderr, if the
+    script fails or writes no file. Raises OutputError if the temporary checkpoint cannot be written.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:

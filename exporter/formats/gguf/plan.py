@@ -72,7 +72,10 @@ class GgufLayout:
         return self._header(self.model.provenance_shape)
 
     def header(self) -> bytes:
-        """Return all bytes of the GGUF before the data section. Reads the base's embedding once to compute its digest."""
+        """Return all bytes of the GGUF before the data section.
+
+        The function reads the base model's embedding once, to compute the digest of the embedding.
+        """
         return self._header(self.model.provenance)
 
     def _header(self, provenance: Mapping[str, str]) -> bytes:
@@ -212,7 +215,7 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Return tensors that contain the divisors of the rotary frequencies, for rope types such as llama3 and longrope."""
+    """Return tensors with the divisors of the rotary frequencies, for rope types such as llama3 and longrope."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}

@@ -53,8 +53,9 @@ class HfLayout:
         return sum(spec.nbytes for shard in self.shards.values() for spec in shard.specs)
 
     def index(self) -> dict[str, object]:
-        """Return the content of ``model.safetensors.index.json`` as transformers writes it, counting tied parameters
-        once.
+        """Return the content of ``model.safetensors.index.json``, in the format that transformers writes.
+
+        The number of parameters in the index counts tied parameters once.
         """
         duplicates = self.model.tie.duplicates
         parameters = sum(math.prod(spec.shape) for name, spec in self.model.specs.items() if name not in duplicates)
@@ -159,5 +160,5 @@ def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_json(value: object) -> bytes:
-    """Serialise JSON like transformers' configs: two spaces of indentation, keys in insertion order, a final newline."""
+    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

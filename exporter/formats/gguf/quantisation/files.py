@@ -44,7 +44,10 @@ class QuantisedLayout:
 
     @property
     def nbytes(self) -> int:
-        """Estimated size of the quantised file in bytes, because llama.cpp chooses the tensor types only while writing."""
+        """Estimated size of the quantised file in bytes.
+
+        The size is only estimated, because llama.cpp chooses the tensor types while writing the file.
+        """
         entries = [tensor.entry for tensor in self.source.tensors]
         sizes = [estimated_nbytes(self.file_type, entry.name, entry.shape) for entry in entries]
         return len(self.source.draft_header()) + sum(sizes)
@@ -121,7 +124,10 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
 
 
 def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> None:
-    """Run the quantiser's worker process and report the worker's progress. Raises an error if the worker process fails."""
+    """Run the quantiser's worker process and report the worker's progress.
+
+    Raises an error if the worker process fails.
+    """
     artifact = f"gguf {layout.file_type.name}"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     with (

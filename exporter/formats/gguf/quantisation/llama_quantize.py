@@ -36,7 +36,10 @@ def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 
 
 def quantise(job: Mapping[str, Any]) -> int:
-    """Quantise the file ``job["source"]`` to ``job["target"]``. Returns llama.cpp's exit code, which is 0 on success."""
+    """Quantise the file ``job["source"]`` to ``job["target"]``.
+
+    Returns llama.cpp's exit code, which is 0 on success.
+    """
     llama_cpp.llama_log_set(_log, ctypes.c_void_p())
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = job["number"]

@@ -35,7 +35,10 @@ def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
 
 
 def estimated_nbytes(file_type: FileType, name: str, shape: Sequence[int]) -> int:
-    """Estimated size of a tensor in a quantised GGUF, in bytes. The exact tensor type depends on llama.cpp's version."""
+    """Estimated size of a tensor in a quantised GGUF, in bytes.
+
+    The size is only estimated, because the exact tensor type depends on llama.cpp's version.
+    """
     if len(shape) < 2:
         return encoded_nbytes("F32", math.prod(shape))
     wanted = _VOCABULARY_TYPE if name in _VOCABULARY else file_type.type

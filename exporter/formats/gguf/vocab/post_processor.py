@@ -24,7 +24,7 @@ class Specials:
 
 
 def post_process(node: Any, specials: Specials) -> None:
-    """Record in ``specials`` the tokens that the post-processor adds around a text and between the two texts of a pair."""
+    """Record in ``specials`` the tokens that the post-processor adds around a text or between two texts."""
     if not isinstance(node, Mapping):
         return
     children = node.get("processors")

@@ -112,7 +112,10 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add the second and third EOS token of a config as EOT and EOM. Returns a note if the config has more EOS tokens."""
+    """Add the second and third EOS token of a config as EOT and EOM.
+
+    Returns a note if the config has more than three EOS tokens.
+    """
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
     for name, token_id in _eos_ids(configs):

@@ -86,7 +86,10 @@ def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
 
 
 def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer is SentencePiece rather than byte-level BPE. Raises NotExpressible for any other tokenizer."""
+    """Whether the tokenizer is SentencePiece rather than byte-level BPE.
+
+    Raises NotExpressible if the tokenizer is neither SentencePiece nor byte-level BPE.
+    """
     model = content.get("model")
     if not isinstance(model, dict):
         raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")
