@@ -52,7 +52,10 @@ class Settings:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return a boolean, or ``default`` if the key is absent or null. Raises BadInput if the value is not a boolean."""
+        """Return a boolean, or ``default`` if the key is absent or null.
+
+        Raises BadInput if the value is not a boolean.
+        """
         value = self.table.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):

@@ -112,10 +112,7 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add the second and third EOS token of a config as EOT and EOM.
-
-    Returns a note if the config has more than three EOS tokens.
-    """
+    """Add further EOS tokens of the configs as EOT and EOM. Returns a note if a GGUF has no key for an EOS token."""
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
     for name, token_id in _eos_ids(configs):
