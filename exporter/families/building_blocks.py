@@ -118,8 +118,8 @@ def window(
 ) -> tuple[int | None, frozenset[int]]:
     """Return (window size, layers with a sliding window).
 
-    The layers with a sliding window are read from ``layer_types`` if the config has the key; otherwise they are
-    ``only``, or all layers if ``only`` is None.
+    The layers with a sliding window are read from ``layer_types`` if the config has that key. Without ``layer_types``,
+    the layers in ``only`` have a sliding window, or all layers if ``only`` is None.
     """
     size = settings.table.get("sliding_window", default)
     if size is None:

@@ -1,4 +1,7 @@
-"""Typed access to config.json: a missing or invalid value raises an error that names the key, and is never guessed."""
+"""Typed access to config.json, with an error that names the config key if a value is missing or invalid.
+
+The functions never guess a config value that is missing or invalid.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ class Settings:
         return value
 
     def layers(self, key: str = "num_hidden_layers") -> int:
-        """Return the number of layers. Raises BadInput if the number is missing or above ``_MAX_LAYERS``."""
+        """Return the number of layers. Raises BadInput if the number of layers is missing or above ``_MAX_LAYERS``."""
         return self.at_most(key, _MAX_LAYERS)
 
     def experts(self, *keys: str) -> int:
@@ -74,7 +77,10 @@ class Settings:
         return self.at_most(next((key for key in keys if self.table.get(key) is not None), keys[0]), _MAX_MEMBERS)
 
     def at_most(self, key: str, limit: int) -> int:
-        """Return a positive integer up to ``limit``. Raises BadInput if the value is not such an integer."""
+        """Return a positive integer up to ``limit``.
+
+        Raises BadInput if the value is not a positive integer or is above ``limit``.
+        """
         value = self.integer(key)
         if value > limit:
             raise BadInput(f"config.json: {key}: expected at most {limit}, found {value}")

@@ -1,4 +1,4 @@
-"""The class for a row of the table of model families."""
+"""The class whose instances are the rows of the table of model families."""
 
 from __future__ import annotations
 

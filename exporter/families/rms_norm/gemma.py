@@ -148,7 +148,7 @@ def _gemma(
     scalar: int | None = 256,
     theta: float = 10000.0,
 ) -> DecoderSpec:
-    """Return the DecoderSpec on which Gemma 1, 2 and 3 are based.
+    """Return a DecoderSpec with the features that Gemma 1, 2 and 3 have in common.
 
     scalar: the default of ``query_pre_attn_scalar``, or None if the default is the head width.
     """

@@ -187,10 +187,10 @@ def _refuse_tied(merge: MergePlan) -> None:
 
 
 def _alpha(merge: MergePlan) -> float:
-    """Choose the LoRA alpha of the file.
+    """Choose the LoRA alpha to write to the GGUF LoRA.
 
     llama.cpp scales a LoRA pair of rank r by alpha / r, and an alpha of 0 means no scaling. If all LoRA updates have
-    the same alpha, the file gets that alpha, so that the factors can be stored unchanged.
+    the same alpha, the GGUF LoRA gets that alpha, so that the factors can be stored unchanged.
     """
     alphas = {update.scaling * update.rank for _, change in merge.sources.values() for update in change.updates}
     alpha = alphas.pop() if len(alphas) == 1 else 0.0

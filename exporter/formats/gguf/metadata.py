@@ -164,9 +164,9 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:
-    """Return a model's size label such as 1.2B, or for experts such as 8x7B.
+    """Return a model's size label, for example 1.2B, or 8x7B for a model with experts.
 
-    The label 8x7B gives the number of experts and the parameter count with a single expert per layer.
+    In a label such as 8x7B, 8 is the number of experts, and 7B is the parameter count with a single expert per layer.
     """
     shared, expert, counts = 0, 0, []
     for entry in entries:

@@ -94,9 +94,9 @@ class GgufOptions(FormatOptions):
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     def as_released(self) -> Self:
-        """Return the options of one file, with an unquantised type as the dtype.
+        """Return the options of one file, with an unquantised file type given as the dtype.
 
-        The rows of a release are then rounded once, from the trained values, and not to the base's dtype first.
+        In a release, token rows are then rounded once, from the trained values, rather than first to the base's dtype.
         """
         plain = self.types[0] if self.types and self.types[0] in DTYPES else None
         return replace(self, types=(), dtype=plain) if plain else self
@@ -121,7 +121,7 @@ class GgufOptions(FormatOptions):
 
     @property
     def split(self) -> Split | None:
-        """The size limits for splitting a GGUF into parts, or None for a GGUF in a single file."""
+        """The size limits of the parts of a split GGUF, or None for a GGUF in a single file."""
         if self.split_max_size is None and self.split_max_tensors is None:
             return None
         from exporter.formats.gguf.split import Split  # a lazy import: the module reads GGUF files

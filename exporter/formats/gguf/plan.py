@@ -274,8 +274,9 @@ def _keys(
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
     """Return the dtype to which token rows are rounded before encoding.
 
-    The GGUF records the dtype so that a later patch can repeat the rounding. Writing a float32 model with a 16-bit file
-    type rounds the weights, and a GGUF that is quantised from the rounded GGUF contains no trace of the float32 values.
+    The GGUF records the dtype so that a later patch can repeat the rounding. A file type narrower than float32 rounds
+    the weights of a float32 model once, and a GGUF that is quantised from the rounded GGUF contains no trace of the
+    float32 values.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

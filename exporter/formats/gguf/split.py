@@ -1,7 +1,7 @@
 """Split a GGUF into parts, with the file names and part numbers that llama.cpp's converter and gguf-split use.
 
-The first part of a split GGUF contains all metadata keys. Splitting a GGUF keeps the order of the tensors and copies
-the tensors as raw bytes.
+The first part of a split GGUF contains all metadata keys. The parts contain the tensors in their original order, copied
+as raw bytes.
 """
 
 from __future__ import annotations

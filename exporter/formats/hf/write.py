@@ -104,7 +104,7 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """Return the base's file if it contains exactly the tensors ``specs`` and no tensor has changed; otherwise None."""
+    """Return the base's file that contains exactly the tensors ``specs``, all unchanged, or None."""
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)
     if not all(isinstance(tensor, FileTensor) and tensor.place.path == path for tensor in tensors.values()):

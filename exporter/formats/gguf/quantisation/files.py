@@ -68,9 +68,9 @@ def plan_quantised(
 ) -> QuantisedLayout:
     """Lay out a quantised GGUF, and check the requested types before llama.cpp runs.
 
-    The types requested for single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency without
-    llama-cpp-python, NotExpressible if a type needs an importance matrix but none is given, UnreadableFile for a broken
-    importance matrix.
+    The types requested for single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency if
+    llama-cpp-python is not installed, NotExpressible if a type needs an importance matrix but none is given, and
+    UnreadableFile for a broken importance matrix.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:
@@ -101,7 +101,7 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
 
     Peak memory: a few rows of a tensor, in llama.cpp's process.
     Raises NotExpressible, with llama.cpp's reason, if llama.cpp refuses the request; QuantiserFailed if llama.cpp
-    crashes; OutputError if the file cannot be written.
+    crashes; and OutputError if the file cannot be written.
     """
     job = {
         "source": str(source),

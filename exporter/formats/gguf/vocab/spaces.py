@@ -1,7 +1,7 @@
 """Read how a SentencePiece tokenizer treats spaces, from the structure of tokenizer.json.
 
 llama.cpp has a switch for adding a space before each text, a switch for merging runs of spaces, and a character map for
-unigram models. If transformers applies further steps to spaces, notes report the steps.
+unigram models. Further steps with which transformers changes spaces are reported as notes.
 Sources: the converters in transformers' convert_slow_tokenizer.py, the tokenizers in transformers' folders llama, gemma
 and t5, and llama_vocab::impl::tokenize in llama.cpp.
 """

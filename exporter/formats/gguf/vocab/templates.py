@@ -17,7 +17,10 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 
 
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
-    """Return the keys for the chat templates, or no keys without tokenizer_config.json, as in llama.cpp's converter."""
+    """Return the GGUF keys for the chat templates.
+
+    Without a tokenizer_config.json, the list of keys is empty, as in llama.cpp's converter.
+    """
     template: Any = settings.get("chat_template")
     if template is None and settings:
         if path := files.get("chat_template.jinja"):

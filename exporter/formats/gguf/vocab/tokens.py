@@ -82,10 +82,10 @@ class TokenTable:
         self.put(token.id, *token.stored, ADDED_SCORE)
 
     def complete(self) -> list[str]:
-        """Return the texts of all rows. An unused row gets the text ``[PAD{id}]``.
+        """Return the texts of all embedding rows. An unused embedding row gets the text ``[PAD{id}]``.
 
-        Raises NotExpressible for duplicate or empty texts, because llama.cpp aborts on a GGUF with duplicate or empty
-        token texts.
+        Raises NotExpressible for duplicate or empty token texts, because llama.cpp aborts on a GGUF with duplicate or
+        empty token texts.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
