@@ -1,4 +1,4 @@
-"""Implement the options and the run that the subcommands ``merge`` and ``export`` have in common."""
+"""Define the options and the run function that the subcommands ``merge`` and ``export`` share."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def push_release(
 ) -> Pushed | None:
     """Upload ``folder`` if a repository is given, and print the result to stderr.
 
-    Raises the errors of the function ``push``.
+    All errors of the function ``push`` are passed on to the caller.
     """
     if repo is None:
         return None

@@ -127,7 +127,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that all metadata keys except token keys are unchanged, and that the embedding has one row per token."""
+    """Check that only metadata that depends on tokens changed, and that tokens and embedding rows are equal in number."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]

@@ -59,7 +59,7 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """Return the names of the embedding matrix and the LM head matrix, in this order."""
+        """Return the names of the embedding matrix and, if it differs, the LM head matrix, in this order."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
@@ -77,7 +77,7 @@ class ModelBefore:
 class Before:
     """The data of an ONNX folder, read before the patch, with which the patched folder is compared.
 
-    Memory: the ONNX graphs, including weights that are stored inside the model files.
+    An instance keeps the ONNX graphs in memory, including weights that are stored inside the model files.
     """
 
     folder: Path

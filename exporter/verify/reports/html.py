@@ -65,9 +65,9 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the tokens of all plotted sequences, each with a heat from 0 to 1 as its colour, or None without a run.
+    """Return all tokens with a colour intensity (heat) from 0 to 1, or None if the model was not run.
 
-    The heat of a token is proportional to the logarithm of the KL divergence at the token's position.
+    The heat rises linearly with the logarithm of the KL divergence at the token's position.
     """
     if artifact["profile"] is None:
         return None

@@ -123,7 +123,7 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
-    """Return the largest power of ten below a range of values and the smallest power of ten above the range.
+    """Return the largest power of ten that is at most ``low`` and the smallest that is at least ``high``.
 
     The two returned powers of ten differ even for a single value, so that the axis has two labels.
     """

@@ -41,7 +41,7 @@ def distance(
 ) -> Distance:
     """Return the distance between the logits ``got`` and ``want`` over all ``sequences``.
 
-    columns: number of vocabulary entries to compare, or None to compare all.
+    columns: number of vocabulary entries to compare, or None to compare all entries.
     """
     distances = []
     for number, ids in enumerate(sequences):
@@ -81,7 +81,7 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
 def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
     """Check that the mean KL of a GGUF file is within the limit for the file's tensor type.
 
-    For a float32 GGUF file, the top-1 token must also match at every position.
+    For a float32 GGUF file, the top-1 token must also equal the reference's top-1 token at every position.
     """
     full = distances["full"]
     yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], f"{full.positions} positions, max abs {full.max_abs:.2g}")

@@ -60,7 +60,7 @@ class Sequences:
 
     @property
     def many(self) -> list[list[int]]:
-        """Return the sequences of ``all``, then the sequences of ``more``."""
+        """Concatenate the sequences of ``all`` and ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:

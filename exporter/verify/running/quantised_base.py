@@ -79,7 +79,7 @@ def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
 def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
     """Replace the tuned inner tensors of a GGUF file by the untuned base's tensors.
 
-    Yields the checkpoint names of the replaced tensors.
+    Yields the names of the replaced tensors, as in the checkpoint.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -108,7 +108,7 @@ def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
 def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
     """Replace the merged inner tensors of an ONNX model by the untuned base's tensors.
 
-    Yields the checkpoint names of the replaced tensors.
+    Yields the names of the replaced tensors, as in the checkpoint.
     """
     from exporter.sources.onnx.file import OnnxFile  # loads protobuf, which only ONNX needs
     from exporter.verify.onnx.base_sums import BaseSums

@@ -15,7 +15,7 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """Whether the artifact must choose the reference's greedy tokens, which only checkpoints and float32 files must.
+    """Whether the artifact, as a checkpoint or a float32 file, must choose exactly the reference's greedy tokens.
 
     With a 16-bit GGUF file, llama.cpp rounds activations to the file's 16-bit type, so greedy tokens may differ.
     """

@@ -1,4 +1,4 @@
-"""Each module of this package runs models in a single runtime, such as llama.cpp or ONNX Runtime.
+"""Run models in several runtimes, such as llama.cpp and ONNX Runtime, with one module per runtime.
 
 The module of a runtime runs in a fresh process, which reads a JSON job, computes logits and writes arrays.
 """

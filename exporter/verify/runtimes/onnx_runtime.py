@@ -22,7 +22,7 @@ class Session:
     """An ONNX model loaded in ONNX Runtime. The session passes only declared inputs to the graph."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
-        """Load the ONNX model at ``path``. Raises the errors of ONNX Runtime.
+        """Load the ONNX model at ``path``. Raises ONNX Runtime's own error if the model cannot be loaded.
 
         cache_shape: (heads, head size) of the KV cache, used for cache axes whose size is not given in the graph.
         """
@@ -59,9 +59,9 @@ class Session:
         return self.feed({"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache})
 
     def feed(self, feeds: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """Run one forward pass. feeds: input name → array.
+        """Run one forward pass. Inputs that the graph does not declare are ignored.
 
-        Inputs that the graph does not declare are ignored.
+        feeds: input name → array.
         """
         out = self.session.run(self.outputs, {name: value for name, value in feeds.items() if name in self.inputs})
         by_name = dict(zip(self.outputs, out, strict=True))

@@ -30,7 +30,7 @@ class EncoderDecoder:
 
         path: path of the decoder's model file.  cache_shape: (heads, head size) of the KV cache, as for ``Session``.
 
-        Raises BadInput if the encoder's model file is missing, and raises the errors of ONNX Runtime.
+        Raises BadInput if the encoder's model file is missing, or ONNX Runtime's own error if a model cannot be loaded.
         """
         encoder_path = encoder_of(path)
         if encoder_path is None:

@@ -22,7 +22,8 @@ import transformers  # noqa: E402  # transformers looks for torch when imported
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
     """Save, as bytes, one JSON object for each folder and each template.
 
-    Each JSON object has the keys encoded, decoded, plain and chats, or only the key failure (an error message).
+    The object of a folder has the keys encoded, decoded, plain and chats, or only the key failure (an error message).
+    The object of a template has only the key chats.
 
     ``job`` has the keys folders (name → folder), ids (token sequences to decode), texts, chats and templates (name →
     chat template read from a file). The chat templates in ``templates`` are rendered with the tokenizer of the folder
