@@ -127,7 +127,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that only metadata that depends on tokens changed, and that tokens and embedding rows are equal in number."""
+    """Check that only token-dependent metadata changed, and that there are as many tokens as embedding rows."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]

@@ -253,7 +253,7 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions in sequences that tuning affects, by tuned inner weights or by trained tokens in the input."""
+        """Number of positions in sequences that tuning affects, through inner weights or trained tokens in the input."""
         trained = set(self.reference.trained_ids)
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))

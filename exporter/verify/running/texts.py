@@ -38,8 +38,8 @@ class TextResults:
     """Texts, tokens and rendered chats from the tokenizers and chat templates of the tuned model and of all artifacts.
 
     outputs: name in the job → results of a tokenizer and a template; the tuned model has the name "tuned".  ids: the
-    token sequences to decode.  names: path of an artifact → name of the artifact in the job.  reason: the reason why the process
-    failed, or "" if the process succeeded.
+    token sequences to decode.  names: path of an artifact → name of the artifact in the job.
+    reason: the reason why the process failed, or "" if the process succeeded.
     """
 
     outputs: Mapping[str, Mapping[str, Any]]
