@@ -88,7 +88,7 @@ def export(
 ) -> Exported:
     """Write ``source``, a checkpoint or an adapter with its base, in other formats.
 
-    The arguments and errors are those of the function ``merge``.
+    For the other arguments and the errors, see the function ``merge``.
     """
     common: dict[str, Any] = {"to": to, "out": out, "options": options, "verify": verify, "force": force}
     if is_adapter(locate(str(source), asked_by="source").path):

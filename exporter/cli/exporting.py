@@ -53,7 +53,7 @@ def export_options(command: _Command) -> _Command:
 def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     """Plan, write and verify the artifacts.
 
-    Afterwards, the paths of the artifacts are printed to stdout, one per line, or as a JSON document.
+    After a successful run, the paths of the artifacts are printed to stdout, one per line, or as a JSON document.
     """
     started = time.perf_counter()
     del options["verbose"]

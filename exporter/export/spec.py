@@ -37,7 +37,7 @@ class MergeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """The options of one export. If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
+    """The options of an export, with the inputs, formats and output path. If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
 
     adapters, base: paths or hub ids.
     formats: the option dataclass of each requested format.

@@ -78,7 +78,7 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str:
-    """Plot each sampled logit of the artifact against the logit of the reference, as one dot.
+    """Plot one dot for each sampled logit, with the value in the artifact against the value in the reference.
 
     Dots on the diagonal are logits for which the artifact and the reference agree.
     """

@@ -38,7 +38,7 @@ _PACKAGES: Final = (
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
     """Return the environment, the reference and the file digests for a report, without the time of day.
 
-    All files of ``artifacts`` are read to compute the digests. Peak memory: one block of a file.
+    All files of ``artifacts`` are read to compute the digests. Peak memory: the size of one block of a file.
     """
     base = reference.checkpoint
     return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)

@@ -20,7 +20,7 @@ from exporter.verify.tolerances import EXCESS_ERRORS, QUANTISED_EXCESS, QUANTISE
 def check_base(base: Distance, types: Collection[str]) -> Check:
     """Check that the quantised base is close to the unquantised base.
 
-    This check is needed because the excess check cannot detect errors of the quantised base.
+    The quantised base needs a separate check, because the excess check cannot detect errors of the quantised base.
     """
     return _check_median("base as stored", base, types, "median KL of the base in the same quantisation")
 

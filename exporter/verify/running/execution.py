@@ -127,7 +127,7 @@ class Execution:
         self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
-        """Run a GGUF file also in the GGUF loader of transformers, or record why this run is skipped."""
+        """Run a GGUF file also in the GGUF loader of transformers, or record the reason for skipping the loader."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
             reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file in transformers"))
@@ -253,7 +253,7 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions in sequences that tuning affects, through inner weights or trained tokens in the input."""
+        """Number of positions in the sequences that tuning affects, through inner weights or through trained tokens."""
         trained = set(self.reference.trained_ids)
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))

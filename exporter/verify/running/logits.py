@@ -59,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check an ONNX graph's logits in one full pass and, if the graph supports them, in cached and padded runs."""
+    """Check an ONNX graph's logits in one full pass and, if supported by the graph, in cached and padded runs."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":

@@ -107,7 +107,7 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
     """Insert the tokens ``token_ids`` into the token sequences ``carriers``.
 
-    Returns the new sequences and those of ``token_ids`` that the sequences contain.
+    Returns the new sequences and a list of the inserted tokens.
 
     Each inserted token is the input at one position and the target at the preceding position. At most
     ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens are returned. If the sequences are too short for all of
