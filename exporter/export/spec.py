@@ -37,8 +37,9 @@ class MergeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """The options of an export, with the inputs, formats and output path. If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
+    """The options of an export, with the inputs, formats and output path.
 
+    If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
     adapters, base: paths or hub ids.
     formats: the option dataclass of each requested format.
     out: the file or folder to write, or None for a path in the current folder that is named after the first input.

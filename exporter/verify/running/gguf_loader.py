@@ -30,7 +30,7 @@ _NOT_READ: Final = ("qk_layernorm", "use_parallel_residual")
 
 
 def unsupported_reason(reference: Reference) -> str | None:
-    """Return the reason why the GGUF loader of transformers cannot run the model, or None if the loader can run the model."""
+    """Return why the GGUF loader of transformers cannot run the model, or None if the loader can run the model."""
     config = reference.checkpoint.text_config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
@@ -67,7 +67,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
     The comparison is strict, because the GGUF loader of transformers and the reference model use the same kernels.
 
-    rounding: if the file contains merged matrices, the largest effect on a logit of rounding these matrices; otherwise 0.
+    rounding: largest change of a logit caused by rounding merged matrices, or 0 if the file contains no merged matrix.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(NAME, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
