@@ -1,6 +1,6 @@
-"""Training of single token rows of a language model. The cost is proportional to the number of trained rows.
+"""Train selected token rows of a language model. The training cost is proportional to the number of trained rows.
 
-The names in this package are loaded on first use. Importing this package or the command line does not import torch.
+The names in this package are loaded on first use. Importing this package or its command line does not import torch.
 """
 
 from __future__ import annotations

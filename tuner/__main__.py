@@ -1,4 +1,4 @@
-"""``python -m tuner``: runs the command ``ttexport tune`` on its own."""
+"""Run the command ``ttexport tune`` as ``python -m tuner``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command ``tune``: parse the arguments, build a TuneSpec, run the TuneSpec. Imports no torch when imported."""
+"""Define the command ``tune``, which parses the arguments, builds a TuneSpec and runs the training.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -115,10 +118,11 @@ def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, qu
 
 
 def _leave_group() -> None:
-    """End the process group of the run, if a process group exists.
+    """Destroy torch's process group, if a process group exists.
 
-    Threads of gloo may still use the last tensors after the collective operation is done. A process that exits then
-    sometimes aborts, because a thread can no longer take the interpreter's lock.
+    Threads of gloo (the communication library for CPUs) may still use the last tensors after a collective operation
+    returns. A process that exits without destroying the process group sometimes aborts, because a gloo thread can no
+    longer acquire the interpreter's lock (GIL).
     """
     from accelerate import PartialState
 
@@ -137,7 +141,10 @@ def _descriptions(pairs: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """Yield the callbacks for steps and notes. The callbacks draw a bar and lines on stderr, or do nothing."""
+    """Yield the callbacks that report training steps and notes.
+
+    The callbacks draw a progress bar and print lines on stderr, or do nothing.
+    """
     if quiet:
         yield None, None
         return
@@ -164,7 +171,7 @@ def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command on its own (``python -m tuner``) and return the exit code. An error is one line on stderr."""
+    """Run the command ``python -m tuner`` and return the exit code. An error is printed as one line on stderr."""
     try:
         tune.main(args=None if arguments is None else list(arguments), prog_name="tuner", standalone_mode=False)
     except TTExportError as exc:

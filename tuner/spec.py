@@ -1,4 +1,7 @@
-"""The options of a training run. All checks that need no loading are made here. The module needs no torch."""
+"""Define and check the options of a training run.
+
+All checks that do not load the model or the data are made in this module. This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +42,22 @@ _NOT_IN_SETTINGS: Final = ("base", "data", "out", "eval_data", "tensorboard", "f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSpec:
-    """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``. Output folder: ``out``.
+    """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``. out: output folder.
 
-    base: checkpoint folder or hub id.  new_tokens: tokens to add.  tokens: existing tokens to train again.  special:
-    whether new tokens are special tokens.  init: initial row of new tokens, an element of ``INITS``.  descriptions: new
-    token → text; the mean of the text's tokens replaces ``init``.  steps, epochs: length of the run, given in at most
-    one of the two units.  batch_size: examples per process and batch.  accumulate: batches per step.  max_length:
-    maximum number of tokens per example.  warmup: share of warm-up steps, in [0, 1).  dtype: dtype of the frozen base,
-    an element of ``DTYPES``; rows are always float32.  bf16: compute in bfloat16 (autocast). gradient_checkpointing:
-    compute activations twice instead of keeping the activations.  train_head: None also trains the rows of an untied
-    head.  lora_rank, lora_targets: rank and modules of a LoRA adapter in addition to the rows; without modules, PEFT's
-    default for the architecture is used.  eval_data, eval_share: examples for evaluation, as a file or as a share of
-    ``data``.  eval_every: steps between evaluations; None means once per epoch.  patience: number of evaluations
-    without progress after which the run stops; the best rows are kept.  save_every: steps between checkpoints.  resume:
-    continue from the last checkpoint.  tensorboard: folder for the event files of TensorBoard.
+    base: checkpoint folder or hub id. new_tokens: tokens to add. tokens: existing tokens whose rows are trained.
+    special: whether new tokens are special tokens. init: method for the initial rows of new tokens, an element of
+    ``INITS``. descriptions: new token → descriptive text; the initial row is the mean of the rows of the text's tokens,
+    and ``init`` is not used. steps, epochs: length of the run, given in at most one of the two units. batch_size:
+    examples per process and batch. accumulate: batches per step. max_length: maximum number of tokens per example.
+    warmup: fraction of the steps used for warm-up, in [0, 1). dtype: dtype of the frozen base, an element of
+    ``DTYPES``; the trained rows are always float32. bf16: compute in bfloat16 (autocast). gradient_checkpointing:
+    recompute activations in the backward pass to save memory. train_head: whether to train rows of an untied head; None
+    means yes. lora_rank, lora_targets: rank and modules of a LoRA adapter that is trained in addition to the rows;
+    without modules, PEFT's default for the architecture is used. eval_data, eval_share: examples for evaluation, as a
+    file or as a fraction of ``data``. eval_every: steps between evaluations; None means one evaluation per epoch.
+    patience: number of evaluations without progress after which the run stops; the best rows are kept. save_every:
+    steps between checkpoints. resume: continue from the last checkpoint. tensorboard: folder for the event files of
+    TensorBoard.
     """
 
     base: str
@@ -125,16 +130,19 @@ class TuneSpec:
 
     @property
     def evaluates(self) -> bool:
-        """Whether the run has examples to evaluate on."""
+        """Whether the run has examples for evaluation."""
         return self.eval_data is not None or self.eval_share is not None
 
     @property
     def saves(self) -> bool:
-        """Whether the run writes checkpoints. --patience keeps the best rows in a checkpoint."""
+        """Whether the run writes checkpoints, which ``--patience`` also needs to keep the best rows."""
         return self.save_every is not None or self.patience is not None
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that determine the rows, as JSON values. Equal settings and files give equal rows."""
+        """Return the options that determine the trained rows, as JSON values.
+
+        Two runs with equal settings and equal input files train equal rows.
+        """
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_IN_SETTINGS}
         return {
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value

@@ -1,4 +1,7 @@
-"""The base model of a training run. The base is found and checked before loading, and identified by a digest."""
+"""Find, check and load the base model of a training run.
+
+The base model is checked before loading, and is identified by a digest.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,9 @@ _TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint, with the name and revision that adapters record.
+    """A checkpoint, with the name and revision that adapters record as the base.
 
-    name: an absolute path, or a hub id without revision.  revision: the branch, tag or commit that the user gave; None
+    name: an absolute path, or a hub id without revision. revision: the branch, tag or commit that the user gave; None
     for a folder or the default branch.
     """
 
@@ -44,13 +47,16 @@ class Base:
 
     @property
     def folder(self) -> Path:
-        """The folder of the checkpoint. For a hub id, the snapshot in huggingface_hub's cache."""
+        """The folder of the checkpoint; for a hub id, the snapshot folder in huggingface_hub's cache."""
         return self.checkpoint.path
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as the checkpoint stores the tensor. ``digest`` is the SHA-256 of the tensor's bytes in hex."""
+    """Name, dtype, shape and digest of a tensor stored in a checkpoint.
+
+    The field ``digest`` is the SHA-256 of the tensor's bytes in hex.
+    """
 
     name: str
     dtype: str
@@ -59,11 +65,11 @@ class StoredTensor:
 
 
 def open_base(base: str, *, quiet: bool = True) -> Base:
-    """Find the checkpoint ``base`` and check the config and the headers of the safetensors files. No tensor is loaded.
+    """Find the checkpoint ``base`` and check the config and the headers of the safetensors files.
 
-    base: a folder, or ``org/name`` or ``org/name@revision``, taken from huggingface_hub's cache or downloaded.
-    quiet: print no line and no bar for a download.  Raises: UnreadableFile, BadInput, or OutputError if the cache
-    cannot be written.
+    The check loads no tensor. base: a folder or a hub id (``org/name`` or ``org/name@revision``); a hub id is read from
+    huggingface_hub's cache or downloaded. quiet: print no message and no progress bar for a download. Raises:
+    UnreadableFile or BadInput if the checkpoint is not valid, OutputError if the cache cannot be written.
     """
     located = locate(os.path.expanduser(base), asked_by="BASE", content="checkpoint", quiet=quiet)
     if located.repo is None:
@@ -73,10 +79,10 @@ def open_base(base: str, *, quiet: bool = True) -> Base:
 
 
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer without running remote code. dtype: an element of ``tuner.spec.DTYPES``.
+    """Load model and tokenizer without running code from the checkpoint. dtype: an element of ``tuner.spec.DTYPES``.
 
-    Raises: UnreadableFile if transformers cannot load the model, BadInput if the checkpoint lacks weights (missing
-    weights would be random), NotExpressible if the model is an encoder-decoder model.
+    Raises: UnreadableFile if transformers cannot load the model, BadInput if the checkpoint lacks weights (transformers
+    would initialise missing weights at random), NotExpressible if the model is an encoder-decoder model.
     """
     with _translated(base.folder), quiet():
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
@@ -113,7 +119,10 @@ def _translated(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings inside the block. tune itself reports what users must know."""
+    """Silence transformers' progress bars and warnings inside the block.
+
+    Messages of transformers are not needed, because ``tune`` itself reports everything that users must know.
+    """
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -126,10 +135,10 @@ def quiet() -> Iterator[None]:
 
 
 def stored_embedding(base: Base, model: PreTrainedModel) -> StoredTensor:
-    """Return the input embedding as the checkpoint stores the embedding. Memory: one block of rows.
+    """Return name, dtype, shape and digest of the input embedding stored in the checkpoint.
 
-    The stored name may lack the model's prefix, or may be the name of the tied head. Raises: BadInput if no tensor
-    matches.
+    Peak memory: one block of rows of the embedding. The tensor name in the checkpoint may lack the model's prefix, or
+    may be the name of the tied head. Raises: BadInput if no tensor of the checkpoint is the input embedding.
     """
     tensors = base.checkpoint.tensors
     modules = [module for module in (input_embedding(model), output_embedding(model)) if module is not None]

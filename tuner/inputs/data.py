@@ -1,7 +1,7 @@
-"""Training examples: JSON Lines of one type. Every error contains the line number. No torch is needed.
+"""Read training examples from a JSON Lines file with one example type.
 
-A line has one of three types: ``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …,
-"content": …}]}``.
+Every error about a line contains the line number. No torch is needed. All lines have the same of three types:
+``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …, "content": …}]}``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _MAX_LINE_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line of the data: the line number, counted from 1, and the values of the fields of the example type."""
+    """One training example. line: the line number in the file, counted from 1.
+
+    values: the values of the fields of the example type.
+    """
 
     line: int
     values: tuple[Any, ...]
@@ -49,10 +52,10 @@ class Examples:
 def read_examples(path: Path) -> Examples:
     """Read a JSONL file. Blank lines are skipped.
 
-    Memory: the bytes of the file and the parsed strings. Raises UnreadableFile with the line number if a line is not
-    UTF-8, is not JSON or is longer than 16 MiB. Raises BadInput with the line number if fields are missing or have a
-    wrong type, or if the example type differs from the earlier lines. Raises BadInput with the file if the file has no
-    example.
+    Peak memory: the bytes of the file plus the parsed strings. Raises UnreadableFile with the line number if a line is
+    not UTF-8, is not JSON or is longer than 16 MiB. Raises BadInput with the line number if fields are missing or have
+    a wrong type, or if the example type differs from the type of the earlier lines. Raises BadInput with the file name
+    if the file contains no example.
     """
     with reading(path):
         raw = path.read_bytes()
@@ -74,10 +77,11 @@ def read_examples(path: Path) -> Examples:
 
 
 def split_examples(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Return the examples for training and the examples for evaluation. Evaluation examples are drawn with ``seed``.
+    """Split the examples and return the training examples and the evaluation examples.
 
-    Both results keep the order of the file. share: share of evaluation examples, at least one example. Raises: BadInput
-    if no example would be left for training.
+    Evaluation examples are drawn at random with ``seed``. Training examples and evaluation examples keep the order of
+    the file. share: fraction of the examples used for evaluation; at least one example is used. Raises: BadInput if no
+    example would remain for training.
     """
     count = len(examples.examples)
     held_out = max(1, round(count * share))
@@ -138,7 +142,7 @@ def _string(where: str, name: str, value: object) -> str:
 
 
 def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
-    """Return the chat if the chat has an assistant turn to learn."""
+    """Return the chat, which must have a turn of the assistant to learn."""
     if not isinstance(value, list) or not value:
         raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
     for number, message in enumerate(value, start=1):

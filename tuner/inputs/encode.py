@@ -1,7 +1,8 @@
-"""Convert examples to token ids and labels. A token has a loss if the token has a label.
+"""Convert examples to token ids and labels. A token contributes to the loss if the token has a label.
 
-In a text, all tokens have a loss. In a prompt with a completion, the tokens of the completion have a loss. In a chat,
-the assistant's turns have a loss, each with the end-of-turn token. The other tokens are only context.
+In an example of type ``text``, all tokens contribute to the loss. In a prompt with a completion, only the tokens of the
+completion contribute to the loss. In a chat, the turns of the assistant contribute to the loss, each including the
+end-of-turn token. Tokens without a label are only context.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ NO_LOSS: Final = -100  # torch's cross entropy ignores this label
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Examples as ``{"input_ids", "labels"}``.
+    """Encoded examples, each with ``input_ids`` and ``labels``.
 
-    truncated: number of examples that were too long.  dropped: line numbers of examples that have no label.
+    truncated: number of examples that were longer than the maximum length. dropped: line numbers of examples that have
+    no label.
     """
 
     examples: list[dict[str, list[int]]]
@@ -37,10 +39,10 @@ class Encoded:
 
 
 def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
-    """Encode all examples, truncated to ``max_length`` tokens.
+    """Encode all examples, each truncated to ``max_length`` tokens.
 
-    Examples without a label after the first token are dropped. Raises: BadInput with the line number if the chat
-    template rejects a line, BadInput with the file if every example is dropped.
+    Examples that have no label after the first token are dropped. Raises: BadInput with the line number if the chat
+    template rejects an example, BadInput with the file name if every example is dropped.
     """
     encoders: dict[str, _Encoder] = {"text": _text, "prompt": _completion}
     encode = encoders.get(examples.example_type) or _Chat(tokenizer, examples.path)
@@ -80,26 +82,30 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Return ``ids`` with the end token at the end.
+    """Return ``ids`` with the end-of-sequence token at the end.
 
-    The end token is added if the tokenizer did not add an existing end token.
+    The end-of-sequence token is added unless the tokenizer already added an end-of-sequence token.
     """
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of equal leading ids. A token across the border of two texts belongs to the later text."""
+    """Return the number of leading ids that are equal in two lists.
+
+    A token that spans the border between two texts belongs to the later text.
+    """
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class _Chat:
-    """Encoder of chats with the tokenizer's template.
+    """Encodes chats with the tokenizer's chat template.
 
-    If a template marks the assistant's turns with ``{% generation %}``, the marks are used. Few templates have marks.
-    For a template without marks, the chat is rendered up to the start of each answer and up to the end of each answer;
-    the difference is the answer. This method requires that later turns do not change the rendering of earlier turns. If
-    a template does not meet the requirement, TRL may have a variant of the template with marks.
+    If the chat template marks the assistant's turns with ``{% generation %}``, the encoder uses the marks. Few
+    templates have marks. If the chat template has no marks, the chat is rendered up to the start and up to the end of
+    each answer; the difference of the two renderings is the answer. Finding answers without marks requires that later
+    turns do not change the rendering of earlier turns. If later turns change earlier turns, a variant of the chat
+    template with marks is taken from TRL, if TRL has a variant.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Tokens: find the ids of existing tokens, add new tokens to tokenizer and model, and initialise the new rows.
+"""Find the ids of existing tokens, add new tokens to tokenizer and model, and initialise the new rows.
 
-Padding rows (rows of the matrix beyond the tokenizer's last token) are used before the matrix grows.
+Padding rows (matrix rows beyond the tokenizer's last token) are used first; the matrix grows only if too few padding
+rows exist.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _CHUNK_ROWS: Final = 8192  # 21 MB of float32 at H=640; with chunks, statistics 
 def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int) -> int:
     """Return the id of an existing token. token: the vocabulary entry, or a text that encodes to the token.
 
-    rows: V, the number of rows of the embedding. Raises: BadInput if the text is empty, encodes to two or more tokens,
-    or encodes to the unknown token, or if the embedding has no row for the id.
+    rows: V, the number of rows of the embedding matrix. Raises: BadInput if the text is empty, encodes to two or more
+    tokens, or encodes to the unknown token, or if the embedding matrix has no row for the id.
     """
     if not token:
         raise BadInput("--token: expected a token, found an empty text")
@@ -46,7 +47,7 @@ def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of ``text``, without a beginning or end token."""
+    """Return the token ids of ``text``, without beginning-of-sequence and end-of-sequence tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -62,13 +63,14 @@ def add_tokens(
     pad_to_multiple_of: int | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Add ``tokens`` to tokenizer and model, in place, and return their ids.
+    """Add ``tokens`` to tokenizer and model, in place, and return the ids of the new tokens.
 
-    special: whether decoding with ``skip_special_tokens`` skips the tokens.  init: an element of ``tuner.spec.INITS``.
-    descriptions: token → text; the row starts as the mean of the text's tokens.  pad_to_multiple_of: if the matrix must
-    grow, the number of rows becomes a multiple of this number.
-    Rows are set in the embedding and in an untied head.
-    Raises: BadInput if a token is empty, repeated or already existing, or if a description belongs to another token.
+    special: whether decoding with ``skip_special_tokens`` skips the new tokens. init: method for the initial rows, an
+    element of ``tuner.spec.INITS``. descriptions: token → descriptive text; the token's initial row is the mean of the
+    rows of the text's tokens. pad_to_multiple_of: if the matrix must grow, the number of rows becomes a multiple of
+    this number. The initial rows are written to the embedding and, if the head is untied, also to the head. Raises:
+    BadInput if a token is empty, is repeated or already exists, or if a description belongs to a token that is not in
+    ``tokens``.
     """
     descriptions = dict(descriptions or {})
     _check_new(tokenizer, tokens, descriptions)
@@ -108,7 +110,10 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descri
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return V, the number of rows of the input embedding. Raises: BadInput if the model has no input embedding."""
+    """Return V, the number of rows of the input embedding matrix.
+
+    Raises: BadInput if the model has no input embedding.
+    """
     return len(_weight(_embedding(model)))
 
 
@@ -126,7 +131,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """Return the matrix of the embedding, and the matrix of an untied head."""
+    """Return the embedding matrix and, if the head is untied, the head matrix."""
     embedding, head = _embedding(model), output_embedding(model)
     matrices = [_weight(embedding)]
     if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
@@ -139,10 +144,10 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 
 
 def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
-    """Return initial rows (n, H) in float32, one per element of ``subtoken_ids`` and ``inits``.
+    """Return initial rows (n, H) in float32, with one row per element of ``subtoken_ids`` and ``inits``.
 
-    matrix: (V, H) rows of the existing tokens.  subtoken_ids: the rows averaged by the init "subtokens"; if there are
-    no sub-tokens, the mean of all rows is used.
+    matrix: (V, H) rows of the existing tokens. subtoken_ids: for each new token, the ids whose rows the init
+    "subtokens" averages; for a token without sub-tokens, the mean of all rows is used.
     """
     generator = torch.Generator().manual_seed(seed)
     mean: Tensor | None = None
@@ -163,10 +168,12 @@ def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Seq
 
 
 def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
-    """Draw ``count`` rows (count, H) from the normal distribution with the mean and covariance of ``matrix``.
+    """Draw ``count`` random rows (count, H) from the normal distribution fitted to the rows of ``matrix``.
 
-    Memory: (H, H) and one chunk of rows. The factor is computed from eigenvalues. With fewer rows than columns, the
-    covariance is singular, and a Cholesky factor would need added noise.
+    The distribution has the mean and covariance of the rows of ``matrix``. Peak memory: an (H, H) matrix plus one chunk
+    of rows. The factor of the covariance matrix is computed from eigenvalues, not by Cholesky decomposition. If the
+    matrix has fewer rows than columns, the covariance is singular, and a Cholesky decomposition would require added
+    noise.
     """
     mean = matrix.detach().mean(0, dtype=torch.float32)
     covariance = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)

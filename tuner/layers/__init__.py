@@ -1,1 +1,1 @@
-"""The PEFT tuner that implements trained token rows as a layer."""
+"""A PEFT tuner whose layer contains trained token rows."""

@@ -1,4 +1,7 @@
-"""Configuration of trained token rows: PEFT's config plus a switch that PEFT expresses through ``target_modules``."""
+"""Configure trained token rows with PEFT's config plus the option ``train_head``.
+
+In saved files, ``target_modules`` expresses the effect of ``train_head``.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ _OWN_FIELDS = ("train_head",)
 
 @dataclass
 class TrainableTokensConfig(PeftTrainableTokensConfig):
-    """The token rows to train. Saved files have the same format as files of stock PEFT.
+    """Configuration that lists the token rows to train. Saved configurations have the same format as in stock PEFT.
 
-    token_indices: distinct ids in [0, V).  target_modules: embedding(s) to wrap; None finds the input embedding.
-    init_weights: True initialises rows as copies of the base's rows, False at random.  train_head: if
-    ``target_modules`` is None, an untied output head also gets trained rows; a tied head always uses the rows of the
-    embedding.
+    token_indices: distinct token ids in [0, V). target_modules: embedding(s) to wrap; None selects the input embedding.
+    init_weights: True initialises the rows as copies of the base's rows, False initialises the rows at random.
+    train_head: if ``target_modules`` is None, an untied output head also gets trained rows; a tied head always uses the
+    rows of the embedding.
     """
 
     train_head: bool = field(
@@ -29,7 +32,10 @@ class TrainableTokensConfig(PeftTrainableTokensConfig):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields that stock PEFT knows. ``target_modules`` already includes the effect of ``train_head``."""
+        """Return the config as a dictionary with only the fields that stock PEFT knows.
+
+        The field ``target_modules`` already includes the effect of ``train_head``.
+        """
         known: dict[str, Any] = super().to_dict()
         for name in _OWN_FIELDS:
             del known[name]

@@ -1,4 +1,4 @@
-"""The layer that wraps an embedding or a head and contains the trained rows."""
+"""Define the layer that wraps an embedding or a head and contains the trained rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["TrainableTokensLayer"]
 
 
 class TrainableTokensLayer(nn.Module, BaseTunerLayer):
-    """Embedding or head (``base_layer``) in which the rows of chosen tokens are trained.
+    """An embedding or head (``base_layer``) in which the rows of selected tokens are trained.
 
-    The attribute names are PEFT's names, because the attribute names become tensor names in adapter files.
-    ``trainable_tokens_delta`` contains final rows (k, H) per adapter and not differences. ``trainable_tokens_original``
-    contains the base's rows for ``unmerge``. A layer with a ``tied_adapter`` has no parameters and reads the parameters
-    of the layer that it is tied to.
+    The attributes have the same names as in PEFT, because the attribute names become tensor names in adapter files. For
+    each adapter, ``trainable_tokens_delta`` contains the final rows (k, H), not differences from the base. The original
+    rows of the base are kept in ``trainable_tokens_original`` for ``unmerge``. A layer with a ``tied_adapter`` has no
+    parameters and uses the parameters of the layer ``tied_adapter``.
     """
 
     adapter_layer_names = ("trainable_tokens_delta",)
@@ -38,9 +38,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Wrap ``base_layer``. Rows are added by ``update_layer``. ``config`` is unused but part of PEFT's signature.
+        """Wrap ``base_layer``. Wrap ``base_layer`` without rows; the method ``update_layer`` adds rows.
 
-        Raises: ValueError if ``base_layer`` is not an embedding or linear layer with a plain (V, H) weight.
+        The parameter ``config`` is unused, but part of PEFT's signature. Raises: ValueError if ``base_layer`` is not an
+        embedding or linear layer with a plain (V, H) weight.
         """
         super().__init__()
         self.base_layer = base_layer
@@ -62,7 +63,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     @property
     def tied_adapter(self) -> TrainableTokensLayer | None:
-        """The layer that provides the rows. None for a layer with its own rows."""
+        """The tied layer that provides the rows, or None if this layer has its own rows."""
         return self._tied_adapter[0] if self._tied_adapter else None
 
     def update_layer(
@@ -72,11 +73,11 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         tied_adapter: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Create the rows of ``adapter_name``: copies of the base's rows, or random rows with ``init_weights=False``.
+        """Create the rows of ``adapter_name`` as copies of the base's rows, or at random with ``init_weights=False``.
 
-        ``token_indices`` and ``init_weights`` come from ``config`` (object or mapping) or from keywords. With
-        ``tied_adapter`` nothing is created, because the other layer owns the rows.
-        Raises: ValueError if an id is outside [0, V) or repeated.
+        The values of ``token_indices`` and ``init_weights`` are taken from ``config`` (object or mapping) or from
+        keyword arguments. If ``tied_adapter`` is given, no rows are created, because the layer ``tied_adapter`` owns
+        the rows. Raises: ValueError if a token id is outside [0, V) or repeated.
         """
         if tied_adapter is not None or self.tied_adapter is not None:
             return
@@ -109,9 +110,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the rows of ``adapter_names`` (default: the active adapters) into the base matrix, in place.
 
-        The matrix is modified in place, so that a tie between embedding and head survives and no (V, H) tensor is
-        copied. All checks run before the first write. Raises: ValueError if two adapters overlap, or, with
-        ``safe_merge``, if a row is not finite in the base's dtype.
+        The base matrix is modified in place, so that a tied head still shares the embedding's storage and no (V, H)
+        tensor is copied. All checks run before the first row is written. Raises: ValueError if two adapters have rows
+        for the same token, or, with ``safe_merge``, if a row is not finite in the base's dtype.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trainable_tokens_delta]
         if not names:
@@ -127,7 +128,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Restore the base's own rows with all bits unchanged."""
+        """Restore the base's own rows bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -137,7 +138,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             _write_rows(weight, self.token_indices[name], self.trainable_tokens_original[name].to(weight))
 
     def get_merged_weights(self, active_adapters: Sequence[str]) -> Tensor:
-        """Return a merged copy (V, H) of the matrix. Only PEFT's wrappers call this method."""
+        """Return a copy (V, H) of the base matrix with the rows of the adapters.
+
+        Only PEFT's wrapper classes call ``get_merged_weights``.
+        """
         merged = self.weight
         for name in active_adapters:
             if name not in self.token_indices:
@@ -147,7 +151,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return merged
 
     def forward_adapters(self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base with the rows of ``active_adapters``. Without an adapter, run only the base."""
+        """Run the base layer with the rows of ``active_adapters``. Run only the base layer if there is no adapter."""
         off = self.disable_adapters or not active_adapters
         if off and self.merged:
             self.unmerge()
@@ -164,7 +168,10 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         return head_with_rows(x, self.weight, self.bias, rows, index)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run with the active adapters. x: ids (...) for an embedding, hidden states (..., H) for a head."""
+        """Run the layer with the rows of the active adapters.
+
+        x: token ids (...) for an embedding, hidden states (..., H) for a head.
+        """
         return self.forward_adapters(x, self.active_adapters, *args, **kwargs)
 
     def _embed(self, base: nn.Embedding, x: Tensor, rows: Tensor, index: RowIndex, *args: Any, **kwargs: Any) -> Tensor:
@@ -191,9 +198,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         )
 
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
-        """Return the index over the tokens of ``names``.
+        """Return an index of the tokens trained by the adapters ``names``.
 
-        If ids change, the index is rebuilt and checked for overlaps.
+        If the token ids of an adapter have changed, the index is rebuilt and checked for tokens with two rows.
         """
         lists = [self.token_indices[name] for name in names]
         key = (*names, device)
@@ -207,7 +214,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
 
 def checked_ids(token_ids: Sequence[int], vocab: int) -> list[int]:
-    """Return ``token_ids`` as a list. Raises: ValueError if ids are repeated or outside [0, vocab)."""
+    """Return ``token_ids`` as a Python list. Raises: ValueError if token ids are repeated or outside [0, vocab)."""
     ids = [int(token_id) for token_id in token_ids]
     if outside := [token_id for token_id in ids if not 0 <= token_id < vocab]:
         raise ValueError(f"token_indices: expected ids in [0, {vocab}), found {outside[0]}")
@@ -230,7 +237,7 @@ def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _features(base: nn.Module) -> tuple[int, int]:
-    """Return (in, out) features in PEFT's order: (V, H) for an embedding, (H, V) for a head."""
+    """Return (in, out) features in PEFT's order, which is (V, H) for an embedding and (H, V) for a head."""
     if isinstance(base, nn.Embedding):
         features = stored = (base.num_embeddings, base.embedding_dim)
     elif isinstance(base, nn.Linear):
@@ -246,10 +253,10 @@ def _features(base: nn.Module) -> tuple[int, int]:
 
 
 def _embed_scale(base: nn.Module) -> Tensor | float | None:
-    """Return the factor that an embedding multiplies its output with (gemma3: tensor, bart: number), else None.
+    """Return the factor by which an embedding multiplies its output (a tensor in gemma3, a number in bart), or None.
 
-    A tensor with two or more numbers does not count, as in stock PEFT, because the meaning of the tensor in ``forward``
-    is unknown.
+    A tensor with two or more elements is not treated as a factor, as in stock PEFT, because the use of such a tensor in
+    ``forward`` is unknown.
     """
     scale = getattr(base, "embed_scale", None)
     if isinstance(scale, Tensor):

@@ -1,4 +1,4 @@
-"""The tuner model, which finds the embedding, wraps the embedding, and ties wrapped heads to the embedding."""
+"""Define the tuner model, which finds the embedding, wraps the embedding, and ties wrapped heads to the embedding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FALLBACK = "embed_tokens"
 
 
 class TrainableTokensModel(BaseTuner):
-    """A model with trained token rows in its embedding and in every head tied to it."""
+    """A model with trained token rows in its embedding and in every head that is tied to the embedding."""
 
     prefix: str = "trainable_tokens_"
     tuner_layer_cls = TrainableTokensLayer
@@ -26,8 +26,9 @@ class TrainableTokensModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in ``target_modules`` with the input embedding and, with ``train_head``, the head.
 
-        A tied head is removed even if the user listed the head. A tied head follows the embedding without being a
-        target. If an adapter lists both modules, stock PEFT (0.21) can save but not run the adapter.
+        A tied head is removed from the targets even if the user listed the head. A tied head uses the embedding's
+        trained rows without being a target. If the targets include the embedding and a tied head, stock PEFT (0.21) can
+        save but not run the adapter.
         """
         assert isinstance(peft_config, TrainableTokensConfig)
         targets = peft_config.target_modules
@@ -53,9 +54,9 @@ class TrainableTokensModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Wrap the targets, then every module tied to the input embedding.
+        """Wrap the target modules, then wrap every module that is tied to the input embedding.
 
-        Tied modules get no parameters of their own.
+        Tied modules get no parameters of their own, because tied modules use the embedding's rows.
         """
         super().inject_adapter(
             model=model,
@@ -92,12 +93,12 @@ class TrainableTokensModel(BaseTuner):
     def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
         """Return an empty list.
 
-        This class handles tied modules, so PEFT's warning about tied modules does not apply.
+        PEFT warns about tied modules in the returned list, but TrainableTokensModel handles tied modules itself.
         """
         return []
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """Do nothing. At injection, PEFT would print the same warning from this method."""
+        """Do nothing. PEFT's own method would print a warning about tied modules when the adapter is added."""
 
     def _create_and_replace_dict(
         self,
@@ -110,8 +111,8 @@ class TrainableTokensModel(BaseTuner):
     ) -> None:
         """Add the adapter to ``target`` if ``target`` is already wrapped, else wrap ``target``.
 
-        ``peft_config`` is a dictionary so that ``peft_config`` can contain ``tied_adapter``, which is no field of a
-        configuration.
+        The parameter ``peft_config`` is a dictionary, because the key ``tied_adapter`` is not a field of PEFT's
+        configuration class.
         """
         options = dict(peft_config)
         if isinstance(target, TrainableTokensLayer):
@@ -131,7 +132,7 @@ class TrainableTokensModel(BaseTuner):
         current_key: str,
         tied_adapter: nn.Module | None = None,
     ) -> None:
-        """Entry point that PEFT calls. See ``_create_and_replace_dict``."""
+        """Add or wrap a target; PEFT calls this method. See ``_create_and_replace_dict``."""
         options = {**peft_config.to_dict(), "tied_adapter": tied_adapter}
         self._create_and_replace_dict(options, adapter_name, target, target_name, parent, current_key)
 
@@ -143,7 +144,7 @@ class TrainableTokensModel(BaseTuner):
         tied_adapter: TrainableTokensLayer | None = None,
         **kwargs: Any,
     ) -> TrainableTokensLayer:
-        """Return ``target`` wrapped, with its own rows for ``adapter_name`` or with the rows of ``tied_adapter``."""
+        """Wrap ``target`` in a layer with its own rows for ``adapter_name`` or with the rows of ``tied_adapter``."""
         if isinstance(peft_config, dict):
             options = dict(peft_config)
             tied_adapter = options.pop("tied_adapter", None) or tied_adapter
@@ -159,8 +160,10 @@ class TrainableTokensModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Map the keys of an adapter file to the model's keys.
 
-        peft 0.21 saves the rows of a tied model under the names of the embedding and of the head. Older files contain
-        only the embedding's name. The head's rows equal the embedding's rows, so a missing key is filled in.
+        In adapter files of PEFT 0.21, the rows of a tied model have two keys, with the names of the embedding and of
+        the head. peft 0.21 saves the rows of a tied model under the names of the embedding and of the head. Adapter
+        files of older PEFT versions contain only the key of the embedding. A missing key of the head is filled in with
+        the embedding's rows, because the rows of a tied head equal the rows of the embedding.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

@@ -1,8 +1,8 @@
-"""The mathematics of trained rows: an embedding and a head in which k of V rows are replaced.
+"""Compute with trained rows: an embedding and a head in which k of V rows are replaced.
 
-No function allocates a (V, H) tensor. A lookup reads the base matrix and substitutes the rows of trained tokens. A head
-multiplies by the base matrix and overwrites k columns of the product. The results of lookup and head are equal to the
-results with the merged matrix.
+No function allocates a (V, H) tensor. An embedding lookup reads the base matrix and substitutes the rows of trained
+tokens. A head multiplies the hidden states by the base matrix and overwrites k columns of the product. The results of
+the embedding lookup and of the head equal the results with the merged matrix.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ __all__ = ["RowIndex", "head_with_rows", "substitute_rows"]
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """Token id → row number, for the trained tokens.
+    """An index that maps ids of trained tokens to row numbers. ids: (k,) int64 token ids in the order of the rows.
 
-    ids: (k,) int64 token ids in the order of the rows.  sorted_ids: ``ids`` in ascending order.  order: (k,) row number
-    of each sorted id. Memory is O(k). A table with V rows would be slightly faster to look up, but would cost O(V) per
-    device.
+    sorted_ids: ``ids`` in ascending order. order: (k,) row number of each element of ``sorted_ids``. Memory is O(k). A
+    lookup table with V entries would be slightly faster than the sorted index, but would need O(V) memory per device.
     """
 
     ids: Tensor
@@ -33,13 +32,13 @@ class RowIndex:
 
     @classmethod
     def build(cls, token_ids: Sequence[int], device: torch.device) -> RowIndex:
-        """Index ``token_ids`` (distinct, at least one) on ``device``."""
+        """Build an index of ``token_ids`` (distinct, at least one) on ``device``."""
         ids = torch.tensor(list(token_ids), dtype=torch.int64, device=device)
         sorted_ids, order = torch.sort(ids)
         return cls(ids, sorted_ids, order)
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the flat positions of trained tokens in ``x`` and the row numbers of the tokens, each (n,) int64."""
+        """Return the flat positions of trained tokens in ``x`` and the row number of each position, both (n,) int64."""
         flat = x.reshape(-1).to(self.sorted_ids.dtype).contiguous()
         candidates = torch.searchsorted(self.sorted_ids, flat).clamp_(max=len(self.sorted_ids) - 1)
         positions = torch.nonzero(self.sorted_ids[candidates] == flat).squeeze(-1)
@@ -59,12 +58,12 @@ def substitute_rows(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
 ) -> Tensor:
-    """Return ``looked_up`` with the rows of trained tokens, written in place if autograd allows in-place writing.
+    """Return ``looked_up`` with the rows of trained tokens, modified in place if autograd allows in-place writes.
 
-    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled.  rows: (k, H) in any float dtype, in the order
-    of ``index``.  dtype: the dtype of the base matrix; rows are first rounded to this dtype, as in a merged matrix.
-    scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: as in the wrapped embedding. As in torch, ``max_norm``
-    shortens values but not gradients, and ``padding_idx`` gets no gradient.
+    looked_up: (..., H) base rows of the ids ``x`` (...), already scaled. rows: (k, H) trained rows in any float dtype,
+    in the order of ``index``. dtype: the dtype of the base matrix; the trained rows are first rounded to this dtype, as
+    in a merged matrix. scale, padding_idx, max_norm, norm_type, scale_grad_by_freq: the settings of the wrapped
+    embedding. As in torch, ``max_norm`` scales values but not gradients, and the row ``padding_idx`` gets no gradient.
     Memory: O(hits * H). The gradient of ``rows`` is accumulated in the dtype of ``rows``.
     """
     positions, slots = index.find(x)
@@ -88,17 +87,19 @@ def substitute_rows(
 
 
 def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
-    """Return vectors (..., H) times ``scale``. A tensor is first rounded to the dtype of the vectors, a number is not.
+    """Multiply the vectors (..., H) by ``scale``.
 
-    transformers' embeddings handle a tensor (gemma3) and a number (bart) in the same way.
+    If ``scale`` is a tensor, the factor is first rounded to the dtype of the vectors; a Python number is not rounded.
+    The embeddings in transformers treat a tensor (gemma3) and a number (bart) in the same way. transformers' embeddings
+    handle a tensor (gemma3) and a number (bart) in the same way.
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 
 
 def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale vectors (..., H) longer than ``max_norm`` down to ``max_norm``, in place and hidden from autograd.
+    """Scale vectors (..., H) whose norm exceeds ``max_norm`` down to ``max_norm``, in place and outside of autograd.
 
-    Source: torch.embedding_renorm_, which scales by max_norm / (norm + 1e-7).
+    Source of the formula: torch.embedding_renorm_, which scales by max_norm / (norm + 1e-7).
     """
     values = vectors.detach()
     norms = torch.linalg.vector_norm(values, ord=norm_type, dim=-1, keepdim=True)
@@ -106,18 +107,21 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 
 
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
-    """Return the logits (..., V) of ``hidden`` (..., H) under ``weight`` (V, H) with the replaced ``rows`` (k, H).
+    """Return the logits (..., V) of ``hidden`` (..., H) for ``weight`` (V, H), with k rows replaced by ``rows`` (k, H).
 
-    Memory: the logits and O(k) columns in the forward pass, O(k) columns in the backward pass. ``weight`` gets a
-    gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast dtype, as in
-    nn.Linear.
+    Peak memory: the logits plus O(k) columns in the forward pass, and O(k) columns in the backward pass. ``weight``
+    gets a gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast
+    dtype, as in nn.Linear.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits
 
 
 class _HeadWithRows(torch.autograd.Function):
-    """Linear layer with k replaced rows. A single node avoids copies of the logits and of the logits' gradient."""
+    """Autograd function of a linear layer with k replaced rows.
+
+    A single autograd node avoids copies of the logits and of the logits' gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:

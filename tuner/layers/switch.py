@@ -38,18 +38,22 @@ _stock_additional: Callable[..., None] = stock_other.set_additional_trainable_mo
 def _set_additional_trainable_modules(
     model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """PEFT's function for rows beside another adapter. Evidence, and not the config, decides whether rows are tied."""
+    """Replace PEFT's function that adds trainable rows to another adapter, such as LoRA.
+
+    The weights and the config together, not the config alone, determine whether head and embedding are tied.
+    """
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
     _stock_additional(model, peft_config, model_config, *args, **kwargs)
 
 
 def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
-    """Yield (namespace, name, our object) for every name to replace.
+    """Yield (namespace, name, replacement) for every name in PEFT to replace.
 
-    PEFT looks up the classes of an adapter type in two tables. The classes for rows beside a LoRA adapter are looked up
-    in PEFT's own package at the time of use. The modules that define the stock classes are not changed, so existing
-    models keep working. A name is replaced only if the name exists, because the names differ between PEFT versions.
+    PEFT finds the classes of an adapter type in two tables. PEFT looks up the classes for rows that accompany a LoRA
+    adapter in its own package each time an adapter is made. The modules that define PEFT's classes are not changed, so
+    existing models keep working. A name is replaced only if the name exists in the installed PEFT, because the names
+    differ between PEFT versions.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
     yield PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensConfig
@@ -70,10 +74,13 @@ _saved: list[tuple[MutableMapping[Any, Any], Any, Any]] = []
 
 
 class Enabled:
-    """The result of ``enable``. The end of the ``with`` block, or ``disable``, restores PEFT's own classes."""
+    """The result of ``enable``.
+
+    PEFT's own classes are restored at the end of the ``with`` block or by a call of ``disable``.
+    """
 
     def __init__(self) -> None:
-        """Replace the classes, unless another ``Enabled`` has already replaced the classes."""
+        """Replace PEFT's classes, unless another ``Enabled`` has already replaced PEFT's classes."""
         global _users
         with _LOCK:
             if not _users:
@@ -86,7 +93,7 @@ class Enabled:
     def disable(self) -> None:
         """Undo this ``enable``.
 
-        The last active ``enable`` restores PEFT's classes. A second call of ``disable`` does nothing.
+        Restore PEFT's classes when the last active ``Enabled`` is disabled. A second call of ``disable`` does nothing.
         """
         global _users
         with _LOCK:
@@ -106,19 +113,22 @@ class Enabled:
 
 
 def enable() -> Enabled:
-    """Let PEFT use our classes for token rows, also for ``LoraConfig(trainable_token_indices=…)``.
+    """Let PEFT use the classes of this package for token rows, also for ``LoraConfig(trainable_token_indices=…)``.
 
-    As a plain call, ``enable`` lasts until ``disable`` of the result is called; as a context manager, until the end of
-    the block. Calls may overlap in any order. Models made while the classes are replaced keep working afterwards.
-    Earlier models are not changed. The classes are replaced in the whole process, so other threads that use PEFT also
-    get our classes.
+    After a plain call, ``enable`` is in effect until ``disable`` of the result is called; as a context manager, until
+    the end of the block. Calls of ``enable`` may overlap and may end in any order. Models that are made while the
+    classes are replaced keep working afterwards. Models that were made before ``enable`` are not changed. PEFT's
+    classes are replaced in the whole process, so other threads that use PEFT also get the classes of this package.
     """
     return Enabled()
 
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Hide the warning about an attribute that transformers renamed and PEFT still uses. A user cannot change PEFT."""
+    """Hide the deprecation warning about an attribute that transformers renamed and PEFT still uses under the old name.
+
+    The warning would be useless, because only a new version of PEFT can remove its cause.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -127,10 +137,10 @@ def _without_noise() -> Iterator[None]:
 def get_peft_model(
     model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
 ) -> PeftModel:
-    """Return ``model`` as a ``peft.PeftModel`` with our tuner. ``kwargs``: see ``peft.get_peft_model``.
+    """Return ``model`` as a ``peft.PeftModel`` that uses the tuner of this package.
 
-    ``peft_config`` may also be PEFT's own TrainableTokensConfig, or a LoraConfig with ``trainable_token_indices``.
-    Stock PEFT is restored afterwards.
+    ``kwargs``: see ``peft.get_peft_model``. The parameter ``peft_config`` may also be PEFT's own TrainableTokensConfig,
+    or a LoraConfig with ``trainable_token_indices``. PEFT's own classes are restored before the function returns.
     """
     with enable(), _without_noise():
         wrapped: PeftModel = peft.get_peft_model(model, peft_config, adapter_name, **kwargs)
@@ -138,7 +148,7 @@ def get_peft_model(
 
 
 def load_peft_model(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> PeftModel:
-    """Load an adapter folder that was written by stock PEFT (any layout) or by ttexport.
+    """Load an adapter folder that was written by stock PEFT (in any format that PEFT writes) or by ttexport.
 
     ``kwargs``: see ``peft.PeftModel.from_pretrained``.
     """

@@ -1,9 +1,10 @@
-"""The modules that share the input embedding's matrix, found by evidence and not by the name of the architecture.
+"""Find the modules that share the input embedding's matrix, by evidence and not by the architecture's name.
 
-There are three kinds of evidence, from strongest to weakest. First, the weights share storage. Second, the config (or
-the text config) sets ``tie_word_embeddings``. Third, the config has no such flag and the model's class declares the
-tie. The second and third kinds count only if the weights are equal or not loaded yet: a T5 v1.1 checkpoint has a
-separate head although the config has ``tie_word_embeddings: true``.
+Three kinds of evidence show that a module is tied to the input embedding, listed from strongest to weakest. First, the
+weights of the module and of the embedding share storage. Second, the config (or the text config) sets
+``tie_word_embeddings``. Third, the config has no flag ``tie_word_embeddings``, and the model's class declares the tie.
+Evidence from the config or from the class counts only if the weights are equal or not loaded yet: a T5 v1.1 checkpoint
+has a separate head although the config has ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ __all__ = ["input_embedding", "output_embedding", "tie_flag", "tied_module_names
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the model's input embedding (or the tuner layer around it), or None."""
+    """Return the model's input embedding (or the tuner layer that wraps the embedding), or None."""
     return _ask(model, "get_input_embeddings")
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
-    """Return the model's output head (or the tuner layer around it), or None."""
+    """Return the model's output head (or the tuner layer that wraps the head), or None."""
     return _ask(model, "get_output_embeddings")
 
 
@@ -40,7 +41,7 @@ def _ask(model: nn.Module, method: str) -> nn.Module | None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the innermost module below tuner layers and the wrappers that PEFT puts beside another adapter."""
+    """Return the innermost module inside tuner layers and inside the wrappers that PEFT adds for another adapter."""
     while True:
         inner = getattr(module, "base_layer", None)
         if not isinstance(inner, nn.Module):
@@ -51,7 +52,10 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def tie_flag(config: Any) -> bool | None:
-    """Return ``tie_word_embeddings`` of the config, or else of the text config. None if both configs lack the flag."""
+    """Return ``tie_word_embeddings`` of the config, or else of the text config.
+
+    Return None if neither config has the flag ``tie_word_embeddings``.
+    """
     flag = getattr(config, "tie_word_embeddings", None)
     if flag is None and hasattr(config, "get_text_config"):
         flag = getattr(config.get_text_config(), "tie_word_embeddings", None)
@@ -61,7 +65,8 @@ def tie_flag(config: Any) -> bool | None:
 def tied_module_names(model: nn.Module) -> list[str]:
     """Return the names of the modules that use the input embedding's matrix, without the embedding itself.
 
-    The name of a wrapped module is the name of the outermost tuner layer. Two names may refer to the same module.
+    For a wrapped module, the name of the outermost tuner layer is returned. Two of the returned names may refer to the
+    same module.
     """
     embedding = input_embedding(model)
     if embedding is None:
@@ -104,7 +109,10 @@ def _same_storage(a: Tensor, b: Tensor) -> bool:
 
 
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, module) of all modules outside of tuner layers. A module with two names is yielded twice."""
+    """Yield (name, module) for all modules that are not inside a tuner layer.
+
+    A module with two names is yielded twice.
+    """
     inside: tuple[str, ...] = ()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or name.startswith(inside):

@@ -1,1 +1,1 @@
-"""A training run, from the TuneSpec to the adapter folder."""
+"""Run a training, from the TuneSpec to the adapter folder."""

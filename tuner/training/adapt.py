@@ -1,4 +1,4 @@
-"""The PeftModel of a training run: rows for the tokens, and optionally a LoRA adapter in addition to the rows."""
+"""Create the PeftModel of a training run, with rows for the tokens and optionally a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["adapt"]
 
 
 def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: TuneSpec) -> Any:
-    """Return ``model`` as a PeftModel with rows for ``token_ids``. An untied head also gets rows.
+    """Return ``model`` as a PeftModel with trainable rows for ``token_ids``. An untied head also gets trainable rows.
 
-    The adapter records the name and revision of the base. Raises: UsageError if new tokens would have no rows in an
-    untied head, BadInput if ``lora_targets`` match no module.
+    The adapter records the name and revision of the base. Raises: UsageError if new tokens would have no trained rows
+    in an untied head, BadInput if ``lora_targets`` match no module.
     """
     untied = output_embedding(model) is not None and not tied_module_names(model)
     if untied and spec.train_head is False and spec.new_tokens:
@@ -47,7 +47,10 @@ def adapt(model: PreTrainedModel, base: Base, token_ids: Sequence[int], spec: Tu
 
 
 def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, train_head: bool) -> LoraConfig:
-    """Return a LoRA configuration that includes the rows. A tied head is not listed, because PEFT finds a tied head."""
+    """Return a LoRA configuration that also trains the token rows.
+
+    A tied head is not listed in the configuration, because PEFT finds a tied head by itself.
+    """
     assert spec.lora_rank is not None
     modules = [input_embedding(model), output_embedding(model) if train_head else None]
     names = [name for module in modules if module is not None for name in _names(model, module)]
@@ -62,5 +65,8 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
 
 
 def _names(model: nn.Module, module: nn.Module) -> list[str]:
-    """Return the last part of the module's name. PEFT's file format refers to the module by this part."""
+    """Return the last part of the dotted name of ``module``, in a list.
+
+    PEFT's file format identifies a module by the last part of the module's name.
+    """
     return [name.rpartition(".")[2] for name, other in model.named_modules() if other is module]

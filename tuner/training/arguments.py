@@ -1,4 +1,4 @@
-"""Arguments of transformers and TRL, made from a TuneSpec."""
+"""Build the training arguments of transformers and TRL from a TuneSpec."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["training_arguments"]
 
 
 def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
-    """Return the arguments for a run over ``examples`` examples. All reporters of transformers are switched off.
+    """Return the training arguments for a run with ``examples`` training examples.
 
-    Creating the arguments joins the process group that a launcher started.
+    All reporting integrations of transformers are disabled. Creating the arguments joins the torch process group if a
+    launcher such as torchrun started the process.
     """
     arguments = SFTConfig(
         output_dir=str(work_folder(spec.out)),
@@ -56,10 +57,12 @@ def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
 
 
 def _schedule(spec: TuneSpec) -> dict[str, Any]:
-    """Return the schedule of evaluations and checkpoints.
+    """Return the arguments that schedule evaluations and checkpoints.
 
-    "Once per epoch" is expressed in steps, because transformers would run the evaluation at the end of an epoch only
-    after writing the checkpoint of the last step. A run resumed from that checkpoint would skip the evaluation.
+    "Once per epoch" is converted to a number of steps, because at the end of an epoch transformers would evaluate only
+    after writing the checkpoint of the last step. "Once per epoch" is expressed in steps, because transformers would
+    run the evaluation at the end of an epoch only after writing the checkpoint of the last step. A run resumed from a
+    checkpoint that was written before the evaluation would skip the evaluation.
     """
     return {
         "eval_strategy": "steps" if spec.evaluates else "no",

@@ -1,4 +1,4 @@
-"""The adapter folder: rules for replacing an existing output, and the files of the folder."""
+"""Write the adapter folder, and check whether an existing output may be replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ __all__ = ["check_output", "staged_adapter", "write_adapter"]
 
 
 def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an output before any work for the output is done. Arguments and errors: see ``staged_adapter``."""
+    """Check, before any work is done, that the output folder can be written.
+
+    The arguments and errors are the same as for ``staged_adapter``.
+    """
     out = Path(os.path.abspath(out))
     require_apart(out, inputs)
     if os.path.lexists(out):
@@ -29,12 +32,12 @@ def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> No
 
 @contextmanager
 def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``out`` if the block ends without an error.
+    """Yield an empty folder that is renamed to ``out`` if the block ends without an error.
 
-    After an error, the folder is removed. The folder is synced and gets its name in one rename
-    (``exporter.io.staging.staged``). File modes follow the umask. force: replace an existing adapter folder, but no
-    other path. inputs: paths that ``out`` must not replace. Raises: OutputError if ``out`` exists or cannot be written,
-    UsageError if ``out`` would replace an input.
+    If the block raises an error, the folder is removed. The folder is synced to disk and renamed to ``out`` in one step
+    (``exporter.io.staging.staged``). The file modes follow the process's umask. force: replace an existing adapter
+    folder, but no other path. inputs: paths that ``out`` must not replace. Raises: OutputError if ``out`` exists or
+    cannot be written, UsageError if ``out`` would replace an input.
     """
     check_output(out, force=force, inputs=inputs)
     with staged(Path(os.path.abspath(out)), force=force) as draft:
@@ -46,7 +49,10 @@ def staged_adapter(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> 
 
 
 def _finish(folder: Path) -> None:
-    """Give all files below ``folder`` the umask's mode and sync the files. Some libraries write with mode 0600."""
+    """Set the modes of all files below ``folder`` according to the umask, and sync the files to disk.
+
+    The modes are set because some libraries write files with mode 0600.
+    """
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -57,11 +63,11 @@ def _finish(folder: Path) -> None:
 
 
 def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any], state: Any = None) -> None:
-    """Write the files of stock PEFT, the files of the tokenizer, and ``record`` as train.json.
+    """Write the adapter files in PEFT's format, the files of the tokenizer, and ``record`` as train.json.
 
-    state: the trained parameters by name, needed if the parameters in ``model`` are not whole; None takes the
-    parameters from ``model``. The embedding matrix is never saved, even if the matrix grew, because rows of untrained
-    tokens belong to the base.
+    state: the trained parameters by name, needed if ``model`` contains only shards of the parameters; None reads the
+    parameters from ``model``. The embedding matrix is never saved, even if new tokens made the matrix grow, because
+    rows of untrained tokens belong to the base.
     """
     with writing(folder):
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

@@ -1,4 +1,4 @@
-"""Reports of a run: the file metrics.jsonl, the loss curve, and the losses in the record."""
+"""Write the reports of a run: the file metrics.jsonl, the loss curve, and the losses in the record."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CURVES: Final = {
 
 
 def metrics(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the steps and evaluations in a trainer's history, with the names used in ttexport."""
+    """Return the training steps and evaluations in a trainer's history, with keys renamed to ttexport's names."""
     entries = [{ours: entry[name] for name, ours in _NAMES.items() if name in entry} for entry in history]
     return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
 
 
 def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the first and last value of every loss in the history: ``first``, ``taught_last`` and so on."""
+    """Return the first and last value of every loss in the history, with keys such as ``first`` and ``taught_last``."""
     ends: dict[str, float] = {}
     for entry in metrics(history):
         for name in _CURVES.keys() & entry.keys():
@@ -55,7 +55,10 @@ def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_curve(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Draw loss.png: losses over steps, on a logarithmic scale because the losses span orders of magnitude."""
+    """Draw loss.png, which shows the losses over the steps.
+
+    The loss axis is logarithmic, because losses span orders of magnitude.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A training run, from the TuneSpec to the adapter folder."""
+"""Run a training, from the TuneSpec to the adapter folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The examples of a run, in the form of the file and in the form of token ids."""
+    """The examples of a run, as read from the file and as token ids."""
 
     train: Examples
     evaluate: Examples | None
@@ -51,14 +51,14 @@ class _Data:
 def tune(
     spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
 ) -> dict[str, Any]:
-    """Run ``spec`` and return the record that is also written as train.json, plus the path of the adapter.
+    """Run the training ``spec``, and return the record, plus the path of the adapter.
 
-    examples: the examples in ``spec.data``, if the examples were already read.  on_note: callback for remarks to the
-    user; without a callback, a download shows no progress.
-    ``spec.out`` appears only if the run succeeds. Until then, checkpoints are in the work folder next to ``spec.out``.
-    Under torchrun or ``accelerate launch`` every process calls ``tune``. The first process writes the output, and all
-    processes return after the writing.
-    Raises: for bad input, only errors of ``exporter.errors``.
+    The record is also written as train.json. examples: the examples in ``spec.data``, if the caller has already read
+    the file. on_note: callback for notes to the user; without a callback, a download shows no progress. The folder
+    ``spec.out`` is created only if the run succeeds. During the run, checkpoints are stored in the work folder next to
+    ``spec.out``. Under torchrun or ``accelerate launch``, every process must call ``tune``. The first process writes
+    the output, and every process returns after the output is written. Raises: only error classes of ``exporter.errors``
+    if an input is not valid.
     """
     note = on_note or _ignore
     examples = read_examples(spec.data) if examples is None else examples
@@ -125,7 +125,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, held_out: Ex
 
 
 def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: OnNote) -> None:
-    """Count the tokens in the data for the record, and report surprises before the training starts."""
+    """Count the taught tokens in the data for the record, and report unexpected counts before the training starts."""
     encoded = data.encoded
     for entry in tokens:
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
@@ -198,7 +198,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train from the start, or from the last checkpoint of the same ``run``. Return the trained parameters."""
+    """Train from the start, or resume from the last checkpoint of the same ``run``. Return the trained parameters."""
     arguments = trainer.args
     work = work_folder(spec.out)
     checkpoint: Path | None = None
@@ -224,7 +224,7 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
 
 
 def _is_stale(trainer: RowsTrainer) -> bool:
-    """Whether the model's rows have changed since the last evaluation."""
+    """Whether the model's rows may have changed since the last evaluation."""
     if trainer.args.load_best_model_at_end:
         return True
     return not any(
@@ -233,7 +233,7 @@ def _is_stale(trainer: RowsTrainer) -> bool:
 
 
 def _identity(spec: TuneSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that must be equal in a resumed run and in the first run, as flat JSON values with names."""
+    """Return the values that must be equal in a resumed run and in the interrupted run, as JSON values by name."""
     names = ("base_digest", "data_digest", "eval_digest", "processes")
     run = {**{name: record.get(name) for name in names}, **spec.settings()}
     return dict(json.loads(json.dumps(run)))

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the model's own head, the loss of the taught tokens, and checkpoints of only the adapter."""
+"""Extend TRL's SFTTrainer with the model's own head, the loss of the taught tokens, and adapter-only checkpoints."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ OnStep = Callable[[int, int, float], None]
 
 
 class RowsTrainer(SFTTrainer):
-    """SFTTrainer for models with trained rows in the output head.
+    """An SFTTrainer for models with trained rows in the output head.
 
-    SFTTrainer itself multiplies hidden states with ``lm_head.weight``. The multiplication bypasses trained rows, so
-    SFTTrainer refuses adapters on the head. In RowsTrainer the model computes the logits and the loss, with one copy of
-    the logits. Every log entry also has ``taught_loss``, the mean loss over the labels in ``token_ids``, if there are
-    such labels.
+    SFTTrainer itself multiplies hidden states with ``lm_head.weight``. Multiplying by ``lm_head.weight`` bypasses
+    trained rows, so SFTTrainer rejects adapters on the head. With RowsTrainer, the model itself computes the logits and
+    the loss, with a single copy of the logits. Every log entry also contains ``taught_loss``, the mean loss over the
+    labels that are in ``token_ids``, if the step has any.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
-        """Take SFTTrainer's arguments. ``model`` is a PeftModel, ``token_ids`` are the taught tokens."""
+        """Take SFTTrainer's arguments. Create the trainer. model: a PeftModel. token_ids: ids of the taught tokens."""
         with _without_fused_head(model):
             super().__init__(model=model, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -46,7 +46,7 @@ class RowsTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the model's own loss: the mean over all labels of the step in all processes."""
+        """Return the loss that the model computes: the mean over all labels of the step in all processes."""
         labels = inputs["labels"]
         loss, outputs = Trainer.compute_loss(
             self, model, {**inputs, "use_cache": False}, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -56,16 +56,19 @@ class RowsTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _taught_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return (2,): the summed loss of the taught labels and the number of these labels.
+        """Return a tensor (2,) with the summed loss of the taught labels and the number of the taught labels.
 
-        Memory: the logits of the labels.
+        Peak memory: the logits at the positions of the taught labels.
         """
         hit = torch.isin(labels[:, 1:], self._token_ids)
         chosen = logits[:, :-1][hit].float()
         return torch.stack([F.cross_entropy(chosen, labels[:, 1:][hit], reduction="sum"), hit.sum()]).double()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss of the taught tokens to the log of a step or an evaluation. Raises if the loss is not finite."""
+        """Add the loss of the taught tokens to the log of a step or an evaluation.
+
+        Raises an error if the loss is not finite.
+        """
         for mode, key, name in (("train", "loss", "taught_loss"), ("eval", "eval_loss", "eval_taught_loss")):
             if key in logs:
                 if not math.isfinite(logs[key]):
@@ -80,10 +83,10 @@ class RowsTrainer(SFTTrainer):
             self._on_step(self.state.global_step, self.state.max_steps, logs["loss"])
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name, whole and on the CPU.
+        """Return the trained parameters by name, unsharded and on the CPU.
 
-        Only the result of the first process is complete. Every process must call this method, because the method
-        gathers sharded parameters. Frozen parameters are not gathered.
+        Only the first process returns all parameters. Every process must call ``trained_state``, because sharded
+        parameters are gathered from all processes. Frozen parameters are not gathered from the processes.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.model_wrapped, options=options))
@@ -91,7 +94,10 @@ class RowsTrainer(SFTTrainer):
     # --- checkpoints: the adapter, optimizer, scheduler, random states and position, written by transformers ----------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the adapter without the embedding matrix. PEFT would add the matrix if the vocabulary grew."""
+        """Save the adapter without the embedding matrix.
+
+        PEFT would save the embedding matrix too if the vocabulary grew.
+        """
         if self.args.should_save:
             model = cast(PeftModel, self.model)
             model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
@@ -106,7 +112,7 @@ class RowsTrainer(SFTTrainer):
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no model card, because the card is left to the user."""
+        """Do not write a model card, because the card is left to the user."""
 
     def _send_telemetry(self) -> None:
         """Send no telemetry."""

@@ -1,4 +1,7 @@
-"""The work folder next to an output. The folder contains the checkpoints of an unfinished run, for resuming."""
+"""Manage the work folder next to an output folder.
+
+The work folder contains the checkpoints from which an unfinished run can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,23 @@ _COMPLETE: Final = "complete"
 
 
 def work_folder(out: Path) -> Path:
-    """Return the work folder of a run with output ``out``."""
+    """Return the work folder of the run with the output folder ``out``."""
     out = Path(os.path.abspath(out))
     return out.with_name(f".{out.name}.work")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the only process of the run, or the first process that a launcher started."""
+    """Whether this process is the only process of the run, or the first of the processes that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def claimed(work: Path) -> Iterator[None]:
-    """Lock ``work`` for this run. Afterwards remove ``work``, unless the folder has a checkpoint to resume from.
+    """Lock the folder ``work`` for this run inside the block.
 
-    The lock ends with the process, even if the process is killed. Only the first process of a run takes the lock.
-    Raises: OutputError if another run has locked the folder, or if the folder cannot be created.
+    After the block, the folder ``work`` is removed, unless the folder contains a checkpoint to resume from. The lock is
+    released when the process ends, even if the process is killed. Only the first process of a run acquires the lock.
+    Raises: OutputError if another run has locked the work folder, or if the work folder cannot be created.
     """
     if not is_first_process():
         yield
@@ -59,7 +63,10 @@ def claimed(work: Path) -> Iterator[None]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Mark ``checkpoint`` as completely written. A run never resumes from a checkpoint without this mark."""
+    """Mark ``checkpoint`` as completely written.
+
+    A run never resumes from a checkpoint that is not marked as completely written.
+    """
     (checkpoint / _COMPLETE).touch()
 
 
@@ -70,12 +77,12 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
-    """Prepare ``work`` (claimed) for the run described by ``run``. Return the checkpoint to resume from, or None.
+    """Prepare the locked folder ``work`` for the run described by ``run``.
 
-    run: JSON values.  resume: take the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run.
-    force: discard an earlier unfinished run.
-    Raises: UsageError if the runs differ, OutputError if an unfinished run would be lost, UnreadableFile if run.json of
-    the unfinished run is broken.
+    Return the checkpoint to resume from, or None. run: the identifying values of the run, as JSON values. resume:
+    resume from the last checkpoint, if a checkpoint of the same run exists. force: discard an earlier unfinished run.
+    Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished run would be lost,
+    UnreadableFile if run.json of the unfinished run is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:
