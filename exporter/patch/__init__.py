@@ -1,6 +1,9 @@
-"""``ttexport patch`` writes an adapter's token rows into an existing artifact. Each format has its own subpackage.
+"""Implements ``ttexport patch``, which writes an adapter's token rows into an existing GGUF or ONNX artifact.
 
-``plan_patch(PatchSpec(…))`` decides on the patch and writes nothing. ``run_patch(plan, hooks)`` writes the patch.
+Each artifact format has its own subpackage.
+
+``plan_patch(PatchSpec(…))`` returns the plan of a patch and writes nothing. ``run_patch(plan, hooks)`` writes and
+verifies the patched artifact.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ __all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "pl
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Plan the patch from headers, adapters and a few rows.
+    """Plan a patch after reading only the base's headers, the adapters and a few rows of the base.
 
-    Raises BadInput, NotExpressible, UsageError, MissingDependency.
+    May raise BadInput, NotExpressible, UsageError or MissingDependency.
     """
     if spec.report:
         require_renderers()
@@ -54,18 +57,19 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
 
 
 def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
-    """Write the patched model, verify the bytes on disk, then rename the model to its final name.
+    """Write the patched model, verify the written bytes, and then rename the model to its final name.
 
-    Returns the report, or None for level off. Raises NotEquivalent, OutputError; the base is then unchanged.
+    Returns the verification report, or None if the verification level is off. Raises NotEquivalent if verification
+    fails, or OutputError if a write fails. After an error, the base is unchanged.
     """
     return plan.run(hooks)
 
 
 def restore(base: Path) -> bool:
-    """Undo an interrupted in-place patch of ``base``. Returns whether a patch was undone."""
+    """Undo an interrupted in-place patch of ``base``. Returns whether ``base`` had an interrupted patch."""
     return recover(base)
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether the arguments of ``plan`` mean a patch: a .gguf file or a folder of ONNX models, followed by adapters."""
+    """Whether ``ttexport plan`` is to plan a patch, because a .gguf file or ONNX folder precedes the adapters."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

@@ -1,4 +1,4 @@
-"""Proves that a base artifact was made from a given checkpoint, by a recorded digest or by encoding rows again."""
+"""Proves that an artifact was made from a given checkpoint, by a recorded digest or by re-encoding sampled rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SAMPLED: Final = 32
 
 @dataclass(frozen=True)
 class VocabRows:
-    """Rows of one vocabulary matrix of an artifact.
+    """Access to the rows of one vocabulary matrix of an artifact.
 
-    shape: (tokens, hidden). storage: dtype or quantisation, in words. read: row number → stored bytes of the row, (1,
-    n) uint8. encode: a row (1, hidden) of the checkpoint → bytes that the artifact would store for the row, (1, n)
-    uint8.
+    shape: (tokens, hidden). storage: description of the dtype or quantisation. read: function from a row number to the
+    stored bytes of the row, (1, n) uint8. encode: function from a checkpoint row (1, hidden) to the bytes that the
+    artifact would store for the row, (1, n) uint8.
     """
 
     path: Path
@@ -42,11 +42,12 @@ class VocabRows:
 def prove_base(
     path: Path, metadata: Mapping[str, Any], base: Checkpoint, embedding: VocabRows, head: VocabRows | None = None
 ) -> str:
-    """Prove that the model at ``path`` was made from ``base``. Returns the kind of proof, in words.
+    """Prove that the model at ``path`` was made from the checkpoint ``base``. Returns a description of the proof.
 
-    If the writer recorded a digest, the digest decides. Otherwise, rows spread over the vocabulary are encoded again
-    from the checkpoint, and must equal the stored rows byte for byte. head: rows of the head, or None to compare only
-    the embedding. Raises BadInput or TensorMismatch if the model was made from a different base, or may have been.
+    If the artifact records the digest of its checkpoint, only the digest is compared. If no digest is recorded, rows
+    sampled across the vocabulary are encoded again from the checkpoint, and must equal the stored rows byte for byte.
+    head: rows of the LM head, or None to compare only the embedding. Raises BadInput or TensorMismatch unless the model
+    was provably made from ``base``.
     """
     recorded = metadata.get(DIGEST_KEY)
     if isinstance(recorded, str):
@@ -66,7 +67,7 @@ def prove_base(
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance that ttexport recorded in ``metadata``, with keys without prefix, or {} without provenance."""
+    """Return the provenance that ttexport recorded in ``metadata``, without key prefixes, or {} without provenance."""
     return {
         key.removeprefix(PREFIX): value
         for key, value in metadata.items()
@@ -75,12 +76,12 @@ def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
-    """At most ``count`` evenly spread, ascending numbers from ``range(n_rows)``."""
+    """Return at most ``count`` evenly spaced, ascending row numbers from ``range(n_rows)``."""
     return sorted({round(step * (n_rows - 1) / max(1, count - 1)) for step in range(count)})
 
 
 def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
-    """Compare sampled rows. Returns the number of compared rows."""
+    """Compare sampled rows of ``matrix`` with the checkpoint. Returns the number of compared rows."""
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
         raise TensorMismatch(matrix.path, matrix.name, expected=f"a base of shape {matrix.shape}", found=actual)

@@ -1,9 +1,11 @@
-"""Patches a model in place. After a crash at any moment, the old model can be restored or the new model is complete.
+"""Patches a model in place, protected by a journal.
 
-First, the bytes that will be overwritten are written to a journal beside the model, and synced. The journal gets its
-name by a rename, so a journal with that name is complete. Then the model is changed, synced and checked. At last the
-journal is removed, and at that moment the new model becomes valid. A run that finds a journal first restores the old
-bytes.
+After a crash at any moment, either the old model can be restored from the journal, or the new model is complete.
+
+First, the old bytes that the patch will overwrite are saved to a journal file beside the model, and synced to disk. The
+journal gets its final name by an atomic rename, so a journal under the final name is always complete. Then the patch is
+written to the model, synced to disk and verified. Finally, the journal is removed, which commits the patch. If a later
+run finds a journal, the run first restores the old bytes.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ Pieces = Sequence[tuple[int, bytes]]
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes of a model's files.
+    """The planned changes of a model's files for an in-place patch.
 
-    pieces: file → [(offset, bytes)] to overwrite. The file keeps its length. contents: small file → new content of the
-    whole file, or None to remove the file.
+    pieces: file → [(offset, bytes)] to overwrite without changing the file's length. contents: small file → new content
+    of the whole file, or None to remove the file.
     """
 
     pieces: Mapping[Path, Pieces] = field(default_factory=dict)
@@ -46,9 +48,10 @@ class Changes:
 
 @dataclass(frozen=True)
 class _Old:
-    """The old bytes of one file.
+    """The old bytes of one file, as saved in the journal.
 
-    size: size of the file, or None if the file did not exist. whole: whether ``pieces`` contain the whole file.
+    size: size of the old file in bytes, or None if the file did not exist. whole: whether ``pieces`` contain the whole
+    file.
     """
 
     size: int | None
@@ -57,10 +60,10 @@ class _Old:
 
 
 def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], progress: Progress = silent) -> None:
-    """Change the files of the model at ``path``, a file or a folder. If ``check`` raises, the old bytes are restored.
+    """Apply ``changes`` to the model file or folder ``path``. If ``check`` raises, the old bytes are restored.
 
-    Memory: the old and the new bytes. Raises OutputError if another process is patching the model or if a write fails;
-    the model is then unchanged.
+    Peak memory: the overwritten bytes plus the new bytes. Raises OutputError if another process is patching the model
+    or if a write fails. After an error, the model is unchanged.
     """
     with _locked(path):
         if journal_of(path).exists():
@@ -81,10 +84,10 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """Link ``paths``, the files or the folder of a model, in a temporary folder. Yields the link to the first path.
+    """Link the files or the folder of a model in a temporary folder. Yields the link to the first of ``paths``.
 
-    Needed for the ``check`` of ``patch_in_place``: readers refuse a model beside a journal, but there is no journal
-    beside the links.
+    The ``check`` of ``patch_in_place`` must read the model through the links, because readers refuse a model that has a
+    journal beside it.
     """
     with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
         links = []
@@ -96,10 +99,10 @@ def linked(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def recover(path: Path) -> bool:
-    """Restore the old bytes if a patch of the model at ``path`` was interrupted. Returns whether bytes were restored.
+    """Restore the old bytes if an in-place patch of ``path`` was interrupted. Returns whether bytes were restored.
 
-    Raises UnreadableFile if the journal is broken or belongs to a different file. Raises OutputError if another run is
-    patching the model.
+    Raises UnreadableFile if the journal is corrupt or belongs to a different model. Raises OutputError if another
+    process is patching the model.
     """
     if not journal_of(path).exists():
         return False
@@ -126,7 +129,7 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
 
 
 def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
-    """Write the journal. The journal is complete and synced before it gets its final name."""
+    """Write the journal. Write the journal, which is synced to disk before it gets its final name."""
     files = [
         [file.relative_to(path.parent).as_posix(), was.size, was.whole, [[at, len(data)] for at, data in was.pieces]]
         for file, was in old.items()
@@ -144,7 +147,7 @@ def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Write the old bytes back, then remove the journal. The call can be repeated after an interruption."""
+    """Write the old bytes back to the model, then remove the journal. An interrupted call can be repeated."""
     for target, old in _read_journal(path).items():
         if old.whole:
             _replace(target, None if old.size is None else old.pieces[0][1])
@@ -154,9 +157,9 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Read the journal: file → old bytes.
+    """Read the journal. Returns a dict of file → old bytes of the file.
 
-    Raises UnreadableFile if the digest of the journal is wrong, or if the journal belongs to a different file.
+    Raises UnreadableFile if the journal's digest is wrong, or if the journal belongs to a different model.
     """
     journal = journal_of(path)
     with reading(journal):
@@ -194,7 +197,7 @@ def _overwrite(path: Path, pieces: Pieces) -> None:
 
 
 def overwrite(fd: int, pieces: Pieces) -> None:
-    """Write all ``pieces`` at their offsets. Raises OSError."""
+    """Overwrite the file with all ``pieces`` at the offsets of the pieces. Raises OSError."""
     for offset, data in pieces:
         view = memoryview(data)
         while view:
@@ -203,7 +206,10 @@ def overwrite(fd: int, pieces: Pieces) -> None:
 
 
 def _replace(path: Path, content: bytes | None) -> None:
-    """Write the whole content of a file, or remove the file if ``content`` is None. The call can be repeated."""
+    """Replace the whole content of a file, or remove the file if ``content`` is None.
+
+    An interrupted call can be repeated.
+    """
     with writing(path):
         if content is None:
             path.unlink(missing_ok=True)
@@ -226,7 +232,7 @@ def _remove(journal: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock the model at ``path``, so that only one patch runs at a time. The lock ends with the process."""
+    """Lock the model at ``path`` against patches by other processes. The lock is released when the process ends."""
     with writing(path):
         fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

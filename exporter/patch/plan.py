@@ -1,4 +1,4 @@
-"""The plan of a patch for any format of the base, and its execution: write, verify, then promote."""
+"""Plans a patch of an artifact in any format, and runs the plan: write, verify, then rename to the final name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Checker = Callable[[Path], Iterator[Check]]
 
 @dataclass(frozen=True)
 class PatchPlan(ABC):
-    """All facts about a patch that are known before a byte is written. Every format of a base has a subclass.
+    """The plan of a patch, complete before any byte is written. Each artifact format has its own subclass of PatchPlan.
 
-    proof: the kind of proof that the base was made from its checkpoint, in words.
+    proof: description of the proof that the base artifact was made from its checkpoint.
     """
 
     spec: PatchSpec
@@ -36,55 +36,55 @@ class PatchPlan(ABC):
 
     @property
     def adapters(self) -> Sequence[Adapter]:
-        """The adapters in the order of the command."""
+        """The adapters in the order given on the command line."""
         return self.inputs.adapters
 
     @property
     @abstractmethod
     def out(self) -> Path:
-        """The file or folder that names the patched model."""
+        """Path of the patched model: the folder, the file, or the first part of a split GGUF."""
 
     @property
     @abstractmethod
     def paths(self) -> Sequence[Path]:
-        """``out``, followed by the other parts of a split GGUF, in order."""
+        """The path ``out``, followed by the other parts of a split GGUF in order."""
 
     @property
     @abstractmethod
     def storage(self) -> str:
-        """Storage type of the embedding."""
+        """Storage type of the embedding in the artifact."""
 
     @property
     @abstractmethod
     def targets(self) -> Sequence[Mapping[str, Any]]:
-        """One table with storage, path and nbytes per artifact to write."""
+        """One dict with the keys storage, path and nbytes for each artifact to write."""
 
     @property
     @abstractmethod
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """Tables of the replaced rows, with tensor, type, token_ids and dtype."""
+        """One dict with the keys tensor, type, token_ids and dtype for each tensor with replaced rows."""
 
     @property
     @abstractmethod
     def vocab(self) -> int:
-        """Number of rows of the vocabulary after patching."""
+        """Number of vocabulary rows after patching."""
 
     @property
     @abstractmethod
     def new_tokens(self) -> Mapping[int, str]:
-        """Id → text of the tokens that are new to the base."""
+        """Token id → text of the tokens that are new to the base."""
 
     @property
     @abstractmethod
     def moves_bytes(self) -> bool:
-        """Whether unchanged bytes would move.
+        """Whether unchanged bytes of the artifact move to new offsets.
 
-        If so, an in-place patch writes a whole new artifact under the old name.
+        If bytes move, an in-place patch writes a whole new artifact under the old name.
         """
 
     @property
     def rewrites(self) -> bool:
-        """Whether an in-place patch writes a whole new artifact."""
+        """Whether an in-place patch has to write a whole new artifact."""
         return self.spec.in_place and self.moves_bytes
 
     @property
@@ -95,12 +95,15 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Size of the patched model in bytes."""
+        """Total size of the patched model in bytes."""
 
     def run(self, hooks: Hooks) -> Report | None:
-        """Write a copy, or overwrite rows under a journal, then verify. Returns the report, or None for level off.
+        """Write a patched copy, or patch in place with a journal, then verify.
 
-        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no new file has its final name.
+        Returns the report, or None for level off.
+
+        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no unfinished file has a final
+        name.
         """
         level = self.spec.level
         # The base is read before the patch, because an in-place patch overwrites the base.
@@ -114,23 +117,26 @@ class PatchPlan(ABC):
 
     @property
     def _staged_as(self) -> Path:
-        """The path to stage: ``out``, or, for a split GGUF, a name that differs from the names of all parts."""
+        """Path to stage: ``out``, or for a split GGUF, a path that differs from the paths of all parts."""
         return self.out
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
-        """Read the data for the checks from the base, and return the checks.
+        """Read reference data from the base, and return a function that checks a patched model against the data.
 
-        every: whether the checks compare every byte, or only some bytes of each tensor.
+        every: whether to compare every byte, and not only some bytes of each tensor.
         """
 
     @abstractmethod
     def _write(self, draft: Path, progress: Progress) -> None:
-        """Write the patched model to ``draft``. The parts of a split GGUF get their final names beside ``draft``."""
+        """Write the patched model to ``draft``.
+
+        The parts of a split GGUF are written beside ``draft`` under final names.
+        """
 
     @abstractmethod
     def _changes(self) -> Changes:
-        """The bytes that an in-place patch overwrites."""
+        """Return the changes that an in-place patch makes to the model's files."""
 
     def _run_in_place(self, check: Checker | None, hooks: Hooks) -> Report | None:
         changes, reports = self._changes(), []
@@ -145,9 +151,9 @@ class PatchPlan(ABC):
         return reports[0] if reports else None
 
     def _verified(self, path: Path, check: Checker, hooks: Hooks) -> Report:
-        """The report on the patched model at ``path``.
+        """Verify the patched model at ``path``, and return the verification report.
 
-        The report is also written to the folder of ``--report``.
+        The verification report is also written to the folder given by ``--report``.
 
         Raises NotEquivalent.
         """
@@ -165,7 +171,7 @@ class PatchPlan(ABC):
         return report
 
     def _with_run(self, report: Report, path: Path, hooks: Hooks) -> Report:
-        """``report`` joined with the report of a full verification, which runs the model and the unmerged reference."""
+        """Extend ``report`` by a full verification, which runs the patched model and the unmerged reference."""
         from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:
@@ -179,14 +185,14 @@ class PatchPlan(ABC):
         )
 
     def _reference(self) -> Reference:
-        """The reference, opened again so that the checks do not depend on the adapters as read by the patch."""
+        """Open the unmerged reference anew, so that verification does not reuse data that the patch has read."""
         base = self.inputs.base
         assert base is not None, "PatchSpec and Inputs refuse a level that needs a base without one"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])
 
 
 def patch_json(plan: PatchPlan) -> dict[str, Any]:
-    """The JSON that ``ttexport plan`` prints for a patch."""
+    """Return the JSON object that ``ttexport plan`` prints for a patch."""
     return {
         "base": str(plan.spec.base),
         "adapters": [str(adapter.path) for adapter in plan.adapters],

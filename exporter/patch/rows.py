@@ -1,4 +1,4 @@
-"""Assigns the token rows of adapters to the vocabulary matrices of a base."""
+"""Assigns the token rows of adapters to the vocabulary matrices of a base artifact."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _Encoded = TypeVar("_Encoded")
 
 @dataclass(frozen=True)
 class VocabTensors:
-    """Names of the vocabulary tensors of a base artifact.
+    """Names of the vocabulary tensors (embedding and LM head) of a base artifact.
 
-    head: name of the head, or None if the embedding serves as the head. widths: tensor → hidden size. repeats: returns
-    whether a stored head is a second copy of the embedding. ``repeats`` reads rows, so it is called only if needed.
+    head: name of the LM head, or None if the embedding is also used as the LM head. widths: tensor name → hidden size.
+    repeats: function that returns whether a stored LM head is a second copy of the embedding. ``repeats`` reads rows of
+    the artifact, and is called only if needed.
     """
 
     path: Path
@@ -38,17 +39,17 @@ class VocabTensors:
 
     @property
     def names(self) -> list[str]:
-        """Names of the vocabulary tensors, with the embedding first."""
+        """Names of the vocabulary tensors, starting with the embedding."""
         return [self.embedding, *([self.head] if self.head else [])]
 
 
 @dataclass(frozen=True)
 class RowEdits:
-    """The rows that a patch sets.
+    """The token rows that a patch sets in the vocabulary tensors of a base artifact.
 
-    rows: tensor of the base → (token id → final row (hidden,) in the trained dtype). sources: tensor of the base → an
-    adapter tensor that sets rows of the base's tensor, for messages. untrained: token ids of rows that resizing the
-    embedding created and training left unchanged.
+    rows: base tensor → (token id → final row (hidden,) in the trained dtype). sources: base tensor → an adapter tensor
+    that sets rows of the base tensor, for error messages. untrained: token ids of rows that were added by resizing the
+    embedding and left unchanged by training.
     """
 
     rows: Mapping[str, Mapping[int, Array]]
@@ -64,7 +65,7 @@ class RowEdits:
     def highest_trained(self) -> int:
         """The highest token id of a trained row, or -1 if no row is trained.
 
-        A trained row needs a token in the vocabulary.
+        Every trained row must belong to a token in the vocabulary.
         """
         return max(self._token_ids - self.untrained, default=-1)
 
@@ -73,7 +74,7 @@ class RowEdits:
         return {token_id for rows in self.rows.values() for token_id in rows}
 
     def require_covered(self, path: Path, name: str, n_rows: int, vocab: int) -> None:
-        """Raise BadInput if tensor ``name`` grows from ``n_rows`` to ``vocab`` rows and no adapter sets a new row."""
+        """Raise BadInput if the adapters do not set all rows from ``n_rows`` to ``vocab`` - 1 of tensor ``name``."""
         covered = self.rows.get(name, {}).keys()
         missing = next((token_id for token_id in range(n_rows, vocab) if token_id not in covered), None)
         if missing is not None:
@@ -83,10 +84,10 @@ class RowEdits:
             )
 
     def encode(self, name: str, dtype: str, encoder: Callable[[Array], _Encoded]) -> tuple[tuple[int, ...], _Encoded]:
-        """(ascending token ids, encoded rows) of the tensor ``name``.
+        """Return (ascending token ids, encoded rows) for the tensor ``name``.
 
-        encoder: function that encodes rows (k, hidden) in ``dtype``. Raises TensorMismatch for a value beyond the range
-        of ``dtype``. If ``encoder`` raises BadInput, the error is raised again with the name of the adapter tensor.
+        encoder: function that encodes rows (k, hidden) in ``dtype``. Raises TensorMismatch if a value exceeds the range
+        of ``dtype``. If ``encoder`` raises BadInput, the name of the adapter tensor is added to the error.
         """
         rows, source = self.rows[name], self.sources[name]
         token_ids = tuple(sorted(rows))
@@ -100,11 +101,11 @@ class RowEdits:
 
 
 def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
-    """Assign the adapters' rows to the base's tensors.
+    """Assign the adapters' token rows to the base's vocabulary tensors.
 
-    Raises NotExpressible if an adapter contains more than rows, or if rows of head and embedding differ although the
-    base has one tensor for head and embedding. Raises BadInput if a row is set twice. Raises TensorMismatch if the
-    width of the rows differs from the base.
+    Raises NotExpressible if an adapter contains weights other than token rows, or if the adapters' rows for embedding
+    and LM head differ although the base uses a single tensor for both. Raises BadInput if two adapters set the same
+    row. Raises TensorMismatch if the rows do not have the hidden size of the base.
     """
     edits: dict[str, dict[int, Array]] = {}
     sources: dict[str, TokenRows] = {}
@@ -127,7 +128,7 @@ def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
 
 
 def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
-    """Use ("embedding" or "head") → the adapter's rows for the use."""
+    """Return the adapter's token rows by use, as a dict with the keys "embedding" and "head"."""
     uses: dict[str, TokenRows] = {}
     for edit in adapter.edits:
         if not isinstance(edit, TokenRows):
@@ -145,9 +146,9 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
 
 
 def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
-    """Raise NotExpressible for an edit that is not rows.
+    """Raise NotExpressible if an adapter edit is not a replacement of token rows.
 
-    If a base checkpoint is given, a whole vocabulary matrix was already replaced by rows.
+    If a base checkpoint is given, an adapter's whole vocabulary matrix was already reduced to the changed rows.
     """
     vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:
@@ -198,11 +199,11 @@ def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:
 def patched_vocab(
     edits: Sequence[RowEdits], n_rows: int, n_tokens: int, *, tokenizer: Path | None, rows_in: object
 ) -> int:
-    """Number of rows of the vocabulary after patching: ``n_rows``, or more if the edits set further rows.
+    """Number of vocabulary rows after patching: ``n_rows``, or more if the edits set additional rows.
 
-    n_tokens: one more than the highest token id of ``tokenizer``. rows_in: name of the object that contains the rows,
-    for messages. Raises TensorMismatch if a trained row belongs to a token that neither the base nor the tokenizer
-    contains. Raises BadInput if the tokenizer has more tokens than the vocabulary has rows.
+    n_tokens: highest token id of ``tokenizer`` plus one. rows_in: name of the object that contains the vocabulary rows,
+    for error messages. Raises TensorMismatch if neither the base nor the tokenizer contains the token of a trained row.
+    Raises BadInput if the tokenizer has more tokens than the vocabulary has rows.
     """
     highest = max(edits, key=lambda edit: edit.highest_trained)
     limit = max(n_rows, n_tokens)

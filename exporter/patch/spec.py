@@ -1,4 +1,4 @@
-"""The options and the opened inputs of a patch, for any format of the base."""
+"""Options and opened inputs of a patch, common to all artifact formats."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class PatchSpec:
-    """Options of one patch.
+    """User options of ``ttexport patch``.
 
     base: a .gguf file, or a folder with ONNX models. checkpoint: path or hub id of the checkpoint from which ``base``
-    was made, needed to prove the origin of ``base``; None for the folder that the adapters name. trust_base: whether to
-    patch without a proof. dtype: f32, f16 or bf16, to which rows are rounded first; None for the dtype found in
-    ``base``. level: "off" compares nothing. "rows" compares the new rows, the header or graph, and some rows of every
-    tensor. "weights" compares every byte that must not differ. "full" also runs the patched model and compares the
-    output with ``checkpoint`` and the unmerged adapters, so "full" needs a checkpoint even if ``trust_base`` skips the
-    proof. quiet: whether to hide progress bars of downloads.
+    was made, needed to prove the origin of ``base``, or None for the base model named in the adapters' configs.
+    trust_base: whether to patch without proving the origin of ``base``. dtype: f32, f16 or bf16, to which new rows are
+    rounded before encoding, or None for the dtype found in ``base``. level: verification level. The level "off"
+    compares nothing. The level "rows" compares the new rows, the header or graph, and some rows of every tensor. The
+    level "weights" compares every byte that the patch must not change. The level "full" also runs the patched model and
+    compares the output with ``checkpoint`` plus unmerged adapters, and so needs a checkpoint even with ``trust_base``.
+    quiet: whether to hide progress bars of downloads.
     """
 
     base: Path
@@ -66,11 +67,11 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened adapters and the opened base checkpoint, with their locations.
+    """The opened adapters and base checkpoint of a patch, with the locations of adapters and checkpoint.
 
-    base: the base checkpoint, or None if no checkpoint is needed. With a base checkpoint, an adapter's whole resized
-    embedding is replaced by the rows that resizing added. trusted: whether the base artifact is patched without a proof
-    that ``base`` is its checkpoint.
+    base: the base checkpoint, or Returns None if the patch needs no base checkpoint. With a base checkpoint, a whole
+    resized embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base
+    artifact without a proof that the artifact was made from ``base``.
     """
 
     adapters: Sequence[Adapter]
@@ -83,7 +84,7 @@ class Inputs:
     def open(cls, spec: PatchSpec) -> Inputs:
         """Read headers.
 
-        A whole embedding in an adapter is also read, to find the rows that resizing added.
+        A whole embedding in an adapter is also read and compared with the base, to find the rows that resizing added.
 
         Raises BadInput, NotExpressible, UsageError.
         """
@@ -97,13 +98,13 @@ class Inputs:
 
     @property
     def paths(self) -> set[Path]:
-        """Paths of the adapters' folders and weight files."""
+        """Paths of the folders and weight files of all adapters."""
         return {path for adapter in self.adapters for path in (adapter.path, adapter.weights)}
 
     def prove(self, compare: Callable[[Checkpoint], str]) -> str:
-        """Prove that the base artifact was made from the checkpoint. Returns the kind of proof, in words.
+        """Prove that the base artifact was made from the base checkpoint. Returns a description of the proof.
 
-        compare: function that compares the artifact with a checkpoint and raises BadInput if they differ.
+        compare: function that compares the artifact with a checkpoint, and raises BadInput for a mismatch.
         """
         if self.trusted:
             return "trusted"
@@ -111,10 +112,10 @@ class Inputs:
         return compare(self.base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
-        """The provenance to record in the patched artifact. recorded: checked provenance of the base artifact.
+        """Return the provenance to record in the patched artifact. recorded: checked provenance of the base artifact.
 
-        The adapters' digest is not recorded in an artifact that was made by a different tool or by an older version of
-        ttexport, because the artifact has no place for the digest.
+        The adapters' digest is not recorded if the base artifact was made by a different tool or by an older version of
+        ttexport, because the provenance of such an artifact has no field for the digest.
         """
         provenance = origins_after(recorded, None if self.trusted else self.base_located, self.located)
         if (before := recorded.get(ADAPTERS_DIGEST)) is not None and before != self._digest:
@@ -122,10 +123,13 @@ class Inputs:
         return provenance
 
     def note_on_adapters(self, path: Path, recorded: Mapping[str, str]) -> str:
-        """A note on the adapters that the artifact already contains. path: file of the artifact, for messages.
+        """Return a note about adapters already merged into the artifact.
 
-        Raises BadInput if the artifact contains different adapters and the base is not trusted, because rows of the
-        different adapters would stay. Raises BadInput if the recorded value is not a digest.
+        path: file of the artifact, for error messages.
+
+        Raises BadInput if the artifact already contains adapters other than the given adapters and the base is not
+        trusted, because the patch would not undo rows of the other adapters. Raises BadInput if the recorded adapters'
+        digest is not a SHA-256 digest.
         """
         before = recorded.get(ADAPTERS_DIGEST, NO_ADAPTERS_DIGEST)
         if not _DIGEST.fullmatch(before):
@@ -144,14 +148,15 @@ class Inputs:
 
     @cached_property
     def _digest(self) -> str:
-        """The digest of the base with these adapters."""
+        """Adapters' digest of an artifact that contains exactly the given adapters."""
         return combined_digest(NO_ADAPTERS_DIGEST, self.adapters)
 
 
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None:
-    """The base checkpoint: ``--base``, or else the folder that the adapters name. None if no checkpoint is needed.
+    """Locate the base checkpoint, given by ``--base`` or else by the adapters. Returns None if no checkpoint is needed.
 
-    Raises BadInput if the checkpoint is missing, or UsageError for level full.
+    Raises BadInput if the needed checkpoint is not found. At verification level full, raises UsageError for a missing
+    checkpoint.
     """
     if spec.checkpoint is not None:
         return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)

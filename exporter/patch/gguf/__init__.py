@@ -1,1 +1,1 @@
-"""Patches rows in an existing GGUF file."""
+"""Writes an adapter's token rows into an existing GGUF file."""

@@ -1,4 +1,4 @@
-"""Finds evidence in a GGUF file about the base checkpoint: its dtype, and whether it is a given checkpoint."""
+"""Infers the dtype of a GGUF file's base checkpoint, and checks whether the file was made from a given checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NORMS: Final = 64
 
 
 def prove_base(model: GgufModel, base: Checkpoint) -> str:
-    """Compare the embedding of ``model`` with ``base``, as ``evidence.prove_base`` does. Returns the kind of proof."""
+    """Prove by ``evidence.prove_base`` that ``model`` was made from ``base``. Returns a description of the proof."""
     tensor, file = model.tensors[EMBEDDING], model.holder(EMBEDDING)
 
     def read(row: int) -> Array:
@@ -37,11 +37,12 @@ def prove_base(model: GgufModel, base: Checkpoint) -> str:
 
 
 def base_dtype(model: GgufModel) -> str:
-    """The dtype in which the base stores its weights: the recorded dtype, or else the dtype of unquantised values.
+    """Return the dtype of the base checkpoint: the recorded dtype, or a dtype inferred from unquantised values.
 
-    GGUF stores norms and biases in float32 whatever the type of the file. If the base has a 16-bit dtype, the bits that
-    the 16-bit dtype lacks are zero. Except for its range, a value that fits bfloat16 also fits float16, so the coarser
-    bfloat16 is tried first. Raises the errors of ``vocab_tensors`` if the file contains no model.
+    GGUF stores norms and biases in float32 whatever the file type. If the base checkpoint has a 16-bit dtype, the
+    float32 values have zeros in the bits that the 16-bit dtype lacks. bfloat16 is tried before float16, because every
+    bfloat16 value in the range of float16 is also a float16 value. Raises the errors of ``vocab_tensors`` if the GGUF
+    file contains no model.
     """
     recorded = model.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:
@@ -54,7 +55,7 @@ def base_dtype(model: GgufModel) -> str:
 
 
 def _unquantised(model: GgufModel) -> Array:
-    """Values of norms, biases, and rows of an unquantised embedding, in float32."""
+    """Yield values of norms, biases, and rows of an unquantised embedding, in float32."""
     names = [
         name
         for name, tensor in model.tensors.items()

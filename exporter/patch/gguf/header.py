@@ -1,4 +1,4 @@
-"""Rewrites the header of an existing GGUF file. Unchanged keys are written byte for byte as before."""
+"""Rewrites the header of an existing GGUF file. The bytes of unchanged keys are copied from the old header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from exporter.sources.hub.locate import PREFIX
 
 
 def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[str]) -> list[Key]:
-    """``keys`` with the values of ``changes``. A new key is placed after the nearest preceding key in ``order``."""
+    """Return a copy of ``keys`` with the values of ``changes``.
+
+    A new key is inserted after the last key that precedes the new key in ``order``.
+    """
     result = list(keys)
     places = {key.name: number for number, key in enumerate(result)}
     for change in changes:
@@ -30,10 +33,10 @@ def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[st
 
 
 def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[Key]:
-    """``keys`` with the provenance keys of ttexport, sorted as ttexport's writer sorts keys.
+    """Return a copy of ``keys`` with ttexport's provenance keys, in the order that ttexport's GGUF writer uses.
 
-    The provenance keys are placed at the first key of ttexport in the file, or at the end if the file has no key of
-    ttexport.
+    The provenance keys are inserted at the position of the file's first ``ttexport.`` key, or at the end of the header
+    if the file has no ``ttexport.`` key.
     """
     recorded = [number for number, key in enumerate(keys) if key.name.startswith(PREFIX)]
     place = recorded[0] if recorded else len(keys)
@@ -43,21 +46,21 @@ def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[
 
 
 def with_value(key: Key, value: int) -> Key:
-    """The integer key ``key`` with a new value, stored in the same type."""
+    """Return a copy of the integer key ``key`` with a new value, in the integer type of the old value."""
     (type_number,) = struct.unpack_from("<I", key.encoded)
     return Key(key.name, struct.pack("<I", type_number) + np.asarray(value, SCALARS[type_number]).tobytes())
 
 
 def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
-    """A key with an array of numbers. item_type: type number of the items."""
+    """Return a header key whose value is an array of numbers. item_type: GGUF type number of the array items."""
     head = struct.pack("<IIQ", ARRAY, item_type, len(values))
     return Key(name, head + np.asarray(values, SCALARS[item_type]).tobytes())
 
 
 def build(file: GgufFile, keys: Sequence[Key], n_rows: Mapping[str, int]) -> tuple[bytes, int]:
-    """(header, size of the file) of a file with ``keys``.
+    """Return (header bytes, file size) of the GGUF file with the header keys ``keys``.
 
-    n_rows: tensor → number of rows, for tensors whose number of rows changes.
+    n_rows: tensor name → new number of rows, for tensors whose number of rows changes.
     """
     entries = [
         TensorEntry(tensor.name, tensor.type, (n_rows.get(tensor.name, tensor.shape[0]), *tensor.shape[1:]))

@@ -1,4 +1,4 @@
-"""Plans the changes in a GGUF file for row adapters: the new rows, a new header if tokens are new, and sizes."""
+"""Plans the patch of a GGUF file: the encoded new rows, a new header if tokens are added, and the file sizes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 
 @dataclass(frozen=True)
 class TensorPatch:
-    """New rows of one tensor.
+    """New rows for one vocabulary tensor.
 
-    token_ids: ascending ids. encoded: (k, bytes per row) uint8. n_rows: number of rows after patching.
+    token_ids: ids of the new rows in ascending order. encoded: new rows as (k, bytes per row) uint8. n_rows: number of
+    rows of the tensor after patching.
     """
 
     tensor: GgufTensor
@@ -39,15 +40,16 @@ class TensorPatch:
 
     @property
     def grows(self) -> bool:
-        """Whether the patch adds rows to the tensor."""
+        """Whether the patch appends rows to the tensor."""
         return self.n_rows != self.tensor.n_rows
 
 
 @dataclass(frozen=True)
 class FilePatch:
-    """Changes of one file.
+    """The changes that a patch makes to one GGUF file.
 
-    header: all new bytes before the data section, or None if the header stays. nbytes: size of the patched file.
+    header: all new bytes before the data section, or None if the header does not change. nbytes: size of the patched
+    file in bytes.
     """
 
     file: GgufFile
@@ -57,16 +59,17 @@ class FilePatch:
 
     @property
     def in_place(self) -> bool:
-        """Whether every unchanged byte keeps its offset."""
+        """Whether every unchanged byte of the file keeps its offset."""
         fits = self.header is None or len(self.header) == self.file.data_offset
         return fits and not any(tensor.grows for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class GgufPatch:
-    """The whole patch.
+    """The planned patch of a GGUF model, with the changes of all files.
 
-    dtype: dtype to which rows are rounded first. new_tokens: id → text of tokens that are new to the model.
+    dtype: dtype to which new rows are rounded before encoding. new_tokens: token id → text of tokens that are new to
+    the model.
     """
 
     model: GgufModel
@@ -77,25 +80,25 @@ class GgufPatch:
 
     @property
     def nbytes(self) -> int:
-        """Total size of all files in bytes."""
+        """Total size of all files of the patched model in bytes."""
         return sum(file.nbytes for file in self.files)
 
     @property
     def in_place(self) -> bool:
-        """Whether all files can be patched in place."""
+        """Whether all files of the model can be patched in place."""
         return all(file.in_place for file in self.files)
 
     @property
     def storage(self) -> str:
-        """Tensor type of the embedding."""
+        """GGUF tensor type of the embedding matrix."""
         return self.model.tensors[EMBEDDING].type
 
 
 def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
-    """Plan the changes, and encode the new rows. Reads only a few rows of the model's tensors.
+    """Plan the patch of a GGUF model, and encode the new rows. Only a few rows of the model's tensors are read.
 
-    dtype: dtype to which rows are rounded before encoding, as a merge rounds rows to the base's dtype. provenance:
-    provenance that the patched model records. Raises the errors of ``vocab_tensors``, ``collect_rows``,
+    dtype: dtype to which new rows are rounded before encoding, just as a merge rounds rows to the base's dtype.
+    provenance: provenance to record in the patched model. May raise the errors of ``vocab_tensors``, ``collect_rows``,
     ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
     """
     edits = collect_rows(vocab_tensors(model), adapters)
@@ -129,10 +132,10 @@ def _tensor_patch(tensor: GgufTensor, edits: RowEdits, dtype: str, size: int) ->
 def _of_size(
     model: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
 ) -> tuple[list[Key], Sequence[Key]]:
-    """(keys that change with the number of tokens, the keys to change).
+    """Return (header keys that change with the vocabulary size, all old header keys except a stale add_bos_token).
 
-    The converter writes add_bos_token = false only for a vocabulary of ``NO_BOS_VOCAB`` tokens. If the size changes,
-    add_bos_token is dropped, unless the adapter's tokenizer contains the setting.
+    llama.cpp's converter writes add_bos_token = false only for a vocabulary of ``NO_BOS_VOCAB`` tokens. If the
+    vocabulary size changes, add_bos_token is removed, unless the adapter's tokenizer contains the setting.
     """
     # Imported here, because the modules import the families, and most patches keep the size of the vocabulary.
     from exporter.formats.gguf.metadata import size_class

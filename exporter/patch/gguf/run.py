@@ -1,4 +1,4 @@
-"""Runs the patch of a GGUF model: proves the base, writes the patched model, and verifies the patched model."""
+"""Runs the patch of a GGUF model: proves the origin of the base, then writes and verifies the patched model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPLIT_SUFFIX: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class GgufPatchPlan(PatchPlan):
-    """The patch of one GGUF model, which is one file or a split GGUF."""
+    """The planned patch of a GGUF model, which is a single file or a split GGUF."""
 
     patch: GgufPatch
 
@@ -35,14 +35,14 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def out(self) -> Path:
-        """Path of the first file of the patched model."""
+        """Path of the patched model, or of the first part of a split GGUF."""
         if self.spec.in_place:
             return self.spec.base
         return self.spec.out or Path(f"{self._stem(self.spec.base)}-patched.gguf")
 
     @cached_property
     def paths(self) -> list[Path]:
-        """Paths of all files of the patched model, in order."""
+        """Paths of all files of the patched model, in the order of the parts of a split GGUF."""
         if self.spec.in_place:
             return [file.file.path for file in self.patch.files]
         count = len(self.patch.files)
@@ -52,7 +52,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def storage(self) -> str:
-        """Tensor type of the embedding."""
+        """GGUF tensor type of the embedding matrix."""
         return self.patch.storage
 
     @property
@@ -79,22 +79,22 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def vocab(self) -> int:
-        """Number of rows of the embedding."""
+        """Number of rows of the embedding after patching."""
         return self.patch.vocab
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Id → text of tokens that are new to the model."""
+        """Token id → text of the tokens that are new to the model."""
         return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the size of a header or of a tensor changes."""
+        """Whether the patch changes the size of a header or of a tensor."""
         return not self.patch.in_place
 
     @property
     def nbytes(self) -> int:
-        """Total size of all files in bytes."""
+        """Total size of all files of the patched model in bytes."""
         return self.patch.nbytes
 
     @property
@@ -118,7 +118,10 @@ class GgufPatchPlan(PatchPlan):
 
 
 def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
-    """Plan the patch from headers, adapters and a few rows. Raises BadInput, NotExpressible, UsageError."""
+    """Plan the patch of a GGUF model from the headers, the adapters and a few rows of the model.
+
+    Raises BadInput, NotExpressible, UsageError.
+    """
     inputs = Inputs.open(spec)
     model = GgufModel.open(spec.base)
     dtype = spec.dtype.upper() if spec.dtype else base_dtype(model)

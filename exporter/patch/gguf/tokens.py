@@ -1,8 +1,8 @@
-"""Compares the vocabulary of an existing GGUF file with an adapter's tokenizer, and plans the changes.
+"""Plans the vocabulary changes of a GGUF file from the differences between the file and an adapter's tokenizer.
 
-A patch adds texts, types and scores of the tokens that are new in the adapter's tokenizer. New tokens take unused rows
-first, then rows after the existing rows. A patch also changes ids of special tokens and chat templates that differ.
-Merges and all other tokens stay.
+A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens are assigned
+to unused padding rows first, and then to appended rows. A patch also updates special token ids and chat templates that
+differ from the adapter's tokenizer. BPE merges and all existing tokens remain unchanged.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _MODELS: Final = ("gpt2", "llama", "t5")
 
 @dataclass(frozen=True)
 class PatchedVocabulary:
-    """The vocabulary after patching.
+    """The vocabulary of a GGUF file after patching.
 
-    size: number of rows of the matrices. changes: keys that change. new_tokens: id → text of tokens that are new to the
-    file. states_bos: whether the adapter's tokenizer contains the setting for a first token of every text.
+    size: number of rows of the vocabulary matrices. changes: header keys that change. new_tokens: token id → text of
+    tokens that are new to the file. states_bos: whether the adapter's tokenizer contains a setting for adding a BOS
+    token.
     """
 
     size: int
@@ -53,11 +54,11 @@ class PatchedVocabulary:
 def patch_vocabulary(
     model: GgufModel, keys: Mapping[str, Key], adapters: Sequence[Adapter], edits: RowEdits
 ) -> PatchedVocabulary:
-    """Plan the vocabulary after patching. keys: name → key of the file.
+    """Plan the vocabulary of a GGUF file after patching. keys: key name → header key of the file.
 
-    Raises TensorMismatch if a row belongs to a token that neither the file nor the tokenizer contains. Raises BadInput
-    if the tokenizer contradicts the file, or if no adapter sets a new row. Raises NotExpressible if a tensor or the
-    file cannot grow.
+    Raises TensorMismatch if a trained row belongs to a token that neither the file nor the tokenizer contains. Raises
+    BadInput if the tokenizer contradicts the file, or if an appended row is not set by any adapter. Raises
+    NotExpressible if rows cannot be appended to a tensor or to the file.
     """
     files = adapter_files(adapters)
     n_rows = model.tensors[EMBEDDING].shape[0]
@@ -84,7 +85,7 @@ def patch_vocabulary(
 
 
 def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
-    """Check that every matrix can grow, and that an adapter contains every new row of every matrix."""
+    """Check that rows can be appended to every vocabulary matrix, and that the adapters contain all appended rows."""
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     for name in names:
         edits.require_covered(model.path, name, model.tensors[name].shape[0], size)
@@ -101,7 +102,7 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
 def _token_arrays(
     model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
-    """(id → text of new tokens, keys of the arrays that change). An array keeps its stored item type."""
+    """Return (token id → text of new tokens, header keys of changed arrays). A changed array keeps its item type."""
     values = {name: model.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
     arrays = {name: value for name, value in values.items() if isinstance(value, GgufArray)}
     if TOKENS not in arrays:
@@ -141,11 +142,11 @@ def _add_tokens(
     path: Path,
     tokenizer: Path | None,
 ) -> tuple[dict[int, str], bool]:
-    """Write the tokenizer's ``added`` tokens into ``texts`` and ``types``.
+    """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
-    Returns (id → text of new tokens, whether the type of an existing token changed). count: number of tokens of the
-    file; later tokens are padding. Raises BadInput if a token would replace a different token, or if the file already
-    contains a new token's text.
+    Returns (token id → text of new tokens, whether the type of an existing token changed). count: number of real tokens
+    in the file, after which all tokens are padding. Raises BadInput if an added token would replace a different token,
+    or if the file already contains the text of an added token under a different id.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}

@@ -1,6 +1,6 @@
-"""Writes a patched copy from ranges of the base file and new rows.
+"""Writes a patched copy of a GGUF file from byte ranges of the base file and from new rows.
 
-Finds the bytes that an in-place patch overwrites.
+The module also lists the bytes that an in-place patch of a GGUF file overwrites.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _Segment = ByteRange | Array | bytes
 
 
 def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> None:
-    """Write the patched file to ``path``, which must not exist. Memory: the header and the new rows.
+    """Write the patched GGUF file to the new path ``path``. Peak memory: the header plus the new rows.
 
-    Raises OutputError. Raises UnreadableFile if the base file ends early. After an error, ``path`` does not exist.
+    Raises OutputError. Raises UnreadableFile if the base file is truncated. After an error, ``path`` does not exist.
     """
     with OutputFile(path, progress, nbytes=patch.nbytes) as out:
         for segment in _segments(patch):
@@ -38,7 +38,7 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
 
 
 def changes_in_place(patch: GgufPatch) -> Changes:
-    """The bytes that an in-place patch overwrites. Only for a patch that moves no byte."""
+    """Return the (offset, bytes) pieces for an in-place patch, which requires that no unchanged byte moves."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
         changed = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
@@ -52,14 +52,14 @@ def changes_in_place(patch: GgufPatch) -> Changes:
 
 
 def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
-    """(offset, bytes) of the range from the first to the last byte that differs between two headers of equal length."""
+    """Return (offset, new bytes) from the first to the last differing byte of two headers of equal length."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     start, stop = int(differs[0]), int(differs[-1]) + 1
     return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:
-    """The segments of the new file, in order."""
+    """Yield the segments of the patched file in file order."""
     file, at, end = patch.file, 0, patch.file.path.stat().st_size
     if patch.header is not None:
         yield patch.header
@@ -83,7 +83,7 @@ def _segments(patch: FilePatch) -> Iterator[_Segment]:
 
 
 def _growth(changed: TensorPatch, alignment: int) -> Iterator[_Segment]:
-    """New rows at the end of a tensor, and the padding before the next tensor."""
+    """Yield the rows appended to a tensor, and the padding before the next tensor."""
     yield changed.encoded[[token_id >= changed.tensor.n_rows for token_id in changed.token_ids]]
     nbytes = changed.n_rows * changed.tensor.row_nbytes
     yield b"\0" * (padded(nbytes, alignment) - nbytes)

@@ -1,1 +1,1 @@
-"""Patches rows in an existing folder of ONNX models."""
+"""Writes an adapter's token rows into an existing folder of ONNX models."""

@@ -1,4 +1,4 @@
-"""Plans the patch of a file of external data: the bytes to overwrite, or a new layout if tensors grow."""
+"""Plans the patch of an external data file: the bytes to overwrite, or a new file layout if tensors grow."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _NamedSegment = tuple[str | None, _Segment]
 
 @dataclass(frozen=True)
 class DataPatch:
-    """The patch of one file of external data.
+    """The planned patch of one external data file.
 
-    segments: all bytes of the file in order. pieces: (offset, bytes) to write over the segments. offsets: tensor →
-    offset after patching. moved: whether a tensor grows, so that all following tensors move.
+    segments: the whole patched file in order, before ``pieces`` are applied. pieces: (offset, bytes) to write over the
+    segments. offsets: tensor name → offset after patching. moved: whether a tensor grows, so that all following tensors
+    move.
     """
 
     path: Path
@@ -39,9 +40,9 @@ class DataPatch:
 
 
 def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> DataPatch:
-    """Lay out the data file at ``path``, which contains ``tensors``. patches: name of an initialiser → patch.
+    """Plan the patch of the external data file ``path``, which contains ``tensors``. patches: initialiser name → patch.
 
-    Raises NotExpressible if tensors overlap in a file that grows.
+    Raises NotExpressible if the external data file grows and contains overlapping tensors.
     """
     size = path.stat().st_size
     placed = {tensor.name: tensor.place.offset_bytes for tensor in tensors if tensor.place}
@@ -65,7 +66,7 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
 
 
 def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int) -> bool:
-    """Whether the tensors have the offsets that ttexport's writer would choose."""
+    """Whether all tensors have the offsets that ttexport's own ONNX writer would assign."""
     end = 0
     for tensor in order:
         if placed[tensor.name] != aligned(end, tensor.nbytes):
@@ -75,7 +76,7 @@ def _is_ours(order: Sequence[TensorRange], placed: Mapping[str, int], size: int)
 
 
 def _ours(order: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> Iterator[_NamedSegment]:
-    """Segments of all tensors at the offsets that ttexport's writer would choose."""
+    """Yield the segments of all tensors at the offsets that ttexport's own ONNX writer would assign."""
     end = 0
     for tensor in order:
         patch = patches.get(tensor.name)
@@ -93,9 +94,9 @@ def _shifted(
     patches: Mapping[str, InitialiserPatch],
     size: int,
 ) -> Iterator[_NamedSegment]:
-    """Segments of tensors and gaps in the old order.
+    """Yield the segments of tensors and of gaps between tensors in the old order.
 
-    A grown tensor is padded so that later tensors keep their alignment.
+    Padding after a grown tensor keeps later tensors aligned.
     """
     at = 0
     for tensor in order:

@@ -1,4 +1,4 @@
-"""Plans the files beside the models after patching: the adapter's tokenizer, and configs that match the tokenizer."""
+"""Plans the tokenizer files and configs of a patched ONNX folder, so that both match the adapter's tokenizer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path of the tokenizer files after patching. Raises BadInput if adapters have different tokenizer files."""
+    """Return the tokenizer files after patching (name → path). Raises BadInput if the adapters' tokenizers differ."""
     return merge_auxiliary_files(auxiliary_files(folder), adapters)
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Name → new content of every file that changes, or None for a file that is removed.
+    """Return a dict of file name → new content for every changed file, with None for a file to remove.
 
-    vocab: number of rows after patching, or None if the number of rows stays. Raises UnreadableFile.
+    vocab: number of vocabulary rows after patching, or None if the number does not change. Raises UnreadableFile.
     """
     base, merged = auxiliary_files(folder), merged_files(folder, adapters)
     contents: dict[str, bytes | None] = {}
@@ -50,7 +50,7 @@ def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) 
 
 
 def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Set the vocabulary size and the special ids in config.json. Returns whether ``config`` changed."""
+    """Update the vocabulary size and the special token ids in config.json. Returns whether ``config`` changed."""
     nested = config.get("text_config")
     changed = False
     for table in (config, nested if isinstance(nested, dict) else {}):
@@ -63,10 +63,10 @@ def _update_config(config: dict[str, Any], vocab: int | None, moved: Mapping[str
 def _update_genai(
     config: dict[str, Any], vocab: int | None, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> bool:
-    """Set the vocabulary size and the special ids in genai_config.json. Returns whether ``config`` changed.
+    """Update vocabulary size and special token ids in genai_config.json. Returns whether ``config`` changed.
 
-    before, after: special ids given by the configs before and after patching. An id that is equal in ``before`` and
-    ``after`` keeps the value in genai_config.json.
+    before, after: special token ids according to the other configs before and after patching. genai_config.json keeps
+    the old value of an id that is equal in ``before`` and ``after``.
     """
     model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):

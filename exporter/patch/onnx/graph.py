@@ -1,6 +1,7 @@
-"""Changes a model file: inline weights, offsets of external data, lengths of the vocabulary, and provenance.
+"""Patches an ONNX model file: inline weights, offsets of external data, vocabulary sizes, and provenance.
 
-An unchanged model file is not written again. Sources: onnx.proto3, the operator pages of Reshape and MatMulNBits.
+A model file that does not change is not rewritten. Sources: onnx.proto3, and the operator documentation of Reshape and
+MatMulNBits.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ def patched_model(
     data: Mapping[str, DataPatch],
     provenance: Mapping[str, str],
 ) -> bytes | None:
-    """The new content of the model file, or None if the model file does not change.
+    """Return the new content of the ONNX model file, or None if the file does not change.
 
-    patches: name of an initialiser → patch. data: name of an initialiser → patch of the initialiser's file of external
-    data. Memory: a few times the model file. Raises NotExpressible if weights are not stored as raw bytes, or if the
-    vocabulary grows and a tensor besides the matrices has an axis of tokens.
+    patches: initialiser name → patch. data: initialiser name → patch of the external data file that contains the
+    initialiser. Peak memory: a few times the size of the model file. Raises NotExpressible if weights are not stored as
+    raw bytes. Raises NotExpressible if the vocabulary grows and a tensor other than the vocabulary matrices, such as a
+    bias of the head, has an axis of tokens.
     """
     grown = {name: patch for name, patch in patches.items() if patch.grows}
     inside = any(patch.tensor.place is None for patch in patches.values())
@@ -69,7 +71,7 @@ def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: InitialiserPatch |
 
 
 def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
-    """Write ttexport's metadata entries, sorted, after the metadata entries of other tools."""
+    """Write ttexport's metadata entries in sorted order after the metadata entries of other tools."""
     others = [(prop.key, prop.value) for prop in model.metadata_props if not prop.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in [*others, *sorted((f"{PREFIX}{name}", value) for name, value in provenance.items())]:
@@ -77,7 +79,7 @@ def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
 
 
 class _Growth:
-    """Changes the vocabulary lengths in a graph, on all paths from the head to the logits."""
+    """Changes the vocabulary size in a graph's shapes and constants, on all paths from the LM head to the logits."""
 
     def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, InitialiserPatch]) -> None:
         patch = next(iter(grown.values()))
@@ -128,7 +130,7 @@ class _Growth:
                 self._require_free(name)
 
     def _require_free(self, name: str) -> None:
-        """Raise NotExpressible for a bias or scale with one value per token. No adapter contains new values."""
+        """Raise NotExpressible for a bias or scale with one value per token, because no adapter contains new values."""
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
@@ -137,7 +139,7 @@ class _Growth:
             )
 
     def _reshape(self, node: NodeProto) -> None:
-        """Change the lengths in the second input of a Reshape, which is a constant or a concatenation of constants."""
+        """Change the vocabulary size in the shape input of a Reshape, which is a constant or a Concat of constants."""
         waiting: list[tuple[NodeProto, int]] = [(node, len(node.input) - 1)]
         while waiting:
             user, place = waiting.pop()
@@ -153,9 +155,9 @@ class _Growth:
                 waiting += [(producer, number) for number in range(len(producer.input))]
 
     def _constant(self, name: str) -> str:
-        """Give the constant ``name`` the new length. Returns the name of the constant, which may change.
+        """Change the vocabulary size in the constant ``name``. Returns the constant's name, which may be new.
 
-        If other nodes also use the constant, the constant stays, and a changed copy is added.
+        If other nodes also use the constant, a changed copy is added under a new name.
         """
         tensor = self.tensors[name]
         numbers = numpy_helper.to_array(tensor) if tensor.data_location != TensorProto.EXTERNAL else np.zeros(0)
@@ -193,12 +195,12 @@ class _Growth:
 
 
 def _named(numbers: Array) -> str:
-    """The name that ttexport's graph builder gives a constant with ``numbers``."""
+    """Return the name that ttexport's graph builder would give to a constant with the values ``numbers``."""
     return "vector_" + "_".join(map(str, numbers.reshape(-1).tolist())).replace("-", "minus")
 
 
 def _uses(graph: GraphProto, name: str) -> int:
-    """Number of node inputs with the name ``name``, including nodes of subgraphs."""
+    """Number of node inputs that refer to the value ``name``, including nodes of subgraphs."""
     return sum(list(node.input).count(name) for node in _nodes(graph))
 
 

@@ -1,4 +1,4 @@
-"""The new bytes of one initialiser of a vocabulary matrix: pieces to overwrite, or the whole tensor if it grows."""
+"""Computes new bytes for an initialiser of a vocabulary matrix: pieces to overwrite, or the whole grown tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from exporter.tensors import Array, ByteRange
 
 @dataclass(frozen=True)
 class InitialiserPatch:
-    """New bytes of the tokens ``token_ids`` in one initialiser.
+    """New bytes for the tokens ``token_ids`` in one initialiser of a vocabulary matrix.
 
-    token_ids: ascending ids. data: (k, bytes per token) uint8. token_axis: token axis of the tensor. n_tokens: number
-    of tokens before patching. vocab: number of tokens after patching.
+    token_ids: token ids in ascending order. data: new bytes as (k, bytes per token) uint8. token_axis: axis of the
+    tensor that counts tokens. n_tokens: number of tokens before patching. vocab: number of tokens after patching.
     """
 
     tensor: TensorRange
@@ -29,24 +29,24 @@ class InitialiserPatch:
 
     @property
     def token_nbytes(self) -> int:
-        """Number of bytes per token."""
+        """Number of bytes that the tensor stores per token."""
         return self.tensor.nbytes // self.n_tokens
 
     @property
     def nbytes(self) -> int:
-        """Size of the tensor after patching, in bytes."""
+        """Size of the patched tensor in bytes."""
         return self.token_nbytes * self.vocab
 
     @property
     def grows(self) -> bool:
-        """Whether the patch adds tokens to the tensor."""
+        """Whether the patch makes the tensor longer by new tokens."""
         return self.vocab != self.n_tokens
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape after patching.
 
-        The token axis may have more than one item per token, for example in flat scales.
+        The length of the token axis may be a multiple of the number of tokens, for example in flattened scales.
         """
         return tuple(
             length // self.n_tokens * self.vocab if axis == self.token_axis else length
@@ -54,7 +54,7 @@ class InitialiserPatch:
         )
 
     def pieces(self, offset_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of every changed old token, in a patched tensor that begins at ``offset_bytes``."""
+        """Yield (offset, bytes) for every existing token that changes, in a tensor that begins at ``offset_bytes``."""
         known = [
             (token_id, row) for token_id, row in zip(self.token_ids, self.data, strict=True) if self._is_old(token_id)
         ]
@@ -68,7 +68,7 @@ class InitialiserPatch:
                 yield start + token_id * item, row[line * item : (line + 1) * item].tobytes()
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """All bytes of the grown tensor, before ``pieces`` overwrite some of the bytes."""
+        """Yield all segments of a grown tensor, before ``pieces`` overwrite the bytes of existing tokens."""
         place = self.tensor.place
         assert place is not None, "a tensor inside the model file is patched by patched_bytes"
         new = self._new
@@ -83,7 +83,10 @@ class InitialiserPatch:
             yield np.ascontiguousarray(new[:, line * item : (line + 1) * item])
 
     def patched_bytes(self, raw: bytes) -> bytes:
-        """Bytes of the whole patched tensor. raw: old bytes of the tensor. Memory: twice the tensor."""
+        """Return the bytes of the whole patched tensor.
+
+        raw: the bytes of the tensor before patching. Memory: twice the tensor.
+        """
         old = np.frombuffer(raw, np.uint8)
         if self.token_axis == 0:
             rows = np.concatenate([old.reshape(self.n_tokens, self.token_nbytes), self._new])

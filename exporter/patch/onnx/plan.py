@@ -1,4 +1,4 @@
-"""Plans the changes in a folder of ONNX models for row adapters: bytes of data files, and contents of small files."""
+"""Plans the patch of a folder of ONNX models: changed bytes of external data files, and new small files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Provenance = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(frozen=True)
 class VocabModel:
-    """One model file of the folder, with its vocabulary matrices. In a tied model, ``head`` equals ``embedding``."""
+    """An ONNX model of the folder and the model's vocabulary matrices. In a tied model, ``head`` is ``embedding``."""
 
     file: OnnxFile
     embedding: VocabMatrix
@@ -42,7 +42,7 @@ class VocabModel:
         return {matrix.name: matrix for matrix in (self.embedding, self.head)}
 
     def vocab_tensors(self, tied: object) -> VocabTensors:
-        """Names of the vocabulary matrices. tied: ``tie_word_embeddings`` of config.json."""
+        """Return the names of the vocabulary matrices. tied: value of ``tie_word_embeddings`` in config.json."""
         head = None if self.head.name == self.embedding.name else self.head.name
         widths = {name: matrix.hidden for name, matrix in self.matrices.items()}
         head_repeats = partial(repeats, self.embedding, self.head, tied=tied)
@@ -51,11 +51,11 @@ class VocabModel:
 
 @dataclass(frozen=True)
 class OnnxPatch:
-    """The whole patch.
+    """The planned patch of a folder of ONNX models.
 
-    rows: model file → (name of a matrix → token ids). data: data file → patch, for data files that change. contents:
-    path below the folder → new content of a small file, or None for a file that is removed. new_tokens: id → text of
-    tokens that are new to the folder.
+    rows: model file → (matrix name → ids of the tokens whose rows change). data: external data file → patch, for data
+    files that change. contents: path below the folder → new content of a small file, or None for a file to remove.
+    new_tokens: token id → text of the tokens that are new to the folder's tokenizer.
     """
 
     folder: Path
@@ -68,14 +68,14 @@ class OnnxPatch:
 
     @property
     def names(self) -> list[str]:
-        """Paths of all files of the patched folder, relative to the folder, in order."""
+        """Sorted relative paths of all files of the patched folder."""
         existing = {path.relative_to(self.folder).as_posix() for path in walk(self.folder)}
         removed = {name for name, content in self.contents.items() if content is None}
         return sorted((existing | self.contents.keys()) - removed)
 
     @property
     def nbytes(self) -> int:
-        """Size of the patched folder in bytes."""
+        """Total size of the patched folder in bytes."""
         return sum(self._nbytes(name) for name in self.names)
 
     def _nbytes(self, name: str) -> int:
@@ -86,15 +86,16 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether unchanged weights get a new offset, or are inside a model file that is written anew with new rows."""
+        """Whether unchanged weights move to a new offset, or are stored in a model file that is rewritten."""
         tensors = (tensor for model in self.models for matrix in model.matrices.values() for tensor in matrix.tensors)
         return any(data.moved for data in self.data.values()) or any(tensor.place is None for tensor in tensors)
 
 
 def open_models(folder: Path) -> list[VocabModel]:
-    """All models of the folder.
+    """Return all ONNX models of the folder.
 
-    Raises NotExpressible if a model is not recognised, because the model would become stale, or is an encoder-decoder.
+    Raises NotExpressible if a model is an encoder-decoder. Raises NotExpressible if a model is not recognised, because
+    an unpatched model would no longer match the other models of the folder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
@@ -114,7 +115,7 @@ def open_models(folder: Path) -> list[VocabModel]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below ``folder``, except in hidden folders, in which tools keep caches. Raises BadInput."""
+    """Return all files below ``folder``, except files in hidden folders, which often are caches. Raises BadInput."""
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
@@ -126,9 +127,9 @@ def walk(folder: Path) -> Iterator[Path]:
 def plan_rows(
     folder: Path, models: Sequence[VocabModel], adapters: Sequence[Adapter], provenance: Provenance
 ) -> OnnxPatch:
-    """Plan the changes, and encode the new rows.
+    """Plan the patch of a folder of ONNX models, and encode the new rows.
 
-    Memory: one graph, and the weights inside model files.
+    Peak memory: one graph, plus the weights stored inside model files.
 
     Raises NotExpressible, BadInput, TensorMismatch.
     """
@@ -160,7 +161,7 @@ def _model_file(
     data: Mapping[Path, DataPatch],
     provenance: Provenance,
 ) -> bytes | None:
-    """The new content of the model file, or None if the model file does not change."""
+    """Return the new content of the ONNX model file, or None if the file does not change."""
     file = model.file
     places = {name: tensor.place.path for name, tensor in file.initialisers.items() if tensor.place}
     outside = {name: data[path] for name, path in places.items() if path in data}
@@ -168,7 +169,7 @@ def _model_file(
 
 
 def _n_rows(models: Sequence[VocabModel]) -> int:
-    """Number of rows of every matrix. Raises NotExpressible if the matrices differ in their number of rows."""
+    """Return the number of rows of every vocabulary matrix. Raises NotExpressible if the matrices differ in length."""
     sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
         actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
@@ -191,7 +192,7 @@ def _initialiser_patches(model: VocabModel, edits: RowEdits, vocab: int) -> dict
 def _plan_data(
     models: Sequence[VocabModel], patches: Sequence[Mapping[str, InitialiserPatch]]
 ) -> dict[Path, DataPatch]:
-    """The patch of every data file that changes. Two models may share a data file if no tensor in the file moves."""
+    """Plan the patches of external data files. Two models may share a data file only if no tensor in the file moves."""
     plans: dict[Path, DataPatch] = {}
     for model, initialisers in zip(models, patches, strict=True):
         by_path: dict[Path, dict[str, InitialiserPatch]] = {}

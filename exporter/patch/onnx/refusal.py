@@ -1,4 +1,4 @@
-"""The refusal of a folder that cannot be patched."""
+"""Creates the error for an ONNX folder that cannot be patched."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from exporter.errors import NotExpressible
 
 
 def refusal(where: object, reason: str) -> NotExpressible:
-    """The error to raise. The message suggests a merge, which writes the folder anew."""
+    """The error to raise. The error message suggests a merge, which writes a new ONNX folder."""
     return NotExpressible(str(where), reason, instead="ttexport merge ADAPTER --to onnx writes the folder anew")

@@ -1,4 +1,4 @@
-"""Runs the patch of a folder of ONNX models: proves the base, writes the patched folder, and verifies the folder."""
+"""Runs the patch of an ONNX folder: proves the origin of the base, then writes and verifies the patched folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.verify.patched.onnx import Before, check_patched
 
 @dataclass(frozen=True)
 class OnnxPatchPlan(PatchPlan):
-    """The patch of a folder of ONNX models."""
+    """The planned patch of a folder of ONNX models."""
 
     patch: OnnxPatch
     format: ClassVar[str] = "onnx"
@@ -42,7 +42,7 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def storage(self) -> str:
-        """Storage types of the embeddings of all models."""
+        """Storage types of the embeddings of all ONNX models in the folder."""
         return "; ".join(dict.fromkeys(model.embedding.storage for model in self.patch.models))
 
     @property
@@ -52,9 +52,9 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One table per matrix of a model.
+        """One table of replaced rows for each vocabulary matrix of each model.
 
-        ``dtype`` is None, because rows are encoded directly from the trained values.
+        ``dtype`` is None in each table, because rows are encoded directly from the trained values.
         """
         return [
             {
@@ -69,22 +69,22 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def vocab(self) -> int:
-        """Number of rows of every matrix."""
+        """Number of rows of every vocabulary matrix after patching."""
         return self.patch.vocab
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Id → text of tokens that are new to the folder's tokenizer."""
+        """Token id → text of the tokens that are new to the folder's tokenizer."""
         return self.patch.new_tokens
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether the vocabulary grows, so that later weights move, or a matrix is inside a model file."""
+        """Whether the patch moves weights: the vocabulary grows, or a vocabulary matrix is inside a model file."""
         return self.patch.moves_bytes
 
     @property
     def nbytes(self) -> int:
-        """Size of the patched folder in bytes."""
+        """Total size of the patched folder in bytes."""
         return self.patch.nbytes
 
     def _checker(self, *, every: bool) -> Checker:
@@ -99,7 +99,10 @@ class OnnxPatchPlan(PatchPlan):
 
 
 def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
-    """Plan the patch from headers, graphs, adapters and a few rows. Raises BadInput, NotExpressible, UsageError."""
+    """Plan the patch of an ONNX folder from the graphs, the adapters and a few rows of the models.
+
+    Raises BadInput, NotExpressible, UsageError.
+    """
     if not spec.base.is_dir():
         raise UsageError(f"patch: expected the folder with all its models and tokenizer files, found {spec.base}")
     if spec.dtype is not None:
@@ -125,6 +128,6 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise BadInput if the folder contains a link. The linked file may be shared, for example in the hub's cache."""
+    """Raise BadInput if the folder contains a symbolic link. A link may lead to a shared file, as in the hub cache."""
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
         raise BadInput(f"{link}: expected a regular file to patch in place, found a link; use -o to write a copy")

@@ -1,6 +1,6 @@
-"""Encodes integers with one scale for a whole matrix, as ONNX Runtime's dynamic quantisation writes a matrix.
+"""Encodes rows of a matrix that is quantised with a single scale, as by ONNX Runtime's dynamic quantisation.
 
-Source: the operator page of DequantizeLinear.
+Source: the ONNX operator documentation of DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _INTEGERS: Final = ("U8", "I8")
 
 @dataclass(frozen=True)
 class Scaled:
-    """A format with values (integer - zero point) * scale. low, high: range of the integers, also for new rows."""
+    """Quantisation with one scale per matrix: value = (integer - zero point) * scale.
+
+    low, high: range of the integers that new rows may use.
+    """
 
     where: str
     dtype: str
@@ -32,10 +35,10 @@ class Scaled:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Scaled | None:
-        """The format of the matrix ``name`` of ``file``, or None if the matrix has no single scale.
+        """Return the quantisation of the matrix ``name`` of ``file``, or None if the matrix has no single scale.
 
-        Reads the matrix in blocks. Raises NotExpressible if there is a scale per token or per column, or if the
-        integers do not have 8 bits.
+        Reads the matrix in blocks. Raises NotExpressible if the matrix has a scale per token or per column, or is not
+        quantised to 8 bits.
         """
         form, where = file.scaled.get(name), f"{file.path}: {name}"
         if form is None:
@@ -55,7 +58,7 @@ class Scaled:
         return cls(where, dtype, factor, int(zeros[0]) if zeros else 0, low, high)
 
     def encode(self, rows: Array) -> Array:
-        """Encode ``rows`` (k, hidden) as integers. Raises NotExpressible if a value exceeds the range of the matrix."""
+        """Quantise ``rows`` (k, hidden) to integers. Raises NotExpressible if a value is outside the matrix's range."""
         exact = np.rint(cast(rows, "F32") / np.float32(self.scale)) + self.zero_point
         outside = (exact < self.low) | (exact > self.high)
         if outside.any():
@@ -67,7 +70,7 @@ class Scaled:
         return exact.astype(np.uint8 if self.dtype == "U8" else np.int8)
 
     def decode(self, integers: Array) -> Array:
-        """Decode ``integers`` to float32 values of the same shape."""
+        """Dequantise ``integers`` to a float32 array of equal shape."""
         values: Array = (integers.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
         return values
 

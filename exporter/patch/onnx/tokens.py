@@ -1,4 +1,4 @@
-"""Finds the vocabulary size and the new tokens of a folder after patching. Tokenizer, rows and matrices must agree."""
+"""Computes vocabulary size and new tokens of a patched ONNX folder. Raises if tokenizer, rows and matrices disagree."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _TOKENIZER = "tokenizer.json"
 
 
 def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapping[str, Path]) -> int:
-    """The vocabulary size after patching. Raises the errors of ``patched_vocab``.
+    """Return the vocabulary size after patching. Raises the errors of ``patched_vocab``.
 
-    n_rows: number of rows before patching. files: name → path of the tokenizer files after patching.
+    n_rows: number of vocabulary rows before patching. files: name → path of the tokenizer files to use after patching.
     """
     tokenizer = files.get(_TOKENIZER)
     n_tokens = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
@@ -23,9 +23,9 @@ def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapp
 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
-    """Id → text of tokens that are new to the folder's tokenizer.
+    """Return a dict of token id → text for the tokens that are new to the folder's tokenizer.
 
-    If the folder has no tokenizer, tokens with an id of ``n_rows`` or more are new.
+    If the folder has no tokenizer, every token with an id of at least ``n_rows`` counts as new.
     """
     after, before = files.get(_TOKENIZER), auxiliary_files(folder).get(_TOKENIZER)
     if after is None or after == before:

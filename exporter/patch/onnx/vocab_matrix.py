@@ -1,7 +1,7 @@
-"""Finds the format and the place of token rows in a vocabulary matrix of an ONNX model made by any tool.
+"""Reads and encodes token rows in the storage formats that ONNX exporters use for vocabulary matrices.
 
-A matrix has one row per token (V, H), or one column per token (H, V), or is stored as block-quantised codes with scales
-and zero points. Codes, scales and zero points then each have one row per token.
+A vocabulary matrix has one row per token (V, H), or one column per token (H, V), or is stored as block-quantised codes
+with scales and zero points. In a block-quantised matrix, codes, scales and zero points each have one row per token.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SAME_WITHIN_NORMS: Final = 0.5
 
 @dataclass(frozen=True)
 class VocabMatrix:
-    """The matrix ``name`` of ``file``.
+    """The vocabulary matrix ``name`` of the ONNX model ``file``.
 
-    blocks, scaled: format of the codes. ``blocks`` and ``scaled`` are None for plain values. tensors: initialisers that
-    store the matrix.
+    blocks, scaled: block quantisation or single-scale quantisation of the matrix. ``blocks`` and ``scaled`` are both
+    None for a float matrix. tensors: initialisers that store the matrix.
     """
 
     file: OnnxFile
@@ -43,24 +43,27 @@ class VocabMatrix:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> VocabMatrix:
-        """The vocabulary matrix ``name`` of ``file``. Raises NotExpressible if the storage format is not supported."""
+        """Open the vocabulary matrix ``name`` of ``file``.
+
+        Raises NotExpressible if the storage format is not supported.
+        """
         matrix = cls(file, name, _blocks_of(file, name), Scaled.of(file, name), file.stored_tensors(name))
         matrix._check()
         return matrix
 
     @property
     def n_tokens(self) -> int:
-        """Number of rows of the vocabulary."""
+        """Number of tokens for which the matrix has rows."""
         return self.file.tokens(self.name)
 
     @property
     def token_axis(self) -> int:
-        """The token axis of ``tensors``."""
+        """The axis of each of ``tensors`` that counts tokens."""
         return self.file.token_axis[self.name]
 
     @property
     def hidden(self) -> int:
-        """Number of values per token."""
+        """Number of matrix values per token, which is the hidden size."""
         main = self.tensors[0]
         if self.blocks:
             return main.nbytes * 8 // self.blocks.bits // self.n_tokens
@@ -68,7 +71,7 @@ class VocabMatrix:
 
     @property
     def storage(self) -> str:
-        """The storage format in words: a dtype, or bits, block size and dtype of the scales."""
+        """Description of the storage format: a dtype, or bits, block size and dtype of the scales."""
         if self.scaled:
             return f"{self.scaled.dtype} with one scale"
         if self.blocks is None:
@@ -78,7 +81,7 @@ class VocabMatrix:
 
     @property
     def rows(self) -> VocabRows:
-        """The rows of the matrix, for a comparison with the rows of a checkpoint."""
+        """Return access to the matrix rows, for comparing the matrix with a checkpoint."""
 
         def encode(row: Array) -> Array:
             return np.concatenate(self.encode(row), axis=1)
@@ -88,13 +91,13 @@ class VocabMatrix:
 
     @property
     def rounding(self) -> str:
-        """The dtype to which rows are rounded before ``encode``. The dtype is float32 if the matrix stores codes."""
+        """The dtype to which rows are rounded before ``encode``, which is float32 for a quantised matrix."""
         return "F32" if self.blocks or self.scaled else self.tensors[0].dtype
 
     def encode(self, rows: Array) -> list[Array]:
-        """Encode ``rows`` (k, hidden) to stored bytes: (k, bytes) uint8 for each of ``tensors``.
+        """Encode ``rows`` (k, hidden) to the bytes to store: an array (k, bytes) uint8 for each of ``tensors``.
 
-        Raises BadInput or NotExpressible for values that the storage format cannot represent.
+        Raises BadInput or NotExpressible if the storage format cannot represent a value of ``rows``.
         """
         wide = cast(rows, "F32")
         if self.scaled:
@@ -107,11 +110,11 @@ class VocabMatrix:
         return [_as_bytes(array) for array in encoded]
 
     def read(self, token_id: int) -> Array:
-        """The stored bytes of one token in all ``tensors``, concatenated to (1, bytes) uint8."""
+        """Return the stored bytes of one token in all ``tensors``, concatenated to (1, bytes) uint8."""
         return self.file.token_bytes(self.name, token_id, token_id + 1)
 
     def values(self, token_id: int) -> Array:
-        """The values of one token, as (hidden,) float32."""
+        """Return the matrix values of one token as (hidden,) float32."""
         raw = self.read(token_id)[0]
         if self.scaled:
             return self.scaled.decode(raw.view(DTYPES[self.tensors[0].dtype]))
@@ -152,10 +155,13 @@ class VocabMatrix:
 
 
 def repeats(embedding: VocabMatrix, head: VocabMatrix, *, tied: object) -> bool:
-    """Whether the head is a second copy of the embedding. Many tools write two copies for a tied model.
+    """Whether the stored LM head is a second copy of the embedding.
 
-    tied: ``tie_word_embeddings`` of config.json. If ``tied`` is False, the head is no copy. Otherwise the values of
-    embedding and head decide. The two copies may be rounded differently.
+    Many ONNX exporters store the matrix of a tied model twice.
+
+    tied: value of ``tie_word_embeddings`` in config.json. If ``tied`` is False, the LM head does not count as a copy.
+    If ``tied`` is not False, the values of embedding and LM head are compared with a tolerance, because two copies may
+    be rounded differently.
     """
     if tied is False or (embedding.n_tokens, embedding.hidden) != (head.n_tokens, head.hidden):
         return False

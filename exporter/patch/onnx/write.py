@@ -1,4 +1,4 @@
-"""Writes a patched copy of a folder: ranges of the old files, new bytes, and new small files."""
+"""Writes a patched copy of an ONNX folder from byte ranges of the old files, new bytes, and new small files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from exporter.tensors import ByteRange
 
 
 def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> None:
-    """Write the folder ``out``, which must not exist. Memory: the new rows and the small files.
+    """Write the patched folder to the new path ``out``. Peak memory: the new rows plus the small files.
 
-    Hard links between files of the base stay hard links. Raises OutputError. Raises UnreadableFile if a file ends
-    early.
+    Files that are hard links of each other in the base are hard links in ``out``, too. Raises OutputError. Raises
+    UnreadableFile if a file of the base is truncated.
     """
     written: dict[tuple[int, int], Path] = {}
     for name in patch.names:
@@ -39,7 +39,10 @@ def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> N
 
 
 def changes_in_place(patch: OnnxPatch) -> Changes:
-    """The bytes that an in-place patch overwrites if no weights move. A file with several names is listed once."""
+    """Return the bytes that an in-place patch overwrites if no weights move.
+
+    A file with several hard links is listed once.
+    """
     inodes = {(status.st_dev, status.st_ino): path for path in patch.data for status in [path.stat()]}
     pieces = {path: patch.data[path].pieces for path in inodes.values()}
     return Changes(pieces, {patch.folder / name: content for name, content in patch.contents.items()})
