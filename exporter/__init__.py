@@ -1,1 +1,1 @@
-"""ttexport merges taught tokens into a model, writes the model for every runtime, and verifies the written model."""
+"""ttexport merges adapters with new tokens into a model, exports the model for several runtimes, and verifies it."""

@@ -1,20 +1,20 @@
-"""Every error that ttexport raises deliberately.
+"""Defines all errors that ttexport raises deliberately.
 
-Each branch of the tree has its own exit code.
+Each direct subclass of TTExportError has a separate exit code.
 
     TTExportError            1  unexpected
     ├── UsageError           2  the command line contradicts itself
     ├── NotEquivalent        3  an artifact failed verification; nothing was promoted
-    ├── BadInput             4  an input file is broken, or two input files do not fit together
-    │   ├── UnreadableFile       a file cannot be opened or parsed, or is cut short
+    ├── BadInput             4  an input file is invalid, or two input files do not fit together
+    │   ├── UnreadableFile       a file cannot be opened or parsed, or is truncated
     │   ├── TensorMismatch       a tensor does not fit the tensor that it belongs to
     │   └── LedgerError          a tensor would be dropped or applied twice
     ├── NotExpressible       5  the request cannot be represented in the target format, or in this version
     ├── MissingDependency    6  an optional package is absent
     └── OutputError          7  the output cannot be written: no space, no permission, or the output exists
 
-A message is one line with the file, the tensor, the expected value and the actual value. Callers read the attributes of
-an error and never parse its message.
+An error message is a single line that names the file, the tensor, the expected value and the actual value. Code that
+catches an error should read the attributes of the error and should not parse the message.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from typing import Any
 
 
 class TTExportError(Exception):
-    """Base class of all errors of ttexport. ``exit_code`` is the exit code of the process for this branch of errors."""
+    """Base class of all errors of ttexport.
+
+    The attribute ``exit_code`` is the exit code of the process for an error of the class or its subclasses.
+    """
 
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the error with its attributes, because unpickling does not call the constructors."""
+        """Pickle the error with its attributes, so that unpickling need not call the constructor of the error class."""
         return _revive, (type(self), self.args, self.__dict__)
 
 
@@ -43,50 +46,50 @@ def _revive(cls: type[TTExportError], args: tuple[object, ...], attributes: Mapp
 
 
 class UsageError(TTExportError):
-    """The options contradict each other or name something that does not exist."""
+    """Raised if command-line options contradict each other or name something that does not exist."""
 
     exit_code = 2
 
 
 class NotEquivalent(TTExportError):
-    """An artifact differs from its reference by more than the tolerance of a check."""
+    """Raised if an artifact differs from its reference by more than the tolerance of a check."""
 
     exit_code = 3
 
     def __init__(self, verdict: str, document: Mapping[str, object]) -> None:
-        """``verdict`` is the line to print. ``document`` is the whole report, for callers that read JSON."""
+        """The argument ``verdict`` is the line to print, and ``document`` is the whole report as JSON data."""
         super().__init__(verdict)
         self.document = document
 
 
 class BadInput(TTExportError):
-    """An input file or folder cannot be used unchanged."""
+    """Raised if an input file or folder is invalid or does not fit another input."""
 
     exit_code = 4
     path: Path | None
 
     def __init__(self, message: str, *, path: Path | str | None = None) -> None:
-        """``path`` is the file that ``message`` names, or None if only the caller knows the file."""
+        """The argument ``path`` is the file that ``message`` names, or None if only the calling code knows the file."""
         super().__init__(message)
         self.path = None if path is None else Path(path)
 
 
 class UnreadableFile(BadInput):
-    """A file is missing, cut short, or of another format than expected."""
+    """Raised if a file is missing, truncated, or not in the expected format."""
 
     path: Path
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``reason`` is the part of the message after the path and a colon."""
+        """The argument ``reason`` is the part of the message after the path and a colon."""
         super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
 
 
 class TensorMismatch(BadInput):
-    """A tensor has a shape, a dtype, ids or values that do not fit its use."""
+    """Raised if the shape, the dtype, the ids or the values of a tensor do not fit the use of the tensor."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object, hint: str = "") -> None:
-        """``expected`` and ``found`` are printed unchanged. ``hint`` is the likely cause or the remedy."""
+        """The arguments ``expected`` and ``found`` are printed unchanged; ``hint`` is the likely cause or a remedy."""
         tail = f" ({hint})" if hint else ""
         super().__init__(f"{path}: {tensor}: expected {expected}, found {found}{tail}", path=path)
         self.tensor = tensor
@@ -95,21 +98,21 @@ class TensorMismatch(BadInput):
 
 
 class LedgerError(BadInput):
-    """A tensor is taken by no rule, or by more than one rule."""
+    """Raised if no merge rule, or more than one merge rule, handles a tensor."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object) -> None:
-        """``expected`` and ``found`` name the rules."""
+        """The arguments ``expected`` and ``found`` describe the rules that were expected and found for the tensor."""
         super().__init__(f"{path}: {tensor}: expected {expected}, found {found}", path=path)
         self.tensor = tensor
 
 
 class NotExpressible(TTExportError):
-    """A valid request cannot be represented in the target format."""
+    """Raised if a valid request cannot be represented in the target format."""
 
     exit_code = 5
 
     def __init__(self, target: str, reason: str, *, instead: str = "") -> None:
-        """``target`` is the format or the command. ``instead`` names an alternative that works."""
+        """The argument ``target`` is the format or the command, and ``instead`` names an alternative that works."""
         super().__init__(f"{target}: {reason}" + (f"; {instead}" if instead else ""))
         self.target = target
         self.reason = reason
@@ -117,32 +120,32 @@ class NotExpressible(TTExportError):
 
 
 class MissingDependency(TTExportError):
-    """An optional package is not installed."""
+    """Raised if a required optional package is not installed."""
 
     exit_code = 6
 
     def __init__(self, package: str, *, needed_for: str, install: str) -> None:
-        """``install`` is the argument of ``pip install``."""
+        """The argument ``install`` is what the user must pass to ``pip install``."""
         super().__init__(f"{needed_for} needs {package}; pip install '{install}'")
         self.package = package
 
 
 class OutputError(TTExportError):
-    """The output cannot be written. The final name of the output stays unused."""
+    """Raised if the output cannot be written."""
 
     exit_code = 7
 
     def __init__(self, path: Path | str, reason: str) -> None:
-        """``reason`` is the part of the message after the path and a colon."""
+        """The argument ``reason`` is the part of the message after the path and a colon."""
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
 
 
 def foreign_line(exc: BaseException, line: int | None = None, *, max_chars: int | None = None) -> str:
-    """The message of another package's error as one line, or the name of the error's class if the message is empty.
+    """Return the message of an exception as one line, or the class name of the exception if the message is empty.
 
-    line: index of the line to use, such as -1 for the last line, or None to join all lines.
+    line: index of the line of the message to return, such as -1 for the last line, or None to join all lines.
     """
     lines = [" ".join(text.split()) for text in str(exc).splitlines() if text.strip()]
     message = " ".join(lines) if line is None or not lines else lines[line]
@@ -151,7 +154,7 @@ def foreign_line(exc: BaseException, line: int | None = None, *, max_chars: int 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Translate OSError from reading ``path`` to ``UnreadableFile``."""
+    """Convert an OSError that is raised while ``path`` is read to ``UnreadableFile``."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -162,7 +165,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_tensor(path: Path, tensor: str) -> Iterator[None]:
-    """Prefix the message of a ``BadInput`` that names no file with ``path`` and ``tensor``."""
+    """Add ``path`` and ``tensor`` to the start of the message of a ``BadInput`` that names no file."""
     try:
         yield
     except BadInput as exc:
@@ -173,7 +176,7 @@ def in_tensor(path: Path, tensor: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Translate OSError from writing ``path`` to ``OutputError``."""
+    """Convert an OSError that is raised while ``path`` is written to ``OutputError``."""
     try:
         yield
     except OSError as exc:

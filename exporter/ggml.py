@@ -1,9 +1,9 @@
-"""Row quantisers of ggml, from the library inside llama-cpp-python.
+"""Quantises tensor rows with the ggml library inside llama-cpp-python.
 
-The library is loaded on first use.
+The ggml library is loaded on first use.
 
-Only this library gives the exact bytes of most quantised types, because the bytes depend on the order of operations
-in C.
+For most quantised types, only the ggml library produces the exact bytes that llama.cpp writes, because the bytes depend
+on the order of operations in the C code.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _SUFFIX: Final = ".dylib" if sys.platform == "darwin" else ".so"
 
 
 def quantize_rows(rows: Array, ggml_type: str) -> Array:
-    """Quantise ``rows`` (n, width) float32 to ``ggml_type``.
+    """Quantise ``rows``, a float32 array (n, width), to ``ggml_type``.
 
-    Returns (n, bytes per row) uint8, as llama-quantize writes.
+    Returns a uint8 array (n, bytes per row) with the bytes that llama-quantize writes.
 
-    No importance matrix is used: llama.cpp uses none for token_embd.weight and output.weight either.
-    Raises MissingDependency if llama-cpp-python is not installed. Raises NotExpressible if ggml does not quantise to
-    the type, if the type needs an importance matrix, or if the block size does not divide the width. Raises BadInput if
-    a value is outside the range of the type.
+    Rows are quantised without an importance matrix, because llama.cpp also quantises token_embd.weight and
+    output.weight without an importance matrix. Raises MissingDependency if llama-cpp-python is not installed. Raises
+    NotExpressible if ggml cannot quantise to ``ggml_type``, if ``ggml_type`` needs an importance matrix, or if the
+    width of the rows is not a multiple of the block size. Raises BadInput if a value is outside the range of
+    ``ggml_type``.
     """
     if ggml_type not in _SUPPORTED:
         raise NotExpressible(f"type {ggml_type}", "llama.cpp does not quantise to this type")

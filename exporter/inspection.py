@@ -1,4 +1,4 @@
-"""Describes an input as plain data: its facts and its tensors. Reads only headers, and the token rows of adapters."""
+"""Describes an input model or adapter as plain data: general facts and a list of tensors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def inspect_path(located: Located) -> dict[str, Any]:
-    """Describe an adapter, checkpoint, .gguf file or ONNX folder as ``{"kind", "facts", "tensors"}``. Raises BadInput.
+    """Describe an adapter, checkpoint, .gguf file or ONNX folder as a dict ``{"kind", "facts", "tensors"}``.
 
-    For an ONNX folder, the result also contains "models": every model file in the order of ``model_files``. The facts
-    and tensors of an ONNX folder are the facts and tensors of its first model file.
+    Raises BadInput. For an ONNX folder, the dict also contains the key "models" with every model file, in the order of
+    ``model_files``. For an ONNX folder, the keys "facts" and "tensors" describe the first model file.
     """
     path = located.path
     if is_adapter(path):
@@ -114,7 +114,10 @@ def _onnx(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _onnx_models(path: Path) -> list[dict[str, Any]]:
-    """``{"file", "precision", "nbytes"}`` of each model file. ``nbytes`` includes the external data of the file."""
+    """Return a dict ``{"file", "precision", "nbytes"}`` for each ONNX model file.
+
+    The value of "nbytes" includes the external data of the model file.
+    """
     from exporter.sources.onnx.file import OnnxFile
 
     models = []
@@ -128,7 +131,7 @@ def _onnx_models(path: Path) -> list[dict[str, Any]]:
 
 
 def _precision(file: OnnxFile) -> str:
-    """Block formats of the matrices, then dtypes in descending order of bytes, such as "int4 x 32, int8 x 32, F16"."""
+    """List block formats, then dtypes from most to fewest bytes, as in "int4 x 32, int8 x 32, F16"."""
     sizes = Counter[str]()
     for tensor in file.initialisers.values():
         if len(tensor.shape) > 1 and (not file.block_formats or tensor.dtype in FLOATS):  # codes are in block_formats

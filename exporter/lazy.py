@@ -1,4 +1,4 @@
-"""Imports attributes of a package on first use, so that importing the package is cheap."""
+"""Imports the attributes of a package on first use, so that importing the package itself is fast."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of ``package`` (PEP 562).
+    """Return a ``__getattr__`` function (PEP 562) for ``package``.
 
-    homes: public name → full name of the module that defines the name. The returned function raises AttributeError for
-    a name that is not in ``homes``.
+    homes: maps each public name to the full name of the module that defines the name. homes: maps each public name to
+    the full name of the module that defines the name. The returned function raises AttributeError for a name that is
+    not in ``homes``.
     """
 
     def find(name: str) -> Any:

@@ -1,7 +1,9 @@
-"""Options as data. One field defines the flag, the key in release.toml, the Python argument, the help and the rule.
+"""Options as data.
 
-A group of options is a frozen dataclass with fields made by ``option``. The group validates itself. Error messages name
-options as flags on the command line (``--imatrix``), and as keys in release.toml (``gguf.imatrix``).
+Each dataclass field defines the flag, the release.toml key, the argument, the help and the rule of an option. A group
+of options is a frozen dataclass whose fields are created by the function ``option``. The group validates itself. An
+error message names an option by its flag (``--imatrix``) if the option was given on the command line, and by its key
+(``gguf.imatrix``) if the option was given in release.toml.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _REFERENCE: Final = re.compile(r"\{(\w+)\}")
 
 
 class ValueType(Enum):
-    """The type of an option's value. The text of a member follows the word "expected" in messages."""
+    """The type of an option's value. The value of each enum member is the text after "expected" in error messages."""
 
     TEXT = "a string"
     SIZE = "a size such as 500M, 2GB or 1.5GiB"
@@ -32,11 +34,12 @@ class ValueType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option, as users see it.
+    """The definition of an option, as shown to users.
 
     flag: name of the option on the command line. choices: the allowed values; an empty tuple allows any value.
-    repeatable: whether the field is a tuple. A repeatable flag may be given several times, and its key contains a list.
-    accepts: a function that returns whether this option takes a given value. Needed if several formats share one flag.
+    repeatable: whether the field is a tuple. The flag of a repeatable option may be given several times, and the value
+    in release.toml is a list. accepts: a function that returns whether the option accepts a given value. The function
+    ``accepts`` is needed if several output formats share a flag.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The name of the option in a table of release.toml."""
+        """Name of the option within its table in release.toml."""
         return self.name.replace("_", "-")
 
 
@@ -64,64 +67,65 @@ def option(
     choices: Sequence[str] = (),
     accepts: Callable[[str], bool] | None = None,
 ) -> Any:
-    """Make a field of an ``Options`` class. The option is repeatable if ``default`` is a tuple.
+    """Create a field of an ``Options`` class. The option is repeatable if ``default`` is a tuple.
 
-    flag: name of the flag; by default the field's name with dashes.
+    flag: name of the flag; by default, the name of the field with dashes in place of underscores.
     """
     settings = {"help": help, "flag": flag, "type": type, "metavar": metavar, "choices": tuple(choices)}
     return field(default=default, metadata={_META: {**settings, "accepts": accepts}})
 
 
 class OptionError(UsageError):
-    """An option has an invalid value, or contradicts another option."""
+    """Raised if an option has an invalid value or contradicts another option."""
 
     def __init__(self, group: type[Options], name: str, reason: str) -> None:
-        """reason: the part of the message after the colon. In it, ``{name}`` stands for another option of the group."""
+        """reason: the message after the colon, in which ``{name}`` is replaced by the name of another option."""
         self.group, self.name, self.reason = group, name, reason
         super().__init__(self.worded(lambda group, option: option.name))
 
     def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
-        """The message, with every option named by ``spell``."""
+        """Return the error message with the option names that the function ``spell`` returns."""
         known = self.group.options()
         reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
         return f"{spell(self.group, known[self.name])}: {reason}"
 
 
 def as_flag(group: type[Options], option: Option) -> str:
-    """The name of an option on the command line."""
+    """Return the name of an option on the command line, such as ``--imatrix``."""
     return option.flag
 
 
 def as_key(group: type[Options], option: Option) -> str:
-    """The name of an option in release.toml, including the name of its table."""
+    """Return the name of an option in release.toml with the name of its table, such as ``gguf.imatrix``."""
     return f"{group.section}.{option.key}" if group.section else option.key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A group of options.
+    """Base class of a group of options.
 
-    section: name of the group's table in release.toml, or "" for keys outside of tables. The constructor accepts sizes
-    as text (``2G``) and paths as strings. Raises OptionError, a UsageError.
+    section: name of the group's table in release.toml, or "" for top-level keys. The constructor accepts sizes as text
+    (``2G``) and paths as strings. The constructor raises OptionError, a subclass of UsageError, for an invalid value.
     """
 
     section: ClassVar[str] = ""
 
     @classmethod
     def options(cls) -> dict[str, Option]:
-        """Field name → option, in the order of the fields."""
+        """Map the name of each field to its option, in the order of the fields."""
         return {field.name: _option(field) for field in fields(cls)}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Make the group from ``values``: field name → value from TOML or a command line.
+        """Create the group of options from ``values``.
 
-        None stands for the default.
+        values: maps field names to values from release.toml or the command line. A value of None selects the default of
+        the field.
         """
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def __post_init__(self) -> None:
-        """Convert every value, then check the rules of the group."""
+        """Convert every value to the type of its option, then check the rules of the group."""
         for name, entry in self.options().items():
             value = getattr(self, name)
             if entry.repeatable:
@@ -131,18 +135,18 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Check the rules between options. Raises OptionError."""
+        """Check the rules that involve several options of the group. Raises OptionError."""
 
     def fault(self, name: str, reason: str) -> OptionError:
-        """The error for the option ``name``."""
+        """Return an error for the option ``name``."""
         return OptionError(type(self), name, reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Key → value of every option, as in release.toml. Files are given by their names without folders."""
+        """Map the release.toml key of every option to its value. Files are given by their names without folders."""
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
     def changed(self) -> dict[str, Any]:
-        """Key → value, as in ``to_json``, of the options that differ from their defaults."""
+        """Return the entries of ``to_json`` for the options whose values differ from their defaults."""
         return {
             _option(field).key: _json(getattr(self, field.name))
             for field in fields(self)
@@ -150,7 +154,7 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Key → path of the options that name files or folders."""
+        """Map the keys of the options that name files or folders to the paths."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 

@@ -14,10 +14,10 @@ from exporter.errors import MissingDependency
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """Packages that one feature needs together.
+    """The optional packages that a feature of ttexport needs.
 
-    modules: import names of the packages.  title: the packages' names in messages.  install: the argument of ``pip
-    install``.
+    modules: import names of the packages. title: names of the packages in error messages. install: the argument to pass
+    to ``pip install``.
     """
 
     modules: tuple[str, ...]
@@ -25,26 +25,26 @@ class Requirement:
     install: str
 
     def is_installed(self) -> bool:
-        """Whether every module can be found. No module is imported."""
+        """Whether every module of the requirement is installed. No module is imported."""
         return all(importlib.util.find_spec(module) is not None for module in self.modules)
 
     def folder(self) -> Path | None:
-        """Folder of the first module, or None if the first module is not installed."""
+        """Return the folder of the first module, or None if the first module is not installed."""
         spec = importlib.util.find_spec(self.modules[0])
         return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
     def missing(self, needed_for: str) -> MissingDependency:
-        """The error that names the feature, the packages and the pip command."""
+        """Return an error that names the feature, the packages and the pip command."""
         return MissingDependency(self.title, needed_for=needed_for, install=self.install)
 
     def require(self, needed_for: str) -> None:
-        """Raise MissingDependency if a module cannot be found."""
+        """Raise MissingDependency if a module of the requirement is not installed."""
         if not self.is_installed():
             raise self.missing(needed_for)
 
 
 def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
-    """One requirement per package of one extra of ttexport. titles: import name → name of the package in messages."""
+    """Return a requirement for each package of an extra of ttexport. titles: maps import names to display names."""
     return tuple(Requirement((module,), title, f"ttexport[{name}]") for module, title in titles.items())
 
 
@@ -59,9 +59,9 @@ TUNE: Final = _extra("tune", trl="trl", datasets="datasets", accelerate="acceler
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Name on PyPI → installed version, in the order of ``names``.
+    """Map each PyPI name in ``names`` to the installed version of the package, in the order of ``names``.
 
-    The version is None for a package that is not installed, such as ttexport itself when run from its source folder.
+    The version is None for a package that is not installed, such as ttexport when ttexport runs from its source folder.
     """
     return {name: _version(name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Progress callbacks of long jobs."""
+"""Defines the callbacks that report the progress of long jobs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Progress = Callable[[int], None]
 
 
 def silent(nbytes: int) -> None:
-    """A ``Progress`` that shows nothing."""
+    """Ignore the progress; a ``Progress`` callback that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """Functions that show progress. ``start(label, nbytes)`` starts the bar of one artifact.
+    """Functions that show progress. The function ``start(label, nbytes)`` starts the progress bar of an artifact.
 
-    ``say`` prints one line.
+    The function ``say`` prints a line of text.
     """
 
     start: Callable[[str, int], Progress] = field(default=lambda label, nbytes: silent)

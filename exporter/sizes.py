@@ -1,4 +1,4 @@
-"""Converts numbers of bytes to text and back."""
+"""Converts sizes in bytes to text and text to sizes in bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIZE: Final = re.compile(
 
 
 def parse_size(text: str) -> int:
-    """Number of bytes, at least 1, given by a text such as ``500M``, ``2GB`` or ``1.5GiB``. ``2G`` equals ``2GB``.
+    """Parse a size such as ``500M``, ``2GB`` or ``1.5GiB`` and return the number of bytes, at least 1.
 
-    Raises ValueError if ``text`` is not a size.
+    ``2G`` equals ``2GB``. Raises ValueError if ``text`` is not a valid size.
     """
     match = _SIZE.fullmatch(text.strip())
     nbytes = 0
@@ -28,7 +28,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """A number of bytes as text, such as ``269.1 MB``."""
+    """Format a number of bytes as text, such as ``269.1 MB``."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -1,7 +1,8 @@
-"""Tensors that are read on demand: name, dtype, shape, and access to the bytes.
+"""Defines tensors whose names, dtypes and shapes are known at once and whose bytes are read on demand.
 
-Shapes are known without reading: planning uses only ``TensorSpec``, and writers read blocks of rows through
-``LazyTensor``. Arrays are numpy arrays, not torch tensors. ml_dtypes adds the dtypes that numpy lacks.
+Merge planning uses only ``TensorSpec`` and reads no tensor bytes, and writers read blocks of rows through
+``LazyTensor``. All arrays are numpy arrays, not torch tensors. The package ml_dtypes adds the dtypes that numpy lacks,
+such as bfloat16.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _HASHED_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (as safetensors names it) and shape of a tensor, without its bytes."""
+    """Name, dtype (in safetensors' notation) and shape of a tensor, without the tensor's bytes."""
 
     name: str
     dtype: str
@@ -65,23 +66,23 @@ class TensorSpec:
 
     @property
     def n_rows(self) -> int:
-        """Length of the first axis. A scalar counts as one row."""
+        """Length of the first axis of the tensor; a scalar has one row."""
         return self.shape[0] if self.shape else 1
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one index of the first axis."""
+        """Size of a row of the tensor in bytes, where a row is an index of the first axis."""
         return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
+        """Size of the whole tensor in bytes."""
         return self.n_rows * self.row_nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A range of bytes in a file. ``offset_bytes`` counts from the start of the file."""
+    """A range of bytes in a file. The offset ``offset_bytes`` counts from the start of the file."""
 
     path: Path
     offset_bytes: int
@@ -89,29 +90,32 @@ class ByteRange:
 
 
 class LazyTensor(Protocol):
-    """A tensor that is read on demand, by rows."""
+    """A tensor whose rows are read on demand."""
 
     @property
     def spec(self) -> TensorSpec:
-        """Name, dtype and shape of the values that ``rows`` returns."""
+        """Return the name, the dtype and the shape of the tensor that ``rows`` reads."""
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop) along the first axis, with the dtype and the other axes of ``spec``."""
+        """Read the rows [start, stop) along the first axis, with the dtype and the row shape given in ``spec``."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """The tensor's bytes in order.
+        """Yield the tensor's bytes in order.
 
-        Bytes that a file contains unchanged are given as ranges, all other bytes as arrays.
+        Bytes that a file contains unchanged are yielded as byte ranges, and all other bytes are yielded as arrays.
         """
 
 
 def read(tensor: LazyTensor) -> Array:
-    """Read the whole tensor. Memory: one copy of the tensor."""
+    """Read the whole tensor. Peak memory: one copy of the tensor."""
     return tensor.rows(0, tensor.spec.n_rows).reshape(tensor.spec.shape)
 
 
 def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Array]]:
-    """(first row, rows) of each block, in order. A block has at most ``block_nbytes`` bytes, but at least one row."""
+    """Yield (index of the first row, rows) for each block of rows, in order.
+
+    A block contains at most ``block_nbytes`` bytes, but at least one row.
+    """
     spec = tensor.spec
     step = max(1, block_nbytes // max(1, spec.row_nbytes))
     for start in range(0, spec.n_rows, step):
@@ -119,20 +123,20 @@ def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tupl
 
 
 def byte_blocks(tensor: LazyTensor) -> Iterator[memoryview]:
-    """The tensor's bytes in order, for hashing, in blocks of ``_HASHED_BYTES``."""
+    """Yield the tensor's bytes in order, in blocks of ``_HASHED_BYTES`` bytes, for hashing."""
     for _, rows in blocks(tensor, _HASHED_BYTES):
         yield as_bytes(rows)
 
 
 def as_bytes(value: Array) -> memoryview:
-    """The bytes of ``value`` in C order. The result is a view of ``value`` if ``value`` is contiguous."""
+    """Return the bytes of ``value`` in C order, without copying if ``value`` is contiguous."""
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def same_values(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two tensors have equal shapes and equal values, whatever their dtypes. NaN equals no value.
+    """Whether two tensors have equal shapes and equal values; their dtypes may differ. NaN equals no value.
 
-    Memory: one block of each tensor.
+    Peak memory: one block of each tensor.
     """
     if first.spec.shape != second.spec.shape:
         return False
@@ -140,17 +144,17 @@ def same_values(first: LazyTensor, second: LazyTensor) -> bool:
 
 
 def same_bits(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two tensors have the same dtype, shape and bytes. Memory: one block of each tensor."""
+    """Whether two tensors have equal dtypes, equal shapes and equal bytes. Peak memory: one block of each tensor."""
     if (first.spec.dtype, first.spec.shape) != (second.spec.dtype, second.spec.shape):
         return False
     return first_difference(first, second, first.spec.n_rows) is None
 
 
 def first_difference(first: LazyTensor, second: LazyTensor, n_rows: int) -> int | None:
-    """Index of the first row that differs between two tensors within the first ``n_rows`` rows, or None.
+    """Index of the first row, among the first ``n_rows`` rows, that differs between two tensors, or None.
 
-    Values are compared bit by bit in the wider of the two dtypes. The rows of both tensors have the same shape. Memory:
-    one block of each tensor.
+    If the dtypes differ, rows are cast to the wider of the two dtypes and then compared bit by bit. The rows of both
+    tensors must have equal shapes. Peak memory: one block of each tensor.
     """
     for start, left, right in _block_pairs(first, second, n_rows):
         dtype = np.promote_types(left.dtype, right.dtype)
@@ -165,7 +169,7 @@ def _bits(value: Array) -> Array:
 
 
 def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator[tuple[int, Array, Array]]:
-    """(first row, rows of ``first``, the same rows of ``second``) for each block of the rows [0, n_rows)."""
+    """Yield (index of the first row, rows of ``first``, rows of ``second``) for each block up to row ``n_rows``."""
     step = max(1, BLOCK_BYTES // max(1, first.spec.row_nbytes, second.spec.row_nbytes))
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
@@ -175,10 +179,10 @@ def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator
 def cast(value: Array, dtype: str) -> Array:
     """Cast ``value`` to ``dtype``, rounding once to nearest even.
 
-    Returns ``value`` itself if it already has ``dtype``.
+    Returns ``value`` itself if ``value`` already has the dtype ``dtype``.
 
-    Between float32 and bfloat16 the bits are shifted, which is several times faster than the cast of ml_dtypes. NaNs
-    keep their sign and stay NaN. Source: bfloat16 is the upper half of an IEEE binary32.
+    Casts between float32 and bfloat16 shift the bits, because bfloat16 is the upper half of an IEEE binary32 number.
+    Shifting the bits is several times faster than the cast of ml_dtypes. A NaN stays a NaN and keeps its sign.
     """
     target = DTYPES[dtype]
     if value.dtype == target:
@@ -196,9 +200,9 @@ def cast(value: Array, dtype: str) -> Array:
 
 
 def _to_odd_f32(value: Array) -> Array:
-    """Cast float64 to float32, rounding inexact values to odd.
+    """Cast float64 to float32 with rounding to odd: an inexact result gets an odd last bit.
 
-    A second rounding of the result then equals one rounding.
+    Rounding the float32 result to a narrower dtype then gives the value that rounding the float64 value once gives.
 
     Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """

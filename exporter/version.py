@@ -1,4 +1,4 @@
-"""The version of this package, for ``--version`` and the provenance of artifacts."""
+"""Defines the version of ttexport, which ``--version`` prints and which is stored in the provenance of artifacts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Merges adapters and a checkpoint into a ``MergedModel``, by a plan, passes, and the coverage ledger."""
+"""Merges adapters into a checkpoint: plans the merge, applies passes to tensors, and checks that no tensor is lost."""

@@ -1,7 +1,7 @@
-"""Collects the changes that the adapters make to each tensor. Every edit gets one destination, or the merge stops.
+"""Collects the changes that the adapters make to each tensor, and stops the merge if an edit fits no tensor.
 
-A destination is the name of a stored tensor, or ``EMBEDDING`` or ``HEAD``. The tensors of embedding and head depend on
-the tie of the base.
+Every edit of an adapter has exactly one destination, which is the name of a stored tensor, ``EMBEDDING`` or ``HEAD``.
+Which tensors store embedding and head depends on whether the base model ties embedding and head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One entry of the ledger: an adapter tensor, the rule that consumes the tensor, and the changed base tensors."""
+    """An entry of the ledger: an adapter tensor, the rule that merges it, and the base tensors that change."""
 
     path: Path
     key: str
@@ -38,9 +38,9 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Change:
-    """Changes of one tensor, applied in this order: replace the tensor, set rows, add updates.
+    """Changes to a tensor, which are applied in the following order: replace the tensor, set rows, add updates.
 
-    biases: updates with a ``bias`` that is added to the tensor. The tensor is then a bias itself.
+    biases: updates whose ``bias`` is added to the tensor; ``biases`` is not empty only if the tensor is a bias.
     """
 
     replaced: FullModule | None = None
@@ -51,10 +51,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Consumed:
-    """A tensor of an adapter file and the rule that consumes the tensor.
+    """A tensor of an adapter file and the rule that merges the tensor.
 
-    destination: destination of the tensor, or None if the tensor does not change the base. edit: the edit, given only
-    for one tensor of each edit. ``edit`` is None for the other tensors of an edit and for copies.
+    destination: destination of the tensor, or None if the tensor does not change the base model. edit: the edit that
+    contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so that the
+    edit is applied once. The field ``edit`` is None for a copy of a base tensor.
     """
 
     path: Path
@@ -66,18 +67,18 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Changes by destination, and all consumed tensors of the adapters."""
+    """The changes to each destination, and the adapter tensors from which the changes were made."""
 
     changes: dict[str, Change]
     consumed: Sequence[Consumed]
 
 
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
-    """Sort the edits of all adapters by destination.
+    """Group the edits of all adapters by destination.
 
-    Raises TensorMismatch if the base lacks a module, and BadInput if two adapters set the same values. Raises
-    LedgerError for a tensor that no rule or more than one rule takes. Raises NotExpressible for an edit that stored
-    weights cannot represent.
+    Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set the same
+    values. Raises LedgerError for an adapter tensor that no merge rule or more than one merge rule handles. Raises
+    NotExpressible for an edit that stored weights cannot represent.
     """
     changes: dict[str, Change] = {}
     consumed: list[Consumed] = []
@@ -127,7 +128,10 @@ def _rule(edit: Edit) -> str:
 
 
 def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
-    """Destination of the main tensor of an edit. Raises TensorMismatch if the base lacks the module."""
+    """Destination of the main tensor of an edit, such as a weight.
+
+    Raises TensorMismatch if the base model lacks the module of the edit.
+    """
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
     use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:
@@ -145,7 +149,7 @@ def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
 
 
 def _by_stored_name(checkpoint: Checkpoint, edit: Edit, destination: str) -> dict[str, Edit]:
-    """Destination → the edit, or the part of the edit for one expert."""
+    """Map each destination to the edit, or, for stacked experts, to the part of the edit for the destination."""
     if isinstance(edit, LowRank) and "*" in destination:
         return {**by_expert(checkpoint, edit)}
     return {destination: edit}
@@ -173,10 +177,11 @@ def _bias_destination(checkpoint: Checkpoint, edit: LowRank) -> str:
 def _tied_rows(
     checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
 ) -> Iterable[tuple[str, TokenRows]]:
-    """Token rows that the adapter file stores for only one of the two tied uses: (the other use, rows).
+    """Yield the token rows that must also be set in the tied head or embedding, as (``HEAD`` or ``EMBEDDING``, rows).
 
-    PEFT follows the config. If the config ties embedding and head, rows of the embedding also become rows of the head,
-    unless the head has its own rows or its own copy. Files of old PEFT versions may store tied rows only for the head.
+    If the config of the base model ties embedding and head, PEFT also writes the rows of the embedding to the head,
+    unless the adapter contains separate rows or a trained copy for the head. Adapter files of old PEFT versions may
+    store the rows of a tied embedding only under the name of the head.
     """
     rows = {
         entry.destination: entry.edit
@@ -197,7 +202,7 @@ def _tied_rows(
 
 
 def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
-    """Whether the config of the adapter targets the head but not the embedding."""
+    """Whether the adapter's config targets the output head but not the input embedding."""
     targets = adapter.config.get("trainable_token_indices") or adapter.config.get("target_modules") or ()
     modules = [targets] if isinstance(targets, str) else [name for name in targets if isinstance(name, str)]
     uses = {use_of(checkpoint, module) for module in modules}
@@ -205,9 +210,9 @@ def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
 
 
 def _require_same(first: Edit, edit: Edit) -> None:
-    """Refuse two edits of an adapter that set different values for one use.
+    """Refuse two edits of an adapter that set different values for a single stored matrix.
 
-    A model may have several names for one matrix, so an adapter may contain two edits for one matrix.
+    A model may have several module names for one matrix, so an adapter may contain two edits of that matrix.
     """
     if isinstance(first, TokenRows) and isinstance(edit, TokenRows):
         same = first.token_ids == edit.token_ids and np.array_equal(first.rows, edit.rows)
@@ -244,9 +249,9 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
 
 
 def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:
-    """Whether two edits contain the same grown matrix.
+    """Whether two edits contain the same embedding matrix with rows added by resizing the vocabulary.
 
-    Several row adapters of one grown base may each contain the matrix.
+    Several adapters that were trained on one base model with a resized vocabulary may each contain the resized matrix.
     """
     return first.in_place and edit.in_place and first.equals(edit)
 

@@ -1,7 +1,8 @@
-"""Splits updates of stacked experts. PEFT targets the stack of all experts, but most checkpoints store single experts.
+"""Splits updates of stacked experts into updates of single experts.
 
-The factors contain all experts: lora_A is (r * experts, in) with the rank as the inner index, and lora_B is (out, r *
-experts) with the expert as the inner index. Source of the layout: PEFT's ParamWrapper.
+PEFT targets the stack of all experts, but most checkpoints store single experts. The LoRA factors cover all experts of
+the stack: lora_A is (r * experts, in) with the rank as the inner index, and lora_B is (out, r * experts) with the
+expert as the inner index. The layout of the factors is defined by PEFT's ParamWrapper.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _CACHED_FACTORS: Final = 4
 
 
 def by_expert(checkpoint: Checkpoint, update: LowRank) -> dict[str, LowRank]:
-    """Stored name → the part of ``update`` for that tensor. Returns {} if the checkpoint stores stacks of experts."""
+    """Map the tensor name of each expert to its part of ``update``, or return {} if experts are stored stacked."""
     for new, old in _BLOCKS:
         module = update.module.replace(new, old)
         for projections in _SHARES.get(update.parameter, ()):
@@ -54,7 +55,7 @@ def _counted(part: LowRank, experts: int) -> LowRank:
 
 
 def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of the two ``factors``. A shape is (0, 0) if the number of experts does not divide the number of ranks."""
+    """Return the shapes of the two ``factors``, or (0, 0) twice if the number of experts does not divide the rank."""
     (joined, inner), (outer, _) = update.down.spec.shape, update.up.spec.shape
     if update.expert is None:
         return (joined, inner), (outer, joined)
@@ -65,9 +66,9 @@ def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def factors(update: LowRank) -> tuple[Array, Array]:
-    """Factors (down (r, in), up (out, r)) of ``update`` in float32.
+    """Return the float32 factors (down (r, in), up (out, r)) of ``update``.
 
-    If ``update.expert`` is set, only that expert's part.
+    If ``update.expert`` is set, only the part of the factors for that expert is returned.
     """
     down, up = _as_f32(update.down), _as_f32(update.up)
     if (expert := update.expert) is None:
@@ -79,7 +80,7 @@ def factors(update: LowRank) -> tuple[Array, Array]:
 
 
 def stacked_factors(update: LowRank, experts: int) -> tuple[Array, Array]:
-    """Factors of a stack in float32: (down (experts, r, in), up (experts, out, r))."""
+    """Return the float32 factors of a stack of experts: (down (experts, r, in), up (experts, out, r))."""
     down, up = _as_f32(update.down), _as_f32(update.up)
     down = down.reshape(experts, -1, down.shape[1])
     return down, np.moveaxis(up.reshape(len(up), -1, experts), 2, 0)

@@ -1,4 +1,4 @@
-"""The coverage ledger. Every tensor is taken exactly once by a named rule, or the merge stops."""
+"""The coverage ledger checks that exactly one named rule handles each tensor, and stops the merge otherwise."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from exporter.errors import LedgerError
 
 
 class Ledger:
-    """Records which rule takes each tensor of a file or folder.
+    """Records which rule handles each tensor of a file or folder.
 
-    what: the noun after "expected one" in messages, such as "rule" or "writer".
+    what: the noun that follows "expected one" in error messages, such as "rule" or "writer".
     """
 
     def __init__(self, path: Path, names: Iterable[str], *, what: str) -> None:
-        """names: names of all tensors that must be taken."""
+        """names: the names of all tensors that a rule must handle."""
         self.path = path
         self._what = what
         self._taken: dict[str, str | None] = dict.fromkeys(names)
 
     def take(self, name: str, rule: str) -> None:
-        """Record that ``rule`` takes the tensor ``name``.
+        """Record that ``rule`` handles the tensor ``name``.
 
-        Raises LedgerError if the tensor is unknown or was taken before.
+        Raises LedgerError if the tensor is unknown or if another rule already handles the tensor.
         """
         if name not in self._taken:
             raise LedgerError(
@@ -34,7 +34,10 @@ class Ledger:
         self._taken[name] = rule
 
     def close(self) -> dict[str, str]:
-        """Name → rule for every tensor. Raises LedgerError, naming the first tensor that no rule took."""
+        """Map the name of every tensor to its rule.
+
+        Raises LedgerError, naming the first tensor that no rule handles.
+        """
         for name, rule in self._taken.items():
             if rule is None:
                 raise LedgerError(self.path, name, expected=f"one {self._what}", found="none: the tensor would be lost")

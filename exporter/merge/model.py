@@ -1,6 +1,7 @@
-"""The merged model: a checkpoint whose tensors are merged while they are read.
+"""The merged model: a checkpoint with adapters, in which each tensor is merged when the tensor is read.
 
-Specs are known without reading. Writers use only the merged model and do not depend on adapters.
+Names, dtypes and shapes of the merged tensors are known without reading any tensor data. Writers of output formats read
+only the merged model and do not depend on adapters.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor on disk with passes applied. Rows that no pass touches remain ranges of the file.
+    """A stored tensor to which passes are applied when the tensor is read.
 
-    name: name of the merged tensor. source: tensor of the base, or the adapter's tensor that replaces the base's
-    tensor.
+    Rows that no pass changes are returned as byte ranges of the input file. name: name of the merged tensor. source:
+    the tensor of the base model, or the adapter tensor that replaces the tensor of the base model.
     """
 
     name: str
@@ -39,16 +40,18 @@ class MergedTensor:
 
     @property
     def spec(self) -> TensorSpec:
-        """The spec after the last pass."""
+        """Return the spec of the tensor after the last pass."""
         spec = replace(self.source.spec, name=self.name)
         for step in self.passes:
             spec = step.out_spec(spec)
         return spec
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), merged. Memory: a few copies of the rows. Raises BadInput, naming the tensor.
+        """Rows [start, stop), merged. Peak memory: a few copies of the rows.
 
-        Rows beyond the stored rows enter the passes as zeros. The plan guarantees that a pass sets every such row.
+        Raises BadInput, naming the tensor, if a merged value is invalid. If the merged tensor has more rows than the
+        stored tensor, the added rows are zeros before the first pass. The merge plan guarantees that a pass sets every
+        added row.
         """
         spec = self.source.spec
         value = self.source.rows(min(start, spec.n_rows), min(stop, spec.n_rows))
@@ -64,9 +67,9 @@ class MergedTensor:
         return value
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Byte ranges of untouched rows and arrays of touched rows, in order.
+        """Yield all rows in order: unchanged rows as byte ranges of the input file, and changed rows as arrays.
 
-        An array has at most the size of a block.
+        The size of each array is at most the block size.
         """
         spec, stored = self.spec, self.source.spec
         at = 0
@@ -92,7 +95,7 @@ class MergedTensor:
         return ByteRange(place.path, place.offset_bytes + start * width, (stop - start) * width)
 
     def _touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Ranges of rows that at least one pass touches, ascending and disjoint."""
+        """Return the ranges of rows that at least one pass changes, as ascending and disjoint ranges."""
         runs: list[tuple[int, int]] = []
         for start, stop in sorted(run for step in self.passes for run in step.touched(n_rows)):
             if runs and start <= runs[-1][1]:
@@ -104,14 +107,16 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergedModel:
-    """The model that writers write.
+    """The merged model, from which writers create the output formats.
 
-    path: the base checkpoint, for messages. config: the merged config.json. tie: embedding and head after merging.
-    tensors: every tensor to write, in the order of the base's shards. shards: name of a tensor → file name of its
-    shard. files: name → path of auxiliary files to copy unchanged. generation_config: content of generation_config.json
-    after merging, or {} if the file does not exist. A changed generation_config.json is not listed in ``files``.
-    origins: hub repositories and commits of the inputs. embedding_digest: reads the base's embedding and returns its
-    sha256. adapters_digest: reads the adapters and returns the digest of all adapters.
+    path: path of the base checkpoint, for error messages. config: content of config.json after merging. tie: whether
+    and how embedding and head are tied after merging. tensors: all tensors to write, in the order of the base
+    checkpoint's shards. shards: maps the name of each tensor to the file name of its shard. files: maps the names of
+    auxiliary files that are copied unchanged to their paths. generation_config: content of generation_config.json after
+    merging, or {} if the file does not exist. If merging changes generation_config.json, the file is not listed in
+    ``files``. origins: hub repositories and commits of the inputs. embedding_digest: a function that reads the base
+    model's embedding and returns its SHA-256 digest. adapters_digest: a function that reads the adapters and returns
+    the combined digest of all adapters.
     """
 
     path: Path
@@ -127,12 +132,15 @@ class MergedModel:
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """Origins and digests of the inputs. The first access reads the base's embedding and the adapters."""
+        """Return the hub origins and the digests of the inputs.
+
+        The first access to ``provenance`` reads the base model's embedding and the adapters.
+        """
         return self._provenance(self.embedding_digest(), self.adapters_digest())
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """The same keys as ``provenance``, with zeros of equal length instead of the digests. Reads no tensor."""
+        """Return ``provenance`` with each digest replaced by a string of zeros of equal length. Reads no tensor."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 
@@ -141,25 +149,25 @@ class MergedModel:
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
-        """Name → spec of every tensor after merging. Reads no tensor."""
+        """Map the name of every merged tensor to the tensor's spec. Reads no tensor."""
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
-        """The merged tensor ``name``, which is the stored tensor itself if no pass changes the tensor."""
+        """Return the merged tensor ``name``; if no pass changes the tensor, the stored tensor is returned."""
         return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """The file that contains the tensor ``name`` before merging.
+        """Return the input file that contains the tensor ``name`` before merging.
 
-        Needed for messages, and for reading in file order.
+        The file is needed for error messages and for reading tensors in file order.
         """
         return self.place(name).path
 
     def place(self, name: str) -> ByteRange:
-        """Byte range of the tensor ``name`` before merging."""
+        """Return the byte range of the tensor ``name`` in the input file, before merging."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 
     def ledger(self) -> Ledger:
-        """A new ledger of all tensors that a writer has to write."""
+        """Return a new ledger of all tensors that a writer has to write."""
         return Ledger(self.path, self.tensors, what="writer")

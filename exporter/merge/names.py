@@ -1,8 +1,9 @@
-"""Maps the modules that PEFT names, as in the loaded model, to the stored tensors of a checkpoint.
+"""Maps the module names in an adapter, which are module names of the loaded model, to stored tensor names.
 
-Most checkpoints use the path of the module. Old checkpoints omit the prefix of the base model. Some wrappers were
-restructured after their checkpoints had been published: transformers renames the tensors of these wrappers on loading,
-and the functions below use the same renaming.
+In most checkpoints, the name of a tensor begins with the path of its module. Old checkpoints omit the prefix of the
+base model in tensor names. Some model classes in transformers were restructured after checkpoints had been published.
+For restructured model classes, transformers renames the tensors on loading, and the functions below apply the renaming
+of transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _RENAMED: Final = (
 
 
 def stored_name(checkpoint: Checkpoint, module: str, parameter: str) -> str | None:
-    """Name of the tensor that stores ``parameter`` of ``module``, or None if the checkpoint lacks the tensor."""
+    """Return the name of the tensor that stores ``parameter`` of ``module``, or None if no such tensor exists."""
     return next((name for name in _spellings(f"{module}.{parameter}") if name in checkpoint.tensors), None)
 
 
@@ -44,9 +45,9 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
-    """``EMBEDDING`` or ``HEAD`` if ``module`` is the input embedding or the output head, else None.
+    """Return ``EMBEDDING`` if ``module`` is the input embedding, ``HEAD`` if ``module`` is the output head, else None.
 
-    The module does not need to have its own stored tensor.
+    The result does not depend on whether the checkpoint stores a tensor for ``module``.
     """
     tie, last = checkpoint.tie, module.rpartition(".")[2]
     name = stored_name(checkpoint, module, "weight")

@@ -1,4 +1,7 @@
-"""Passes: pure functions on specs and on blocks of rows. A pass has no state and does not access adapters or files."""
+"""Defines the passes of a merge: pure functions that transform tensor specs and blocks of tensor rows.
+
+A pass has no state and does not access adapters or files.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +17,47 @@ from exporter.tensors import FLOATS, Array, TensorSpec, cast
 
 
 class Pass(Protocol):
-    """One step between a stored tensor and its merged value."""
+    """A step of the computation that turns a stored tensor into the merged tensor."""
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The spec of the result of ``apply`` for a tensor with ``spec``."""
+        """Return the spec of the tensor that ``apply`` computes from a tensor with the spec ``spec``."""
 
     def apply(self, start: int, block: Array) -> Array:
-        """The result of the pass for the rows [start, start + len(block)).
-
-        ``block`` contains the rows before the pass.
-        """
+        """Apply the pass to ``block``, which contains the rows [start, start + len(block)) of the tensor."""
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Ranges [start, stop) of rows that the pass may change, ascending and disjoint."""
+        """Return the ranges [start, stop) of rows that the pass may change, as ascending and disjoint ranges."""
 
 
 class _Everywhere:
-    """A pass that may change every row."""
+    """Base class of passes that may change every row of a tensor."""
 
     __slots__ = ()
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """One range with all rows."""
+        """Return a single range that covers all rows."""
         return [(0, n_rows)]
 
 
 @dataclass(frozen=True, slots=True)
 class Cast(_Everywhere):
-    """Cast floating-point tensors to ``dtype``, rounding once to nearest even. All other tensors stay unchanged.
+    """Cast a floating-point tensor to ``dtype``, rounding once to nearest even.
 
-    finite: whether to refuse NaN and Inf in the input. Set for values of an adapter.
+    Tensors that are not floating-point stay unchanged. finite: whether to refuse NaN and Inf in the input. The flag
+    ``finite`` is set for values that come from an adapter.
     """
 
     dtype: str
     finite: bool = False
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same spec with the new dtype, if the tensor is a floating-point tensor."""
+        """Return ``spec`` with the new dtype if the tensor is floating-point, else ``spec`` unchanged."""
         return replace(spec, dtype=self.dtype) if spec.dtype in FLOATS else spec
 
     def apply(self, start: int, block: Array) -> Array:
         """Cast ``block``.
 
-        Raises BadInput for a value beyond float16's maximum of 65504, and, if ``finite`` is set, for NaN and Inf.
+        Raises BadInput for a value that exceeds float16's maximum of 65504 and, if ``finite`` is set, for NaN and Inf.
         """
         out = cast(block, self.dtype)
         if self.finite and not np.isfinite(cast(block, "F32")).all():
@@ -68,10 +69,11 @@ class Cast(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceRows:
-    """Replace the rows ``token_ids`` with ``rows``, and give the matrix ``n_rows`` rows.
+    """Replace the rows ``token_ids`` of a matrix with ``rows``, and resize the matrix to ``n_rows`` rows.
 
-    token_ids: ascending, distinct ids. rows: final values with shape (k, hidden), in the dtype of the target tensor.
-    Source: PEFT's TrainableTokensLayer writes its rows with index_copy.
+    token_ids: the distinct ids of the k replaced rows, in ascending order. rows: the new rows with shape (k, hidden),
+    in the dtype of the merged tensor. The rows replace the stored rows, because PEFT's TrainableTokensLayer writes
+    trained rows with index_copy.
     """
 
     token_ids: tuple[int, ...]
@@ -79,11 +81,11 @@ class ReplaceRows:
     n_rows: int
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same spec with ``n_rows`` rows."""
+        """Return ``spec`` with ``n_rows`` rows."""
         return replace(spec, shape=(self.n_rows, *spec.shape[1:]))
 
     def apply(self, start: int, block: Array) -> Array:
-        """A copy of ``block`` with the new rows, or ``block`` itself if no new row belongs to the block."""
+        """Return a copy of ``block`` with the new rows, or ``block`` itself if none of its rows is replaced."""
         first = bisect_left(self.token_ids, start)
         last = bisect_left(self.token_ids, start + len(block))
         if first == last:
@@ -93,7 +95,7 @@ class ReplaceRows:
         return out
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Ranges of consecutive token ids."""
+        """Return the replaced rows as ranges of consecutive token ids."""
         runs: list[tuple[int, int]] = []
         for token_id in self.token_ids:
             if runs and runs[-1][1] == token_id:
@@ -105,12 +107,13 @@ class ReplaceRows:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One update left @ right in the orientation of the stored tensor, in float32.
+    """A low-rank update left @ right in float32, in the orientation of the stored tensor.
 
-    left: (rows, r), already scaled; (experts, rows, r) for a stack. right: (r, columns); (experts, r, columns) for a
-    stack. gain: DoRA's magnitude, with shape (rows,) if ``by_row`` is set, else (columns,). norm: norms of the columns
-    of W + left @ right, or None if ``by_row`` is set. The norms are stored because a block of rows does not determine
-    the norm of a column.
+    left: the scaled left factor with shape (rows, r), or (experts, rows, r) for a stack of experts. right: the right
+    factor with shape (r, columns), or (experts, r, columns) for a stack of experts. gain: DoRA's magnitude vector with
+    shape (rows,) if ``by_row`` is set, else with shape (columns,). norm: the norms of the columns of W + left @ right,
+    or None if ``by_row`` is set. The column norms are computed in advance, because the norm of a column cannot be
+    computed from a block of rows.
     """
 
     left: Array
@@ -122,22 +125,22 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class AddLowRank(_Everywhere):
-    """Add updates to W in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
+    """Add updates to a weight in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
 
-    terms: returns the updates. The updates are read on first use, so that a plan keeps no update in memory. A DoRA
-    update rescales W and is therefore the only term. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024)
-    equation 5, as computed by PEFT.
+    terms: a function that returns the updates. The updates are read on first use, so that a merge plan keeps no update
+    in memory. A DoRA update rescales the weight and therefore cannot be combined with another update. Sources: LoRA (Hu
+    et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by PEFT.
     """
 
     terms: Callable[[], Sequence[Term]]
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same spec with ``dtype``."""
+        """Return ``spec`` with the dtype of the pass."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """Add the updates to ``block``. Raises BadInput if a result is outside the range of ``dtype``."""
+        """Add the updates to the rows in ``block``. Raises BadInput if a sum is outside the range of ``dtype``."""
         wide = "F64" if block.dtype == np.float64 else "F32"
         value = cast(block, wide)
         value = value.copy() if value is block else value
@@ -156,22 +159,22 @@ class AddLowRank(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class AddVector(_Everywhere):
-    """Add an adapter's bias to a bias. added: the scaled bias of the adapter, (n,) float32."""
+    """Add an adapter's bias to a bias of the base. added: the scaled bias of the adapter as float32 (n,)."""
 
     added: Array
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """The same spec with ``dtype``."""
+        """Return ``spec`` with the dtype of the pass."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """The sum, computed in float32 and rounded once."""
+        """Return the sum of both biases, computed in float32 and rounded once."""
         return cast(cast(block, "F32") + self.added[start : start + len(block)], self.dtype)
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:
-    """DoRA's factors for a block of W + left @ right, with shape (n, 1) if ``by_row`` is set, else (columns,)."""
+    """Return DoRA's scale factors for n rows of W + left @ right, as (n, 1) if ``by_row`` is set, else (columns,)."""
     assert term.gain is not None
     if term.by_row:
         gain = term.gain[start : start + len(value)]

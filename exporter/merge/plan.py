@@ -1,4 +1,7 @@
-"""Plans a merge: decides which tensors change, by which rule and by which passes. Reads no tensor of the base."""
+"""Plans a merge: decides which tensors change and which rules and passes change the tensors.
+
+Planning reads no tensor of the base model.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The decisions of a merge, made before a tensor of the base is read.
+    """The decisions of a merge, which are made before any tensor of the base model is read.
 
-    sources: name of a tensor to write → (name of the stored tensor to start from, changes of the tensor). tie:
-    embedding and head after merging. vocab: number of rows of the merged embedding. files: auxiliary files to copy
-    unchanged. moved_ids: special token → (id in the base, id after merging), for ids that differ. origins: repositories
-    and commits of inputs from the hub, for provenance. tokenizer: the merged tokenizer, kept open so that all readers
-    share one decoded vocabulary.
+    sources: maps the name of each tensor to write to (name of the stored tensor to start from, changes of the tensor).
+    tie: whether and how embedding and head are tied after merging. vocab: number of rows of the merged embedding.
+    files: auxiliary files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base
+    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. tokenizer: the merged
+    tokenizer, which stays open so that all readers share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -56,9 +59,9 @@ class MergePlan:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
-        """The merged model. Each value is rounded once.
+        """Return the merged model, in which each value is rounded once.
 
-        dtype: dtype of the floating-point tensors, or None to keep the stored dtypes.
+        dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes.
         """
         tensors = {}
         for name, (stored, change) in self.sources.items():
@@ -81,9 +84,9 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Maximum size of the LoRA factors of one tensor in float32.
+        """Size in bytes of the float32 LoRA factors of the tensor with the largest factors.
 
-        Factors stay in memory while their tensor is written.
+        The LoRA factors of a tensor stay in memory while the merged tensor is written.
         """
         updates = [change.updates for _, change in self.sources.values()]
         return max((sum(map(_factor_nbytes, of_tensor)) for of_tensor in updates), default=0)
@@ -132,11 +135,11 @@ class MergePlan:
 
 
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
-    """Plan the merge. untie: whether to give a tied head a separate tensor.
+    """Plan the merge of the adapters. untie: whether to write a separate tensor for a tied head.
 
-    Raises TensorMismatch for an edit that does not fit its tensor or the vocabulary. Raises LedgerError for an adapter
-    tensor that no rule or more than one rule takes. Raises BadInput if two adapters set the same values. Raises
-    NotExpressible if a tied tensor would need two different values.
+    Raises TensorMismatch if an edit does not fit its tensor or the vocabulary. Raises LedgerError for an adapter tensor
+    that no merge rule or more than one merge rule handles. Raises BadInput if two adapters set the same values. Raises
+    NotExpressible if embedding and head would need different values but share one tensor.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
@@ -155,7 +158,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
-    """The ledger for display, with names of tensors instead of ``EMBEDDING`` and ``HEAD``."""
+    """Return the ledger for display, with tensor names in place of ``EMBEDDING`` and ``HEAD``."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
@@ -175,7 +178,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
-    """Raises TensorMismatch if an edit does not fit its tensor."""
+    """Raise TensorMismatch if an edit does not fit its tensor."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
@@ -214,9 +217,9 @@ def _factor_nbytes(update: LowRank) -> int:
 
 
 def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
-    """One pass that sets the rows of all adapters for one tensor. ``dtype`` is the dtype of the tensor after casting.
+    """Return a pass that sets the token rows of all adapters in one tensor.
 
-    Raises TensorMismatch.
+    ``dtype`` is the dtype of the merged tensor. Raises TensorMismatch.
     """
     rounded = []
     for edit in edits:

@@ -1,4 +1,4 @@
-"""Assigns stored tensors to embedding and head, and decides whether embedding and head can still share one tensor."""
+"""Assigns stored tensors to embedding and head, and decides whether a merge keeps embedding and head tied."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HEAD_OF: Final = {"embed_in": "embed_out"}
 
 @dataclass(frozen=True)
 class Resolved:
-    """Tensors assigned to embedding and head.
+    """The stored tensors and the changes that are assigned to embedding and head.
 
-    tie: embedding and head after merging. sources: name of a tensor to write → (name of the stored tensor to start
-    from, changes of the tensor).
+    tie: whether and how embedding and head are tied after merging. sources: maps the name of each tensor to write to
+    (name of the stored tensor to start from, changes of the tensor).
     """
 
     tie: Tie
@@ -33,9 +33,10 @@ class Resolved:
 
 
 def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
-    """Assign tensors to embedding and head. A tied base stays tied if embedding and head get the same values.
+    """Assign stored tensors to embedding and head.
 
-    Raises NotExpressible if embedding and head of a tied base get different values and ``untie`` is not set.
+    Embedding and head of a tied base model stay tied if both get equal values. Raises NotExpressible if the adapters
+    set different values for embedding and head of a tied base model and ``untie`` is not set.
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
@@ -58,10 +59,11 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Record in ``config`` that the head has a separate tensor.
+    """Record in ``config`` that the head is stored in a separate tensor.
 
-    In T5, tie_word_embeddings means "scale the head's input", and the tensors alone decide the tie. For T5, the scaling
-    is recorded instead.
+    For T5, tie_word_embeddings controls only whether the input of the head is scaled, and the stored tensors alone
+    decide whether embedding and head are tied. Therefore, for T5, ``config`` records whether the input of the head is
+    scaled.
     """
     nested = config.get("text_config")
     if config.get("model_type") == "t5":
@@ -78,9 +80,9 @@ def _head_name(embedding: str) -> str:
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
-    """Let a changed base tensor, such as a resized embedding, also replace the head.
+    """Let an adapter tensor that replaces the embedding in place, such as a resized embedding, also replace the head.
 
-    A trained copy replaces only one use.
+    A copy that was trained for ``modules_to_save`` replaces either the embedding or the head, but not both.
     """
     changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
     if len(changed) == 2 and not changed[0].equals(changed[1]):
@@ -90,7 +92,7 @@ def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
 
 
 def _same_result(embedding: Change, head: Change) -> bool:
-    """Whether embedding and head get the same values."""
+    """Whether the changes give embedding and head equal values."""
     whole, other_whole = embedding.replaced, head.replaced
     if (whole is None) != (other_whole is None) or (whole and other_whole and not whole.equals(other_whole)):
         return False
@@ -107,10 +109,10 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """Whether an update of the embedding equals an update of the head.
+    """Whether an update of the embedding and an update of the head are equal.
 
-    PEFT stores the update of a tied pair twice: the factors of the head are the transposed factors of the embedding.
-    DoRA updates are never equal, because their norms differ.
+    If embedding and head are tied, PEFT stores the update twice, and the factors of the head are the transposed factors
+    of the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates differ.
     """
     if update.magnitude or other.magnitude or update.scaling != other.scaling or update.path != other.path:
         return False

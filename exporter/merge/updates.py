@@ -1,8 +1,9 @@
-"""Brings low-rank updates into the orientation of their stored tensors.
+"""Converts low-rank updates to the orientation of the stored tensors.
 
-PEFT's linear update is (out, in), as torch stores a linear layer. GPT-2's Conv1D stores (in, out). An embedding also
-stores (in, out), with the token as input. The shapes decide the orientation. For a square matrix, the model type
-decides.
+PEFT's update of a linear layer has the shape (out, in), as torch stores the weight of a linear layer. GPT-2's Conv1D
+stores the weight as (in, out). An embedding also stores the weight as (in, out), where the token is the input. The
+orientation of a weight is determined by comparing the shapes of the weight and of the update. The orientation of a
+square weight is determined by the model type.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ _CACHED_TENSORS: Final = 4
 
 
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
-    """Whether the stored tensor is (in, out) instead of (out, in).
+    """Whether the stored tensor has the orientation (in, out), not (out, in).
 
-    A stack of experts is (experts, out, in) or (experts, in, out). Raises TensorMismatch if the shapes do not fit.
-    Raises NotExpressible for a stack of square matrices.
+    A stack of experts has the shape (experts, out, in) or (experts, in, out). Raises TensorMismatch if the shape of the
+    update does not fit the shape of the tensor. Raises NotExpressible for a stack of square matrices, whose orientation
+    is ambiguous.
     """
     (_, inner), (outer, _) = factor_shapes(update)
     straight, transposed = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
@@ -63,10 +65,10 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
 
 
 def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> None:
-    """Check that the factors fit the tensor, then that the values of the factors are finite.
+    """Check that the shapes of the LoRA factors fit the tensor and that the values of the factors are finite.
 
-    The shapes are checked first, because factors that fit are not larger than the base. Raises TensorMismatch,
-    NotExpressible.
+    The shapes are checked before the values are read, because factors whose shapes fit are not larger than the base
+    model. Raises TensorMismatch, NotExpressible.
     """
     is_transposed(checkpoint, update, shape, name)
     factors = [update.down, update.up]
@@ -82,11 +84,11 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
 
 @lru_cache(maxsize=_CACHED_TENSORS)
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
-    """The updates of one tensor, ready to be added.
+    """Read the updates of one tensor and convert the updates to the orientation of the tensor.
 
-    updates: (update, whether the stored tensor is (in, out)). source: the tensor before the updates, which is read once
-    for DoRA's norms over columns. Memory: the factors in float32. Raises TensorMismatch if a magnitude has the wrong
-    length.
+    updates: pairs (update, whether the stored tensor has the orientation (in, out)). source: the tensor before the
+    updates, which is read once if DoRA needs the norms of columns. Peak memory: the factors in float32. Raises
+    TensorMismatch if the length of a DoRA magnitude vector does not fit the tensor.
     """
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
@@ -109,7 +111,7 @@ def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
 
 
 def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
-    """Norms of the columns of source + left @ right. Memory: one block."""
+    """Return the norms of the columns of source + left @ right. Memory: one block."""
     total = np.zeros(right.shape[1], np.float64)
     for start, block in blocks(source, 1 << 20):
         value = cast(block, "F32") + left[start : start + len(block)] @ right
@@ -119,7 +121,7 @@ def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
 
 
 def bias_of(updates: Sequence[LowRank]) -> Array:
-    """The sum of the scaled LoRA biases in float32, which is added to a bias of the base."""
+    """Return the float32 sum of the scaled LoRA biases, which is to be added to a bias of the base model."""
     total: Any = 0
     for update in updates:
         assert update.bias is not None

@@ -1,1 +1,1 @@
-"""Handles the consequences of new tokens: auxiliary files, special ids, and rows of whole matrices."""
+"""Handles new tokens: chooses tokenizer files, updates special token ids, and counts the rows of the embedding."""

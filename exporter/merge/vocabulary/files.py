@@ -1,4 +1,4 @@
-"""Chooses the auxiliary files of the merged model. Files of the adapters replace files of the base."""
+"""Chooses the auxiliary files of the merged model: the adapters' files replace the base model's files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SETTINGS: Final = "tokenizer_config.json"
 
 
 def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path of the auxiliary files after merging. base: name → path of the base's files.
+    """Map the names of the merged model's auxiliary files to their paths. base: names and paths of the base's files.
 
-    A tokenizer is replaced as a whole, so that files of two tokenizers are never mixed. Raises BadInput if two adapters
-    have different files with the same name.
+    If an adapter contains a tokenizer, the base model's tokenizer files are all dropped, so that files of two
+    tokenizers are never mixed. Raises BadInput if two adapters contain files with equal names but different content.
     """
     own = adapter_files(adapters)
     if any(map(_is_template, own)) or "chat_template" in _settings(own):
@@ -44,7 +44,10 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 
 
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Name → path of the auxiliary files of all adapters. Raises BadInput if two files with the same name differ."""
+    """Map the names of the auxiliary files of all adapters to their paths.
+
+    Raises BadInput if two adapters contain files with equal names but different content.
+    """
     files: dict[str, Path] = {}
     for adapter in adapters:
         for name, path in adapter.auxiliary_files.items():

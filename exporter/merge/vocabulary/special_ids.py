@@ -1,4 +1,4 @@
-"""Updates the ids of special tokens in the configs, because a model with a new eos token must stop at that token."""
+"""Updates the ids of special tokens in the configs, so that a model with a new eos token stops at that token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exporter.sources.hf.special_tokens import special_ids
 
 
 def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str, tuple[int | None, int]]:
-    """Name (bos, eos, pad) → (id in the base's tokenizer, id in the merged tokenizer), for ids that differ.
+    """Map each special token (bos, eos, pad) whose id changes to (id in base tokenizer, id in merged tokenizer).
 
-    base, merged: name → path of the auxiliary files before and after merging. Raises UnreadableFile.
+    base, merged: map the names of the auxiliary files before and after merging to their paths. Raises UnreadableFile.
     """
     if merged.get("tokenizer.json") == base.get("tokenizer.json"):
         return {}
@@ -25,10 +25,11 @@ def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str,
 def generation_config(
     base: Mapping[str, Path], files: dict[str, Path]
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
-    """(content of the generation config after merging, moved ids).
+    """Return (content of generation_config.json after merging, special token ids that change).
 
-    base, files: name → path of the auxiliary files of the base and of the merged model. A generation config that has to
-    change is removed from ``files``, because it is not copied. A generation config of an adapter stays unchanged.
+    base, files: map the names of the auxiliary files of the base model and of the merged model to their paths. If the
+    ids in generation_config.json change, the file is removed from ``files``, because ``files`` lists files to copy
+    unchanged. A generation_config.json that comes from an adapter is never changed.
     """
     moved = moved_ids(base, files)
     path = files.get(GENERATION_CONFIG)
@@ -39,9 +40,10 @@ def generation_config(
 
 
 def follow(config: dict[str, Any], moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Replace moved ids in ``config``, if ``config`` has keys for the ids. Returns whether ``config`` changed.
+    """Replace the special token ids that change in ``config``, if ``config`` contains keys for the ids.
 
-    A list of eos ids keeps all other ids, because a chat model may stop at several tokens.
+    Returns whether ``config`` changed. If ``config`` contains a list of eos ids, only the changed id is replaced,
+    because a chat model may stop at several tokens.
     """
     changed = False
     for name, (before, after) in moved.items():

@@ -1,4 +1,7 @@
-"""Determines the number of rows of embedding and head after merging. Tokenizer, rows and matrices must agree on it."""
+"""Determines the number of rows of embedding and head after merging.
+
+The tokenizer, the token rows and the matrices must be consistent with that number of rows.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from exporter.sources.hf.tokenizer import Tokenizer
 def vocabulary(
     checkpoint: Checkpoint, tie: Tie, sources: Mapping[str, tuple[str, Change]], tokenizer: Tokenizer | None
 ) -> int:
-    """The number of rows of the merged embedding.
+    """Return the number of rows of the merged embedding.
 
-    sources: name of a tensor to write → (name of the stored tensor, changes), for embedding and head. Raises
-    TensorMismatch if a token id exceeds both the matrix and the tokenizer. Raises BadInput if no adapter sets a new
-    row, or if a token has no row. Raises NotExpressible if a bias of the head would have to grow.
+    sources: maps the names of the embedding and head tensors to write to (name of the stored tensor, changes). Raises
+    TensorMismatch if the id of a token row is neither a row of the stored matrix nor an id of the tokenizer. Raises
+    BadInput if no adapter sets a row that has to be added, or if a token of the tokenizer has no row. Raises
+    NotExpressible if new rows would require a longer bias of the head.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -53,7 +57,7 @@ def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
 
 
 def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
-    """Refuse a new vocabulary size if the logits have a bias, because no adapter contains new values of the bias."""
+    """Refuse a new vocabulary size if the logits have a bias, because adapters contain no bias for new tokens."""
     stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for name, tensor in checkpoint.tensors.items():
         if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
@@ -65,9 +69,10 @@ def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
-    """Refuse a stored head that differs from the embedding although the config ties the head.
+    """Refuse a stored head whose values differ from the embedding although the config ties embedding and head.
 
-    When transformers resizes the vocabulary, it ties such a head and drops the stored head.
+    When transformers resizes the vocabulary of a model whose config ties embedding and head, transformers discards the
+    stored head and uses the embedding as head.
     """
     tie = checkpoint.tie
     head = sources[tie.head][1] if tie.head is not None and tie.head in sources else Change()

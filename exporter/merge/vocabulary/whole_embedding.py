@@ -1,9 +1,9 @@
-"""Reduces a whole embedding that PEFT saved after resizing the vocabulary to the rows that resizing added.
+"""Reduces a whole embedding in an adapter file to the rows that were added by resizing the vocabulary.
 
-With ``save_embedding_layers="auto"``, PEFT's default, an adapter with a resized vocabulary stores the resized matrix
-beside the trained rows. The resized matrix contains the base's rows, followed by the rows that resizing created. If the
-first rows equal the base's rows, only the added rows carry information. Added rows that were trained are also stored as
-token rows.
+With ``save_embedding_layers="auto"``, PEFT's default, an adapter trained with a resized vocabulary stores the whole
+resized embedding in addition to the trained rows. The resized embedding contains the rows of the base model, followed
+by the rows that resizing added. If the first rows of the resized embedding equal the rows of the base model, only the
+added rows are needed for the merge. Added rows that were trained are stored a second time as token rows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _UNUSED: Final = "the base's own matrix, resized"
 
 
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """``adapters`` with token rows in place of whole matrices that resizing the base's vocabulary created.
+    """Return ``adapters`` with each whole matrix that is a resized base matrix replaced by the added token rows.
 
-    A merge of the result equals a merge of the whole matrices. All other whole tensors stay. Raises NotExpressible if
-    the first rows of a matrix differ from the base. Raises TensorMismatch if a matrix differs from the base in width,
-    has fewer rows than the base, or contains NaN or Inf. Raises BadInput if two adapters store different matrices.
+    Merging the returned adapters gives the result of merging the whole matrices. Whole tensors that are not resized
+    matrices are kept. Raises NotExpressible if the first rows of a resized matrix differ from the rows of the base
+    model. Raises TensorMismatch if a resized matrix differs from the base matrix in width, has fewer rows than the base
+    matrix, or contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
     first: dict[str, FullModule] = {}
@@ -58,7 +59,10 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 
 
 def _use(checkpoint: Checkpoint, module: str) -> str | None:
-    """``EMBEDDING`` or ``HEAD``. Always ``EMBEDDING`` if one tensor serves as embedding and head."""
+    """Return ``EMBEDDING``, ``HEAD`` or None for ``module``.
+
+    If embedding and head are tied, ``HEAD`` is not returned.
+    """
     use = use_of(checkpoint, module)
     return EMBEDDING if use is not None and checkpoint.tie.tied else use
 
@@ -75,13 +79,13 @@ def _base(checkpoint: Checkpoint, use: str) -> FileTensor:
 
 
 def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> set[int]:
-    """Ids of the tokens for which an adapter contains rows."""
+    """Return the ids of the tokens for which an adapter contains trained rows."""
     edits = (edit for adapter in adapters for edit in adapter.rows if _use(checkpoint, edit.module) == use)
     return {token_id for edit in edits for token_id in edit.token_ids}
 
 
 def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
-    """The untrained rows that resizing added after the base's rows, or None if resizing added no untrained row."""
+    """Return the untrained rows that resizing added after the base's rows, or None if there are no untrained rows."""
     spec, n_base = edit.tensor.spec, base.spec.n_rows
     if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < n_base:
         expected = f"at least the {n_base} rows of width {base.spec.shape[-1]} of {base.place.path}"
@@ -104,7 +108,10 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
 
 
 def _with_rows(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
-    """``edits`` with the added rows. Added rows are joined to every trained edit of the same use, or form new edits."""
+    """Return ``edits`` with the rows that resizing the vocabulary added.
+
+    The rows in ``added`` are joined to every trained edit of the embedding or the head, or form new edits.
+    """
     joined: list[Edit] = []
     missing = dict(added)
     for edit in edits:
