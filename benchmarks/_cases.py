@@ -1,4 +1,4 @@
-"""Cases of a benchmark that runs whole programs: options, measurement, one table, and the bars that were met."""
+"""Share the options, the measurement and the results table between benchmarks that run whole programs as cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks with cases share."""
+    """Return an argument parser with the options that all benchmarks with cases share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--case", choices=cases, action="append", help="run only this case; repeatable")
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
@@ -27,7 +27,10 @@ def case_parser(description: str | None, cases: Sequence[str]) -> argparse.Argum
 
 
 def apart(build: Callable[..., T], *arguments: Any) -> T:
-    """Call ``build`` in a separate process, because the peak memory of a measured child starts at the parent's peak."""
+    """Call ``build`` in a separate process, so that building large inputs does not raise the measured peak memory.
+
+    The measured peak memory of a child process starts at the peak memory of the parent process.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
         return builder.submit(build, *arguments).result()
 
@@ -35,7 +38,10 @@ def apart(build: Callable[..., T], *arguments: Any) -> T:
 def measure_case(
     name: str, programs: Mapping[str, Program], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """Run the programs in turns. Return the case for the table, and the measurements for the ratios."""
+    """Run the programs of a case in turns.
+
+    Return the entry of the case for the results table, and the measurements from which ratios are computed.
+    """
     before = machine()["load_1_5_15_min"]
     measured = whole_programs(programs, warm_up=options.warm_up, rounds=options.rounds)
     case = {
@@ -59,7 +65,7 @@ def figures(measured: Measured) -> dict[str, Any]:
 
 
 def loads(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Return a note with the machine's load before and after each case."""
+    """Return a note that lists the machine's load before and after each case."""
     pairs = ", ".join(f"{case['load_before'][0]} → {case['load_after'][0]}" for case in cases)
     return f"load (1 min) before → after each case: {pairs}"
 
@@ -67,9 +73,10 @@ def loads(cases: Sequence[Mapping[str, Any]]) -> str:
 def show_cases(
     title: str, cases: list[dict[str, Any]], bars: Mapping[str, Mapping[str, float]], *, at_least: Collection[str]
 ) -> None:
-    """Print the cases, and add ``bars_met`` to each. Figures in ``at_least`` must reach the bar.
+    """Print the table of the cases, and add ``bars_met`` to each case.
 
-    Every other figure must stay below the bar of the figure.
+    A figure listed in ``at_least`` must be at least the bar of the figure. A figure that is not listed in ``at_least``
+    must not exceed the bar of the figure.
     """
     columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "against ours"]
     rows, verdicts = [], []

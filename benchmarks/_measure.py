@@ -1,8 +1,8 @@
-"""Measurements on a shared machine: whole processes run in turns and are compared round by round.
+"""Measure on a shared machine, where whole processes run in turns and are compared round by round.
 
-A worker is a separate process, so the peak memory of a worker is the peak memory of a single variant. Workers take
-turns after each step, so a temporary load affects all workers. Ratios are computed within a round, and the median of
-the ratios is reported.
+Each worker is a separate process, so the peak memory of a worker is the peak memory of a single variant. Workers take
+turns after each step, so a temporary load on the machine affects all workers. Ratios of times are computed within a
+round, and the median of the ratios is reported.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sy
 
 @dataclass
 class Measured:
-    """Report of one process.
+    """Measurements of one process. seconds, cpu_seconds: one value per round.
 
-    seconds, cpu_seconds: one value per round.  peak_bytes: peak memory of the whole process or process tree.
+    peak_bytes: peak memory of the whole process or process tree.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -47,7 +47,10 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
-        """Add the report of a later process of the same variant. The later facts replace the earlier facts."""
+        """Add the measurements of a later process of the same variant.
+
+        Facts of the later process replace facts of earlier processes.
+        """
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
@@ -55,7 +58,10 @@ class Measured:
 
 
 class Worker:
-    """A process that runs one step for each line on stdin. The answer to each line is a line of JSON."""
+    """A worker process that runs one step for each line on stdin.
+
+    The worker answers each line on stdin with a line of JSON.
+    """
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         self.name = name
@@ -77,7 +83,7 @@ class Worker:
         return self.answer()
 
     def end(self) -> int:
-        """Close the process and return its peak memory in bytes."""
+        """Close the worker process and return its peak memory in bytes."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         # wait4 reports the usage of this child alone. RUSAGE_CHILDREN would be the maximum over all children so far.
@@ -89,9 +95,10 @@ class Worker:
 
 
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
-    """Run the workers in turns and return the measurements. workers: name → arguments of the interpreter.
+    """Run the workers in turns and return the measurements.
 
-    The order rotates by one worker each round, so that no worker always runs after the same worker.
+    workers: name → command-line arguments of the Python interpreter. The order of the workers rotates by one position
+    each round, so that no worker always runs after the same other worker.
     """
     running: dict[str, Worker] = {}
     measured = {name: Measured() for name in workers}
@@ -118,7 +125,7 @@ def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: in
 
 
 def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
-    """The code of a worker: print ``facts``, then run and time ``step`` for each line on stdin."""
+    """Run a worker: print ``facts``, then run and time ``step`` for each line on stdin."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -129,9 +136,10 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """A command in the form that a user would start. The output ``out``, if any, is removed after every run.
+    """A command, given as a user would start the command.
 
-    slow: run the command only in the first measured round.
+    The output ``out`` of the command, if any, is removed after every run. slow: run the command only in the first
+    measured round.
     """
 
     arguments: Sequence[str]
@@ -144,11 +152,10 @@ def whole_programs(
 ) -> dict[str, Measured]:
     """Run programs from start to end in turns, and return the measurements. programs: name → program.
 
-    tree: the peak memory is that of all processes of a program together, and not that of the largest process.
-
-    Before each run the file systems are synced, so that no program pays for the dirty pages of another program. The
-    order is drawn again in each round, because the cost of taking freed memory depends on the program that freed the
-    memory.
+    tree: measure the peak memory of all processes of a program together, instead of the largest process. Before each
+    run, the file systems are synced, so that no program has to wait until another program's data is written. The order
+    of the programs is drawn at random in each round, because the cost of reusing freed memory depends on the program
+    that freed the memory.
     """
     measured = {name: Measured() for name in programs}
     names = list(programs)
@@ -164,12 +171,15 @@ def whole_programs(
 
 
 def _environment() -> dict[str, str]:
-    """The environment of whole programs. All programs may cache bytecode, as installed packages do."""
+    """Return the environment variables for whole programs.
+
+    All programs may cache Python bytecode, as installed packages do.
+    """
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]:
-    """(seconds, CPU seconds including those of child processes, peak memory in bytes)."""
+    """Return (seconds, CPU seconds including the CPU time of child processes, peak memory in bytes)."""
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         process = subprocess.Popen(program.arguments, stdout=output, stderr=output, env=_environment())
@@ -188,12 +198,15 @@ def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Return the median of mine / other over the common rounds. The common rounds are the first rounds."""
+    """Return the median of the ratios ``mine`` / ``other`` over the rounds that both sequences contain.
+
+    If one sequence is longer, its last rounds are ignored.
+    """
     return median(a / b for a, b in zip(mine, other, strict=False))
 
 
 def machine() -> dict[str, Any]:
-    """Return the facts about the machine that readers of the results need, including the load."""
+    """Return facts about the machine, including the load, that are needed to interpret the results."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -203,13 +216,16 @@ def machine() -> dict[str, Any]:
 
 
 def verdict(name: str, value: float, bar: float, *, at_least: bool = False) -> tuple[bool, str]:
-    """Return whether ``value`` meets ``bar``, and a line with the value and the bar. at_least: the bar is a minimum."""
+    """Return whether ``value`` meets ``bar``, and a line with both numbers.
+
+    at_least: whether ``bar`` is a minimum and not a maximum.
+    """
     met = value >= bar if at_least else value <= bar
     return met, f"{name} {value:.4g}, bar {bar:g}: {'met' if met else 'MISSED'}"
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> None:
-    """Print a table with text in the first column and numbers in the other columns."""
+    """Print a table whose first column contains text and whose other columns contain numbers."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
@@ -222,7 +238,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, n
 
 
 def write(name: str, document: Mapping[str, Any]) -> Path:
-    """Write ``document`` as benchmarks/results/``name``.json and return the path."""
+    """Write ``document`` to benchmarks/results/``name``.json and return the path of the file."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

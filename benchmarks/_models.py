@@ -1,6 +1,7 @@
-"""Large checkpoints and adapters for benchmarks: random bfloat16 values in llama shapes, written without torch.
+"""Write large checkpoints and adapters for benchmarks, with random bfloat16 values in llama shapes and without torch.
 
-Other programs read the checkpoints like any checkpoint. The values do not matter to a merge.
+Other programs can read the checkpoints like any checkpoint of llama. The time of a merge does not depend on the values
+of the tensors.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _LAYER_BYTES = 2 * sum(out * into for out, into in LINEARS.values())
 
 
 def layers_for(gigabytes: float) -> int:
-    """Return the number of layers, at least 1, for a tied model of about ``gigabytes`` * 10^9 bytes."""
+    """Return the number of layers, at least 1, with which a tied model has about ``gigabytes`` * 10^9 bytes."""
     return max(1, round((gigabytes * 1e9 - _EMBED_BYTES) / _LAYER_BYTES))
 
 
 def checkpoint(folder: Path, layers: int) -> Path:
-    """Write a tied llama in shards of at most 1 GB with ``save_pretrained``'s file names, and return the folder."""
+    """Write a tied llama in shards of at most 1 GB, named as by ``save_pretrained``, and return the folder."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -83,7 +84,7 @@ def _split(layers: int) -> list[dict[str, tuple[int, ...]]]:
 
 
 def row_adapter(folder: Path, base: Path, count: int = 16) -> Path:
-    """Write an adapter of ``count`` token rows across the vocabulary, in PEFT's format."""
+    """Write an adapter with ``count`` token rows, spread over the vocabulary, in PEFT's format."""
     ids = np.linspace(0, VOCAB - 1, count).astype(int).tolist()
     rows = np.random.default_rng(1).standard_normal((count, HIDDEN), np.float32)
     config = {"peft_type": "TRAINABLE_TOKENS", "task_type": "CAUSAL_LM", "token_indices": ids}

@@ -1,4 +1,7 @@
-"""Peak memory of a process together with all descendants. A machine needs this amount of free memory."""
+"""Measure the peak memory of a process together with all descendant processes.
+
+A machine needs at least the peak memory of all processes together as free memory.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ _EVERY_SECONDS = 0.05
 
 
 class TreePeak:
-    """Samples the memory of ``pid`` and its descendants while the block runs.
+    """Samples the memory of the process ``pid`` and its descendants while the block runs.
 
-    The measure is the proportional set size: pages that two or more processes map, such as cached weights, count once.
-    A peak between two samples is missed. Linux only.
+    The measured value is the proportional set size, which counts pages that two or more processes map, such as cached
+    weights, only once. A memory peak between two samples is missed. Linux only.
     """
 
     def __init__(self, pid: int) -> None:
@@ -53,7 +56,7 @@ def _nbytes(pid: int) -> int:
 
 
 def _read(path: Path) -> str:
-    """Return the text of the file, or an empty text if the process has ended."""
+    """Return the text of the file, or an empty text if the process has already ended."""
     try:
         return path.read_text()
     except OSError:

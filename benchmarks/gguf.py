@@ -1,8 +1,9 @@
-"""GGUF as whole processes: conversion, quantisation and patches, against llama.cpp's own tools and against ``cp``.
+"""Compare conversion, quantisation and patching of GGUF files with llama.cpp's own tools and with ``cp``.
 
-Our programs are the commands that users run, including verification. The converter is from the llama.cpp source folder
-in TTEXPORT_LLAMA_CPP, the quantiser is from llama-cpp-python. ``cp`` ends while the copy is still in memory, but our
-commands end with the file on disk; therefore ``cp`` with a sync is measured too.
+The programs of ttexport are the commands that users run, including verification. For comparison, the converter is from
+the llama.cpp source folder in TTEXPORT_LLAMA_CPP, and the quantiser is from llama-cpp-python. ``cp`` ends while the
+copied data is still in memory, but the commands of ttexport end after the file is written to disk; therefore ``cp``
+followed by a sync is measured too.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def _programs(name: str, folder: Path, gigabytes: float) -> dict[str, Program]:
-    """Return the programs of the case ``name``. Large inputs are created in ``folder``."""
+    """Return the programs to run for the case ``name``. Large input files are created in ``folder``."""
     out = folder / "out.gguf"
     if name in ("convert", "quantise"):
         return _smollm2(name, out)

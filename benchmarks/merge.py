@@ -1,8 +1,8 @@
-"""Merging as whole processes: our command compared with stock PEFT and with ``cp -r`` of the base.
+"""Compare the merge command with stock PEFT and with ``cp -r`` of the base, as whole processes.
 
-Our program is the command that users run, including verification. PEFT runs from_pretrained, merge_and_unload and
-save_pretrained. ``cp -r`` ends while the copy is still in memory, but our command ends with the files on disk;
-therefore ``cp -r`` with a sync is measured too.
+The program of ttexport is the command that users run, including verification. The PEFT program calls from_pretrained,
+merge_and_unload and save_pretrained. ``cp -r`` ends while the copied data is still in memory, but the command of
+ttexport ends after the files are written to disk; therefore ``cp -r`` followed by a sync is measured too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Base and adapter to merge, and the programs to compare with."""
+    """The base and the adapter to merge, and the programs to compare with."""
 
     name: str
     base: Path
@@ -79,7 +79,7 @@ def _build(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def _need(folder: Path, gigabytes: float) -> None:
-    """Raise SystemExit unless ``folder`` has space for the base, one output and half of another base."""
+    """Raise SystemExit unless ``folder`` has free space for the base, one output and half of another base."""
     free = shutil.disk_usage(folder).free
     if free < (needed := 2.5 * gigabytes * 1e9):
         raise SystemExit(
@@ -88,7 +88,10 @@ def _need(folder: Path, gigabytes: float) -> None:
 
 
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run our command and the programs to compare with. All results of a case come from the same rounds."""
+    """Run the merge command and the programs to compare with.
+
+    All results of one case are measured in the same rounds.
+    """
     out = folder / "out"
     ours = (*TTEXPORT, "merge", str(case.adapter), "--base", str(case.base), "-o", str(out))
     programs = {OURS: Program(ours, out), UNVERIFIED: Program((*ours, "--verify", "off"), out)}

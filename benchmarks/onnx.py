@@ -1,14 +1,14 @@
-"""ONNX benchmark: export SmolLM2 as whole processes and run the models, compared with onnxruntime-genai's builder.
+"""Compare the ONNX export of SmolLM2 and the speed of the exported model with onnxruntime-genai's builder.
 
-Our program is the command that users run. torch.onnx.export takes minutes and is measured only on request, in one
-round, in the form that the trace of models without a family uses. The fp32 models run in ONNX Runtime on the CPU: first
-a prompt of 128 tokens, then single tokens. All sessions have the same options. The speed of a session depends on the
-location of the weights in memory (27 to 33 ms per token for the same model), so every round opens new sessions in
-another order.
+The program of ttexport is the command that users run. torch.onnx.export takes minutes and is measured only on request,
+in one round, called as ttexport calls it to trace models without a family. The fp32 models run in ONNX Runtime on the
+CPU: first on a prompt of 128 tokens, then on one token at a time. All ONNX Runtime sessions have the same options. The
+speed of a session depends on the location of the weights in memory (27 to 33 ms per token for the same model), so every
+round opens new sessions in another order.
 
-With one thread, the default, speed is measured in CPU seconds. Two threads wait for each other at the end of every
-product, so another process on one of the cores would stall both threads, and the results would measure the other
-process.
+With one thread, which is the default, speed is measured in CPU seconds. With two threads, each thread waits for the
+other at the end of every matrix product, so another process on one of the cores would slow down both threads and
+distort the results.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def work(model: Path, phase: str, threads: int) -> None:
 
 
 def _private_bytes() -> int:
-    """Return the anonymous memory of this process, which excludes memory-mapped pages of the weights file."""
+    """Return the size of this process's anonymous memory, which excludes memory-mapped pages of the weights file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 

@@ -1,7 +1,8 @@
-"""Time of each job of a release for a second adapter, compared with the first adapter on the same base.
+"""Compare the time of each job of a release between the second adapter and the first adapter on the same base.
 
-One command makes both models in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an empty
-cache. The times are from run.json, without verification and digests. Rows are verified, and no model is run.
+One command makes two models, each in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an
+empty artifact cache. The times are read from run.json and exclude verification and hashing. Verification compares the
+rows and runs no model.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def _round(folder: Path) -> dict[str, float]:
-    """Return job → seconds for one release with an empty cache."""
+    """Return job → seconds for one release that starts with an empty cache."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "out"
         arguments = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]
@@ -68,7 +69,10 @@ def _round(folder: Path) -> dict[str, float]:
 
 
 def _case(name: str, jobs: list[str], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Return medians over the rounds. Ratios are computed within a round."""
+    """Return the medians of times and ratios over the rounds.
+
+    Each ratio is computed from two times of the same round.
+    """
     first, second = ([sum(seconds[f"{model}/{job}"] for job in jobs) for seconds in rounds] for model in _IDS)
     ratios = [mine / other for mine, other in zip(first, second, strict=True)]
     return {"job": name, "first": median(first), "second": median(second), "ratio": median(ratios), "ratios": ratios}

@@ -1,8 +1,8 @@
-"""Values that the numeric checks of ``verify`` measure on valid artifacts of every family and storage, with limits.
+"""Measure how far the values of ``verify``'s numeric checks are from their limits, on valid artifacts.
 
-A limit is right if the largest value on valid artifacts stays below the limit and the value of a fault exceeds the
-limit. The tests show that faults exceed the limits. Every artifact is merged from rows of stock PEFT and verified with
-the command that users run.
+The limit of a check is right if the largest value on valid artifacts is below the limit and the values of faulty
+artifacts exceed the limit. The project's tests show that the values of faulty artifacts exceed the limits. Every
+artifact is merged with token rows made by stock PEFT and is verified with the command that users run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def main() -> None:
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """Yield (storage, checks) for every artifact. The artifacts of a seed share one reference."""
+    """Yield (storage, checks of the verification) for every artifact.
+
+    All artifacts made with the same seed are compared with the same reference model.
+    """
     from exporter.cli.main import run
     from exporter.verify.expect.reference import Reference
     from exporter.verify.run import verify
@@ -104,7 +107,7 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
 
 
 def document(gates: Gates, refused: Sequence[str]) -> dict[str, Any]:
-    """Return the results as a document: values with limits, by gate, storage and family."""
+    """Return the results as a JSON document with values and limits by gate (check), storage and family."""
     entries = [
         {"gate": gate, "storage": storage, "value, limit": families}
         for (gate, storage), families in sorted(gates.items())

@@ -1,7 +1,8 @@
-"""One training step of the frozen model, of our tuner and of stock PEFT, measured in time and peak memory.
+"""Compare the time and peak memory of one training step between the frozen model, our tuner and stock PEFT.
 
-The floor is the work that no method of training rows can avoid: the same frozen model and loss, with the gradient
-computed only back to the looked-up vectors. Our tuner and PEFT add the rows and one AdamW step on the rows.
+The frozen variant is the lower bound for every method that trains rows: the same model and loss, with the gradient
+computed only back to the looked-up embedding vectors. The variants with our tuner and with PEFT add the trained rows
+and one AdamW step on the rows.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def main() -> None:
 
 
 def measure(vocab: int, hidden: int, count: int, warm_up: int, rounds: int) -> dict[str, Any]:
-    """Measure the three variants for one shape. All results of a case come from the same rounds."""
+    """Measure the three variants (frozen model, our tuner, PEFT) for one model shape.
+
+    All results of one case are measured in the same rounds.
+    """
     before = machine()["load_1_5_15_min"]
     sizes = [str(vocab), str(hidden), str(count)]
     arguments = {name: ["-m", "benchmarks.tuner", "--worker", name, *sizes] for name in VARIANTS}

@@ -1,7 +1,8 @@
-"""Full verification of SmolLM2 as whole processes: three artifacts, one reference, and the memory of all processes.
+"""Measure the full verification of SmolLM2 as whole processes: time, and the peak memory of all processes together.
 
-The merge writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. ``verify`` verifies the
-same three artifacts from disk. Both commands run every model in a separate process.
+The merge command writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. The command
+``verify`` verifies the checkpoint, the GGUF and the ONNX model of the merge again from disk. The merge command and
+``verify`` run every model in a separate process.
 """
 
 from __future__ import annotations
