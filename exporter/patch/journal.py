@@ -5,7 +5,7 @@ After a crash at any moment, either the old model can be restored from the journ
 First, the old bytes that the patch will overwrite are saved to a journal file beside the model, and synced to disk. The
 journal gets its final name by an atomic rename, so a journal under the final name is always complete. Then the patch is
 written to the model, synced to disk and verified. Finally, the journal is removed, which commits the patch. If a later
-run finds a journal, the run first restores the old bytes.
+patch finds a journal beside the model, the patch first restores the old bytes.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class PatchPlan(ABC):
 
     @property
     def in_place(self) -> bool:
-        """Whether the patch overwrites bytes of the base."""
+        """Whether the patch overwrites bytes inside the base artifact instead of writing a copy."""
         return self.spec.in_place and not self.moves_bytes
 
     @property
@@ -100,10 +100,10 @@ class PatchPlan(ABC):
     def run(self, hooks: Hooks) -> Report | None:
         """Write a patched copy, or patch in place with a journal, then verify.
 
-        Returns the report, or None for level off.
+        Returns the verification report, or None if the verification level is off.
 
-        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no unfinished file has a final
-        name.
+        Raises NotEquivalent, OutputError. After an error, the base is unchanged, and no new file has the final name of
+        an artifact.
         """
         level = self.spec.level
         # The base is read before the patch, because an in-place patch overwrites the base.

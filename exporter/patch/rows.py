@@ -104,8 +104,8 @@ def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
     """Assign the adapters' token rows to the base's vocabulary tensors.
 
     Raises NotExpressible if an adapter contains weights other than token rows, or if the adapters' rows for embedding
-    and LM head differ although the base uses a single tensor for both. Raises BadInput if two adapters set the same
-    row. Raises TensorMismatch if the rows do not have the hidden size of the base.
+    and LM head differ although the base uses a single tensor for both. Raises BadInput if the same token row is set
+    twice. Raises TensorMismatch if the rows do not have the hidden size of the base.
     """
     edits: dict[str, dict[int, Array]] = {}
     sources: dict[str, TokenRows] = {}

@@ -29,13 +29,13 @@ class PatchSpec:
     """User options of ``ttexport patch``.
 
     base: a .gguf file, or a folder with ONNX models. checkpoint: path or hub id of the checkpoint from which ``base``
-    was made, needed to prove the origin of ``base``, or None for the base model named in the adapters' configs.
+    was made, needed to prove the origin of ``base``, or None for the local base folder named in the adapters' configs.
     trust_base: whether to patch without proving the origin of ``base``. dtype: f32, f16 or bf16, to which new rows are
     rounded before encoding, or None for the dtype found in ``base``. level: verification level. The level "off"
     compares nothing. The level "rows" compares the new rows, the header or graph, and some rows of every tensor. The
-    level "weights" compares every byte that the patch must not change. The level "full" also runs the patched model and
-    compares the output with ``checkpoint`` plus unmerged adapters, and so needs a checkpoint even with ``trust_base``.
-    quiet: whether to hide progress bars of downloads.
+    level "weights" compares every byte that must not differ from the base. The level "full" also runs the patched model
+    and compares the output with ``checkpoint`` plus unmerged adapters, and so needs a checkpoint even with
+    ``trust_base``. quiet: whether to hide progress bars of downloads.
     """
 
     base: Path
@@ -69,9 +69,9 @@ class PatchSpec:
 class Inputs:
     """The opened adapters and base checkpoint of a patch, with the locations of adapters and checkpoint.
 
-    base: the base checkpoint, or Returns None if the patch needs no base checkpoint. With a base checkpoint, a whole
-    resized embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base
-    artifact without a proof that the artifact was made from ``base``.
+    base: the base checkpoint, or None if the patch needs no base checkpoint. With a base checkpoint, a whole resized
+    embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base artifact
+    without a proof that the artifact was made from ``base``.
     """
 
     adapters: Sequence[Adapter]
@@ -114,8 +114,8 @@ class Inputs:
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """Return the provenance to record in the patched artifact. recorded: checked provenance of the base artifact.
 
-        The adapters' digest is not recorded if the base artifact was made by a different tool or by an older version of
-        ttexport, because the provenance of such an artifact has no field for the digest.
+        The digest of the adapters is not recorded if the base artifact was made by a different tool or by an older
+        version of ttexport, because the provenance of such an artifact has no field for the digest.
         """
         provenance = origins_after(recorded, None if self.trusted else self.base_located, self.located)
         if (before := recorded.get(ADAPTERS_DIGEST)) is not None and before != self._digest:
@@ -155,8 +155,7 @@ class Inputs:
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None:
     """Locate the base checkpoint, given by ``--base`` or else by the adapters. Returns None if no checkpoint is needed.
 
-    Raises BadInput if the needed checkpoint is not found. At verification level full, raises UsageError for a missing
-    checkpoint.
+    Raises BadInput if a base checkpoint is needed and not found, or UsageError at verification level full.
     """
     if spec.checkpoint is not None:
         return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)

@@ -117,7 +117,7 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 
 @contextmanager
 def _fresh(out: Path) -> Iterator[None]:
-    """Context manager that requires ``out`` to be empty or missing.
+    """Return a context manager that requires ``out`` to be an empty or new folder.
 
     If the body of the ``with`` statement fails, the content of ``out`` is removed, and ``out`` itself if it was
     missing.

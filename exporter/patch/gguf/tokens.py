@@ -2,7 +2,7 @@
 
 A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens are assigned
 to unused padding rows first, and then to appended rows. A patch also updates special token ids and chat templates that
-differ from the adapter's tokenizer. BPE merges and all existing tokens remain unchanged.
+differ from the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
 """
 
 from __future__ import annotations

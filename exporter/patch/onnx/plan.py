@@ -30,7 +30,10 @@ Provenance = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(frozen=True)
 class VocabModel:
-    """An ONNX model of the folder and the model's vocabulary matrices. In a tied model, ``head`` is ``embedding``."""
+    """An ONNX model of the folder and the model's vocabulary matrices.
+
+    In a tied model, ``head`` equals ``embedding``.
+    """
 
     file: OnnxFile
     embedding: VocabMatrix
@@ -169,7 +172,7 @@ def _model_file(
 
 
 def _n_rows(models: Sequence[VocabModel]) -> int:
-    """Return the number of rows of every vocabulary matrix. Raises NotExpressible if the matrices differ in length."""
+    """Return the number of rows of every vocabulary matrix. Raises NotExpressible if the numbers of rows differ."""
     sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
         actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())

@@ -128,6 +128,6 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise BadInput if the folder contains a symbolic link. A link may lead to a shared file, as in the hub cache."""
+    """Raise BadInput if the folder contains a symbolic link. A link may lead to a shared file in the hub cache."""
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
         raise BadInput(f"{link}: expected a regular file to patch in place, found a link; use -o to write a copy")

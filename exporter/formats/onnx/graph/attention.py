@@ -21,7 +21,7 @@ class Attention:
     """Builds the attention of every layer. Masks and other values shared by several layers are built once per graph."""
 
     def __init__(self, modules: Modules) -> None:
-        """``modules``: builds the decoder's other modules, such as the projections, in the same graph."""
+        """``modules``: builder of the projections and norms in the ONNX graph."""
         self.modules, self.make, self.inputs = modules, modules.make, modules.inputs
         self.spec, self.attention = modules.spec, modules.spec.attention
 

@@ -27,7 +27,7 @@ class Builder:
     ) -> None:
         """Create a builder.
 
-        weights: initialiser name → value. floats: dtype of activations. constants: the enclosing graph's.
+        weights: initialiser name → value. floats: dtype of activations. constants: constants of an enclosing graph.
         """
         self.nodes: list[ir.Node] = []
         self.floats = floats

@@ -35,7 +35,7 @@ class Modules:
         object.__setattr__(self, "inputs", decoder_inputs(self.spec, self.make.floats))
 
     def has(self, role: Role, layer: int | None) -> bool:
-        """Whether the decoder has a weight tensor with the role ``role``."""
+        """Whether the decoder has a weight tensor for ``role``."""
         return f"{path(role, layer)}.weight" in self.make.weights
 
     def norm(self, role: Role, layer: int | None, x: ir.Value) -> ir.Value:

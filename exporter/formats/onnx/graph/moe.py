@@ -1,9 +1,10 @@
 """Build a mixture of experts as an ONNX graph: a router, and a Loop that runs each expert on the expert's tokens.
 
 Each expert runs at most once per call of the graph, and only on the tokens routed to the expert. Before an expert runs,
-the expert's matrices are copied out of the stacked weights. The copy reads as many bytes as the matrix products.
-Quantised expert matrices are dequantised in every call, which takes about as long as copying float matrices (8 experts
-of 512 x 1536, 4 layers, two cores: 21 ms per token in fp32, 19 ms in int8, 24 ms in q4).
+the expert's matrices are copied out of the stacked weights. Copying an expert's matrices reads as many bytes as
+multiplying by the matrices. Quantised expert matrices are dequantised in every call, which takes about as long as
+copying float matrices (8 experts of 512 x 1536, 4 layers, two cores: 21 ms per token in fp32, 19 ms in int8, 24 ms in
+q4).
 Source: transformers' MixtralSparseMoeBlock and Qwen3MoeSparseMoeBlock.
 """
 

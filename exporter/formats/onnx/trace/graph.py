@@ -1,6 +1,7 @@
 """Trace a torch module into an ONNX graph that stores each weight once and uses readable names.
 
-The module runs only in the separate tracing process. No other process of an ONNX export imports torch.
+The module runs only in the separate tracing process. In exporter.formats.onnx, only modules of the tracing process
+import torch.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ class TracedLayout:
 
     @property
     def maker(self) -> str:
-        """Name, in the output of ``plan``, of the method that makes the graphs."""
+        """Name of the tracing method, for the output of ``ttexport plan``."""
         return _SEQ2SEQ_MAKER if len(self.stems) > 1 else _DECODER_MAKER
 
     @property
     def nbytes(self) -> int:
         """Size of all exported weights in bytes.
 
-        Each weight is in one graph, except that every graph contains the embedding.
+        Each weight is exported once, except the embedding, which every graph contains.
         """
         model = self.checkpoint.model
         once = sum(spec.nbytes for name, spec in model.specs.items() if name not in model.tie.duplicates)
@@ -89,7 +89,7 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
 
 
 def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the traced models to the folder ``out``. The tracing process dominates time and peak memory.
+    """Write the traced models to the folder ``out``. Time and peak memory are mostly those of the tracing process.
 
     Raises OutputError if a write fails. Raises NotExpressible with the last line of stderr if the tracing process
     fails.
