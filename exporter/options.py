@@ -23,7 +23,10 @@ _REFERENCE: Final = re.compile(r"\{(\w+)\}")
 
 
 class ValueType(Enum):
-    """The type of an option's value. The value of each enum member is the text after "expected" in error messages."""
+    """The value type of an option, such as text or a path.
+
+    The value of each enum member is the text after "expected" in error messages.
+    """
 
     TEXT = "a string"
     SIZE = "a size such as 500M, 2GB or 1.5GiB"
@@ -142,7 +145,10 @@ class Options:
         return OptionError(type(self), name, reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Map the release.toml key of every option to its value. Files are given by their names without folders."""
+        """Map the release.toml key of every option to its value.
+
+        The value of an option for a file is the file name without folders.
+        """
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
     def changed(self) -> dict[str, Any]:

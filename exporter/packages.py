@@ -1,4 +1,7 @@
-"""Finds optional Python packages, their versions, and the command that installs them. Imports no optional package."""
+"""Finds optional Python packages and their versions, and gives the command that installs missing packages.
+
+Imports no optional package.
+"""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator
 
 
 def cast(value: Array, dtype: str) -> Array:
-    """Cast ``value`` to ``dtype``, rounding once to nearest even.
+    """Cast the array ``value`` to ``dtype``, rounding once to nearest even.
 
     Returns ``value`` itself if ``value`` already has the dtype ``dtype``.
 

@@ -184,7 +184,7 @@ class ChunkWriter:
     def close(self) -> None:
         """Cancel pending chunks.
 
-        Stop the worker threads, so that no thread accesses the output file after ``close`` returns.
+        The worker threads are stopped, so that no thread accesses the output file after ``close`` returns.
         """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

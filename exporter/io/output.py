@@ -1,6 +1,6 @@
 """Writes an artifact file sequentially, from bytes or from tensors that are given as file ranges or row blocks.
 
-Every byte is counted.
+The writer counts every byte that is written to the file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class OutputFile:
     """A new file that is written sequentially, synced on success and removed on failure.
 
     Byte ranges of other files are shared with the new file if the file system supports sharing, else copied. Adjacent
-    ranges are combined. The umask determines the mode of the new file. Memory: a few chunks. Raises OutputError if the
-    path exists or a write fails. Raises UnreadableFile if a byte range to copy extends past the end of its file.
+    ranges are combined. The umask determines the mode of the new file. Peak memory: a few chunks of the file. Raises
+    OutputError if the path exists already or a write fails. Raises UnreadableFile if a byte range to copy extends past
+    the end of its file.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:

@@ -200,9 +200,9 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write and sync a small new file, and create its folder if necessary. The umask determines the file mode.
+    """Write and sync a small new file, and create the folder of the file if necessary.
 
-    Raises OutputError.
+    The umask determines the file mode. Raises OutputError.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

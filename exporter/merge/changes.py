@@ -76,9 +76,9 @@ class Gathered:
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     """Group the edits of all adapters by destination.
 
-    Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set the same
-    values. Raises LedgerError for an adapter tensor that no merge rule or more than one merge rule handles. Raises
-    NotExpressible for an edit that stored weights cannot represent.
+    Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set values of the
+    same row or tensor. Raises LedgerError for an adapter tensor that no merge rule or more than one merge rule handles.
+    Raises NotExpressible for an edit whose effect cannot be stored in the weights of the base model.
     """
     changes: dict[str, Change] = {}
     consumed: list[Consumed] = []

@@ -1,8 +1,8 @@
 """Splits updates of stacked experts into updates of single experts.
 
-PEFT targets the stack of all experts, but most checkpoints store single experts. The LoRA factors cover all experts of
-the stack: lora_A is (r * experts, in) with the rank as the inner index, and lora_B is (out, r * experts) with the
-expert as the inner index. The layout of the factors is defined by PEFT's ParamWrapper.
+A PEFT update targets the stack of all experts, but most checkpoints store each expert in separate tensors. The LoRA
+factors cover all experts of the stack: lora_A is (r * experts, in) with the rank as the inner index, and lora_B is
+(out, r * experts) with the expert as the inner index. The layout of the factors is defined by PEFT's ParamWrapper.
 """
 
 from __future__ import annotations

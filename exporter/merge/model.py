@@ -47,7 +47,7 @@ class MergedTensor:
         return spec
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop), merged. Peak memory: a few copies of the rows.
+        """Return the merged rows [start, stop). Peak memory: a few copies of the rows.
 
         Raises BadInput, naming the tensor, if a merged value is invalid. If the merged tensor has more rows than the
         stored tensor, the added rows are zeros before the first pass. The merge plan guarantees that a pass sets every

@@ -138,8 +138,8 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     """Plan the merge of the adapters. untie: whether to write a separate tensor for a tied head.
 
     Raises TensorMismatch if an edit does not fit its tensor or the vocabulary. Raises LedgerError for an adapter tensor
-    that no merge rule or more than one merge rule handles. Raises BadInput if two adapters set the same values. Raises
-    NotExpressible if embedding and head would need different values but share one tensor.
+    that no merge rule or more than one merge rule handles. Raises BadInput if two adapters set values of the same row
+    or tensor. Raises NotExpressible if embedding and head would need different values but share one tensor.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)

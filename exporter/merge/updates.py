@@ -111,7 +111,7 @@ def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
 
 
 def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
-    """Return the norms of the columns of source + left @ right. Memory: one block."""
+    """Return the norms of the columns of source + left @ right. Peak memory: one block."""
     total = np.zeros(right.shape[1], np.float64)
     for start, block in blocks(source, 1 << 20):
         value = cast(block, "F32") + left[start : start + len(block)] @ right

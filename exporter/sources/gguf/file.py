@@ -1,9 +1,9 @@
 """Reads GGUF files: checks the header, and gives access to every tensor as a byte range of the file.
 
 The format (llama.cpp's docs/gguf.md, version 3, little-endian) begins with the magic, the version, the number of
-tensors and the number of metadata keys. The metadata keys with their typed values come after these four fields. For
-every tensor, the header then gives a name, the dimensions with the fastest-running dimension first, a type and an
-offset. After the header and its padding comes the data section, in which every tensor starts at a multiple of
+tensors and the number of metadata keys. The metadata keys with their typed values come after these four fields. After
+the metadata, the header lists a name, the dimensions (fastest-varying dimension first), a type and an offset for every
+tensor. After the header and its padding comes the data section, in which every tensor starts at a multiple of
 ``general.alignment``. The gguf package is not used to read the file, because the gguf package parses a large vocabulary
 string by string, which is slow.
 """
@@ -91,7 +91,7 @@ class GgufFile:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a GGUF file contains an adapter instead of a model.
+    """Whether a GGUF file contains an adapter and not a model.
 
     The header is read only up to the metadata key ``general.type``.
     """

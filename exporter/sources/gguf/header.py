@@ -50,8 +50,7 @@ class GgufArray:
     def values(self) -> list[Any]:
         """Decode the array.
 
-        Return the decoded items of the array; strings are decoded to str, with surrogates for bytes that are not UTF-8.
-        Raises UnreadableFile.
+        Strings are decoded to str, with surrogates for bytes that are not UTF-8. Raises UnreadableFile.
         """
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
@@ -87,7 +86,7 @@ class GgufTensor:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of one row."""
+        """Size of a row of the tensor in bytes."""
         return self.nbytes // self.n_rows if self.n_rows else 0
 
 

@@ -44,7 +44,7 @@ class FileTensor:
     place: ByteRange
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read the rows [start, stop) of the tensor from the file. Memory: the rows.
+        """Read the rows [start, stop) of the tensor from the file. Peak memory: the returned rows.
 
         Raises UnreadableFile if the file was truncated after opening.
         """
@@ -99,7 +99,7 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return (header entries without ``__metadata__``, offset of the data section, its length), both in bytes."""
+    """Return (header entries without ``__metadata__``, offset of the data section, length of the data section)."""
     with opened(path) as (file, size):
         prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:

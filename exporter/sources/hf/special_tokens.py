@@ -1,4 +1,4 @@
-"""Finds the ids of a tokenizer's bos, eos and pad tokens."""
+"""Finds the ids of the bos, eos and pad tokens of a tokenizer."""
 
 from __future__ import annotations
 

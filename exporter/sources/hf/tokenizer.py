@@ -172,7 +172,7 @@ def _small(path: Path, struct: msgspec.Struct, *names: str) -> dict[str, Any]:
 
 
 def _merges(path: Path, raw: msgspec.Raw) -> Any:
-    """The merges.
+    """Decode the list of merges.
 
     Older tokenizer.json files store each merge as a string, and newer files store each merge as a pair of strings.
     """

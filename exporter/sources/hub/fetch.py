@@ -1,9 +1,9 @@
 """Provides a Hugging Face hub repository as a local folder, and downloads the repository if it is not cached.
 
-Only data is fetched (configs, tokenizer files, chat templates, and the safetensors that will be read), never pickles
-and never code. Downloads are stored in the cache of huggingface_hub, which other tools use as well. Each folder in the
-cache is named after a commit. huggingface_hub caches a listing of the files of each downloaded commit, with file sizes.
-The cached listing shows whether the cached folder of a commit is complete.
+Only data files are downloaded (configs, tokenizer files, chat templates, and the safetensors files that will be read),
+never pickle files and never code. Downloads are stored in the cache of huggingface_hub, which other tools use as well.
+Each folder in the cache is named after a commit. huggingface_hub caches a listing of the files of each downloaded
+commit, with file sizes. The cached listing shows whether the cached folder of a commit is complete.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
 def _base_revision(adapter: Adapter) -> str | None:
     """Return the revision of the base on which the adapter was trained, as given in adapter_config.json.
 
-    None is the default.
+    Returns None for the default branch of the repository.
     """
     revision = adapter.config.get("revision")
     if revision is not None and not isinstance(revision, str):
