@@ -1,7 +1,7 @@
 """Patches an ONNX model file: inline weights, offsets of external data, vocabulary sizes, and provenance.
 
-A model file that does not change is not rewritten. Sources: onnx.proto3, and the operator documentation of Reshape and
-MatMulNBits.
+A model file that does not change is not rewritten.
+Sources: onnx.proto3, and the operator documentation of Reshape and MatMulNBits.
 """
 
 from __future__ import annotations

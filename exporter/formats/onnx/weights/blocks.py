@@ -2,8 +2,9 @@
 
 The quantised values are bit-identical to the output of ONNX Runtime's quantiser, as a test verifies. ONNX Runtime's
 quantiser is not called, because the quantiser needs whole, transposed matrices, and because an export must not depend
-on ONNX Runtime. Sources: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), and ONNX Runtime's documentation of the
-operators MatMulNBits and GatherBlockQuantized.
+on ONNX Runtime.
+Sources: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), and ONNX Runtime's documentation of the operators
+MatMulNBits and GatherBlockQuantized.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Yield blocks of converted rows, computed on several threads. A block never splits a unit of a tensor view."""
+    """Yield blocks of converted rows, computed on several threads. Blocks are multiples of ``tensor.unit`` rows."""
     spec, unit = tensor.spec, getattr(tensor, "unit", 1)
     step = unit * max(1, TOUCHED_BYTES // max(1, unit * spec.row_nbytes)) if len(spec.shape) > 1 else spec.n_rows
 

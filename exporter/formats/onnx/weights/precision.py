@@ -104,8 +104,8 @@ def is_precision(name: str) -> bool:
 def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
     """Return the precisions that ``--dtype`` and ``--quant`` select, in the order of ``PRECISIONS``.
 
-    dtype: a safetensors dtype name. quants: int8, int4, int4-sym, or names in ``PRECISIONS``. Without quants, the model
-    is not quantised.
+    dtype: a safetensors dtype name. quants: int8, int4, int4-sym, or names in ``PRECISIONS``. If ``quants`` is
+    empty, the model is not quantised.
     Raises NotExpressible if the combination of dtype and quantisation is not supported.
     """
     if dtype not in _FLOATS:
