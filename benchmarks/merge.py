@@ -1,8 +1,9 @@
 """Compare the merge command with stock PEFT and with ``cp -r`` of the base, as whole processes.
 
 The program of ttexport is the command that users run, including verification. The PEFT program calls from_pretrained,
-merge_and_unload and save_pretrained. ``cp -r`` ends while the copied data is still in memory, but the command of
-ttexport ends after the files are written to disk; therefore ``cp -r`` followed by a sync is measured too.
+merge_and_unload and save_pretrained. The program ``cp -r`` ends while the copied data is still in memory, but the
+command of ttexport ends after writing the files to disk. A run of ``cp -r`` followed by a sync is therefore measured
+too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure how far the values of ``verify``'s numeric checks are from their limits, on valid artifacts.
+"""Measure the values of ``verify``'s numeric checks on valid artifacts, and compare each value with its limit.
 
 The limit of a check is right if the largest value on valid artifacts is below the limit and the values of faulty
 artifacts exceed the limit. The project's tests show that the values of faulty artifacts exceed the limits. Every

@@ -1,8 +1,8 @@
 """Check a release folder offline against its manifest: every file, every tensor and every document.
 
-The check renders every document except the manifest again and compares the bytes with the file on disk. The check
-therefore detects an edit of the manifest alone. Only the signature, which proves the origin of the release, reveals a
-consistent rewrite of all documents.
+The check renders every document except the manifest again and compares the bytes with the file on disk. Rendering the
+documents again detects an edit of the manifest alone. Only the signature, which proves the origin of the release,
+reveals a consistent rewrite of all documents.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read training examples from a JSON Lines file with one example type.
 
-Every error about a line contains the line number. No torch is needed. All lines have the same of three types:
+Every error about a line contains the line number. No torch is needed. Every line of a file has the same type, which is
 ``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …, "content": …}]}``.
 """
 

@@ -255,7 +255,7 @@ def _features(base: nn.Module) -> tuple[int, int]:
 def _embed_scale(base: nn.Module) -> Tensor | float | None:
     """Return the factor by which an embedding multiplies its output (a tensor in gemma3, a number in bart), or None.
 
-    A tensor with two or more elements is not treated as a factor, as in stock PEFT, because the use of such a tensor in
+    A tensor with two or more elements is not treated as a factor, as in stock PEFT, because the use of the tensor in
     ``forward`` is unknown.
     """
     scale = getattr(base, "embed_scale", None)

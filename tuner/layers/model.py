@@ -161,7 +161,7 @@ class TrainableTokensModel(BaseTuner):
         """Map the keys of an adapter file to the model's keys.
 
         In adapter files of PEFT 0.21, the rows of a tied model have two keys, with the names of the embedding and of
-        the head. peft 0.21 saves the rows of a tied model under the names of the embedding and of the head. Adapter
+        the head. Adapter
         files of older PEFT versions contain only the key of the embedding. A missing key of the head is filled in with
         the embedding's rows, because the rows of a tied head equal the rows of the embedding.
         """

@@ -90,8 +90,7 @@ def scaled(vectors: Tensor, scale: Tensor | float) -> Tensor:
     """Multiply the vectors (..., H) by ``scale``.
 
     If ``scale`` is a tensor, the factor is first rounded to the dtype of the vectors; a Python number is not rounded.
-    The embeddings in transformers treat a tensor (gemma3) and a number (bart) in the same way. transformers' embeddings
-    handle a tensor (gemma3) and a number (bart) in the same way.
+    The embeddings in transformers treat a tensor (gemma3) and a number (bart) in the same way.
     """
     return vectors * (scale.to(vectors.dtype) if isinstance(scale, Tensor) else scale)
 

@@ -19,7 +19,7 @@ __all__ = ["check_output", "staged_adapter", "write_adapter"]
 def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Check, before any work is done, that the output folder can be written.
 
-    The arguments and errors are the same as for ``staged_adapter``.
+    The function has the same arguments and errors as ``staged_adapter``.
     """
     out = Path(os.path.abspath(out))
     require_apart(out, inputs)

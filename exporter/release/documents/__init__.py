@@ -1,1 +1,1 @@
-"""The documents of a release: manifest, checksums, provenance, card, signature."""
+"""Render the documents of a release: manifest, checksums, provenance statement, model card, and signature."""

@@ -251,7 +251,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checks of a report without their details, because details may contain local paths."""
+    """Return the checks of a report without the checks' details, because details may contain local paths."""
     return {
         "level": report["level"],
         "passed": report["passed"],

@@ -1,9 +1,9 @@
 """Read and write run.json, which records the time, the machine and the durations of a run.
 
 Two runs of the same release may differ only in run.json and in the signature. The file run.json contains the digests of
-the manifest, of the signature and of the content of run.json. run.json contains the digests of the manifest, of the
-signature and of its own content. The digests in run.json reveal damage and careless edits. A complete rewrite of
-run.json is not detected, but a rewrite cannot change the released files, which the manifest describes.
+the manifest, of the signature and of the content of run.json. The digests in run.json reveal damage and careless edits.
+A complete rewrite of run.json is not detected, but a rewrite cannot change the released files, which the manifest
+describes.
 """
 
 from __future__ import annotations

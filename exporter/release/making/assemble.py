@@ -89,12 +89,12 @@ class CollectedPieces:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Job → digest of the inputs and options of the job."""
+        """Digest of the inputs and options of each job."""
         return {piece.made.job: piece.made.key for piece in self.pieces.values()}
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Model → digest of the verification settings of the model."""
+        """Digest of the verification settings of each model."""
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:
