@@ -1,6 +1,7 @@
 """Train selected token rows of a language model. The training cost is proportional to the number of trained rows.
 
-The names in this package are loaded on first use. Importing this package or its command line does not import torch.
+The functions and classes in this package are imported on first use. Importing this package or its command line does not
+import torch.
 """
 
 from __future__ import annotations

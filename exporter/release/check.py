@@ -1,6 +1,6 @@
-"""Check a release folder offline against its manifest: every file, every tensor and every document.
+"""Check every file, tensor and document of a release folder offline against the manifest in the folder.
 
-The check renders every document except the manifest again and compares the bytes with the file on disk. Rendering the
+Every document except the manifest is rendered again and compared byte for byte with the file on disk. Rendering the
 documents again detects an edit of the manifest alone. Only the signature, which proves the origin of the release,
 reveals a consistent rewrite of all documents.
 """
@@ -59,7 +59,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
 
 
 def require_as_released(report: Report) -> None:
-    """Raise NotEquivalent with the first failed check and the number of further failed checks."""
+    """Raise NotEquivalent, with the first failed check and the number of further failed checks, if a check failed."""
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more)" if others else ""

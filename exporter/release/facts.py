@@ -1,4 +1,4 @@
-"""Facts of a finished release, from which the manifest, checksums, provenance, cards and signature are made."""
+"""Data classes for the facts of a release, from which manifest, checksums, provenance, cards and signature are made."""
 
 from __future__ import annotations
 

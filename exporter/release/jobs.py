@@ -37,7 +37,7 @@ class Job:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Every option that differs from its default, as JSON values.
+        """Every option of the job that differs from the option's default, as JSON values.
 
         A file path among the options is replaced by the name of the file.
         """

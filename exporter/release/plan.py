@@ -79,7 +79,7 @@ class ReleasePlan:
 
     @cached_property
     def inputs(self) -> set[Path]:
-        """Every file that the release reads."""
+        """Every input file that making the release reads."""
         merges = [self.base, *(model.merge for model in self.models.values())]
         return option_files(self.spec.formats, self.spec.verify).union(*map(merge_files, merges))
 

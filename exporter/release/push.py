@@ -82,10 +82,10 @@ def push(
     repo: org/name; created if the repository does not exist. revision: a branch; created from main if the branch does
     not exist. dry_run: return the preview without network access; None means a dry run only in a CI job. private:
     visibility of a new repository. endpoint: URL of the hub, by default HF_ENDPOINT. The access token is HF_TOKEN, or
-    else the token stored by ``hf auth login``. If there are more than 256 files or the upload takes more than five
-    minutes, huggingface_hub makes two or more commits. Raises NotEquivalent if the folder differs from the release that
-    was made, UsageError if the repository id is invalid, and OutputError if the hub refuses the upload, fails or cannot
-    be reached. After an interrupted upload, calling ``push`` again resumes the upload.
+    else the token stored by ``hf auth login``. If an upload has more than 256 files or lasts more than five minutes,
+    huggingface_hub makes two or more commits. Raises NotEquivalent if the folder differs from the release that was
+    made, UsageError if the repository id is invalid, and OutputError if the hub refuses the upload, fails or cannot be
+    reached. After an interrupted upload, calling ``push`` again resumes the upload.
     """
     require_repo_id(repo)
     require_as_released(check_release(folder))

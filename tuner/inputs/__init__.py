@@ -1,1 +1,1 @@
-"""Inputs of a training run: the base, the data and the vocabulary."""
+"""Read the inputs of a training run: the base model, the data and the vocabulary."""

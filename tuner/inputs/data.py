@@ -53,9 +53,9 @@ def read_examples(path: Path) -> Examples:
     """Read a JSONL file. Blank lines are skipped.
 
     Peak memory: the bytes of the file plus the parsed strings. Raises UnreadableFile with the line number if a line is
-    not UTF-8, is not JSON or is longer than 16 MiB. Raises BadInput with the line number if fields are missing or have
-    a wrong type, or if the example type differs from the type of the earlier lines. Raises BadInput with the file name
-    if the file contains no example.
+    not UTF-8 text, is not JSON or is longer than 16 MiB. Raises BadInput with the line number if fields are missing or
+    have a wrong type, or if the example type differs from the type of the earlier lines. Raises BadInput with the file
+    name if the file contains no example.
     """
     with reading(path):
         raw = path.read_bytes()

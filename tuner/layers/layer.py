@@ -40,8 +40,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """Wrap ``base_layer``. Wrap ``base_layer`` without rows; the method ``update_layer`` adds rows.
 
-        The parameter ``config`` is unused, but part of PEFT's signature. Raises: ValueError if ``base_layer`` is not an
-        embedding or linear layer with a plain (V, H) weight.
+        The parameter ``config`` is unused, but part of PEFT's signature. Raises: ValueError if ``base_layer`` is
+        neither an embedding nor a linear layer with a plain weight (V, H).
         """
         super().__init__()
         self.base_layer = base_layer

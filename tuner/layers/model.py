@@ -24,7 +24,7 @@ class TrainableTokensModel(BaseTuner):
     tuner_layer_cls = TrainableTokensLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """Fill in ``target_modules`` with the input embedding and, with ``train_head``, the head.
+        """If ``target_modules`` is None, set it to the input embedding and, with ``train_head``, the head.
 
         A tied head is removed from the targets even if the user listed the head. A tied head uses the embedding's
         trained rows without being a target. If the targets include the embedding and a tied head, stock PEFT (0.21) can
@@ -161,9 +161,8 @@ class TrainableTokensModel(BaseTuner):
         """Map the keys of an adapter file to the model's keys.
 
         In adapter files of PEFT 0.21, the rows of a tied model have two keys, with the names of the embedding and of
-        the head. Adapter
-        files of older PEFT versions contain only the key of the embedding. A missing key of the head is filled in with
-        the embedding's rows, because the rows of a tied head equal the rows of the embedding.
+        the head. Adapter files of older PEFT versions contain only the key of the embedding. A missing key of the head
+        is filled in with the embedding's rows, because the rows of a tied head equal the rows of the embedding.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

@@ -1,8 +1,8 @@
 """Compute with trained rows: an embedding and a head in which k of V rows are replaced.
 
-No function allocates a (V, H) tensor. An embedding lookup reads the base matrix and substitutes the rows of trained
-tokens. A head multiplies the hidden states by the base matrix and overwrites k columns of the product. The results of
-the embedding lookup and of the head equal the results with the merged matrix.
+No function in this module allocates a (V, H) tensor. An embedding lookup reads the base matrix and substitutes the rows
+of trained tokens. A head multiplies the hidden states by the base matrix and overwrites k columns of the product. The
+results of the embedding lookup and of the head equal the results with the merged matrix.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Three kinds of evidence show that a module is tied to the input embedding, listed from strongest to weakest. First, the
 weights of the module and of the embedding share storage. Second, the config (or the text config) sets
-``tie_word_embeddings``. Third, the config has no flag ``tie_word_embeddings``, and the model's class declares the tie.
-Evidence from the config or from the class counts only if the weights are equal or not loaded yet: a T5 v1.1 checkpoint
-has a separate head although the config has ``tie_word_embeddings: true``.
+``tie_word_embeddings`` to true. Third, the config has no flag ``tie_word_embeddings``, and the model's class declares
+the tie. Evidence from the config or from the class counts only if the weights are equal or not loaded yet: a T5 v1.1
+checkpoint has a separate head although the config has ``tie_word_embeddings: true``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def tie_flag(config: Any) -> bool | None:
-    """Return ``tie_word_embeddings`` of the config, or else of the text config.
+    """Return the value of ``tie_word_embeddings`` in the config, or else in the text config.
 
     Return None if neither config has the flag ``tie_word_embeddings``.
     """
@@ -63,7 +63,7 @@ def tie_flag(config: Any) -> bool | None:
 
 
 def tied_module_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules that use the input embedding's matrix, without the embedding itself.
+    """Return the names of all modules other than the input embedding that use the input embedding's matrix.
 
     For a wrapped module, the name of the outermost tuner layer is returned. Two of the returned names may refer to the
     same module.
@@ -111,7 +111,7 @@ def _same_storage(a: Tensor, b: Tensor) -> bool:
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (name, module) for all modules that are not inside a tuner layer.
 
-    A module with two names is yielded twice.
+    A module that is registered under two names is yielded twice.
     """
     inside: tuple[str, ...] = ()
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -123,7 +123,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _declared_names(model: nn.Module) -> set[str]:
-    """Return the module names in ``_tied_weights_keys``, which is a mapping (transformers 5) or a list (earlier)."""
+    """Return the module names in ``_tied_weights_keys``, a mapping in transformers 5 and a list in earlier versions."""
     names: set[str] = set()
     for prefix, module in model.named_modules():
         keys = getattr(module, "_tied_weights_keys", None) or ()

@@ -60,8 +60,8 @@ def _schedule(spec: TuneSpec) -> dict[str, Any]:
     """Return the arguments that schedule evaluations and checkpoints.
 
     "Once per epoch" is converted to a number of steps, because at the end of an epoch transformers would evaluate only
-    after writing the checkpoint of the last step. A run resumed from a
-    checkpoint that was written before the evaluation would skip the evaluation.
+    after writing the checkpoint of the last step. A run resumed from a checkpoint that was written before the
+    evaluation would skip the evaluation.
     """
     return {
         "eval_strategy": "steps" if spec.evaluates else "no",

@@ -48,7 +48,7 @@ def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write metrics.jsonl, one line per step or evaluation."""
+    """Write metrics.jsonl, with one line per training step or evaluation."""
     with writing(folder):
         lines = "".join(json.dumps(entry) + "\n" for entry in metrics(history))
         (folder / "metrics.jsonl").write_text(lines, "utf-8")

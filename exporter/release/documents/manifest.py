@@ -87,7 +87,7 @@ class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class SkipEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the verification that was skipped, and the reason."""
+    """A part of the verification that was skipped, and the reason for skipping."""
 
     name: str
     reason: str

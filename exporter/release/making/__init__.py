@@ -1,1 +1,1 @@
-"""Making a release: the artifacts, the cache of artifacts, the journal, and pieces made elsewhere."""
+"""Make a release, with a cache of artifacts, a journal of the finished work, and pieces made on other machines."""

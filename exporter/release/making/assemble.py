@@ -1,4 +1,4 @@
-"""Join pieces that were made elsewhere into the release that a single machine would have made."""
+"""Join pieces that were made on other machines into the release that a single machine would have made."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def assemble_release(
     """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
     Joining needs neither the base nor the adapters. resume: return a finished release without changes. With ``resume``
-    or ``force``, an unfinished release is made again from the beginning. Raises OutputError and the errors of
-    ``CollectedPieces.open``.
+    or ``force``, an unfinished release is made again from the beginning. Raises OutputError and every error that
+    ``CollectedPieces.open`` raises.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)

@@ -25,8 +25,8 @@ REPORT: Final = "report.json"
 def finish(draft: Path, release: Release, run: Run, signing: SigningTable | None) -> None:
     """Write the documents for the artifacts in ``draft``.
 
-    Only run.json and the signature differ between two runs of the same release. Raises OutputError and the errors of
-    ``write_documents``.
+    Only run.json and the signature differ between two runs of the same release. Raises OutputError and every error that
+    ``write_documents`` raises.
     """
     reports = [artifact.report for artifact in release.artifacts if artifact.report is not None]
     if reports:

@@ -1,8 +1,8 @@
 """Run the jobs of a release on a Ray cluster.
 
-Each Ray task makes one piece on a free node; the calling process joins the pieces into the release. Pieces are written
-to the staging folder of the release. All nodes must see the staging folder and the inputs under the same paths. Ray
-transports only the description of each job and any error that the job raises.
+Each Ray task makes one piece on a free node; the calling process joins the pieces into the release. The pieces are
+written to the staging folder of the release. All nodes must be able to access the staging folder and the inputs under
+the same paths. Ray transports only the description of each job and any error that the job raises.
 """
 
 from __future__ import annotations
