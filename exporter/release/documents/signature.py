@@ -81,7 +81,7 @@ def _with_key(key: Path, password: str | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """The required signer: the owner of a public key (PEM file), or an identity that a Sigstore issuer authenticated."""
+    """The required signer: the owner of a key (PEM file), or an identity that a Sigstore issuer authenticated."""
 
     public_key: Path | None = None
     identity: str | None = None
