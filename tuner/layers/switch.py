@@ -40,7 +40,7 @@ def _set_additional_trainable_modules(
 ) -> None:
     """Replace PEFT's function that adds trainable rows to another adapter, such as LoRA.
 
-    The weights and the config together, not the config alone, determine whether head and embedding are tied.
+    The function ``tied_module_names``, and not the config alone, determines whether the head is tied to the embedding.
     """
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}

@@ -80,9 +80,9 @@ def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: 
     """Prepare the locked folder ``work`` for the run described by ``run``.
 
     Return the checkpoint to resume from, or None. run: the identifying values of the run, as JSON values. resume:
-    resume from the last checkpoint, if a checkpoint of the same run exists. force: discard an earlier unfinished run.
-    Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished run would be lost,
-    UnreadableFile if run.json of the unfinished run is broken.
+    resume from the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run. force: discard an
+    earlier unfinished run. Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished
+    run would be lost, UnreadableFile if run.json of the unfinished run is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:

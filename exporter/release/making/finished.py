@@ -52,7 +52,10 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``."""
+    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``.
+
+    The result is None if ``out`` does not contain the piece of the only job in ``keys``.
+    """
     try:
         piece = read_piece(out / PIECE)
     except TTExportError:
