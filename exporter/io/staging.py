@@ -33,15 +33,11 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft path at which the ``with`` block creates a file or a folder.
 
     If the ``with`` block succeeds, the draft is renamed to ``final``. Instead of a file at the draft path, the ``with``
-    block may write the parts of a split GGUF beside the draft path. The parts of a split GGUF are then moved to the
-    folder of ``final`` in the reverse order of their names. The first part is moved last, because readers open the
-    other parts by the name of the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
+    block may write the parts of a split GGUF beside the draft path. These parts are then moved beside ``final``, the
+    first part last, because readers find the other parts by the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
     Raises OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
-    if final.name in ("", ".."):
-        raise OutputError(
-            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
-        )
+    _require_name(final)
     _refuse_existing(final, force=force)
     folder = staging_folder(final)
     with writing(folder):
@@ -97,10 +93,7 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
     OutputError if ``final`` exists and ``force`` is not set, if another run is writing ``final``, or if an earlier run
     left a staging folder and neither ``resume`` nor ``force`` is set.
     """
-    if final.name in ("", ".."):
-        raise OutputError(
-            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
-        )
+    _require_name(final)
     folder = staging_folder(final)
     if not resume:
         _refuse_existing(final, force=force)
@@ -207,6 +200,13 @@ def write_file(path: Path, content: bytes) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, content)
+
+
+def _require_name(final: Path) -> None:
+    if final.name in ("", ".."):
+        raise OutputError(
+            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
+        )
 
 
 def _refuse_existing(final: Path, *, force: bool) -> None:

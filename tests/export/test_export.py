@@ -67,7 +67,7 @@ def test_no_force_replaces_a_file_of_an_option(
     spec = ExportSpec(
         adapters=(tiny_adapter,), base=str(tiny_tied), formats=(options,), verify=verify, out=file, force=True
     )
-    with pytest.raises(UsageError, match="apart from the inputs"):
+    with pytest.raises(UsageError, match="an output path that overwrites no input"):
         run_export(plan_export(spec), Hooks())
     assert file.read_text() == "Hello.\n"
 

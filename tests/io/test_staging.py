@@ -198,7 +198,7 @@ def test_a_folder_that_always_exists_is_refused_as_output(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match="expected a name"), staged(Path(name), force=True):
+    with pytest.raises(OutputError, match="expected the path of a new file or folder"), staged(Path(name), force=True):
         raise AssertionError("the body must not run")
 
 

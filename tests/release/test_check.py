@@ -245,4 +245,4 @@ def test_contradicting_options_are_refused(
 
 def test_an_artifact_still_needs_its_reference(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(finished / "hf")]) == 2
-    assert "--reference: required" in capsys.readouterr().err
+    assert "--reference is required" in capsys.readouterr().err

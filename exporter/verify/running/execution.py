@@ -37,10 +37,8 @@ Say = Callable[[str], None]
 class ArtifactResults:
     """The result arrays of all processes that run one artifact.
 
-    rounding: how the reference model is rounded for the comparison with the artifact.  modes: run modes of the
-    artifact.
-    arrays: logits and tokens of the artifact.  base_arrays: logits and tokens of the untuned base with the artifact's
-    quantisation.
+    rounding: how the reference model is rounded for the comparison.  modes: run modes of the artifact.
+    arrays: logits and tokens of the artifact.  base_arrays: those of the untuned base with the artifact's quantisation.
     loader_arrays: logits and tokens of the artifact in the GGUF loader of transformers.
     failure: error message of the runtime, or "" if the run succeeded.
     not_restored: names of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not
@@ -81,7 +79,6 @@ class Execution:
         """Run ``artifact`` in the runtime for its format.
 
         If ``artifact`` is quantised, a copy with the untuned base's values also runs.
-
         Raises MissingDependency if no installed runtime can run ``artifact``.
         """
         runtime = choose_runtime(artifact, self.reference)
