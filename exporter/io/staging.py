@@ -1,8 +1,7 @@
 """Builds an output in a staging folder, and renames the complete, verified output to its final path in one step.
 
-The staging folder ``.NAME.partial`` is created beside the final path and is protected by an advisory lock while the
-writing process runs. The staging folder of a killed process is no longer locked, so the next run deletes the folder or
-resumes from the folder. If another run is writing the output, a second run with the same final path is refused.
+The staging folder ``.NAME.partial`` lies beside the final path. An advisory lock protects the folder while the writing
+process runs, and refuses a second run. After a kill the lock is free, and the next run deletes or resumes the folder.
 """
 
 from __future__ import annotations
@@ -32,16 +31,14 @@ _PROMOTING: Final = "promoting"
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft path at which the ``with`` block creates a file or a folder.
 
-    If the ``with`` block succeeds, the draft is renamed to ``final``. Instead of a file at the draft path, the ``with``
-    block may write the parts of a split GGUF beside the draft path. These parts are then moved beside ``final``, the
-    first part last, because readers find the other parts by the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
+    If the ``with`` block succeeds, the draft is renamed to ``final``. The ``with`` block may instead write the parts of
+    a split GGUF beside the draft path. These parts are moved beside ``final``, the first part last, because readers
+    find the other parts by the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
     Raises OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
     _require_name(final)
     _refuse_existing(final, force=force)
     folder = staging_folder(final)
-    with writing(folder):
-        final.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(folder, final)
     try:
         _clear(folder)
@@ -97,8 +94,6 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
     folder = staging_folder(final)
     if not resume:
         _refuse_existing(final, force=force)
-    with writing(folder):
-        final.parent.mkdir(parents=True, exist_ok=True)
     lock = _claim(folder, final)
     stage = Stage(folder, folder / final.name, keep=True)
     try:
@@ -106,9 +101,8 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
         if not stage.promoted:
             _refuse_existing(final, force=force)
             if any(folder.iterdir()) and not (resume or force):
-                raise OutputError(
-                    folder, "left by an interrupted run; --resume continues that run, --force starts over"
-                )
+                hint = "--resume continues that run, --force starts over"
+                raise OutputError(folder, f"left by an interrupted run; {hint}")
             if not resume:
                 _clear(folder)
             stage.keep = any(folder.iterdir())
@@ -205,7 +199,7 @@ def write_file(path: Path, content: bytes) -> None:
 def _require_name(final: Path) -> None:
     if final.name in ("", ".."):
         raise OutputError(
-            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
+            final, "expected the path of a new file or folder, found one such as . or .. that always exists"
         )
 
 
@@ -215,16 +209,14 @@ def _refuse_existing(final: Path, *, force: bool) -> None:
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` if necessary and lock the folder with an advisory lock.
-
-    The lock is released when the process ends.
-    """
+    """Create ``folder`` if necessary and lock ``folder``; the lock is released when the process ends."""
+    with writing(folder):
+        final.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            lock = os.open(
-                folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            )  # no link, because the content of the folder may be deleted
+            # No symlink is followed, because the content of the folder may be deleted.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
