@@ -70,10 +70,20 @@ def test_children_know_nothing_of_each_other(server: ForkServer, place: Path) ->
     assert server.served == 2
 
 
-def test_another_environment_gets_a_fresh_interpreter(server: ForkServer, place: Path) -> None:
+def test_a_variable_reaches_the_forked_module(server: ForkServer, place: Path) -> None:
     assert server.launch("ends", ("pass",), os.environ).stdout.split()[1] == "None"
     assert server.launch("ends", ("pass",), {**os.environ, "LAMP": "lit"}).stdout.split()[1] == "lit"
-    assert server.served == 1
+    assert server.served == 2
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_a_variable_that_imports_read_is_read_again(server: ForkServer, place: Path, seed: str) -> None:
+    """As torch sets TORCHINDUCTOR_CACHE_DIR in the process of the tests, in the middle of a session."""
+    arguments, environment = ("print(hash('lamp'))",), {**os.environ, "PYTHONHASHSEED": seed}
+    assert server.launch("ends", ("pass",), os.environ).returncode == 0
+    forked = server.launch("ends", arguments, environment)
+    assert forked.stdout == launch_fresh("ends", arguments, environment).stdout
+    assert server.served == 2
 
 
 def test_modules_that_start_threads_are_not_forked(place: Path) -> None:

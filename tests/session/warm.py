@@ -52,15 +52,18 @@ class ForkServer:
     def launch(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
         """As ``processes.launch``.
 
-        The interpreter is a fresh one in another environment than that of the imports, and if these started a thread,
-        as OpenBLAS does where OMP_NUM_THREADS allows two: a process is forked safely while it has one.
+        If the variables that imports read have changed since the imports, a new process makes the imports. If the
+        imports started a thread, as OpenBLAS does where OMP_NUM_THREADS allows two, the interpreter is a fresh one: a
+        process is forked safely only while it has one thread.
         """
         with self._lock:
             read = {name: value for name, value in environment.items() if name.startswith(_READ_BY_IMPORTS)}
             try:
+                if read != self._environment:
+                    self.close()
                 if self._process is None:
                     self._start(environment, read)
-                if read == self._environment and self._threads == 1:
+                if self._threads == 1:
                     return self._fork(module, arguments, environment)
             except BaseException:
                 self.close()  # subprocess.run, too, ends the child that it can no longer wait for
