@@ -10,7 +10,7 @@ Progress = Callable[[int], None]
 
 
 def silent(nbytes: int) -> None:
-    """Ignore the progress; a ``Progress`` callback that shows nothing."""
+    """Do nothing: the ``Progress`` callback for callers that show no progress."""
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Target:
     place: str = ""
 
     def make(self, path: Path, progress: Progress, scratch: Scratch) -> None:
-        """Write the artifact, including the step ``finish``.
+        """Write the artifact, then run ``finish``.
 
         Raises the ``refusal`` if the target has one, and passes on the errors of the format's writer.
         """

@@ -151,7 +151,7 @@ class Stacked:
 
     @property
     def spec(self) -> TensorSpec:
-        """The spec of the first source tensor, with the total number of rows of all source tensors."""
+        """Copy of the first source tensor's spec, in which the row count is that of all source tensors together."""
         first = self.sources[0].spec
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 

@@ -84,7 +84,7 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """Link the files or the folder of a model in a temporary folder. Yields the link to the first of ``paths``.
+    """Yield the link to the first of ``paths``, after linking the model's files or folder in a temporary folder.
 
     The ``check`` of ``patch_in_place`` must read the model through the links, because readers refuse a model that has a
     journal beside it.

@@ -221,7 +221,10 @@ def test_an_unreachable_hub_does_not_matter_if_the_cache_is_complete(site: Site)
     shard.resolve().unlink()
     done = site.run("plan", "user/adapter", "--base", "org/base", "-q")
     assert done.returncode == 4
-    assert "org/base@main: model-00002-of-00003.safetensors is missing in the local cache, and http" in done.stderr
+    assert (
+        "org/base@main: model-00002-of-00003.safetensors is missing in the local cache, and the download from http"
+        in done.stderr
+    )
 
 
 def test_an_interrupted_download_is_resumed(site: Site, tiny_untied: Path) -> None:

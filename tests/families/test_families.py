@@ -116,7 +116,7 @@ def test_gpt2_is_read_with_and_without_its_prefix() -> None:
         ("qwen3_moe", {"decoder_sparse_step": 2}, "layers without experts"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "rope type 'linear'"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention scales"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only the default attention scale"),
         ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
         ("cohere", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary"),

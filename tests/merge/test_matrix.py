@@ -99,7 +99,7 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
         return NotExpressible, "--untie"
     if not tied and kind in HEADLESS and family == "t5":
-        return NotExpressible, "although the config ties it"
+        return NotExpressible, "although the config ties the head"
     # PEFT recognises "wte" by its name and also saves the whole head; otherwise it saves only the embedding.
     if not tied and (kind in HEADLESS or (kind == "new rows, embedding saved" and family in ("llama", "gemma3"))):
         return BadInput, "expected the adapters to set every new row"

@@ -86,7 +86,7 @@ class LoraLayout:
 
 
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
-    """Lay out all adapters of ``merge`` as a single LoRA in ``dtype``.
+    """Plan one LoRA, stored in ``dtype``, that combines all adapters of ``merge``.
 
     Reads the factors of the adapters, and the base model's old values of changed token rows. Raises NotExpressible for
     changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings, new tokens, replacements of

@@ -1,4 +1,4 @@
-"""Lay out the GGUF of a merged model. All offsets in the GGUF are computed before any weight is read."""
+"""Plan the GGUF of a merged model. All offsets in the GGUF are computed before any weight is read."""
 
 from __future__ import annotations
 

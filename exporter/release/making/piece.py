@@ -43,7 +43,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Digest of the verification settings by model, empty if the artifact was not verified."""
+        """Map of each model to the digest of its verification settings; empty if the artifact was not verified."""
         return {} if self.verification is None else {self.artifact.model: self.verification}
 
 

@@ -39,7 +39,7 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: llama.cpp always normalises"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm: llama.cpp uses the norms only with 64 or more layers"),
         ("granite", {"head_dim": 16}, "head_dim: llama.cpp computes 8 for this architecture, found 16"),
-        ("qwen2", {"head_dim": 16}, "heads of 16 times 4: llama.cpp expects 32 in total"),
+        ("qwen2", {"head_dim": 16}, "head_dim 16 times 4 heads: llama.cpp expects a product of 32"),
         ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "rope type 'llama3' is not supported"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}}, "attention_factor of"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate of rope type 'yarn'"),

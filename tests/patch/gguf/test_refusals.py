@@ -179,7 +179,7 @@ def test_a_list_of_types_that_is_shorter_than_the_vocabulary(
 ) -> None:
     name = "tokenizer.ggml.token_type"
     base = rewritten(tied, tmp_path / "base.gguf", name, writer.i32s(name, [1] * 100))
-    refused(capsys, tmp_path, 4, "token_type: expected 512 entries", base, tiny_new_tokens_adapter)
+    refused(capsys, tmp_path, 4, "token_type: expected 512 items", base, tiny_new_tokens_adapter)
 
 
 def test_a_vocab_size_that_is_no_number_is_left_alone(

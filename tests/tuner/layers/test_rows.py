@@ -164,7 +164,7 @@ def test_no_tokens_is_the_base_alone() -> None:
 
 
 def test_layers_that_are_neither_embedding_nor_head_are_refused() -> None:
-    with pytest.raises(ValueError, match="not LayerNorm"):
+    with pytest.raises(ValueError, match="found LayerNorm"):
         TrainableTokensLayer(nn.LayerNorm(H), "default")
 
 

@@ -195,6 +195,6 @@ def test_a_patch_of_an_encoder_decoder_is_refused(
     args = ["patch", str(t5_exported), str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
     assert run(args) == 5
     error = capsys.readouterr().err
-    assert f"patch: {t5_exported}: the models of an encoder-decoder" in error
+    assert f"patch: {t5_exported}: an encoder-decoder cannot be patched" in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
