@@ -228,6 +228,7 @@ def test_every_truncation_is_detected(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover  # 10,000 files of a few lines each: twice the time, and no other line
 @given(
     changes=st.lists(
         st.tuples(st.integers(0, len(VALID) - 300), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4

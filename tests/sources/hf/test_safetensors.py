@@ -201,6 +201,7 @@ def honest_length(content: bytearray) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover  # 10,000 files of a few lines each: twice the time, and no other line
 @settings(
     max_examples=10_000,
     deadline=None,
