@@ -28,10 +28,9 @@ class Format:
     module and of the function that turn a group of options and a merge into a ``Target``; the module is imported on
     first use. file: the file name of an artifact that is written alone, with the placeholders ``{name}`` (the model's
     name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the placeholders
-    ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts. runtimes: the
-    runtimes in which a verification runs the artifacts. adapter_only: whether an artifact contains the adapter without
-    the base. library, tags: metadata for model cards on the Hugging Face hub. usage: a function that returns the usage
-    examples for a model card.
+    ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts. adapter_only:
+    whether an artifact contains the adapter without the base. library, tags: metadata for model cards on the Hugging
+    Face hub. usage: a function that returns the usage examples for a model card.
     """
 
     options: type[FormatOptions]
@@ -39,7 +38,6 @@ class Format:
     file: str
     place: str
     patchable: bool = False
-    runtimes: tuple[str, ...] = ()
     adapter_only: bool = False
     library: str
     tags: tuple[str, ...] = ()
@@ -68,7 +66,6 @@ FORMATS: Final = _by_name(
         planner="exporter.formats.hf.target:plan_target",
         file="{name}-hf",
         place="hf",
-        runtimes=("transformers",),
         library="transformers",
         usage=checkpoint_usage,
     ),
@@ -78,7 +75,6 @@ FORMATS: Final = _by_name(
         file="{name}-{storage}.gguf",
         place="gguf/{name}-{storage}.gguf",
         patchable=True,
-        runtimes=("llama.cpp", "transformers-gguf"),
         library="gguf",
         tags=("gguf",),
         usage=gguf_usage,
@@ -99,7 +95,6 @@ FORMATS: Final = _by_name(
         file="{name}-onnx",
         place="onnx",
         patchable=True,
-        runtimes=("onnxruntime",),
         library="transformers.js",
         tags=("onnx",),
         usage=onnx_usage,
