@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from exporter.export.spec import ExportPlan, MergeOptions
-    from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
+    from exporter.formats.gguf.options import GgufOptions
+    from exporter.formats.gguf_lora.options import GgufLoraOptions
     from exporter.formats.hf.options import HfOptions
     from exporter.formats.onnx.options import OnnxOptions
     from exporter.progress import Hooks
@@ -89,7 +90,7 @@ __getattr__ = lazy_attributes(
         "ExportPlan": "exporter.export.spec",
         "Exported": _EXPORTING,
         "ExportedArtifact": _EXPORTING,
-        "GgufLoraOptions": "exporter.formats.gguf.options",
+        "GgufLoraOptions": "exporter.formats.gguf_lora.options",
         "GgufOptions": "exporter.formats.gguf.options",
         "HfOptions": "exporter.formats.hf.options",
         "Hooks": "exporter.progress",

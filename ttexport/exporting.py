@@ -61,8 +61,7 @@ def merge(
 
     adapters: PEFT adapters, given as paths or hub ids (org/name, org/name@revision).
     base: the path or hub id of the base checkpoint, or None for the base that the adapters name.
-    to: one or more formats, given as names (hf, gguf, gguf-lora, onnx) or as options, such as
-    ``GgufOptions(types=("Q8_0",))``.
+    to: one or more formats, given as names, such as "onnx", or as options, such as ``GgufOptions(types=("Q8_0",))``.
     out: the file or folder to write (several artifacts need a folder), or None for a path in the current folder that is
     named after the first adapter.
     verify: a verification level (off, rows, weights, full) or verification options.

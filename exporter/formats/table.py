@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.errors import NotExpressible
-from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
+from exporter.formats.gguf.options import GgufOptions
+from exporter.formats.gguf.usage import gguf_usage
+from exporter.formats.gguf_lora.options import GgufLoraOptions
+from exporter.formats.gguf_lora.usage import gguf_lora_usage
 from exporter.formats.hf.options import HfOptions
+from exporter.formats.hf.usage import checkpoint_usage
 from exporter.formats.onnx.options import OnnxOptions
+from exporter.formats.onnx.usage import onnx_usage
 from exporter.formats.target import FormatOptions, Target
-from exporter.formats.usage import UsageOf, checkpoint_usage, gguf_lora_usage, gguf_usage, onnx_usage
+from exporter.formats.usage import UsageOf
 from exporter.io.parallel import Budget
 
 if TYPE_CHECKING:
@@ -81,7 +86,7 @@ FORMATS: Final = _by_name(
     ),
     Format(
         options=GgufLoraOptions,
-        planner="exporter.formats.gguf.target:plan_lora_target",
+        planner="exporter.formats.gguf_lora.target:plan_target",
         file="{name}-lora.gguf",
         place="gguf-lora/{name}.gguf",
         adapter_only=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ def dtype_option() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatOptions(Options):
+class FormatOptions(Options, ABC):
     """Options of an output format. The class attribute ``section`` is the format's name."""
 
     def artifacts(self) -> Sequence[Self]:
@@ -39,9 +40,9 @@ class FormatOptions(Options):
         return self
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """A short text that names the requested storage: a dtype, a quantisation type, or several precisions."""
-        raise NotImplementedError
 
 
 class Scratch(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 from exporter.progress import Hooks
 from exporter.sources.hub.locate import locate
 from exporter.verify.expect.reference import Reference
+from exporter.verify.formats import find_artifacts
 from exporter.verify.options import VerifyOptions
 from exporter.verify.report import Report
 from exporter.verify.reports.setting import setting
@@ -15,7 +16,6 @@ from exporter.verify.reports.write import require_renderers, write_report
 from exporter.verify.run import verify
 from exporter.verify.running.prompts import read_prompts
 from exporter.verify.runtimes.installed import require
-from exporter.verify.stored.artifact import find_artifacts
 
 
 @dataclass(frozen=True, kw_only=True)

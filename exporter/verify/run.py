@@ -15,7 +15,7 @@ from exporter.verify.expect.reference import Reference
 from exporter.verify.findings import RowErrors
 from exporter.verify.folder.auxiliary_files import check_auxiliary_files
 from exporter.verify.folder.checkpoint import check_checkpoint
-from exporter.verify.gguf.lora import check_lora, is_lora
+from exporter.verify.formats import FORMATS, adapter_format
 from exporter.verify.gguf.metadata import check_settings
 from exporter.verify.gguf.special_tokens import check_specials
 from exporter.verify.gguf.vocabulary import check_tokens
@@ -51,20 +51,14 @@ def verify(
     A failed check is recorded in its report and does not raise an exception. Raises BadInput if an artifact or the
     reference cannot be read, and NotExpressible if a required runtime does not support the model.
     """
-    loras = {path: _verify_lora(path, reference, level, say) for path in paths if is_lora(path)}
-    reports = _verify_models([path for path in paths if path not in loras], reference, level, prompts, required, say)
-    return [loras[path] if path in loras else reports[path] for path in paths]
-
-
-def _verify_lora(path: Path, reference: Reference, level: str, say: Say) -> Report:
-    """Check the factor pairs of a GGUF LoRA file.
-
-    The LoRA is not run, because running a LoRA requires a GGUF of the base.
-    """
-    say(f"reading the factor pairs of {path.name}")
-    checks = list(check_lora(path, reference, every=level != "rows"))
-    skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
-    return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={}, skipped=skipped)
+    reports: dict[Path, Report] = {}
+    for path in paths:
+        name = adapter_format(path)
+        if name and (verifier := FORMATS[name].verifier):
+            reports[path] = verifier(path, reference, level, say)
+    models = [path for path in paths if path not in reports]
+    reports |= _verify_models(models, reference, level, prompts, required, say)
+    return [reports[path] for path in paths]
 
 
 def _verify_models(

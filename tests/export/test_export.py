@@ -9,7 +9,8 @@ from exporter.errors import TTExportError, UsageError
 from exporter.export.inputs import option_files
 from exporter.export.run import plan_export, run_export
 from exporter.export.spec import ExportSpec
-from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
+from exporter.formats.gguf.options import GgufOptions
+from exporter.formats.gguf_lora.options import GgufLoraOptions
 from exporter.formats.table import FORMATS
 from exporter.progress import Hooks
 from exporter.verify.options import VerifyOptions

@@ -135,20 +135,6 @@ class GgufOptions(FormatOptions):
         return replace(self, types=(name,), imatrix=None if ignored else self.imatrix)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GgufLoraOptions(FormatOptions):
-    """Options for writing only the adapter, as a GGUF LoRA for ``llama-cli --lora``."""
-
-    section: ClassVar[str] = "gguf-lora"
-
-    dtype: str | None = dtype_option()
-
-    @property
-    def label(self) -> str:
-        """The requested dtype, as a short text."""
-        return self.dtype or "f32"
-
-
 def _spelled(name: str) -> str:
     """Return a type name in llama.cpp's spelling: dtypes in lower case, quantisation types in upper case."""
     return name.lower() if name.lower() in DTYPES else name.upper()

@@ -8,14 +8,13 @@ from typing import Any
 
 from exporter.formats.footprint import peak_nbytes
 from exporter.formats.gguf.converter import plan_converter, write_converted
-from exporter.formats.gguf.lora import plan_gguf_lora, write_gguf_lora
-from exporter.formats.gguf.options import GgufLoraOptions, GgufOptions
+from exporter.formats.gguf.options import GgufOptions
 from exporter.formats.gguf.plan import plan_gguf
 from exporter.formats.gguf.quantisation.file_types import FILE_TYPES, NATIVE_FILE_TYPES, FileType
 from exporter.formats.gguf.quantisation.files import plan_quantised, write_quantised
 from exporter.formats.gguf.split import Split, split_file
 from exporter.formats.gguf.stream import write_gguf
-from exporter.formats.target import DTYPES, Scratch, Target
+from exporter.formats.target import Scratch, Target
 from exporter.io.parallel import Budget
 from exporter.merge.plan import MergePlan
 from exporter.progress import Progress
@@ -46,25 +45,6 @@ def plan_target(options: GgufOptions, merge: MergePlan, budget: Budget) -> Targe
         quantiser=settings.get("estimated", False),
     )
     return Target(format=options.section, peak_nbytes=peak, **settings)
-
-
-def plan_lora_target(options: GgufLoraOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan a GGUF LoRA that contains only the adapter. Reads the adapter's tensors.
-
-    Raises NotExpressible if a GGUF LoRA cannot represent the adapter.
-    """
-    layout = plan_gguf_lora(merge, DTYPES[options.label])
-
-    def write(path: Path, progress: Progress, scratch: Scratch) -> None:
-        write_gguf_lora(layout, path, progress)
-
-    return Target(
-        format=options.section,
-        storage=layout.dtype,
-        nbytes=layout.nbytes,
-        peak_nbytes=peak_nbytes(merge, budget, casts=bool(options.dtype)),
-        write=write,
-    )
 
 
 def _native(options: GgufOptions, merge: MergePlan, budget: Budget) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.formats.gguf.options import GgufOptions
-from exporter.formats.usage import MODELFILE, preferred_gguf
+from exporter.formats.gguf.usage import MODELFILE, preferred_gguf
 from exporter.release.documents.artifacts import artifacts_of
 from exporter.release.documents.manifest import Manifest
 from exporter.sources.gguf.file import GgufFile

@@ -7,7 +7,7 @@ of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from exporter.sources.gguf.types import MAGIC
 from exporter.tensors import Array, cast, read
 from exporter.verify.expect.reference import Reference
 from exporter.verify.expect.tensors import Expected
-from exporter.verify.report import Check
+from exporter.verify.report import Check, Report, Skip
 from exporter.verify.tolerances import LORA_NOISE
 from exporter.verify.values.computed import sample
 
@@ -37,6 +37,17 @@ def is_lora(path: Path) -> bool:
         if file.read(len(MAGIC)) != MAGIC:
             return False
     return is_adapter(path)
+
+
+def verify_lora(path: Path, reference: Reference, level: str, say: Callable[[str], None]) -> Report:
+    """Check the factor pairs of a GGUF LoRA file.
+
+    The LoRA is not run, because running a LoRA requires a GGUF of the base.
+    """
+    say(f"reading the factor pairs of {path.name}")
+    checks = list(check_lora(path, reference, every=level != "rows"))
+    skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
+    return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={}, skipped=skipped)
 
 
 def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Check]:

@@ -13,10 +13,10 @@ import numpy as np
 from exporter import ggml
 from exporter.errors import BadInput, MissingDependency, UnreadableFile
 from exporter.sources.detect import detect
-from exporter.sources.gguf.split_files import GgufModel, is_later_split_file
+from exporter.sources.gguf.split_files import GgufModel
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.onnx.folder import encoder_of, has_model, model_files
+from exporter.sources.onnx.folder import encoder_of, model_files
 from exporter.tensors import DTYPES, FLOATS, Array, ByteRange, cast
 from exporter.verify.stored.onnx_blocks import BlockStorage
 
@@ -73,21 +73,6 @@ class Artifact:
     def storage(self) -> str:
         """The dtype or quantisation type of the embedding, which determines the tolerances of checks."""
         return self.embedding.storage
-
-
-def find_artifacts(path: Path) -> list[Path]:
-    """Return the paths of all artifacts in ``path``.
-
-    If ``path`` is the output of an export to several formats, the result contains the artifacts in its subfolders hf,
-    gguf, gguf-lora and onnx. If ``path`` is not the output of an export to several formats, the result contains only
-    ``path``.
-    """
-    formats = [path / name for name in ("hf", "gguf", "gguf-lora", "onnx")]
-    if not any(folder.is_dir() for folder in formats) or has_model(path):
-        return [path]
-    folders = [folder for folder in (path / "hf", path / "onnx") if folder.is_dir()]
-    files = [file for folder in formats for file in sorted(folder.glob("*.gguf"))]
-    return sorted(folders) + [file for file in files if not is_later_split_file(file)]
 
 
 def open_artifacts(path: Path) -> list[Artifact]:

@@ -1,0 +1,1 @@
+"""GGUF LoRA files for ``llama-cli --lora``, which contain the adapter without the base."""
