@@ -196,7 +196,7 @@ class Options:
 def _option(field: Field[Any]) -> Option:
     settings = dict(field.metadata[_META])
     flag = settings.pop("flag") or f"--{field.name.replace('_', '-')}"
-    assert field.default is not MISSING, f"{field.name}: an option has a default"
+    assert field.default is not MISSING, f"{field.name}: every option must have a default"
     return Option(name=field.name, flag=flag, repeatable=isinstance(field.default, tuple), **settings)
 
 

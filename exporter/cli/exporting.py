@@ -104,5 +104,5 @@ def _verdict(reports: list[Report], number: int) -> str:
     report = reports[number]
     count = len(report.checks)
     if report.level == "rows":
-        return f"verified on disk: rows and tie ({count} checks; --verify full also runs the model)"
+        return f"token rows and weight tying verified on disk ({count} checks; --verify full also runs the model)"
     return f"equivalent ({count} checks)"

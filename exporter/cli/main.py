@@ -30,12 +30,12 @@ VERBS: Final = {
 _SUMMARIES: Final = {
     "merge": "Merge adapters into a checkpoint and write the result as HF, GGUF or ONNX.",
     "export": "Write a checkpoint, or a base with an adapter, in another format.",
-    "patch": "Put an adapter's token rows into an existing GGUF file or ONNX folder.",
-    "verify": "Prove that an artifact equals base and adapters, or that a release equals its manifest.",
+    "patch": "Write an adapter's token rows into an existing GGUF file or ONNX folder.",
+    "verify": "Verify that an artifact equals base plus adapters, or that a release matches its manifest.",
     "plan": "Show what merge, export or patch would write, without writing anything.",
     "inspect": "Show the content of an adapter, a checkpoint, a .gguf file or an ONNX folder.",
     "tune": "Teach a model a few tokens and write an adapter folder.",
-    "release": "Make, verify and describe every artifact that a release.toml asks for.",
+    "release": "Make, verify and document every artifact that a release.toml lists.",
 }
 #: Maximum length of a printed line, because a name in a hostile file may take megabytes.
 _MAX_MESSAGE_CHARS: Final = 2000
@@ -116,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as exc:
         if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
-        return _fail(arguments, f"unexpected {type(exc).__name__}: {exc} (-v prints the traceback)", 1)
+        return _fail(arguments, f"unexpected error {type(exc).__name__}: {exc} (-v prints the traceback)", 1)
     return result if isinstance(result, int) else 0
 
 

@@ -43,7 +43,7 @@ out_option = click.option(
     "-o",
     "--out",
     type=PATH,
-    help="File or folder to write; for two or more artifacts, a folder. Default: a name in the current folder, derived "
+    help="File or folder to write (a folder for two or more artifacts); default: a name in the current folder, derived "
     "from the first input.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing OUT.")
@@ -54,14 +54,12 @@ _TALK_OPTIONS = (
     click.option("-v", "--verbose", is_flag=True, help="Print a traceback for unexpected errors."),
 )
 _PATCH_OPTIONS = (
-    click.option(
-        "--trust-base", is_flag=True, help="Patch without a check that BASE was made from the base of the adapters."
-    ),
+    click.option("--trust-base", is_flag=True, help="Skip the check that BASE was made from the base of the adapters."),
     click.option(
         "--in-place",
         is_flag=True,
-        help="Modify BASE itself. A journal next to BASE undoes an interrupted patch. If unchanged bytes would have to "
-        "move, a new file replaces BASE instead.",
+        help="Modify BASE itself. The next patch undoes an interrupted patch from a journal next to BASE. If unchanged "
+        "bytes must move, a new file replaces BASE.",
     ),
 )
 

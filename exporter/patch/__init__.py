@@ -52,7 +52,7 @@ def plan_patch(spec: PatchSpec) -> PatchPlan:
     raise NotExpressible(
         f"patch: {spec.base}",
         "only a .gguf file or a folder of ONNX models can be patched",
-        instead=f"ttexport merge ADAPTER --to {base_format} takes as long as a copy",
+        instead=f"use ttexport merge ADAPTER --to {base_format} to write a new model",
     )
 
 

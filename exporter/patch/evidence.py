@@ -53,8 +53,8 @@ def prove_base(
     if isinstance(recorded, str):
         if recorded != base.embedding_digest:
             raise BadInput(
-                f"{path}: {DIGEST_KEY}: expected the digest of {base.path} ({base.embedding_digest[:12]}), "
-                f"found {recorded[:12]:.80}: the model was made from a different base",
+                f"{path}: {DIGEST_KEY}: expected {base.embedding_digest[:12]}, the digest of {base.path}, "
+                f"found {recorded[:12]:.80}; the model was made from a different base",
                 path=path,
             )
         return "recorded digest"
@@ -63,7 +63,7 @@ def prove_base(
     if head is not None:
         source = tie.embedding if tie.tied or tie.head is None else tie.head
         count += _compare(head, base, base.tensors[source])
-    return f"{count} rows encoded again"
+    return f"{count} rows re-encoded and compared"
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -84,13 +84,16 @@ def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
     """Compare sampled rows of ``matrix`` with the checkpoint. Returns the number of compared rows."""
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
-        raise TensorMismatch(matrix.path, matrix.name, expected=f"a base of shape {matrix.shape}", found=actual)
+        raise TensorMismatch(
+            matrix.path, matrix.name, expected=f"a floating-point base matrix of shape {matrix.shape}", found=actual
+        )
     rows = sample(matrix.shape[0])
     for row in rows:
         if not np.array_equal(matrix.encode(stored.rows(row, row + 1)), matrix.read(row)):
             raise BadInput(
-                f"{matrix.path}: {matrix.name}: expected row {row} of {base.path} in {matrix.storage}, found a "
-                "different row: the base or the build of the quantiser differs (--trust-base skips this proof)",
+                f"{matrix.path}: {matrix.name}: expected row {row} of {base.path} encoded as {matrix.storage}, "
+                "found different bytes; the model was made from a different base or by a different build of the "
+                "quantiser; use --trust-base to skip the comparison with the base",
                 path=matrix.path,
             )
     return len(rows)

@@ -67,7 +67,10 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
     """
     with _locked(path):
         if journal_of(path).exists():
-            raise OutputError(path, "another patch of this model was interrupted; run the patch again")
+            raise OutputError(
+                path,
+                "an in-place patch of this model was interrupted; run the patch again to undo the interrupted patch",
+            )
         _write_journal(path, dict(_old(changes)))
         try:
             for file, pieces in changes.pieces.items():
@@ -120,7 +123,7 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
             for offset, new in pieces:
                 stored = os.pread(source.fileno(), len(new), offset)
                 if len(stored) != len(new):
-                    raise UnreadableFile(path, f"expected {len(new)} bytes at {offset}, found {len(stored)}")
+                    raise UnreadableFile(path, f"expected {len(new)} bytes at offset {offset}, found {len(stored)}")
                 old.append((offset, stored))
             yield path, _Old(os.fstat(source.fileno()).st_size, False, old)
     for path in changes.contents:
@@ -129,7 +132,7 @@ def _old(changes: Changes) -> Iterator[tuple[Path, _Old]]:
 
 
 def _write_journal(path: Path, old: Mapping[Path, _Old]) -> None:
-    """Write the journal. Write the journal, which is synced to disk before it gets its final name."""
+    """Write the journal, which is synced to disk before it gets its final name."""
     files = [
         [file.relative_to(path.parent).as_posix(), was.size, was.whole, [[at, len(data)] for at, data in was.pieces]]
         for file, was in old.items()
@@ -164,7 +167,7 @@ def _read_journal(path: Path) -> dict[Path, _Old]:
     journal = journal_of(path)
     with reading(journal):
         data = journal.read_bytes()
-    broken = UnreadableFile(journal, "expected the journal of an interrupted patch, found different content")
+    broken = UnreadableFile(journal, "expected a valid journal of an interrupted patch, found invalid content")
     if len(data) < _HEAD.size:
         raise broken
     magic, length, digest = _HEAD.unpack_from(data)
@@ -181,7 +184,7 @@ def _read_journal(path: Path) -> dict[Path, _Old]:
             with reading(target):
                 nbytes = target.stat().st_size
             if nbytes != size:
-                raise UnreadableFile(target, f"expected {size} bytes, as recorded in {journal.name}, found {nbytes}")
+                raise UnreadableFile(target, f"expected {size} bytes (recorded in {journal.name}), found {nbytes}")
         pieces = []
         for offset, span_nbytes in spans:
             pieces.append((offset, body[at : at + span_nbytes]))
@@ -239,7 +242,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise OutputError(path, "another run is patching this model") from exc
+            raise OutputError(path, "another process is patching this model") from exc
         yield
     finally:
         os.close(fd)

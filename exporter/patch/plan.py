@@ -187,7 +187,7 @@ class PatchPlan(ABC):
     def _reference(self) -> Reference:
         """Open the unmerged reference anew, so that verification does not reuse data that the patch has read."""
         base = self.inputs.base
-        assert base is not None, "PatchSpec and Inputs refuse a level that needs a base without one"
+        assert base is not None, "verification level full requires a base checkpoint"
         return Reference.open(base.path, [adapter.path for adapter in self.adapters])
 
 

@@ -94,8 +94,8 @@ class RowEdits:
         values = np.stack([cast(rows[token_id], dtype) for token_id in token_ids])
         finite = np.isfinite(values.astype(np.float32)).all(axis=1)
         if not finite.all():
-            actual = f"a larger value in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
-            raise TensorMismatch(source.path, source.key, expected=f"values that {dtype} can hold", found=actual)
+            actual = f"a value out of range in the row of token {token_ids[int(np.flatnonzero(~finite)[0])]}"
+            raise TensorMismatch(source.path, source.key, expected=f"values in the range of {dtype}", found=actual)
         with in_tensor(source.path, source.key):
             return token_ids, encoder(values)
 
@@ -136,11 +136,12 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
         module = edit.module.rpartition(".")[2]
         use = _EMBEDDING if module in EMBEDDINGS else _HEAD if module in HEADS else None
         if use is None:
-            raise TensorMismatch(edit.path, edit.key, expected="a module that is embedding or head", found=edit.module)
+            raise TensorMismatch(edit.path, edit.key, expected="the embedding or the LM head", found=edit.module)
         first = uses.setdefault(use, edit)
         if first is not edit and not _same(first, edit):
             raise NotExpressible(
-                f"{edit.path}: {edit.key}", f"the rows differ from {first.key}, although the two tensors are the {use}"
+                f"{edit.path}: {edit.key}",
+                f"expected the same rows as in {first.key}, which also sets the {use}, found different rows",
             )
     return uses
 
@@ -154,15 +155,14 @@ def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            "patch replaces only rows of the vocabulary, and the base checkpoint is needed to find the trained rows of "
-            "this whole matrix",
-            instead="give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
+            "patch needs the base checkpoint to find the trained rows in this whole vocabulary matrix",
+            instead="use --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's "
             "save_pretrained(…, save_embedding_layers=False)",
         )
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
-        "patch replaces only rows of the vocabulary, but this adapter tensor does not contain rows",
-        instead=f"ttexport merge --to {base.format} merges every kind of adapter",
+        "patch can replace only token rows, but this adapter tensor does not contain token rows",
+        instead=f"use ttexport merge --to {base.format}, which supports every kind of adapter",
     )
 
 
@@ -174,8 +174,9 @@ def _require_same(base: VocabTensors, by_use: Mapping[str, TokenRows]) -> None:
     if not _same(by_use[_EMBEDDING], by_use[_HEAD]):
         raise NotExpressible(
             f"{base.path}: {base.embedding}",
-            f"the tensor is embedding and head, but {by_use[_HEAD].path} changes embedding and head in different ways",
-            instead=f"ttexport merge --untie --to {base.format} writes a separate head",
+            f"the embedding is also the LM head, but {by_use[_HEAD].path} "
+            "sets different rows for embedding and LM head",
+            instead=f"use ttexport merge --untie --to {base.format} to write a separate LM head",
         )
 
 
@@ -192,7 +193,7 @@ def _add(rows: dict[int, Array], token_rows: TokenRows) -> None:
     for token_id, row in zip(token_rows.token_ids, token_rows.rows, strict=True):
         if token_id in rows:
             where = f"{token_rows.path}: {token_rows.key}"
-            raise BadInput(f"{where}: expected each row to be set once, found token {token_id} twice")
+            raise BadInput(f"{where}: expected each token row to be set once, found two rows for token {token_id}")
         rows[token_id] = row
 
 
@@ -210,9 +211,11 @@ def patched_vocab(
     if highest.highest_trained >= limit:
         source = next(iter(highest.sources.values()))
         hint = "the folder of an adapter with new tokens must contain the tokenizer with the new tokens"
-        expected = f"token ids below {limit} (rows in {rows_in})"
+        expected = f"token ids below {limit} (vocabulary size of {rows_in})"
         raise TensorMismatch(source.path, source.key, expected=expected, found=highest.highest_trained, hint=hint)
     vocab = max(n_rows, *(edit.highest + 1 for edit in edits))
     if n_tokens > vocab:
-        raise BadInput(f"{tokenizer}: expected token ids below {vocab} (rows in {rows_in}), found {n_tokens - 1}")
+        raise BadInput(
+            f"{tokenizer}: expected token ids below {vocab} (vocabulary size of {rows_in}), found {n_tokens - 1}"
+        )
     return vocab

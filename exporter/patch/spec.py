@@ -17,10 +17,9 @@ from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_
 from exporter.verify import options
 
 #: Hint in the error message for an OUT that is an input.
-OVER_BASE: Final = "--in-place modifies the base itself"
+OVER_BASE: Final = "use --in-place to modify the base itself"
 #: Values of ``--verify``. Each level includes all checks of the preceding levels.
 LEVELS: Final = ("off", *options.LEVELS)
-_FULL: Final = "--verify full: runs the patched model against its base checkpoint"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -60,7 +59,10 @@ class PatchSpec:
         if self.trust_base and self.checkpoint and self.level != "full":
             raise UsageError("--trust-base skips the comparison with the base and cannot be combined with --base")
         if self.trust_base and not self.checkpoint and self.level == "full":
-            raise UsageError(f"{_FULL}; expected --base CHECKPOINT in addition to --trust-base")
+            raise UsageError(
+                "--verify full: expected --base CHECKPOINT in addition to --trust-base, because full verification "
+                "compares the patched model with the base checkpoint"
+            )
         if not self.adapters:
             raise UsageError("patch: expected an adapter after the base, found no adapter")
 
@@ -108,7 +110,7 @@ class Inputs:
         """
         if self.trusted:
             return "trusted"
-        assert self.base is not None, "a base that is not trusted was located"
+        assert self.base is not None, "a base checkpoint is required unless the base is trusted"
         return compare(self.base)
 
     def provenance(self, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -137,14 +139,14 @@ class Inputs:
         if before == NO_ADAPTERS_DIGEST:
             return ""
         if before == self._digest:
-            return ", patched with the same before"
+            return " (already patched with the same adapters)"
         if not self.trusted:
             raise BadInput(
-                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact with no adapters or with the given adapters, "
-                f"found different adapters ({before[:12]}), whose rows would stay; patch an artifact of the base alone "
-                "(--trust-base keeps the rows of the different adapters)"
+                f"{path}: {PREFIX}{ADAPTERS_DIGEST}: expected an artifact without adapters or with the given adapters, "
+                f"found other adapters ({before[:12]}), whose rows would remain; patch an artifact made from the base "
+                "alone, or use --trust-base to keep the rows of the other adapters"
             )
-        return ", beside the rows of other adapters"
+        return " (rows of other adapters kept)"
 
     @cached_property
     def _digest(self) -> str:
@@ -165,10 +167,12 @@ def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None
     name = names.pop() if len(names) == 1 else None
     if name is not None and Path(name).is_dir():
         return Located(Path(name))
-    actual = f"{name!r}, which is not a folder" if name else "no single folder that all adapters name"
+    actual = f"the base {name!r}, which is not a folder" if name else "no base folder that all adapters name"
     if spec.level == "full":
-        raise UsageError(f"{_FULL}; expected --base CHECKPOINT, found {actual}")
+        raise UsageError(
+            f"--verify full: expected --base CHECKPOINT or a base folder named by the adapters, found {actual}"
+        )
     raise BadInput(
         f"{spec.base}: expected --base CHECKPOINT to prove that the file was made from the adapters' base, found "
-        f"{actual}; --trust-base skips the proof"
+        f"{actual}; use --trust-base to skip the proof"
     )

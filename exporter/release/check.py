@@ -48,12 +48,16 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
             _check(_SIGNED, signature_fault(folder, trust) if signed else f"expected {SIGNATURE}, found none")
         )
     else:
-        reason = "no key was given" if (folder / SIGNATURE).is_file() else "the release has no signature"
+        reason = (
+            "neither --public-key nor --identity was given"
+            if (folder / SIGNATURE).is_file()
+            else "the release has no signature"
+        )
         skipped.append(Skip(_SIGNED, reason))
     unverified = [artifact.path for artifact in manifest.artifacts if artifact.verdict is None]
     skipped += [Skip(f"verdict of {path}", "the artifact was released without verification") for path in unverified]
     if difference := _renderer_difference(manifest):
-        skipped.append(Skip("cards and Modelfiles made again", difference))
+        skipped.append(Skip("cards and Modelfiles rendered again", difference))
     facts: dict[str, float | str] = {"release": f"{manifest.name} {manifest.version}", "files": len(manifest.files)}
     return Report(artifact=folder, format="release", level="documents", checks=checks, facts=facts, skipped=skipped)
 
@@ -62,8 +66,8 @@ def require_as_released(report: Report) -> None:
     """Raise NotEquivalent, with the first failed check and the number of further failed checks, if a check failed."""
     if not report.passed:
         first, *others = report.failures
-        more = f" (and {len(others)} more)" if others else ""
-        line = f"{report.artifact}: differs from what was released: {first.name}: {first.detail}{more}"
+        more = f" (and {len(others)} more failed checks)" if others else ""
+        line = f"{report.artifact}: the folder differs from the release: {first.name}: {first.detail}{more}"
         raise NotEquivalent(line, document([report]))
 
 
@@ -78,7 +82,7 @@ class _ReleaseFolder:
         canonical = manifests.to_bytes(self.manifest)
         paths = [file.path for file in self.manifest.files]
         ordered = paths == sorted(set(paths))
-        disorder = None if ordered else "expected each file once, in order"
+        disorder = None if ordered else "expected a sorted list of files without duplicates"
         yield _check(manifests.NAME, _first_difference(canonical, self.content) or disorder)
         statement = provenance.to_bytes(self.manifest)
         yield self._compared(provenance.NAME, statement)
@@ -94,7 +98,9 @@ class _ReleaseFolder:
         listed = {file.path: file for file in self.manifest.files}
         present = set(list_files(self.folder)) - {*NAMES, SIGNATURE}
         missing, extra = sorted(listed.keys() - present), sorted(present - listed.keys())
-        faults = [f"{path}: expected, not found" for path in missing] + [f"{path!r}: not released" for path in extra]
+        faults = [f"{path}: listed in the manifest, but missing from the folder" for path in missing] + [
+            f"{path!r}: present in the folder, but not listed in the manifest" for path in extra
+        ]
         yield _check("files", _first_of(faults))
         files = [listed[path] for path in sorted(listed.keys() & present)]
         reasons = in_threads(self._content_fault, files)
@@ -113,9 +119,9 @@ class _ReleaseFolder:
         signature = self.folder / SIGNATURE
         digest = file_digest(signature)[1] if signature.is_file() else None
         if record.sha256 != run_records.own_digest(record) or manifests.to_bytes(record) != content:
-            return _check(run_records.NAME, "the content does not match the digest that the file gives for itself")
+            return _check(run_records.NAME, "the content of the file does not match the digest recorded in the file")
         if record.manifest_sha256 != hashlib.sha256(self.content).hexdigest():
-            return _check(run_records.NAME, f"the file describes a run that made another {manifests.NAME}")
+            return _check(run_records.NAME, f"the digest recorded in the file does not match {manifests.NAME}")
         if record.signature_sha256 != digest:
             expected = "no signature" if record.signature_sha256 is None else f"sha256 {record.signature_sha256}"
             return _check(run_records.NAME, f"{SIGNATURE}: expected {expected}, found {digest or 'none'}")
@@ -140,7 +146,11 @@ class _ReleaseFolder:
             check = self._compared(path, content)
             if not check.passed:
                 return f"{path}: {check.detail}"
-        return None if rendered.keys() <= listed else f"{min(rendered.keys() - listed)}: not in the manifest"
+        return (
+            None
+            if rendered.keys() <= listed
+            else f"{min(rendered.keys() - listed)}: expected an entry in the manifest, found no entry"
+        )
 
     def _content_fault(self, file: FileEntry) -> str | None:
         try:
@@ -178,7 +188,7 @@ def _renderer_difference(manifest: Manifest) -> str | None:
     """
     for name, version in card.renderers().items():
         if (used := manifest.tools.get(name)) != version:
-            return f"the documents were made by {name} {used or 'unknown'}, but {version} is installed"
+            return f"the documents were rendered with {name} {used or 'unknown'}, but version {version} is installed"
     return None
 
 
@@ -198,7 +208,7 @@ def _first_difference(expected: bytes, actual: bytes) -> str | None:
     for number, (line, other) in enumerate(zip_longest(expected_lines, actual_lines, fillvalue=b""), 1):
         if line != other:
             return f"line {number}: expected {line!r:.100}, found {other!r:.100}"
-    raise AssertionError("bytes that differ have a line that differs")
+    raise AssertionError("different documents must contain a different line")
 
 
 def _check(name: str, reason: str | None) -> Check:

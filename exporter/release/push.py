@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _DEFAULT_BRANCH: Final = "main"
-_RETRY: Final = "run the command again with --resume: files that have arrived are not sent again"
+_RETRY: Final = "run the command again with --resume to upload only the missing files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +163,10 @@ def _reason(exc: BaseException) -> str:
     while exc.__cause__ is not None and not isinstance(exc, errors.HfHubHTTPError):
         exc = exc.__cause__
     if isinstance(exc, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids an upload: unset the variable"
+        return "the environment variable HF_HUB_OFFLINE disables uploads; unset HF_HUB_OFFLINE"
     if isinstance(exc, errors.HfHubHTTPError):
         status = exc.response.status_code
         if status in (401, 403, 404):
-            return f"the hub refused the upload with HTTP {status}: set HF_TOKEN to a token with write access"
+            return f"the hub refused the upload with HTTP {status}; set HF_TOKEN to a token with write access"
         return f"the hub answered with HTTP {status}" + (f" ({exc.server_message})" if exc.server_message else "")
     return f"the upload failed: {type(exc).__name__}: {foreign_line(exc, 0)}"

@@ -103,7 +103,7 @@ def read_spec(path: Path) -> ReleaseSpec:
     try:
         document = tomllib.loads(read_file(path).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise UnreadableFile(path, f"expected TOML: {exc}") from exc
+        raise UnreadableFile(path, f"expected valid TOML: {exc}") from exc
     for fault in _unknown_keys(document):
         raise BadInput(f"{path}: {fault}")
     try:
@@ -175,16 +175,16 @@ def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
     if not spec.models:
-        yield "models: expected one or more, found none"
+        yield "models: expected at least one model, found no model"
     if len({*map(str.lower, spec.models)}) != len(spec.models):
-        yield f"models: expected names that differ in more than case, found {', '.join(spec.models)}"
+        yield f"models: expected names that are unique without regard to case, found {', '.join(spec.models)}"
     for name in spec.models if len(spec.models) > 1 else ():
         if name.lower() in _RESERVED:
-            yield f"models.{name}: expected another name: a document of the release has this name"
+            yield f"models.{name}: expected a different name, because a document of the release has the same name"
     if not spec.formats:
-        yield f"expected at least one table of {', '.join(FORMATS)}, found none"
+        yield f"expected at least one of the format tables {', '.join(FORMATS)}, found no format table"
     if spec.signing and bool(spec.signing.key) == spec.signing.sigstore:
-        yield "signing: expected either a key or sigstore = true, found both or neither"
+        yield "signing: expected exactly one of the two settings key and sigstore = true"
 
 
 def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
@@ -197,8 +197,10 @@ def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]
     for key, source in inputs:
         if not os.path.lexists(folder / source) and os.path.lexists(source):
-            expected = "expected a path relative to the folder of this file, or a hub id"
-            yield f"{key}: {expected}, found {source!r:.80} in the current folder"
+            yield (
+                f"{key}: expected a path relative to the folder of this file, or a hub id, "
+                f"found {source!r:.80} in the current folder"
+            )
 
 
 def _resolve_paths(spec: ReleaseSpec, folder: Path) -> ReleaseSpec:

@@ -60,7 +60,7 @@ def test_the_same_adapter_again_changes_nothing_and_is_noted(
 ) -> None:
     capsys.readouterr()
     assert run(["patch", str(tuned[1]), str(pair[0]), "-o", str(tmp_path / "again.gguf"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["proof"] == "recorded digest, patched with the same before"
+    assert json.loads(capsys.readouterr().out)["proof"] == "recorded digest (already patched with the same adapters)"
     assert_same(tmp_path / "again.gguf", tuned[1])
 
 
@@ -72,11 +72,11 @@ def test_rows_of_other_adapters_are_not_kept_silently(
     capsys.readouterr()
     assert run(arguments) == 4
     printed = capsys.readouterr().err
-    assert f"{KEY}: expected an artifact with no adapters or with the given adapters" in printed
+    assert f"{KEY}: expected an artifact without adapters or with the given adapters" in printed
     assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     assert run([*arguments, "--trust-base"]) == 0
-    assert "base: trusted, beside the rows of other adapters" in capsys.readouterr().err
+    assert "base: trusted (rows of other adapters kept)" in capsys.readouterr().err
     succeed("merge", *pair, "--to", fmt, "-o", tmp_path / "want.gguf")
     assert_same(tmp_path / "both.gguf", tmp_path / "want.gguf")
 

@@ -175,9 +175,7 @@ def test_without_a_base_a_resized_matrix_cannot_be_distinguished_from_a_trained_
     bases: dict[str, Path], saved: dict[str, Path], tmp_path: Path, capsys: Capture
 ) -> None:
     succeed("export", bases["tied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
-    message = (
-        "give --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's save_pretrained(…, save_"
-    )
+    message = "use --base CHECKPOINT in place of --trust-base, or save the adapter with PEFT's save_pretrained(…, save_"
     assert_refused(capsys, 5, message, tmp_path, saved["tied"], "--trust-base")
 
 

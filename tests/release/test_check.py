@@ -74,7 +74,9 @@ def test_added_and_missing_files_are_found(mine: Path) -> None:
     (mine / "hf" / "pytorch_model.bin").write_bytes(b"x")
     (mine / "empty").mkdir()
     (mine / "onnx" / "config.json").unlink()
-    assert failures(mine)["files"] == "onnx/config.json: expected, not found (and 2 more)"
+    assert (
+        failures(mine)["files"] == "onnx/config.json: listed in the manifest, but missing from the folder (and 2 more)"
+    )
 
 
 def test_files_of_git_and_the_hub_are_ignored(mine: Path) -> None:
@@ -146,7 +148,7 @@ def other_title(document: dict[str, Any]) -> None:
 CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (other_tensor, "tensors", "hf/model.safetensors: model.norm.weight: expected sha256 0000"),
     (other_kind, "tensors", "Modelfile: expected kind weights, found modelfile"),
-    (other_order, "manifest.json", "expected each file once, in order"),
+    (other_order, "manifest.json", "expected a sorted list of files without duplicates"),
     (other_verdict, "artifacts", "the verification of this artifact failed"),
     (other_artifact, "artifacts", "expected files of job"),
     (other_title, "cards and Modelfiles", "Modelfile: line 1: expected b'# Large"),
@@ -166,9 +168,9 @@ def test_a_manifest_that_contradicts_the_files_is_found_despite_consistent_docum
 def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
     agree(mine, lambda document: document["tools"].update(Jinja2="1.0"))
     report = check_release(mine)
-    made_again = "cards and Modelfiles made again"
-    assert {skip.name: skip.reason for skip in report.skipped}[made_again].startswith(
-        "the documents were made by Jinja2 1.0"
+    rendered_again = "cards and Modelfiles rendered again"
+    assert {skip.name: skip.reason for skip in report.skipped}[rendered_again].startswith(
+        "the documents were rendered with Jinja2 1.0"
     )
     assert report.passed
 
@@ -179,7 +181,7 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
         (b"", "manifest.json is not valid JSON"),
         (b"[]", "manifest.json: expected a JSON object"),
         (b'{"schema": 1, "schema": 1}', "manifest.json: schema: expected once, found twice"),
-        (b'{"schema": 1}', "expected a document with ttexport's schema 2"),
+        (b'{"schema": 1}', "expected a JSON document with ttexport's schema 2"),
         (b"[" * 100_000, "manifest.json is not valid JSON"),
         (b"\xff", "manifest.json is not valid JSON"),
         (b'{"spec": [' + b"{}," * 5_000_000 + b"{}]}", "manifest.json: expected JSON that takes up to 128 MB"),
@@ -215,7 +217,7 @@ def test_a_manifest_with_unknown_references_is_bad_input(mine: Path, keys: tuple
         place = place[key]
     place[keys[-1]] = "absent"
     (mine / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(UnreadableFile, match="found 'absent'"):
+    with pytest.raises(UnreadableFile, match=r"found the unknown (model|adapter) 'absent'"):
         check_release(mine)
 
 

@@ -56,23 +56,23 @@ def refused(path: Path, content: str) -> str:
             "verify.level: expected off, rows, weights, full, found 'some'",
         ),
         (text(rest='[gguf]\ntypes = "f32"\n'), "gguf.types: expected a list, found 'f32'"),
-        (text(rest=""), "expected at least one table of hf, gguf, gguf-lora, onnx, found none"),
+        (text(rest=""), "expected at least one of the format tables hf, gguf, gguf-lora, onnx, found no format table"),
         (text(rest="gguf = 3\n", models="models = {}\n"), "gguf: expected a table, found 3"),
         (text(rest="[hf]\n", top="untie = 1\n"), "untie: expected true or false, found 1"),
         (text(rest='[hf]\nmax-shard-size = "5"\n'), "hf.max-shard-size: expected a size such as 500M"),
         (text(rest='[gguf]\ntypes = ["f32", "F32"]\n'), "gguf.types: expected each value once, found f32, F32"),
-        (text(models="[models]\n"), "models: expected one or more, found none"),
+        (text(models="[models]\n"), "models: expected at least one model, found no model"),
         (
             text(models="[models.one]\n[models.One]\n"),
-            "models: expected names that differ in more than case, found one, One",
+            "models: expected names that are unique without regard to case, found one, One",
         ),
         (
             text(models='[models."../x"]\n'),
             "models: expected letters, digits, dots, dashes or underscores, found '../x'",
         ),
-        (text(rest="[hf]\n[signing]\n"), "signing: expected either a key or sigstore = true, found both or neither"),
+        (text(rest="[hf]\n[signing]\n"), "signing: expected exactly one of the two settings key and sigstore = true"),
         (text(rest='[hf]\n[verify]\nrequire = ["x"]\n'), "verify.require: expected llama.cpp, onnxruntime, "),
-        ("name = \n", "expected TOML: "),
+        ("name = \n", "expected valid TOML: "),
         (
             text(rest='[gguf]\ntypes = ["f32"]\nsplit-max-size = "two"\n'),
             "gguf.split-max-size: expected a size such as 500M, 2GB or 1.5GiB, found 'two'",
@@ -113,7 +113,9 @@ def test_a_model_cannot_have_the_name_of_a_document(undisturbed: Path, tmp_path:
     documents = [path.name for path in undisturbed.iterdir() if path.is_file()]
     for name in [*documents, "model.sig", "piece.json"]:
         message = refused(tmp_path / "release.toml", text(models=f'[models."{name}"]\n[models.one]\n'))
-        assert message == f"models.{name}: expected another name: a document of the release has this name"
+        assert (
+            message == f"models.{name}: expected a different name, because a document of the release has the same name"
+        )
         (tmp_path / "release.toml").write_text(text(models=f'[models."{name}"]\n'))
         assert read_spec(tmp_path / "release.toml").models.keys() == {name}, "alone, it has no folder"
 

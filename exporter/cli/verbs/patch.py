@@ -21,11 +21,13 @@ from exporter.verify.report import Report
 @click.command()
 @click.argument("base", type=PATH, metavar="BASE")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("-o", "--out", type=PATH, help="File or folder to write; for a split BASE, the first part to write.")
+@click.option(
+    "-o", "--out", type=PATH, help="File or folder to write; if BASE is a split GGUF, path of the first part."
+)
 @click.option(
     "--dtype",
     type=click.Choice(list(DTYPES)),
-    help="Round rows to this dtype first; default: the dtype of the rows in BASE. Only for GGUF.",
+    help="Dtype to which new rows are rounded before encoding (GGUF only); default: the dtype found in BASE.",
 )
 @click.option(
     "--verify",
@@ -34,8 +36,8 @@ from exporter.verify.report import Report
     default="rows",
     show_default=True,
     help="off: no check. rows: compare the new rows, the header or graph, and some rows of every tensor with BASE. "
-    "weights: also compare every byte that must not differ. full: also run the result and compare with transformers "
-    "and PEFT, unmerged; needs the base checkpoint.",
+    "weights: also compare every byte that must not differ. full: also run the patched model and compare the output "
+    "with the unmerged adapters in transformers and PEFT; needs the base checkpoint.",
 )
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
@@ -45,16 +47,17 @@ from exporter.verify.report import Report
 @patch_place_options
 @output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
-    """Put an adapter's token rows into BASE, a .gguf file or a folder of ONNX models. All other bytes are copied.
+    """Write an adapter's token rows into BASE, a .gguf file or a folder of ONNX models. All other bytes are copied.
 
     BASE may have any architecture and type, and may have been written by any tool. In a folder, every model is patched,
     and the tokenizer and configs are updated.
 
-    New tokens take unused rows of the vocabulary first, then rows after the vocabulary. The result has the same bytes
-    as a new merge, conversion and quantisation. A patch costs only a copy of BASE, or with --in-place only the rows.
+    New tokens use unused rows of the vocabulary first, then rows appended to the vocabulary. The result has the same
+    bytes as a new merge, conversion and quantisation. A patch copies BASE, or with --in-place writes only the rows.
 
-    BASE must be proven to be made from the adapters' base. For the proof, --base CHECKPOINT (by default the folder
-    named in the adapters) is compared with the digest that ttexport recorded, or without a digest with rows of BASE.
+    BASE must have been made from the adapters' base. To check this, the checkpoint given by --base (default: the folder
+    named in the adapters) is compared with the digest that ttexport recorded in BASE, or without a digest with rows of
+    BASE.
 
     \b
     Examples:

@@ -61,12 +61,14 @@ def plan(
         _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
         return
     if trust_base or in_place:
-        bases = "a .gguf file or a folder of ONNX models"
         raise click.UsageError(
-            f"--trust-base and --in-place require {bases} as first SOURCE, but {paths[0]} is neither"
+            "--trust-base, --in-place: expected a .gguf file or a folder of ONNX models as the first SOURCE, "
+            f"found {paths[0]}"
         )
     if options["verify"]:
-        raise click.UsageError("--verify: remove this option: the plan of a merge is the same at every level")
+        raise click.UsageError(
+            "--verify does not apply to the plan of a merge, which is the same at every verification level"
+        )
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     if as_json:
@@ -91,7 +93,7 @@ def _refuse_options_of_merge() -> None:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in known:
             raise click.UsageError(
-                f"{parameter.opts[0]}: does not apply to a patch, which keeps the format and types of BASE"
+                f"{parameter.opts[0]} does not apply to a patch, which keeps the format and types of BASE"
             )
 
 

@@ -39,18 +39,24 @@ from exporter.release.tables import HubTable
     type=PATH,
     multiple=True,
     metavar="DIR",
-    help="Join pieces, or folders of pieces, into the release. Repeatable.",
+    help="Assemble the release from pieces or from folders of pieces. Repeatable.",
 )
 @click.option(
     "--ray",
     "address",
     metavar="ADDRESS",
-    help="Run each job as a task of two CPUs on a Ray cluster: local (this machine), auto, HOST:PORT, ray://HOST:PORT. "
-    "Pieces are made next to OUT. All nodes must see OUT and the inputs under the same paths.",
+    help="Run each job as a two-CPU task on the Ray cluster at ADDRESS: local (this machine), auto, HOST:PORT or "
+    "ray://HOST:PORT. Pieces are made next to OUT. All nodes must see OUT and the inputs under the same paths.",
 )
-@click.option("--cache", type=PATH, help="Folder for base artifacts; default: a folder in the user's cache folder.")
-@click.option("--no-cache", is_flag=True, help="Do not keep base artifacts.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT; without --resume, also start over.")
+@click.option(
+    "--cache", type=PATH, help="Folder for cached artifacts of the base; default: a folder in the user's cache folder."
+)
+@click.option("--no-cache", is_flag=True, help="Do not cache artifacts of the base.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace an existing OUT; without --resume, also discard the work of an interrupted run.",
+)
 @push_options
 @output_options
 def release(
@@ -65,7 +71,7 @@ def release(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Make every artifact of RELEASE.toml, every model in every format, verified, in one folder.
+    """Make and verify every artifact of RELEASE.toml (every model in every format) in one folder.
 
     \b
     A minimal RELEASE.toml (the README lists all keys):
@@ -75,9 +81,9 @@ def release(
       models.keeper.adapters = ["adapter"]
       gguf.types = ["Q8_0"]
 
-    The release gets its name after all artifacts are made and verified. Base artifacts are kept and patched, so a
-    second adapter on the same base costs only the rows of the adapter. The same inputs give the same bytes, except for
-    run.json and the signature.
+    OUT appears only after all artifacts are made and verified. Artifacts of the base are cached and patched, so for a
+    second adapter on the same base, only the rows of the adapter are written. The same inputs give the same bytes,
+    except for run.json and the signature.
 
     \b
     Examples:
@@ -91,14 +97,14 @@ def release(
     spec = read_spec(toml.absolute() if address else toml)
     jobs = jobs_of(spec)
     if sum((only is not None, as_matrix, bool(pieces), bool(address))) > 1:
-        raise click.UsageError("--only, --matrix, --assemble, --ray are mutually exclusive")
+        raise click.UsageError("--only, --matrix, --assemble and --ray are mutually exclusive")
     if as_matrix:
         click.echo(json.dumps(matrix(jobs)))
         return
     if options["cache"] and options["no_cache"]:
-        raise click.UsageError("--cache, --no-cache are mutually exclusive")
+        raise click.UsageError("--cache and --no-cache are mutually exclusive")
     if only is not None and options["repo"]:
-        raise click.UsageError("--push-to-hub sends a whole release and cannot be combined with --only")
+        raise click.UsageError("--push-to-hub uploads a whole release and cannot be combined with --only")
     job = find_job(jobs, only) if only is not None else None
     cache = None if pieces or options["no_cache"] else _cache(options["cache"], quiet=quiet)
     push = _push_settings(spec.hub or HubTable(), options)
@@ -131,7 +137,7 @@ def _cache(folder: Path | None, *, quiet: bool) -> Cache | None:
         cache.require_writable()
     except OutputError as exc:
         if not quiet:
-            print(f"base artifact cache disabled: {exc}", file=sys.stderr)
+            print(f"the cache for artifacts of the base is disabled: {exc}", file=sys.stderr)
         return None
     return cache
 

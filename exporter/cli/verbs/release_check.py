@@ -27,7 +27,7 @@ def trust_options(command: _Command) -> _Command:
             "--public-key",
             type=click.Path(path_type=Path),
             metavar="PEM",
-            help="Key that must have signed the release.",
+            help="Public key of the required signer of the release.",
         ),
     ):
         command = option(command)
@@ -42,7 +42,7 @@ def read_trust(public_key: Path | None, identity: str | None, issuer: str | None
     if (identity is None) != (issuer is None):
         raise UsageError("--identity and --issuer must be given together")
     if public_key and identity:
-        raise UsageError("--public-key, --identity are mutually exclusive")
+        raise UsageError("--public-key and --identity are mutually exclusive")
     return Trust(public_key=public_key, identity=identity, issuer=issuer) if public_key or identity else None
 
 
@@ -55,4 +55,4 @@ def verify_release(folder: Path, trust: Trust | None, *, as_json: bool, quiet: b
         print_reports([report])
     require_as_released(report)
     if not (quiet or as_json):
-        print(f"{folder}: equals the released files ({len(report.checks)} checks)", file=sys.stderr)
+        print(f"{folder}: the folder equals the release ({len(report.checks)} checks)", file=sys.stderr)

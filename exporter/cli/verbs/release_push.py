@@ -15,14 +15,19 @@ from exporter.release.push import Pushed, push, require_repo_id
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--push-to-hub", "repo", metavar="REPO", help="Send the finished release to org/name on the hub."),
+    click.option(
+        "--push-to-hub",
+        "repo",
+        metavar="REPO",
+        help="Upload the finished release to the hub repository REPO (org/name).",
+    ),
     click.option("--revision", metavar="BRANCH", help="Branch of REPO, created if necessary; default: main."),
-    click.option("--message", metavar="TEXT", help="Message of the commit; default: the release's name and version."),
+    click.option("--message", metavar="TEXT", help="Commit message; default: name and version of the release."),
     click.option("--private", is_flag=True, help="If REPO is new, make REPO private."),
     click.option(
         "--dry-run/--no-dry-run",
         default=None,
-        help="Print what would be sent, and send nothing. This is the default if the environment variable CI is set.",
+        help="List the files of the upload, but upload nothing; default if the environment variable CI is set.",
     ),
 )
 
@@ -72,4 +77,7 @@ def _lines(pushed: Pushed) -> list[str]:
     if pushed.commit is not None:
         return [f"{pushed.repo}@{pushed.revision}: {size}: {pushed.url}"]
     files = [f"  {path} ({nbytes} bytes)" for path, nbytes in pushed.files.items()]
-    return [f"{pushed.repo}@{pushed.revision}: would send {size} (--no-dry-run sends the files):", *files]
+    return [
+        f"{pushed.repo}@{pushed.revision}: dry run of an upload of {size} (use --no-dry-run to upload the files):",
+        *files,
+    ]

@@ -19,16 +19,18 @@ from exporter.verify.request import VerifyRequest, verify_request
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--reference", metavar="CHECKPOINT", help="Base of the adapters, as folder or hub id, org/name@revision.")
+@click.option(
+    "--reference", metavar="CHECKPOINT", help="Base of the adapters, as folder or hub id (org/name, org/name@revision)."
+)
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="ADAPTER", help="Adapter, as folder or hub id. Repeatable."
 )
-@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie: the head has a separate tensor.")
+@click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie, so the LM head is a separate tensor.")
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
-    help="rows: check the trained rows and the files beside the weights. weights: also check every weight. full, the "
-    "default: also run the models.",
+    help="rows: check the trained rows and the files beside the weights. weights: also check every weight. "
+    "full (default): also run the models.",
 )
 @group_options(VerifyOptions, only=("--prompts", "--report", "--require"))
 @trust_options

@@ -137,7 +137,7 @@ def plan_gguf_patch(spec: PatchSpec) -> GgufPatchPlan:
     if plan.rewrites and len(patch.files) > 1:
         raise NotExpressible(
             f"patch --in-place: {spec.base}",
-            "the size of a header or tensor changes, and the parts of a split GGUF cannot all be replaced at once",
-            instead="-o writes a patched copy",
+            "the patch changes the size of a header or tensor, which is not possible in place for a split GGUF",
+            instead="use -o OUT to write a patched copy",
         )
     return plan

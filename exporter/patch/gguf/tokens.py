@@ -94,7 +94,7 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
         if size != old and name not in names and old in tensor.shape and name.startswith(("output", "per_layer_token")):
             raise NotExpressible(
                 f"{model.path}: {name}",
-                f"the vocabulary grows from {old} to {size}, but no adapter contains new values of this tensor",
+                f"the vocabulary grows from {old} to {size}, but no adapter contains new values for this tensor",
                 instead="resize the base with transformers, train on the resized base and export the result",
             )
 
@@ -109,7 +109,7 @@ def _token_arrays(
         if size == model.tensors[EMBEDDING].shape[0]:
             return {}, []
         raise NotExpressible(
-            f"{model.path}", f"the adapter adds tokens, but the file has no array {TOKENS} for the new tokens"
+            f"{model.path}", f"the adapter adds tokens, but the file has no array {TOKENS} to add the tokens to"
         )
     count = arrays[TOKENS].count
     if not added and size <= count:
@@ -158,11 +158,13 @@ def _add_tokens(
                 types[token_id], retyped = token_type, True
             continue
         if types[token_id] != UNUSED:
-            actual = f"{texts[token_id]!r} in {path}"
-            raise BadInput(f"{tokenizer}: token {token_id}: expected the base's text {actual}, found {text!r}")
+            raise BadInput(
+                f"{tokenizer}: token {token_id}: expected the text {texts[token_id]!r} as in {path}, found {text!r}"
+            )
         if text in ids:
             raise BadInput(
-                f"{tokenizer}: {text!r}: expected a new token, found the text of token {ids[text]} in {path}"
+                f"{tokenizer}: token {token_id}: expected a new text, "
+                f"found {text!r}, which is the text of token {ids[text]} in {path}"
             )
         texts[token_id], types[token_id], new[token_id] = text, token_type, text
     return new, retyped

@@ -27,7 +27,7 @@ def vocab_tensors(model: GgufModel) -> VocabTensors:
     for name in names:
         if len(shape := model.tensors[name].shape) != 2:
             raise NotExpressible(
-                f"{model.path}: {name}", f"the tensor has shape {shape}, but rows can be replaced only in matrices"
+                f"{model.path}: {name}", f"expected a matrix with one row per token, found a tensor of shape {shape}"
             )
     head = HEAD if HEAD in names else None
     widths = {name: model.tensors[name].shape[-1] for name in names}

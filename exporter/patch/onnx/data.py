@@ -52,7 +52,8 @@ def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, 
     order = sorted(tensors, key=lambda tensor: placed[tensor.name])
     for tensor, following in pairwise(order):
         if placed[tensor.name] + tensor.nbytes > placed[following.name]:
-            raise refusal(path, f"{tensor.name} and {following.name} share bytes of the file, and the vocabulary grows")
+            names = f"{tensor.name} and {following.name}"
+            raise refusal(path, f"the vocabulary grows, but the overlapping tensors {names} cannot be moved")
     ours = _is_ours(order, placed, size)
     segments = list(_ours(order, patches) if ours else _shifted(path, order, placed, patches, size))
     offsets: dict[str, int] = {}

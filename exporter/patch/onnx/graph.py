@@ -65,7 +65,7 @@ def _patch_tensor(file: OnnxFile, tensor: TensorProto, patch: InitialiserPatch |
         if not tensor.HasField("raw_data"):
             raise refusal(
                 f"{file.path}: {tensor.name}",
-                "the numbers of this tensor are stored one by one instead of as raw bytes",
+                "expected the values of the tensor in raw_data, found values in a typed field such as float_data",
             )
         tensor.raw_data = patch.patched_bytes(tensor.raw_data)
 
@@ -134,7 +134,8 @@ class _Growth:
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",
-                f"the vocabulary grows from {self.old} to {self.new}, but no adapter has new values of this tensor",
+                f"the vocabulary grows from {self.old} to {self.new}, "
+                "but no adapter contains new values for this tensor",
                 instead="resize the base with transformers, train on the resized base and export the result",
             )
 

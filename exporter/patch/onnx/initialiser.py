@@ -70,7 +70,7 @@ class InitialiserPatch:
     def segments(self) -> Iterator[ByteRange | Array]:
         """Yield all segments of a grown tensor, before ``pieces`` overwrite the bytes of existing tokens."""
         place = self.tensor.place
-        assert place is not None, "a tensor inside the model file is patched by patched_bytes"
+        assert place is not None, "a tensor inside the model file must be patched with patched_bytes"
         new = self._new
         if self.token_axis == 0:
             yield place

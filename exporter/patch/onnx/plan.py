@@ -111,8 +111,12 @@ def open_models(folder: Path) -> list[VocabModel]:
     for path in paths:
         file = OnnxFile.open(path)
         if file.embedding is None or file.head is None:
-            missing = "no look-up by input_ids" if file.embedding is None else "no matrix before the logits"
-            raise refusal(f"patch: {path}", f"{missing} is recognised in the graph")
+            reason = (
+                "the graph contains no recognisable embedding look-up by input_ids"
+                if file.embedding is None
+                else "the graph contains no recognisable matrix that computes the logits"
+            )
+            raise refusal(f"patch: {path}", reason)
         models.append(VocabModel(file, VocabMatrix.of(file, file.embedding), VocabMatrix.of(file, file.head)))
     return models
 
@@ -123,7 +127,7 @@ def walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(here) / name).is_symlink():
-                raise BadInput(f"{Path(here) / name}: expected a folder, found a link to a folder")
+                raise BadInput(f"{Path(here) / name}: expected a folder, found a symbolic link to a folder")
         yield from (Path(here) / name for name in sorted(names))
 
 
@@ -177,7 +181,8 @@ def _n_rows(models: Sequence[VocabModel]) -> int:
     if len(sizes) > 1:
         actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
         raise refusal(
-            f"patch: {models[0].file.path.parent}", f"the matrices differ in their number of tokens: {actual}"
+            f"patch: {models[0].file.path.parent}",
+            f"expected the same number of tokens in all vocabulary matrices, found {actual}",
         )
     return next(iter(sizes))
 
@@ -211,7 +216,10 @@ def _plan_data(
             plan = plan_data(path, tensors, own)
             if (first := plans.get(path)) is not None:
                 if plan.moved:
-                    raise refusal(f"patch: {path}", "two models share this data file, and the vocabulary grows")
+                    raise refusal(
+                        f"patch: {path}",
+                        "the vocabulary grows, but two models share this data file, so no tensor can be moved",
+                    )
                 plan = replace(plan, pieces=list(dict([*first.pieces, *plan.pieces]).items()))
             plans[path] = plan
     return plans

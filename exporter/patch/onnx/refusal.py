@@ -7,4 +7,4 @@ from exporter.errors import NotExpressible
 
 def refusal(where: object, reason: str) -> NotExpressible:
     """The error to raise. The error message suggests a merge, which writes a new ONNX folder."""
-    return NotExpressible(str(where), reason, instead="ttexport merge ADAPTER --to onnx writes the folder anew")
+    return NotExpressible(str(where), reason, instead="use ttexport merge ADAPTER --to onnx to write a new ONNX folder")

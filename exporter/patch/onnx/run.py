@@ -104,7 +104,7 @@ def plan_onnx_patch(spec: PatchSpec) -> OnnxPatchPlan:
     Raises BadInput, NotExpressible, UsageError.
     """
     if not spec.base.is_dir():
-        raise UsageError(f"patch: expected the folder with all its models and tokenizer files, found {spec.base}")
+        raise UsageError(f"patch: expected a folder with all ONNX models and tokenizer files, found {spec.base}")
     if spec.dtype is not None:
         raise UsageError(
             "--dtype does not apply to ONNX models, because rows are encoded directly from the trained values"
@@ -130,4 +130,6 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 def _require_no_links(folder: Path) -> None:
     """Raise BadInput if the folder contains a symbolic link. A link may lead to a shared file in the hub cache."""
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
-        raise BadInput(f"{link}: expected a regular file to patch in place, found a link; use -o to write a copy")
+        raise BadInput(
+            f"{link}: expected a regular file to patch in place, found a symbolic link; use -o OUT to write a copy"
+        )

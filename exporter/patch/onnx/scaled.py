@@ -50,7 +50,7 @@ class Scaled:
             shape = list(scale.shape)
             raise refusal(
                 where,
-                f"{dtype} with scales of shape {shape}: only one scale for the whole matrix is supported",
+                f"expected an 8-bit matrix with a single scale, found {dtype} values with scales of shape {shape}",
             )
         factor, *zeros = (float(file.rows(part.name, 0, 1).reshape(-1)[0]) for part in (scale, *zero_points))
         ranges = [(int(block.min()), int(block.max())) for block in _blocks(file, name)]
@@ -63,10 +63,11 @@ class Scaled:
         outside = (exact < self.low) | (exact > self.high)
         if outside.any():
             largest = float(np.abs(rows.astype(np.float32)).max())
-            reason = (
-                f"all tokens share one scale, and the value {largest:.3g} of a new row exceeds the range of the matrix"
+            raise refusal(
+                self.where,
+                f"the value {largest:.3g} of a new row exceeds the range of the matrix, "
+                "in which all tokens share one scale",
             )
-            raise refusal(self.where, reason)
         return exact.astype(np.uint8 if self.dtype == "U8" else np.int8)
 
     def decode(self, integers: Array) -> Array:

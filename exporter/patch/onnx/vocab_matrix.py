@@ -144,14 +144,19 @@ class VocabMatrix:
         where, main = f"{self.file.path}: {self.name}", self.tensors[0]
         if self.blocks is None:
             if (main.dtype not in FLOATS and not self.scaled) or len(main.shape) != 2:
-                raise refusal(where, f"rows of a matrix of {main.dtype} {list(main.shape)} are not supported")
+                raise refusal(
+                    where, f"expected a float or 8-bit matrix, found a {main.dtype} tensor of shape {list(main.shape)}"
+                )
             return
         per_token = [self.hidden * self.blocks.bits // 8, self._n_blocks * DTYPES[self.tensors[1].dtype].itemsize]
         per_token.append(-(-self._n_blocks * self.blocks.bits // 8))
         for tensor, nbytes in zip(self.tensors, per_token, strict=False):
             if tensor.nbytes != nbytes * self.n_tokens:
-                expected = f"expected {nbytes} bytes a token for blocks of {self.blocks.size}"
-                raise refusal(where, f"{tensor.name}: {expected}, found {tensor.nbytes} for {self.n_tokens}")
+                raise refusal(
+                    where,
+                    f"{tensor.name}: expected {nbytes} bytes per token for blocks of {self.blocks.size} values, "
+                    f"found {tensor.nbytes} bytes for {self.n_tokens} tokens",
+                )
 
 
 def repeats(embedding: VocabMatrix, head: VocabMatrix, *, tied: object) -> bool:
@@ -181,7 +186,7 @@ def _blocks_of(file: OnnxFile, name: str) -> Blocks | None:
     whole = form.bits in (4, 8) and form.size > 0 and not codes.nbytes * 8 // form.bits % form.size
     if not whole or codes.dtype != "U8" or scales.dtype not in FLOATS or any(part.dtype != "U8" for part in zeros):
         dtypes = ", ".join(part.dtype for part in (codes, scales, *zeros))
-        reason = f"blocks of {form.size} integers of {form.bits} bits in {dtypes} are not supported"
+        reason = f"blocks of {form.size} integers with {form.bits} bits, stored as {dtypes}, are not supported"
         raise refusal(f"{file.path}: {name}", reason)
     return Blocks(form.bits, symmetric=not zeros, size=form.size)
 

@@ -196,11 +196,16 @@ def read(path: Path) -> tuple[Manifest, bytes]:
     paths = [artifact.path for artifact in manifest.artifacts] + [file.path for file in manifest.files]
     for place in folders + paths:
         if not is_inside(place):
-            raise UnreadableFile(path, f"expected paths below the release, found {place!r:.80}")
+            raise UnreadableFile(path, f"expected paths below the release folder, found {place!r:.80}")
     if unknown := {artifact.model for artifact in manifest.artifacts} - manifest.models.keys():
-        raise UnreadableFile(path, f"expected a known model for every artifact, found {min(unknown)!r:.80}")
+        raise UnreadableFile(
+            path, f"expected the model of every artifact in the manifest, found the unknown model {min(unknown)!r:.80}"
+        )
     if unknown := {name for model in manifest.models.values() for name in model.adapters} - manifest.adapters.keys():
-        raise UnreadableFile(path, f"expected known adapters for every model, found {min(unknown)!r:.80}")
+        raise UnreadableFile(
+            path,
+            f"expected the adapters of every model in the manifest, found the unknown adapter {min(unknown)!r:.80}",
+        )
     return manifest, content
 
 
@@ -213,7 +218,7 @@ def decode(path: Path, content: bytes, document_type: type[_Document]) -> _Docum
     try:
         return msgspec.json.decode(content, type=document_type)
     except msgspec.MsgspecError as exc:
-        raise UnreadableFile(path, f"expected a document with ttexport's schema {SCHEMA}: {exc}") from exc
+        raise UnreadableFile(path, f"expected a JSON document with ttexport's schema {SCHEMA}: {exc}") from exc
 
 
 def is_inside(path: str) -> bool:

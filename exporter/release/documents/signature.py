@@ -119,7 +119,7 @@ def _loading_key(key: Path, key_type: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError) as exc:
-        raise BadInput(f"{key}: expected a {key_type} key of an elliptic curve in PEM: {exc}") from exc
+        raise BadInput(f"{key}: expected a PEM file with a {key_type} elliptic-curve key: {exc}") from exc
 
 
 @contextmanager

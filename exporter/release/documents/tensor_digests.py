@@ -81,7 +81,9 @@ def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
     names = list(paths)
     for path in names:
         if not is_inside(path):
-            raise BadInput(f"{folder}: expected names of printable characters without backslash, found {path!r:.80}")
+            raise BadInput(
+                f"{folder}: expected file names of printable characters without backslashes, found {path!r:.80}"
+            )
     return in_threads(partial(entry, folder), names)
 
 

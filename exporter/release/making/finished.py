@@ -80,7 +80,9 @@ def require_same(out: Path, release: Release | None) -> Release:
     Raises OutputError if ``release`` is None, because the folder ``out`` then contains something else.
     """
     if release is None:
-        raise OutputError(out, "exists already with other content; use --force without --resume to replace the content")
+        raise OutputError(
+            out, "the output exists already with other content; use --force without --resume to replace the output"
+        )
     return release
 
 

@@ -103,7 +103,7 @@ class _StoreScratch:
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """See ``exporter.formats.target.Scratch``."""
-        assert isinstance(self.options, GgufOptions), "only quantised GGUF files are made from another file"
+        assert isinstance(self.options, GgufOptions), "only quantised GGUF files are made from an unquantised file"
         dtype = self.options.dtype or (_stored(self.merge) or "").lower() or None
         plain = GgufOptions(dtype=dtype, pre_tokenizer=self.options.pre_tokenizer)
         more = {} if dtype else {"mixed": "F32"}

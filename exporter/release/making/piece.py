@@ -71,7 +71,9 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
     for folder in folders:
         places = [folder] if (folder / NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{NAME}"))
         if not places:
-            raise UnreadableFile(folder, f"expected a piece made by --only, or a folder of pieces, found no {NAME}")
+            raise UnreadableFile(
+                folder, f"expected a piece made with --only, or a folder of pieces, but {NAME} was not found"
+            )
         pieces |= {place: read_piece(place / NAME) for place in places}
     return pieces
 
@@ -88,23 +90,27 @@ def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, P
     made_from = shared.release.spec
     adapters = {name: model.adapters for name, model in shared.release.models.items() if name in spec.models}
     if fault := _difference(recorded_spec(spec, str(made_from["base"]), adapters), made_from, "release"):
-        raise BadInput(f"{first / NAME}: the piece was made from another release.toml: {fault}")
+        raise BadInput(f"{first / NAME}: the piece was made from a different release.toml: {fault}")
     for folder, piece in pieces.items():
         name = piece.made.job
         if name not in jobs or not _is_of(jobs[name], piece):
-            raise BadInput(f"{folder / NAME}: expected a job of this release, found {name!r:.80} with other options")
+            raise BadInput(
+                f"{folder / NAME}: expected a job of this release with the same options, found job {name!r:.80}"
+            )
         if name in by_job:
-            raise BadInput(f"{folder / NAME}: expected one piece per job, found {name} also in {by_job[name]}")
+            raise BadInput(
+                f"{folder / NAME}: expected one piece per job, found another piece of {name} in {by_job[name]}"
+            )
         if fault := _difference(msgspec.to_builtins(shared.release), msgspec.to_builtins(piece.release)):
             raise BadInput(f"{folder / NAME}: {fault} (the expected value is from {first / NAME})")
         if piece.verification != shared.verification:  # the levels are equal at this point, so the prompts differ
-            digests = (
-                f"expected the prompts of {first / NAME} ({_short(shared)}), found other prompts ({_short(piece)})"
+            raise BadInput(
+                f"{folder / NAME}: release.verify.prompts: expected the prompts of {first / NAME} ({_short(shared)}), "
+                f"found other prompts ({_short(piece)})"
             )
-            raise BadInput(f"{folder / NAME}: release.verify.prompts: {digests}")
         by_job[name] = folder
     if missing := [name for name in jobs if name not in by_job]:
-        raise BadInput(f"--assemble: expected a piece for every job, found none for {', '.join(missing)}")
+        raise BadInput(f"--assemble: expected a piece for every job, found no piece for {', '.join(missing)}")
     return {name: by_job[name] for name in jobs}
 
 
@@ -113,11 +119,11 @@ def check_files(folder: Path, piece: Piece, digests: FileDigests) -> None:
     present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.name != NAME}
     for name in sorted(present.keys() ^ piece.made.files.keys()):
         fault = (
-            "the file that its job made, found none"
+            f"expected a file that {NAME} lists, found no file"
             if name in piece.made.files
-            else "no file with this name, found one"
+            else f"expected only files that {NAME} lists, found an additional file"
         )
-        raise BadInput(f"{folder / name}: expected {fault}")
+        raise BadInput(f"{folder / name}: {fault}")
     for name, path in present.items():
         if (digest := digests.of(path)) != piece.made.files[name]:
             raise BadInput(f"{path}: expected sha256 {piece.made.files[name][:12]}…, found {digest[:12]}…")
@@ -128,7 +134,7 @@ def read_piece(path: Path) -> Piece:
     try:
         piece = msgspec.json.decode(read_file(path, max_nbytes=_MAX_BYTES), type=Piece)
     except msgspec.MsgspecError as exc:
-        raise UnreadableFile(path, f"expected the description of a piece: {exc}") from exc
+        raise UnreadableFile(path, f"expected a JSON description of a piece: {exc}") from exc
     if piece.schema != _SCHEMA:
         raise UnreadableFile(path, f"expected schema {_SCHEMA}, found {piece.schema}")
     return piece

@@ -113,7 +113,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         ) from exc
     except (OSError, ImportError, RuntimeError) as exc:
         raise OutputError(
-            f"--ray {address}", f"expected a Ray cluster that answers, found none: {foreign_line(exc)}"
+            f"--ray {address}", f"expected a reachable Ray cluster, found no cluster: {foreign_line(exc)}"
         ) from exc
     try:
         yield

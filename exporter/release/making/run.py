@@ -135,7 +135,8 @@ class ReleaseRun:
                 place.unlink(missing_ok=True)
                 write_file(place, to_bytes(document(reports)))
                 raise NotEquivalent(
-                    f"{job.name}: {report.verdict()}; nothing was released; the report is {place}", document(reports)
+                    f"{job.name}: {report.verdict()}; no release was published; for details, see {place}",
+                    document(reports),
                 )
 
     def main_path(self, job: Job) -> str:

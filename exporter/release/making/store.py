@@ -139,7 +139,7 @@ class Cache:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
-            raise OutputError(self.folder, "no permission to write here")
+            raise OutputError(self.folder, "no permission to write to this folder")
 
     @property
     def artifacts(self) -> Path:

@@ -84,7 +84,9 @@ def test_rows_of_head_and_embedding_that_differ_on_a_tied_file(
 def test_a_row_that_two_adapters_set(tied: Path, tiny_tied: Path, tmp_path: Path, capsys: Capture) -> None:
     first = adapters.stock_rows(tiny_tied, tmp_path / "first", (5, 6))
     other = adapters.stock_rows(tiny_tied, tmp_path / "other", (6, 7), seed=1)
-    refused(capsys, tmp_path, 4, "token 6 twice", tied, first, other)
+    refused(
+        capsys, tmp_path, 4, "expected each token row to be set once, found two rows for token 6", tied, first, other
+    )
 
 
 def test_tokens_without_a_tokenizer(tied: Path, tiny_new_tokens_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -104,7 +106,7 @@ def test_a_tokenizer_of_another_base(tied: Path, tiny_adapter: Path, tmp_path: P
     content = json.loads(path.read_text())
     content["added_tokens"][2]["content"] = "<other>"
     path.write_text(json.dumps(content))
-    refused(capsys, tmp_path, 4, "expected the base's text", tied, adapter)
+    refused(capsys, tmp_path, 4, ": expected the text '", tied, adapter)
 
 
 def test_rows_of_another_width(tied: Path, tmp_path: Path, tiny_adapter: Path, capsys: Capture) -> None:

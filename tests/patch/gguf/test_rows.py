@@ -233,7 +233,7 @@ def test_plan_shows_what_a_patch_would_do_and_writes_nothing(
     assert run(["plan", base, adapter]) == 0
     assert "<lamp>" in capsys.readouterr().out
     assert run(["plan", base, adapter, "--quant", "Q4_0"]) == 2
-    assert "--quant: does not apply to a patch" in capsys.readouterr().err
+    assert "--quant does not apply to a patch" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert run(["patch", base, adapter, "-o", "out.gguf", "-q"]) == 0
     assert document["targets"][0]["nbytes"] == (tmp_path / "out.gguf").stat().st_size

@@ -166,11 +166,11 @@ def one_by_one(model: ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (strange_ids, "no look-up by input_ids"),
-        (strange_head, "no matrix before the logits"),
-        (integers, "a matrix of I8"),
-        (smaller_head, "number of tokens: 512"),
-        (one_by_one, "one by one"),
+        (strange_ids, "no recognisable embedding look-up by input_ids"),
+        (strange_head, "no recognisable matrix that computes the logits"),
+        (integers, "expected a float or 8-bit matrix, found a I8 tensor"),
+        (smaller_head, "number of tokens in all vocabulary matrices, found 512"),
+        (one_by_one, "expected the values of the tensor in raw_data"),
     ],
 )
 def test_graphs_that_are_not_recognised(
@@ -198,7 +198,14 @@ def test_a_row_beyond_the_one_scale_of_a_matrix(
     adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "large"))
     rows = load_file(adapter / "adapter_model.safetensors")
     save_file({name: 100 * value for name, value in rows.items()}, adapter / "adapter_model.safetensors")
-    refused(capsys, tmp_path, 5, "all tokens share one scale", base, adapter)
+    refused(
+        capsys,
+        tmp_path,
+        5,
+        "of a new row exceeds the range of the matrix, in which all tokens share one scale",
+        base,
+        adapter,
+    )
 
 
 def test_a_bias_of_the_logits_cannot_grow(
@@ -234,7 +241,7 @@ def test_options_that_do_not_apply_to_a_folder(
 ) -> None:
     base = exported["base"]
     refused(capsys, tmp_path, 2, "--dtype", base, tiny_adapter, "--dtype", "f16")
-    refused(capsys, tmp_path, 2, "the folder with all its models", base / "onnx" / "model.onnx", tiny_adapter)
+    refused(capsys, tmp_path, 2, "a folder with all ONNX models", base / "onnx" / "model.onnx", tiny_adapter)
     for out in (base, base / "onnx", base / "new", base.parent):
         assert run(["patch", str(base), str(tiny_adapter), "-o", str(out), "--force", "-q"]) == 2
         assert "an output path that overwrites no input" in capsys.readouterr().err

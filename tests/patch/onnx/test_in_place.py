@@ -139,7 +139,7 @@ def test_links_are_not_written_through(base: Path, adapter: Path, tmp_path: Path
     data.symlink_to(blob)
     before = blob.read_bytes()
     assert in_place(base, adapter) == 4
-    assert "found a link" in capsys.readouterr().err
+    assert "found a symbolic link" in capsys.readouterr().err
     assert blob.read_bytes() == before
     assert run(["patch", str(base), str(adapter), "-q", "-o", str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out" / "onnx" / "model.onnx_data").is_symlink()

@@ -56,7 +56,7 @@ def code(folder: Path, key: Path | None = None) -> int:
 
 def test_a_signed_release_passes_with_its_key_and_without_one(signed: Path, keys: tuple[Path, Path]) -> None:
     assert code(signed, keys[1]) == 0
-    assert [skip.reason for skip in check_release(signed).skipped] == ["no key was given"]
+    assert [skip.reason for skip in check_release(signed).skipped] == ["neither --public-key nor --identity was given"]
 
 
 def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
@@ -70,7 +70,7 @@ def test_signing_changes_no_released_file(signed: Path, finished: Path) -> None:
 def test_another_key_is_refused(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, other = write_keys(tmp_path)
     assert code(mine, other) == 3
-    assert "differs from what was released: signature: Key mismatch" in capsys.readouterr().err
+    assert "the folder differs from the release: signature: Key mismatch" in capsys.readouterr().err
 
 
 def test_a_flipped_bit_of_the_signature_is_found_without_a_key(mine: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_key_of_another_type_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     path.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
     folder = drafted.copy(tmp_path / "release")
-    with pytest.raises(BadInput, match=r"rsa\.pem: expected a private key of an elliptic curve"):
+    with pytest.raises(BadInput, match=r"rsa\.pem: expected a PEM file with a private elliptic-curve key"):
         write_documents(folder, release(drafted.artifacts), RUN, signing=Signing(private_key=path))
 
 
@@ -135,8 +135,8 @@ def test_a_key_of_another_type_cannot_sign(drafted: Drafted, tmp_path: Path) -> 
     ("table", "message"),
     [
         ('key = "absent.pem"', "absent.pem: no such file"),
-        ('key = "release.toml"', "release.toml: expected a private key of an elliptic curve in PEM: "),
-        ('key = "key.pem"', "key.pem: expected a private key of an elliptic curve in PEM: Password was not given"),
+        ('key = "release.toml"', "release.toml: expected a PEM file with a private elliptic-curve key: "),
+        ('key = "key.pem"', "key.pem: expected a PEM file with a private elliptic-curve key: Password was not given"),
         (
             'key = "key.pem"\npassword-env = "NO_SUCH"',
             "signing.password-env: expected the environment variable NO_SUCH to be set",

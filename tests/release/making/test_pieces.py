@@ -66,14 +66,14 @@ def change(pieces: Path, how: str) -> None:
     ("how", "message"),
     [
         ("damaged", "one-hf/one/hf/model.safetensors: expected sha256"),
-        ("file lost", "one-hf/one/hf/model.safetensors: expected the file that its job made, found none"),
-        ("file more", "one-hf/one/hf/more.bin: expected no file with this name, found one"),
-        ("lost", "expected a piece for every job, found none for two/onnx"),
-        ("twice", "expected one piece per job, found two/onnx"),
-        ("none", "expected a piece made by --only"),
+        ("file lost", "one-hf/one/hf/model.safetensors: expected a file that piece.json lists, found no file"),
+        ("file more", "one-hf/one/hf/more.bin: expected only files that piece.json lists, found an additional file"),
+        ("lost", "expected a piece for every job, found no piece for two/onnx"),
+        ("twice", "expected one piece per job, found another piece of two/onnx"),
+        ("none", "expected a piece made with --only"),
         ("other tools", "two-onnx/piece.json: release.tools.numpy: expected"),
         ("other base", "two-onnx/piece.json: release.base.files.config.json: expected"),
-        ("broken", "two-onnx/piece.json: expected the description of a piece"),
+        ("broken", "two-onnx/piece.json: expected a JSON description of a piece"),
     ],
 )
 def test_pieces_that_do_not_fit_are_exit_4(
@@ -93,7 +93,7 @@ def test_pieces_of_another_release_toml_are_exit_4(
 ) -> None:
     project.write("one", "two", more="untie = true\n")
     assert project.release(tmp_path / "out", "--assemble", farm) == 4
-    assert "made from another release.toml: release.untie: expected True, found False" in capsys.readouterr().err
+    assert "made from a different release.toml: release.untie: expected True, found False" in capsys.readouterr().err
 
 
 def test_an_unknown_job_is_exit_2(project: Project, tmp_path: Path, capsys: Capture) -> None:

@@ -90,7 +90,7 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
     stdout, stderr = capsys.readouterr()
     report = staging(out) / "pieces" / ".hf.partial" / "report.json"
     assert stderr.startswith("ttexport: hf: hf: not equivalent: ")
-    assert stderr.endswith(f"nothing was released; the report is {report}\n")
+    assert stderr.endswith(f"no release was published; for details, see {report}\n")
     assert json.loads(stdout)["artifacts"][0]["passed"] is False, "the report came back with the error"
     assert report.exists()
     assert not out.exists()
@@ -100,8 +100,8 @@ def test_a_failed_verification_on_a_node_is_exit_3_and_promotes_nothing(
 @pytest.mark.parametrize(
     ("address", "code", "message"),
     [
-        ("127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
-        ("ray://127.0.0.1:1", 7, "expected a Ray cluster that answers, found none: "),
+        ("127.0.0.1:1", 7, "expected a reachable Ray cluster, found no cluster: "),
+        ("ray://127.0.0.1:1", 7, "expected a reachable Ray cluster, found no cluster: "),
         ("nowhere", 2, "expected local, auto, HOST:PORT or ray://HOST:PORT: "),
     ],
 )
@@ -148,4 +148,4 @@ def test_ray_excludes_the_options_of_partial_runs(
     other: tuple[str, ...], project: Project, tmp_path: Path, capsys: Capture
 ) -> None:
     assert project.write("one").release(tmp_path / "out", "--ray", "local", *other) == 2
-    assert "--only, --matrix, --assemble, --ray are mutually exclusive" in capsys.readouterr().err
+    assert "--only, --matrix, --assemble and --ray are mutually exclusive" in capsys.readouterr().err

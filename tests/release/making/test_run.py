@@ -160,7 +160,7 @@ def test_a_failed_verification_publishes_nothing_and_names_the_report(
     stderr = capsys.readouterr().err
     report = tmp_path / ".out.partial" / "report.json"
     assert stderr.startswith("ttexport: hf: hf: not equivalent: ")
-    assert stderr.endswith(f"nothing was released; the report is {report}\n")
+    assert stderr.endswith(f"no release was published; for details, see {report}\n")
     assert not out.exists()
     assert [entry["passed"] for entry in read_report(report.parent)["artifacts"]] == [False, True, True, True]
     assert project.release(out, "--resume") == 3, "the wrong artifact is kept"

@@ -123,7 +123,9 @@ def test_an_unwritable_cache_is_an_error_only_if_it_was_given(
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     project.write("one", formats="[hf]\n")
     assert run(["release", str(project.toml), "-o", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().err.startswith(f"base artifact cache disabled: {blocked}/ttexport/release: ")
+    assert capsys.readouterr().err.startswith(
+        f"the cache for artifacts of the base is disabled: {blocked}/ttexport/release: "
+    )
     assert project.release(tmp_path / "other", cache=blocked / "cache") == 7
     assert f"{blocked}/cache: Not a directory" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
