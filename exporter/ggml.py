@@ -46,11 +46,14 @@ def quantize_rows(rows: Array, ggml_type: str) -> Array:
     _, block, block_nbytes = TENSOR_TYPES[number]
     n, width = rows.shape
     if width % block:
-        raise NotExpressible(f"type {ggml_type}", f"rows of {width} elements do not fill blocks of {block} elements")
+        raise NotExpressible(
+            f"type {ggml_type}", f"rows of {width} elements cannot be divided into blocks of {block} elements"
+        )
     library = _library(ggml_type)
     if library.ggml_quantize_requires_imatrix(number):
         raise NotExpressible(
-            f"type {ggml_type}", "the type needs an importance matrix, and llama.cpp uses none for embeddings"
+            f"type {ggml_type}",
+            "this type needs an importance matrix, but llama.cpp quantises token rows without an importance matrix",
         )
     source = np.ascontiguousarray(rows, np.float32)
     if not np.isfinite(source).all():

@@ -105,23 +105,28 @@ def entry_default(group: type[Options], entry: Option) -> Any:
 @pytest.mark.parametrize(
     ("group", "values", "flag", "key"),
     [
-        (GgufOptions, {"imatrix": "i"}, "--imatrix: needs a quantisation below Q8_0 in --quant", "gguf.types"),
+        (
+            GgufOptions,
+            {"imatrix": "i"},
+            "--imatrix: an importance matrix needs a quantised type below Q8_0 in --quant",
+            "gguf.types",
+        ),
         (
             GgufOptions,
             {"types": ["Q4_0"], "output_tensor_type": "Q9"},
-            "--output-tensor-type: expected a type",
+            "--output-tensor-type: expected a ggml type",
             "gguf.",
         ),
         (
             GgufOptions,
             {"converter": "c", "pre_tokenizer": "p"},
-            "--pre-tokenizer: cannot be combined with --conv",
+            "--pre-tokenizer: this option cannot be combined with --conv",
             "gguf.conv",
         ),
         (
             GgufOptions,
             {"dtype": "f16", "types": ["f32"]},
-            "--quant: expected only quantisations in combination with --dtype",
+            "--quant: expected only quantised types, because --dtype is given",
             "gguf.dtype",
         ),
         (GgufOptions, {"split_max_size": "many"}, "--split-max-size: expected a size such as", "gguf.split-max-size"),

@@ -23,10 +23,10 @@ class MergeOptions(Options):
     memory: limit, in bytes, for tensor data in memory.
     """
 
-    untie: bool = option(False, "Store a tied head as a separate tensor.", type=ValueType.SWITCH)
+    untie: bool = option(False, "Store a tied LM head as a separate tensor.", type=ValueType.SWITCH)
     memory: int | None = option(
-        None, "Memory for merged rows that are computed at once, such as 64MB; default: 256MiB.", type=ValueType.SIZE,
-        metavar="SIZE",
+        None, "Memory limit for merged rows that are computed at once, such as 64MB. Default: 256MiB.",
+        type=ValueType.SIZE, metavar="SIZE",
     )  # fmt: skip
 
     @property

@@ -17,7 +17,7 @@ from exporter.families.spec import DecoderSpec
 
 def _by_type(*families: Family) -> dict[str, Family]:
     table = {family.model_type: family for family in families}
-    assert len(table) == len(families), "a model_type is in the table twice"
+    assert len(table) == len(families), "two model families have the same model_type"
     return table
 
 
@@ -40,8 +40,8 @@ FAMILIES: Final[Mapping[str, Family]] = _by_type(
 
 #: Alternatives to suggest for a model without a family, by target.
 _INSTEAD: Final = {
-    "gguf": "--converter PATH runs llama.cpp's convert_hf_to_gguf.py on the merged checkpoint, "
-    "and `ttexport patch` writes token rows into an existing GGUF",
+    "gguf": "use --converter PATH to run llama.cpp's convert_hf_to_gguf.py on the merged checkpoint, "
+    "or use ttexport patch to write token rows into an existing GGUF",
 }
 
 

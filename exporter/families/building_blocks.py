@@ -37,7 +37,9 @@ def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int,
     width = settings.integer("head_dim", head_dim or settings.integer("hidden_size") // count)
     kv_heads = settings.integer("num_key_value_heads", count)
     if count % kv_heads:
-        raise BadInput(f"config.json: num_key_value_heads: expected a divisor of {count}, found {kv_heads}")
+        raise BadInput(
+            f"config.json: num_key_value_heads: expected a divisor of num_attention_heads ({count}), found {kv_heads}"
+        )
     return count, kv_heads, width
 
 
@@ -49,7 +51,7 @@ def rope_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(table, Mapping):
-        raise BadInput(f"config.json: rope_parameters: expected a table, found {table!r:.80}")
+        raise BadInput(f"config.json: rope_parameters: expected an object, found {table!r:.80}")
     return {**table, "rope_type": table.get("rope_type", table.get("type", "default"))}
 
 
@@ -66,7 +68,7 @@ def rope(
 
     rope_types: the rope types that the family supports in addition to "default". partial: None means that the family
     rotates whole heads.
-    Raises NotExpressible for any other rope type, and BadInput for invalid numbers.
+    Raises NotExpressible for a rope type that the family does not support, and BadInput for invalid numbers.
     """
     table = rope_table(config)
     rope_type = table["rope_type"]
@@ -107,7 +109,7 @@ def windowed(family: str, config: Mapping[str, Any], layers: int, default: Colle
     if types is None:
         return frozenset(default)
     if not isinstance(types, list) or len(types) != layers:
-        raise BadInput(f"config.json: layer_types: expected a list of {layers}, found {types!r:.80}")
+        raise BadInput(f"config.json: layer_types: expected a list of {layers} layer types, found {types!r:.80}")
     if unknown := {str(layer_type) for layer_type in types} - {"full_attention", "sliding_attention"}:
         raise NotExpressible(family, f"layer type {min(unknown)!r:.80} is not supported for this model family")
     return frozenset(layer for layer, layer_type in enumerate(types) if layer_type == "sliding_attention")

@@ -35,7 +35,7 @@ def assign(
     for name in sorted(specs, key=lambda name: (model.where(name).name, name)):
         if slot := scheme.get(name):
             if tie.tied and name == tie.head:
-                dropped[name] = "tied: same as the embedding"
+                dropped[name] = "omitted, because the LM head is tied to the embedding"
                 continue
             want = shape(spec, slot)
             if specs[name].shape != want:
@@ -43,9 +43,9 @@ def assign(
                 raise TensorMismatch(where, name, expected=f"shape {want}, from config.json", found=specs[name].shape)
             kept[name] = slot
         elif _BUFFERS.search(name):
-            dropped[name] = "computed by the runtime"
+            dropped[name] = "omitted, because runtimes compute the buffer"
         elif name.startswith(spec.foreign_prefixes):
-            dropped[name] = "no part of the text decoder"
+            dropped[name] = "omitted, because the tensor is not part of the text decoder"
     for name, slot in scheme.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
             want = shape(spec, slot)

@@ -20,7 +20,7 @@ DTYPES: Final = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 def dtype_option() -> Any:
     """Return the dataclass field of the option ``dtype``, which every output format has."""
-    return option(None, "Dtype of unquantised tensors. Default: the dtype in the base.", choices=tuple(DTYPES))
+    return option(None, "Dtype of unquantised tensors. Default: the dtype in the base model.", choices=tuple(DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Target:
         """
         if self.refusal:
             raise self.refusal
-        assert self.write is not None, "a target without a refusal can be written"
+        assert self.write is not None, "expected a write function for a target without a refusal"
         self.write(path, progress, scratch)
         if self.finish:
             self.finish(path, progress)

@@ -117,7 +117,7 @@ class Transposed(_OneSource):
             if value is None:
                 value = np.empty((stop - start, self.source.spec.n_rows), block.dtype)
             value[:, first : first + len(block)] = block[:, start:stop].T
-        assert value is not None, "the matrix has no rows"
+        assert value is not None, "expected a matrix with rows, found an empty matrix"
         return value
 
 

@@ -119,7 +119,7 @@ def test_a_script_that_loses_the_rows_fails_the_verification(
     ("text", "message"),
     [
         ("raise SystemExit('this model is not supported')", "exit status 1: this model is not supported"),
-        ("print('done')", "wrote no file: nothing on stderr"),
+        ("print('done')", "the script wrote no file: no output on stderr"),
         (
             "import socket; socket.create_connection(('127.0.0.1', 9))",
             "exit status 1: PermissionError: the converter runs without network",
@@ -143,7 +143,7 @@ def test_the_option_is_refused_where_it_does_not_apply(
     assert merge(tiny_adapter, tiny_tied, tmp_path / "none.py", out) == 4
     assert "none.py: expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q4_K_M") == 5
-    assert "the converter supports only F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
+    assert "the converter supports only the file types F32, F16, Q8_0, BF16, not Q4_K_M" in capsys.readouterr().err
     assert merge(tiny_adapter, tiny_tied, made, out, "--pre-tokenizer", "smollm") == 2
     assert merge(tiny_adapter, tiny_tied, made, out, "--quant", "Q8_0", "--output-tensor-type", "F16") == 2
     argv = ["merge", str(tiny_adapter), "--base", str(tiny_tied), "--to", "onnx", "--converter", str(made)]

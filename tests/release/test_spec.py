@@ -83,15 +83,15 @@ def refused(path: Path, content: str) -> str:
         ),
         (
             text(rest='[gguf]\ntypes = ["Q8_0"]\noutput-tensor-type = "Q9"\n'),
-            "gguf.output-tensor-type: expected a type of ggml, such as Q6_K or F16, found 'Q9'",
+            "gguf.output-tensor-type: expected a ggml type such as Q6_K or F16, found 'Q9'",
         ),
         (
             text(rest='[gguf]\ntypes = ["bf16"]\ntoken-embedding-type = "Q8_0"\n'),
-            "gguf.token-embedding-type: needs a quantisation in gguf.types, such as Q4_K_M",
+            "gguf.token-embedding-type: this option needs a quantised type in gguf.types, such as Q4_K_M",
         ),
         (
             text(rest='[gguf]\ntypes = ["bf16", "Q8_0"]\nimatrix = "imatrix.gguf"\n'),
-            "gguf.imatrix: needs a quantisation below Q8_0 in gguf.types",
+            "gguf.imatrix: an importance matrix needs a quantised type below Q8_0 in gguf.types",
         ),
     ],
 )

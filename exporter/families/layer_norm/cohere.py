@@ -54,7 +54,8 @@ def _command_r(spec: DecoderSpec) -> str | None:
     llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only.
     """
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
-        return f"use_qk_norm: llama.cpp uses the norms only with 64 or more layers, found {spec.layers} layers"
+        wanted = "true" if spec.layers >= 64 else "false"
+        return f"use_qk_norm: expected {wanted}, which llama.cpp assumes for a model with {spec.layers} layers"
     return None
 
 

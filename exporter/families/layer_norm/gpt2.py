@@ -36,7 +36,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
     settings = Settings(config)
     hidden, heads, layers = settings.integer("n_embd", 768), settings.integer("n_head", 12), settings.layers("n_layer")
     if hidden % heads:
-        raise BadInput(f"config.json: n_head: expected a divisor of {hidden}, found {heads}")
+        raise BadInput(f"config.json: n_head: expected a divisor of n_embd ({hidden}), found {heads}")
     if config.get("scale_attn_by_inverse_layer_idx") or not settings.flag("scale_attn_weights", True):
         raise NotExpressible("gpt2", "only the default attention scale, 1 / sqrt(head width), is supported")
     return DecoderSpec(

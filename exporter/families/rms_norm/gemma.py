@@ -102,7 +102,7 @@ def describe_gemma3_multimodal(config: Mapping[str, Any]) -> DecoderSpec:
     """
     text = config.get("text_config")
     if not isinstance(text, Mapping):
-        raise BadInput(f"config.json: text_config: expected a table, found {text!r:.80}")
+        raise BadInput(f"config.json: text_config: expected an object, found {text!r:.80}")
     spec = describe_gemma3({"vocab_size": 262208} | dict(text))
 
     def named(inner: str, head: str) -> dict[str, Slot]:
@@ -122,7 +122,7 @@ def _flat_rope(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
     if not isinstance(table, Mapping) or not all(
         isinstance(table.get(layer_type, {}), Mapping) for layer_type in ("full_attention", "sliding_attention")
     ):
-        raise BadInput(f"config.json: rope_parameters: expected a table for each layer type, found {table!r:.80}")
+        raise BadInput(f"config.json: rope_parameters: expected an object for each layer type, found {table!r:.80}")
     local = table.get("sliding_attention", {})
     if local.get("rope_type", "default") != "default":
         raise NotExpressible(
@@ -189,10 +189,12 @@ def _fixed_sizes(large: int | None, period: int | None) -> Check:
         attention = spec.attention
         base = spec.hidden // attention.heads if spec.layers == large else attention.head_dim
         if abs(attention.scale * base**0.5 - 1) > 1e-6:
-            return f"attention scale: llama.cpp hard-codes {base**-0.5:.6g} for this size, found {attention.scale:.6g}"
+            scale = f"{base**-0.5:.6g}"
+            return f"attention scale: expected {scale}, which llama.cpp hard-codes, found {attention.scale:.6g}"
         fixed = frozenset(layer for layer in range(spec.layers) if (layer + 1) % period) if period else frozenset[int]()
         if attention.windowed != fixed and (attention.window is not None or period == 2):
-            return f"sliding-window layers: llama.cpp hard-codes {sorted(fixed)}, found {sorted(attention.windowed)}"
+            windowed = sorted(attention.windowed)
+            return f"sliding-window layers: expected {sorted(fixed)}, which llama.cpp hard-codes, found {windowed}"
         return None
 
     return check
@@ -200,7 +202,7 @@ def _fixed_sizes(large: int | None, period: int | None) -> Check:
 
 def _fixed_gemma3(spec: DecoderSpec) -> str | None:
     if spec.attention.softcap is not None:
-        return "attn_logit_softcapping is not supported by this architecture"
+        return "llama.cpp does not support attn_logit_softcapping for this architecture"
     return _fixed_sizes(62, 6)(spec)
 
 

@@ -111,7 +111,7 @@ def _windowed(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
 
 def _qwen3_moe(spec: DecoderSpec) -> str | None:
     if spec.moe and not spec.moe.normalised:
-        return "norm_topk_prob: llama.cpp always normalises the weights of the chosen experts, found false"
+        return "norm_topk_prob: expected true, because llama.cpp always normalises the expert weights, found false"
     return None
 
 

@@ -51,9 +51,8 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 def _no_rope_layers(spec: DecoderSpec) -> str | None:
     fixed = frozenset(range(3, spec.layers, 4))
     if spec.rope and spec.rope.skipped != fixed:
-        return (
-            f"layers without rotary embedding: llama.cpp hard-codes {sorted(fixed)}, found {sorted(spec.rope.skipped)}"
-        )
+        skipped = sorted(spec.rope.skipped)
+        return f"layers without rotary embedding: expected {sorted(fixed)}, which llama.cpp hard-codes, found {skipped}"
     return None
 
 

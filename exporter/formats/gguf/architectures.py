@@ -24,14 +24,14 @@ def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
     if row.head == "must" and tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp requires an untied LM head for this architecture, and this model's head is tied",
-            instead="--untie writes an untied head",
+            "llama.cpp requires an untied LM head for this architecture, but the LM head of this model is tied",
+            instead="use --untie to write an untied LM head",
         )
     if row.head == "never" and not tied:
         raise NotExpressible(
             f"gguf: {row.name}",
-            "llama.cpp ties the LM head to the embedding, and this model's head differs from its embedding",
-            instead="use --to hf or --to onnx",
+            "llama.cpp ties the LM head of this architecture to the embedding, but this model has an untied LM head",
+            instead="use --to hf or --to onnx to export this model",
         )
     return row
 
@@ -40,18 +40,22 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
     attention, rope = spec.attention, spec.rope
     rope_type = (rope.scaling or {}).get("rope_type") if rope else None
     if rope_type is not None and rope_type not in row.scalings:
-        return f"rope type {rope_type!r} is not supported by this architecture"
+        return f"llama.cpp does not support rope type {rope_type!r} for this architecture"
     if rope and rope_type == "yarn" and (odd := _odd_yarn(rope)):
-        return f"{odd} of rope type 'yarn': llama.cpp supports only transformers' default attention scaling"
+        return f"YaRN parameter {odd}: llama.cpp supports only the default attention scaling of transformers"
     width = spec.hidden // attention.heads
     if row.head_length == "never" and attention.head_dim != width:
-        return f"head_dim: llama.cpp computes {width} for this architecture, found {attention.head_dim}"
+        return f"head_dim: expected {width}, which llama.cpp computes for this architecture, found {attention.head_dim}"
     if row.square and attention.heads * attention.head_dim != spec.hidden:
         return (
-            f"head_dim {attention.head_dim} times {attention.heads} heads: llama.cpp expects a product of {spec.hidden}"
+            f"head_dim: llama.cpp requires that heads * head_dim equals the hidden size ({spec.hidden}), "
+            f"found {attention.heads} * {attention.head_dim}"
         )
     if row.interleaved and rope and not rope.interleaved and rope.dims != attention.head_dim:
-        return f"partial_rotary_factor: llama.cpp rotates whole heads, found {rope.dims} of {attention.head_dim} rows"
+        return (
+            f"partial_rotary_factor: llama.cpp rotates all {attention.head_dim} dimensions of a head, "
+            f"found a model that rotates {rope.dims} dimensions"
+        )
     return row.check(spec)
 
 
@@ -76,10 +80,10 @@ def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
     biased = {slot.role for slot in slots if slot.parameter == "bias"} & MOST_LINEARS
     if extra := biased - row.biases:
         name = min(role.value for role in extra)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp reads no bias for {name}, and this model has a bias")
+        raise NotExpressible(f"gguf: {row.name}", f"this model has a bias for {name}, which llama.cpp does not read")
     if missing := row.needed - biased:
         name = min(role.value for role in missing)
-        raise NotExpressible(f"gguf: {row.name}", f"llama.cpp needs a bias for {name}, and this model has no bias")
+        raise NotExpressible(f"gguf: {row.name}", f"this model has no bias for {name}, which llama.cpp requires")
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
@@ -88,9 +92,14 @@ def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
     attention = spec.attention
     ignored = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)
     if ignored and attention.window is not None and attention.window < spec.max_positions:
-        out.append(f"llama.cpp applies no window here: texts of more than {attention.window} tokens give other logits")
+        out.append(
+            "llama.cpp ignores the sliding window of this architecture, "
+            f"so texts of more than {attention.window} tokens give different logits"
+        )
     if spec.foreign_prefixes:
-        out.append("the file holds the text model only: llama.cpp keeps the vision model in a separate file (mmproj)")
+        out.append(
+            "the GGUF contains only the text model, because llama.cpp needs the vision model in a separate mmproj file"
+        )
     if spec.mlp.activation == "gelu":
-        out.append("llama.cpp computes the tanh approximation of GELU, the config asks for the exact GELU")
+        out.append("llama.cpp computes the tanh approximation of GELU, but the config specifies the exact GELU")
     return out

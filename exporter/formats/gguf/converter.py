@@ -54,15 +54,15 @@ class ConverterLayout:
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
     """Lay out the temporary checkpoint of ``model`` for the converter ``script``. Reads tensor shapes only, no weights.
 
-    ftype: F32, F16, BF16 or Q8_0; None requests the dtype of the embedding. Raises NotExpressible if ``ftype`` is any
-    other type, and UnreadableFile if the script does not exist.
+    ftype: F32, F16, BF16 or Q8_0; None requests the dtype of the embedding. Raises NotExpressible if
+    ``ftype`` is a type that the converter does not write, and UnreadableFile if the script does not exist.
     """
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
     ftype = ftype or model.specs[model.tie.embedding].dtype
     if ftype not in NATIVE_FILE_TYPES:
         known = ", ".join(NATIVE_FILE_TYPES)
-        raise NotExpressible("gguf: --converter", f"the converter supports only {known}, not {ftype}")
+        raise NotExpressible("gguf: --converter", f"the converter supports only the file types {known}, not {ftype}")
     return ConverterLayout(plan_hf(model), script.resolve(), ftype)
 
 
@@ -93,6 +93,6 @@ def _run(layout: ConverterLayout, checkpoint: Path, path: Path) -> None:
     )
     if done.returncode or not path.is_file():
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else "nothing on stderr"
-        fault = f"exit status {done.returncode}" if done.returncode else "wrote no file"
+        last = lines[-1].strip() if lines else "no output on stderr"
+        fault = f"exit status {done.returncode}" if done.returncode else "the script wrote no file"
         raise BadInput(f"{layout.script}: {fault}: {last:.500}")

@@ -29,32 +29,38 @@ class GgufOptions(FormatOptions):
     dtype: str | None = dtype_option()
     types: tuple[str, ...] = option(
         (),
-        "Type of a GGUF file: f32, f16, bf16, or a quantisation of llama.cpp, such as Q8_0 or Q4_K_M. Several types "
-        "give several files. Default: the base's dtype.",
+        "Type of a GGUF file: f32, f16, bf16, or a llama.cpp quantisation such as Q8_0 or Q4_K_M. A separate file is "
+        "written for each type. Default: the dtype of the base model.",
         flag="--quant",
         metavar="TYPE",
         accepts=is_file_type,
     )
     imatrix: Path | None = option(
-        None, "Importance matrix for llama.cpp's quantisations.", type=ValueType.PATH, metavar="FILE"
+        None, "File with the importance matrix for llama.cpp's quantisation.", type=ValueType.PATH, metavar="FILE"
     )
     token_embedding_type: str | None = option(
-        None, "Type of token_embd.weight in quantised files. Default: chosen by the file type.", metavar="TYPE"
+        None,
+        "ggml type of token_embd.weight in quantised files. Default: the type that llama.cpp uses for the file type.",
+        metavar="TYPE",
     )
     output_tensor_type: str | None = option(
-        None, "Type of output.weight in quantised files. Default: chosen by the file type.", metavar="TYPE"
+        None,
+        "ggml type of output.weight in quantised files. Default: the type that llama.cpp uses for the file type.",
+        metavar="TYPE",
     )
     split_max_size: int | None = option(
         None,
-        "Split the file into parts with at most SIZE bytes of tensors, for example 2G.",
+        "Split the GGUF into parts with at most SIZE bytes of tensor data, for example 2G.",
         type=ValueType.SIZE,
         metavar="SIZE",
     )
     split_max_tensors: int | None = option(
-        None, "Split the file into parts of at most N tensors.", type=ValueType.COUNT, metavar="N"
+        None, "Split the GGUF into parts of at most N tensors.", type=ValueType.COUNT, metavar="N"
     )
     pre_tokenizer: str | None = option(
-        None, "llama.cpp's name for the pre-tokenizer, if tokenizer.json has an unknown pre-tokenizer.", metavar="NAME"
+        None,
+        "llama.cpp's name of the pre-tokenizer, needed if ttexport does not recognise tokenizer.json's pre-tokenizer.",
+        metavar="NAME",
     )
     converter: Path | None = option(
         None,
@@ -68,22 +74,26 @@ class GgufOptions(FormatOptions):
         """Check that the options fit together: options of llama.cpp's quantiser, for example, need a quantised type."""
         object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
         if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
-            raise self.fault("types", f"expected only quantisations in combination with {{dtype}}, found {plain[0]}")
+            raise self.fault("types", f"expected only quantised types, because {{dtype}} is given, found {plain[0]}")
         quantised = [name for name in self.types if name in FILE_TYPES]
         for name in ("token_embedding_type", "output_tensor_type"):
             if (chosen := getattr(self, name)) is None:
                 continue
             if self.converter:
-                raise self.fault(name, "is an option of llama.cpp's quantiser and cannot be combined with {converter}")
+                raise self.fault(name, "this option of llama.cpp's quantiser cannot be combined with {converter}")
             if not quantised:
-                raise self.fault(name, "needs a quantisation in {types}, such as Q4_K_M")
+                raise self.fault(name, "this option needs a quantised type in {types}, such as Q4_K_M")
             if chosen.upper() not in SELECTABLE_TENSOR_TYPES:
-                raise self.fault(name, f"expected a type of ggml, such as Q6_K or F16, found {chosen!r:.80}")
+                raise self.fault(name, f"expected a ggml type such as Q6_K or F16, found {chosen!r:.80}")
             object.__setattr__(self, name, chosen.upper())
         if self.imatrix is not None and not any(FILE_TYPES[name].uses_imatrix for name in quantised):
-            raise self.fault("imatrix", "needs a quantisation below Q8_0 in {types} (Q8_0 ignores the matrix)")
+            reason = (
+                "an importance matrix needs a quantised type below Q8_0 in {types}, because Q8_0 ignores the matrix"
+            )
+            raise self.fault("imatrix", reason)
         if self.converter and self.pre_tokenizer:
-            raise self.fault("pre_tokenizer", "cannot be combined with {converter}, which chooses a pre-tokenizer")
+            reason = "this option cannot be combined with {converter}, because the script chooses the pre-tokenizer"
+            raise self.fault("pre_tokenizer", reason)
 
     def artifacts(self) -> Sequence[Self]:
         """Return one copy of the options per GGUF file, without the options that the type of the file does not use."""

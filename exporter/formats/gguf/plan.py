@@ -150,14 +150,14 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
         if spec.dtype not in FLOATS:
             raise NotExpressible(
                 f"gguf: {model.where(spec.name)}: {spec.name}",
-                f"stored as {spec.dtype}; only {', '.join(sorted(FLOATS))} can be converted",
+                f"expected one of the dtypes {', '.join(sorted(FLOATS))}, found {spec.dtype}",
             )
     if ftype is not None:
         if ftype not in NATIVE_FILE_TYPES:
             known = ", ".join(NATIVE_FILE_TYPES)
             raise NotExpressible(
                 "gguf",
-                f"unknown file type {ftype}: expected {known}, or a quantisation of llama.cpp (Q4_K_M, Q6_K, …)",
+                f"expected the file type {known}, or a llama.cpp quantisation such as Q4_K_M or Q6_K, found {ftype}",
             )
         return ftype
     stored = sorted({spec.dtype for spec in specs if len(spec.shape) > 1})
@@ -166,8 +166,8 @@ def _file_type(model: MergedModel, specs: Sequence[TensorSpec], ftype: str | Non
     if len(stored) != 1 or stored[0] not in NATIVE_FILE_TYPES:
         raise NotExpressible(
             f"gguf: {model.path}",
-            f"the matrices are stored as {' and '.join(stored)}, which is not a single GGUF type",
-            instead="select a dtype with --dtype f32, f16 or bf16",
+            f"expected all matrices in a single dtype that GGUF supports, found {' and '.join(stored)}",
+            instead="use --dtype f32, f16 or bf16 to convert the matrices",
         )
     return stored[0]
 
@@ -195,7 +195,9 @@ def _view(
             raise TensorMismatch(
                 model.where(odd), odd, expected=f"{first} like {names[0]}", found=model.specs[odd].dtype
             )
-        return Stacked([model.tensor(name) for name in names]), f", one of {len(names)} in a stack"
+        return Stacked(
+            [model.tensor(name) for name in names]
+        ), f", one of {len(names)} tensors that are stacked into a single tensor"
     if spec.norm.offset and slot.role in NORMS:
         return Shifted(tensor, spec.norm.offset), f", {spec.norm.offset:g} added"
     if slot.role in spec.transposed and slot.parameter == "weight":
@@ -207,10 +209,10 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
     """Return (``tensor``, of shape (out, in), with the rows in llama.cpp's order; the ledger's description)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
-        return Regrouped(tensor, attention.heads), ", queries, keys and values apart"
+        return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"
     heads = {Role.Q: attention.heads, Role.K: attention.kv_heads}.get(slot.role)
     if heads and row.interleaved and spec.rope and not spec.rope.interleaved:
-        return Interleaved(tensor, heads), ", rows in interleaved rotary order"
+        return Interleaved(tensor, heads), ", rows reordered for interleaved rotary embedding"
     return tensor, ""
 
 
@@ -239,7 +241,7 @@ def _llama3(rope: Rope, numbers: Settings) -> Array:
     factor, low = numbers.number("factor", 8.0), numbers.number("low_freq_factor", 1.0)
     high, context = numbers.number("high_freq_factor", 4.0), numbers.number("original_max_position_embeddings", 8192)
     if high <= low:
-        raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
+        raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
     # Computed in float32 and in the converter's order of operations, so that the bytes equal the converter's bytes.
     steps = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     freqs = np.float32(1) / np.power(np.float32(rope.theta), steps)

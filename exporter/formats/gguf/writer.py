@@ -111,7 +111,7 @@ def _string(value: str) -> bytes:
 
 
 def _not_unicode(value: str) -> BadInput:
-    return BadInput(f"{value!r:.80}: expected valid Unicode text, found half of a surrogate pair")
+    return BadInput(f"{value!r:.80}: expected valid Unicode text, found an unpaired surrogate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def header(
     ``alignment`` bytes.
     """
     names = [key.name for key in keys]
-    assert len(set(names)) == len(names), "duplicate metadata key"
+    assert len(set(names)) == len(names), "expected unique metadata keys, found a duplicate"
     parts = [MAGIC, struct.pack("<IQQ", version, len(entries), len(keys))]
     for key in keys:
         parts += (_string(key.name), key.encoded)

@@ -93,7 +93,11 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     whole tensors, DoRA, changed biases, changed experts.
     """
     if not merge.adapters:
-        raise NotExpressible("gguf-lora", "a LoRA file needs an adapter, and no adapter was given", instead="--to gguf")
+        raise NotExpressible(
+            "gguf-lora",
+            "a GGUF LoRA can be written only with an adapter, but no adapter was given",
+            instead="use --to gguf to export the model",
+        )
     merge = replace(merge, sources={name: _without_copy(merge, *source) for name, source in merge.sources.items()})
     _refuse_tied(merge)
     model = merge.model()
@@ -103,7 +107,7 @@ def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     alpha = _alpha(merge)
     changed = {name: source for name, source in merge.sources.items() if source[1] != Change()}
     if unplaced := changed.keys() - kept.keys():
-        raise NotExpressible("gguf-lora", f"an adapter changes {min(unplaced)}, which is not a tensor of the GGUF")
+        raise NotExpressible("gguf-lora", f"an adapter changes {min(unplaced)}, but the GGUF has no such tensor")
     pairs = {
         tensor_name(slot): _pair(merge, name, *changed[name], slot, spec, row, alpha)
         for name, slot in kept.items()
@@ -174,15 +178,15 @@ def _refuse_tied(merge: MergePlan) -> None:
         folders = " ".join(str(adapter.path) for adapter in merge.adapters)
         raise NotExpressible(
             f"gguf-lora: {merge.checkpoint.path}: {tie.embedding}",
-            "the head is tied to the embedding; llama.cpp would apply the LoRA pair to the head, too, and abort",
-            instead=f"use ttexport patch BASE.gguf {folders} -o OUT.gguf to write the rows into a GGUF",
+            "the head is tied to the embedding, so llama.cpp would also apply the LoRA pair to the head, and abort",
+            instead=f"use ttexport patch BASE.gguf {folders} -o OUT.gguf to write the token rows into a GGUF",
         )
     grown = merge.vocab - merge.checkpoint.tensors[tie.embedding].spec.n_rows
     if grown > 0:
         raise NotExpressible(
             f"gguf-lora: {merge.checkpoint.path}",
-            f"the adapters add {grown} rows to the vocabulary, and a LoRA cannot add rows",
-            instead="use ttexport patch BASE.gguf ADAPTER -o OUT.gguf to add the rows to a GGUF",
+            f"the adapters add {grown} token rows to the embedding, but a GGUF LoRA cannot add rows",
+            instead="use ttexport patch BASE.gguf ADAPTER -o OUT.gguf to add the token rows to a GGUF",
         )
 
 
@@ -230,15 +234,17 @@ def _pair(
 def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
     reason = None
     if change.replaced:
-        reason = "an adapter replaces the whole tensor, which is not a low-rank update"
+        reason = "an adapter replaces the whole tensor, but a LoRA file can contain only low-rank updates"
     elif change.biases or slot.parameter == "bias":
-        reason = "an adapter changes a bias, and a LoRA file cannot contain biases"
+        reason = "an adapter changes a bias, but a LoRA file cannot contain biases"
     elif any(update.magnitude for update in change.updates):
-        reason = "DoRA also scales the base's weights"
+        reason = "a DoRA adapter also rescales the base weights, but a LoRA file can contain only low-rank updates"
     elif slot.role in EXPERTS or slot.member is not None:
-        reason = "this version does not support updates of single experts"
+        reason = "this version of ttexport cannot write LoRA updates of single experts"
     if reason:
-        raise NotExpressible(f"gguf-lora: {path}: {name}", reason, instead="use --to gguf, which merges the adapter")
+        raise NotExpressible(
+            f"gguf-lora: {path}: {name}", reason, instead="use --to gguf to merge the adapter into the model"
+        )
 
 
 def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
@@ -251,7 +257,7 @@ def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Arr
 
 def _deltas(new: TokenRows, base: LazyTensor) -> Array:
     """Return the new rows minus the base's rows, rounded once to float32, as an array (rows, hidden)."""
-    assert new.token_ids[-1] < base.spec.n_rows, "new rows were refused before"
+    assert new.token_ids[-1] < base.spec.n_rows, "expected token rows of the base model, found new token rows"
     old = np.concatenate([base.rows(token_id, token_id + 1) for token_id in new.token_ids])
     return (new.rows.astype(np.float64) - old.astype(np.float64)).astype(np.float32)
 

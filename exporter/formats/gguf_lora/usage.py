@@ -11,5 +11,5 @@ from exporter.formats.usage import PROMPT, ReleasedArtifact, Usage
 def gguf_lora_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
     """Yield the code for running a GGUF LoRA with llama.cpp, on top of a GGUF of the base model."""
     path = shlex.quote(artifacts[0].path)
-    comment = "# BASE.gguf: the base model without the adapter"
+    comment = "# BASE.gguf is a GGUF of the base model without the adapter"
     yield Usage("llama.cpp with LoRA", "sh", f"{comment}\nllama-cli -m BASE.gguf --lora {path} -p '{PROMPT}'")

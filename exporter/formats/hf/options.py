@@ -18,7 +18,7 @@ class HfOptions(FormatOptions):
     dtype: str | None = dtype_option()
     max_shard_size: int | None = option(
         None,
-        "Split the weights into shards of at most SIZE bytes. Default: the base's shards.",
+        "Split the weights into shards of at most SIZE bytes. Default: the shards of the base model.",
         type=ValueType.SIZE,
         metavar="SIZE",
     )

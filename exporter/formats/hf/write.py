@@ -148,10 +148,10 @@ def _write_shard(
     with OutputFile(path, progress, nbytes=len(header) + sum(spec.nbytes for spec in shard.specs)) as file:
         file.write(header)
         for spec, offset_bytes in places:
-            assert file.nbytes == offset_bytes, f"{spec.name} is not at the offset in the header"
+            assert file.nbytes == offset_bytes, f"{spec.name}: expected offset {offset_bytes}, found {file.nbytes}"
             file.write_segments(model.tensor(spec.name).segments(), spec.nbytes)
         final, _ = prepare(shard.specs, _metadata(provenance.result()), like_offset_bytes=like)
-        assert len(final) == len(header), "the header changed its length after planning"
+        assert len(final) == len(header), "the length of the header changed after planning"
         file.begin_with(final)
 
 

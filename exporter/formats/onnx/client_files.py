@@ -79,7 +79,9 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
     try:
         template = read_file(template_path).decode()
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(template_path, f"expected text in UTF-8: {exc.reason} at byte {exc.start}") from exc
+        raise UnreadableFile(
+            template_path, f"expected text in UTF-8, found {exc.reason} at offset {exc.start}"
+        ) from exc
     if config_path is None or config.get("chat_template") == template:
         return {}
     return {_TOKENIZER_CONFIG: as_json({**config, "chat_template": template})}

@@ -20,15 +20,15 @@ class OnnxOptions(FormatOptions):
     dtype: str | None = dtype_option()
     precisions: tuple[str, ...] = option(
         (),
-        "Precision of an ONNX model: fp32, fp16, int8, int4, int4-sym (no zero points), or a model file's suffix: q4, "
-        "q4f16, q4-sym, q4f16-sym. Several precisions are written to a single folder. Default: fp32.",
+        "Precision of an ONNX model: fp32, fp16, int8, int4, int4-sym (int4 without zero points), or a model "
+        "file suffix (q4, q4f16, q4-sym, q4f16-sym). All precisions are written to a single folder. Default: fp32.",
         flag="--quant",
         metavar="TYPE",
         accepts=is_precision,
     )
     ops: str = option(
         "standard",
-        "Operators of the graph. ort: fused operators, which are faster but run only in ONNX Runtime.",
+        "Operators of the ONNX graph: standard, or ort for faster fused operators that run only in ONNX Runtime.",
         flag="--onnx-ops",
         choices=("standard", "ort"),
     )

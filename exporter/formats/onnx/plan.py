@@ -130,10 +130,10 @@ def _values(
     tensors: list[LazyTensor] = [model.tensor(name) for name in names]
     if role is Role.QKV and spec.attention.qkv == "heads":
         tensors = [Regrouped(tensor, spec.attention.heads) for tensor in tensors]
-        rules.append("queries, keys and values apart")
+        rules.append("rows regrouped into all queries, all keys and all values")
     if role is Role.QKV and len(tensors) > 1:
         tensors = [Stacked(tensors)]
-        rules.append("queries, keys and values together")
+        rules.append("queries, keys and values packed into a single matrix")
     if role in NORMS and slot.parameter == "weight" and spec.norm.offset:
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
         rules.append(f"plus {spec.norm.offset:g}")

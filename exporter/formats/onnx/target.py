@@ -50,8 +50,10 @@ def plan_target(options: OnnxOptions, merge: MergePlan, budget: Budget) -> Targe
 
 def _traced(options: OnnxOptions, model: MergedModel, storage: str, refusal: NotExpressible) -> Target:
     if storage != "fp32" or options.ops != "standard":
-        reason = f"{refusal.reason}, and traced models are written in fp32 with standard operators"
-        raise NotExpressible("onnx", reason, instead="omit --dtype, --quant and --onnx-ops") from refusal
+        reason = f"{refusal.reason}, and a traced model can be written only in fp32 with standard operators"
+        raise NotExpressible(
+            "onnx", reason, instead="omit --dtype, --quant and --onnx-ops to trace the model"
+        ) from refusal
     traced = plan_traced(model, refusal)
 
     def write(path: Path, progress: Progress, scratch: Scratch) -> None:

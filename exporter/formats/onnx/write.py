@@ -106,7 +106,10 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
 
 
 def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
-    """Return the name of the source tensor with a value out of range. If there is only one source, return its name."""
+    """Return the name of the source tensor with a value out of range.
+
+    The name of a single source tensor is returned without a check of the values.
+    """
     if len(placed.sources) > 1:
         dtype = "F16" if placed.value.dtype == "F16" else "F32"
         for name in placed.sources:

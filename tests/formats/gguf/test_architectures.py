@@ -30,20 +30,24 @@ def spec_of(model_type: str, **settings: Any) -> DecoderSpec:
 @pytest.mark.parametrize(
     ("model_type", "settings", "reason"),
     [
-        ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale: llama.cpp hard-codes 0.353553"),
-        ("gemma2", {"layer_types": ["full_attention"] * 4}, r"sliding-window layers: llama.cpp hard-codes \[0, 2\]"),
-        ("gemma3_text", {"sliding_window_pattern": 2}, r"sliding-window layers: llama.cpp hard-codes \[0, 1, 2, 3\]"),
-        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping is not supported"),
-        ("gemma", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' is not supported"),
-        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers without rotary embedding: llama.cpp hard-codes \[3\]"),
-        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: llama.cpp always normalises"),
-        ("cohere", {"use_qk_norm": True}, "use_qk_norm: llama.cpp uses the norms only with 64 or more layers"),
-        ("granite", {"head_dim": 16}, "head_dim: llama.cpp computes 8 for this architecture, found 16"),
-        ("qwen2", {"head_dim": 16}, "head_dim 16 times 4 heads: llama.cpp expects a product of 32"),
-        ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "rope type 'llama3' is not supported"),
-        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}}, "attention_factor of"),
-        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate of rope type 'yarn'"),
-        ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "mscale of rope type 'yarn'"),
+        ("gemma2", {"query_pre_attn_scalar": 9}, "attention scale: expected 0.353553, which llama.cpp hard-codes"),
+        ("gemma2", {"layer_types": ["full_attention"] * 4}, r"sliding-window layers: expected \[0, 2\], which"),
+        ("gemma3_text", {"sliding_window_pattern": 2}, r"sliding-window layers: expected \[0, 1, 2, 3\], which"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "llama.cpp does not support attn_logit_softcapping"),
+        ("gemma", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "llama.cpp does not support rope type 'linear'"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers without rotary embedding: expected \[3\], which"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob: expected true, because llama.cpp always normalises"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm: expected false, which llama.cpp assumes"),
+        ("granite", {"head_dim": 16}, "head_dim: expected 8, which llama.cpp computes .*, found 16"),
+        ("qwen2", {"head_dim": 16}, r"head_dim: .* equals the hidden size \(32\), found 4 \* 16"),
+        ("qwen2", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "llama.cpp does not support rope type 'llama3'"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.2}},
+            "YaRN parameter attention_factor",
+        ),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "YaRN parameter truncate"),
+        ("llama", {"rope_scaling": {"type": "yarn", "mscale": 0.7, "mscale_all_dim": 1}}, "YaRN parameter mscale"),
     ],
 )
 def test_a_config_that_llama_cpp_cannot_represent_is_refused(
@@ -58,34 +62,36 @@ def test_a_config_that_llama_cpp_cannot_represent_is_refused(
 def test_the_27b_models_have_another_scale() -> None:
     large = {"num_hidden_layers": 46, "num_attention_heads": 8, "head_dim": 8, "query_pre_attn_scalar": 4}
     assert architecture(spec_of("gemma2", **large), tied=True).name == "gemma2"
-    with pytest.raises(NotExpressible, match=r"attention scale: llama.cpp hard-codes 0.5"):
+    with pytest.raises(NotExpressible, match=r"attention scale: expected 0.5, which llama.cpp hard-codes"):
         architecture(spec_of("gemma2", **large | {"query_pre_attn_scalar": 8}), tied=True)
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "cohere"])
 def test_an_unsupported_untied_head_is_refused(model_type: str) -> None:
-    with pytest.raises(NotExpressible, match=r"head differs from its embedding.* use --to hf or --to onnx"):
+    with pytest.raises(NotExpressible, match=r"this model has an untied LM head; use --to hf or --to onnx"):
         architecture(spec_of(model_type), tied=False)
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "olmo2", "stablelm"])
 def test_a_missing_untied_head_is_refused(model_type: str) -> None:
-    with pytest.raises(NotExpressible, match=r"requires an untied LM head for this architecture, .* --untie writes"):
+    with pytest.raises(NotExpressible, match=r"requires an untied LM head for this architecture, .* use --untie"):
         architecture(spec_of(model_type), tied=True)
 
 
 def test_an_untied_gemma_stops_the_plan(tmp_path: Path) -> None:
     base = build("gemma", tmp_path / "gemma", tie_word_embeddings=False)
-    with pytest.raises(NotExpressible, match=r"gguf: gemma: llama.cpp ties the LM head to the embedding"):
+    with pytest.raises(
+        NotExpressible, match=r"gguf: gemma: llama.cpp ties the LM head of this architecture to the embedding"
+    ):
         plan_gguf(merged(base))
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("qwen3", {"attention_bias": True}, "qwen3: llama.cpp reads no bias for self_attn.o_proj"),
-        ("starcoder2", {"use_bias": False}, "starcoder2: llama.cpp needs a bias for mlp.down_proj"),
-        ("gpt_neox", {"attention_bias": False}, "gptneox: llama.cpp needs a bias for self_attn.o_proj"),
+        ("qwen3", {"attention_bias": True}, "qwen3: this model has a bias for self_attn.o_proj"),
+        ("starcoder2", {"use_bias": False}, "starcoder2: this model has no bias for mlp.down_proj"),
+        ("gpt_neox", {"attention_bias": False}, "gptneox: this model has no bias for self_attn.o_proj"),
     ],
 )
 def test_biases_that_do_not_fit_llama_cpp_are_refused(
@@ -104,7 +110,8 @@ def test_a_config_that_promises_a_bias_needs_one(tmp_path: Path) -> None:
 
 
 def test_an_ignored_window_is_noted() -> None:
-    note = "llama.cpp applies no window here: texts of more than 16 tokens give other logits"
+    ignored = "llama.cpp ignores the sliding window of this architecture"
+    note = f"{ignored}, so texts of more than 16 tokens give different logits"
     mistral, phi3 = spec_of("mistral", sliding_window=16), spec_of("phi3", sliding_window=16)
     assert notes(mistral, FAMILIES["mistral"].llama_cpp) == notes(phi3, FAMILIES["phi3"].llama_cpp) == [note]
     wide = replace(mistral, max_positions=16)

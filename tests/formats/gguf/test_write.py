@@ -113,14 +113,16 @@ def test_stored_head_of_a_tied_base_is_dropped_and_recorded(base: Path, write: W
     path = base / "model.safetensors"
     arrays = load_file(path)
     save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]}, path)
-    assert plan_gguf(merged(base)).dropped == {"lm_head.weight": "tied: same as the embedding"}
+    assert plan_gguf(merged(base)).dropped == {
+        "lm_head.weight": "omitted, because the LM head is tied to the embedding"
+    }
     assert "output.weight" not in GgufFile.open(write(base)).tensors
 
 
 def test_rotary_buffers_are_dropped_and_recorded(base: Path) -> None:
     path, name = base / "model.safetensors", "model.layers.0.self_attn.rotary_emb.inv_freq"
     save_file(load_file(path) | {name: np.zeros(8, np.float32)}, path)
-    assert plan_gguf(merged(base)).dropped == {name: "computed by the runtime"}
+    assert plan_gguf(merged(base)).dropped == {name: "omitted, because runtimes compute the buffer"}
 
 
 def test_unknown_tensor_is_not_dropped_silently(base: Path) -> None:
@@ -230,7 +232,10 @@ def test_full_device_is_reported_and_leaves_no_file(base: Path, tmp_path: Path, 
         ({"max_position_embeddings": 1 << 40}, "max_position_embeddings: expected a positive 31-bit integer"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor: expected a number"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": -8}}, "factor: expected a number above 0"),
-        ({"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4.0}}, "high_freq_factor: expected more"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4.0}},
+            "high_freq_factor: expected a value above",
+        ),
     ],
     ids=["context", "linear", "llama3", "thresholds"],
 )

@@ -140,7 +140,9 @@ def test_stored_copy_of_a_tied_head_is_recorded_and_not_written(write: Write, ch
 
     embedding = load_file(tiny_tied / "model.safetensors")[EMBEDDING]
     base = change(tiny_tied, tensors={"lm_head.weight": embedding.clone()})
-    assert plan_onnx(merged(base)).dropped == {"lm_head.weight": "tied: same as the embedding"}
+    assert plan_onnx(merged(base)).dropped == {
+        "lm_head.weight": "omitted, because the LM head is tied to the embedding"
+    }
     file = OnnxFile.open(write(base))
     assert file.head == "embed_tokens.weight"
     assert "lm_head.weight" not in file.initialisers
@@ -149,7 +151,7 @@ def test_stored_copy_of_a_tied_head_is_recorded_and_not_written(write: Write, ch
 def test_rotary_buffers_of_old_checkpoints_are_recorded_and_not_written(change: Change, tiny_tied: Path) -> None:
     name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     base = change(tiny_tied, tensors={name: torch.ones(8)})
-    assert plan_onnx(merged(base)).dropped == {name: "computed by the runtime"}
+    assert plan_onnx(merged(base)).dropped == {name: "omitted, because runtimes compute the buffer"}
 
 
 def test_missing_weight_is_named(change: Change, tiny_tied: Path) -> None:
@@ -179,7 +181,10 @@ def test_unknown_family_is_refused(change: Change, tiny_tied: Path) -> None:
     [
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}, "low_freq_factor"),
-        ({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0}, "expected more than"),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0},
+            "expected a value above",
+        ),
     ],
 )
 def test_invalid_rope_table_is_refused(change: Change, tiny_tied: Path, rope: dict[str, object], reason: str) -> None:

@@ -76,16 +76,19 @@ def plan_quantised(
     if file_type.needs_imatrix and imatrix is None:
         raise NotExpressible(
             f"gguf {file_type.name}",
-            "the file type needs an importance matrix",
-            instead="give a matrix with --imatrix FILE",
+            "quantising to this file type needs an importance matrix",
+            instead="use --imatrix FILE to provide an importance matrix",
         )
     importances = read_imatrix(imatrix) if imatrix is not None else None
     for name, tensor_type in (("token_embd.weight", token_embedding_type), ("output.weight", output_tensor_type)):
         if tensor_type in NEED_IMPORTANCES and (importances is None or name not in importances.values):
-            reason = f"{tensor_type} needs an importance matrix, and "
-            reason += "no --imatrix is given" if importances is None else "the given matrix lacks the tensor"
+            reason = f"{tensor_type} needs an importance matrix, but no --imatrix is given"
+            if importances is not None:
+                reason = f"{tensor_type} needs importances of this tensor, which the --imatrix file lacks"
             raise NotExpressible(f"gguf: {name}", reason)
-    build = f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds may round differently"
+    build = (
+        f"quantised by llama-cpp-python {version('llama-cpp-python')}; other builds of llama.cpp may round differently"
+    )
     return QuantisedLayout(
         source=source,
         file_type=file_type,
@@ -157,10 +160,12 @@ def _run(layout: QuantisedLayout, job: Path, path: Path, progress: Progress) -> 
             raise
     if process.returncode == 0:
         return
-    reason = errors[-1].partition("failed to quantize: ")[2] or errors[-1] if errors else f"code {process.returncode}"
+    reason = (
+        errors[-1].partition("failed to quantize: ")[2] or errors[-1] if errors else f"exit code {process.returncode}"
+    )
     if "iostream error" in reason:
         raise OutputError(path, "llama.cpp could not write the file; check the free space on the device")
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise QuantiserFailed(f"{artifact}: llama.cpp's quantiser was terminated by {name}: {reason}")
-    raise NotExpressible(artifact, f"llama.cpp refused the request: {reason}")
+    raise NotExpressible(artifact, f"llama.cpp refused to quantise the GGUF: {reason}")

@@ -47,7 +47,7 @@ def read_imatrix(path: Path) -> Imatrix:
         start = file.read(len(MAGIC))
     imatrix = _read_gguf(path) if start == MAGIC else _read_legacy(path)
     if not imatrix.values:
-        raise UnreadableFile(path, "expected an importance matrix, found no entries")
+        raise UnreadableFile(path, "expected an importance matrix, found a file without entries")
     for name, values in imatrix.values.items():
         if not np.isfinite(values).all():
             raise UnreadableFile(path, f"{name}: expected finite importances, found NaN or Inf")
@@ -63,12 +63,17 @@ def _read_gguf(path: Path) -> Imatrix:
         stem = name.removesuffix(_SUMS)
         pair = (file.tensors[name], file.tensors.get(stem + _COUNTS))
         if any(tensor is None or tensor.type != "F32" for tensor in pair):
-            raise UnreadableFile(path, f"{stem}: expected sums and counts in F32, found other tensors")
+            reason = (
+                f"{stem}: expected F32 tensors with sums and counts, found a missing tensor or a tensor of another type"
+            )
+            raise UnreadableFile(path, reason)
         sums = file.dequantize_rows(name, 0, file.tensors[name].n_rows).reshape(-1)
         counts = file.dequantize_rows(stem + _COUNTS, 0, file.tensors[stem + _COUNTS].n_rows).reshape(-1)
         if sums.size % counts.size:
             raise UnreadableFile(
-                path, f"{stem}: expected one count per expert, found {counts.size} counts for {sums.size} sums"
+                path,
+                f"{stem}: expected one count per expert, so that the number of sums is a multiple of {counts.size}, "
+                f"found {sums.size} sums",
             )
         whole = np.round(counts).astype(np.float32)[:, None]
         experts = sums.reshape(counts.size, -1)
@@ -77,7 +82,8 @@ def _read_gguf(path: Path) -> Imatrix:
             values[stem] = np.where(whole > 0, experts / whole, np.float32(1)).reshape(-1)
     datasets, chunks = file.metadata.get("imatrix.datasets"), file.metadata.get("imatrix.chunk_count", 0)
     if not isinstance(datasets, GgufArray) or type(chunks) is not int:
-        raise UnreadableFile(path, "imatrix.datasets: expected the metadata of llama-imatrix, found none")
+        reason = "expected valid metadata for imatrix.datasets and imatrix.chunk_count, found missing or invalid values"
+        raise UnreadableFile(path, reason)
     return Imatrix(values, tuple(map(str, datasets.values())), chunks)
 
 
@@ -97,7 +103,8 @@ def _read_legacy(path: Path) -> Imatrix:
         nonlocal at
         if not 0 <= nbytes <= len(data) - at:
             reason = (
-                f"expected an importance matrix with {nbytes} bytes at {at}, found a truncated file or another format"
+                f"expected an importance matrix with {nbytes} bytes at offset {at}, "
+                "found a truncated file or another format"
             )
             raise UnreadableFile(path, reason)
         at += nbytes

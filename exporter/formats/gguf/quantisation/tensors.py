@@ -36,7 +36,7 @@ def encode_rows(rows: Array, tensor_type: str) -> Array:
         return ggml.quantize_rows(wide, tensor_type)
     if not fits(tensor_type, rows.shape[1]):
         raise NotExpressible(
-            f"type {tensor_type}", f"rows of {rows.shape[1]} elements do not fill whole blocks of the type"
+            f"type {tensor_type}", f"rows of {rows.shape[1]} elements cannot be divided into whole blocks of this type"
         )
     if not np.isfinite(wide).all():
         raise BadInput(f"expected finite values for type {tensor_type}, found NaN or Inf")

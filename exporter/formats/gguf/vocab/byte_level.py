@@ -35,18 +35,18 @@ def byte_level_keys(
         raise NotExpressible(
             f"gguf: {path}",
             f"llama.cpp's byte-level BPE does not support {' and '.join(unsupported)}",
-            instead="use --to hf or --to onnx",
+            instead="use --to hf or --to onnx to export this model",
         )
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
-        raise UnreadableFile(path, f"model.vocab: expected a table of token to id, found {vocab!r:.80}")
+        raise UnreadableFile(path, f"model.vocab: expected an object that maps tokens to ids, found {vocab!r:.80}")
     notes = _normalizer_notes(path, content.get("normalizer"))
     table = TokenTable(rows, path)
     table.check_ids([*vocab.values(), *(token.id for token in added)])
     table.put_all(vocab, NORMAL)
     for token in added:
         if (first := vocab.get(token.text, token.id)) != token.id:
-            raise BadInput(f"{path}: {token.text!r}: expected a single id, found {first} and {token.id}")
+            raise BadInput(f"{path}: {token.text!r}: expected a single token id, found {first} and {token.id}")
         table.add(token)
     name = pre_tokenizer or pre_tokenizers.recognise(content, model_type, str(path))
     notes += pre_tokenizers.override_notes(pre_tokenizer, content) if pre_tokenizer else []
@@ -95,7 +95,7 @@ def _normalizer_notes(path: Path, normalizer: Any) -> list[str]:
     if normalizer_type != "NFC":
         raise NotExpressible(
             f"gguf: {path}",
-            f"normalizer {normalizer_type!r:.80}: llama.cpp does not normalise the text of a byte-level BPE",
-            instead="remove the normalizer, or use --to hf and llama.cpp's converter",
+            f"llama.cpp does not apply the normalizer {normalizer_type!r:.80} of this byte-level BPE tokenizer",
+            instead="remove the normalizer, or use --to hf and convert the checkpoint with llama.cpp's converter",
         )
-    return ["normalizer NFC: llama.cpp does not apply it, so text that is not in NFC gives other tokens"]
+    return ["llama.cpp does not apply the normalizer NFC, so text that is not in NFC is tokenised differently"]

@@ -28,8 +28,8 @@ def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> s
     fields = {"pre_tokenizer": tokenizer.get("pre_tokenizer"), "ignore_merges": _ignores_merges(tokenizer)}
     raise NotExpressible(
         f"gguf: {where}",
-        f"llama.cpp's name is unknown for the pre-tokenizer {json.dumps(fields)}",
-        instead="select a pre-tokenizer of llama.cpp with --pre-tokenizer NAME, such as llama-bpe",
+        f"ttexport does not know llama.cpp's name of the pre-tokenizer {json.dumps(fields)}",
+        instead="use --pre-tokenizer NAME to choose a llama.cpp pre-tokenizer, such as llama-bpe",
     )
 
 
@@ -40,10 +40,11 @@ def override_notes(name: str, tokenizer: Mapping[str, Any]) -> list[str]:
     """
     row = _row(tokenizer)
     if row and name not in row.names:
-        return [f"--pre-tokenizer {name}: the structure of tokenizer.json is that of {row.name}"]
+        return [f"--pre-tokenizer {name}: the pre-tokenizer in tokenizer.json has the structure of {row.name}"]
     if not any(name in known.names for known in TABLE):
         return [
-            f"--pre-tokenizer {name}: not known to this version; a llama.cpp that does not know it opens no such file"
+            f"--pre-tokenizer {name}: this version of ttexport does not know the pre-tokenizer, "
+            f"and a llama.cpp without the pre-tokenizer {name} cannot open the GGUF"
         ]
     return []
 

@@ -35,7 +35,7 @@ _BYTE_PIECE: Final = re.compile("<0x([0-9A-F]{2})>")
 #: Algorithm → tokenizer.ggml.model.
 _MODEL: Final = {BPE: "llama", UNIGRAM: "t5"}
 _UNSUPPORTED: Final = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-_INSTEAD: Final = "use --to hf or --to onnx"
+_INSTEAD: Final = "use --to hf or --to onnx to export this model"
 
 
 def sentencepiece_keys(
@@ -59,7 +59,7 @@ def sentencepiece_keys(
     model = stored or _from_json(source, content, added, notes)
     if model.algorithm not in _MODEL:
         raise NotExpressible(
-            f"gguf: {source}", "SentencePiece models of words or characters are not supported", instead=_INSTEAD
+            f"gguf: {source}", "SentencePiece models of the types word and char are not supported", instead=_INSTEAD
         )
     table = TokenTable(rows, source)
     table.check_ids([len(model.texts) - 1, *(token.id for token in added)])
@@ -101,14 +101,14 @@ def _from_json(
         return _unigram(path, model)
     vocab, fallback, unknown = model.get("vocab"), bool(model.get("byte_fallback")), model.get("unk_token")
     if not isinstance(vocab, dict) or not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
-        raise UnreadableFile(path, f"model.vocab: expected a table of token to id, found {vocab!r:.80}")
+        raise UnreadableFile(path, f"model.vocab: expected an object that maps tokens to ids, found {vocab!r:.80}")
     if unsupported := [key for key in _UNSUPPORTED if model.get(key)]:
         reason = f"llama.cpp's SentencePiece BPE does not support {' and '.join(unsupported)}"
         raise NotExpressible(f"gguf: {path}", reason, instead=_INSTEAD)
     out = SentencePieceModel(algorithm=BPE)
     size = max(vocab.values(), default=-1) + 1
     if size > 2 * len(vocab) + (1 << 16):
-        raise UnreadableFile(path, f"model.vocab: expected ids without large gaps, found id {size - 1}")
+        raise UnreadableFile(path, f"model.vocab: expected token ids without large gaps, found id {size - 1}")
     out.texts, out.scores, out.types = [""] * size, [0.0] * size, [0] * size
     merges = dict.fromkeys(read_merges(path, model.get("merges")))
     joined = dict.fromkeys(left + right for left, right in merges)
@@ -126,11 +126,11 @@ def _from_json(
 def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
     pieces, unknown = model.get("vocab"), model.get("unk_id")
     if not isinstance(pieces, list):
-        raise UnreadableFile(path, f"model.vocab: expected a list of piece and score, found {pieces!r:.80}")
+        raise UnreadableFile(path, f"model.vocab: expected a list of pieces with scores, found {pieces!r:.80}")
     out = SentencePieceModel(algorithm=UNIGRAM)
     for piece in pieces:
         if not isinstance(piece, list) or len(piece) != 2 or not isinstance(piece[0], str):
-            raise UnreadableFile(path, f"model.vocab: expected a piece and its score, found {piece!r:.80}")
+            raise UnreadableFile(path, f"model.vocab: expected a pair of a piece and a score, found {piece!r:.80}")
         if isinstance(piece[1], bool) or not isinstance(piece[1], int | float):
             raise UnreadableFile(path, f"model.vocab: {piece[0]!r}: expected a score, found {piece[1]!r:.80}")
         out.texts.append(piece[0])
@@ -138,7 +138,9 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
         out.types.append(NORMAL)
     if type(unknown) is not int or not 0 <= unknown < len(pieces):
         raise NotExpressible(
-            f"gguf: {path}", f"the unigram model has no unknown piece (unk_id: {unknown!r:.80})", instead=_INSTEAD
+            f"gguf: {path}",
+            f"llama.cpp requires an unknown piece, but the unigram model has unk_id {unknown!r:.80}",
+            instead=_INSTEAD,
         )
     out.types[unknown] = UNKNOWN
     if model.get("byte_fallback"):
@@ -158,7 +160,7 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
         if present:
             raise NotExpressible(
                 f"gguf: {table.source}",
-                "the unigram model has byte fallback, and llama.cpp turns the bytes into unknown tokens",
+                "the unigram model has byte fallback, but llama.cpp would turn the bytes into unknown tokens",
                 instead=_INSTEAD,
             )
         return
@@ -169,8 +171,8 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
     if absent:
         raise NotExpressible(
             f"gguf: {table.source}",
-            f"the SentencePiece BPE has no pieces for {len(absent)} of the 256 bytes, the first <0x{absent[0]:02X}>; "
-            "llama.cpp aborts on text with a missing byte",
+            "llama.cpp requires a piece for every byte, "
+            f"but the SentencePiece BPE lacks {len(absent)} of the 256 byte pieces, such as <0x{absent[0]:02X}>",
             instead=_INSTEAD,
         )
 
@@ -182,7 +184,7 @@ def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any],
         spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
         return replace(spaces, charsmap=model.charsmap) if unigram and not spaces.charsmap else spaces
     if model.treat_whitespace_as_suffix:
-        reason = "treat_whitespace_as_suffix: llama.cpp supports spaces as prefixes of words only"
+        reason = "treat_whitespace_as_suffix: llama.cpp can treat a space only as the prefix of a word"
         raise NotExpressible(f"gguf: {source}", reason, instead=_INSTEAD)
     if unigram:
         return Spaces(model.add_dummy_prefix, model.remove_extra_whitespaces, model.charsmap)
@@ -190,7 +192,7 @@ def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any],
     if model.charsmap:
         notes.append(UNMAPPED)
     if model.remove_extra_whitespaces:
-        notes.append("runs of spaces: llama.cpp keeps them, this tokenizer merges them into one space")
+        notes.append("llama.cpp keeps runs of spaces, but this tokenizer merges each run into a single space")
     return Spaces(model.add_dummy_prefix, notes=tuple(notes))
 
 
@@ -214,5 +216,7 @@ def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], voc
         for length in range(1, len(text)):
             left, right = text[:length], text[length:]
             if (left, right) not in merges and left in vocab and right in vocab:
-                return [f"merges: llama.cpp joins any two tokens that make a third, here also {left!r} and {right!r}"]
+                return [
+                    f"llama.cpp joins {left!r} and {right!r} into a token, but this tokenizer has no merge for the pair"
+                ]
     return []

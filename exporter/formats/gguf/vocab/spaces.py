@@ -39,10 +39,13 @@ _BPE: Final[Mapping[tuple[tuple[Step, ...], tuple[Step, ...]], bool]] = {
     ((), (("Metaspace", _MARK, "never", False),)): False,
 }
 
-_LEADING: Final = "a text that begins with a space: llama.cpp adds another space before it, this tokenizer does not"
-_AFTER: Final = "text after a special token: llama.cpp adds a space before it, this tokenizer does so at the start only"
-UNMAPPED: Final = "characters: llama.cpp does not normalise the text of a BPE model, this tokenizer does"
-_BREAKS: Final = "line breaks and tabs: unknown characters to llama.cpp, spaces to this tokenizer"
+_LEADING: Final = "llama.cpp adds a space even to a text that begins with a space, but this tokenizer does not"
+_AFTER: Final = (
+    "llama.cpp adds a space to the text after each special token, "
+    "but this tokenizer adds a space only at the start of the input"
+)
+UNMAPPED: Final = "this tokenizer normalises characters, but llama.cpp does not normalise the text of a BPE model"
+_BREAKS: Final = "this tokenizer treats line breaks and tabs as spaces, but llama.cpp treats both as unknown characters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spa
         raise NotExpressible(
             f"gguf: {where}",
             f"llama.cpp does not support this SentencePiece tokenizer's treatment of spaces: {structure:.500}",
-            instead="use --to hf or --to onnx",
+            instead="use --to hf or --to onnx to export this model",
         )
     notes = spaces.notes
     if unigram and _WORDS in pre_tokenizer and not charsmap:

@@ -127,7 +127,7 @@ def _further_ends(
             special_ids[free] = token_id
         else:
             left.append(token_id)
-    return [f"eos_token_id: a GGUF has no key for the further EOS tokens {', '.join(map(str, left))}"] if left else []
+    return [f"a GGUF has no metadata key for the additional EOS token ids {', '.join(map(str, left))}"] if left else []
 
 
 def _eos_ids(configs: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tuple[str, int]]:

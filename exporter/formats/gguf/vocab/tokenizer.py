@@ -55,7 +55,7 @@ def vocabulary(
     copied = is_copied and isinstance(settings.get("add_prefix_space"), bool)
     if sentencepiece:
         if pre_tokenizer:
-            raise UsageError("--pre-tokenizer needs a byte-level BPE, and this model has a SentencePiece tokenizer")
+            raise UsageError("--pre-tokenizer needs a byte-level BPE, but this model has a SentencePiece tokenizer")
         keys, notes, name, named = sentencepiece_keys(files, content, added, vocab, state_prefix=copied)
         ids = {**named, **ids}
     else:
@@ -82,7 +82,7 @@ def _content(files: Mapping[str, Path], where: Path) -> Mapping[str, Any]:
         return read_tokenizer(path)
     if "tokenizer.model" in files:
         return {}
-    raise UnreadableFile(where / "tokenizer.json", "a GGUF needs the tokenizer, but the file is missing")
+    raise UnreadableFile(where / "tokenizer.json", "a GGUF needs a tokenizer, but this file does not exist")
 
 
 def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
@@ -92,12 +92,12 @@ def _is_sentencepiece(path: Path, content: Mapping[str, Any]) -> bool:
     """
     model = content.get("model")
     if not isinstance(model, dict):
-        raise UnreadableFile(path, f"model: expected a table, found {model!r:.80}")
+        raise UnreadableFile(path, f"model: expected an object, found {model!r:.80}")
     model_type = model.get("type", "BPE" if "merges" in model else None)
     if model_type not in ("BPE", "Unigram"):
         raise NotExpressible(
             f"gguf: {path}",
-            f"{model_type} tokenizers are for encoders; only byte-level BPE and SentencePiece are supported",
-            instead="use --to hf or --to onnx",
+            f"expected a byte-level BPE or SentencePiece tokenizer, found a {model_type} tokenizer",
+            instead="use --to hf or --to onnx to export this model",
         )
     return model_type == "Unigram" or bool(model.get("byte_fallback"))

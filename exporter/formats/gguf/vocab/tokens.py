@@ -63,7 +63,7 @@ class TokenTable:
             if not 0 <= token_id < max(len(self.texts), 1):
                 rows = len(self.texts)
                 raise BadInput(
-                    f"{self.source}: expected token ids below {rows} (rows of the embedding), found {token_id}"
+                    f"{self.source}: expected token ids below {rows} (the number of embedding rows), found {token_id}"
                 )
 
     def put(self, token_id: int, text: str, type_: int, score: float = 0.0) -> None:
@@ -109,7 +109,7 @@ def added_tokens(
     stated: dict[int, AddedToken] = {}
     if not isinstance(decoder, dict):
         raise UnreadableFile(
-            files["tokenizer_config.json"], f"added_tokens_decoder: expected a table, found {decoder!r:.80}"
+            files["tokenizer_config.json"], f"added_tokens_decoder: expected an object, found {decoder!r:.80}"
         )
     for key, entry in decoder.items():
         token = _token(files["tokenizer_config.json"], entry, key, stated=True)
@@ -151,14 +151,19 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
     """
     notes, added = [], list(added)
     for flag in _FLAGS:
-        notes += _note([token for token in added if flag in token.flags], f"a GGUF has no key for {flag}")
+        notes += _note(
+            [token for token in added if flag in token.flags], f"a GGUF has no metadata key for the flag {flag}"
+        )
     return notes
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
     """Return notes on added tokens that transformers matches in the normalised text, but llama.cpp in the raw text."""
     normalized = [token for token in added if token.normalized]
-    return _note(normalized, "transformers looks for it in the normalised text, llama.cpp in the raw text")
+    return _note(
+        normalized,
+        "transformers matches the token in the normalised text, but llama.cpp matches the token in the raw text",
+    )
 
 
 def _note(tokens: list[AddedToken], difference: str) -> list[str]:

@@ -117,5 +117,5 @@ def _bits(codes: ir.Value) -> int:
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None, "initialisers have a shape"
+    assert value.shape is not None, "expected an initialiser with a shape"
     return value.shape.numpy()

@@ -101,7 +101,7 @@ def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
         weight = graph.initializers[name]
         shared = any(user not in nodes for user, _ in weight.uses())
         for node in nodes:
-            assert tuple(node.attributes["perm"].as_ints()) == _TRANSPOSED, "the Transpose is not (1, 0)"
+            assert tuple(node.attributes["perm"].as_ints()) == _TRANSPOSED, "expected a Transpose with perm (1, 0)"
             (transposed,) = node.outputs
             if not shared:
                 replace_all_uses_with(transposed, weight)

@@ -66,7 +66,8 @@ class TracedLayout:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user about the limits of traced models."""
-        return (f"{self.reason}: traced by torch.onnx.export, with the whole model in memory", "no genai_config.json")
+        method = f"{self.reason}, so torch.onnx.export traces the model, with the whole model in memory"
+        return method, "the ONNX folder contains no genai_config.json"
 
 
 def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
@@ -80,10 +81,10 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
         halves = _HALVES
         if (model_type := model.config.get("model_type")) not in _SEQ2SEQ:
             known = ", ".join(_SEQ2SEQ)
-            reason = f"encoder-decoder {model_type!r} is not supported, only {known}"
+            reason = f"the encoder-decoder {model_type!r} is not supported (supported: {known})"
             raise NotExpressible("onnx", reason, instead="use --to hf")
     for package in TRACE:
-        package.require("ONNX of a model that is not built in")
+        package.require("ONNX export of a model without a built-in family")
     files = client_files(model, None, (halves,))
     return TracedLayout(plan_hf(model), files, halves.stems, refusal.reason)
 

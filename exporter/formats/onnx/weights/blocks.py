@@ -55,7 +55,7 @@ class Blocks:
         wide, _ = self._scales(rows)
         stored = cast(wide.reshape(len(rows), -1), dtype)
         if not np.isfinite(stored).all():
-            raise BadInput(f"expected finite values with scales in the range of {dtype}, found a scale out of range")
+            raise BadInput(f"expected quantisation scales in the range of {dtype}, found a scale out of range")
         return stored
 
     def zero_points(self, rows: Array) -> Array:

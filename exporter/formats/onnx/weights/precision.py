@@ -110,11 +110,13 @@ def choose(dtype: str | None, quants: Sequence[str]) -> list[Precision]:
     """
     if dtype not in _FLOATS:
         reason = f"--dtype {dtype}: ONNX Runtime has no {dtype} kernel for MatMul, Mul or Sigmoid on the CPU"
-        raise NotExpressible("onnx", reason, instead="use --dtype f16, which gives an equally small file")
+        raise NotExpressible("onnx", reason, instead="use --dtype f16, which writes a file of the same size")
     names = {_FOURS[dtype] + _INT4[quant] if quant in _INT4 else quant for quant in quants} or {_FLOATS[dtype]}
     for name in sorted(names - PRECISIONS.keys()):
         known = ", ".join(["int8", *_INT4, *(precision for precision in PRECISIONS if precision != "int8")])
         raise NotExpressible("onnx", f"--quant {name} is not supported (supported: {known})")
     if dtype == "F16" and "int8" in names:
-        raise NotExpressible("onnx", "no client supports int8 combined with f16", instead="omit --dtype")
+        raise NotExpressible(
+            "onnx", "no ONNX client supports int8 weights combined with f16 activations", instead="omit --dtype"
+        )
     return [precision for name, precision in PRECISIONS.items() if name in names]

@@ -66,7 +66,7 @@ def _main(rope: Rope, max_positions: int) -> Table:
         return Table(MAIN, _llama3(plain, settings, np.float32(factor), context))
     if rope_type == "yarn":
         return Table(MAIN, _yarn(rope, settings, factor, context), _yarn_magnitude(settings, factor))
-    raise NotExpressible("onnx", f"rope type {rope_type!r} is not supported")
+    raise NotExpressible("onnx", f"the ONNX writer does not support rope type {rope_type!r}")
 
 
 def _powers(dims: int, theta: float) -> Float32:
@@ -91,10 +91,10 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Scale frequencies for llama3: divide low ones by ``factor``, keep high ones, interpolate between thresholds."""
+    """Scale frequencies for llama3: divide low frequencies by ``factor``, keep high ones, interpolate the rest."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
-        raise BadInput(f"config.json: high_freq_factor: expected more than low_freq_factor ({low}), found {high}")
+        raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
     waves = np.float32(2 * math.pi) / plain
     smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
     slowed = np.where(waves > np.float32(context / low), plain / factor, plain)
@@ -104,7 +104,7 @@ def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int
 
 
 def _yarn(rope: Rope, settings: Settings, factor: float, context: int) -> Float32:
-    """Scale frequencies for YaRN: divide low ones by ``factor``, keep high ones, with a linear ramp in between.
+    """Scale frequencies for YaRN: divide low frequencies by ``factor``, keep high frequencies, ramp in between.
 
     Source: YaRN (Peng et al. 2023), section 3.2.
     """

@@ -80,8 +80,11 @@ METASPACE_SPLIT = {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "
         ({**tokenizer_json(), "normalizer": None, "pre_tokenizer": METASPACE_SPLIT}, '"split": true'),
         ({**tokenizer_json(), "normalizer": {"type": "Precompiled", "precompiled_charsmap": "*"}}, "Precompiled"),
         (tokenizer_json(ignore_merges=True), "ignore_merges"),
-        (tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]), "for 255 of the 256 bytes, the first <0x01>"),
-        (unigram_json(unk_id=None), "has no unknown piece"),
+        (
+            tokenizer_json(vocab={"<unk>": 0, "<0x00>": 1}, merges=[]),
+            "lacks 255 of the 256 byte pieces, such as <0x01>",
+        ),
+        (unigram_json(unk_id=None), "requires an unknown piece, but the unigram model has unk_id None"),
         (unigram_json(byte_fallback=True, vocab=[["<unk>", 0], ["<0x0A>", -1]]), "has byte fallback"),
         ({**unigram_json(), "normalizer": {"type": "NFKC"}}, '{"type": "NFKC"}'),
         ({**unigram_json(), "pre_tokenizer": {"type": "Whitespace"}}, '{"type": "Whitespace"}'),
@@ -97,10 +100,10 @@ def test_an_unsupported_tokenizer_is_refused(tmp_path: Path, content: dict[str, 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (changed(model_type=4), "of words or characters are not supported"),
+        (changed(model_type=4), "of the types word and char are not supported"),
         (changed(treat_whitespace_as_suffix=True), "treat_whitespace_as_suffix"),
         (changed(model_type=1), "has byte fallback"),
-        (model_file(LLAMA[:-1]), "for 1 of the 256 bytes, the first <0xFF>"),
+        (model_file(LLAMA[:-1]), "lacks 1 of the 256 byte pieces, such as <0xFF>"),
     ],
 )
 def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model: bytes, reason: str) -> None:
@@ -111,12 +114,12 @@ def test_a_model_file_that_llama_cpp_cannot_run_is_refused(tmp_path: Path, model
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (tokenizer_json(vocab=[]), "model.vocab: expected a table"),
-        (tokenizer_json(vocab={"a": 1 << 40}), "ids without large gaps"),
+        (tokenizer_json(vocab=[]), "model.vocab: expected an object"),
+        (tokenizer_json(vocab={"a": 1 << 40}), "expected token ids without large gaps"),
         (tokenizer_json(merges=["a b", "a b c"]), "model.merges: expected pairs of tokens, found 'a b c'"),
         (tokenizer_json(merges=[["a"]]), "model.merges: "),
-        (unigram_json(vocab={"a": 0}), "a list of piece and score"),
-        (unigram_json(vocab=[["a"]]), "expected a piece and its score"),
+        (unigram_json(vocab={"a": 0}), "expected a list of pieces with scores"),
+        (unigram_json(vocab=[["a"]]), "expected a pair of a piece and a score"),
         (unigram_json(vocab=[["a", "b"]]), "'a': expected a score, found 'b'"),
         ({**tokenizer_json(), "added_tokens": [{"id": 1}]}, "expected a token with id and content"),
     ],
@@ -140,7 +143,10 @@ def test_tokens_beyond_the_matrix_are_bad_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"remove_extra_whitespaces": True}, "runs of spaces"), ({"precompiled_charsmap": b"1"}, "char")],
+    [
+        ({"remove_extra_whitespaces": True}, "llama.cpp keeps runs of spaces"),
+        ({"precompiled_charsmap": b"1"}, "this tokenizer normalises characters"),
+    ],
 )
 def test_normalisation_of_a_bpe_model_is_noted(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
     (note,) = vocabulary_of(tmp_path, None, changed(**settings), 300).notes
@@ -153,7 +159,7 @@ def test_pieces_that_llama_cpp_joins_without_a_merge_are_noted(tmp_path: Path) -
     content["model"]["vocab"]["the"] = ROWS
     content["model"]["merges"].append(["t", "he"])
     (note,) = vocabulary_of(tmp_path, content, rows=ROWS + 1).notes
-    assert note == f"merges: llama.cpp joins any two tokens that make a third, here also '{MARK}' and 'the'"
+    assert note == f"llama.cpp joins '{MARK}' and 'the' into a token, but this tokenizer has no merge for the pair"
 
 
 #: (flags of <lamp>, part of the note, text → whether llama.cpp tokenises it as tokenizers does).
@@ -165,7 +171,7 @@ FLAGS: list[tuple[dict[str, bool], str, dict[str, bool]]] = [
     # Only between words; llama.cpp finds it everywhere.
     ({"single_word": True}, "single_word", {"the <lamp> the": True, "the<lamp>the": False}),
     # The normalizer also adds its mark before the token, so tokenizers finds it only after a space, and consumes that.
-    ({"normalized": True}, "transformers looks", {"<lamp>": True, "the <lamp>": False, "the<lamp>": False}),
+    ({"normalized": True}, "transformers matches", {"<lamp>": True, "the <lamp>": False, "the<lamp>": False}),
 ]
 
 

@@ -77,7 +77,7 @@ def test_every_listed_end_of_text_ends_it_in_llama_cpp(tmp_path: Path) -> None:
 
 def test_more_ends_than_a_gguf_has_keys_are_noted(tmp_path: Path) -> None:
     _, _, notes = keys_of(byte_level(tmp_path / "base"), 269, {}, {"eos_token_id": [261, 262, 263, 264]})
-    assert notes == ["eos_token_id: a GGUF has no key for the further EOS tokens 264"]
+    assert notes == ["a GGUF has no metadata key for the additional EOS token ids 264"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

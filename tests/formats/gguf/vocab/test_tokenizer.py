@@ -68,14 +68,15 @@ def test_a_wrong_name_shows_in_the_tokens(tiny_tied: Path, tmp_path: Path) -> No
     layout = plan_gguf(merged(model_of(tmp_path / "model", tokenizer)), pre_tokenizer="qwen2")
     write_gguf(layout, tmp_path / "out.gguf")
     assert differences(tmp_path / "out.gguf", tokenizer, TEXTS)
-    assert layout.notes == ["--pre-tokenizer qwen2: the structure of tokenizer.json is that of smollm"]
+    assert layout.notes == ["--pre-tokenizer qwen2: the pre-tokenizer in tokenizer.json has the structure of smollm"]
 
 
 def test_an_unknown_name_is_noted(tmp_path: Path) -> None:
     unknown = tokenizer_json({"type": "Whitespace"})
     for name, notes in (("nonsense", 1), ("llama-bpe", 0)):
         layout = plan_gguf(merged(checkpoint(tmp_path / name, config(), unknown)), pre_tokenizer=name)
-        assert len([note for note in layout.notes if note.startswith(f"--pre-tokenizer {name}: not known")]) == notes
+        unknown_name = f"--pre-tokenizer {name}: this version of ttexport does not know the pre-tokenizer"
+        assert len([note for note in layout.notes if note.startswith(unknown_name)]) == notes
 
 
 def test_composition_is_the_one_difference_of_an_nfc_normalizer(tiny_tied: Path, tmp_path: Path, write: Write) -> None:
@@ -172,7 +173,7 @@ def test_flags_that_a_gguf_cannot_represent_are_noted(tmp_path: Path) -> None:
     content = tokenizer_json(SMOLLM)
     content["added_tokens"][3]["lstrip"] = True
     notes = plan_gguf(merged(checkpoint(tmp_path / "base", config(), content))).notes
-    assert notes == ["added token '<|pad|>': a GGUF has no key for lstrip"]
+    assert notes == ["added token '<|pad|>': a GGUF has no metadata key for the flag lstrip"]
 
 
 def test_older_merges_and_spaces_inside_them_become_the_same_strings(tmp_path: Path, write: Write) -> None:

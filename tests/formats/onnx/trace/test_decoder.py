@@ -94,4 +94,4 @@ def test_a_plan_notes_the_trace(pair: tuple[Path, Path], capsys: pytest.CaptureF
     base, adapter = pair
     assert run(["plan", str(adapter), "--base", str(base), "--to", "onnx", "--json"]) == 0
     (target,) = json.loads(capsys.readouterr().out)["targets"]
-    assert any("traced by torch.onnx.export" in note for note in target["notes"])
+    assert any("torch.onnx.export traces the model" in note for note in target["notes"])

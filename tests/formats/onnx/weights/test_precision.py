@@ -56,7 +56,7 @@ def test_options_name_variants(dtype: str | None, quants: Sequence[str], want: l
 
 @pytest.mark.parametrize(
     ("dtype", "quants", "reason"),
-    [("BF16", (), "no BF16 kernel"), (None, ("int3",), "int3"), ("F16", ("int8",), "int8 combined with f16")],
+    [("BF16", (), "no BF16 kernel"), (None, ("int3",), "int3"), ("F16", ("int8",), "int8 weights combined with f16")],
 )
 def test_a_precision_that_no_client_runs_is_refused(dtype: str | None, quants: tuple[str, ...], reason: str) -> None:
     with pytest.raises(NotExpressible, match=reason):
