@@ -134,7 +134,12 @@ def entry_default(group: type[Options], entry: Option) -> Any:
         (OnnxOptions, {"precisions": ["q4", "Q4"]}, "--quant: expected each value once", "onnx.precisions"),
         (OnnxOptions, {"precisions": "q4"}, "--quant: expected a list, found 'q4'", "onnx.precisions"),
         (VerifyOptions, {"prompts": "p"}, "--prompts: needs --verify full", "verify.level full"),
-        (VerifyOptions, {"level": "off", "report": "r"}, "--report: needs a verification", "verify.level off"),
+        (
+            VerifyOptions,
+            {"level": "off", "report": "r"},
+            "--report: cannot be combined with --verify off",
+            "verify.level off",
+        ),
         (MergeOptions, {"untie": 1}, "--untie: expected true or false, found 1", "untie"),
     ],
 )

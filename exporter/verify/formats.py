@@ -22,8 +22,9 @@ class ArtifactFormat:
     """How the artifacts of a format are located and verified.
 
     is_file: whether an artifact of the format is a GGUF file rather than a folder. is_adapter: a function that returns
-    whether a path is an artifact of the format that contains only the adapter. verifier: the verifier of such an
-    artifact. Both are None for a format that contains the whole model, which ``exporter.verify.run`` verifies.
+    whether a path is an artifact of the format, for a format that contains only the adapter. verifier: the verifier of
+    an artifact that contains only the adapter. For formats that contain the whole model, ``is_adapter`` and
+    ``verifier`` are None, and ``exporter.verify.run`` verifies the artifacts.
     """
 
     is_file: bool = False

@@ -21,9 +21,9 @@ class VerifyOptions(Options):
 
     level: str = option(
         "rows",
-        "off: verify nothing. rows: check the trained rows, the tie and the auxiliary files, read from disk. weights: "
-        "check every stored value as well. full: also run the artifact and compare the outputs with transformers and "
-        "unmerged PEFT adapters.",
+        "off: verify nothing. rows: check the trained rows, the tying of embedding and head, and the auxiliary files "
+        "on disk. weights: also check every stored value. full: also run the artifact, and compare the outputs with "
+        "the outputs of transformers with unmerged PEFT adapters.",
         flag="--verify",
         choices=("off", *LEVELS),
     )
@@ -41,6 +41,8 @@ class VerifyOptions(Options):
     def check(self) -> None:
         """Reject prompts at any level except full, because no model is run, and reject a report folder at level off."""
         if self.prompts and self.level != "full":
-            raise self.fault("prompts", "needs {level} full, because no other level runs a model")
+            raise self.fault("prompts", "needs {level} full, because no other verification level runs a model")
         if self.report and self.level == "off":
-            raise self.fault("report", "needs a verification and cannot be combined with {level} off")
+            raise self.fault(
+                "report", "cannot be combined with {level} off, because only a verification writes a report"
+            )

@@ -84,7 +84,7 @@ class Report:
         other failed checks.
         """
         if self.passed:
-            return f"{self.artifact}: equivalent ({len(self.checks)} checks, {self.level})"
+            return f"{self.artifact}: equivalent ({len(self.checks)} checks, level {self.level})"
         if not self.checks:
             return f"{self.artifact}: not equivalent, because no check was run"
         first = self.failures[0]

@@ -71,7 +71,7 @@ def _verify_models(
 ) -> dict[Path, Report]:
     opened = [open_artifacts(path) for path in paths]
     if level == "full" and opened:
-        require(["transformers"], needed_for="the reference")
+        require(["transformers"], needed_for="running the reference")
         if gguf_loader.NAME in required and any(artifacts[0].format == "gguf" for artifacts in opened):
             gguf_loader.require_supported(reference)
     base = BaseRows(reference)
@@ -87,7 +87,7 @@ def _verify_models(
             for result in results:
                 result.checks += execution.compare(result.artifact, result.facts)
                 result.run = execution.runs[result.artifact.path]
-            say("encoding, decoding and chatting")
+            say("comparing encoded texts, decoded tokens and rendered chats")
             texts = Path(folder) / "texts"
             formats = {path: artifacts[0].format for path, artifacts in zip(paths, opened, strict=True)}
             text_results = run_texts(formats, reference, sequences, texts)
@@ -116,11 +116,11 @@ class _Result:
 
 def _check_model(artifact: Artifact, reference: Reference, base: BaseRows, level: str, say: Say) -> _Result:
     """Compare the weights of one model with the reference without running the model."""
-    say(f"reading the rows of {artifact.path.name}")
+    say(f"checking the weights in {artifact.path.name}")
     every = level != "rows"
     outcomes: list[Check | Skip] = [*check_rows(artifact, reference, untouched=every)]
     if artifact.format == "onnx" and reference.checkpoint.is_encoder_decoder:
-        outcomes.append(Skip("graph", "the graphs of an encoder-decoder are verified by their logits only"))
+        outcomes.append(Skip("graph", "the graphs of an encoder-decoder can be verified only by the model's logits"))
     elif artifact.format == "onnx":
         from exporter.verify.onnx.folder import check_graph
         from exporter.verify.onnx.weights import check_weights as check_initialisers
@@ -148,7 +148,7 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf
-            assert gguf is not None, "every GGUF artifact has its opened GGUF file"
+            assert gguf is not None, "an artifact in GGUF format always contains an opened GGUF file"
             yield from check_settings(gguf, reference)
             yield from check_tokens(gguf, reference)
             yield from check_specials(gguf, reference)

@@ -121,8 +121,8 @@ def test_run_modes_that_a_graph_does_not_support_are_reported_as_skipped(
     assert verify(made("torch.onnx.export"), tiny_tied, tiny_adapter, tmp_path / "report") == 0
     [document] = read_report(tmp_path / "report")["artifacts"]
     reasons = {skip["name"]: skip["reason"] for skip in document["skipped"]}
-    assert reasons["logits with cache"] == "model.onnx takes no past_key_values"
-    assert reasons["logits of a padded batch"] == "model.onnx takes no attention_mask"
+    assert reasons["logits with cache"] == "model.onnx has no past_key_values inputs"
+    assert reasons["logits of a padded batch"] == "model.onnx has no attention_mask input"
     assert reasons.keys() - {"logits with cache", "logits of a padded batch"} == {
         "interface",
         "other tensors",

@@ -104,7 +104,9 @@ def decoder(path: Path) -> Any:
     try:
         return msgspec.json.decode(read_file(path), type=Only).decoder
     except (ValueError, RecursionError) as exc:
-        raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+        raise UnreadableFile(
+            path, f"expected a file in the format of the tokenizers library, but decoding failed: {exc}"
+        ) from exc
 
 
 def _text(path: Path) -> str:

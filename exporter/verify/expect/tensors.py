@@ -143,7 +143,9 @@ def _named_parts(
             leaf = part.module.rpartition(".")[2]
             name = checkpoint.tie.embedding if leaf in EMBEDDINGS else head if leaf in HEADS else None
         if name is None:
-            raise BadInput(f"{part.path}: {part.key}: expected a module of {checkpoint.path}, found {part.module}")
+            raise BadInput(
+                f"{part.path}: {part.key}: expected the name of a module in {checkpoint.path}, found {part.module}"
+            )
         yield name, part
         if isinstance(part, LowRank) and part.bias is not None and (bias := by_path.get(_path(f"{part.module}.bias"))):
             yield bias, part
@@ -154,7 +156,7 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
         for token_id, row in zip(part.token_ids, part.rows, strict=True):
             if token_id in want.rows and not np.array_equal(want.rows[token_id], row):
                 raise BadInput(
-                    f"{part.path}: {part.key}: expected a single value for token {token_id}, found two different values"
+                    f"{part.path}: {part.key}: expected one trained row for token {token_id}, found two different rows"
                 )
             want.rows[token_id] = row
     elif isinstance(part, FullModule):

@@ -35,7 +35,7 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
     if GENERATION in files or (folder / "config.json").is_file():
         yield _check_generation(files, expected_files)
     else:
-        yield Skip("generation config", "the folder has no config.json and no generation_config.json")
+        yield Skip("generation config", "the folder contains neither config.json nor generation_config.json")
 
 
 def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Path], vocab: int) -> Check:
@@ -47,7 +47,7 @@ def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         if name not in files:
             # If the tuned model has a tokenizer.json, the older tokenizer files are optional.
             wrong += (
-                [f"{name}: expected the file beside the model, found no such file"]
+                [f"{name}: expected this file in the model's folder, found no such file"]
                 if name == TOKENIZER or _lone(expected_files)
                 else []
             )
@@ -55,11 +55,17 @@ def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Pat
             wrong += [f"{name}: {why}" for why in _differences(files[name], expected_files[name])]
     if TOKENIZER in files:
         tokens = added(read_tokenizer(files[TOKENIZER])).values()
-        wrong += [f"{TOKENIZER}: added token {token.id} is blank" for token in tokens if not token.text]
         wrong += [
-            f"{TOKENIZER}: token {token.id}: expected an id below {vocab}" for token in tokens if token.id >= vocab
+            f"{TOKENIZER}: added token {token.id}: expected a text, found an empty text"
+            for token in tokens
+            if not token.text
         ]
-    detail = wrong[0] if wrong else "the tokenizer files match those of the tuned model"
+        wrong += [
+            f"{TOKENIZER}: added token {token.text!r:.60}: expected an id below {vocab}, found {token.id}"
+            for token in tokens
+            if token.id >= vocab
+        ]
+    detail = wrong[0] if wrong else "the tokenizer files match the tuned model's tokenizer files"
     return Check(name="tokenizer files", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -69,31 +75,31 @@ def _lone(files: Mapping[str, Path]) -> bool:
 
 def _differences(path: Path, expected_path: Path) -> Iterator[str]:
     if expected_path.name != TOKENIZER:
-        yield "expected the bytes of the tuned model's file, found different bytes"
+        yield "the content differs from the tuned model's file"
         return
     content, expected = read_tokenizer(path), read_tokenizer(expected_path)
     for key in sorted(content.keys() | expected.keys()):
         if key == "model":
             parts = content[key].keys() | expected[key].keys()
             names = sorted(part for part in parts if content[key].get(part) != expected[key].get(part))
-            yield from (f"model.{name}: differs from the tuned model's tokenizer" for name in names)
+            yield from (f"model.{name} differs from the tuned model's tokenizer" for name in names)
         elif content.get(key) != expected.get(key):
-            yield f"{key}: differs from the tuned model's tokenizer"
+            yield f"{key} differs from the tuned model's tokenizer"
     if decoder(path) != decoder(expected_path):
-        yield "decoder: differs from the tuned model's tokenizer"
+        yield "decoder differs from the tuned model's tokenizer"
 
 
 def _check_settings(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
     values, expected = settings(files), settings(expected_files)
     wrong = []
     if SETTINGS in expected_files and SETTINGS not in files:
-        wrong.append(f"{SETTINGS}: expected the file beside the model, found no such file")
+        wrong.append(f"{SETTINGS}: expected this file in the model's folder, found no such file")
     for key in _COMPARED_SETTINGS if not wrong else ():
         if _plain(values.get(key)) != _plain(expected.get(key)):
             wrong.append(
                 f"{SETTINGS}: {key}: expected {_plain(expected.get(key))!r:.60}, found {_plain(values.get(key))!r:.60}"
             )
-    detail = wrong[0] if wrong else "matches the tuned model"
+    detail = wrong[0] if wrong else "the tokenizer settings match the tuned model's settings"
     return Check(name="tokenizer settings", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -109,8 +115,8 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
     """
     texts, expected = templates(files), templates(expected_files)
     wrong = [
-        f"{name}: expected {'the template of the tuned model' if name in expected else 'no template'}, found "
-        f"{'a different template' if name in texts else 'no template'}"
+        f"chat template {name}: expected {'the text of the tuned model' if name in expected else 'no template'}, found "
+        f"{'no template' if name not in texts else 'a different text' if name in expected else 'a template'}"
         for name in sorted(texts.keys() | expected.keys())
         if texts.get(name) != expected.get(name)
     ]
@@ -119,8 +125,8 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
         TEMPLATE in files and isinstance(setting, str) and setting != settings(expected_files).get("chat_template")
     )
     if stored_twice and setting != texts["default"]:
-        wrong.append(f"{SETTINGS}: chat_template: expected the text of {TEMPLATE}, found a different text")
-    detail = wrong[0] if wrong else f"{len(texts)} chat templates as in the tuned model"
+        wrong.append(f"{SETTINGS}: chat_template: expected the same text as in {TEMPLATE}, found a different text")
+    detail = wrong[0] if wrong else f"{len(texts)} chat templates match the tuned model's chat templates"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -138,6 +144,6 @@ def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Pa
         if values.get(key) != expected.get(key)
     ]
     if GENERATION in expected_files and GENERATION not in files:
-        wrong.append(f"{GENERATION}: expected the file beside the model, found no such file")
-    detail = wrong[0] if wrong else "matches the tuned model"
+        wrong.append(f"{GENERATION}: expected this file in the model's folder, found no such file")
+    detail = wrong[0] if wrong else f"{GENERATION} matches the tuned model's file"
     return Check(name="generation config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

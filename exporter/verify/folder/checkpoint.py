@@ -47,9 +47,9 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
         for name in base.tensors.keys() & merged.tensors.keys() - _vocabulary(reference)
         if merged.tensors[name].spec.shape != base.tensors[name].spec.shape
     ]
-    detail = f"names and shapes of {len(merged.tensors)} tensors match the base"
+    detail = f"the names and shapes of {len(merged.tensors)} tensors match the base"
     if wrong:
-        detail = f"{len(wrong)} tensors are missing, are unknown or have a wrong shape; the first is {wrong[0]}"
+        detail = f"{len(wrong)} tensors are missing, are unexpected or have a wrong shape; the first is {wrong[0]}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -75,10 +75,12 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
         elif not _same_values(tensor, want.source, want.base.spec.dtype):
             wrong.append(name)
     if changed:
-        detail = f"{'every row' if every else 'sampled rows'} of {len(changed)} tensors compared with sums in float64"
+        detail = (
+            f"compared {'all' if every else 'sampled'} rows of {len(changed)} tensors with base plus adapter updates"
+        )
         if wrong:
             detail = (
-                f"{len(wrong)} of {len(changed)} tensors differ from the base plus the updates; the first is {wrong[0]}"
+                f"{len(wrong)} of {len(changed)} tensors differ from base plus adapter updates; the first is {wrong[0]}"
             )
         yield Check(name="updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
 
@@ -87,9 +89,12 @@ def _check_values(merged: Checkpoint, reference: Reference) -> Check:
     base = reference.checkpoint.tensors
     names = [name for name in base if name not in _vocabulary(reference) and not reference.tensors[name].changed]
     wrong = [name for name in names if name in merged.tensors and not _same_values(merged.tensors[name], base[name])]
-    detail = f"{len(names)} unchanged tensors equal the base bit for bit"
+    detail = f"{len(names)} tensors that no adapter targets equal the base bit for bit"
     if wrong:
-        detail = f"{len(wrong)} of {len(names)} unchanged tensors differ from the base; the first is {wrong[0]}"
+        detail = (
+            f"{len(wrong)} of {len(names)} tensors that no adapter targets differ from the base; "
+            f"the first is {wrong[0]}"
+        )
     return Check(name="other tensors", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

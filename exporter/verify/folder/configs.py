@@ -31,7 +31,11 @@ def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
     flag = False if untied else base.text_config.get("tie_word_embeddings")
     if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) != flag:
         wrong.append("tie_word_embeddings")
-    detail = f"config.json: {wrong[0]} differs from base and adapters" if wrong else "agrees with the base"
+    detail = (
+        f"config.json: {wrong[0]} does not match base and adapters"
+        if wrong
+        else "config.json matches base and adapters"
+    )
     return Check(name="config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

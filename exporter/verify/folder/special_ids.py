@@ -58,7 +58,9 @@ def compare_special_ids(
             named = after.get(role) in (value if isinstance(value, list) else [value])
             if not (named if moved and key in base_config else value == want):
                 wrong.append(f"{name}: {key}: expected {after[role] if moved else want}, found {value}")
-    detail = wrong[0] if wrong else f"as in the tokenizer: {', '.join(map(str, after.values())) or 'none'}"
+    detail = (
+        wrong[0] if wrong else f"special token ids match the tokenizer: {', '.join(map(str, after.values())) or 'none'}"
+    )
     return Check(name="special ids", passed=not wrong, detail=detail)
 
 

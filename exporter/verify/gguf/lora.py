@@ -40,13 +40,15 @@ def is_lora(path: Path) -> bool:
 
 
 def verify_lora(path: Path, reference: Reference, level: str, say: Callable[[str], None]) -> Report:
-    """Check the factor pairs of a GGUF LoRA file.
+    """Check the LoRA factors in a GGUF LoRA file.
 
     The LoRA is not run, because running a LoRA requires a GGUF of the base.
     """
-    say(f"reading the factor pairs of {path.name}")
+    say(f"checking the LoRA factors in {path.name}")
     checks = list(check_lora(path, reference, every=level != "rows"))
-    skipped = [Skip("logits", "a LoRA file can run only together with a GGUF of the base")] if level == "full" else []
+    skipped = (
+        [Skip("logits", "a GGUF LoRA can be run only together with a GGUF of the base")] if level == "full" else []
+    )
     return Report(artifact=path, format="gguf-lora", level=level, checks=checks, facts={}, skipped=skipped)
 
 
@@ -103,7 +105,7 @@ def _pairs(file: GgufFile) -> dict[str, _Pair]:
         if stem == name:
             continue
         if f"{stem}.lora_b" not in file.tensors:
-            raise UnreadableFile(file.path, f"expected {stem}.lora_b beside {name}, found no such tensor")
+            raise UnreadableFile(file.path, f"{name}: expected a matching tensor {stem}.lora_b, found no such tensor")
         a, b = (_values(file, f"{stem}.lora_{end}") for end in "ab")
         rank = b.shape[1]
         pairs[stem] = _Pair(a, b, alpha / rank if alpha else 1.0, transposed=stem == "token_embd.weight")
@@ -122,7 +124,7 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):
-        return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected a factor pair, found none")
+        return Check(name=f"{name} rows", passed=False, detail=f"{name}: expected LoRA factors, found no LoRA factors")
     limit = limit if pair else 0.0
     # A one-hot pair changes few rows. An ordinary update changes all rows.
     touched = pair.touched[:_TOUCHED] if pair else []
@@ -137,9 +139,11 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
         off[~np.isfinite(off)] = np.inf
         if off.max() > worst:
             worst, where = float(off.max()), some[int(off.argmax())]
-    detail = f"{len(want.rows)} trained and {len(ids) - len(want.rows)} other rows compared"
+    detail = (
+        f"compared {len(want.rows)} trained rows and {len(ids) - len(want.rows)} untrained rows with the tuned model"
+    )
     if worst > limit:
-        detail = f"{name}: base plus factor pair differs from the tuned row of token {where}"
+        detail = f"{name}: base plus LoRA product differs from the tuned model in the row of token {where}"
     return Check.at_most(f"{name} rows", worst, limit, detail)
 
 
@@ -159,13 +163,17 @@ def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> 
         for want in wanted
     )
     if len(norms) != len(expected_norms):
-        detail = f"expected {len(expected_norms)} factor pairs for inner matrices, found {len(norms)}"
+        detail = (
+            f"expected LoRA factors for {len(expected_norms)} matrices other than embedding and head, "
+            f"found LoRA factors for {len(norms)} such matrices"
+        )
         return Check(name="updates", passed=False, detail=detail)
     worst = max(
         (abs(norm - expected) / max(expected, 1e-30) for norm, expected in zip(norms, expected_norms, strict=True)),
         default=0.0,
     )
-    return Check.at_most("updates", worst, limit, f"norms of {len(norms)} updates of inner matrices compared")
+    detail = f"compared the Frobenius norms of {len(norms)} LoRA updates other than those of embedding and head"
+    return Check.at_most("updates", worst, limit, detail)
 
 
 def _product_norm(left: Array, right: Array) -> float:

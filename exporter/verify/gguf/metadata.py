@@ -47,16 +47,15 @@ def check_settings(gguf: GgufModel, reference: Reference) -> Iterator[Check | Sk
     model_type = reference.checkpoint.config.get("model_type")
     architecture = gguf.metadata.get("general.architecture")
     if model_type not in ARCHITECTURES:
-        yield Skip(
-            "hyperparameters", f"the checker does not know llama.cpp's architecture for model type {model_type!r:.60}"
-        )
+        reason = f"the verification does not know which llama.cpp architecture matches model type {model_type!r:.60}"
+        yield Skip("hyperparameters", reason)
     else:
         expected = ARCHITECTURES[model_type]
         passed = architecture == expected
         detail = (
             expected
             if passed
-            else f"general.architecture: expected {expected} for {model_type}, found {architecture!r:.60}"
+            else f"general.architecture: expected {expected} for model type {model_type}, found {architecture!r:.60}"
         )
         yield Check(name="architecture", passed=passed, detail=detail)
         if passed:
@@ -74,13 +73,13 @@ def _check_keys(gguf: GgufModel, arch: str, reference: Reference) -> Iterator[Ch
         value = stated.get(name, _default(name, arch))
         count += 1
         if not _equal(value, want):
-            wrong.append(f"{arch}.{name}: expected {want} as in config.json, found {value}")
+            wrong.append(f"{arch}.{name}: expected {want} (as in config.json), found {value}")
     if (size := stated.get("vocab_size", reference.vocab)) != reference.vocab:
         wrong.append(f"{arch}.vocab_size: expected {reference.vocab}, found {size}")
-    detail = f"{count} values as in config.json" if not wrong else wrong[0]
+    detail = f"{count} hyperparameters match config.json" if not wrong else wrong[0]
     yield Check(name="hyperparameters", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
     if unknown := sorted(stated.keys() - wanted.keys() - _FREE):
-        yield Skip("hyperparameters", f"config.json contains no value for {', '.join(unknown)}")
+        yield Skip("hyperparameters", f"config.json contains no value for the GGUF keys {', '.join(unknown)}")
 
 
 def _default(name: str, arch: str) -> Any:
@@ -128,5 +127,5 @@ def _check_sampling(gguf: GgufModel, reference: Reference) -> Check:
         value = gguf.metadata.get(f"general.sampling.{name}")
         if value is not None and not _equal(value, advice.get(key)):
             wrong.append(f"general.sampling.{name}: expected {advice.get(key)}, found {value}")
-    detail = wrong[0] if wrong else "as in generation_config.json"
+    detail = wrong[0] if wrong else "the sampling settings match generation_config.json"
     return Check(name="sampling", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -48,8 +48,8 @@ def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
         key = f"tokenizer.ggml.add_{role}_token"
         want = _adds(path, content, settings(files), role, wanted[role])
         if _flag(gguf, role) != want:
-            wrong.append(f"{key}: expected {want}, as in transformers, found {gguf.metadata.get(key)}")
-    detail = wrong[0] if wrong else "special ids and flags match the tokenizer"
+            wrong.append(f"{key}: expected {want} (as in transformers), found {gguf.metadata.get(key)}")
+    detail = wrong[0] if wrong else "special token ids and BOS/EOS flags match the tokenizer"
     yield Check(name="special ids", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

@@ -61,7 +61,7 @@ def _check_texts(
 ) -> Check:
     """Check that every row has the correct token text in the GGUF, and that no token text is empty."""
     wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
-    wrong = [] if len(texts) == rows else [f"expected {rows} tokens, one token per row, found {len(texts)}"]
+    wrong = [] if len(texts) == rows else [f"expected {rows} tokens (one per embedding row), found {len(texts)}"]
     expected_texts = map(wanted.get, range(len(texts)))
     for token_id in [
         number
@@ -71,7 +71,9 @@ def _check_texts(
         want, text = wanted.get(token_id, f"[PAD{token_id}]"), texts[token_id]
         if text not in (want, want.replace(_SPACE, " ")) or not text:
             wrong.append(f"token {token_id}: expected {want!r:.60}, found {text!r:.60}")
-    detail = f"{len(texts)} token texts, including {len(added_tokens)} added tokens" if not wrong else wrong[0]
+    detail = (
+        wrong[0] if wrong else f"{len(texts)} tokens, including {len(added_tokens)} added tokens, match the tokenizer"
+    )
     return Check(name="tokens", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -92,7 +94,7 @@ def _check_types(
     pieces = read_model(path).types if path else []
     model, byte_level = content["model"], _is_byte_level(content)
     unknown = known.get(model.get("unk_id"), model.get("unk_token"))
-    wrong = [] if len(types) == len(texts) else [f"expected {len(texts)} types, one type per token, found {len(types)}"]
+    wrong = [] if len(types) == len(texts) else [f"expected {len(texts)} token types, found {len(types)}"]
     checked: Iterable[int] = range(min(len(types), len(texts)))
     if byte_level and not pieces:  # nearly all tokens of a byte-level vocabulary are normal
         odd = {token_id for token_id, token_type in enumerate(types) if token_type != NORMAL}
@@ -115,8 +117,8 @@ def _check_types(
             fallback = model.get("byte_fallback") and _BYTE.fullmatch(text)
             allowed = {BYTE if fallback else UNKNOWN if text == unknown else NORMAL}
         if token_type not in allowed:
-            wrong.append(f"token {token_id}, {text!r:.60}: expected type {min(allowed)}, found {token_type}")
-    detail = f"{len(types)} types" if not wrong else wrong[0]
+            wrong.append(f"token {token_id} ({text!r:.60}): expected token type {min(allowed)}, found {token_type}")
+    detail = f"{len(types)} token types match the tokenizer" if not wrong else wrong[0]
     return Check(name="token types", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -144,7 +146,7 @@ def _check_merges(merges: Sequence[str], content: Mapping[str, Any]) -> Check:
     if rank is not None:
         detail = f"merge {rank}: expected {wanted[rank]!r:.60}, found {merges[rank]!r:.60}"
     else:
-        detail = f"{len(merges)} merges"
+        detail = f"{len(merges)} merges match the tokenizer"
     if len(wanted) != len(merges):
         detail = f"expected {len(wanted)} merges, found {len(merges)}"
     return Check(name="merges", passed=list(merges) == wanted, detail=detail)
@@ -163,10 +165,10 @@ def _check_template(gguf: GgufModel, reference: Reference) -> Check:
     if isinstance(setting := settings(files).get("chat_template"), str) and "default" in wanted:
         wanted["default"].add(setting)  # llama.cpp's converter prefers tokenizer_config.json
     wrong = [
-        f"{name}: expected {'the chat template' if name in wanted else 'no chat template'}, found "
-        f"{'a different text' if name in stored and name in wanted else 'a template' if name in stored else 'none'}"
+        f"chat template {name}: expected {'the text of the tuned model' if name in wanted else 'no template'}, found "
+        f"{'no template' if name not in stored else 'a different text' if name in wanted else 'a template'}"
         for name in sorted(stored.keys() | wanted.keys())
         if stored.get(name) not in wanted.get(name, ())
     ]
-    detail = wrong[0] if wrong else f"{len(stored)} chat templates as in the tuned model"
+    detail = wrong[0] if wrong else f"{len(stored)} chat templates match the tuned model's chat templates"
     return Check(name="chat template", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

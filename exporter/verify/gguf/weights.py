@@ -36,14 +36,13 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
     try:
         wanted, unknown = map_tensors(reference.checkpoint.tensors, arch, layers if isinstance(layers, int) else 1)
     except KeyError:
-        yield Skip(
-            "other tensors", f"the checker does not know llama.cpp's order of elements for architecture {arch!r:.60}"
-        )
+        reason = f"the verification does not know llama.cpp's order of tensor elements for architecture {arch!r:.60}"
+        yield Skip("other tensors", reason)
         return
     generated_tensors = generated(config)
     yield _check_names(gguf, set(wanted) | set(generated_tensors))
     if unknown:
-        yield Skip("other tensors", f"{len(unknown)} tensors of the base have no GGUF tensor, such as {unknown[0]}")
+        yield Skip("other tensors", f"{len(unknown)} base tensors, such as {unknown[0]}, have no matching GGUF tensor")
     comparison = _Comparison()
     for name in gguf.tensors:
         if name in VOCABULARY:
@@ -62,9 +61,9 @@ def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
     The tensor names of embedding and head are checked together with the tie of embedding and head.
     """
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
-    detail = f"names of {len(gguf.tensors)} tensors match the base"
+    detail = f"the names of {len(gguf.tensors)} GGUF tensors match the base"
     if wrong:
-        detail = f"{wrong[0]}: {'not a tensor of the base' if wrong[0] in gguf.tensors else 'missing'}"
+        detail = f"{wrong[0]}: {'unexpected GGUF tensor' if wrong[0] in gguf.tensors else 'missing GGUF tensor'}"
     return Check(name="tensor names", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -81,7 +80,9 @@ def _compare(
     for number, want in enumerate(sources):
         spec = want.source.spec
         if math.prod(spec.shape) != rows * width:
-            comparison.wrong.append(f"{name}: expected the elements of {spec.shape}, found {tensor.shape}")
+            comparison.wrong.append(
+                f"{name}: expected as many elements as in shape {spec.shape}, found shape {tensor.shape}"
+            )
             return
         whole = arrange is not None or want.computed or len(spec.shape) == 1
         step = spec.n_rows if whole else max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
@@ -130,7 +131,8 @@ class _Comparison:
         storage, raw = self._read(gguf, name, first, len(value))
         if storage in FLOATS:
             wrong = ~(ulps(decode(raw, storage), value, storage) <= MERGED_ULPS).all(axis=1)
-            fault = f"row {first + int(np.flatnonzero(wrong)[0])} differs from base plus updates" if wrong.any() else ""
+            row = first + int(np.flatnonzero(wrong)[0]) if wrong.any() else None
+            fault = "" if row is None else f"row {row} differs from base plus adapter updates"
         else:
             known_fault = sum_fault(raw, value, base.astype(np.float64), storage, base_dtype)
             self.skipped += [name] if known_fault is None else []
@@ -146,12 +148,13 @@ class _Comparison:
         for name, rows in self.rows.items():
             self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
             self.skipped += [name] if rows.not_made else []
-        detail = f"{self.count} blocks of rows match base and adapters" if not self.wrong else self.wrong[0]
+        detail = f"{self.count} blocks of tensor rows match base and adapters" if not self.wrong else self.wrong[0]
         limit, value = 0.0, float(len(self.wrong))
         yield Check(name="other tensors", passed=not self.wrong, value=value, limit=limit, detail=detail)
         if self.skipped:
             reason = (
-                f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, are verified by their logits only"
+                f"{len(self.skipped)} quantised tensors, such as {self.skipped[0]}, "
+                "can be verified only by the model's logits"
             )
             yield Skip("other tensors", reason)
 

@@ -80,9 +80,10 @@ class BaseRows:
         if len(missing) > _MOST * len(places):
             others = [other for other in self.layers if other != layer and layer is not None]
             matching = [other for other in others if all(row.tobytes() in self._rows(storage, other) for row in rows)]
-            return f"the matrix belongs to layer {matching[0]} of the base" if matching else None
+            return f"expected a matrix of layer {layer}, found a matrix of layer {matching[0]}" if matching else None
         if missing:
-            return f"row {missing[0]} is not in the base, but {len(places) - len(missing)} other rows are"
+            matching_rows = len(places) - len(missing)
+            return f"row {missing[0]} equals no row of the base, but {matching_rows} other rows equal base rows"
         return _misplaced(places, self.sizes)
 
     def vector_fault(self, name: str, value: Array) -> str | None:
@@ -105,7 +106,7 @@ class BaseRows:
                     return ""
                 deviation = 0.0 if share > _MOST else _distance(cast(value, "F64"), cast(rounded, "F64"))
                 nearest = min(nearest, deviation)
-        return "the vector is close to a vector of the base, but differs" if nearest < _NEAR else None
+        return "the vector resembles a vector of the base, but some elements differ" if nearest < _NEAR else None
 
     def _layer(self, name: str) -> str | None:
         """Return the layer number in the tensor name ``name``, or None if the base has no layer with the number.
@@ -203,4 +204,4 @@ def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
     ]
     if math.gcd(*starts) != 1 or len(starts) > _MOST * len(places):
         return ""
-    return f"row {starts[0]} is not in the base's order"
+    return f"row {starts[0]} is not in the same order as in the base"

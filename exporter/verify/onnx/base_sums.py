@@ -87,7 +87,7 @@ class BaseSums:
             wrong = ~(ulps(value, nearest.value, dtype) <= MERGED_ULPS).all(axis=1)
             if not wrong.any():
                 return ""
-        return f"row {int(np.flatnonzero(wrong)[0])} differs from base plus updates"
+        return f"row {int(np.flatnonzero(wrong)[0])} differs from base plus adapter updates"
 
     def _sums(self, layer: str | None) -> list[Sum]:
         if self._layer[0] != layer or layer is None:

@@ -63,10 +63,12 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
         if any(path.parent.name == "onnx" for path in paths) and folder.is_dir():
             yield Check(
-                name="config", passed=False, detail="config.json: expected the file beside onnx/, found no such file"
+                name="config",
+                passed=False,
+                detail="config.json: expected this file next to the folder onnx/, found no such file",
             )
             return
-        yield Skip("configs", "the model file has no config.json beside it")
+        yield Skip("configs", "the folder of the model file contains no config.json")
         return
     if (folder / "config.json").is_file():
         config = read_object(folder / "config.json")
@@ -76,10 +78,14 @@ def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference)
             yield _check_browser(config, sorted((folder / "onnx").glob("*.onnx")))
     elif any(path.parent.name == "onnx" for path in paths):
         yield Check(
-            name="config", passed=False, detail="config.json: expected the file beside onnx/, found no such file"
+            name="config",
+            passed=False,
+            detail="config.json: expected this file next to the folder onnx/, found no such file",
         )
     else:
-        yield Skip("config", "the folder is for onnxruntime-genai and has a genai_config.json instead of a config.json")
+        yield Skip(
+            "config", "the folder is for onnxruntime-genai and contains genai_config.json instead of config.json"
+        )
     yield from check_auxiliary_files(folder, reference)
     if (folder / _GENAI).is_file():
         yield _check_genai(folder, read_object(folder / _GENAI), reference)
@@ -95,7 +101,9 @@ def _check_browser(config: Mapping[str, Any], paths: Sequence[Path]) -> Check:
     passed = listed == wanted
     detail = f"{BROWSER}: use_external_data_format: expected {wanted}, found {listed!r:.80}"
     return Check(
-        name="browser config", passed=passed, detail="lists every model file with external data" if passed else detail
+        name="browser config",
+        passed=passed,
+        detail="config.json lists all model files with external data" if passed else detail,
     )
 
 
@@ -118,10 +126,10 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
     name = decoder.get("filename")
     path = folder / name if isinstance(name, str) else None
     if path is None or not path.is_file():
-        wrong.append(f"decoder.filename: expected a file of the folder, found {name!r:.60}")
+        wrong.append(f"decoder.filename: expected the name of a file in the folder, found {name!r:.60}")
     else:
         wrong += _wrong_graph(path, decoder, content.get("search"))
-    detail = f"{_GENAI}: {wrong[0]}" if wrong else f"{_GENAI} agrees with the config and the graph"
+    detail = f"{_GENAI}: {wrong[0]}" if wrong else f"{_GENAI} matches the base model's config and the graph"
     return Check(name="genai config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -142,7 +150,7 @@ def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
             want = want[0] if isinstance(want, list) and want else want
         value = model.get(f"{role}_token_id")
         if stated and value != want:
-            yield f"{role}_token_id: expected {want}, as in the other configs, found {value!r:.60}"
+            yield f"{role}_token_id: expected {want} (as in the other config files), found {value!r:.60}"
 
 
 def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterator[str]:
@@ -158,7 +166,7 @@ def _wrong_graph(path: Path, decoder: Mapping[str, Any], search: Any) -> Iterato
     shared = isinstance(search, Mapping) and search.get("past_present_share_buffer") is True
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.node)
     if shared and not fused:
-        yield "search.past_present_share_buffer: expected false, because the graph appends to its cache, found true"
+        yield "search.past_present_share_buffer: expected false (the graph appends to the KV cache), found true"
 
 
 def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Skip]:
@@ -169,7 +177,7 @@ def check_graph(artifact: Artifact, reference: Reference) -> Iterator[Check | Sk
     else:
         yield Skip(
             "interface",
-            f"{artifact.path.name} is not in onnx/, and clients require certain names only in onnx/",
+            f"{artifact.path.name} is outside onnx/, and clients require certain input and output names only in onnx/",
         )
     yield _check_numbers(model.graph, reference)
 
@@ -186,9 +194,9 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
     if type(layers) is int:
         ends = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         wanted |= {f"past_key_values.{end}" for end in ends} | {f"present.{end}" for end in ends}
-    wrong = [f"{name}: missing in the graph's inputs and outputs" for name in sorted(wanted - values.keys())]
+    wrong = [f"{name}: missing graph input or output" for name in sorted(wanted - values.keys())]
     wrong += [
-        f"{name}: found in the graph, but clients do not provide it"
+        f"{name}: unexpected graph input or output, which clients do not use"
         for name in sorted(values.keys() - wanted - _AXES.keys())
     ]
     for name, value in values.items() if artifact.path.parent.name == "onnx" else ():
@@ -196,7 +204,7 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
         named = _AXES.get(name.split(".")[0], ())
         if len(axes) != len(named) or any(want not in (None, got) for want, got in zip(named, axes, strict=True)):
             wrong.append(f"{name}: expected axes {list(named)}, found {axes}")
-    detail = wrong[0] if wrong else f"{len(values)} inputs and outputs"
+    detail = wrong[0] if wrong else f"{len(values)} graph inputs and outputs have the expected names"
     return Check(name="interface", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -219,5 +227,5 @@ def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
             value = attribute.f if attribute.type == onnx.AttributeProto.FLOAT else attribute.i
             if not any(np.float32(value) == np.float32(want) for want in known):
                 wrong.append(f"{node.name}: {attribute.name}: expected {known[0]}, found {value:.6g}")
-    detail = wrong[0] if wrong else f"{count} attributes as in config.json"
+    detail = wrong[0] if wrong else f"{count} node attributes match config.json"
     return Check(name="graph numbers", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

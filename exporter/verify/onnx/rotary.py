@@ -35,7 +35,7 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
     config = reference.checkpoint.text_config
     known = list(_frequencies(config))
     if not known:
-        yield Skip("rotary tables", "the checker does not know the frequencies of the config's rope type")
+        yield Skip("rotary tables", "the verification does not know the frequencies for the rope type in config.json")
         return
     wrong, worst = [], 0.0
     for name in names:
@@ -46,9 +46,9 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
         worst = max(worst, deviation)
         wrong += [name] if not deviation <= 1.0 else []
     detail = (
-        f"{wrong[0]}: table does not match the config's frequencies"
+        f"{wrong[0]}: the rotary table does not match the rope frequencies in config.json"
         if wrong
-        else f"every position of {len(names)} tables matches"
+        else f"all positions of {len(names)} rotary tables match config.json"
     )
     yield Check(name="rotary tables", passed=not wrong, value=worst, limit=1.0, detail=detail)
 

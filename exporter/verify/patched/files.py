@@ -68,11 +68,13 @@ def check_files(
         name for name in sorted(before.digests.keys() | after.keys()) if before.digests.get(name) != after.get(name)
     ]
     wrong = [name for name in wrong if name not in free and not name.startswith("additional_chat_templates/")]
-    yield _check("other files", wrong, f"{len(after)} files beside the models checked")
+    yield _check("other files", wrong, f"compared {len(after)} files other than model files with the base")
     missing = [name for name, path in sorted(adapter_files.items()) if not _same(folder / name, path)]
-    yield _check("tokenizer files", missing, f"{len(adapter_files)} tokenizer files match the adapters")
+    yield _check("tokenizer files", missing, f"{len(adapter_files)} tokenizer files match the adapters' files")
     yield _check(
-        "configs", list(_config_errors(before.configs, configs, vocab)), "the configs agree with the vocabulary"
+        "configs",
+        list(_config_errors(before.configs, configs, vocab)),
+        "the config files match the base and the vocabulary size",
     )
     pairs = [(_CONFIG, configs[_CONFIG], before.configs[_CONFIG])]
     if _GENERATION not in adapter_files:
@@ -81,7 +83,11 @@ def check_files(
 
 
 def _check(name: str, wrong: Sequence[str], description: str) -> Check:
-    detail = f"{wrong[0]} and {len(wrong) - 1} more differ from base and adapters" if wrong else description
+    detail = (
+        f"{len(wrong)} files or config keys differ from base and adapters; the first is {wrong[0]}"
+        if wrong
+        else description
+    )
     return Check(name=name, passed=not wrong, detail=detail)
 
 

@@ -142,7 +142,9 @@ def _check_keys(file: GgufFile, before: Before) -> Check:
     tokens = new.get(_TOKENS)
     if tokens is not None and tokens != old.get(_TOKENS) and tokens[1] != rows:
         wrong.append(f"{_TOKENS} ({tokens[1]} tokens for {rows} rows)")
-    detail = f"{wrong[0]} and {len(wrong) - 1} more keys differ from the base" if wrong else f"{len(new)} keys"
+    detail = f"{len(new)} metadata keys match the base"
+    if wrong:
+        detail = f"{len(wrong)} metadata keys differ from the base; the first is {wrong[0]}"
     return Check(name="metadata", passed=not wrong, detail=detail)
 
 
@@ -182,7 +184,11 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
             if (stored := (new.tensors[name].type, new.tensors[name].shape)) != want:
                 wrong.append(f"{name}: expected {want}, found {stored}")
     count = sum(len(file.tensors) for file in files)
-    return Check(name="tensors", passed=not wrong, detail=wrong[0] if wrong else f"{count} tensors")
+    return Check(
+        name="tensors",
+        passed=not wrong,
+        detail=wrong[0] if wrong else f"names, types and shapes of {count} tensors match the base",
+    )
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
@@ -193,9 +199,11 @@ def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str
         for token_id, row in rows.items()
         if not np.array_equal(file.rows(name, token_id, token_id + 1), encode(cast(row[None], dtype), storage))
     ]
-    detail = f"{len(rows)} trained rows, rounded to {dtype} and then encoded in {storage}"
+    detail = f"{len(rows)} trained rows equal the adapter's rows, rounded to {dtype} and then encoded in {storage}"
     if wrong:
-        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
+        detail = (
+            f"{name}: {len(wrong)} of {len(rows)} trained rows differ from the adapter; the first is token {wrong[0]}"
+        )
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -207,5 +215,5 @@ def _check_untouched(files: Sequence[GgufFile], before: Before) -> Check:
         wrong += [f"{name}: {describe_range('row', *rows)}" for rows in differing(read, kept, changed)]
     count = sum(map(len, before.untouched.values()))
     return check_untouched(
-        wrong, "every untrained row" if before.every else f"{count} untrained rows, sampled from every tensor,"
+        wrong, "all untrained rows" if before.every else f"{count} untrained rows, sampled from all tensors,"
     )

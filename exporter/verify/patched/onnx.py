@@ -208,10 +208,12 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
     graph = ModelProto()
     graph.CopyFrom(before.graph)
     wrong = GraphPair(graph, file.parse(), before.parts, (before.tokens, vocab)).difference()
+    wrong = wrong and f"{wrong}: this graph field differs from the base"
     sizes = {name: file.tokens(name) for name in before.matrices if name in file.token_axis}
     if wrong is None and sizes != dict.fromkeys(before.matrices, vocab):
-        wrong = f"expected {vocab} tokens in each matrix, found {sizes}"
-    yield Check(name="graph", passed=wrong is None, detail=wrong or f"{len(graph.graph.node)} nodes, {vocab} tokens")
+        wrong = f"expected {vocab} tokens in embedding and head, found {sizes}"
+    detail = wrong or f"the graph, with {len(graph.graph.node)} nodes and {vocab} tokens, matches the base"
+    yield Check(name="graph", passed=wrong is None, detail=detail)
     if wrong is not None:
         return  # the rows cannot be matched with the base's rows
     for name, rows in before.rows.items():
@@ -223,9 +225,11 @@ def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
     """Check that every trained row is stored exactly as the matrix's type encodes the row."""
     storage = _storage(file, name)
     wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
-    detail = f"{len(rows)} trained rows in {storage}"
+    detail = f"{len(rows)} trained rows equal the adapter's rows, encoded in {storage}"
     if wrong:
-        detail = f"{name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
+        detail = (
+            f"{name}: {len(wrong)} of {len(rows)} trained rows differ from the adapter; the first is token {wrong[0]}"
+        )
     return Check(name=f"{name} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -250,5 +254,5 @@ def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Che
     count = sum(map(len, before.untouched.values()))
     return check_untouched(
         wrong,
-        "every byte outside the trained rows" if every else f"{count} untrained ranges, sampled from every tensor,",
+        "all bytes outside the trained rows" if every else f"{count} untrained ranges, sampled from all tensors,",
     )

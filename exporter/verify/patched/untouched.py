@@ -62,7 +62,9 @@ def check_untouched(wrong: Sequence[str], compared: str) -> Check:
     wrong: descriptions of the ranges whose digests differ.  compared: description of the compared bytes, for the detail
     of a passed check.
     """
-    detail = f"{wrong[0]} and {len(wrong) - 1} more differ from the base" if wrong else f"{compared} as in the base"
+    detail = f"{compared} equal the base"
+    if wrong:
+        detail = f"{wrong[0]}: expected the content of the base, found different content"
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

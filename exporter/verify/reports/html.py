@@ -56,12 +56,12 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     profile = artifact["profile"]
     if profile is not None:
         svg = kl_by_position(profile["traces"], f"{name}-kl")
-        yield {"kind": "kl", "title": "KL by position and kind of prompt", "svg": Markup(svg)}
+        yield {"kind": "kl", "title": "KL divergence by position and kind of position", "svg": Markup(svg)}
         svg = logit_scatter(profile["logits"], f"{name}-logits")
-        yield {"kind": "logits", "title": "Logits against the reference", "svg": Markup(svg)}
+        yield {"kind": "logits", "title": "Logits of the artifact against logits of the reference", "svg": Markup(svg)}
     if artifact["rows"]:
         svg = row_bars(artifact["rows"], ROW_ERROR_SHARE, f"{name}-rows")
-        yield {"kind": "rows", "title": "Error of the trained rows, the largest first", "svg": Markup(svg)}
+        yield {"kind": "rows", "title": "Errors of the trained rows, in descending order", "svg": Markup(svg)}
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:

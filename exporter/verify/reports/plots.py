@@ -68,7 +68,7 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
                 axes.vlines(positions, means, largest, color=_SERIES[position_kind], linewidth=0.8)
                 axes.plot(positions, means, "o", markersize=3.5, color=_SERIES[position_kind], label=position_kind)
         values = [kl for by_position in by_kind.values() for kls in by_position.values() for kl in kls] or [_FLOOR]
-        axes.set(yscale="log", xlabel="position in the sequence", ylabel="KL (nats): mean, up to the largest")
+        axes.set(yscale="log", xlabel="position in the sequence", ylabel="mean and largest KL (nats)")
         axes.set_ylim(*_decades(min(values), max(values)))
         axes.yaxis.set_major_formatter(_POWERS)
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -116,7 +116,7 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
         axes.set(xscale="log", xlim=(_STUMP / 2, max([limit * 2, *lengths])), ylim=(len(shown), -1))
         axes.xaxis.set_major_formatter(_POWERS)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(f"‖stored - trained‖ / ‖trained - base‖, the limit at {limit:g}")
+        axes.set_xlabel(f"‖stored - trained‖ / ‖trained - base‖ (limit: {limit:g})")
         axes.grid(visible=False, axis="y")
 
     return _svg(draw, name, height=1.2 + 0.18 * len(shown))

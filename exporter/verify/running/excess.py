@@ -22,7 +22,7 @@ def check_base(base: Distance, types: Collection[str]) -> Check:
 
     The quantised base needs a separate check, because the excess check cannot detect errors of the quantised base.
     """
-    return _check_median("base as stored", base, types, "median KL of the base in the same quantisation")
+    return _check_median("base as stored", base, types, "median KL of the equally quantised base")
 
 
 def check_alone(tuned: Distance, types: Collection[str]) -> Check:
@@ -33,7 +33,7 @@ def check_alone(tuned: Distance, types: Collection[str]) -> Check:
 def _check_median(name: str, distance: Distance, types: Collection[str], description: str) -> Check:
     limit_name = "Q8_0" if types and set(types) <= {*FLOATS, "Q8_0"} else "coarser"
     return Check.at_most(
-        name, distance.kl_median, QUANTISED_KL[limit_name], f"{description}, {distance.positions} positions"
+        name, distance.kl_median, QUANTISED_KL[limit_name], f"{description} over {distance.positions} positions"
     )
 
 
@@ -49,8 +49,10 @@ def check_excess(
     errors: number of standard errors by which the excess may exceed zero.
     """
     error = standard_error(tuned, base, lengths, varied)
-    means = f"mean KL {tuned.kl:.3g}, mean KL of the base in the same quantisation {base.kl:.3g}"
-    detail = f"{means}, {tuned.positions} positions, standard error {error:.2g}"
+    detail = (
+        f"mean KL {tuned.kl:.3g}, mean KL of the equally quantised base {base.kl:.3g}, "
+        f"both over {tuned.positions} positions, standard error {error:.2g}"
+    )
     limit = max(QUANTISED_EXCESS, errors * error)
     return Check.at_most("excess KL", _excess(tuned.kl, base.kl), limit, detail)
 
@@ -65,7 +67,7 @@ def check_routed(
     most: limit for the median KL, or None to limit the median's excess over the base by QUANTISED_EXCESS.
     """
     yield check_excess(tuned, base, lengths, varied, ROUTED_ERRORS)
-    detail = f"median KL {tuned.kl_median:.3g}, median KL of the base in the same quantisation {base.kl_median:.3g}"
+    detail = f"median KL {tuned.kl_median:.3g}, median KL of the equally quantised base {base.kl_median:.3g}"
     if most is None:
         yield Check.at_most("excess KL, median", _excess(tuned.kl_median, base.kl_median), QUANTISED_EXCESS, detail)
     else:

@@ -93,7 +93,7 @@ class Execution:
             state.modes, state.skipped = graph_modes(artifact)
         if runtime == "gguf_in_transformers":
             reason = missing("llama.cpp", needed_for="running a GGUF file in llama.cpp")
-            state.skipped.append(Skip("llama.cpp", f"{reason}; the file was run in transformers instead"))
+            state.skipped.append(Skip("llama.cpp", f"{reason}; transformers ran the file instead of llama.cpp"))
         job = {
             "artifact": str(artifact.path),
             "sequences": self.sequences.all,
@@ -114,14 +114,14 @@ class Execution:
                 copy, state.not_restored = write_base(artifact, self.reference, folder / "copy")
                 base_sequences = {"sequences": self._base_sequences(), "more": [], "greedy_prompts": []}
                 base_job = base_sequences | {"texts": [], "modes": ["full"]}
-                self.say(f"running the base in the same quantisation as {artifact.path.name}")
+                self.say(f"running the base, quantised like {artifact.path.name}")
                 state.base_arrays = run(runtime, job | {"artifact": str(copy)} | base_job, folder / "base")
                 shutil.rmtree(folder / "copy")
             if runtime == "llamacpp":
                 self._run_loader(state, job | {"more": [], "greedy_prompts": []}, folder)
         except RuntimeFailed as exc:
             state.failure = str(exc)
-        self.say(f"{artifact.path.name} took {time.perf_counter() - started:.1f} s")
+        self.say(f"running {artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
         """Run a GGUF file also in the GGUF loader of transformers, or record the reason for skipping the loader."""
@@ -131,7 +131,7 @@ class Execution:
         elif len(state.artifact.files) > 1:
             reason = "the GGUF loader of transformers cannot read split GGUF files"
         elif gguf_loader.NAME not in self.required and any(earlier.loader_arrays for earlier in self.runs.values()):
-            reason = f"only one GGUF per model runs in the loader; use --require {gguf_loader.NAME} to run every GGUF"
+            reason = f"only one GGUF per model runs in transformers; use --require {gguf_loader.NAME} to run every GGUF"
         if reason:
             state.skipped.append(Skip(gguf_loader.NAME, reason))
             return
@@ -160,7 +160,7 @@ class Execution:
             "base_sequences": self._base_sequences() if any(state.base_arrays for state in ran) else [],
             "continuations": {name: list(map(list, pairs)) for name, pairs in self._continuations(ran).items()},
         }
-        self.say("running the reference: transformers with unmerged PEFT adapters")
+        self.say("running the reference in transformers with unmerged PEFT adapters")
         self.reference_arrays = run("reference", job, self.folder / "reference")
 
     def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
@@ -173,7 +173,7 @@ class Execution:
         yield Check(name="runs", passed=not state.failure, detail=state.failure or TITLES[state.runtime])
         if state.arrays is None or state.failure:
             return
-        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
         reference, arrays, sequences, storage = (
             self.reference_arrays,
             state.arrays,
@@ -210,7 +210,7 @@ class Execution:
             yield logits.check_tokens(self.sequences.text_ids, arrays, self.sequences.texts)
 
     def _check_loader(self, state: ArtifactResults, distances: Mapping[str, Distance]) -> Check:
-        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
         assert state.arrays is not None
         assert state.loader_arrays is not None
         numbers = self._loader_sequences()
@@ -221,7 +221,7 @@ class Execution:
         return gguf_loader.check_exact(distance, rounding)
 
     def _check_excess(self, state: ArtifactResults, tuned: Distance) -> Iterator[Check]:
-        assert self.reference_arrays is not None, "the reference runs whenever an artifact runs"
+        assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
         assert state.arrays is not None
         assert state.base_arrays is not None
         # New tokens have no column in the base, so logits are compared over the base's vocabulary.
@@ -237,7 +237,7 @@ class Execution:
             yield excess.check_alone(tuned, state.artifact.types)
             count, first = len(state.not_restored), state.not_restored[0]
             reason = f"{count} tuned tensors, such as {first}, cannot be replaced by the base's tensors"
-            state.skipped.append(Skip("excess KL", f"no base in the same quantisation is available, because {reason}"))
+            state.skipped.append(Skip("excess KL", f"no equally quantised base is available, because {reason}"))
             return
         quantised = state.artifact.quantised
         if quantised:

@@ -35,16 +35,18 @@ def unsupported_reason(reference: Reference) -> str | None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model, rotation = config.get("model_type"), rope.get("rope_type", rope.get("type", "default"))
     if setting := next((setting_name for setting_name in _NOT_READ if config.get(setting_name)), None):
-        return f"the GGUF loader of transformers does not support {model} with {setting}"
+        return f"the GGUF loader of transformers does not support {model} models with the setting {setting}"
     if model in _COMPUTED and rotation == "default":
         return None
-    return f"the GGUF loader of transformers does not support {model} with rope type {rotation}"
+    return f"the GGUF loader of transformers does not support {model} models with rope type {rotation}"
 
 
 def require_supported(reference: Reference) -> None:
     """Raise NotExpressible if the GGUF loader of transformers cannot run the model."""
     if reason := unsupported_reason(reference):
-        raise NotExpressible(f"--require {NAME}", reason, instead="llama.cpp runs the file")
+        raise NotExpressible(
+            f"--require {NAME}", reason, instead="use --require llama.cpp to run the file in llama.cpp"
+        )
 
 
 def sequences_to_run(sequences: Sequence[Sequence[int]], trained: Sequence[Sequence[int]]) -> list[int]:
@@ -70,10 +72,15 @@ def check_exact(distance: Distance, rounding: float) -> Check:
     rounding: largest change of a logit caused by rounding merged matrices, or 0 if the file contains no merged matrix.
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
-    return Check.at_most(NAME, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
+    return Check.at_most(
+        NAME, distance.max_abs, limit, f"largest absolute difference of a logit over {distance.positions} positions"
+    )
 
 
 def check_quantised(distance: Distance) -> Check:
     """Check that a quantised GGUF file gives llama.cpp's logits, except for llama.cpp's rounding of activations."""
-    detail = f"mean KL from llama.cpp over {distance.positions} positions, max abs {distance.max_abs:.2g}"
+    detail = (
+        f"mean KL from llama.cpp over {distance.positions} positions, "
+        f"largest absolute difference of a logit {distance.max_abs:.2g}"
+    )
     return Check.at_most(NAME, distance.kl, LOADER_KL, detail)

@@ -65,7 +65,8 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
         if storage == "F32":
             yield _check_max_abs(name, distances[mode], ONNX_MAX_ABS)
         else:
-            detail = f"max abs difference {distances[mode].max_abs:.2g} over {distances[mode].positions} positions"
+            positions, max_abs = distances[mode].positions, distances[mode].max_abs
+            detail = f"mean KL over {positions} positions, largest absolute difference of a logit {max_abs:.2g}"
             yield Check.at_most(f"{name}, mean KL", distances[mode].kl, ONNX_HALF_KL, detail)
 
 
@@ -74,7 +75,7 @@ def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[
     first, *others = modes
     for mode in others:
         deviation = distance(got, first, got, mode, sequences)
-        detail = f"mean KL from one full pass, {deviation.positions} positions"
+        detail = f"mean KL from the logits of one full pass, over {deviation.positions} positions"
         yield Check.at_most(_ONNX_MODES[mode], deviation.kl, ONNX_MODES_KL, detail)
 
 
@@ -84,13 +85,17 @@ def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
     For a float32 GGUF file, the top-1 token must also equal the reference's top-1 token at every position.
     """
     full = distances["full"]
-    yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], f"{full.positions} positions, max abs {full.max_abs:.2g}")
+    detail = f"mean KL over {full.positions} positions, largest absolute difference of a logit {full.max_abs:.2g}"
+    yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], detail)
     if storage == "F32":
-        yield Check.at_most("top-1 misses", full.misses, 0, f"{full.positions} positions")
+        yield Check.at_most(
+            "top-1 misses", full.misses, 0, f"positions with a different top-1 token, out of {full.positions} positions"
+        )
 
 
 def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
-    return Check.at_most(name, distance.max_abs, limit, f"max abs difference over {distance.positions} positions")
+    detail = f"largest absolute difference of a logit over {distance.positions} positions"
+    return Check.at_most(name, distance.max_abs, limit, detail)
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
@@ -106,15 +111,23 @@ def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequen
         undecided += int((ours != theirs).sum())
         if (wrong := np.flatnonzero((ours != theirs) & ~(behind <= GREEDY_MARGIN))).size:
             step = wrong[0]
-            detail = f"prompt {number}, step {step}: expected token {ours[step]}, found {theirs[step]}"
-            return Check(name="greedy tokens", passed=False, detail=f"{detail}, with a logit {behind[step]:.3g} lower")
-    return Check(name="greedy tokens", passed=True, detail=f"{total - undecided} of {total} tokens identical")
+            detail = (
+                f"prompt {number}, step {step}: expected token {ours[step]}, found token {theirs[step]}, "
+                f"whose logit is {behind[step]:.3g} lower"
+            )
+            return Check(name="greedy tokens", passed=False, detail=detail)
+    return Check(
+        name="greedy tokens",
+        passed=True,
+        detail=f"{total - undecided} of {total} greedy tokens equal the reference's tokens",
+    )
 
 
 def check_tokens(want: Sequence[Sequence[int]], got: Reader, texts: Sequence[str]) -> Check:
     """Check that llama.cpp and the tuned model's tokenizer split each text into equal tokens."""
     for number, text in enumerate(texts):
         if list(want[number]) != got(f"tokens.{number}").tolist():
-            detail = f"{text[:40]!r}: expected {list(want[number])[:12]}, found {got(f'tokens.{number}').tolist()[:12]}"
+            found_ids = got(f"tokens.{number}").tolist()
+            detail = f"text {text[:40]!r}: expected token ids {list(want[number])[:12]}, found {found_ids[:12]}"
             return Check(name="tokenizer", passed=False, detail=detail)
-    return Check(name="tokenizer", passed=True, detail=f"{len(texts)} texts")
+    return Check(name="tokenizer", passed=True, detail=f"llama.cpp tokenises {len(texts)} texts as expected")

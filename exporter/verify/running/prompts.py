@@ -93,7 +93,8 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
     control = untrained(text_ids[: len(CONTROL_TEXTS)])
     if not control:
         raise BadInput(
-            f"{reference.checkpoint.path}: expected a tokenizer that encodes the control texts, found no encodable text"
+            f"{reference.checkpoint.path}: expected a control text with at least two untrained tokens, "
+            "found no such control text"
         )
     user = [ids[:limit] for ids in text_ids[len(CONTROL_TEXTS) :] if len(ids) > 1]
     trained, covered = weave(reference.trained_ids, control, limit)
@@ -158,11 +159,13 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
     path = reference.tokenizer_file()
     if path is None:
-        raise BadInput(f"{reference.checkpoint.path}: expected a tokenizer.json to encode prompts, found no such file")
+        raise BadInput(
+            f"{reference.checkpoint.path}: expected a tokenizer.json for encoding prompts, found no such file"
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as exc:  # the tokenizers library raises bare Exception for every malformed file
-        raise UnreadableFile(path, f"not a tokenizer: {exc}") from exc
+        raise UnreadableFile(path, f"the tokenizers library cannot load the file: {exc}") from exc
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:

@@ -46,11 +46,11 @@ def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
     if any(name.startswith("past_key_values.") for name in artifact.inputs):
         modes.append("cached")
     else:
-        skipped.append(Skip("logits with cache", f"{artifact.path.name} takes no past_key_values"))
+        skipped.append(Skip("logits with cache", f"{artifact.path.name} has no past_key_values inputs"))
     if "attention_mask" in artifact.inputs:
         modes.append("padded" if "position_ids" in artifact.inputs else "right-padded")
     else:
-        skipped.append(Skip("logits of a padded batch", f"{artifact.path.name} takes no attention_mask"))
+        skipped.append(Skip("logits of a padded batch", f"{artifact.path.name} has no attention_mask input"))
     return modes, skipped
 
 
@@ -69,5 +69,5 @@ def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
     if installed("llama.cpp"):
         return "llamacpp"
     if reason := gguf_loader.unsupported_reason(reference):
-        raise missing("llama.cpp", needed_for=f"running {artifact.path.name}: {reason}")
+        raise missing("llama.cpp", needed_for=f"{reason}; running {artifact.path.name}")
     return "gguf_in_transformers"

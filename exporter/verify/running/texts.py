@@ -55,7 +55,7 @@ class TextResults:
             return
         got = self.outputs.get(self.names[path])
         if got is None:
-            yield Skip("texts", "the model file has no tokenizer beside it")
+            yield Skip("texts", "the folder of the model file contains no tokenizer")
             return
         if "failure" in got:
             yield Check(
@@ -144,7 +144,7 @@ def _compare(name: str, want: Sequence[Any], got: Sequence[Any], unit: str) -> C
     wrong = [number for number, (expected, actual) in enumerate(zip(want, got, strict=False)) if expected != actual]
     if len(want) != len(got):
         wrong.append(min(len(want), len(got)))
-    detail = f"{len(want)} {unit}"
+    detail = f"the results for {len(want)} {unit} match the tuned model"
     if wrong:
         expected, actual = (str(side[wrong[0]]) if wrong[0] < len(side) else "nothing" for side in (want, got))
         start = next((index for index, pair in enumerate(zip(expected, actual, strict=False)) if pair[0] != pair[1]), 0)

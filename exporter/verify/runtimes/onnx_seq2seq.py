@@ -34,7 +34,7 @@ class EncoderDecoder:
         """
         encoder_path = encoder_of(path)
         if encoder_path is None:
-            raise BadInput(f"{path}: expected a decoder with an encoder beside it, found no encoder")
+            raise BadInput(f"{path}: expected an encoder in the folder of the decoder, found no encoder")
         self.encoder, self.decoder = Session(encoder_path, cache_shape), Session(path, cache_shape)
 
     def encode(self, ids: Array, mask: Array) -> dict[str, Array]:

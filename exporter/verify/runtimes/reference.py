@@ -90,9 +90,7 @@ def _load(model: Any, name: str, path: str) -> Any:
             return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
         _load_further(model, name, path)
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
-        raise ValueError(
-            f"{path}: stock PEFT cannot load the adapter onto the model: {' '.join(str(exc).split())}"
-        ) from exc
+        raise ValueError(f"{path}: unmodified PEFT cannot load the adapter: {' '.join(str(exc).split())}") from exc
     return model
 
 

@@ -37,7 +37,7 @@ def load_checkpoint(path: str) -> Any:
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            raise ValueError(f"{path}: {problem}: {', '.join(sorted(map(str, info[problem])))}")
+            raise ValueError(f"{path}: transformers reports {problem}: {', '.join(sorted(map(str, info[problem])))}")
     return model.eval()
 
 

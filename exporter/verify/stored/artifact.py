@@ -173,7 +173,7 @@ def _open_onnx(path: Path) -> Artifact:
     file = OnnxFile.open(path)
     embedding, head = _onnx_embedding(file), file.head
     if head is None:
-        raise BadInput(f"{path}: expected a matrix product that gives the logits, found no such node")
+        raise BadInput(f"{path}: expected a matrix product that computes the logits, found no such node")
     encoder_path = encoder_of(path)
     encoder = OnnxFile.open(encoder_path) if encoder_path else None
     opened = [file, encoder] if encoder else [file]

@@ -28,10 +28,11 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
         return _check_quantised(use, matrix, want, every=every)
     ids = range(want.n_rows) if every else sample(want.n_rows)
     wrong, worst = compare(matrix, want, ids)
-    detail = f"{len(ids)} of {want.n_rows} rows compared with sums in float64"
+    detail = f"compared {len(ids)} of {want.n_rows} rows with base plus adapter updates"
     if wrong:
         detail = (
-            f"{matrix.name}: {len(wrong)} of {len(ids)} rows differ from base plus updates; the first is row {wrong[0]}"
+            f"{matrix.name}: {len(wrong)} of {len(ids)} rows differ from base plus adapter updates; "
+            f"the first is row {wrong[0]}"
         )
     return Check(name=f"{use} updates", passed=not wrong, value=worst, limit=MERGED_ULPS, detail=detail)
 
@@ -51,12 +52,15 @@ def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: b
         raw, base = matrix.raw(start, ids.stop), cast(want.base.rows(start, ids.stop), "F64")
         fault = sum_fault(raw, want.values(ids), base, matrix.storage, want.base.spec.dtype)
         if fault:
-            return Check(name=f"{use} updates", passed=False, detail=f"{matrix.name}, from row {start} on: {fault}")
+            detail = f"{matrix.name}: block that starts at row {start}: {fault}"
+            return Check(name=f"{use} updates", passed=False, detail=detail)
         unseen += fault is None
-    detail = f"{min(known, len(starts) * _ROWS_AT_ONCE)} of {want.n_rows} rows in {matrix.storage}"
+    count = min(known, len(starts) * _ROWS_AT_ONCE)
+    detail = f"compared {count} of {want.n_rows} rows in {matrix.storage} with base plus adapter updates"
     if unseen:
         detail += (
-            f"; updates of {unseen} of {len(starts)} blocks are below the quantisation error and verified by logits"
+            f"; in {unseen} of {len(starts)} blocks, the update is below the quantisation error "
+            "and can be verified only by the model's logits"
         )
     return Check(name=f"{use} updates", passed=True, detail=detail)
 

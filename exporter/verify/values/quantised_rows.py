@@ -84,7 +84,8 @@ class QuantisedRows:
         rows with a quantisation error above the limit are faults.
         """
         if self.others and self.identical >= QUANTISED_IDENTICAL * (self.identical + len(self.others)):
-            yield f"row {self.others[0][0]} is not quantised like {self.identical} other rows"
+            row = self.others[0][0]
+            yield f"row {row} differs from the expected quantisation, but {self.identical} other rows match"
             return
         yield from too_far(self.others, self.storage, "the base")
 
@@ -99,10 +100,13 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
         if not share <= limit:
-            yield f"row {row} differs from {target} by {share:.3g} times the error of {storage}"
+            yield f"row {row}: the error relative to {target} is {share:.3g} times the expected error of {storage}"
             return
     if rows and not (median := float(np.median([share for _, share in rows]))) <= QUANTISED_ERROR_MEDIAN:
-        yield f"half of {len(rows)} rows differ from {target} by at least {median:.3g} times the error of {storage}"
+        yield (
+            f"the median error of {len(rows)} rows relative to {target} "
+            f"is {median:.3g} times the expected error of {storage}"
+        )
 
 
 def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: str) -> str | None:
@@ -125,7 +129,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
         made = _most_similar(raw, value, storage, base_dtype)
     except (MissingDependency, NotExpressible):
         return None
-    wrong = list(too_far(list(enumerate(_shares(raw, made, value, storage))), storage, "base plus updates"))
+    wrong = list(too_far(list(enumerate(_shares(raw, made, value, storage))), storage, "base plus adapter updates"))
     if wrong or not size:
         return wrong[0] if wrong else ""
     best = decode(made, storage)
@@ -135,7 +139,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
         return None
     arrived = 1 + float(np.vdot(decode(raw, storage) - best, update)) / size**2
     if not abs(arrived - 1) <= UPDATE_SHARE + UPDATE_ERRORS * noise:
-        return f"expected the update once in {storage}, found the update {arrived:.3g} times"
+        return f"expected the adapter update to be added once in {storage}, found the update added {arrived:.3g} times"
     return ""
 
 

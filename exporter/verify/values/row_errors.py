@@ -40,8 +40,8 @@ def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
         shares = errors.shares()
         worst = int(np.argmax(shares))
         detail = (
-            f"{len(shares)} trained rows in {errors.storage}; the largest share is at token {errors.token_ids[worst]}: "
-            f"error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
+            f"the largest error per change, among {len(shares)} trained rows in {errors.storage}, is in the row of "
+            f"token {errors.token_ids[worst]}: error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
         )
         yield Check.at_most(f"{errors.use} changes", shares[worst], ROW_ERROR_SHARE, detail)
 

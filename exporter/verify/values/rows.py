@@ -44,7 +44,9 @@ def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> 
 
 def _check_size(use: str, matrix: StoredMatrix, vocab: int) -> Check:
     passed = matrix.n_rows == vocab
-    detail = f"{vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
+    detail = (
+        f"the matrix has {vocab} rows" if passed else f"{matrix.name}: expected {vocab} rows, found {matrix.n_rows}"
+    )
     return Check(name=f"{use} size", passed=passed, detail=detail)
 
 
@@ -58,7 +60,7 @@ def _check_tie(artifact: Artifact, reference: Reference) -> Check:
         duplicate = artifact.format == "hf" and reference.checkpoint.tie.head is not None
         passed, expected = artifact.head is None or duplicate, "one tensor for embedding and head"
     else:
-        passed, expected = artifact.head is not None, "a head of its own"
+        passed, expected = artifact.head is not None, "separate tensors for embedding and head"
     return Check(name="tie", passed=passed, detail=stored if passed else f"expected {expected}, found {stored}")
 
 
@@ -73,9 +75,12 @@ def _check_trained(use: str, matrix: StoredMatrix, want: Expected) -> Check:
             for encoding in _encodings(row, matrix, base_dtype)
         )
     ]
-    detail = f"{len(rows)} trained rows in {matrix.storage}"
+    detail = f"{len(rows)} trained rows equal the adapter's rows, encoded in {matrix.storage}"
     if wrong:
-        detail = f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ; the first is token {wrong[0]}"
+        detail = (
+            f"{matrix.name}: {len(wrong)} of {len(rows)} trained rows differ from the adapter; "
+            f"the first is the row of token {wrong[0]}"
+        )
     return Check(name=f"{use} rows", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 
@@ -125,10 +130,11 @@ def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
         )
         wrong += [start + int(row) for row in np.flatnonzero(differs) if start + int(row) not in rows]
     count = spec.n_rows - sum(token_id < spec.n_rows for token_id in rows)
-    detail = f"{count} untrained rows as in the base"
+    detail = f"{count} untrained rows equal the rows of the base"
     if wrong:
         detail = (
-            f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base; the first is token {wrong[0]}"
+            f"{matrix.name}: {len(wrong)} of {count} untrained rows differ from the base; "
+            f"the first is the row of token {wrong[0]}"
         )
     return Check(name=f"{use} untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 

@@ -70,5 +70,5 @@ def test_the_rounded_reference_is_what_a_16_bit_checkpoint_computes(
 
 def test_an_adapter_that_peft_cannot_load_is_an_error_with_its_reason(bench: Bench) -> None:
     adapter = bench.adapter("llama", "tied", "lora")
-    with pytest.raises(ValueError, match=r"lora: stock PEFT cannot load the adapter onto the model: .*q_proj"):
+    with pytest.raises(ValueError, match=r"lora: unmodified PEFT cannot load the adapter: .*q_proj"):
         attached(bench.model("gpt2", "tied"), [adapter])

@@ -130,7 +130,7 @@ def test_an_update_far_below_the_error_of_the_type_still_has_to_arrive(storage: 
         return sum_fault(stored, base + update, base, storage, "BF16")
 
     assert fault(1) == ""
-    assert all("expected the update once" in (fault(share) or "") for share in (-1, 0, 2.0))
+    assert all("expected the adapter update to be added once" in (fault(share) or "") for share in (-1, 0, 2.0))
 
 
 def test_an_update_far_below_quantisation_noise_is_not_reported_as_proven() -> None:
