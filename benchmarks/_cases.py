@@ -1,4 +1,4 @@
-"""Share the options, the measurement and the results table between benchmarks that run whole programs as cases."""
+"""Define the options, the measurement and the results table that benchmarks of whole programs share."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 def case_parser(description: str | None, cases: Sequence[str]) -> argparse.ArgumentParser:
     """Return an argument parser with the options that all benchmarks with cases share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--case", choices=cases, action="append", help="run only this case; repeatable")
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
-    parser.add_argument("--folder", type=Path, help="folder for the large files; default: the temporary folder")
+    parser.add_argument("--case", choices=cases, action="append", help="case to run; repeatable; default: all cases")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measured runs of each variant")
+    parser.add_argument("--warm-up", type=int, default=1, help="number of unmeasured runs before the measured runs")
+    parser.add_argument("--folder", type=Path, help="folder for large files; default: the system's temporary folder")
     return parser
 
 
@@ -67,7 +67,7 @@ def figures(measured: Measured) -> dict[str, Any]:
 def loads(cases: Sequence[Mapping[str, Any]]) -> str:
     """Return a note that lists the machine's load before and after each case."""
     pairs = ", ".join(f"{case['load_before'][0]} → {case['load_after'][0]}" for case in cases)
-    return f"load (1 min) before → after each case: {pairs}"
+    return f"load average (1 min) before → after each case: {pairs}"
 
 
 def show_cases(
@@ -75,10 +75,9 @@ def show_cases(
 ) -> None:
     """Print the table of the cases, and add ``bars_met`` to each case.
 
-    A figure listed in ``at_least`` must be at least the bar of the figure. A figure that is not listed in ``at_least``
-    must not exceed the bar of the figure.
+    The bar of a figure is the minimum if ``at_least`` lists the figure, and the maximum otherwise.
     """
-    columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "against ours"]
+    columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "time / ours"]
     rows, verdicts = [], []
     for case in cases:
         ours = case["variants"][OURS]

@@ -1,4 +1,4 @@
-"""Measure on a shared machine, where whole processes run in turns and are compared round by round.
+"""Measure processes that run in turns and are compared round by round, because the machine is shared.
 
 Each worker is a separate process, so the peak memory of a worker is the peak memory of a single variant. Workers take
 turns after each step, so a temporary load on the machine affects all workers. Ratios of times are computed within a
@@ -73,7 +73,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"benchmark: worker {self.name!r} ended with code {self.process.wait()}")
+            raise SystemExit(f"benchmark: worker {self.name!r} exited with code {self.process.wait()}")
         result: dict[str, Any] = json.loads(line)
         return result
 
@@ -90,7 +90,7 @@ class Worker:
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode:
-            raise SystemExit(f"benchmark: worker {self.name!r} ended with code {self.process.returncode}")
+            raise SystemExit(f"benchmark: worker {self.name!r} exited with code {self.process.returncode}")
         return usage.ru_maxrss * _RSS_UNIT
 
 
@@ -136,7 +136,7 @@ def serve(step: Callable[[], Mapping[str, Any]], **facts: Any) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """A command, given as a user would start the command.
+    """A command line to measure, as a user would type the command line.
 
     The output ``out`` of the command, if any, is removed after every run. slow: run the command only in the first
     measured round.
@@ -190,7 +190,7 @@ def _run(name: str, program: Program, *, tree: bool) -> tuple[float, float, int]
         if process.returncode:
             output.seek(0)
             text = output.read().decode(errors="replace")
-            raise SystemExit(f"benchmark: {name!r} ended with code {process.returncode}: {text}")
+            raise SystemExit(f"benchmark: {name!r} exited with code {process.returncode}: {text}")
     if program.out:
         shutil.rmtree(program.out) if program.out.is_dir() else program.out.unlink()
     peak_bytes = sampled.peak_bytes if sampled else usage.ru_maxrss * _RSS_UNIT

@@ -41,7 +41,7 @@ _VOCAB, _HIDDEN, _INNER = 128_256, 2048, 8192
 
 def main() -> None:
     parser = case_parser(__doc__, CASES)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the large files")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the large files in GB")
     options = parser.parse_args()
     cases = []
     for name in options.case or CASES:
@@ -100,7 +100,9 @@ def _smollm2(name: str, out: Path) -> dict[str, Program]:
     base = smollm2.checkpoint()
     root = os.environ.get("TTEXPORT_LLAMA_CPP")
     if root is None:
-        raise SystemExit("benchmark: TTEXPORT_LLAMA_CPP: expected a llama.cpp source folder, found none")
+        raise SystemExit(
+            "benchmark: TTEXPORT_LLAMA_CPP: expected the path of a llama.cpp source folder, found no value"
+        )
     source = Path(root).resolve()
     converter = f"PYTHONPATH={source / 'gguf-py'} {sys.executable} {source / 'convert_hf_to_gguf.py'} {base}"
     ours = (*TTEXPORT, "export", str(base), "--to", "gguf", "-o", str(out))
@@ -173,7 +175,12 @@ def _rows(folder: Path, seed: int) -> Path:
 
 
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
-    show_cases(f"GGUF, whole processes, {rounds} rounds", cases, BARS, at_least=("faster_than_peer",))
+    show_cases(
+        f"GGUF export, patch and inspection as whole processes, {rounds} rounds",
+        cases,
+        BARS,
+        at_least=("faster_than_peer",),
+    )
     print(f"written: {write('gguf', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
 
 

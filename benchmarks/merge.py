@@ -51,8 +51,8 @@ class Case:
 
 def main() -> None:
     parser = case_parser(__doc__, CASES)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint of `rows`")
-    parser.add_argument("--lora-gigabytes", type=float, default=2.0, help="size of the checkpoint of `lora`")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="checkpoint size in GB for the case `rows`")
+    parser.add_argument("--lora-gigabytes", type=float, default=2.0, help="checkpoint size in GB for the case `lora`")
     options = parser.parse_args()
     cases = []
     for name in options.case or CASES:
@@ -80,11 +80,11 @@ def _build(name: str, folder: Path, options: argparse.Namespace) -> Case:
 
 
 def _need(folder: Path, gigabytes: float) -> None:
-    """Raise SystemExit unless ``folder`` has free space for the base, one output and half of another base."""
+    """Raise SystemExit unless ``folder`` has free space of 2.5 times the size of the base."""
     free = shutil.disk_usage(folder).free
     if free < (needed := 2.5 * gigabytes * 1e9):
         raise SystemExit(
-            f"benchmark: {needed / 1e9:.1f} GB are needed in {folder}, but only {free / 1e9:.1f} GB are free"
+            f"benchmark: {folder}: expected at least {needed / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB"
         )
 
 
@@ -121,7 +121,7 @@ def ratios(measured: Mapping[str, Measured]) -> dict[str, float]:
 def report(cases: list[dict[str, Any]], rounds: int) -> None:
     for case in cases:
         case["size"] = f", {case['bytes'] / 1e9:.2f} GB"
-    title = f"Merging to a Hugging Face checkpoint, whole processes, {rounds} rounds"
+    title = f"Merge to a Hugging Face checkpoint as whole processes, {rounds} rounds"
     show_cases(title, cases, BARS, at_least=("faster_than_peft",))
     print(f"written: {write('merge', {'machine': machine(), 'rounds': rounds, 'cases': cases})}")
 

@@ -62,10 +62,10 @@ PRIVATE_OVER_WEIGHTS = 1.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant")
-    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
-    parser.add_argument("--torch", action="store_true", help="also measure torch.onnx.export (takes some minutes)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every session; 0 means one thread per core")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measured runs of each variant")
+    parser.add_argument("--warm-up", type=int, default=1, help="number of unmeasured runs before the measured runs")
+    parser.add_argument("--torch", action="store_true", help="also measure torch.onnx.export, which takes some minutes")
+    parser.add_argument("--threads", type=int, default=1, help="threads per session; 0 means one thread per core")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "PHASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -134,10 +134,10 @@ def _run(base: Path, folder: Path, rounds: int, threads: int) -> dict[str, Measu
 def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds: int, threads: int) -> None:
     ours, genai = exports[OURS], exports[GENAI]
     bars = [
-        ("export, times faster than genai", ratio(genai.seconds, ours.seconds), FASTER_THAN_GENAI, True),
-        ("export, peak memory over genai's", ours.peak_bytes / genai.peak_bytes, MEMORY_OVER_GENAI, False),
+        ("export speed relative to genai", ratio(genai.seconds, ours.seconds), FASTER_THAN_GENAI, True),
+        ("peak memory of export relative to genai", ours.peak_bytes / genai.peak_bytes, MEMORY_OVER_GENAI, False),
         (
-            "export, peak memory at twice the layers over that at once",
+            "peak memory of export with 4 layers relative to 2 layers",
             exports[LARGE].peak_bytes / exports[SMALL].peak_bytes,
             GROWTH,
             False,
@@ -145,17 +145,17 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
     ]
     if TORCH in exports:
         faster = ratio(exports[TORCH].seconds, ours.seconds)
-        bars.append(("export, times faster than torch.onnx.export", faster, FASTER_THAN_TORCH, True))
+        bars.append(("export speed relative to torch.onnx.export", faster, FASTER_THAN_TORCH, True))
     for name, bar in SPEED.items():
         for phase in ("prefill", "decode"):
             genais, mine = (_seconds(runs[f"{variant}: {phase}"], threads) for variant in (GENAI, name))
             speed = ratio(genais, mine)
-            bars.append((f"{name}: {phase}, tokens/s over genai's", speed, bar, True))
+            bars.append((f"{name}: tokens/s of {phase} relative to genai", speed, bar, True))
         facts = runs[f"{name}: decode"].facts
         share = facts["private_bytes"] / facts["weight_bytes"]
         bars.append(
             (
-                f"{name}: private memory of a session over the weights (a second tied matrix: 1.2)",
+                f"{name}: private memory of a session relative to the size of the weights",
                 share,
                 PRIVATE_OVER_WEIGHTS,
                 False,
@@ -168,7 +168,12 @@ def report(exports: Mapping[str, Measured], runs: Mapping[str, Measured], rounds
         speed = tokens[name.rpartition(" ")[2]] / median(_seconds(run, threads))
         rows.append([*_figures(name, run), f"{speed:.1f}"])
     columns = ["variant", "s, median", "CPU s", "peak MB", "tokens/s"]
-    show(f"ONNX, SmolLM2 in float32, {rounds} rounds, {threads or 'all'} threads", columns, rows, notes=verdicts)
+    show(
+        f"ONNX export and speed of SmolLM2 in float32, {rounds} rounds, {threads or 'all'} threads",
+        columns,
+        rows,
+        notes=verdicts,
+    )
     document = {
         "machine": machine(),
         "rounds": rounds,

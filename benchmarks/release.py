@@ -38,8 +38,8 @@ verify.level = "rows"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
-    parser.add_argument("--rounds", type=int, default=3, help="measured releases")
-    parser.add_argument("--folder", type=Path, help="folder for the releases; default: the temporary folder")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measured releases")
+    parser.add_argument("--folder", type=Path, help="folder for the releases; default: the system's temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="release-", dir=options.folder) as home:
         folder = Path(home)

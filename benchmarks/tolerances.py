@@ -45,7 +45,7 @@ def main() -> None:
     from fixtures.models.families import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", help="names of tiny models; default: all")
+    parser.add_argument("families", nargs="*", help="model families to measure; default: all families")
     parser.add_argument("--seeds", type=int, default=1, help="number of adapters for each family")
     options = parser.parse_args()
     gates: Gates = {}
@@ -100,9 +100,11 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
         worst = max(families, key=lambda name: max(value for value, _ in families[name]))
         share = max(value / limit for value, limit in pairs)
         rows.append([f"{gate}, {storage}", str(len(pairs)), *figures, f"{share:.2f}", worst])
-    notes = [f"a valid artifact was refused: {line}" for line in refused] or ["no valid artifact was refused"]
-    columns = ["gate, storage", "artifacts", "median", "largest", "limit", "largest share of its limit", "in"]
-    show("Gates of verify on valid artifacts", columns, rows, notes=notes)
+    notes = [f"a check failed on a valid artifact: {line}" for line in refused] or [
+        "all checks passed on all artifacts"
+    ]
+    columns = ["check, storage", "artifacts", "median", "largest", "limit", "largest value / limit", "family"]
+    show("Values of verify's checks on valid artifacts", columns, rows, notes=notes)
     print(f"written: {write('tolerances', document(gates, refused))}")
 
 

@@ -25,9 +25,11 @@ OVER_FLOOR, OVER_PEFT, EXTRA_BYTES = 1.05, 0.7, 50_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="measured steps of each variant")
-    parser.add_argument("--warm-up", type=int, default=2, help="unmeasured steps before the measured steps")
-    parser.add_argument("--shape", type=int, choices=range(len(SHAPES)), help="measure only this shape")
+    parser.add_argument("--rounds", type=int, default=9, help="number of measured steps of each variant")
+    parser.add_argument("--warm-up", type=int, default=2, help="number of unmeasured steps before the measured steps")
+    parser.add_argument(
+        "--shape", type=int, choices=range(len(SHAPES)), help="index of the only model shape to measure"
+    )
     parser.add_argument("--worker", nargs=4, metavar=("VARIANT", "V", "H", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -50,7 +52,7 @@ def measure(vocab: int, hidden: int, count: int, warm_up: int, rounds: int) -> d
     measured = take_turns(arguments, warm_up=warm_up, rounds=rounds)
     losses = [measured[name].facts["first_loss"] for name in VARIANTS]
     if max(losses) - min(losses) > 1e-4:  # float32 sums differ in order; a variant that skips work would differ by more
-        raise SystemExit(f"benchmark: the variants do not compute the same loss: {losses}")
+        raise SystemExit(f"benchmark: expected equal losses from all variants, found {losses}")
     return {
         "vocab": vocab,
         "hidden": hidden,
@@ -94,7 +96,9 @@ def report(cases: list[dict[str, Any]], rounds: int) -> None:
             **({f"time over PEFT <= {OVER_PEFT}": case["time_over_peft"] <= OVER_PEFT} if large else {}),
         }
         failed += [f"{label}: missed {bar}" for bar, met in case["bars_met"].items() if not met]
-    title = f"One training step, tied llama of {LAYERS} layers, {BATCH} x {LENGTH} tokens, float32, {rounds} rounds"
+    title = (
+        f"One training step of a tied llama with {LAYERS} layers, {BATCH} x {LENGTH} tokens, float32, {rounds} rounds"
+    )
     notes = [loads(cases), *(failed or ["all bars met"])]
     show(title, columns, rows, notes=notes)
     path = write("tuner", {"machine": machine(), "rounds": rounds, "cases": cases})

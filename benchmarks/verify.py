@@ -26,8 +26,8 @@ _TRAINED_IDS = (5, 300, 4000, 20000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="measured runs of each command")
-    parser.add_argument("--warm-up", type=int, default=1, help="unmeasured runs before the measured runs")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measured runs of each command")
+    parser.add_argument("--warm-up", type=int, default=1, help="number of unmeasured runs before the measured runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="verify-") as name:
         programs = _programs(Path(name))
@@ -55,11 +55,16 @@ def report(measured: Mapping[str, Measured], rounds: int) -> None:
         figures = [f"{seconds:.1f}", f"{min(command.seconds):.1f}", f"{median(command.cpu_seconds):.1f}"]
         rows.append([name, *figures, f"{command.peak_bytes / 1e6:,.0f}"])
         bars.append((f"{name}: seconds", seconds, SECONDS))
-        bars.append((f"{name}: peak bytes of the tree", command.peak_bytes, PEAK_BYTES))
+        bars.append((f"{name}: peak bytes of the process tree", command.peak_bytes, PEAK_BYTES))
     notes = [verdict(*bar)[1] for bar in bars]
     load = machine()["load_1_5_15_min"]
-    columns = ["command", "s, median", "s, least", "CPU s", "peak MB of the tree"]
-    show(f"Full verification of three artifacts, SmolLM2, {rounds} rounds, load {load}", columns, rows, notes=notes)
+    columns = ["command", "s, median", "s, least", "CPU s", "peak MB of the process tree"]
+    show(
+        f"Full verification of three artifacts of SmolLM2, {rounds} rounds, load average {load}",
+        columns,
+        rows,
+        notes=notes,
+    )
     document = {
         "machine": machine(),
         "rounds": rounds,

@@ -26,22 +26,35 @@ __all__ = ["main", "tune"]
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(name="tune", short_help="Teach a model a few tokens and write an adapter folder.")
+@click.command(name="tune", short_help="Train the rows of a few tokens of a model and write an adapter folder.")
 @click.argument("base")
-@click.option("--data", required=True, type=_FILE, help="JSON Lines of texts, prompts with completions, or chats.")
-@click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="A token to add. Repeatable.")
-@click.option("--token", "tokens", multiple=True, metavar="T", help="An existing token to train again. Repeatable.")
+@click.option(
+    "--data",
+    required=True,
+    type=_FILE,
+    help="JSON Lines file with training examples: texts, prompts with completions, or chats.",
+)
+@click.option("--new-token", "new_tokens", multiple=True, metavar="T", help="Token to add and train. Repeatable.")
+@click.option("--token", "tokens", multiple=True, metavar="T", help="Existing token to train. Repeatable.")
 @click.option("-o", "--out", required=True, type=_FILE, help="Adapter folder to write.")
-@click.option("--special/--no-special", default=False, help="New tokens are special (skip_special_tokens hides them).")
+@click.option(
+    "--special/--no-special",
+    default=False,
+    help="Add new tokens as special tokens, which decoding with skip_special_tokens omits.",
+)
 @click.option(
     "--init",
     type=click.Choice(INITS),
     default=DEFAULTS["init"],
     show_default=True,
-    help="Initial new rows: mean of the token's sub-tokens, mean of all rows, zeros, or random like the existing rows.",
+    help="Initial row of a new token: mean of the rows of the token's sub-tokens, mean of all rows, zeros, or a random "
+    "row with the mean and covariance of the existing rows.",
 )
 @click.option(
-    "--describe", multiple=True, metavar="T=TEXT", help="Initialise new token T with the mean of TEXT's tokens."
+    "--describe",
+    multiple=True,
+    metavar="T=TEXT",
+    help="Initialise the row of new token T with the mean of the rows of TEXT's tokens. Repeatable.",
 )
 @click.option("--lr", type=float, default=DEFAULTS["lr"], show_default=True, help="Peak learning rate of AdamW.")
 @click.option(
@@ -49,56 +62,95 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(list(SCHEDULES)),
     default=DEFAULTS["schedule"],
     show_default=True,
-    help="Schedule of the learning rate after the warm-up.",
+    help="Learning-rate schedule after the warm-up.",
 )
-@click.option("--warmup", type=float, default=DEFAULTS["warmup"], show_default=True, help="Share of warm-up steps.")
-@click.option("--steps", type=int, help="Length of the run in steps.")
-@click.option("--epochs", type=float, help=f"Length of the run in passes over the data; {DEFAULT_EPOCHS:g} by default.")
-@click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples per batch.")
-@click.option("--accumulate", type=int, default=DEFAULTS["accumulate"], show_default=True, help="Batches per step.")
+@click.option(
+    "--warmup",
+    type=float,
+    default=DEFAULTS["warmup"],
+    show_default=True,
+    help="Fraction of the steps used for warm-up.",
+)
+@click.option("--steps", type=int, help="Number of training steps.")
+@click.option(
+    "--epochs", type=float, help=f"Number of training epochs; {DEFAULT_EPOCHS:g} if --steps is not given either."
+)
+@click.option(
+    "--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples per batch and process."
+)
+@click.option(
+    "--accumulate",
+    type=int,
+    default=DEFAULTS["accumulate"],
+    show_default=True,
+    help="Batches accumulated per training step.",
+)
 @click.option(
     "--max-length",
     type=int,
     default=DEFAULTS["max_length"],
     show_default=True,
-    help="Tokens per example; longer examples are truncated.",
+    help="Maximum number of tokens per example; longer examples are truncated.",
 )
-@click.option("--seed", type=int, default=DEFAULTS["seed"], show_default=True, help="Same seed, same rows.")
+@click.option(
+    "--seed",
+    type=int,
+    default=DEFAULTS["seed"],
+    show_default=True,
+    help="Random seed; runs with equal seeds train equal rows.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
     default=DEFAULTS["dtype"],
     show_default=True,
-    help="Dtype of the frozen base in memory; auto keeps the stored one. Rows are float32.",
+    help="Dtype of the frozen base in memory; auto keeps the stored dtype. The trained rows are always float32.",
 )
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 (autocast).")
-@click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice to save memory.")
-@click.option("--train-head/--no-train-head", default=None, help="Also train rows of an untied head; on by default.")
-@click.option("--lora-rank", type=int, help="Train a LoRA adapter of this rank in addition to the rows.")
-@click.option("--lora-targets", metavar="NAMES", help="Comma-separated LoRA modules, or all-linear; default: PEFT's.")
-@click.option("--eval-data", type=_FILE, help="Examples to evaluate on before, during and after training.")
-@click.option("--eval-share", type=float, help="Hold out this share of the data and evaluate on it.")
+@click.option(
+    "--gradient-checkpointing", is_flag=True, help="Recompute activations in the backward pass to save memory."
+)
+@click.option(
+    "--train-head/--no-train-head", default=None, help="Also train the token rows of an untied head; on by default."
+)
+@click.option("--lora-rank", type=int, help="Train a LoRA adapter of the given rank in addition to the token rows.")
+@click.option(
+    "--lora-targets",
+    metavar="NAMES",
+    help="Comma-separated names of the modules that get LoRA weights, or all-linear; by default PEFT's choice.",
+)
+@click.option(
+    "--eval-data", type=_FILE, help="JSON Lines file with examples for evaluation before, during and after training."
+)
+@click.option("--eval-share", type=float, help="Fraction of the data to hold out for evaluation.")
 @click.option("--eval-every", type=int, metavar="N", help="Evaluate every N steps; once per epoch by default.")
 @click.option(
-    "--patience", type=int, metavar="N", help="Stop after N evaluations without progress; keep the best rows."
+    "--patience",
+    type=int,
+    metavar="N",
+    help="Stop after N evaluations without a lower loss; keep the rows with the lowest loss.",
 )
 @click.option("--save-every", type=int, metavar="N", help="Write a checkpoint every N steps.")
-@click.option("--resume", is_flag=True, help="Continue from the last checkpoint. The resulting rows are the same.")
-@click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard.")
-@click.option("--force", is_flag=True, help="Replace an existing adapter folder, or an unfinished run.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted run from the last checkpoint. The interruption does not change the trained rows.",
+)
+@click.option("--tensorboard", type=_FILE, metavar="DIR", help="Write event files for TensorBoard to DIR.")
+@click.option("--force", is_flag=True, help="Replace an existing adapter folder, or discard an unfinished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tokens, losses and settings of the run as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress bars and no notes.")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an unexpected error.")
 def tune(*, describe: Sequence[str], lora_targets: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Teach a few tokens to the model BASE, a checkpoint folder or a hub id (org/name or org/name@revision).
+    """Train the rows of a few tokens of the model BASE, a checkpoint folder or hub id (org/name or org/name@revision).
 
-    Only the rows of the taught tokens are trained. A weight-tied output head uses the trained rows too. The result is
-    an adapter folder. Stock PEFT loads the folder, and `ttexport merge` turns the folder into artifacts.
+    All other weights of BASE are frozen. A weight-tied output head uses the trained rows too. The result is an adapter
+    folder. Stock PEFT can load the adapter, and `ttexport merge` merges the adapter into the base and writes artifacts.
 
 
-    A line of the data is {"text": …} to learn the whole text, {"prompt": …, "completion": …} to learn the completion,
-    or {"messages": […]} to learn the assistant's turns. To train with two or more processes, run `torchrun -m tuner …`
-    or `accelerate launch -m tuner …` with the same arguments.
+    Each line of the data is {"text": …} to learn the whole text, {"prompt": …, "completion": …} to learn the
+    completion, or {"messages": […]} to learn the assistant's turns. To train with two or more processes, run `torchrun
+    -m tuner …` or `accelerate launch -m tuner …` with the same arguments.
     """
     targets = tuple(name.strip() for name in (lora_targets or "").split(",") if name.strip())
     spec = TuneSpec(descriptions=_descriptions(describe), lora_targets=targets, **options)

@@ -1,6 +1,6 @@
 """Define and check the options of a training run.
 
-All checks that do not load the model or the data are made in this module. This module does not import torch.
+All checks of options that need neither the model nor the data are in this module. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ class TuneSpec:
     def __post_init__(self) -> None:
         """Raise UsageError if options contradict each other or are out of range, and BadInput if no token is given."""
         if not self.new_tokens and not self.tokens:
-            raise BadInput("no token to train: expected --new-token or --token at least once, found neither")
+            raise BadInput("expected at least one token to train (--new-token or --token), found no token")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{_option(name)}: expected more than 0, found {value}")
+                raise UsageError(f"{_option(name)}: expected a finite number greater than 0, found {value}")
         if not 0 <= self.warmup < 1:
-            raise UsageError(f"--warmup: expected a share in [0, 1), found {self.warmup}")
+            raise UsageError(f"--warmup: expected a fraction in [0, 1), found {self.warmup}")
         if self.eval_share is not None and not 0 < self.eval_share < 1:
-            raise UsageError(f"--eval-share: expected a share in (0, 1), found {self.eval_share}")
+            raise UsageError(f"--eval-share: expected a fraction in (0, 1), found {self.eval_share}")
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{_option(name)}: expected {' or '.join(choices)}, found {value!r}")
@@ -116,16 +116,18 @@ class TuneSpec:
             raise UsageError("--eval-data and --eval-share are mutually exclusive")
         for name in ("eval_every", "patience"):
             if getattr(self, name) is not None and not self.evaluates:
-                raise UsageError(f"{_option(name)}: expected --eval-data or --eval-share as well, found neither")
+                raise UsageError(
+                    f"{_option(name)}: expected evaluation examples, found no examples; use --eval-data or --eval-share"
+                )
         if self.lora_targets and self.lora_rank is None:
-            raise UsageError("--lora-targets: expected --lora-rank as well, found none")
+            raise UsageError("--lora-targets: expected the option --lora-rank too, found only --lora-targets")
         # The best rows come from a checkpoint, so every checkpoint of a run with patience must have been evaluated.
         evaluated = (
             self.eval_every is not None and self.save_every is not None and not self.save_every % self.eval_every
         )
         if self.patience is not None and self.save_every is not None and not evaluated:
             raise UsageError(
-                f"--save-every: with --patience, expected a multiple of --eval-every, found {self.save_every}"
+                f"--save-every: expected a multiple of --eval-every if --patience is given, found {self.save_every}"
             )
 
     @property

@@ -89,7 +89,7 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     if getattr(config, "is_encoder_decoder", False):
         raise NotExpressible(
             "tune",
-            f"{config.model_type} is an encoder-decoder model, but the data does not separate input from output",
+            f"{config.model_type} is an encoder-decoder model, and only decoder-only models can be trained",
             instead="call tuner.get_peft_model in your own training loop",
         )
     with _translated(base.folder), quiet():

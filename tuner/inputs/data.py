@@ -20,7 +20,7 @@ __all__ = ["Example", "Examples", "read_examples", "split_examples"]
 
 # Example type → fields of a line of the type. Other fields are ignored.
 _FIELDS: Final = {"text": ("text",), "prompt": ("prompt", "completion"), "messages": ("messages",)}
-_EXPECTED: Final = '"text", "prompt" and "completion", or "messages"'
+_EXPECTED: Final = 'the field "text", the fields "prompt" and "completion", or the field "messages"'
 # Maximum size of a line, enough for a text of millions of tokens. Parsing may take 40 times the size: 640 MB.
 _MAX_LINE_BYTES: Final = 16 << 20
 
@@ -67,12 +67,12 @@ def read_examples(path: Path) -> Examples:
         line_type = _type_of(where, entry)
         if example_type and line_type != example_type:
             first = examples[0].line
-            raise BadInput(f'{where}: expected "{example_type}" as in line {first}, found "{line_type}"')
+            raise BadInput(f'{where}: expected example type "{example_type}" as in line {first}, found "{line_type}"')
         example_type = line_type
         check = _message_list if example_type == "messages" else _string
         examples.append(Example(number, tuple(check(where, name, entry[name]) for name in _FIELDS[example_type])))
     if not examples:
-        raise BadInput(f"{path}: expected lines with {_EXPECTED}, found none")
+        raise BadInput(f"{path}: expected at least one line with {_EXPECTED}, found only blank lines")
     return Examples(path, example_type, tuple(examples), hashlib.sha256(raw).hexdigest())
 
 
@@ -86,7 +86,9 @@ def split_examples(examples: Examples, share: float, seed: int) -> tuple[Example
     count = len(examples.examples)
     held_out = max(1, round(count * share))
     if held_out >= count:
-        raise BadInput(f"{examples.path}: expected more than {held_out} examples to hold out {share:g}, found {count}")
+        raise BadInput(
+            f"{examples.path}: expected more than {held_out} examples if --eval-share is {share:g}, found {count}"
+        )
     chosen = set(random.Random(seed).sample(range(count), held_out))
     parts: tuple[list[Example], list[Example]] = ([], [])
     for index, example in enumerate(examples.examples):
@@ -104,19 +106,21 @@ def _lines(raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:
     if len(line) > _MAX_LINE_BYTES:
-        raise UnreadableFile(where, f"expected at most {_MAX_LINE_BYTES} bytes, found {len(line)}")
+        raise UnreadableFile(where, f"expected a line of at most {_MAX_LINE_BYTES} bytes, found {len(line)} bytes")
     try:
         entry = json.loads(line.decode("utf-8"))
         if b"\\u" in line:
             json.dumps(entry, ensure_ascii=False).encode("utf-8")  # no tokenizer accepts half of a surrogate pair
     except UnicodeEncodeError as exc:
-        raise UnreadableFile(where, "expected complete characters, found half of a surrogate pair") from exc
+        raise UnreadableFile(where, "expected valid Unicode text, found half of a surrogate pair") from exc
     except UnicodeDecodeError as exc:
-        raise UnreadableFile(where, f"expected UTF-8, found other bytes at byte {exc.start + 1} of the line") from exc
+        raise UnreadableFile(
+            where, f"expected UTF-8, found an invalid byte at position {exc.start + 1} of the line"
+        ) from exc
     except json.JSONDecodeError as exc:
-        raise UnreadableFile(where, f"expected JSON: {exc.msg} at column {exc.colno}") from exc
+        raise UnreadableFile(where, f"expected valid JSON, found an error at column {exc.colno}: {exc.msg}") from exc
     except (ValueError, RecursionError) as exc:  # the line has a number of more than 4300 digits, or deep nesting
-        raise UnreadableFile(where, f"expected JSON: {exc}") from exc
+        raise UnreadableFile(where, f"expected valid JSON, found an error: {exc}") from exc
     if not isinstance(entry, dict):
         raise BadInput(f"{where}: expected an object with {_EXPECTED}, found {_describe(entry)}")
     return entry
@@ -126,12 +130,13 @@ def _type_of(where: str, entry: dict[str, Any]) -> str:
     types = [name for name, keys in _FIELDS.items() if any(key in entry for key in keys)]
     if not types:
         present = ", ".join(map(repr, entry)) or "no field"
-        raise BadInput(f"{where}: expected the field {_EXPECTED}, found {present}")
+        raise BadInput(f"{where}: expected {_EXPECTED}, found {present}")
     if len(types) > 1:
-        raise BadInput(f'{where}: expected one type of example, found "{types[0]}" and "{types[1]}"')
+        raise BadInput(f'{where}: expected fields of one example type, found the types "{types[0]}" and "{types[1]}"')
     for key in _FIELDS[types[0]]:
         if key not in entry:
-            raise BadInput(f'{where}: expected the field "{key}" too, found {", ".join(map(repr, entry))}')
+            present = ", ".join(map(repr, entry))
+            raise BadInput(f'{where}: expected the field "{key}" in an example of type "{types[0]}", found {present}')
     return types[0]
 
 

@@ -60,7 +60,8 @@ def encode_examples(tokenizer: Any, examples: Examples, max_length: int) -> Enco
             kept.append({"input_ids": ids[:max_length], "labels": labels})
     if not kept:
         raise BadInput(
-            f"{examples.path}: expected tokens to learn among the first {max_length} (--max-length), found none"
+            f"{examples.path}: expected an example with tokens to learn among the first {max_length} tokens "
+            "(--max-length), found no such example"
         )
     return Encoded(kept, truncated, tuple(dropped))
 
@@ -112,7 +113,7 @@ class _Chat:
         self._path = path
         template = tokenizer.chat_template
         if not template:
-            raise BadInput(f'{path}: "messages": expected a base with a chat template, found none')
+            raise BadInput(f'{path}: "messages": expected a base with a chat template, found no chat template')
         self._marked = template if isinstance(template, str) and has_generation_markers(template) else None
 
     def __call__(self, tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
@@ -126,10 +127,10 @@ class _Chat:
                 return _by_markers(tokenizer, messages, self._marked)
         except (TemplateError, TypeError, ValueError, IndexError) as exc:
             reason = " ".join(str(exc).split()) or type(exc).__name__
-            raise BadInput(f"{self._path}:{example.line}: the chat template rejects this chat: {reason}") from exc
+            raise BadInput(f"{self._path}:{example.line}: the chat template rejects the chat: {reason}") from exc
         raise BadInput(
-            f"{self._path}:{example.line}: expected a chat template with {{% generation %}} marks, found one that "
-            "changes earlier turns when later ones follow, which hides the assistant's turns"
+            f"{self._path}:{example.line}: expected a chat template with {{% generation %}} marks, "
+            "found a chat template without marks that renders earlier turns differently when later turns follow"
         )
 
     @staticmethod

@@ -36,13 +36,19 @@ def existing_token_id(tokenizer: PreTrainedTokenizerBase, token: str, rows: int)
         if len(subtoken_ids) != 1:
             shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(subtoken_ids)))
             raise BadInput(
-                f"--token {token!r}: expected one token, found {len(subtoken_ids)} ({shown}); add it with --new-token"
+                f"--token {token!r}: expected a text of one token, found {len(subtoken_ids)} tokens ({shown}); "
+                "use --new-token to add the text as a token"
             )
         token_id = subtoken_ids[0]
         if token_id == tokenizer.unk_token_id:
-            raise BadInput(f"--token {token!r}: expected a known token, found an unknown one; add it with --new-token")
+            raise BadInput(
+                f"--token {token!r}: expected a token of the vocabulary, found an unknown token; "
+                "use --new-token to add the token"
+            )
     if token_id >= rows:
-        raise BadInput(f"--token {token!r}: expected an id below {rows} (rows of the embedding), found {token_id}")
+        raise BadInput(
+            f"--token {token!r}: expected an id below {rows}, the number of rows of the embedding, found {token_id}"
+        )
     return int(token_id)
 
 
@@ -100,13 +106,13 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], descri
             raise BadInput("--new-token: expected a token, found an empty text")
         if token in vocab:
             raise BadInput(
-                f"--new-token {token!r}: expected a new token, found an existing one (id {vocab[token]}); train it "
-                "with --token"
+                f"--new-token {token!r}: expected a new token, found an existing token (id {vocab[token]}); "
+                "use --token to train an existing token"
             )
         if token in tokens[:index]:
-            raise BadInput(f"--new-token {token!r}: expected each new token once, found it twice")
+            raise BadInput(f"--new-token {token!r}: expected distinct tokens, found the same token twice")
     if others := sorted(descriptions.keys() - set(tokens)):
-        raise BadInput(f"--describe {others[0]!r}: expected one of the new tokens, found another token")
+        raise BadInput(f"--describe {others[0]!r}: expected a token that --new-token adds, found another token")
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -120,7 +126,7 @@ def embedding_rows(model: PreTrainedModel) -> int:
 def _embedding(model: PreTrainedModel) -> nn.Module:
     embedding = input_embedding(model)
     if embedding is None:
-        raise BadInput(f"{type(model).__name__}: expected a model with an input embedding, found none")
+        raise BadInput(f"{type(model).__name__}: expected a model with an input embedding, found no input embedding")
     return unwrap(embedding)
 
 

@@ -102,8 +102,8 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             for token_id in self.token_indices.get(name, ()):
                 if token_id in owner:
                     raise ValueError(
-                        f"adapters {owner[token_id]!r} and {name!r} both have a row for token {token_id}; "
-                        "only adapters with disjoint tokens can be used together"
+                        f"adapters {owner[token_id]!r} and {name!r} both have a row for token id {token_id}; "
+                        "only adapters with disjoint token ids can be used together"
                     )
                 owner[token_id] = name
 
@@ -122,7 +122,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         rows = {name: self.trainable_tokens_delta[name].detach().to(weight) for name in names}
         for name in names:
             if safe_merge and not torch.isfinite(rows[name]).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                raise ValueError(f"adapter {name!r}: expected finite token rows, found NaN or infinity")
         for name in names:
             _write_rows(weight, self.token_indices[name], rows[name])
             self.merged_adapters.append(name)
@@ -130,7 +130,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Restore the base's own rows bit for bit."""
         if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            warnings.warn("No adapter is merged, so unmerge changes nothing.", stacklevel=2)
             return
         weight = self.weight
         while self.merged_adapters:
@@ -220,7 +220,7 @@ def checked_ids(token_ids: Sequence[int], vocab: int) -> list[int]:
         raise ValueError(f"token_indices: expected ids in [0, {vocab}), found {outside[0]}")
     if len(set(ids)) != len(ids):
         twice = next(token_id for token_id in ids if ids.count(token_id) > 1)
-        raise ValueError(f"token_indices: expected distinct ids, found {twice} more than once")
+        raise ValueError(f"token_indices: expected distinct ids, found id {twice} more than once")
     return ids
 
 
@@ -244,10 +244,10 @@ def _features(base: nn.Module) -> tuple[int, int]:
         features, stored = (base.in_features, base.out_features), (base.out_features, base.in_features)
     else:
         # PEFT raises ValueError for the same mistake, so the error is no TypeError.
-        raise ValueError(f"trained token rows need an embedding or linear layer, found {type(base).__name__}")  # noqa: TRY004
+        raise ValueError(f"base_layer: expected an embedding or a linear layer, found {type(base).__name__}")  # noqa: TRY004
     if tuple(base.weight.shape) != stored:  # the weight is packed by a quantiser, or partitioned over processes
         raise ValueError(
-            f"trained token rows need a weight of {stored}, but {type(base).__name__} stores {base.weight.shape}"
+            f"{type(base).__name__}: expected a weight of shape {stored}, found shape {tuple(base.weight.shape)}"
         )
     return features
 

@@ -50,9 +50,9 @@ def _set_additional_trainable_modules(
 def _replacements() -> Iterator[tuple[MutableMapping[Any, Any], Any, Any]]:
     """Yield (namespace, name, replacement) for every name in PEFT to replace.
 
-    PEFT finds the classes of an adapter type in two tables. PEFT looks up the classes for rows that accompany a LoRA
-    adapter in its own package each time an adapter is made. The modules that define PEFT's classes are not changed, so
-    existing models keep working. A name is replaced only if the name exists in the installed PEFT, because the names
+    PEFT finds the classes of an adapter type in two tables. For each new LoRA adapter with token rows, PEFT looks up
+    the classes for the rows in the package of PEFT. The modules that define PEFT's classes are not changed, so existing
+    models keep working. A name is replaced only if the name exists in the installed PEFT, because the names
     differ between PEFT versions.
     """
     yield PEFT_TYPE_TO_TUNER_MAPPING, PeftType.TRAINABLE_TOKENS, TrainableTokensModel
@@ -127,7 +127,7 @@ def enable() -> Enabled:
 def _without_noise() -> Iterator[None]:
     """Hide the deprecation warning about an attribute that transformers renamed and PEFT still uses under the old name.
 
-    The warning would be useless, because only a new version of PEFT can remove its cause.
+    The warning would be useless, because only a new version of PEFT can remove the cause.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

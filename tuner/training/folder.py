@@ -25,9 +25,13 @@ def check_output(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> No
     require_apart(out, inputs)
     if os.path.lexists(out):
         if not force:
-            raise OutputError(out, "exists already; choose another name, or use --force to replace the folder")
+            raise OutputError(
+                out, "the output exists already; choose another name, or use --force to replace an adapter folder"
+            )
         if not (out / "adapter_config.json").is_file():
-            raise OutputError(out, "is not an adapter folder and is not replaced by --force; choose another name")
+            raise OutputError(
+                out, "the output is not an adapter folder, so --force does not replace the output; choose another name"
+            )
 
 
 @contextmanager

@@ -131,14 +131,15 @@ def _note_data(tokens: list[dict[str, Any]], data: _Data, spec: TuneSpec, note: 
         entry["occurrences"] = sum(example["input_ids"].count(entry["id"]) for example in encoded.examples)
         if not entry["occurrences"]:
             name = f"{entry['token']!r} (id {entry['id']})"
-            note(f"{name} does not occur in the data: its row only learns not to be predicted")
+            note(f"{name} does not occur in the data, so the model only learns not to predict the token")
     if encoded.truncated:
         total = len(data.train.examples)
         note(f"{encoded.truncated} of {total} examples were truncated to {spec.max_length} tokens (--max-length)")
     if encoded.dropped:
         lines = ", ".join(map(str, encoded.dropped[:5])) + (", …" if len(encoded.dropped) > 5 else "")
         note(
-            f"{len(encoded.dropped)} examples were skipped because the examples have no token with a loss: line {lines}"
+            f"{len(encoded.dropped)} examples were skipped, because no token of the examples contributes to the loss: "
+            f"line {lines}"
         )
 
 
@@ -208,18 +209,18 @@ def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNo
         elif spec.resume:
             checkpoint = last_checkpoint(work)
     if checkpoint is not None:
-        note(f"resuming after step {checkpoint.name.rpartition('-')[2]}")
+        note(f"resuming the training after step {checkpoint.name.rpartition('-')[2]}")
         arguments.eval_on_start = False
     elif spec.resume:
-        note("--resume: no checkpoint found; starting from the beginning")
+        note("--resume: found no checkpoint, so the training starts from the beginning")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
-        note("accelerate shards models only on accelerators; on this machine, every process holds the whole model")
+        note("accelerate shards models only on GPUs and other accelerators; here, every process loads the whole model")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if spec.evaluates and _is_stale(trainer):
         trainer.evaluate()
     state = trainer.trained_state()
     if any(not torch.isfinite(tensor).all() for tensor in state.values()):
-        raise TTExportError("the trained rows are not finite; try a lower --lr")
+        raise TTExportError("the trained rows contain NaN or infinity; try a lower --lr")
     return state
 
 

@@ -31,7 +31,7 @@ class RowsTrainer(SFTTrainer):
     SFTTrainer itself multiplies hidden states with ``lm_head.weight``. Multiplying by ``lm_head.weight`` bypasses
     trained rows, so SFTTrainer rejects adapters on the head. With RowsTrainer, the model itself computes the logits and
     the loss, with a single copy of the logits. Every log entry also contains ``taught_loss``, the mean loss over the
-    labels that are in ``token_ids``, if the step has any.
+    labels that are in ``token_ids``, if the step has such labels.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:

@@ -52,7 +52,9 @@ def claimed(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise OutputError(work, "another run is using it; choose another name for -o") from exc
+            raise OutputError(
+                work, "another run is using the work folder; use -o to choose another output folder"
+            ) from exc
         try:
             yield
         finally:
@@ -90,7 +92,9 @@ def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: 
         return checkpoint
     if checkpoint is not None and not force:
         raise OutputError(
-            work, "contains an unfinished run; use --resume to continue the run or --force to discard the run"
+            work,
+            "the work folder contains an unfinished run; "
+            "use --resume to continue or --force to discard the unfinished run",
         )
     with writing(work):
         for path in work.iterdir():
@@ -106,7 +110,7 @@ def _check_same(work: Path, run: Mapping[str, Any]) -> None:
         if run.get(name) != before.get(name):
             raise UsageError(
                 f"--resume: {path}: {name}: expected {_shown(run.get(name))}, found {_shown(before.get(name))}; "
-                "use --force to start over"
+                "use --force without --resume to start from the beginning"
             )
 
 

@@ -38,30 +38,42 @@ USER = b'{"role": "user", "content": "a"}'
 @pytest.mark.parametrize(
     ("raw", "error", "message"),
     [
-        (b'{"text": "a"}\n{"text": ', UnreadableFile, r"data.jsonl:2: expected JSON: .* at column"),
+        (
+            b'{"text": "a"}\n{"text": ',
+            UnreadableFile,
+            r"data.jsonl:2: expected valid JSON, found an error at column 10: Expecting value",
+        ),
         (b'{"text": "a"}\n\n{"text": "\xff"}', UnreadableFile, r"data.jsonl:3: expected UTF-8"),
-        (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: expected JSON"),
+        (b"[" * 100_000, UnreadableFile, r"data.jsonl:1: expected valid JSON, found an error"),
         (
             b'{"text": %b}' % (b"1" * 5000),
             UnreadableFile,
-            r"data.jsonl:1: expected JSON: Exceeds the limit \(4300 digits\)",
+            r"data.jsonl:1: expected valid JSON, found an error: Exceeds the limit \(4300 digits\)",
         ),
         (
             b'{"text": "\\ud83d"}',
             UnreadableFile,
-            r"data.jsonl:1: expected complete characters, found half of a surrogate",
+            r"data.jsonl:1: expected valid Unicode text, found half of a surrogate",
         ),
-        (b'{"text": "%b"}' % (b"a" * (16 << 20)), UnreadableFile, r"data.jsonl:1: expected at most 16777216 bytes"),
+        (
+            b'{"text": "%b"}' % (b"a" * (16 << 20)),
+            UnreadableFile,
+            r"data.jsonl:1: expected a line of at most 16777216 bytes",
+        ),
         (b'["text"]', BadInput, r"data.jsonl:1: expected an object .* found a list"),
-        (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\".*, found 'test'"),
+        (b'{"test": "a"}', BadInput, r"data.jsonl:1: expected the field \"text\", the fields .*, found 'test'"),
         (b"{}", BadInput, r"found no field"),
         (b'{"text": 5}', BadInput, r"data.jsonl:1: .* found a number"),
         (b'{"text": ""}', BadInput, r"data.jsonl:1: .* found an empty string"),
-        (b"\n \n", BadInput, r"data.jsonl: expected lines with .* found none"),
-        (b'{"text": "a"}\n\n{"prompt": "a", "completion": "b"}', BadInput, r':3: expected "text" as in line 1'),
-        (b'{"text": "a", "messages": []}', BadInput, r':1: expected one type of example, found "text" and "messages"'),
-        (b'{"prompt": "a"}', BadInput, r':1: expected the field "completion" too'),
-        (b'{"completion": "a"}', BadInput, r':1: expected the field "prompt" too'),
+        (b"\n \n", BadInput, r"data.jsonl: expected at least one line with .* found only blank lines"),
+        (
+            b'{"text": "a"}\n\n{"prompt": "a", "completion": "b"}',
+            BadInput,
+            r':3: expected example type "text" as in line 1',
+        ),
+        (b'{"text": "a", "messages": []}', BadInput, r':1: .* one example type, found the types "text" and "messages"'),
+        (b'{"prompt": "a"}', BadInput, r':1: expected the field "completion" in an example of type "prompt"'),
+        (b'{"completion": "a"}', BadInput, r':1: expected the field "prompt" in an example of type "prompt"'),
         (b'{"messages": "a"}', BadInput, r"list of messages, found a string"),
         (b'{"messages": []}', BadInput, r"list of messages, found an empty list"),
         (b'{"messages": ["a"]}', BadInput, r"message 1: expected an object, found a string"),
@@ -100,5 +112,5 @@ def test_a_split_is_disjoint_complete_and_drawn_by_the_seed(tmp_path: Path) -> N
 
 def test_a_split_leaves_something_to_train_on(tmp_path: Path) -> None:
     examples = read_examples(written(tmp_path, b'{"text": "a"}'))
-    with pytest.raises(BadInput, match=r"expected more than 1 examples to hold out 0\.5, found 1"):
+    with pytest.raises(BadInput, match=r"expected more than 1 examples if --eval-share is 0\.5, found 1"):
         split_examples(examples, 0.5, seed=0)

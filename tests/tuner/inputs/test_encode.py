@@ -88,7 +88,9 @@ def test_a_template_with_marks_gives_the_same_labels(tokenizer: Any) -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused_by_line(tokenizer: Any) -> None:
     tokenizer.chat_template = FORGETFUL
     one_turn = (chat(*TURNS[:2]),)
-    with pytest.raises(BadInput, match=r"data.jsonl:2: expected a chat template .*generation %} marks, found one that"):
+    with pytest.raises(
+        BadInput, match=r"data.jsonl:2: expected a chat template .*generation %} marks, found a chat template"
+    ):
         encode_examples(tokenizer, examples("messages", one_turn, (chat(*TURNS),)), 999)
 
 
@@ -103,7 +105,7 @@ def test_for_a_known_template_that_rewrites_earlier_turns_trl_has_one_with_marks
 
 def test_a_chat_that_the_template_rejects_is_named_by_line(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(BadInput, match=r"data.jsonl:1: the chat template rejects this chat: roles must alternate"):
+    with pytest.raises(BadInput, match=r"data.jsonl:1: the chat template rejects the chat: roles must alternate"):
         encode_examples(tokenizer, examples("messages", (chat(*TURNS),)), 999)
     tokenizer.chat_template = None
     with pytest.raises(BadInput, match=r'data.jsonl: "messages": expected a base with a chat template'):
@@ -115,5 +117,8 @@ def test_examples_without_a_label_are_dropped_or_refused() -> None:
     encoded = encode_examples(Letters(eos_token_id=0), two, 4)
     assert encoded.dropped == (1,)
     assert [example["input_ids"] for example in encoded.examples] == [[97, 98, 0]]
-    with pytest.raises(BadInput, match=r"data.jsonl: expected tokens to learn among the first 1 \(--max-length\)"):
+    with pytest.raises(
+        BadInput,
+        match=r"data.jsonl: expected an example with tokens to learn among the first 1 tokens \(--max-length\)",
+    ):
         encode_examples(Letters(eos_token_id=0), two, 1)

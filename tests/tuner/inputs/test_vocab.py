@@ -94,8 +94,8 @@ def test_a_known_token_is_found_by_its_entry_or_by_its_text(tied: tuple[Any, Any
     ("token", "rows", "message"),
     [
         ("", 320, "empty text"),
-        ("lighthouse keeper", 320, "expected one token, found"),
-        ("<|im_end|>", 2, "expected an id below 2 .* found 2"),
+        ("lighthouse keeper", 320, "expected a text of one token, found"),
+        ("<|im_end|>", 2, "expected an id below 2, .* found 2"),
     ],
 )
 def test_tokens_that_cannot_be_trained_again(token: str, rows: int, message: str, tied: tuple[Any, Any]) -> None:
@@ -110,17 +110,17 @@ def test_a_token_the_tokenizer_does_not_know(tied: tuple[Any, Any]) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")), unk_token="<unk>"
     )
-    with pytest.raises(BadInput, match="expected a known token, found an unknown one"):
+    with pytest.raises(BadInput, match="expected a token of the vocabulary, found an unknown token"):
         existing_token_id(tokenizer, "zebra", 2)
 
 
 @pytest.mark.parametrize(
     ("tokens", "descriptions", "message"),
     [
-        (["<|im_end|>"], {}, r"expected a new token, found an existing one \(id 2\)"),
-        (["<a>", "<a>"], {}, "expected each new token once, found it twice"),
+        (["<|im_end|>"], {}, r"expected a new token, found an existing token \(id 2\)"),
+        (["<a>", "<a>"], {}, "expected distinct tokens, found the same token twice"),
         ([""], {}, "empty text"),
-        (["<a>"], {"<b>": "x"}, "one of the new tokens"),
+        (["<a>"], {"<b>": "x"}, "a token that --new-token adds"),
     ],
 )
 def test_tokens_that_cannot_be_added(

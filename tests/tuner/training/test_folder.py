@@ -61,7 +61,7 @@ def test_force_replaces_a_link_to_an_adapter_and_not_the_adapter(tmp_path: Path)
 
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     out = adapter(tmp_path / "out")
-    with pytest.raises(OutputError, match="out: exists already"), staged_adapter(out, force=False):
+    with pytest.raises(OutputError, match="out: the output exists already"), staged_adapter(out, force=False):
         pass
 
 
@@ -83,7 +83,7 @@ def test_force_does_not_replace_anything_but_an_adapter(occupant: str, tmp_path:
         out.touch()
     else:
         out.symlink_to(tmp_path / "none")
-    with pytest.raises(OutputError, match="is not an adapter folder"), staged_adapter(out, force=True):
+    with pytest.raises(OutputError, match="the output is not an adapter folder"), staged_adapter(out, force=True):
         pass
     assert os.path.lexists(out)
 

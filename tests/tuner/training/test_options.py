@@ -148,7 +148,7 @@ def test_two_runs_do_not_share_a_work_folder(base: Path, chats: Path, tmp_path: 
         assert run(base, chats, tmp_path / "out", "--force") == 7
     finally:
         os.close(handle)
-    assert "another run is using it" in capfd.readouterr().err
+    assert "another run is using the work folder" in capfd.readouterr().err
     assert work.is_dir()
 
 

@@ -32,7 +32,7 @@ def refused(
 
 
 def test_no_token_to_train_is_bad_input(base: Path, data: Path, capfd: Any) -> None:
-    refused(capfd, 4, "expected --new-token or --token", base, data)
+    refused(capfd, 4, "expected at least one token to train (--new-token or --token), found no token", base, data)
 
 
 def test_a_model_without_token_embeddings_is_bad_input(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
@@ -59,27 +59,39 @@ def test_a_token_beyond_the_embedding_is_bad_input(base: Path, data: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': expected a new token, found an existing one (id 2)"),
-        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected each new token once, found it twice"),
-        (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected one token, found"),
-        (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens"),
+        (("--new-token", "<|im_end|>"), 4, "'<|im_end|>': expected a new token, found an existing token (id 2)"),
+        (("--new-token", "<a>", "--new-token", "<a>"), 4, "expected distinct tokens, found the same token twice"),
+        (("--token", "lighthouse keeper"), 4, "'lighthouse keeper': expected a text of one token, found"),
+        (("--token", " the", "--token", "Ġthe"), 4, "expected distinct tokens, found id"),
         (("--token", ""), 4, "found an empty text"),
         ((*NEW, "--describe", "<ship>"), 2, "expected T=TEXT"),
-        ((*NEW, "--describe", "<x>=text"), 4, "expected one of the new tokens"),
+        ((*NEW, "--describe", "<x>=text"), 4, "expected a token that --new-token adds"),
         ((*NEW, "--steps", "1", "--epochs", "1"), 2, "--steps and --epochs are mutually exclusive"),
-        ((*NEW, "--lr", "0"), 2, "--lr: expected more than 0"),
-        ((*NEW, "--lr", "nan"), 2, "--lr: expected more than 0"),
-        ((*NEW, "--warmup", "1"), 2, "--warmup: expected a share in [0, 1)"),
-        ((*NEW, "--eval-share", "1"), 2, "--eval-share: expected a share in (0, 1)"),
-        ((*NEW, "--eval-share", "0.9"), 4, "expected more than 3 examples to hold out 0.9, found 3"),
+        ((*NEW, "--lr", "0"), 2, "--lr: expected a finite number greater than 0"),
+        ((*NEW, "--lr", "nan"), 2, "--lr: expected a finite number greater than 0"),
+        ((*NEW, "--warmup", "1"), 2, "--warmup: expected a fraction in [0, 1)"),
+        ((*NEW, "--eval-share", "1"), 2, "--eval-share: expected a fraction in (0, 1)"),
+        ((*NEW, "--eval-share", "0.9"), 4, "expected more than 3 examples if --eval-share is 0.9, found 3"),
         ((*NEW, "--eval-share", "0.5", "--eval-data", "x"), 2, "--eval-data and --eval-share are mutually exclusive"),
         ((*NEW, "--eval-data", "x"), 4, "x: no such file"),
-        ((*NEW, "--patience", "1"), 2, "--patience: expected --eval-data or --eval-share as well"),
-        ((*NEW, "--eval-every", "1"), 2, "--eval-every: expected --eval-data or --eval-share as well"),
+        (
+            (*NEW, "--patience", "1"),
+            2,
+            "--patience: expected evaluation examples, found no examples; use --eval-data or --eval-share",
+        ),
+        (
+            (*NEW, "--eval-every", "1"),
+            2,
+            "--eval-every: expected evaluation examples, found no examples; use --eval-data or --eval-share",
+        ),
         ((*NEW, "--eval-share", "0.5", "--patience", "1", "--save-every", "3"), 2, "a multiple of --eval-every"),
-        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: expected --lora-rank as well"),
+        ((*NEW, "--lora-targets", "q_proj"), 2, "--lora-targets: expected the option --lora-rank too"),
         ((*NEW, "--lora-rank", "2", "--lora-targets", "nothing"), 4, "--lora-targets: Target modules"),
-        ((*NEW, "--max-length", "1"), 4, "data.jsonl: expected tokens to learn among the first 1"),
+        (
+            (*NEW, "--max-length", "1"),
+            4,
+            "data.jsonl: expected an example with tokens to learn among the first 1 tokens",
+        ),
     ],
 )
 def test_requests_that_cannot_be_met(
@@ -96,15 +108,15 @@ def test_a_new_token_without_head_rows_is_refused_on_an_untied_base(untied_base:
 
 def test_broken_data_is_named_by_line(base: Path, data: Path, capfd: Any) -> None:
     data.write_text('{"text": "a"}\n{"text": \n')
-    refused(capfd, 4, f"{data}:2: expected JSON", base, data, *NEW)
+    refused(capfd, 4, f"{data}:2: expected valid JSON", base, data, *NEW)
     data.unlink()
     data.touch()
-    refused(capfd, 4, f"{data}: expected lines", base, data, *NEW)
+    refused(capfd, 4, f"{data}: expected at least one line", base, data, *NEW)
 
 
 def test_example_types_are_not_mixed(base: Path, data: Path, capfd: Any) -> None:
     data.write_text('{"text": "a"}\n{"prompt": "a", "completion": "b"}\n')
-    refused(capfd, 4, f'{data}:2: expected "text" as in line 1, found "prompt"', base, data, *NEW)
+    refused(capfd, 4, f'{data}:2: expected example type "text" as in line 1, found "prompt"', base, data, *NEW)
     (data.parent / "eval.jsonl").write_text('{"test": "a"}\n')
     data.write_text('{"text": "a"}\n')
     refused(capfd, 4, "eval.jsonl:1: expected", base, data, *NEW, "--eval-data", str(data.parent / "eval.jsonl"))
@@ -112,7 +124,7 @@ def test_example_types_are_not_mixed(base: Path, data: Path, capfd: Any) -> None
 
 def test_an_existing_output_is_refused_and_an_input_never_replaced(base: Path, data: Path, capfd: Any) -> None:
     (data.parent / "there").mkdir()
-    refused(capfd, 7, "exists already", base, data, *NEW, out=data.parent / "there")
+    refused(capfd, 7, "the output exists already", base, data, *NEW, out=data.parent / "there")
     refused(capfd, 2, "expected an output path that overwrites no input", base, data, *NEW, out=data)
     refused(capfd, 2, "expected an output path that overwrites no input", base, data, *NEW, "--force", out=base)
 
@@ -186,7 +198,15 @@ def test_a_token_whose_id_has_no_row(broken: Path, data: Path, capfd: Any) -> No
     tokenizer = AutoTokenizer.from_pretrained(broken)
     tokenizer.add_tokens(["<late>"])
     tokenizer.save_pretrained(broken)
-    refused(capfd, 4, "expected an id below 320 (rows of the embedding), found 320", broken, data, "--token", "<late>")
+    refused(
+        capfd,
+        4,
+        "expected an id below 320, the number of rows of the embedding, found 320",
+        broken,
+        data,
+        "--token",
+        "<late>",
+    )
 
 
 def test_encoder_decoder_models_are_out_of_scope(broken: Path, data: Path, capfd: Any) -> None:
