@@ -126,7 +126,7 @@ class MissingDependency(TTExportError):
 
     def __init__(self, package: str, *, needed_for: str, install: str) -> None:
         """The argument ``install`` is what the user must pass to ``pip install``."""
-        super().__init__(f"{needed_for} needs {package}; pip install '{install}'")
+        super().__init__(f"{needed_for} needs {package}; run pip install '{install}'")
         self.package = package
 
 

@@ -36,7 +36,7 @@ def test_one_missing_module_is_enough_to_raise(monkeypatch: pytest.MonkeyPatch) 
     requirement.require("a test")
     monkeypatch.setitem(sys.modules, "tomllib", None)
     assert not requirement.is_installed()
-    with pytest.raises(MissingDependency, match="a test needs json and tomllib; pip install 'ttexport'"):
+    with pytest.raises(MissingDependency, match="a test needs json and tomllib; run pip install 'ttexport'"):
         requirement.require("a test")
 
 

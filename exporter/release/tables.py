@@ -11,7 +11,7 @@ import msgspec
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of ``release.toml``. A table of ``release.toml`` whose keys are written with dashes."""
+    """A table of ``release.toml``, whose keys are written with dashes."""
 
 
 class ModelTable(_Table, frozen=True):

@@ -42,7 +42,7 @@ from exporter.verify.report import Report
 @click.option("--report", type=PATH, help="Folder for report.json, report.xml (JUnit) and report.html.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option(
-    "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint that BASE was made from, as folder or hub id."
+    "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint (folder or hub id) from which BASE was made."
 )
 @patch_place_options
 @output_options

@@ -50,9 +50,9 @@ def plan(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Show what merge or export would write from SOURCE with the same options. Nothing is written.
+    """Show what merge or export would write from SOURCE with the same options, without writing anything.
 
-    If SOURCE starts with a .gguf file or a folder of ONNX models, show what patch would write. The exit code is 5 if a
+    If the first SOURCE is a .gguf file or a folder of ONNX models, show what patch would write. The exit code is 5 if a
     format cannot represent the model.
     """
     paths = sources or (".",)
@@ -131,7 +131,10 @@ def _patch(
             click.echo(f"{entry['tensor']} ({entry['type']}): {len(entry['token_ids'])} rows{rounded}")
         for token_id, text in document["new_tokens"].items():
             click.echo(f"new token {token_id}: {text!r}")
-        click.echo(f"vocabulary {document['vocab']}, base: {document['proof']}, in place: {document['in_place']}")
+        click.echo(
+            f"vocabulary size: {document['vocab']}, proof of the base: {document['proof']}, "
+            f"in place: {document['in_place']}"
+        )
 
 
 def _print(made: ExportPlan) -> None:

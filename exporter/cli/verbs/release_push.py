@@ -23,7 +23,7 @@ _OPTIONS = (
     ),
     click.option("--revision", metavar="BRANCH", help="Branch of REPO, created if necessary; default: main."),
     click.option("--message", metavar="TEXT", help="Commit message; default: name and version of the release."),
-    click.option("--private", is_flag=True, help="If REPO is new, make REPO private."),
+    click.option("--private", is_flag=True, help="Make REPO private if the upload creates REPO."),
     click.option(
         "--dry-run/--no-dry-run",
         default=None,

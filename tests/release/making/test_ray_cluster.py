@@ -120,7 +120,7 @@ def test_without_ray_it_is_exit_6_with_the_package_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert project.write("one").release(tmp_path / "out", "--ray", "local") == 6
-    assert capsys.readouterr().err == "ttexport: --ray needs ray; pip install 'ttexport[ray]'\n"
+    assert capsys.readouterr().err == "ttexport: --ray needs ray; run pip install 'ttexport[ray]'\n"
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 

@@ -136,7 +136,7 @@ def test_without_the_extra_the_error_has_the_pip_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert run(tmp_path, chats, tmp_path / "out") == 6
-    assert capfd.readouterr().err == f"ttexport: ttexport tune needs {package}; pip install 'ttexport[tune]'\n"
+    assert capfd.readouterr().err == f"ttexport: ttexport tune needs {package}; run pip install 'ttexport[tune]'\n"
 
 
 def test_two_runs_do_not_share_a_work_folder(base: Path, chats: Path, tmp_path: Path, capfd: Any) -> None:
