@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class LowRank:
     setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
     (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. expert: the expert to
     which the update applies; set only if the factors cover a whole stack of experts.
+
+    experts: number of experts that the factors cover, by the rank in the config; 1 for a matrix. The factors of a stack
+    have the shapes (r * experts, in), with the rank as the inner index, and (out, r * experts), with the expert as the
+    inner index. Whether the stack stores an expert as (out, in) or (in, out) is known only to the module's class.
+    Source: PEFT's ParamWrapper.
     """
 
     path: Path
@@ -76,6 +81,7 @@ class LowRank:
     magnitude: FileTensor | None = None
     bias: FileTensor | None = None
     expert: Expert | None = None
+    experts: int = 1
 
     @property
     def key(self) -> str:
@@ -90,8 +96,8 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Rank of the low-rank update."""
-        return self.down.spec.shape[0]
+        """Rank of the low-rank update; for a stack of experts, the rank of the update of each expert."""
+        return self.down.spec.shape[0] // self.experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,9 @@ class FullModule:
         return self is other or same_values(self.tensor, other.tensor)
 
 
+#: Advice for tensors that are incomplete.
+GATHER: Final = "tensors that were sharded in training must be gathered before they are saved"
+
 #: A change that an adapter makes to one module of its base.
 Edit = TokenRows | LowRank | FullModule
 
@@ -133,6 +142,23 @@ def require_floats(path: Path, tensor: FileTensor) -> None:
     if tensor.spec.dtype not in FLOATS:
         expected = f"a dtype of {', '.join(sorted(FLOATS))}"
         raise TensorMismatch(path, tensor.spec.name, expected=expected, found=tensor.spec.dtype)
+
+
+def require_gathered(path: Path, tensor: FileTensor, *, n_axes: int | None = None) -> None:
+    """Raise TensorMismatch if ``tensor`` is empty or does not have ``n_axes`` axes (None: any number of axes)."""
+    shape = tensor.spec.shape
+    if 0 in shape or (n_axes is not None and len(shape) != n_axes):
+        expected = "a tensor with values" if n_axes is None else f"a tensor with {n_axes} axes"
+        hint = GATHER if is_shard(shape) else ""
+        raise TensorMismatch(path, tensor.spec.name, expected=expected, found=f"shape {shape}", hint=hint)
+
+
+def is_shard(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor with the invalid shape ``shape`` is a shard of a tensor of a model that was distributed.
+
+    DeepSpeed ZeRO-3 leaves empty tensors in place of the model's tensors, and FSDP leaves flat vectors.
+    """
+    return 0 in shape or len(shape) == 1
 
 
 def require_finite(path: Path, tensor: FileTensor) -> None:

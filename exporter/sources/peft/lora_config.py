@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.errors import NotExpressible, UnreadableFile
+from exporter.sources.peft.matching import first_pattern, targets
 
 #: Setting → effect, for settings with an effect that no update of stored weights can represent.
 _NOT_WEIGHTS: Final = {
@@ -27,7 +28,6 @@ _NOT_WEIGHTS: Final = {
 #: Initialisations that change the base's weights when the adapter is loaded. The LoRA factors belong to the changed
 #: weights.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_PATTERN_SECONDS: Final = 0.5
 #: Advice for adapters that ttexport cannot merge.
 PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export the resulting checkpoint"
 
@@ -36,8 +36,9 @@ PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export
 class LoraSettings:
     """Validated settings of a LoRA adapter.
 
-    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map a module name or the end of a module name to a
-    value.
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map regular expressions for the last segments of a name
+    to a value. target_modules: names of the modules with LoRA, or a regular expression. parameters: PEFT's
+    target_parameters, the names of single parameters with LoRA, with or without segments of the module's path.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class LoraSettings:
     alphas: Mapping[str, float]
     rslora: bool
     fan_in_fan_out: bool
+    target_modules: str | Sequence[str]
     parameters: Sequence[str]
 
     @classmethod
@@ -59,9 +61,7 @@ class LoraSettings:
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
         if not all(value.is_integer() for value in ranks.values()):
             raise UnreadableFile(path, f"rank_pattern: expected integers, found {ranks!r:.80}")
-        names = config.get("target_parameters") or []
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise UnreadableFile(path, f"target_parameters: expected a list of names, found {names!r:.80}")
+        modules = config.get("target_modules")
         return cls(
             path=path,
             rank=_whole(path, config, "r", 8),
@@ -70,17 +70,44 @@ class LoraSettings:
             alphas=alphas,
             rslora=config.get("use_rslora") is True,
             fan_in_fan_out=config.get("fan_in_fan_out") is True,
-            parameters=names,
+            target_modules=modules if isinstance(modules, str) else _names(path, config, "target_modules"),
+            parameters=_names(path, config, "target_parameters"),
         )
 
-    def rank_of(self, module: str) -> int:
-        """Return the rank of the update of ``module``, as given in the config."""
-        return self.ranks.get(_pattern(self.path, self.ranks, module), self.rank)
+    def rank_of(self, name: str) -> int:
+        """Return the rank of an update, as given in the config. For a stack of experts, the rank is that of an expert.
 
-    def scaling_of(self, module: str) -> float:
-        """Return the scaling of the update of ``module``: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
-        alpha, rank = self.alphas.get(_pattern(self.path, self.alphas, module), self.alpha), self.rank_of(module)
+        name: path of the updated module, or of the updated parameter if the parameter is targeted by name. Source:
+        ``LoraModel._create_and_replace``, which passes the path of the parameter to ``get_pattern_key``.
+        """
+        pattern = first_pattern(self.path, self.ranks, name)
+        return self.rank if pattern is None else self.ranks[pattern]
+
+    def scaling_of(self, name: str) -> float:
+        """Return the scaling of an update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+
+        name: as for ``rank_of``. Source: ``ParamWrapper.update_layer``, which divides by the rank of an expert.
+        """
+        pattern = first_pattern(self.path, self.alphas, name)
+        alpha, rank = self.alpha if pattern is None else self.alphas[pattern], self.rank_of(name)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def parameters_of(self, module: str, count: int) -> list[str]:
+        """Return the names of the parameters of ``module`` that the adapter targets by name.
+
+        count: number of the module's updates in the adapter file. An entry of target_parameters matches the last
+        segments of a parameter's path. An entry without a module name, such as ``down_proj``, matches every module that
+        has the parameter. Such entries are returned only if the other entries name fewer than ``count`` parameters. No
+        parameters are returned for a module of target_modules, because PEFT does not update both. Source:
+        ``BaseTuner._inject_parameters``.
+        """
+        if not self.parameters or targets(self.path, self.target_modules, module):
+            return []
+        split = [name.rpartition(".")[::2] for name in self.parameters]
+        named = {name: None for owner, name in split if owner and f".{module}".endswith(f".{owner}")}
+        if len(named) < count:
+            named |= {name: None for owner, name in split if not owner}
+        return list(named)
 
 
 def _refuse(path: Path, config: Mapping[str, Any]) -> None:
@@ -96,22 +123,6 @@ def _refuse(path: Path, config: Mapping[str, Any]) -> None:
             "this initialisation changes the weights of the base, and the factors belong to the changed weights",
             instead="save a plain LoRA adapter: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
-
-
-def _pattern(path: Path, patterns: Mapping[str, object], module: str) -> str:
-    """Return the first regular expression in ``patterns`` that matches the end of ``module``, else ``module``."""
-    if not patterns:
-        return module
-    import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
-
-    for pattern in patterns:
-        try:
-            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=_PATTERN_SECONDS):
-                return pattern
-        except (regex.error, TimeoutError) as exc:
-            reason = "an expression that takes too long to match" if isinstance(exc, TimeoutError) else str(exc)
-            raise UnreadableFile(path, f"{pattern!r:.80}: expected a regular expression, found {reason}") from exc
-    return module
 
 
 def _number(path: Path, config: Mapping[str, Any], key: str, default: float) -> float:
@@ -133,3 +144,10 @@ def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, float]:
     if not isinstance(table, dict):
         raise UnreadableFile(path, f"{key}: expected a table, found {table!r:.80}")
     return {pattern: _number(path, table, pattern, 0) for pattern in table}
+
+
+def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
+    names = config.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UnreadableFile(path, f"{key}: expected a list of names, found {names!r:.80}")
+    return names
