@@ -57,6 +57,6 @@ def describe(config: Mapping[str, Any], target: str) -> DecoderSpec:
         raise NotExpressible(
             target,
             f"model_type {model_type!r} is not a built-in model family (built-in: {known})",
-            instead=_INSTEAD.get(target, "use --to hf"),
+            instead=_INSTEAD.get(target, "use --to hf to export this model"),
         )
     return family.describe(config)

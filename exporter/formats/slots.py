@@ -40,7 +40,9 @@ def assign(
             want = shape(spec, slot)
             if specs[name].shape != want:
                 where = model.where(name)
-                raise TensorMismatch(where, name, expected=f"shape {want}, from config.json", found=specs[name].shape)
+                raise TensorMismatch(
+                    where, name, expected=f"shape {want} according to config.json", found=specs[name].shape
+                )
             kept[name] = slot
         elif _BUFFERS.search(name):
             dropped[name] = "omitted, because runtimes compute the buffer"
@@ -49,7 +51,7 @@ def assign(
     for name, slot in scheme.items():
         if name not in kept and not slot.optional and not (slot.role is Role.HEAD and tie.tied):
             want = shape(spec, slot)
-            raise TensorMismatch(model.path, name, expected=f"shape {want}, from config.json", found="no tensor")
+            raise TensorMismatch(model.path, name, expected=f"shape {want} according to config.json", found="no tensor")
     return kept, dropped
 
 

@@ -39,7 +39,7 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The merged checkpoint to write temporarily for the converter ``script``, and the file type to request from it."""
+    """The temporary merged checkpoint for the converter ``script``, and the file type that the script writes."""
 
     hf: HfLayout
     script: Path
@@ -52,7 +52,7 @@ class ConverterLayout:
 
 
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
-    """Lay out the temporary checkpoint of ``model`` for the converter ``script``. Reads tensor shapes only, no weights.
+    """Plan the temporary checkpoint of ``model`` for the converter ``script``. Reads tensor shapes only, no weights.
 
     ftype: F32, F16, BF16 or Q8_0; None requests the dtype of the embedding. Raises NotExpressible if
     ``ftype`` is a type that the converter does not write, and UnreadableFile if the script does not exist.

@@ -87,7 +87,7 @@ class GgufLayout:
 def plan_gguf(
     model: MergedModel, ftype: str | None = None, *, pre_tokenizer: str | None = None, mixed: str | None = None
 ) -> GgufLayout:
-    """Lay out the GGUF of ``model``. Reads tensor shapes and the tokenizer, but no weights.
+    """Plan the GGUF of ``model``. Reads tensor shapes and the tokenizer, but no weights.
 
     ftype: F32, F16, BF16 or Q8_0; None keeps the stored dtype of the matrices. pre_tokenizer: llama.cpp's name of the
     pre-tokenizer, which is written instead of the recognised name. mixed: the file type to use if the model's matrices
@@ -124,7 +124,7 @@ def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
     """Return pairs (slot, names of the stored tensors for the slot), in the tensor order of the GGUF.
 
     Separate tensors of experts, and norms that are stored per head, are stacked into one tensor, ordered by the number
-    of the expert or head. llama.cpp's converter writes a stacked tensor after it has read the last part of the stack.
+    of the expert or head. llama.cpp's converter writes a stacked tensor after the last part of the stack has been read.
     The converter writes the stacked experts of a layer together, in the order of the names of their first parts.
     """
     groups: dict[Slot, dict[int, str]] = {}
@@ -193,13 +193,13 @@ def _view(
             first = model.specs[names[0]].dtype
             odd = next(name for name in names if model.specs[name].dtype != first)
             raise TensorMismatch(
-                model.where(odd), odd, expected=f"{first} like {names[0]}", found=model.specs[odd].dtype
+                model.where(odd), odd, expected=f"{first}, the dtype of {names[0]}", found=model.specs[odd].dtype
             )
         return Stacked(
             [model.tensor(name) for name in names]
         ), f", one of {len(names)} tensors that are stacked into a single tensor"
     if spec.norm.offset and slot.role in NORMS:
-        return Shifted(tensor, spec.norm.offset), f", {spec.norm.offset:g} added"
+        return Shifted(tensor, spec.norm.offset), f", plus the norm offset {spec.norm.offset:g}"
     if slot.role in spec.transposed and slot.parameter == "weight":
         return Transposed(tensor), ", transposed"
     return row_order(tensor, slot, spec, row)

@@ -136,13 +136,13 @@ def _values(
         rules.append("queries, keys and values packed into a single matrix")
     if role in NORMS and slot.parameter == "weight" and spec.norm.offset:
         tensors = [Shifted(tensor, spec.norm.offset) for tensor in tensors]
-        rules.append(f"plus {spec.norm.offset:g}")
+        rules.append(f"plus the norm offset {spec.norm.offset:g}")
     shape = tensors[0].spec.shape
     stacked = role in EXPERTS or len(tensors) > 1
     in_out = role in spec.transposed
     form = precision.form(slot, shape[::-1] if in_out else shape, spec.layers)
     if form and (role in EXPERTS or not stacked):
-        rules += [f"{form.bits} bits in blocks"] + ["stacked"] * stacked
+        rules += [f"quantised to {form.bits} bits in blocks"] + ["stacked"] * stacked
         rule = ", ".join(rules)
         return in_blocks(
             path(role, slot.layer), tensors, form, precision.floats, rule, transposed=in_out, stacked=stacked

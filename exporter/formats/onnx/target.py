@@ -25,7 +25,7 @@ _LIBRARY_BYTES: Final = 42 << 20
 
 
 def plan_target(options: OnnxOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Lay out the folder. Reads shapes only. Raises NotExpressible."""
+    """Plan the ONNX folder. Reads tensor shapes only. Raises NotExpressible if the model cannot be exported."""
     precisions = options.chosen()
     model = merge.model("F32", budget)
     storage = ", ".join(precision.name for precision in precisions)

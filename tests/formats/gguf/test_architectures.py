@@ -105,7 +105,9 @@ def test_a_config_that_promises_a_bias_needs_one(tmp_path: Path) -> None:
     base = build("stablelm", tmp_path / "stablelm", use_qkv_bias=False)
     config = base / "config.json"
     config.write_text(config.read_text().replace('"use_qkv_bias": false', '"use_qkv_bias": true'))
-    with pytest.raises(TensorMismatch, match=r"q_proj.bias: expected shape \(64,\), from config.json, found no tensor"):
+    with pytest.raises(
+        TensorMismatch, match=r"q_proj.bias: expected shape \(64,\) according to config.json, found no tensor"
+    ):
         plan_gguf(merged(base))
 
 

@@ -144,7 +144,7 @@ def test_missing_tensor_is_named(untied: Path) -> None:
 @pytest.mark.parametrize("change", [{"intermediate_size": 97}, {"num_key_value_heads": 4}, {"num_attention_heads": 8}])
 def test_tensor_that_contradicts_the_config_is_named(base: Path, change: dict[str, int]) -> None:
     edit_config(base, head_dim=16, **change)
-    with pytest.raises(TensorMismatch, match=r"expected shape .* from config\.json"):
+    with pytest.raises(TensorMismatch, match=r"expected shape .* according to config\.json"):
         plan_gguf(merged(base))
 
 

@@ -66,7 +66,7 @@ def plan_quantised(
     token_embedding_type: str | None = None,
     output_tensor_type: str | None = None,
 ) -> QuantisedLayout:
-    """Lay out a quantised GGUF, and check the requested types before llama.cpp runs.
+    """Plan a quantised GGUF, and check the requested types before llama.cpp runs.
 
     The types requested for single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency if
     llama-cpp-python is not installed, NotExpressible if a type needs an importance matrix but none is given, and

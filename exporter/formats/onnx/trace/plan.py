@@ -82,7 +82,7 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
         if (model_type := model.config.get("model_type")) not in _SEQ2SEQ:
             known = ", ".join(_SEQ2SEQ)
             reason = f"the encoder-decoder {model_type!r} is not supported (supported: {known})"
-            raise NotExpressible("onnx", reason, instead="use --to hf")
+            raise NotExpressible("onnx", reason, instead="use --to hf to export this model")
     for package in TRACE:
         package.require("ONNX export of a model without a built-in family")
     files = client_files(model, None, (halves,))
@@ -111,7 +111,9 @@ def _trace(checkpoint: Path, folder: Path, layout: TracedLayout) -> None:
     metadata = {f"ttexport.{key}": value for key, value in sorted(layout.checkpoint.model.provenance.items())}
     arguments = (str(checkpoint), str(folder), json.dumps(metadata))
     if reason := failure("exporter.formats.onnx.trace.decoder", *arguments, environment={**os.environ, **OFFLINE}):
-        raise NotExpressible("onnx", f"torch.onnx.export failed on this model: {reason}", instead="use --to hf")
+        raise NotExpressible(
+            "onnx", f"torch.onnx.export failed on this model: {reason}", instead="use --to hf to export this model"
+        )
     for path in (folder / f"{stem}{suffix}" for stem in layout.stems for suffix in (MODEL_SUFFIX, DATA_SUFFIX)):
         if not path.is_file():
             raise UnreadableFile(path, "expected the traced model, but the file does not exist")
