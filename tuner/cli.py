@@ -73,7 +73,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--steps", type=int, help="Number of training steps.")
 @click.option(
-    "--epochs", type=float, help=f"Number of training epochs; {DEFAULT_EPOCHS:g} if --steps is not given either."
+    "--epochs", type=float, help=f"Number of training epochs; default: {DEFAULT_EPOCHS:g}, unless --steps is given."
 )
 @click.option(
     "--batch-size", type=int, default=DEFAULTS["batch_size"], show_default=True, help="Examples per batch and process."
