@@ -7,6 +7,7 @@ MODEL ?= tiny
 # tests/conftest.py says which files come first.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+CENSUS_ARGS ?=
 TRANSFORMERS_JS := 4.3.1
 
 VENV := .venv
@@ -21,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 test: export TTEXPORT_LLAMA_CPP ?= $(patsubst %/.made,$(CURDIR)/%,$(wildcard .converter/.made))
 demo bench: export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help node converter demo quick test check lint types format bench clean
+.PHONY: help node converter demo quick test check lint types format bench census clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,7 @@ help:
 	@echo "make node                       transformers.js for the tests marked node; needs npm"
 	@echo "make converter                  llama.cpp's converter for the tests marked converter"
 	@echo "make check                      lint, types and tests"
+	@echo "make census [CENSUS_ARGS=...]   merges of every model type and head of transformers"
 	@echo "make lint | types | format | bench | clean"
 
 $(VENV)/.made:
@@ -97,6 +99,9 @@ bench: $(VENV)/.dev
 	@for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || exit 1; \
 	done
+
+census: $(VENV)/.quick
+	$(BIN)/python -m benchmarks.census $(CENSUS_ARGS)
 
 clean:
 	rm -rf $(VENV) .node .converter .tiny build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,95 @@
+"""Make a tiny model of every text-capable type and head of transformers, merge stock PEFT's adapters, and compare.
+
+Each type is made, tuned, merged and compared in a process of its own. The census of Hugging Face folders compares
+outputs and weights with unmerged stock PEFT; other formats count as exact if the merge verifies them in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+_PREAMBLE = """# Models
+
+`python -m benchmarks.census --docs` writes this page. It makes a tiny random checkpoint of every text-capable model
+type and head class of transformers {version}, makes two adapters of it with stock PEFT {peft}, merges them, and
+compares the merged checkpoint with the unmerged adapter: outputs (the largest difference is at most 1e-5 of the largest
+output, in fp32), loaded weights, bytes of untouched tensors, tie, and what the loader reports. Column `rows`: rows of
+the embedding. Column `LoRA`: low-rank updates of all linear layers and stacked experts, rows, and two new tokens.
+
+`exact`: nothing differs. `refused`: the merge ends with the exit code in brackets and the reason in the last column.
+`PEFT itself cannot`: stock PEFT does not make, load or run the adapter. A name such as `bert:mlm` is a model type and a
+head: `mlm` masked language model, `cls` sequence classification, `tokens` token classification, `lm` the decoder alone,
+`encoder` no head. `+mtp` has the tensors of a further prediction layer, `+head` stores the tied head as well,
+`+tied` and `+untied` have the other tie than the type's default.
+
+"""
+
+
+def main() -> int:
+    """Run the census and return 0, or 1 if a merge was wrong, did not load, or was stopped by our own verification."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
+    parser.add_argument(
+        "--only",
+        metavar="NAME,...",
+        help="names such as llama,bert:mlm; a type without a name of its own stands for its heads",
+    )
+    parser.add_argument(
+        "--sample", action="store_true", help="the fixed sample that covers every way of storing weights"
+    )
+    parser.add_argument("--to", default="hf", metavar="FORMAT,...", help="formats: hf (default), gguf, onnx")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows to FILE")
+    parser.add_argument("--docs", action="store_true", help=f"write {DOCS.name}")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--limit", type=int, default=180, help="seconds for one name")
+    options = parser.parse_args()
+    from benchmarks.census.pool import run_all
+    from benchmarks.census.table import cell, counts, markdown
+    from benchmarks.census.trial import CRASH, GATE, UNLOADABLE, WRONG
+
+    rows: list[dict[str, Any]] = []
+    for number, mine in enumerate(
+        run_all(_names(options), options.to.split(","), jobs=options.jobs, limit=options.limit), 1
+    ):
+        rows += mine
+        results = ", ".join(f"{row['target']} {row['adapter']}: {cell(row)}" for row in mine)
+        print(f"{number} {mine[0]['name']}: {results}", file=sys.stderr, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(sorted(rows, key=lambda row: str(row["name"])), indent=1))
+    print(markdown(rows))
+    print(counts(rows))
+    if options.docs:
+        DOCS.write_text(_page(markdown(rows), counts(rows)))
+    return int(any(row["result"] in (WRONG, UNLOADABLE, GATE, CRASH) for row in rows))
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    from fixtures.zoo.names import NAMES, SAMPLE
+
+    if not options.only:
+        return list(SAMPLE if options.sample else NAMES)
+    asked = options.only.split(",")
+    chosen = {name: [each for each in NAMES if name in (each, re.split("[:+]", each)[0])] for name in asked}
+    if missing := [name for name, names in chosen.items() if not names]:
+        raise SystemExit(f"--only: expected names of the zoo, found {', '.join(missing)}")
+    return list(dict.fromkeys(each for name, names in chosen.items() for each in ([name] if name in NAMES else names)))
+
+
+def _page(table: str, tally: str) -> str:
+    import peft
+    import transformers
+
+    counted = "".join(f"- {line}\n" for line in tally.splitlines())
+    return _PREAMBLE.format(version=transformers.__version__, peft=peft.__version__) + counted + "\n" + table
+
+
+if __name__ == "__main__":
+    # Before numeric libraries are imported: a process may be forked safely while it has one thread.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    sys.exit(main())

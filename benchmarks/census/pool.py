@@ -1,0 +1,69 @@
+"""Run each model type in a process of its own, forked from a process that has imported all packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.census.trial import ADAPTERS, CRASH, rows_of, run_trial
+from fixtures.zoo.names import NAMES
+
+
+def run_all(names: Sequence[str], targets: Sequence[str], *, jobs: int, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each name, in the order in which the names finish.
+
+    jobs: processes at a time. limit: seconds after which a process ends itself; a process that ends before its rows are
+    complete gives rows with the result of a crash.
+    """
+    work = Path(tempfile.mkdtemp(prefix="census-"))
+    waiting, running = list(names), dict[int, tuple[str, float]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.pop(0)
+                running[_start(name, work, targets, limit)] = name, time.monotonic()
+            child, status = os.wait()
+            name, started = running.pop(child)
+            yield _finished(name, work, targets, os.waitstatus_to_exitcode(status), time.monotonic() - started)
+    finally:
+        for child in running:
+            os.kill(child, signal.SIGKILL)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _start(name: str, work: Path, targets: Sequence[str], limit: int) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.alarm(limit)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(silent, descriptor)
+        run_trial(name, work / name, targets, work / f"{name}.jsonl")
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _finished(name: str, work: Path, targets: Sequence[str], code: int, seconds: float) -> list[dict[str, Any]]:
+    rows = rows_of(work / f"{name}.jsonl")
+    shutil.rmtree(work / name, ignore_errors=True)
+    if code:
+        cause = "the time limit" if code == -signal.SIGALRM else f"exit {code}"
+        if not rows:
+            place = {"name": name, "class_name": NAMES[name], "result": CRASH}
+            rows = [{**place, "adapter": adapter, "target": target} for adapter in ADAPTERS for target in targets]
+        for row in rows:
+            if row["result"] == CRASH and not row.get("reason"):
+                row["reason"], row["seconds"] = f"the process ended by {cause}", round(seconds, 1)
+    return rows

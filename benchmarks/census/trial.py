@@ -1,0 +1,123 @@
+"""Make one model of the zoo and its adapters, merge them, and compare the results with stock PEFT."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from exporter.cli.main import run
+from fixtures.zoo.adapters import lora_adapter, rows_adapter
+from fixtures.zoo.build import build
+from fixtures.zoo.compare import compare
+from fixtures.zoo.names import NAMES
+from fixtures.zoo.reference import PeftCannot, Reference, reference
+
+ADAPTERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {"rows": rows_adapter, "LoRA": lora_adapter}
+#: Results, from the best to those that no merge can give.
+EXACT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = RESULTS = (
+    "exact",
+    "refused",
+    "gate",
+    "WRONG",
+    "does not load",
+    "crash",
+    "PEFT itself cannot",
+    "not built",
+)
+_NOT_EQUIVALENT, _UNEXPECTED = 3, 1
+_REASON_CHARS: Final = 400
+
+
+@dataclass
+class Row:
+    """A line of the census: name, adapter, format, result of the merge, and why.
+
+    exit_code: of the merge. difference, largest: of the outputs. effect: what the adapter changes in the outputs.
+    """
+
+    name: str
+    class_name: str
+    adapter: str = ""
+    target: str = ""
+    result: str = CRASH
+    exit_code: int | None = None
+    reason: str = ""
+    difference: float | None = None
+    largest: float | None = None
+    effect: float | None = None
+    seconds: float = 0.0
+
+
+def run_trial(name: str, folder: Path, targets: Iterable[str], out: Path) -> None:
+    """Write the rows of ``name`` to the file ``out``, a JSON line each, as soon as each is known.
+
+    A row with the result of a crash stands in the file while the merge runs, and is overwritten by the true row.
+    """
+    rows: list[Row] = []
+
+    def put(row: Row, *, again: bool = False) -> Row:
+        if again:
+            rows.remove(row)
+        rows.append(row)
+        out.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
+        return row
+
+    class_name = NAMES[name]
+    targets = list(targets)
+    pending = [put(Row(name, class_name, adapter, target)) for adapter in ADAPTERS for target in targets]
+    try:
+        base = build(name, folder / "base")
+    except Exception as exc:
+        for row in pending:
+            row.result, row.reason = UNBUILT, _cause(exc)
+            put(row, again=True)
+        return
+    for adapter, make in ADAPTERS.items():
+        mine = [row for row in pending if row.adapter == adapter]
+        try:
+            path = make(base, folder / adapter)
+            expected = reference(base, path)
+        except Exception as exc:
+            for row in mine:
+                row.result, row.reason = PEFT, str(exc) if isinstance(exc, PeftCannot) else _cause(exc)
+                put(row, again=True)
+            continue
+        for row in mine:
+            started = time.perf_counter()
+            _merge(row, base, path, folder / f"merged-{adapter}-{row.target}", expected)
+            row.reason = " ".join(row.reason.split())[:_REASON_CHARS]
+            row.seconds = round(time.perf_counter() - started, 2)
+            put(row, again=True)
+
+
+def _merge(row: Row, base: Path, adapter: Path, merged: Path, expected: Reference) -> None:
+    arguments = ["merge", str(adapter), "--base", str(base), "--to", row.target, "-o", str(merged), "-q"]
+    talk = io.StringIO()
+    with contextlib.redirect_stderr(talk), contextlib.redirect_stdout(io.StringIO()):
+        row.exit_code = run(arguments if row.target == "hf" else [*arguments, "--verify", "full"])
+    if row.exit_code:
+        row.result = {_NOT_EQUIVALENT: GATE, _UNEXPECTED: CRASH}.get(row.exit_code, REFUSED)
+        row.reason = talk.getvalue().strip().replace(str(base.parent), "").rpartition("ttexport: ")[2]
+        return
+    if row.target != "hf":
+        row.result = EXACT
+        return
+    comparison = compare(base, adapter, merged, expected=expected)
+    row.result = EXACT if comparison.exact else WRONG if comparison.loads else UNLOADABLE
+    row.reason = "; ".join(comparison.faults[:3])
+    row.difference, row.largest, row.effect = comparison.difference, comparison.largest, comparison.effect
+
+
+def _cause(exc: BaseException) -> str:
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:_REASON_CHARS]
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """Return the rows in a file that ``run_trial`` wrote."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
