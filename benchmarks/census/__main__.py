@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         metavar="NAME,...",
-        help="names such as llama,bert:mlm; a type without a name of its own stands for its heads",
+        help="names such as llama,bert:mlm; bert stands for all its heads",
     )
     parser.add_argument(
         "--sample", action="store_true", help="the fixed sample that covers every way of storing weights"
