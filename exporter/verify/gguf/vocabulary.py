@@ -70,7 +70,7 @@ def _check_texts(
     ]:
         want, text = wanted.get(token_id, f"[PAD{token_id}]"), texts[token_id]
         if text not in (want, want.replace(_SPACE, " ")) or not text:
-            wrong.append(f"token {token_id}: expected {want!r:.60}, found {text!r:.60}")
+            wrong.append(f"token {token_id}: expected the text {want!r:.60}, found {text!r:.60}")
     detail = (
         wrong[0] if wrong else f"{len(texts)} tokens, including {len(added_tokens)} added tokens, match the tokenizer"
     )

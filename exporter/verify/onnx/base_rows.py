@@ -204,4 +204,4 @@ def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
     ]
     if math.gcd(*starts) != 1 or len(starts) > _MOST * len(places):
         return ""
-    return f"row {starts[0]} is not in the same order as in the base"
+    return f"expected rows in the base's order, found row {starts[0]} out of order"

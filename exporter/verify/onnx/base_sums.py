@@ -2,8 +2,8 @@
 
 ONNX export tools may rename and concatenate tensors, and no row of a sum equals a row of the base. Because a sum of
 base and updates is close to the base, the expected sum with the smallest distance from the ONNX matrix, within the same
-layer, is used. The compared sums are those of single tensors, of concatenated tensors, and of the transposes of single
-and concatenated tensors.
+layer, is used. The verification compares the sums of single tensors, of concatenated tensors, and of the transposes of
+single and concatenated tensors.
 """
 
 from __future__ import annotations

@@ -215,5 +215,5 @@ def _check_untouched(files: Sequence[GgufFile], before: Before) -> Check:
         wrong += [f"{name}: {describe_range('row', *rows)}" for rows in differing(read, kept, changed)]
     count = sum(map(len, before.untouched.values()))
     return check_untouched(
-        wrong, "all untrained rows" if before.every else f"{count} untrained rows, sampled from all tensors,"
+        wrong, "all untrained rows equal the base" if before.every else f"{count} sampled untrained rows equal the base"
     )

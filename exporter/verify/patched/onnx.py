@@ -59,7 +59,7 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """Return the names of the embedding matrix and, if it differs, the LM head matrix, in this order."""
+        """Return the name of the embedding matrix, and then the name of the LM head matrix if the names differ."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
@@ -254,5 +254,7 @@ def _check_untouched(file: OnnxFile, before: ModelBefore, *, every: bool) -> Che
     count = sum(map(len, before.untouched.values()))
     return check_untouched(
         wrong,
-        "all bytes outside the trained rows" if every else f"{count} untrained ranges, sampled from all tensors,",
+        "all bytes outside the trained rows equal the base"
+        if every
+        else f"{count} sampled ranges outside the trained rows equal the base",
     )

@@ -56,15 +56,12 @@ def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> l
     return [rows for rows, digest in before.items() if after[rows] != digest]
 
 
-def check_untouched(wrong: Sequence[str], compared: str) -> Check:
+def check_untouched(wrong: Sequence[str], description: str) -> Check:
     """Return the check that the patch did not change untrained rows and other bytes.
 
-    wrong: descriptions of the ranges whose digests differ.  compared: description of the compared bytes, for the detail
-    of a passed check.
+    wrong: descriptions of the ranges whose digests differ.  description: the detail of a passed check.
     """
-    detail = f"{compared} equal the base"
-    if wrong:
-        detail = f"{wrong[0]}: expected the content of the base, found different content"
+    detail = f"{wrong[0]}: expected the content of the base, found different content" if wrong else description
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
 
 

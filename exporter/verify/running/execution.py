@@ -38,7 +38,7 @@ class ArtifactResults:
     """The result arrays of all processes that run one artifact.
 
     rounding: how the reference model is rounded for the comparison.  modes: run modes of the artifact.
-    arrays: logits and tokens of the artifact.  base_arrays: those of the untuned base with the artifact's quantisation.
+    arrays: logits and tokens of the artifact.  base_arrays: logits of the base, quantised like the artifact.
     loader_arrays: logits and tokens of the artifact in the GGUF loader of transformers.
     failure: error message of the runtime, or "" if the run succeeded.
     not_restored: names of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not

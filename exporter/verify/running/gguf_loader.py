@@ -3,8 +3,8 @@
 A GGUF file must give equal results in the GGUF loader of transformers and in llama.cpp.
 
 The GGUF loader of transformers dequantises the file and computes in float32. The GGUF loader of transformers is many
-times slower than llama.cpp, mostly because it converts the vocabulary. Because the GGUF loader of transformers is slow,
-it runs only a few sequences, and only one file per model unless the user requires it.
+times slower than llama.cpp, mostly because the loader converts the vocabulary. Because the GGUF loader of transformers
+is slow, the loader runs only a few sequences, and only one file per model unless the user requires the loader.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
     """
     limit = max(LOADER_MAX_ABS, HF_ROUNDING_SHARE * rounding)
     return Check.at_most(
-        NAME, distance.max_abs, limit, f"largest absolute difference of a logit over {distance.positions} positions"
+        NAME, distance.max_abs, limit, f"maximum absolute logit difference over {distance.positions} positions"
     )
 
 
@@ -81,6 +81,6 @@ def check_quantised(distance: Distance) -> Check:
     """Check that a quantised GGUF file gives llama.cpp's logits, except for llama.cpp's rounding of activations."""
     detail = (
         f"mean KL from llama.cpp over {distance.positions} positions, "
-        f"largest absolute difference of a logit {distance.max_abs:.2g}"
+        f"maximum absolute logit difference {distance.max_abs:.2g}"
     )
     return Check.at_most(NAME, distance.kl, LOADER_KL, detail)

@@ -66,7 +66,7 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
             yield _check_max_abs(name, distances[mode], ONNX_MAX_ABS)
         else:
             positions, max_abs = distances[mode].positions, distances[mode].max_abs
-            detail = f"mean KL over {positions} positions, largest absolute difference of a logit {max_abs:.2g}"
+            detail = f"mean KL over {positions} positions, maximum absolute logit difference {max_abs:.2g}"
             yield Check.at_most(f"{name}, mean KL", distances[mode].kl, ONNX_HALF_KL, detail)
 
 
@@ -85,7 +85,7 @@ def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
     For a float32 GGUF file, the top-1 token must also equal the reference's top-1 token at every position.
     """
     full = distances["full"]
-    detail = f"mean KL over {full.positions} positions, largest absolute difference of a logit {full.max_abs:.2g}"
+    detail = f"mean KL over {full.positions} positions, maximum absolute logit difference {full.max_abs:.2g}"
     yield Check.at_most("mean KL", full.kl, GGUF_KL[storage], detail)
     if storage == "F32":
         yield Check.at_most(
@@ -94,7 +94,7 @@ def check_gguf(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
 
 
 def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
-    detail = f"largest absolute difference of a logit over {distance.positions} positions"
+    detail = f"maximum absolute logit difference over {distance.positions} positions"
     return Check.at_most(name, distance.max_abs, limit, detail)
 
 

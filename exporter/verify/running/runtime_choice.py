@@ -57,7 +57,7 @@ def graph_modes(artifact: Artifact) -> tuple[list[str], list[Skip]]:
 def choose_runtime(artifact: Artifact, reference: Reference) -> str:
     """Return the name of the module in ``exporter.verify.runtimes`` that runs ``artifact``.
 
-    Raises MissingDependency if ``artifact`` is a GGUF file and no installed runtime can run it.
+    Raises MissingDependency if ``artifact`` is a GGUF file and no installed runtime can run the file.
     """
     if artifact.format == "onnx":
         return "onnx_seq2seq" if artifact.encoder_embedding else "onnx_runtime"
@@ -65,7 +65,7 @@ def choose_runtime(artifact: Artifact, reference: Reference) -> str:
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """Choose llama.cpp if installed, or else the GGUF loader of transformers if it supports the model."""
+    """Choose llama.cpp if installed, or else the GGUF loader of transformers if the loader supports the model."""
     if installed("llama.cpp"):
         return "llamacpp"
     if reason := gguf_loader.unsupported_reason(reference):

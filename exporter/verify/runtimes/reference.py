@@ -77,7 +77,7 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
 def _load_order(config: Any) -> tuple[bool, bool]:
     """Return the sort key that puts adapters in loading order.
 
-    When PEFT loads an adapter, it disables the wrappers of earlier adapters for token rows and modules_to_save, so
+    When loading an adapter, PEFT disables the wrappers of earlier adapters for token rows and modules_to_save, so
     adapters with wrappers are loaded last.
     """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)

@@ -100,12 +100,12 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
         if not share <= limit:
-            yield f"row {row}: the error relative to {target} is {share:.3g} times the expected error of {storage}"
+            yield f"row {row}: the error relative to {target} is {share:.3g} times the error expected for {storage}"
             return
     if rows and not (median := float(np.median([share for _, share in rows]))) <= QUANTISED_ERROR_MEDIAN:
         yield (
             f"the median error of {len(rows)} rows relative to {target} "
-            f"is {median:.3g} times the expected error of {storage}"
+            f"is {median:.3g} times the error expected for {storage}"
         )
 
 

@@ -40,8 +40,9 @@ def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
         shares = errors.shares()
         worst = int(np.argmax(shares))
         detail = (
-            f"the largest error per change, among {len(shares)} trained rows in {errors.storage}, is in the row of "
-            f"token {errors.token_ids[worst]}: error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
+            f"among {len(shares)} trained rows in {errors.storage}, "
+            f"the row of token {errors.token_ids[worst]} has the largest ratio of error to change: "
+            f"error {errors.errors[worst]:.3g}, change {errors.changes[worst]:.3g}"
         )
         yield Check.at_most(f"{errors.use} changes", shares[worst], ROW_ERROR_SHARE, detail)
 
