@@ -64,6 +64,8 @@ def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         facts["DoRA"] = any(update.magnitude for update in updates)
     facts["modules"] = sorted({edit.module for edit in adapter.edits})
     facts["tokenizer files"] = sorted(adapter.auxiliary_files)
+    if adapter.notes:
+        facts["notes"] = adapter.notes
     stored = read_tensors(adapter.weights)
     return facts, [_from_spec(tensor.spec) for tensor in stored.values()]
 

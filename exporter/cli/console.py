@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exporter.progress import Hooks, Progress
+from exporter.sources.peft.adapter import Adapter
 from exporter.verify.report import Check, Report
 
 
@@ -57,6 +58,12 @@ def _bars() -> Iterator[Hooks]:
             bars.update(status, description=line, visible=True)
 
         yield Hooks(start=start, say=say)
+
+
+def print_notes(adapters: Sequence[Adapter], *, quiet: bool) -> None:
+    """Print a line to stderr for each note about an adapter, unless ``quiet`` is set."""
+    for note in [] if quiet else [note for adapter in adapters for note in adapter.notes]:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_reports(reports: Sequence[Report]) -> None:

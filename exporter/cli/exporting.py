@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.console import print_reports, progress
+from exporter.cli.console import print_notes, print_reports, progress
 from exporter.cli.options import (
     base_option,
     export_spec,
@@ -58,6 +58,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     started = time.perf_counter()
     del options["verbose"]
     plan = plan_export(export_spec(quiet=quiet, **options))
+    print_notes(plan.merge.adapters, quiet=quiet)
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
     paths = [report.artifact for report in reports] or [written(plan.place(target)) for target in plan.targets]
@@ -74,7 +75,9 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             for target, path, report in zip(plan.targets, paths, reports or repeat(None), strict=False)
         ]
         seconds = round(time.perf_counter() - started, 3)
-        click.echo(json.dumps({"artifacts": artifacts, "out": str(plan.out), "seconds": seconds}, indent=2))
+        notes = [note for adapter in plan.merge.adapters for note in adapter.notes]
+        document = {"artifacts": artifacts, "notes": notes, "out": str(plan.out), "seconds": seconds}
+        click.echo(json.dumps(document, indent=2))
         return
     if not quiet:
         if any(report.level == "full" for report in reports):

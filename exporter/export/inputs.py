@@ -11,7 +11,8 @@ from exporter.formats.target import FormatOptions
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.locate import Located, locate, origins
-from exporter.sources.peft.adapter import CONFIG, Adapter
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.folders import CONFIG
 from exporter.verify.expect.reference import Reference
 from exporter.verify.options import VerifyOptions
 

@@ -94,6 +94,7 @@ class ExportPlan:
         return {
             "base": str(self.merge.checkpoint.path),
             "adapters": [str(adapter.path) for adapter in self.merge.adapters],
+            "notes": [note for adapter in self.merge.adapters for note in adapter.notes],
             "origins": dict(self.merge.origins),
             "out": str(self.out),
             "vocab": self.merge.vocab,

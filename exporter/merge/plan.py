@@ -29,7 +29,7 @@ from exporter.sources.hf.checkpoint import Checkpoint, Tie
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
-from exporter.sources.peft.edits import LowRank, TokenRows, require_finite
+from exporter.sources.peft.edits import GATHER, LowRank, TokenRows, is_shard, require_finite
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -194,7 +194,8 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
         raise TensorMismatch(base.place.path, stored, expected="a floating-point matrix", found=actual, hint=hint)
     if change.replaced and spec.shape[grows:] != base.spec.shape[grows:]:
         whole = change.replaced
-        raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape)
+        hint = GATHER if is_shard(spec.shape) and len(base.spec.shape) > 1 else ""
+        raise TensorMismatch(whole.path, whole.key, expected=f"shape {base.spec.shape}", found=spec.shape, hint=hint)
     for token_rows in change.rows:
         if token_rows.rows.shape[1] != spec.shape[1]:
             hint = "the adapter was trained on a different base"

@@ -196,6 +196,7 @@ def patch_json(plan: PatchPlan) -> dict[str, Any]:
     return {
         "base": str(plan.spec.base),
         "adapters": [str(adapter.path) for adapter in plan.adapters],
+        "notes": [note for adapter in plan.adapters for note in adapter.notes],
         "proof": plan.proof,
         "out": str(plan.out),
         "vocab": plan.vocab,

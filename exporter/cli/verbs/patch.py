@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.console import print_reports, progress
+from exporter.cli.console import print_notes, print_reports, progress
 from exporter.cli.options import PATH, output_options, patch_place_options
 from exporter.formats.target import DTYPES
 from exporter.patch import LEVELS, PatchSpec, patch_json, plan_patch, restore, run_patch
@@ -72,6 +72,7 @@ def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **
     if spec.in_place and restore(base) and not quiet:
         print(f"{base}: an interrupted patch was undone", file=sys.stderr)
     plan = plan_patch(spec)
+    print_notes(plan.adapters, quiet=quiet)
     with progress(quiet=quiet) as hooks:
         report = run_patch(plan, hooks)
     document = patch_json(plan)

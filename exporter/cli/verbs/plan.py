@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from exporter.cli.console import print_notes
 from exporter.cli.options import (
     base_option,
     export_spec,
@@ -71,6 +72,7 @@ def plan(
         )
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
+    print_notes(made.merge.adapters, quiet=quiet)
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=2))
     elif not quiet:
@@ -120,6 +122,7 @@ def _patch(
             quiet=quiet,
         )
     )
+    print_notes(made.adapters, quiet=quiet)
     document = patch_json(made)
     if as_json:
         click.echo(json.dumps(document, indent=2))

@@ -28,8 +28,8 @@ from exporter.sources.hf.checkpoint import (
     VOCABULARIES,
     WEIGHTS,
 )
-from exporter.sources.peft.adapter import CONFIG as ADAPTER_CONFIG
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from exporter.sources.peft.folders import CONFIG as ADAPTER_CONFIG
 
 RepoContent = Literal["adapter", "checkpoint"]
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from exporter.errors import BadInput
+from exporter.sources.hf.checkpoint import CONFIG as CHECKPOINT_CONFIG
 from exporter.sources.hub.fetch import RepoContent, fetch
-from exporter.sources.peft.adapter import CONFIG, Adapter
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.folders import CONFIG, named_adapters
 
 #: Pattern of an id on the hub. A name on the hub has at most 96 characters.
 _ID: Final = re.compile(r"(?P<repo>(?:\w[\w.-]{,95}/)?\w[\w.-]{,95})(?:@(?P<revision>.+))?", re.ASCII)
@@ -47,8 +49,10 @@ class Located:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether PEFT would load the folder ``path`` as an adapter."""
-    return os.path.lexists(path / CONFIG)
+    """Whether ``path`` is the folder of an adapter, or a folder of adapters that is not itself a model."""
+    if os.path.lexists(path / CONFIG):
+        return True
+    return path.is_dir() and not (path / CHECKPOINT_CONFIG).exists() and bool(named_adapters(path))
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:

@@ -16,12 +16,14 @@ from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.peft.edits import Edit, TokenRows
+from exporter.sources.peft.folders import CONFIG, adapter_folder
 from exporter.sources.peft.keys import read_edits
 from exporter.sources.peft.lora_config import PEFT_MERGE, LoraSettings
+from exporter.sources.peft.normal_keys import NormalKeys
+from exporter.sources.peft.notes import notes
 from exporter.tensors import byte_blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
-CONFIG: Final = "adapter_config.json"
 _PEFT_TYPES: Final = ("TRAINABLE_TOKENS", "LORA")
 #: Keys of the config that determine the effect of the tensors on a base.
 _EFFECTIVE_KEYS: Final = (
@@ -44,23 +46,24 @@ NO_ADAPTERS_DIGEST: Final = "0" * 64
 class Adapter:
     """An adapter folder. ``open`` reads the adapter's config and token rows.
 
-    unused: maps the name of every adapter tensor that is not merged, such as a copy of a base tensor, to the reason.
+    path: the folder that contains the adapter's files. unused: maps the name of every adapter tensor that is not
+    merged, such as a copy of a base tensor, to the reason. normal: the names that PEFT gives to the tensors.
     """
 
     path: Path
     config: Mapping[str, Any]
     edits: Sequence[Edit]
     unused: Mapping[str, str]
+    normal: NormalKeys
 
     @classmethod
     def open(cls, path: Path) -> Adapter:
-        """Read and check the adapter folder ``path``.
+        """Read and check the adapter in the folder ``path``, or in the only folder in ``path`` that has an adapter.
 
         Raises BadInput if the folder is not an adapter or contains invalid tensors. Raises LedgerError if no merge rule
         handles a tensor of the adapter. Raises NotExpressible if the adapter type is not supported.
         """
-        if not os.path.lexists(path / CONFIG):
-            raise UnreadableFile(path / CONFIG, "expected a PEFT adapter with this file, found no such file")
+        path = adapter_folder(path)
         config = read_object(path / CONFIG)
         peft_type = _peft_type(path, config)
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
@@ -70,10 +73,12 @@ class Adapter:
             )
         lora = LoraSettings.read(path / CONFIG, config) if peft_type == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)
-        edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, tensors)
+        normal = NormalKeys.of(path / WEIGHTS, tensors)
+        by_key = {normal.keys[name]: tensor for name, tensor in tensors.items()}
+        edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, by_key)
         if not edits:
             raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found a file without tensors")
-        return cls(path, config, edits, unused)
+        return cls(path, config, edits, unused, normal)
 
     @property
     def weights(self) -> Path:
@@ -89,6 +94,11 @@ class Adapter:
     def keys(self) -> list[str]:
         """Names of all tensors in the adapter file."""
         return [key for edit in self.edits for key in edit.keys] + list(self.unused)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Return sentences about the adapter that do not stop a merge, but that a user should know."""
+        return notes(self.weights, self.edits, self.normal)
 
     @property
     def base_name(self) -> str | None:

@@ -1,6 +1,6 @@
 """Parses the names (keys) of the tensors in an adapter file and builds edits from the tensors.
 
-In an adapter file, a tensor key has the form ``base_model.model.<module>.<suffix>``, as written by
+In the form that PEFT writes, a tensor key has the form ``base_model.model.<module>.<suffix>``, as written by
 ``get_peft_model_state_dict`` of PEFT 0.12 to 0.21. The suffix of a tensor key is ``trainable_tokens_delta`` (below
 ``token_adapter`` if the adapter is a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``, ``lora_embedding_A``,
 ``lora_embedding_B``, ``lora_magnitude_vector``, or the name of a parameter. A suffix that is the name of a parameter
@@ -20,9 +20,9 @@ from exporter.sources.peft.edits import Edit, FullModule, require_floats, requir
 from exporter.sources.peft.lora_config import LoraSettings
 from exporter.sources.peft.low_rank import BASE_LAYER, FACTORS, low_rank_updates
 from exporter.sources.peft.matching import wraps
+from exporter.sources.peft.normal_keys import PREFIX
 from exporter.sources.peft.token_rows import token_rows
 
-_PREFIX: Final = "base_model.model."
 _ROWS: Final = ".trainable_tokens_delta"
 #: Path segments of PEFT's wrappers. The module paths of the base do not contain these segments.
 _WRAPPERS: Final = (BASE_LAYER, "token_adapter", "modules_to_save")
@@ -38,26 +38,27 @@ def read_edits(
 ) -> tuple[list[Edit], dict[str, str]]:
     """Parse all tensors and return (edits, names of tensors that are not merged → the reasons).
 
-    lora: the settings of the adapter if its type is LORA, or None if its type is TRAINABLE_TOKENS. Raises LedgerError
-    for a tensor that no merge rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token
-    ids. Raises NotExpressible for updates of parameters that the keys do not identify.
+    lora: the settings of the adapter if its type is LORA, or None if its type is TRAINABLE_TOKENS. tensors: maps the
+    keys that PEFT writes to the tensors, whose names are the stored keys. Raises LedgerError for a tensor that no merge
+    rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token ids. Raises NotExpressible
+    for updates of parameters that the keys do not identify.
     """
     edits: list[Edit] = []
     unused: dict[str, str] = {}
     rows: list[tuple[str, FileTensor]] = []
     factors: dict[str, dict[str, FileTensor]] = {}
     for key, tensor in tensors.items():
-        if not key.startswith(_PREFIX):
-            expected = f"{_PREFIX}<module>{_ROWS}, LoRA factors or a saved module"
-            raise LedgerError(path, key, expected=expected, found="a tensor that no rule takes")
-        name = key.removeprefix(_PREFIX)
+        if not key.startswith(PREFIX):
+            expected = f"{PREFIX}<module>{_ROWS}, LoRA factors or a saved module"
+            raise LedgerError(path, tensor.spec.name, expected=expected, found="a tensor that no rule takes")
+        name = key.removeprefix(PREFIX)
         suffix = next((factor for factor in FACTORS if name.endswith(factor)), None)
         if name.endswith(_ROWS):
             rows.append((_unwrapped(name.removesuffix(_ROWS)), tensor))
         elif suffix and lora:
             factors.setdefault(name.removesuffix(suffix), {})[suffix] = tensor
         elif f".{_ORIGINAL}." in name:
-            unused[key] = "the base's own tensor, kept beside its trained copy"
+            unused[tensor.spec.name] = "the base's own tensor, kept beside its trained copy"
         else:
             edits.append(_full_module(path, tensor, name, config, lora))
     edits += token_rows(path, config_path, config, rows)

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
+from safetensors.torch import load_file, save_file
 
 from exporter.sources.hf.checkpoint import HEADS
+from exporter.sources.hf.safetensors import read_tensors
+from exporter.sources.peft.normal_keys import NormalKeys
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve
 from exporter.verify.runtimes.rounding import rounded
@@ -52,9 +59,32 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
     """Attach the adapters at ``paths`` to ``model`` with PEFT. All adapters are active, and no adapter is merged.
 
     A PeftModel supports only one adapter type, so a separate PeftModel for each adapter type wraps the modules of
-    ``model``.
+    ``model``. PEFT ignores tensors whose names PEFT did not write, so an adapter with such names is loaded from a copy
+    with the names that PEFT writes.
     Raises ValueError if unmodified PEFT cannot load an adapter.
     """
+    with TemporaryDirectory() as scratch:
+        return _attach(model, paths, [_as_peft_writes(path, Path(scratch, str(n))) for n, path in enumerate(paths)])
+
+
+def _as_peft_writes(path: str, copy: Path) -> str:
+    """Return ``path``, or ``copy`` with a copy of the adapter if the names of the adapter's tensors must be changed."""
+    weights = Path(path, SAFETENSORS_WEIGHTS_NAME)
+    normal = NormalKeys.of(weights, read_tensors(weights))
+    if not normal.differ:
+        return path
+    copy.mkdir()
+    copyfile(Path(path, CONFIG_NAME), copy / CONFIG_NAME)
+    save_file(
+        {normal.keys[name]: tensor for name, tensor in load_file(weights).items()},
+        copy / weights.name,
+        {"format": "pt"},
+    )
+    return str(copy)
+
+
+def _attach(model: Any, paths: Sequence[str], folders: Sequence[str]) -> Any:
+    """Attach the adapters at ``paths``, whose files are read from ``folders``."""
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if tied and any(_trains_both_uses(config) for config in configs.values()):
@@ -68,7 +98,7 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
         names = []
         for path in same_type:
             names.append(f"adapter_{paths.index(path)}")
-            model = _load(model, names[-1], path)
+            model = _load(model, names[-1], path, folders[paths.index(path)])
         if len(names) > 1:
             model.base_model.set_adapter(names)
     return model
@@ -84,11 +114,11 @@ def _load_order(config: Any) -> tuple[bool, bool]:
     return config.peft_type == PeftType.LORA, bool(wraps)
 
 
-def _load(model: Any, name: str, path: str) -> Any:
+def _load(model: Any, name: str, path: str, folder: str) -> Any:
     try:
         if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
-        _load_further(model, name, path)
+            return PeftModel.from_pretrained(model, folder, adapter_name=name, torch_device="cpu")
+        _load_further(model, name, folder)
     except (ValueError, TypeError, RuntimeError, KeyError) as exc:
         raise ValueError(f"{path}: unmodified PEFT cannot load the adapter: {' '.join(str(exc).split())}") from exc
     return model

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from exporter.errors import BadInput, LedgerError, NotExpressible, TensorMismatch, UnreadableFile
 from exporter.merge.plan import plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.peft.adapter import CONFIG, WEIGHTS, Adapter
+from exporter.sources.peft.adapter import WEIGHTS, Adapter
+from exporter.sources.peft.folders import CONFIG
 from fixtures.hostile.cases import HOSTILE, MENTIONS, PICKLE_MARKER
 from tests.sources.folders import PREFIX, ROWS, adapter, matrix
 from tests.support.trained import TRAINED_IDS

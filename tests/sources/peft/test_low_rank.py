@@ -16,8 +16,9 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from safetensors.numpy import load_file, save_file
 
 from exporter.errors import LedgerError, NotExpressible, TensorMismatch
-from exporter.sources.peft.adapter import CONFIG, WEIGHTS, Adapter
+from exporter.sources.peft.adapter import WEIGHTS, Adapter
 from exporter.sources.peft.edits import LowRank
+from exporter.sources.peft.folders import CONFIG
 from exporter.tensors import Array, read
 from fixtures.peft_adapters import perturb
 from tests.merge.tuned import LOGITS_MAX_ABS, difference, logits, merge, reloaded, require_verified

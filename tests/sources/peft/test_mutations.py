@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from exporter.errors import BadInput, NotExpressible, TensorMismatch, UnreadableFile
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.peft.adapter import CONFIG, WEIGHTS, Adapter
+from exporter.sources.peft.adapter import WEIGHTS, Adapter
+from exporter.sources.peft.folders import CONFIG
 from exporter.tensors import Array
 from fixtures.hostile import rawtensors
 from tests.sources.folders import EMBED, PREFIX, adapter, checkpoint, matrix
