@@ -81,6 +81,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "parameters": sum(math.prod(spec.shape) for spec in specs),
         "bytes": sum(spec.nbytes for spec in specs),
         "shards": len({tensor.place.path for tensor in checkpoint.tensors.values()}),
+        "quantised": checkpoint.quantisation.method if checkpoint.quantisation else "no",
         "embedding": tie.embedding,
         "head": head,
         "vocabulary": checkpoint.tensors[tie.embedding].spec.n_rows,

@@ -91,6 +91,7 @@ def verify(
     reference: str | Path,
     adapters: Sequence[str | Path] = (),
     untie: bool = False,
+    trust_base: bool = False,
     options: VerifyOptions | None = None,
     hooks: Hooks | None = None,
 ) -> list[Report]:
@@ -101,6 +102,7 @@ def verify(
     artifact: a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains several formats.
     reference, adapters: paths or hub ids of the base checkpoint and the adapters.
     untie: whether ``artifact`` was merged with ``MergeOptions(untie=True)``.
+    trust_base: whether to accept a reference other than the base that an adapter records.
     options: verification level and prompts, or None for the level full.
     If a check fails, the failure is recorded in the report and no error is raised. Raises BadInput, NotExpressible and
     MissingDependency.
@@ -113,6 +115,7 @@ def verify(
         reference=str(reference),
         adapters=tuple(map(str, adapters)),
         untie=untie,
+        trust_base=trust_base,
         options=options or VerifyOptions(level="full"),
         quiet=True,
     )

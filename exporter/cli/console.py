@@ -6,7 +6,7 @@ Only data, such as paths and JSON documents, is printed to stdout.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,12 @@ def print_notes(adapters: Sequence[Adapter], *, quiet: bool) -> None:
     """Print a line to stderr for each note about an adapter, unless ``quiet`` is set."""
     for note in [] if quiet else [note for adapter in adapters for note in adapter.notes]:
         print(f"note: {note}", file=sys.stderr)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print a line to stderr for each warning, even with ``--quiet``."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_reports(reports: Sequence[Report]) -> None:

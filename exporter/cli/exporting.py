@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.console import print_notes, print_reports, progress
+from exporter.cli.console import print_notes, print_reports, print_warnings, progress
 from exporter.cli.options import (
     base_option,
     export_spec,
@@ -59,6 +59,7 @@ def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
     del options["verbose"]
     plan = plan_export(export_spec(quiet=quiet, **options))
     print_notes(plan.merge.adapters, quiet=quiet)
+    print_warnings(plan.merge.warnings)
     with progress(quiet=quiet) as hooks:
         reports = run_export(plan, hooks)
     paths = [report.artifact for report in reports] or [written(plan.place(target)) for target in plan.targets]

@@ -53,14 +53,11 @@ _TALK_OPTIONS = (
     click.option("-q", "--quiet", is_flag=True, help="Print no progress and no table."),
     click.option("-v", "--verbose", is_flag=True, help="Print a traceback for unexpected errors."),
 )
-_PATCH_OPTIONS = (
-    click.option("--trust-base", is_flag=True, help="Skip the check that BASE was made from the base of the adapters."),
-    click.option(
-        "--in-place",
-        is_flag=True,
-        help="Modify BASE itself. The next patch undoes an interrupted patch from a journal next to BASE. If unchanged "
-        "bytes must move, a new file replaces BASE.",
-    ),
+in_place_option = click.option(
+    "--in-place",
+    is_flag=True,
+    help="Modify BASE itself. The next patch undoes an interrupted patch from a journal next to BASE. If unchanged "
+    "bytes must move, a new file replaces BASE.",
 )
 
 
@@ -93,11 +90,6 @@ def group_options(*groups: type[Options], only: Collection[str] | None = None) -
         return _add(command, [_click_option(entries) for entries in chosen])
 
     return add
-
-
-def patch_place_options(command: _Command) -> _Command:
-    """Add the command-line options --trust-base and --in-place."""
-    return _add(command, _PATCH_OPTIONS)
 
 
 def output_options(command: _Command) -> _Command:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from exporter.export.spec import MergeOptions
 from exporter.formats.target import FormatOptions
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hub.base_check import check_base
 from exporter.sources.hub.locate import Located, locate, origins
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.folders import CONFIG
@@ -38,16 +40,18 @@ def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) 
 
 
 def plan_located_merge(
-    base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], *, untie: bool
+    base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], options: MergeOptions
 ) -> MergePlan:
-    """Plan the merge, and record the hub repositories of the base and the adapters.
+    """Check that the base is the base of the adapters, plan the merge, and record the inputs' hub repositories.
 
     checkpoint: the opened checkpoint of ``base``.
 
     Raises BadInput and NotExpressible.
     """
-    merge = plan_merge(checkpoint, [adapter for _, adapter in adapters], untie=untie)
-    return replace(merge, origins=origins(base, [source for source, _ in adapters]))
+    opened = [adapter for _, adapter in adapters]
+    warnings = check_base(base, checkpoint, opened, untie=options.untie, trust=options.trust_base)
+    merge = plan_merge(checkpoint, opened, untie=options.untie)
+    return replace(merge, origins=origins(base, [source for source, _ in adapters]), warnings=warnings)
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:

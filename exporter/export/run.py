@@ -40,7 +40,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     prompts = require_verifiable(spec.verify, needed_for="--require")
     adapters = open_adapters(spec.adapters, asked_by="ADAPTER", quiet=spec.quiet)
     base = find_base(spec.base, [adapter for _, adapter in adapters], quiet=spec.quiet)
-    merge = plan_located_merge(base, Checkpoint.open(base.path), adapters, untie=spec.merge.untie)
+    merge = plan_located_merge(base, Checkpoint.open(base.path), adapters, spec.merge)
     name = (adapters[0].source if adapters else base).name or "model"  # the name of the root folder is empty
     artifacts = [options for group in spec.formats for options in group.artifacts()]
     targets = [plan_target(options, merge, spec.merge.budget) for options in artifacts]

@@ -24,6 +24,9 @@ class MergeOptions(Options):
     """
 
     untie: bool = option(False, "Store a tied LM head as a separate tensor.", type=ValueType.SWITCH)
+    trust_base: bool = option(
+        False, "Merge even if an adapter records that it was trained on a different base.", type=ValueType.SWITCH
+    )
     memory: int | None = option(
         None, "Memory limit for merged rows that are computed at once, such as 64MB. Default: 256MiB.",
         type=ValueType.SIZE, metavar="SIZE",
@@ -98,6 +101,7 @@ class ExportPlan:
             "origins": dict(self.merge.origins),
             "out": str(self.out),
             "vocab": self.merge.vocab,
+            "warnings": list(self.merge.warnings),
             "targets": [
                 {
                     "format": target.format,

@@ -20,6 +20,7 @@ from exporter.formats.onnx.usage import onnx_usage
 from exporter.formats.target import FormatOptions, Target
 from exporter.formats.usage import UsageOf
 from exporter.io.parallel import Budget
+from exporter.sources.hf.full_precision import require_convertible
 
 if TYPE_CHECKING:
     from exporter.merge.plan import MergePlan
@@ -34,7 +35,8 @@ class Format:
     first use. file: the file name of an artifact that is written alone, with the placeholders ``{name}`` (the model's
     name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the placeholders
     ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts. adapter_only:
-    whether an artifact contains the adapter without the base. library, tags: metadata for model cards on the Hugging
+    whether an artifact contains the adapter without the base. keeps_quantisation: whether an artifact can contain the
+    matrices of a quantised base unchanged. library, tags: metadata for model cards on the Hugging
     Face hub. usage: a function that returns the usage examples for a model card.
     """
 
@@ -44,6 +46,7 @@ class Format:
     place: str
     patchable: bool = False
     adapter_only: bool = False
+    keeps_quantisation: bool = False
     library: str
     tags: tuple[str, ...] = ()
     usage: UsageOf
@@ -71,6 +74,7 @@ FORMATS: Final = _by_name(
         planner="exporter.formats.hf.target:plan_target",
         file="{name}-hf",
         place="hf",
+        keeps_quantisation=True,
         library="transformers",
         usage=checkpoint_usage,
     ),
@@ -113,8 +117,11 @@ def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Tar
     The function reads tensor shapes only, no weights. If the format cannot represent the model, the returned target has
     a ``refusal``. Raises BadInput for invalid inputs.
     """
-    module, _, function = FORMATS[options.section].planner.partition(":")
+    row = FORMATS[options.section]
+    module, _, function = row.planner.partition(":")
     try:
+        if not row.keeps_quantisation:
+            require_convertible(merge.checkpoint, row.name)
         target: Target = getattr(import_module(module), function)(options, merge, budget)
     except NotExpressible as refusal:
         return Target(format=options.section, storage=options.label, refusal=refusal)

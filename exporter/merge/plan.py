@@ -26,6 +26,7 @@ from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
 from exporter.merge.vocabulary.tokens import vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.quantised import quantiser_floats
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
@@ -42,8 +43,9 @@ class MergePlan:
     sources: maps the name of each tensor to write to (name of the stored tensor to start from, changes of the tensor).
     tie: whether and how embedding and head are tied after merging. vocab: number of rows of the merged embedding.
     files: auxiliary files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base
-    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. tokenizer: the merged
-    tokenizer, which stays open so that all readers share one decoded vocabulary.
+    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. warnings: facts
+    about the base that contradict an adapter, and that the user accepted. tokenizer: the merged tokenizer, which stays
+    open so that all readers share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -57,15 +59,18 @@ class MergePlan:
     moved_ids: Mapping[str, tuple[int | None, int]]
     tokenizer: Tokenizer | None
     origins: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
         """Return the merged model, in which each value is rounded once.
 
-        dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes.
+        dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes. A quantiser's own tensors,
+        such as scales, always keep their dtypes.
         """
         tensors = {}
+        kept = quantiser_floats(self.checkpoint.tensors) if dtype and self.checkpoint.quantisation else frozenset()
         for name, (stored, change) in self.sources.items():
-            source, passes = self._passes(name, stored, change, dtype)
+            source, passes = self._passes(name, stored, change, None if stored in kept else dtype)
             unchanged = not passes and name == stored
             tensors[name] = source if unchanged else MergedTensor(name, source, passes, budget or Budget())
         shards = {name: self.checkpoint.tensors[stored].place.path.name for name, (stored, _) in self.sources.items()}

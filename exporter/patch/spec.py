@@ -12,6 +12,8 @@ from typing import Final
 from exporter.errors import BadInput, UsageError
 from exporter.merge.vocabulary.whole_embedding import as_rows
 from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.full_precision import require_convertible
+from exporter.sources.hub.base_check import check_base
 from exporter.sources.hub.locate import ADAPTERS_DIGEST, PREFIX, Located, locate, origins_after
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from exporter.verify import options
@@ -94,7 +96,10 @@ class Inputs:
         adapters = [Adapter.open(place.path) for place in located]
         base_located = _locate_base(spec, adapters)
         base = Checkpoint.open(base_located.path) if base_located else None
-        if base is not None:
+        if base_located is not None and base is not None:
+            check_base(base_located, base, adapters, trust=spec.trust_base)
+            if spec.level == "full":
+                require_convertible(base, "--verify full")
             adapters = as_rows(base, adapters)
         return cls(adapters, located, base, base_located, spec.trust_base)
 

@@ -148,12 +148,12 @@ def plan_release(
     digests = FileDigests(cache.digests if cache else None)
     base = locate(spec.base, asked_by=f"{asked_by}: base", content="checkpoint", quiet=quiet)
     checkpoint = Checkpoint.open(base.path)
-    plain = plan_located_merge(base, checkpoint, [], untie=spec.merge.untie)
+    plain = plan_located_merge(base, checkpoint, [], spec.merge)
     models: dict[str, ModelPlan] = {}
     materials: dict[str, Material] = {}
     for name, table in spec.models.items():
         adapters = open_adapters(table.adapters, asked_by=f"{asked_by}: models.{name}.adapters", quiet=quiet)
-        merge = plan_located_merge(base, checkpoint, adapters, untie=spec.merge.untie)
+        merge = plan_located_merge(base, checkpoint, adapters, spec.merge)
         models[name] = ModelPlan(
             name=name,
             folder=model_folder(spec, name),

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.progress import Hooks
+from exporter.sources.detect import detect
+from exporter.sources.hf.full_precision import require_convertible
+from exporter.sources.hub.base_check import check_base
 from exporter.sources.hub.locate import locate
 from exporter.verify.expect.reference import Reference
-from exporter.verify.formats import find_artifacts
+from exporter.verify.formats import adapter_format, find_artifacts
 from exporter.verify.options import VerifyOptions
 from exporter.verify.report import Report
 from exporter.verify.reports.setting import setting
@@ -27,6 +30,7 @@ class VerifyRequest:
     reference: the path or Hugging Face Hub id of the base checkpoint.
     adapters: the paths or Hugging Face Hub ids of the adapters.
     untie: True if the artifact was merged with --untie.
+    trust_base: True to accept a reference other than the base that an adapter records.
     quiet: True to hide progress bars during downloads.
     """
 
@@ -34,6 +38,7 @@ class VerifyRequest:
     reference: str
     adapters: tuple[str, ...] = ()
     untie: bool = False
+    trust_base: bool = False
     options: VerifyOptions
     quiet: bool = False
 
@@ -68,7 +73,13 @@ def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
         locate(adapter, asked_by="--adapter", content="adapter", quiet=quiet).path for adapter in request.adapters
     ]
     reference = Reference.open(checkpoint.path, adapters, untie=request.untie)
+    untie, trust = request.untie, request.trust_base
+    for warning in check_base(checkpoint, reference.checkpoint, reference.adapters, untie=untie, trust=trust):
+        hooks.say(f"warning: {warning}")
     paths = find_artifacts(request.artifact)
+    if options.level != "rows":
+        for path in (path for path in paths if adapter_format(path) or detect(path) != "hf"):
+            require_convertible(reference.checkpoint, f"verify: {path}")
     reports = verify(paths, reference, level=options.level, prompts=prompts, required=options.require, say=hooks.say)
     if options.report:
         write_report(options.report, reports, setting(reference, paths))

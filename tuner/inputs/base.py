@@ -81,6 +81,8 @@ def open_base(base: str, *, quiet: bool = True) -> Base:
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer without running code from the checkpoint. dtype: an element of ``tuner.spec.DTYPES``.
 
+    FP8 and MXFP4 matrices are dequantised, because their kernels have no gradients.
+
     Raises: UnreadableFile if transformers cannot load the model, BadInput if the checkpoint lacks weights (transformers
     would initialise missing weights at random), NotExpressible if the model is an encoder-decoder model.
     """
@@ -92,6 +94,9 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
             f"{config.model_type} is an encoder-decoder model, and only decoder-only models can be trained",
             instead="call tuner.get_peft_model in your own training loop",
         )
+    quantised = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict):
+        quantised["dequantize"] = True
     with _translated(base.folder), quiet():
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -105,6 +110,8 @@ def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise BadInput(f"{base.folder}: expected a tensor named {missing[0]}, found none")
+    if quantised:
+        model = model.to(model.get_input_embeddings().weight.dtype)  # the dequantised matrices may have another dtype
     return model, tokenizer
 
 

@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_see
 
 from exporter.errors import BadInput, TTExportError
 from exporter.packages import package_versions
+from exporter.sources.hf.full_precision import require_plain_rows
 from tuner.inputs.base import Base, StoredTensor, load_base, open_base, quiet, stored_embedding
 from tuner.inputs.data import Examples, read_examples, split_examples
 from tuner.inputs.encode import Encoded, encode_examples
@@ -66,6 +67,7 @@ def tune(
     if spec.eval_share is not None:
         examples, held_out = split_examples(examples, spec.eval_share, spec.seed)
     base = open_base(spec.base, quiet=on_note is None)
+    require_plain_rows(base.checkpoint, updates=spec.lora_rank is not None, untie=False, names=[base.name])
     inputs = tuple(path for path in (base.folder, spec.data, spec.eval_data) if path is not None)
     check_output(spec.out, force=spec.force, inputs=inputs)
     model, tokenizer = load_base(base, spec.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from exporter.cli.console import print_notes, print_reports, progress
-from exporter.cli.options import PATH, output_options, patch_place_options
+from exporter.cli.options import PATH, in_place_option, output_options
 from exporter.formats.target import DTYPES
 from exporter.patch import LEVELS, PatchSpec, patch_json, plan_patch, restore, run_patch
 from exporter.sizes import format_size
@@ -44,7 +44,8 @@ from exporter.verify.report import Report
 @click.option(
     "--base", "checkpoint", metavar="CHECKPOINT", help="Checkpoint (folder or hub id) from which BASE was made."
 )
-@patch_place_options
+@click.option("--trust-base", is_flag=True, help="Skip the check that BASE was made from the base of the adapters.")
+@in_place_option
 @output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
     """Write an adapter's token rows into BASE, a .gguf file or a folder of ONNX models. All other bytes are copied.

@@ -11,15 +11,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from exporter.cli.console import print_notes
+from exporter.cli.console import print_notes, print_warnings
 from exporter.cli.options import (
     base_option,
     export_spec,
     format_groups,
     group_options,
+    in_place_option,
     out_option,
     output_options,
-    patch_place_options,
     to_option,
 )
 from exporter.cli.verbs.export import as_merge
@@ -39,12 +39,11 @@ from exporter.verify.options import VerifyOptions
 @group_options(*format_groups())
 @group_options(MergeOptions)
 @group_options(VerifyOptions, only=("--verify", "--require"))
-@patch_place_options
+@in_place_option
 @output_options
 def plan(
     sources: tuple[str, ...],
     base: str | None,
-    trust_base: bool,
     in_place: bool,
     as_json: bool,
     quiet: bool,
@@ -59,12 +58,11 @@ def plan(
     paths = sources or (".",)
     if is_patchable([Path(path) for path in paths]):
         _refuse_options_of_merge()
-        _patch(paths, base, trust_base=trust_base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
+        _patch(paths, base, in_place=in_place, as_json=as_json, quiet=quiet, options=options)
         return
-    if trust_base or in_place:
+    if in_place:
         raise click.UsageError(
-            "--trust-base, --in-place: expected a .gguf file or a folder of ONNX models as the first SOURCE, "
-            f"found {paths[0]}"
+            f"--in-place: expected a .gguf file or a folder of ONNX models as the first SOURCE, found {paths[0]}"
         )
     if options["verify"]:
         raise click.UsageError(
@@ -73,6 +71,7 @@ def plan(
     inputs = as_merge(paths[0], base, quiet=quiet) if len(paths) == 1 else {"adapters": paths, "base": base}
     made = plan_export(export_spec(**inputs, quiet=quiet, **options))
     print_notes(made.merge.adapters, quiet=quiet)
+    print_warnings(made.merge.warnings)
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=2))
     elif not quiet:
@@ -103,7 +102,6 @@ def _patch(
     paths: tuple[str, ...],
     base: str | None,
     *,
-    trust_base: bool,
     in_place: bool,
     as_json: bool,
     quiet: bool,
@@ -114,7 +112,7 @@ def _patch(
             base=Path(paths[0]),
             adapters=paths[1:],
             checkpoint=base,
-            trust_base=trust_base,
+            trust_base=options["trust_base"],
             in_place=in_place,
             out=options["out"],
             dtype=options["dtype"],

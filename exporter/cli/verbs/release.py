@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.console import progress
+from exporter.cli.console import print_warnings, progress
 from exporter.cli.options import PATH, output_options
 from exporter.cli.verbs.release_push import check_push_options, push_options, push_release
 from exporter.errors import OutputError
@@ -117,6 +117,7 @@ def release(
             made = release_on_ray(spec, address, place, hooks, cache=cache, quiet=quiet, asked_by=toml, **flags)
         else:
             plan = plan_release(spec, cache=cache, quiet=quiet, asked_by=toml)
+            print_warnings(warning for model in plan.models.values() for warning in model.merge.warnings)
             made = run_release(plan, place, hooks, only=job, **flags)
     pushed = push_release(place, quiet=quiet, **push)
     seconds = round(time.perf_counter() - started, 3)

@@ -27,6 +27,9 @@ from exporter.verify.request import VerifyRequest, verify_request
 )
 @click.option("--untie", is_flag=True, help="ARTIFACT was merged with --untie, so the LM head is a separate tensor.")
 @click.option(
+    "--trust-base", is_flag=True, help="Verify even if an adapter records that it was trained on a different base."
+)
+@click.option(
     "--level",
     type=click.Choice(LEVELS),
     help="rows: check the trained rows and the files beside the weights. weights: also check every weight. "
@@ -40,6 +43,7 @@ def verify(
     reference: str | None,
     adapters: tuple[str, ...],
     untie: bool,
+    trust_base: bool,
     level: str | None,
     prompts: Path | None,
     report: Path | None,
@@ -63,8 +67,10 @@ def verify(
     if reference is None:
         if not is_release(artifact):
             raise UsageError(f"--reference is required, because {artifact} is not a release folder")
-        if adapters or untie or level or prompts or report or require:
-            raise UsageError("--adapter, --untie, --level, --prompts, --report and --require require --reference")
+        if adapters or untie or trust_base or level or prompts or report or require:
+            raise UsageError(
+                "--adapter, --untie, --trust-base, --level, --prompts, --report and --require require --reference"
+            )
         verify_release(artifact, trust, as_json=as_json, quiet=quiet)
         return
     if trust:
@@ -74,7 +80,13 @@ def verify(
     with spelled_as_flags():
         options = VerifyOptions(level=level or "full", prompts=prompts, report=report, require=require)
     request = VerifyRequest(
-        artifact=artifact, reference=reference, adapters=adapters, untie=untie, options=options, quiet=quiet
+        artifact=artifact,
+        reference=reference,
+        adapters=adapters,
+        untie=untie,
+        trust_base=trust_base,
+        options=options,
+        quiet=quiet,
     )
     with progress(quiet=quiet) as hooks:
         reports = verify_request(request, hooks)

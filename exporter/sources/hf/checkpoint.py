@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
+from exporter.sources.hf.quantised import Quantisation, find_quantisation
 from exporter.sources.hf.safetensors import FileTensor, read_tensors
 from exporter.tensors import byte_blocks, same_bits
 
@@ -152,6 +153,11 @@ class Checkpoint:
             return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
         tied = flag is not False and same_bits(self.tensors[embedding], self.tensors[head])
         return Tie(embedding, head, tied, tuple(copies), tied_in_config=tied if flag is None else flag)
+
+    @cached_property
+    def quantisation(self) -> Quantisation | None:
+        """The quantiser of the checkpoint, which config or tensors show, or None for an unquantised checkpoint."""
+        return find_quantisation(self.config, self.tensors)
 
     @cached_property
     def embedding_digest(self) -> str:

@@ -30,6 +30,7 @@ from exporter.sources.hf.checkpoint import (
 )
 from exporter.sources.peft.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from exporter.sources.peft.folders import CONFIG as ADAPTER_CONFIG
+from exporter.sources.peft.training_record import MAX_RECORD_BYTES, RECORD
 
 RepoContent = Literal["adapter", "checkpoint"]
 
@@ -90,7 +91,10 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
     # If the hub refuses the download, snapshot_download returns a partial folder, but model_info raises the error.
     HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_SMALL), tqdm_class=bars))
-    weights = _weights(folder, _listing(repo, folder), content or _content_of(folder))
+    sizes, content = _listing(repo, folder), content or _content_of(folder)
+    weights = _weights(folder, sizes, content)
+    if content == "adapter" and sizes is not None and sizes.get(RECORD, MAX_RECORD_BYTES + 1) <= MAX_RECORD_BYTES:
+        weights.append(RECORD)
     # Uses the commit instead of the branch, because a branch may move between the downloads of config and weights.
     exact = [glob.escape(name) for name in weights]
     snapshot_download(repo, revision=folder.name, allow_patterns=exact, tqdm_class=bars)

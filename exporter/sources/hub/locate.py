@@ -14,6 +14,7 @@ from typing import Final
 
 from exporter.errors import BadInput
 from exporter.sources.hf.checkpoint import CONFIG as CHECKPOINT_CONFIG
+from exporter.sources.hf.full_precision import full_precision_name
 from exporter.sources.hub.fetch import RepoContent, fetch
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.folders import CONFIG, named_adapters
@@ -74,7 +75,13 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
         raise BadInput(f"{where}: base_model_name_or_path: expected one base for all adapters, found {actual}")
     ((name, revision),) = distinct
     asked_by = f"{where}: base_model_name_or_path"
-    return locate(str(name), asked_by=asked_by, content="checkpoint", revision=revision, quiet=quiet)
+    try:
+        return locate(str(name), asked_by=asked_by, content="checkpoint", revision=revision, quiet=quiet)
+    except BadInput as exc:
+        before = full_precision_name({}, [str(name)])
+        if before is None:
+            raise
+        raise BadInput(f"{exc}; the name is that of a quantised checkpoint: give {before} with --base") from exc
 
 
 def _base_revision(adapter: Adapter) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.quantised import quantiser_floats
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.tensors import FLOATS, Array, blocks, cast
 from exporter.verify.expect.reference import Reference
@@ -88,7 +89,14 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
 def _check_values(merged: Checkpoint, reference: Reference) -> Check:
     base = reference.checkpoint.tensors
     names = [name for name in base if name not in _vocabulary(reference) and not reference.tensors[name].changed]
-    wrong = [name for name in names if name in merged.tensors and not _same_values(merged.tensors[name], base[name])]
+    # A cast of a quantiser's scales would change the values of the quantised matrices.
+    kept = quantiser_floats(base) if reference.checkpoint.quantisation else frozenset()
+    wrong = [
+        name
+        for name in names
+        if (tensor := merged.tensors.get(name)) is not None
+        and (not _same_values(tensor, base[name]) or (name in kept and tensor.spec.dtype != base[name].spec.dtype))
+    ]
     detail = f"{len(names)} tensors that no adapter targets equal the base bit for bit"
     if wrong:
         detail = (

@@ -16,6 +16,9 @@ import transformers
 
 from exporter.tensors import Array
 
+#: Values of ``quant_method`` whose quantisers in transformers have the setting ``dequantize``.
+_DEQUANTISED = ("fp8", "mxfp4")
+
 
 def quiet() -> None:
     """Silence warnings and progress bars, because the last line on stderr is reported as the reason for a failure."""
@@ -27,18 +30,43 @@ def quiet() -> None:
 def load_checkpoint(path: str) -> Any:
     """Load the language model at ``path`` in fp32 and in evaluation mode.
 
+    FP8 and MXFP4 matrices are dequantised, because their kernels need a GPU.
+
     Raises ValueError if the checkpoint has missing tensors, unexpected tensors or tensors with a wrong shape.
     """
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    quantised = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict) and quantised.get("quant_method") in _DEQUANTISED:
+        quantised["dequantize"] = True
     loaded: Any = auto.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        path,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(f"{path}: transformers reports {problem}: {', '.join(sorted(map(str, info[problem])))}")
-    return model.eval()
+    return (_dequantised(model) if quantised else model).eval()
+
+
+@torch.no_grad()
+def _dequantised(model: Any) -> Any:
+    """Convert all parameters to fp32, and round the matrices other than embedding and head to bfloat16.
+
+    bfloat16 is the dtype to which transformers dequantises. A later rounding of the reference to bfloat16 then leaves
+    the dequantised matrices unchanged.
+    """
+    model = model.float()
+    outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and id(parameter) not in outer:
+            parameter.copy_(parameter.to(torch.bfloat16))
+    return model
 
 
 @torch.no_grad()

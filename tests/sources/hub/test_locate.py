@@ -37,6 +37,11 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "a") in str(caught.value)
 
 
+def test_a_missing_base_with_the_name_of_a_quantised_one_names_the_checkpoint_before(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"a quantised checkpoint: give unsloth/Llama-3\.2-1B with --base"):
+        find_base(None, [adapter(tmp_path / "a", "unsloth/Llama-3.2-1B-bnb-4bit")])
+
+
 @pytest.mark.parametrize("base", [None, ""])
 def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*give the base with --base"):

@@ -1,0 +1,136 @@
+"""Refuses quantised bases, and names the checkpoint before quantisation if the config or the name contains it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from exporter.errors import BadInput, NotExpressible
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.quantised import Quantisation
+
+#: Keys of a config that name the checkpoint from which a quantised checkpoint was made.
+_NAMING_KEYS: Final = ("base_model", "base_model_name_or_path", "_name_or_path")
+_STRONG: Final = (
+    r"bnb|bitsandbytes|gptq|awq|hqq|aqlm|exl[23]|fp[48]|nvfp4|mxfp[48]|nf4|mlx|quantized|auto-?round|[2348][-_]?bits?"
+    r"|u?int[48]|w\d+a\d+"
+)
+_WEAK: Final = r"dynamic|block|sym|asym|gemm|marlin|g?\d+g?|torchao|tensor|channel"
+#: Pattern of the name of a quantised checkpoint: the name of the model, then the parts that quantisers append.
+_QUANTISED_NAME: Final = re.compile(
+    rf"(?P<name>.+?)[-_.](?:unsloth[-_](?:dynamic[-_])?)?(?:{_STRONG})(?:[-_.](?:{_STRONG}|{_WEAK}))*", re.IGNORECASE
+)
+_HUB_ID: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: Accounts that publish quantised copies of models from other accounts. Such an account lacks the original model.
+_COPYING_ACCOUNTS: Final = frozenset(
+    {
+        "amd",
+        "casperhansen",
+        "cpatonn",
+        "cyankiwi",
+        "hugging-quants",
+        "ista-daslab",
+        "kaitchup",
+        "mlx-community",
+        "modelcloud",
+        "neuralmagic",
+        "nm-testing",
+        "nvidia",
+        "quanttrio",
+        "redhatai",
+        "solidrust",
+        "techxgenus",
+        "thebloke",
+    }
+)
+
+
+def full_precision_name(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Return the name of the checkpoint before quantisation, or None if neither config nor names contain it.
+
+    names: hub ids or paths of the quantised checkpoint. The result is a hub id, or a name without an account if the
+    account publishes quantised copies only.
+    """
+    own = list(names)
+    for value in (config.get(key) for key in _NAMING_KEYS):
+        if isinstance(value, str) and _HUB_ID.fullmatch(value):
+            if stripped := _without_suffix(value):
+                return stripped
+            if value not in own:
+                return value
+    return next((stripped for name in own if (stripped := _without_suffix(name))), None)
+
+
+def _without_suffix(name: str) -> str | None:
+    account, _, last = name.rstrip("/").rpartition("/")
+    match = _QUANTISED_NAME.fullmatch(last)
+    if match is None:
+        return None
+    is_hub_id = _HUB_ID.fullmatch(name) and account.lower() not in _COPYING_ACCOUNTS
+    return f"{account}/{match['name']}" if is_hub_id else match["name"]
+
+
+def names_of(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield the hub id in the path of a folder in the hub's cache, and the name of the folder."""
+    for part in checkpoint.path.absolute().parts:
+        if part.startswith("models--"):
+            yield part.removeprefix("models--").replace("--", "/", 1)
+    yield checkpoint.path.resolve().name
+
+
+def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: Iterable[str] = ()) -> None:
+    """Raise BadInput if the checkpoint is quantised. The error names the checkpoint before quantisation if known.
+
+    purpose: what needs the full precision, such as "to train". names: further names of the checkpoint.
+    """
+    if (quantisation := checkpoint.quantisation) is not None:
+        raise BadInput(
+            f"{_place(checkpoint, quantisation)}: expected a full-precision base{purpose and f' {purpose}'}, "
+            f"found {quantisation.method}; {_remedy(checkpoint, names)}",
+            path=checkpoint.path,
+        )
+
+
+def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, names: Iterable[str] = ()) -> None:
+    """Raise BadInput or NotExpressible if the changes cannot be made in the quantised checkpoint.
+
+    Token rows can be replaced exactly in FP8 and MXFP4 checkpoints, which store embedding and head as ordinary floats.
+    updates: whether low-rank updates are to be merged. untie: whether a tied head is to be stored separately; the
+    quantiser's settings do not exempt a head that the checkpoint lacks.
+    """
+    quantisation = checkpoint.quantisation
+    if quantisation is None:
+        return
+    if not quantisation.plain_rows:
+        require_full_precision(checkpoint, names=names)
+    if updates:
+        require_full_precision(checkpoint, purpose="for updates of its matrices", names=names)
+    if untie and checkpoint.tie.tied:
+        raise NotExpressible(
+            f"--untie: {_place(checkpoint, quantisation)}",
+            f"{quantisation.method} would quantise the separate head when the model is loaded",
+            instead=_remedy(checkpoint, names),
+        )
+
+
+def require_convertible(checkpoint: Checkpoint, target: str) -> None:
+    """Raise NotExpressible if the checkpoint is quantised. target: the format that has to read every matrix."""
+    if (quantisation := checkpoint.quantisation) is not None:
+        raise NotExpressible(
+            f"{target}: {_place(checkpoint, quantisation)}",
+            f"the matrices of the base are quantised with {quantisation.method}",
+            instead=f"--to hf merges token rows into this base, or {_remedy(checkpoint, ())}",
+        )
+
+
+def _place(checkpoint: Checkpoint, quantisation: Quantisation) -> str:
+    if quantisation.place in checkpoint.tensors:
+        return f"{checkpoint.tensors[quantisation.place].place.path}: {quantisation.place}"
+    return f"{checkpoint.path}/{quantisation.place}"
+
+
+def _remedy(checkpoint: Checkpoint, names: Iterable[str]) -> str:
+    known = full_precision_name(checkpoint.config, (*names, *names_of(checkpoint)))
+    before = f"{known}, the checkpoint before quantisation," if known else "the checkpoint before quantisation"
+    return f"give {before} as the base"

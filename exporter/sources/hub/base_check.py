@@ -1,0 +1,151 @@
+"""Checks that a checkpoint can be the base of adapters, and is the base on which the adapters were trained.
+
+Only contradictions are reported. An adapter that records nothing about its base passes. The recorded facts are: the
+digest in the record of ``ttexport tune``, the commit in PEFT's config, and, for a frozen embedding or head that PEFT
+saved with the adapter, the values of the saved rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from exporter.errors import BadInput
+from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
+from exporter.sources.hf.full_precision import require_plain_rows
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hub.locate import Located
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.edits import FullModule, LowRank
+from exporter.sources.peft.folders import CONFIG
+from exporter.sources.peft.training_record import read_record
+from exporter.tensors import FLOATS, as_bytes, cast
+
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
+#: Number of rows of a saved matrix to compare. The matrices of two bases differ in almost every row.
+_SAMPLED: Final = 64
+_REMEDY: Final = "give the base of the training, or use --trust-base if this base is meant"
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A recorded fact about the base of an adapter that the given base does not have.
+
+    place: the file and the key or tensor of the adapter that contain the fact.
+    """
+
+    place: str
+    expected: str
+    actual: str
+
+    def __str__(self) -> str:
+        """Return the message without a remedy."""
+        return f"{self.place}: expected {self.expected}, found {self.actual}"
+
+
+def check_base(
+    base: Located, checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False, trust: bool = False
+) -> tuple[str, ...]:
+    """Check that the adapters can be merged into the base, and were trained on the base.
+
+    checkpoint: the opened checkpoint of ``base``. untie: whether a separate head is to be stored. trust: whether a
+    different base is accepted. Returns a warning for each contradiction that was accepted.
+
+    Raises BadInput for a quantised base, unless the adapters have only token rows and the base stores its embedding as
+    ordinary floats. Raises BadInput for a contradiction that is not accepted. Raises NotExpressible for ``untie`` if
+    the base is quantised and tied.
+    """
+    updates = any(isinstance(edit, LowRank) for adapter in adapters for edit in adapter.edits)
+    named = [name for name in (base.repo, *(adapter.base_name for adapter in adapters)) if name]
+    require_plain_rows(checkpoint, updates=updates, untie=untie, names=named)
+    warnings = []
+    for contradiction in contradictions(base, checkpoint, adapters):
+        if not trust:
+            raise BadInput(f"{contradiction}: the adapter was trained on a different base; {_REMEDY}")
+        warnings.append(f"{contradiction}; merged nevertheless, because the base is trusted")
+    return tuple(warnings)
+
+
+def contradictions(base: Located, checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Contradiction]:
+    """Yield the recorded facts about the base that contradict ``base``.
+
+    A digest is computed only for an adapter with a training record, from one tensor of the base.
+    """
+    for adapter in adapters:
+        yield from _by_record(checkpoint, adapter)
+        yield from _by_commit(base, adapter)
+        yield from _by_saved_rows(checkpoint, adapter)
+
+
+def _by_record(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradiction]:
+    record = read_record(adapter.path)
+    if record is None:
+        return
+    embedding = checkpoint.tie.embedding
+    named = record.tensor in checkpoint.tensors and record.tensor != embedding
+    digest = checkpoint.digest(record.tensor) if named else checkpoint.embedding_digest
+    if digest != record.digest:
+        yield Contradiction(
+            f"{record.path}: base_digest",
+            f"the digest of {record.tensor if named else embedding} in {checkpoint.path} ({digest[:12]})",
+            f"{record.digest[:12]}, of {record.base}",
+        )
+
+
+def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
+    """Compare the commits if config and location name the same repository and both have a commit."""
+    recorded, name = adapter.config.get("revision"), adapter.base_name
+    if not isinstance(recorded, str) or name != base.repo or base.revision is None:
+        return
+    if _COMMIT.fullmatch(recorded) and _COMMIT.fullmatch(base.revision) and recorded != base.revision:
+        yield Contradiction(
+            f"{adapter.path / CONFIG}: revision", f"the commit {base.revision} of {base.repo}", recorded
+        )
+
+
+def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradiction]:
+    """Compare sampled rows of the frozen matrices that PEFT saved with the rows of the base.
+
+    A few different rows are no contradiction, because rows of reserved tokens are often initialised before a training.
+    """
+    with_rows = {edit.module for edit in adapter.rows}
+    for edit in adapter.edits:
+        if not isinstance(edit, FullModule) or not edit.in_place or edit.parameter != "weight":
+            continue
+        # PEFT freezes a wrapped matrix. A matrix that is not wrapped may have been trained as a whole.
+        frozen = edit.module in with_rows or "base_layer" in edit.key.split(".")
+        stored = _stored(checkpoint, edit.module) if frozen else None
+        different, count = _different_rows(edit.tensor, stored) if stored is not None else (0, 0)
+        if stored is not None and 2 * different > count:
+            expected = f"the rows of {stored.spec.name} in {checkpoint.path}"
+            actual = f"other values in {different} of {count} compared rows"
+            yield Contradiction(f"{edit.path}: {edit.key}", expected, actual)
+
+
+def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
+    """Return the base's tensor for ``module``, or None if the name alone does not tell."""
+    tie, last = checkpoint.tie, module.rpartition(".")[2]
+    if last in EMBEDDINGS or (last in HEADS and tie.head is None):
+        return checkpoint.tensors[tie.embedding]
+    if last in HEADS and tie.head is not None:
+        return checkpoint.tensors[tie.head]
+    return checkpoint.tensors.get(f"{module}.weight")
+
+
+def _different_rows(saved: FileTensor, stored: FileTensor) -> tuple[int, int]:
+    """Return (number of sampled rows that differ, number of sampled rows).
+
+    The rows of the base are rounded to the dtype of the saved rows, because PEFT saves the dtype of the training. Rows
+    beyond the smaller matrix are not compared.
+    """
+    if {saved.spec.dtype, stored.spec.dtype} - FLOATS or saved.spec.shape[1:] != stored.spec.shape[1:]:
+        return 0, 0
+    last = min(saved.spec.n_rows, stored.spec.n_rows) - 1
+    rows = sorted({round(step * last / (_SAMPLED - 1)) for step in range(_SAMPLED)}) if last >= 0 else []
+    different = 0
+    for row in rows:
+        rounded = cast(stored.rows(row, row + 1), saved.spec.dtype)
+        different += as_bytes(rounded) != as_bytes(saved.rows(row, row + 1))
+    return different, len(rows)
