@@ -10,6 +10,7 @@ from typing import Any, Final
 from exporter.errors import BadInput
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
+from exporter.merge.vocabulary.nesting import largest
 from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES, GENERATION_CONFIG, VOCABULARIES
 from exporter.sources.peft.adapter import Adapter
 
@@ -23,7 +24,7 @@ def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter])
     """Map the names of the merged model's auxiliary files to their paths. base: names and paths of the base's files.
 
     If an adapter contains a tokenizer, the base model's tokenizer files are all dropped, so that files of two
-    tokenizers are never mixed. Raises BadInput if two adapters contain files with equal names but different content.
+    tokenizers are never mixed. Raises BadInput if the files of two adapters contradict each other.
     """
     own = adapter_files(adapters)
     if any(map(_is_template, own)) or "chat_template" in _settings(own):
@@ -46,12 +47,37 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
     """Map the names of the auxiliary files of all adapters to their paths.
 
-    Raises BadInput if two adapters contain files with equal names but different content.
+    If a tokenizer of an adapter contains the tokenizers of all other adapters, its files are used. Raises BadInput if
+    two adapters contain files with equal names but different content for any other reason.
     """
     files: dict[str, Path] = {}
+    different: tuple[str, Path, Path] | None = None
     for adapter in adapters:
         for name, path in adapter.auxiliary_files.items():
             first = files.setdefault(name, path)
             if first != path and read_file(first) != read_file(path):
-                raise BadInput(f"{path}: expected the same content as {first}, found different content")
-    return files
+                if not _is_of_tokenizer(name):
+                    raise _different(name, first, path)
+                different = different or (name, first, path)
+    if different is None:
+        return files
+    tokenizers = [_of_tokenizer(adapter.auxiliary_files) for adapter in adapters]
+    chosen = largest([tokenizer for tokenizer in tokenizers if tokenizer])
+    if chosen is None:
+        raise _different(*different)
+    return {**files, **chosen}
+
+
+def _different(name: str, first: Path, path: Path) -> BadInput:
+    expected = f"the same content as {first}"
+    if _is_of_tokenizer(name):
+        expected += ", or a tokenizer with the same settings and tokens and additional added tokens"
+    return BadInput(f"{path}: expected {expected}, found different content")
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    return name != GENERATION_CONFIG and not _is_template(name)
+
+
+def _of_tokenizer(files: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if _is_of_tokenizer(name)}

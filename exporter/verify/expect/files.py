@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from exporter.errors import UnreadableFile
+from exporter.errors import BadInput, UnreadableFile
 from exporter.io.files import read_file
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
+from exporter.sources.hf.tokenizer import read_tokenizer
 
 TOKENIZER: Final = "tokenizer.json"
 SETTINGS: Final = "tokenizer_config.json"
@@ -30,10 +31,11 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
     """Map the names of the tuned model's auxiliary files to paths.
 
     A file of an adapter replaces the base model's file of the same name, and tokenizer files of an adapter are never
-    combined with tokenizer files of the base model.
+    combined with tokenizer files of the base model. If several adapters have a tokenizer, the files of the tokenizer
+    with the most added tokens are used. Raises BadInput if that tokenizer lacks a token of another adapter's tokenizer.
     """
     brought: dict[str, Path] = {}
-    for files in adapters:
+    for files in _by_size(adapters):
         brought = dict(files) | brought
     kept = dict(base)
     if brought.keys() & set(_VOCABULARIES):
@@ -41,6 +43,20 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
     if any(map(_is_template, brought)) or "chat_template" in settings(brought):
         kept = {name: path for name, path in kept.items() if not _is_template(name)}
     return kept | brought
+
+
+def _by_size(adapters: Sequence[Mapping[str, Path]]) -> list[Mapping[str, Path]]:
+    """Return the files of the adapters, with the tokenizer that has the most added tokens first."""
+    paths = [files[TOKENIZER] for files in adapters if TOKENIZER in files]
+    if len(paths) < 2 or len({read_file(path) for path in paths}) == 1:
+        return list(adapters)
+    tokens = {path: added(read_tokenizer(path)) for path in paths}
+    largest = max(paths, key=lambda path: len(tokens[path]))
+    for path in paths:
+        for token_id, token in tokens[path].items():
+            if tokens[largest].get(token_id) != token:
+                raise BadInput(f"{largest}: expected the token {token.text!r} with id {token_id}, as in {path}")
+    return sorted(adapters, key=lambda files: files.get(TOKENIZER) != largest)
 
 
 def _is_template(name: str) -> bool:

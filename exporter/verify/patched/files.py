@@ -18,6 +18,7 @@ from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import AUXILIARY_FILES, auxiliary_files
 from exporter.sources.hf.special_tokens import special_ids
 from exporter.sources.peft.adapter import Adapter
+from exporter.verify.expect.files import tuned_files
 from exporter.verify.folder.special_ids import SPECIAL_IDS, compare_special_ids
 from exporter.verify.report import Check
 
@@ -60,7 +61,7 @@ def check_files(
     vocab: number of tokens after the patch, or None if the patch does not change that number.  models: model files to
     leave out, because other checks compare the models.
     """
-    adapter_files = {name: path for adapter in adapters for name, path in adapter.auxiliary_files.items()}
+    adapter_files = tuned_files({}, [adapter.auxiliary_files for adapter in adapters])
     after, configs = _digests(folder, models), _configs(folder)
     # A patch replaces all tokenizer files together, and clients look for the chat template in two files.
     free = {_CONFIG, _GENAI, _GENERATION} | (set(AUXILIARY_FILES) if adapter_files else set())
