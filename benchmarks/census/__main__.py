@@ -24,10 +24,12 @@ output, in fp32), loaded weights, bytes of untouched tensors, tie, and what the 
 the embedding. Column `LoRA`: low-rank updates of all linear layers and stacked experts, rows, and two new tokens.
 
 `exact`: nothing differs. `refused`: the merge ends with the exit code in brackets and the reason in the last column.
-`PEFT itself cannot`: stock PEFT does not make, load or run the adapter. A name such as `bert:mlm` is a model type and a
-head: `mlm` masked language model, `cls` sequence classification, `tokens` token classification, `lm` the decoder alone,
-`encoder` no head. `+mtp` has the tensors of a further prediction layer, `+head` stores the tied head as well,
-`+tied` and `+untied` have the other tie than the type's default.
+`as PEFT merges`: the outputs are those of PEFT's own merge, and PEFT computes others unmerged, because it leaves out a
+module that shares a trained matrix. `PEFT itself cannot`: stock PEFT does not make, load or run the adapter.
+
+A name such as `bert:mlm` is a model type and a head: `mlm` masked language model, `cls` sequence classification,
+`tokens` token classification, `lm` the decoder alone, `encoder` no head. `+mtp` has the tensors of a further prediction
+layer, `+head` stores the tied head as well, `+tied` and `+untied` have the other tie than the type's default.
 
 """
 

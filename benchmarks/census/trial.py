@@ -20,8 +20,9 @@ from fixtures.zoo.reference import PeftCannot, Reference, reference
 
 ADAPTERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {"rows": rows_adapter, "LoRA": lora_adapter}
 #: Results, from the best to those that no merge can give.
-EXACT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = RESULTS = (
+EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = RESULTS = (
     "exact",
+    "as PEFT merges",
     "refused",
     "gate",
     "WRONG",
@@ -109,7 +110,12 @@ def _merge(row: Row, base: Path, adapter: Path, merged: Path, expected: Referenc
         row.result = EXACT
         return
     comparison = compare(base, adapter, merged, expected=expected)
-    row.result = EXACT if comparison.exact else WRONG if comparison.loads else UNLOADABLE
+    if comparison.exact:
+        row.result = EXACT
+    elif comparison.as_peft:
+        row.result = AS_PEFT
+    else:
+        row.result = WRONG if comparison.loads else UNLOADABLE
     row.reason = "; ".join(comparison.faults[:3])
     row.difference, row.largest, row.effect = comparison.difference, comparison.largest, comparison.effect
 
