@@ -27,6 +27,16 @@ _NAMED: Final = (
     re.compile(r"(.*\.(?:lora_embedding_[AB]|trainable_tokens_delta))\.([^.]+)()"),
     re.compile(r"(.*\.lora_magnitude_vector)\.(?!weight$)([^.]+)(|\.weight)"),
 )
+#: Ends of keys without the name of an adapter. Most keys have such an end, and no pattern is tried on these keys.
+_UNNAMED: Final = (
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_B.bias",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".lora_magnitude_vector",
+    ".trainable_tokens_delta",
+)
 #: A copy of a module in modules_to_save, which may consist of several modules.
 _COPY: Final = re.compile(r"(.*\.modules_to_save)\.([^.]+)(\..+)")
 _DEFAULT_NAME: Final = "default"
@@ -69,6 +79,8 @@ class NormalKeys:
 
 
 def _without_wrappers(key: str, removed: dict[str, None]) -> str:
+    if not any(wrapper in key for wrapper in _WRAPPERS):
+        return key
     segments = key.split(".")
     removed.update({f"{segment}.": None for segment in segments if segment in _WRAPPERS})
     return ".".join(segment for segment in segments if segment not in _WRAPPERS)
@@ -95,6 +107,8 @@ def _without_names(path: Path, keys: Mapping[str, str], removed: dict[str, None]
 
 
 def _named(key: str) -> re.Match[str] | None:
+    if key.endswith(_UNNAMED):
+        return None
     return next((match for pattern in _NAMED if (match := pattern.fullmatch(key))), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from exporter.errors import LedgerError, NotExpressible, TensorMismatch
 from exporter.sources.peft.adapter import WEIGHTS, Adapter
 from exporter.sources.peft.edits import LowRank
 from exporter.sources.peft.folders import CONFIG
+from exporter.sources.peft.low_rank import _DEFINED
 from exporter.tensors import Array, read
 from fixtures.peft_adapters import perturb
 from tests.merge.tuned import LOGITS_MAX_ABS, difference, logits, merge, reloaded, require_verified
@@ -173,6 +175,31 @@ def test_parameters_in_an_unknown_order_are_refused(tmp_path: Path) -> None:
     expect_parameters(folder, ["experts.inner", "experts.outer"])
     with pytest.raises(NotExpressible, match="the keys do not show which update belongs to which parameter"):
         Adapter.open(folder)
+
+
+def test_classes_define_parameters_in_the_known_order() -> None:
+    """The order decides which update belongs to which parameter; a new class of transformers may have another order."""
+    orders = set()
+    for path in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"):
+        source = path.read_text()
+        if "down_proj" in source or "w2" in source:
+            classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+            orders |= {tuple(name for name in defined(node) if name in _DEFINED) for node in classes}
+    assert {("gate_up_proj", "down_proj"), ("w1", "v1", "w2"), ("up_proj", "down_proj")} <= orders
+    assert {order for order in orders if list(order) != sorted(order, key=_DEFINED.index)} == set()
+
+
+def defined(node: ast.ClassDef) -> list[str]:
+    """Names of the parameters that a class assigns, in order."""
+    names = [
+        part.targets[0].attr
+        for part in ast.walk(node)
+        if isinstance(part, ast.Assign)
+        and isinstance(part.targets[0], ast.Attribute)
+        and isinstance(part.value, ast.Call)
+        and ast.unparse(part.value.func).endswith("Parameter")
+    ]
+    return list(dict.fromkeys(names))
 
 
 def test_more_named_parameters_than_updates_are_refused(tmp_path: Path) -> None:
