@@ -168,3 +168,29 @@ def test_rows_that_were_trained_on_an_fp8_base_are_merged_into_it(base: Path, tm
     assert "for updates of its matrices, found FP8" in line(capsys)
     assert tune([*argv, "-o", str(adapter)]) == 0
     assert run(["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out"), "-q"]) == 0
+
+
+@pytest.mark.parametrize("base", ["fp8"], indirect=True)
+def test_an_artifact_of_another_maker_is_patched_and_its_rows_are_verified(
+    base: Path, tiny_tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The GGUF of an FP8 checkpoint has the embedding of the checkpoint, and its matrices cannot be compared."""
+    gguf, out = tmp_path / "model.gguf", tmp_path / "tuned.gguf"
+    assert run(["export", str(tiny_tied), "--to", "gguf", "-o", str(gguf), "-q"]) == 0
+    patch = ["patch", str(gguf), str(tiny_adapter), "--base", str(base), "-o", str(out)]
+    capsys.readouterr()
+    assert run([*patch, "--verify", "full"]) == 5
+    assert "the matrices of the base are quantised with FP8" in line(capsys)
+    assert run([*patch, "-q"]) == 0
+    verify = ["verify", str(out), "--reference", str(base), "--adapter", str(tiny_adapter), "-q"]
+    assert run([*verify, "--level", "rows"]) == 0
+    capsys.readouterr()
+    for level in ("weights", "full"):
+        assert run([*verify, "--level", level]) == 5
+        assert "the matrices of the base are quantised with FP8" in line(capsys)
+
+
+def test_inspect_names_the_method(mxfp4: Path, tiny_tied: Path, capsys: Capture) -> None:
+    for folder, method in ((mxfp4, "MXFP4"), (tiny_tied, "no")):
+        assert run(["inspect", str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["facts"]["quantised"] == method

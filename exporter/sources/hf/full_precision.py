@@ -21,6 +21,8 @@ _WEAK: Final = r"dynamic|block|sym|asym|gemm|marlin|g?\d+g?|torchao|tensor|chann
 _QUANTISED_NAME: Final = re.compile(
     rf"(?P<name>.+?)[-_.](?:unsloth[-_](?:dynamic[-_])?)?(?:{_STRONG})(?:[-_.](?:{_STRONG}|{_WEAK}))*", re.IGNORECASE
 )
+#: The longest name of a folder, and more than a name on the hub may have.
+_MAX_NAME: Final = 255
 _HUB_ID: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 #: Accounts that publish quantised copies of models from other accounts. Such an account lacks the original model.
 _COPYING_ACCOUNTS: Final = frozenset(
@@ -64,7 +66,7 @@ def full_precision_name(config: Mapping[str, Any], names: Iterable[str]) -> str 
 
 def _without_suffix(name: str) -> str | None:
     account, _, last = name.rstrip("/").rpartition("/")
-    match = _QUANTISED_NAME.fullmatch(last)
+    match = _QUANTISED_NAME.fullmatch(last) if len(last) <= _MAX_NAME else None
     if match is None:
         return None
     is_hub_id = _HUB_ID.fullmatch(name) and account.lower() not in _COPYING_ACCOUNTS

@@ -6,6 +6,7 @@ Sources: the quantisation configs and the weight loaders of transformers (``util
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,7 @@ _METHODS: Final[Mapping[str, str]] = {
     "nvfp4": "NVFP4",
     "mxfp8": "MXFP8",
 }
+_NAME: Final = re.compile(r"[\w.+-]{1,40}", re.ASCII)
 #: Methods that store embedding, head and norms as ordinary floats, and that need no packed table for token rows.
 _PLAIN_ROWS: Final = frozenset({"FP8", "MXFP4"})
 #: Last part of the name of a floating-point tensor that only a quantiser writes.
@@ -128,16 +130,22 @@ def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
         fp8 = settings.get("format") in ("float-quantized", "naive-quantized") and _only_floats(settings)
         return ("FP8 (compressed-tensors)" if fp8 else "compressed-tensors"), fp8
     if stated == "modelopt" or (stated is None and "quant_algo" in settings):
-        fp8 = settings.get("quant_algo") == "FP8"
-        return f"{settings.get('quant_algo') or 'an unnamed method'!s:.40} (ModelOpt)", fp8
-    method = _METHODS.get(str(stated), "an unnamed method" if stated is None else f"{stated!s:.40}")
+        algorithm = _printable(settings.get("quant_algo"))
+        return f"{algorithm} (ModelOpt)", algorithm == "FP8"
+    method = _METHODS.get(str(stated)) or _printable(stated)
     return method, method in _PLAIN_ROWS
+
+
+def _printable(name: object) -> str:
+    """Return the name of a method that this module does not know, if the name fits in a line."""
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else "an unnamed method"
 
 
 def _only_floats(settings: Mapping[str, Any]) -> bool:
     """Whether every group of a compressed-tensors config stores its weights as 8-bit floats."""
     groups = settings.get("config_groups")
-    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+    listed = list(groups.values()) if isinstance(groups, dict) else []
+    weights = [group.get("weights") if isinstance(group, dict) else None for group in listed]
     return all(
         isinstance(table, dict) and (table.get("type"), table.get("num_bits")) == ("float", 8) for table in weights
     )

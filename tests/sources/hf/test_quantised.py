@@ -63,6 +63,9 @@ def test_mxfp4_experts_are_found_by_config_and_by_tensors(tmp_path: Path) -> Non
         ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "NVFP4 (ModelOpt)"),
         ({"quantization_config": {"quant_method": "hqq"}}, "HQQ"),
         ({"quantization_config": {"quant_method": "new-method"}}, "new-method"),
+        ({"quantization_config": {"quant_method": "two\nlines"}}, "an unnamed method"),
+        ({"quantization_config": {"config_groups": {"a": 1}, "format": "float-quantized"}}, "compressed-tensors"),
+        ({"quantization_config": {"quant_method": ["gptq"]}}, "an unnamed method"),
     ],
 )
 def test_other_places_and_methods_in_a_config(
