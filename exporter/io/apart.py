@@ -24,7 +24,8 @@ def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = 
         if replaced or (path in folders and above & names):
             tail = f" ({hint})" if hint else ""
             raise UsageError(
-                f"-o {out}: expected an output path that overwrites no input, found the input {path} there{tail}"
+                f"-o {out}: expected an output path that overwrites no input, "
+                f"found a path that overwrites the input {path}{tail}"
             )
 
 

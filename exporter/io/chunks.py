@@ -75,9 +75,8 @@ class InputFiles:
         with reading(source.path):
             done = read_at(fd, view, source.offset_bytes)
         if done < len(view):
-            reason = (
-                f"expected {len(view) - done} more bytes at {source.offset_bytes + done}, found the end of the file"
-            )
+            at = source.offset_bytes + done
+            reason = f"expected {len(view) - done} more bytes at offset {at}, found the end of the file"
             raise UnreadableFile(source.path, reason)
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
     """
     with opened(path) as (file, size):
         if size > max_nbytes:
-            raise UnreadableFile(path, f"expected at most {max_nbytes} bytes, found {size}")
+            raise UnreadableFile(path, f"expected a file of at most {max_nbytes} bytes, found {size} bytes")
         return read_exactly(file, size)
 
 

@@ -42,13 +42,16 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for name, value in pairs:
             if name in table:
-                raise UnreadableFile(path, f"{what}: {name}: expected once, found twice")
+                raise UnreadableFile(path, f"{what}: {name}: expected a unique key, found the same key twice")
             table[name] = value
         return table
 
     if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
-        actual = f"found JSON that may take {nbytes >> 20} MB"
-        raise UnreadableFile(path, f"{what}: expected JSON that takes up to {_MAX_MEMORY_BYTES >> 20} MB, {actual}")
+        raise UnreadableFile(
+            path,
+            f"{what}: expected JSON that needs at most {_MAX_MEMORY_BYTES >> 20} MB of memory, "
+            f"found JSON that may need {nbytes >> 20} MB",
+        )
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates)
         if _SURROGATE.search(text):
@@ -58,7 +61,7 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnreadableFile(path, f"{what}: expected a JSON object, found {type(value).__name__}")
     if not _is_shallow(value):
-        raise UnreadableFile(path, f"{what}: expected at most {_MAX_DEPTH} levels of nesting, found more")
+        raise UnreadableFile(path, f"{what}: expected at most {_MAX_DEPTH} levels of nesting, found more levels")
     return value
 
 

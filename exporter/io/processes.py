@@ -20,7 +20,7 @@ def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str
     if not ended.returncode:
         return None
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"ended with code {ended.returncode}"
+    return lines[-1].strip() if lines else f"{module} ended with exit code {ended.returncode}"
 
 
 def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

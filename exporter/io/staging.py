@@ -101,8 +101,8 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
         if not stage.promoted:
             _refuse_existing(final, force=force)
             if any(folder.iterdir()) and not (resume or force):
-                hint = "--resume continues that run, --force starts over"
-                raise OutputError(folder, f"left by an interrupted run; {hint}")
+                reason = "an interrupted run left this folder; use --resume to continue or --force to start over"
+                raise OutputError(folder, reason)
             if not resume:
                 _clear(folder)
             stage.keep = any(folder.iterdir())
@@ -199,13 +199,13 @@ def write_file(path: Path, content: bytes) -> None:
 def _require_name(final: Path) -> None:
     if final.name in ("", ".."):
         raise OutputError(
-            final, "expected the path of a new file or folder, found one such as . or .. that always exists"
+            final, "expected the path of a new file or folder, found a path such as . or .. that always exists"
         )
 
 
 def _refuse_existing(final: Path, *, force: bool) -> None:
     if os.path.lexists(final) and not force:
-        raise OutputError(final, "the output exists already; --force replaces the output")
+        raise OutputError(final, "the output exists already; use --force to replace the output")
 
 
 def _claim(folder: Path, final: Path) -> int:
@@ -254,7 +254,7 @@ def _promote(draft: Path, final: Path, *, force: bool) -> None:
         else:
             _renameat2(draft, final, _RENAME_NOREPLACE)
     except FileExistsError as exc:
-        raise OutputError(final, "another run finished this output first; --force replaces the output") from exc
+        raise OutputError(final, "another run finished this output first; use --force to replace the output") from exc
     except OSError as exc:
         if exc.errno not in (errno.EINVAL, errno.ENOSYS):
             raise

@@ -143,7 +143,7 @@ def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
     if name is None and isinstance(edit, LowRank) and (experts := by_expert(checkpoint, edit)):
         return ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in experts))
     if name is None:
-        expected = f"a module of the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
+        expected = f"a module that exists in the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
         raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
     return name
 
@@ -159,7 +159,7 @@ def _refuse_one_side(edit: Edit) -> None:
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
         "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
-        instead="train the same token rows for embedding and head, which changes encoder and decoder",
+        instead="train the same token rows for embedding and head, so that PEFT trains encoder and decoder",
     )
 
 
@@ -225,7 +225,7 @@ def _require_same(first: Edit, edit: Edit) -> None:
     if not same:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"the values differ from {first.key}, but the model stores one tensor for both keys",
+            f"the values differ from {first.key}, but the model stores a single tensor for both names",
         )
 
 
@@ -235,15 +235,17 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
         return replace(change, rows=(*change.rows, edit))
     if isinstance(edit, FullModule):
         if change.replaced is not None and not _is_same_grown_matrix(change.replaced, edit):
-            actual = f"that {change.replaced.path} sets {destination} too"
-            raise BadInput(f"{edit.path}: {edit.key}: expected one adapter to set {destination}, found {actual}")
+            raise BadInput(
+                f"{edit.path}: {edit.key}: expected only one adapter to set {destination}, "
+                f"found that {change.replaced.path} also sets {destination}"
+            )
         return replace(change, replaced=change.replaced or edit)
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))
     if any(update.magnitude or edit.magnitude for update in change.updates):
         raise BadInput(
             f"{edit.path}: {edit.key}: expected a DoRA update to be the only update of {destination}, "
-            f"found an update in {change.updates[0].path} too"
+            f"found another update in {change.updates[0].path}"
         )
     return replace(change, updates=(*change.updates, edit))
 
@@ -262,5 +264,5 @@ def _require_disjoint(earlier: Sequence[TokenRows], edit: TokenRows, destination
         if token_id in owner:
             raise BadInput(
                 f"{edit.path}: {edit.key}: expected each row of the {destination} to be set once, "
-                f"found token {token_id} set by {owner[token_id]} too"
+                f"found that {owner[token_id]} also sets the row of token {token_id}"
             )

@@ -26,9 +26,7 @@ class Ledger:
         Raises LedgerError if the tensor is unknown or if another rule already handles the tensor.
         """
         if name not in self._taken:
-            raise LedgerError(
-                self.path, name, expected="a tensor of this file", found=f"no tensor with this name (rule: {rule})"
-            )
+            raise LedgerError(self.path, name, expected="a known tensor", found=f"an unknown tensor (rule: {rule})")
         if (first := self._taken[name]) is not None:
             raise LedgerError(self.path, name, expected=f"one {self._what}", found=f"two: {first}, {rule}")
         self._taken[name] = rule
@@ -40,5 +38,7 @@ class Ledger:
         """
         for name, rule in self._taken.items():
             if rule is None:
-                raise LedgerError(self.path, name, expected=f"one {self._what}", found="none: the tensor would be lost")
+                raise LedgerError(
+                    self.path, name, expected=f"one {self._what}", found="none, so that the tensor would be lost"
+                )
         return {name: rule for name, rule in self._taken.items() if rule is not None}

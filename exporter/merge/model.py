@@ -62,7 +62,7 @@ class MergedTensor:
             with in_tensor(self.source.place.path, self.source.spec.name):
                 value = step.apply(start, value)
             if value.nbytes != (stop - start) * promised.row_nbytes:
-                raise AssertionError(f"{step!r:.80} promised {promised}, made {value.dtype} {value.shape}")
+                raise AssertionError(f"{step!r:.80}: expected {promised}, found {value.dtype} {value.shape}")
             spec = promised
         return value
 
@@ -79,7 +79,7 @@ class MergedTensor:
             yield from self._blocks(start, stop, spec.row_nbytes)
             at = stop
         if at < spec.n_rows:
-            assert spec.n_rows <= stored.n_rows, "a grown row that no pass touches"
+            assert spec.n_rows <= stored.n_rows, "expected a pass for every added row"
             yield self._range(at, spec.n_rows)
 
     def _blocks(self, start: int, stop: int, row_nbytes: int) -> Iterator[Array]:

@@ -175,9 +175,9 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
         rule, destination = tensor.rule, tensor.destination
         names = () if destination is None else into.get(destination, (destination,))
         if tie.tied and destination == HEAD and EMBEDDING in gathered.changes:
-            rule, names = f"{rule} of the tied head, the same as the embedding's", ()
+            rule, names = f"{rule} of the tied head, merged as part of the embedding", ()
         elif tie.tied and destination in (EMBEDDING, HEAD):
-            rule += " of the embedding and the tied head"
+            rule = f"{rule} of the embedding and the tied head"
         entries.append(LedgerEntry(tensor.path, tensor.key, rule, names))
     return entries
 
@@ -207,7 +207,7 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
             expected, actual = f"rows of width {spec.shape[1]}", token_rows.rows.shape[1]
             raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=actual, hint=hint)
         if not grows and token_rows.token_ids[-1] >= spec.n_rows:
-            expected = f"token ids below {spec.n_rows} (rows of {name})"
+            expected = f"token ids below {spec.n_rows}, the number of rows of {name}"
             raise TensorMismatch(token_rows.path, token_rows.key, expected=expected, found=token_rows.token_ids[-1])
     for update in change.updates:
         check_update(checkpoint, update, spec.shape, name)
@@ -232,8 +232,8 @@ def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> Replac
         rows = cast(edit.rows, dtype)
         too_large = np.flatnonzero(~np.isfinite(rows.astype(np.float32)).all(axis=1))
         if too_large.size:
-            actual = f"a larger value in the row of token {edit.token_ids[too_large[0]]}"
-            raise TensorMismatch(edit.path, edit.key, expected=f"values that {dtype} can hold", found=actual)
+            actual = f"a value outside the range in the row of token {edit.token_ids[too_large[0]]}"
+            raise TensorMismatch(edit.path, edit.key, expected=f"values in the range of {dtype}", found=actual)
         rounded.append(rows)
     ids = np.concatenate([edit.token_ids for edit in edits])
     order = np.argsort(ids)

@@ -50,8 +50,8 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
     if not untie:
         raise NotExpressible(
             f"{checkpoint.path}: {tie.embedding}",
-            f"the base ties its head to the embedding, and the adapters change {_difference(embedding, head)}",
-            instead="--untie writes a separate head",
+            f"the base ties embedding and head, but {_difference(embedding, head)}",
+            instead="use --untie to write a separate head",
         )
     name = tie.head or _head_name(tie.embedding)
     sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
@@ -86,7 +86,10 @@ def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
     """
     changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
     if len(changed) == 2 and not changed[0].equals(changed[1]):
-        raise BadInput(f"{changed[1].path}: {changed[1].key}: expected the values of the tied tensor {changed[0].key}")
+        raise BadInput(
+            f"{changed[1].path}: {changed[1].key}: expected the values of the tied tensor {changed[0].key}, "
+            "found different values"
+        )
     base = changed[0] if changed else None
     return replace(embedding, replaced=embedding.replaced or base), replace(head, replaced=head.replaced or base)
 
@@ -124,4 +127,6 @@ def _same_update(update: LowRank, other: LowRank) -> bool:
 
 def _difference(embedding: Change, head: Change) -> str:
     changed = [name for name, change in (("the embedding", embedding), ("the head", head)) if change != Change()]
-    return f"{changed[0]} alone" if len(changed) == 1 else "embedding and head in different ways"
+    if len(changed) == 1:
+        return f"the adapters change only {changed[0]}"
+    return "the adapters change embedding and head in different ways"

@@ -57,8 +57,8 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
         transposed = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
         straight = not transposed
     if straight == transposed:
-        expected = f"factors for {name} of shape {tuple(shape)}"
-        actual = f"{update.down.spec.shape} and {update.up.spec.shape}"
+        expected = f"LoRA factors that fit {name} of shape {tuple(shape)}"
+        actual = f"factors of shapes {update.down.spec.shape} and {update.up.spec.shape}"
         hint = "the adapter was trained on a different base"
         raise TensorMismatch(update.path, update.key, expected=expected, found=actual, hint=hint)
     return transposed
@@ -75,7 +75,7 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
     if update.magnitude is not None:
         length = math.prod(update.magnitude.spec.shape)
         if length not in shape:
-            expected = f"a magnitude for each row or column of {tuple(shape)}"
+            expected = f"a DoRA magnitude for each row or column of a tensor of shape {tuple(shape)}"
             raise TensorMismatch(update.path, update.magnitude.spec.name, expected=expected, found=length)
         factors.append(update.magnitude)
     for factor in factors:

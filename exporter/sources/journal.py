@@ -24,5 +24,6 @@ def refuse_interrupted(path: Path) -> None:
     if journal_of(path).exists():
         raise UnreadableFile(
             path,
-            "an in-place patch of this model was interrupted; run the patch again, which first restores the old bytes",
+            "an in-place patch of this model was interrupted; "
+            "run the patch again, which restores the old bytes before patching",
         )

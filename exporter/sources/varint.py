@@ -19,4 +19,4 @@ def read_varint(data: Sequence[int] | mmap.mmap, at: int, end: int) -> tuple[int
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("a varint that is cut short or longer than 10 bytes")
+    raise ValueError("expected a varint of at most 10 bytes, found a truncated or longer varint")

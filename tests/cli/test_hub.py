@@ -163,9 +163,9 @@ def test_an_artifact_is_verified_against_the_hub(site: Site) -> None:
     ("place", "fault", "message"),
     [
         (BASE_API, "gated", "accept the terms at"),
-        (BASE_API, "unauthorised", "HTTP 401: log in with `hf auth login`, or set HF_TOKEN"),
-        (BASE_API, "forbidden", "HTTP 403: log in"),
-        (BASE_API, "broken", "HTTP 500: try again later"),
+        (BASE_API, "unauthorised", "HTTP 401; log in with `hf auth login`, or set HF_TOKEN"),
+        (BASE_API, "forbidden", "HTTP 403; log in"),
+        (BASE_API, "broken", "HTTP 500; try again later"),
         (BASE_API, "drop", "check the network and try again"),
         ("/org/base/resolve", "drop", "check the network and try again"),
         ("/org/base/resolve", "gated", "accept the terms at"),

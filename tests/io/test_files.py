@@ -65,5 +65,5 @@ def test_a_file_that_ends_early_gives_its_remaining_bytes(tmp_path: Path) -> Non
 def test_a_file_beyond_its_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         file.truncate(1 << 40)  # sparse: reading it would need all memory
-    with pytest.raises(UnreadableFile, match="expected at most 67108864 bytes, found 1099511627776"):
+    with pytest.raises(UnreadableFile, match="expected a file of at most 67108864 bytes, found 1099511627776 bytes"):
         read_file(tmp_path / "x")

@@ -160,7 +160,7 @@ def test_a_source_that_ends_early_is_refused_and_nothing_is_left(
         with OutputFile(tmp_path / "out") as file:
             file.copy(ByteRange(source, len(SOURCE) - before, before + 1))
 
-    with pytest.raises(UnreadableFile, match="expected 1 more bytes at 300000, found the end") as caught:
+    with pytest.raises(UnreadableFile, match="expected 1 more bytes at offset 300000, found the end") as caught:
         write()
     assert caught.value.path == source
     assert not (tmp_path / "out").exists()

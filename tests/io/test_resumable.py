@@ -49,7 +49,7 @@ def test_an_error_without_keep_leaves_nothing(tmp_path: Path) -> None:
 def test_a_leftover_is_neither_used_nor_removed_without_an_option(tmp_path: Path) -> None:
     final = tmp_path / "out"
     interrupt(final)
-    with pytest.raises(OutputError, match="--resume continues that run, --force starts over"):
+    with pytest.raises(OutputError, match="use --resume to continue or --force to start over"):
         finish(final, "new")
     assert (staging_folder(final) / "out" / "file").read_text() == "half"
     finish(final, "new", force=True)

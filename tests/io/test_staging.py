@@ -91,7 +91,7 @@ def test_an_existing_output_is_not_replaced_without_force(file_type: str, tmp_pa
     else:
         build(tmp_path / "out", file_type, "old")
     with (
-        pytest.raises(OutputError, match="the output exists already; --force replaces the output"),
+        pytest.raises(OutputError, match="the output exists already; use --force to replace the output"),
         staged(tmp_path / "out", force=False),
     ):
         raise AssertionError("the body must not run")

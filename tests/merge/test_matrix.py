@@ -95,14 +95,14 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
     if family == "t5" and kind in ONE_SIDE:
         return NotExpressible, "encoder and decoder each have an embedding module"
     if tied and kind in NOT_RUNNABLE:
-        return NotExpressible, "one tensor for both"
+        return NotExpressible, "a single tensor for both"
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
         return NotExpressible, "--untie"
     if not tied and kind in HEADLESS and family == "t5":
-        return NotExpressible, "although the config ties the head"
+        return NotExpressible, "although the config ties embedding and head"
     # PEFT recognises "wte" by its name and also saves the whole head; otherwise it saves only the embedding.
     if not tied and (kind in HEADLESS or (kind == "new rows, embedding saved" and family in ("llama", "gemma3"))):
-        return BadInput, "expected the adapters to set every new row"
+        return BadInput, "expected the adapters to set the new rows"
     return None
 
 

@@ -136,9 +136,7 @@ def test_a_matrix_with_another_row_than_the_base_is_no_resized_one(
 ) -> None:
     succeed("export", bases["untied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
     other = edited(saved["untied"], tmp_path / "other", "embed_tokens.base_layer.weight", row)
-    assert_refused(
-        capsys, 5, f"a whole matrix; row {row} of the matrix differs from {bases['untied']}", tmp_path, other
-    )
+    assert_refused(capsys, 5, f"row {row} of this whole matrix differs from {bases['untied']}", tmp_path, other)
     succeed("patch", tmp_path / "base.gguf", saved["untied"], "-o", tmp_path / "ok.gguf")
 
 
@@ -147,7 +145,7 @@ def test_a_matrix_that_is_no_resized_one_by_its_shape(
 ) -> None:
     succeed("export", bases["tied"], "--to", "gguf", "-o", tmp_path / "base.gguf")
     short = edited(saved["tied"], tmp_path / "short", "base_layer.weight", slice(0, 500))
-    assert_refused(capsys, 4, "expected at least the 512 rows of width 256", tmp_path, short)
+    assert_refused(capsys, 4, "expected at least 512 rows of width 256", tmp_path, short)
 
 
 def test_a_resized_matrix_with_a_broken_new_row(
@@ -188,7 +186,7 @@ def test_two_adapters_may_share_one_resized_matrix_and_no_other(
     if not alike:
         second = edited(second, tmp_path / "differs", "base_layer.weight", 514)
         return assert_refused(
-            capsys, 4, "expected one value for the embedding, found other values in", tmp_path, first, second
+            capsys, 4, "expected a single resized embedding, found different values in", tmp_path, first, second
         )
     succeed("merge", first, second, "--to", "gguf", "-o", tmp_path / "want.gguf")
     succeed("patch", tmp_path / "base.gguf", first, second, "-o", tmp_path / "got.gguf")
@@ -205,7 +203,7 @@ def test_a_base_of_float32_is_compared_with_a_matrix_of_16_bits_by_values(tmp_pa
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
         succeed("export", base, "--to", "gguf", "-o", tmp_path / "base.gguf", "--force")
         if number:
-            return assert_refused(capsys, 5, "row 0 of the matrix differs from", tmp_path, adapter)
+            return assert_refused(capsys, 5, "row 0 of this whole matrix differs from", tmp_path, adapter)
         succeed("merge", adapter, "--to", "gguf", "-o", tmp_path / "want.gguf")
         succeed("patch", tmp_path / "base.gguf", adapter, "-o", tmp_path / "got.gguf")
         assert_same(tmp_path / "got.gguf", tmp_path / "want.gguf")

@@ -180,11 +180,14 @@ def test_cards_of_another_version_are_not_made_again(mine: Path) -> None:
     [
         (b"", "manifest.json is not valid JSON"),
         (b"[]", "manifest.json: expected a JSON object"),
-        (b'{"schema": 1, "schema": 1}', "manifest.json: schema: expected once, found twice"),
+        (b'{"schema": 1, "schema": 1}', "manifest.json: schema: expected a unique key, found the same key twice"),
         (b'{"schema": 1}', "expected a JSON document with ttexport's schema 2"),
         (b"[" * 100_000, "manifest.json is not valid JSON"),
         (b"\xff", "manifest.json is not valid JSON"),
-        (b'{"spec": [' + b"{}," * 5_000_000 + b"{}]}", "manifest.json: expected JSON that takes up to 128 MB"),
+        (
+            b'{"spec": [' + b"{}," * 5_000_000 + b"{}]}",
+            "manifest.json: expected JSON that needs at most 128 MB of memory",
+        ),
         (None, "no such file"),
     ],
 )

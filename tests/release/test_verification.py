@@ -117,7 +117,7 @@ def test_a_release_finished_with_other_prompts_in_the_same_file_is_not_accepted(
     describe(project, "full", "Good night.")
     capsys.readouterr()
     assert project.release(out, *only, "--resume") == 7
-    assert capsys.readouterr().err == f"ttexport: {out}: the output exists already; --force replaces the output\n"
+    assert capsys.readouterr().err == f"ttexport: {out}: the output exists already; use --force to replace the output\n"
 
 
 @pytest.mark.usefixtures("requested")

@@ -30,21 +30,22 @@ def vocabulary(
     for name, (_, change) in sources.items():
         for edit in change.rows:
             if edit.token_ids[-1] >= max(largest, n_tokens):
-                expected = f"token ids below {max(largest, n_tokens)} (rows of {name})"
+                expected = f"token ids below {max(largest, n_tokens)}, the number of rows of {name}"
                 hint = "the folder of an adapter with new tokens must contain the tokenizer with the new tokens"
                 raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.token_ids[-1], hint=hint)
             vocab = max(vocab, edit.token_ids[-1] + 1)
     if tokenizer and n_tokens > vocab:
         raise BadInput(
-            f"{tokenizer.path}: expected token ids below {vocab} (rows of {tie.embedding}), found {n_tokens - 1}"
+            f"{tokenizer.path}: expected token ids below {vocab}, the number of rows of {tie.embedding}, "
+            f"found {n_tokens - 1}"
         )
     for name in sorted(sources):
         covered = {token_id for edit in sources[name][1].rows for token_id in edit.token_ids}
         missing = next((token_id for token_id in range(n_rows[name], vocab) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
-                f"{checkpoint.path}: {name}: expected the adapters to set every new row from {n_rows[name]} to "
-                f"{vocab - 1}, found no row for token {missing}"
+                f"{checkpoint.path}: {name}: expected the adapters to set the new rows {n_rows[name]} to {vocab - 1}, "
+                f"found no row for token {missing}"
             )
     _require_no_bias(checkpoint, vocab)
     _require_stored_head(checkpoint, vocab, sources)
@@ -63,7 +64,7 @@ def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
         if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
             raise NotExpressible(
                 f"{tensor.place.path}: {name}",
-                f"the vocabulary changes from {stored} to {vocab}, but no adapter contains the bias of the new logits",
+                f"the vocabulary changes from {stored} to {vocab} tokens, but no adapter contains bias for new tokens",
                 instead="resize the base with transformers and train the adapter on the resized base",
             )
 
@@ -80,7 +81,7 @@ def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[st
     if grown and tie.tied_in_config and not tie.tied and head.replaced is None:
         raise NotExpressible(
             f"{checkpoint.path}: {tie.head}",
-            "the head differs from the embedding although the config ties the head, and transformers dropped the head "
-            "when resizing the vocabulary",
+            "the stored head differs from the embedding although the config ties embedding and head, "
+            "and transformers discards the stored head when resizing the vocabulary",
             instead="save the resized base with transformers and train the adapter on the saved base",
         )

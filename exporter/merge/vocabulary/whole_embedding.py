@@ -22,7 +22,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, TokenRows, first_not_finite
 from exporter.tensors import FLOATS, Array, first_difference
 
-_UNUSED: Final = "the base's own matrix, resized"
+_UNUSED: Final = "resized matrix of the base"
 
 
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -46,8 +46,8 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
             seen = first.setdefault(use, edit)
             if seen is not edit:
                 if not seen.equals(edit):
-                    actual = f"other values in {seen.path if seen.path != edit.path else seen.key}"
-                    raise BadInput(f"{edit.path}: {edit.key}: expected one value for the {use}, found {actual}")
+                    actual = f"different values in {seen.path if seen.path != edit.path else seen.key}"
+                    raise BadInput(f"{edit.path}: {edit.key}: expected a single resized {use}, found {actual}")
                 continue
             rows = _untrained_rows(edit, _base(checkpoint, use), taken[use])
             if rows is not None:
@@ -88,14 +88,14 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
     """Return the untrained rows that resizing added after the base's rows, or None if there are no untrained rows."""
     spec, n_base = edit.tensor.spec, base.spec.n_rows
     if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < n_base:
-        expected = f"at least the {n_base} rows of width {base.spec.shape[-1]} of {base.place.path}"
+        expected = f"at least {n_base} rows of width {base.spec.shape[-1]}, as in {base.place.path}"
         raise TensorMismatch(edit.path, edit.key, expected=expected, found=f"shape {spec.shape}")
     if (row := first_difference(edit.tensor, base, n_base)) is not None:
         raise NotExpressible(
             f"{edit.path}: {edit.key}",
-            f"patch replaces only rows of the vocabulary, and this tensor is a whole matrix; row {row} of the matrix "
-            f"differs from {base.place.path}: the matrix was trained as a whole, or on a different base",
-            instead="ttexport merge merges every kind of adapter",
+            f"patch replaces only rows of the vocabulary, but row {row} of this whole matrix differs from "
+            f"{base.place.path}; the whole matrix was trained, or the adapter was trained on a different base",
+            instead="use ttexport merge, which merges every kind of adapter",
         )
     ids = tuple(token_id for token_id in range(n_base, spec.n_rows) if token_id not in trained)
     if not ids:

@@ -78,15 +78,17 @@ class GgufFile:
         try:
             return np.asarray(quants.dequantize(raw, GGMLQuantizationType[tensor.type]), np.float32)
         except (KeyError, NotImplementedError) as exc:
-            raise NotExpressible(f"{self.path}: {name}", f"type {tensor.type} cannot be dequantised") from exc
+            raise NotExpressible(
+                f"{self.path}: {name}", f"the gguf package cannot dequantise type {tensor.type}"
+            ) from exc
 
     def _tensor(self, name: str, start: int, stop: int) -> GgufTensor:
         if name not in self.tensors:
-            raise TensorMismatch(self.path, name, expected="a tensor with this name", found="no such tensor")
+            raise TensorMismatch(self.path, name, expected=f"a tensor named {name}", found="no such tensor")
         tensor = self.tensors[name]
         if not 0 <= start <= stop <= tensor.n_rows:
-            expected = f"rows within 0 and {tensor.n_rows}"
-            raise TensorMismatch(self.path, name, expected=expected, found=f"{start} to {stop}")
+            expected = f"a row range within [0, {tensor.n_rows})"
+            raise TensorMismatch(self.path, name, expected=expected, found=f"[{start}, {stop})")
         return tensor
 
 
@@ -103,6 +105,6 @@ def is_adapter(path: Path) -> bool:
 def _scanner(path: Path) -> Iterator[Scanner]:
     with opened(path) as (file, size):
         if size < 24:
-            raise UnreadableFile(path, f"expected a GGUF header, found a file of {size} bytes")
+            raise UnreadableFile(path, f"expected a GGUF header of at least 24 bytes, found a file of {size} bytes")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             yield Scanner(path, view, min(size, MAX_HEADER_BYTES), size)

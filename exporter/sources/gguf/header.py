@@ -120,7 +120,7 @@ class Scanner:
             key = self._name(_MAX_KEY_BYTES)
             self.what = f"key {key}"
             if key in metadata:
-                raise self._bad("expected a unique name, found the name twice")
+                raise self._bad("expected a unique name, found the same name twice")
             metadata[key] = self._value()
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -131,7 +131,7 @@ class Scanner:
             name = self._name(_MAX_NAME_BYTES)
             self.what = name
             if name in entries:
-                raise self._bad("expected a unique name, found the name twice")
+                raise self._bad("expected a unique name, found the same name twice")
             entries[name] = self._tensor_entry()
         start = -(-self.at // alignment) * alignment
         tensors = self._place(entries, start, alignment)
@@ -159,7 +159,7 @@ class Scanner:
         start = self.at
         if nbytes > self.limit - start:
             raise self._bad(
-                f"expected {nbytes} more bytes of header at {start}, found {self.limit - start} (truncated?)"
+                f"expected {nbytes} more header bytes at offset {start}, found {self.limit - start} (truncated?)"
             )
         self.at = start + nbytes
         return start
@@ -169,7 +169,7 @@ class Scanner:
 
     def _preamble(self) -> tuple[int, int, int]:
         if (magic := self.view[self._take(4) : 4]) != MAGIC:
-            raise UnreadableFile(self.path, f"expected a GGUF file, found magic {magic!r}")
+            raise UnreadableFile(self.path, f"expected a GGUF file, found the magic bytes {magic!r}")
         version = self._number("<I")
         if version not in (2, VERSION):
             order = " (big-endian?)" if version and not version & 0xFFFF else ""
@@ -177,16 +177,20 @@ class Scanner:
         n_tensors, n_keys = self._number("<Q"), self._number("<Q")
         # The shortest key takes 13 bytes and the shortest tensor entry 24 bytes, so larger counts cannot be valid.
         if n_keys * 13 + n_tensors * 24 > self.limit - self.at:
-            raise self._bad(f"{n_tensors} tensors and {n_keys} keys do not fit into {self.limit} bytes")
+            raise self._bad(
+                f"{n_tensors} tensors and {n_keys} metadata keys do not fit into a header of {self.limit} bytes"
+            )
         if n_keys > _MAX_KEYS or n_tensors > _MAX_TENSORS:
-            limits = f"at most {_MAX_TENSORS} tensors and {_MAX_KEYS} keys"
-            raise self._bad(f"expected {limits}, found {n_tensors} and {n_keys}")
+            raise self._bad(
+                f"expected at most {_MAX_TENSORS} tensors and {_MAX_KEYS} metadata keys, "
+                f"found {n_tensors} tensors and {n_keys} metadata keys"
+            )
         return version, n_tensors, n_keys
 
     def _take_text(self, nbytes: int) -> bytes:
         self.text_nbytes += nbytes
         if self.text_nbytes > _MAX_TEXT_BYTES:
-            raise self._bad(f"expected at most {_MAX_TEXT_BYTES} bytes of text, found {self.text_nbytes}")
+            raise self._bad(f"expected at most {_MAX_TEXT_BYTES} bytes of text in the header, found {self.text_nbytes}")
         start = self._take(nbytes)
         return self.view[start : self.at]
 
@@ -214,7 +218,7 @@ class Scanner:
             return self._text(self._number("<Q"))
         if value_type == ARRAY:
             return self._array()
-        raise self._bad(f"expected a value type below 13, found {value_type}")
+        raise self._bad(f"expected a metadata value type from 0 to 12, found {value_type}")
 
     def _array(self) -> GgufArray:
         item_type, count = self._number("<I"), self._number("<Q")
@@ -223,12 +227,12 @@ class Scanner:
             self._take(count * SCALARS[item_type].itemsize)
         elif item_type == STRING:
             if count * 8 > self.limit - start:
-                raise self._bad(f"{count} strings do not fit into {self.limit - start} bytes")
+                raise self._bad(f"{count} strings do not fit into the remaining {self.limit - start} header bytes")
             if count > _MAX_STRINGS:
-                raise self._bad(f"expected at most {_MAX_STRINGS} strings, found {count}")
+                raise self._bad(f"expected an array of at most {_MAX_STRINGS} strings, found {count} strings")
             self._skip_strings(count)
         else:
-            raise self._bad(f"expected an array of numbers or strings, found type {item_type}")
+            raise self._bad(f"expected an array of numbers or strings, found item type {item_type}")
         return GgufArray(self.path, item_type, count, start, self.at - start)
 
     def _skip_strings(self, count: int) -> None:
@@ -245,7 +249,7 @@ class Scanner:
             if at <= self.limit:
                 self.at = at
                 return
-        raise self._bad(f"strings reach beyond the {self.limit} bytes of header (truncated?)")
+        raise self._bad(f"the strings extend past the end of the header at byte {self.limit} (truncated?)")
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the header entry of a tensor and return (type, shape, size in bytes, offset in the data section)."""
@@ -258,9 +262,11 @@ class Scanner:
             raise self._bad(f"expected a known tensor type, found type number {number}")
         name, block, block_nbytes = TENSOR_TYPES[number]
         if 0 in shape or math.prod(shape) > _MAX_ELEMENTS:
-            raise self._bad(f"expected axes with lengths of 1 or more that fit into a file, found {shape}")
+            raise self._bad(
+                f"expected axis lengths of 1 or more and at most {_MAX_ELEMENTS} elements, found shape {shape}"
+            )
         if shape[-1] % block:
-            raise self._bad(f"expected rows in blocks of {block} for {name}, found {shape[-1]} elements")
+            raise self._bad(f"expected a row length divisible by {block} for type {name}, found row length {shape[-1]}")
         return name, shape, math.prod(shape) // block * block_nbytes, offset
 
     def _place(
@@ -275,9 +281,12 @@ class Scanner:
         for name, (ggml_type, shape, nbytes, offset) in sorted(entries.items(), key=lambda item: item[1][3]):
             self.what = name
             if offset != expected:
-                raise self._bad(f"expected data at offset {expected}, found {offset}")
+                raise self._bad(f"expected tensor data at offset {expected}, found offset {offset}")
             if start + offset + nbytes > self.size:
-                raise self._bad(f"expected data up to byte {start + offset + nbytes}, found {self.size} (truncated?)")
+                end = start + offset + nbytes
+                raise self._bad(
+                    f"expected tensor data up to byte {end}, found a file of {self.size} bytes (truncated?)"
+                )
             tensors[name] = GgufTensor(name, ggml_type, shape, start + offset, nbytes)
             expected = -(-(offset + nbytes) // alignment) * alignment
         return tensors

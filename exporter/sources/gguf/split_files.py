@@ -49,12 +49,13 @@ class GgufModel:
         if match is None or int(match["count"]) != count:
             raise UnreadableFile(
                 path,
-                f"expected the file name NAME-00001-of-{count:05}.gguf for the first part, found another file name",
+                f"expected the file name NAME-00001-of-{count:05}.gguf for the first part of a split GGUF, "
+                "found another file name",
             )
         names = [split_file_name(match["stem"], number, count) for number in range(count)]
         if path.name != names[0]:
             raise UnreadableFile(
-                path, f"expected the first part, {names[0]}, found another part; give the path of the first part"
+                path, f"expected the first part of a split GGUF, found another part; give the path of {names[0]}"
             )
         files = [first, *(GgufFile.open(path.with_name(name)) for name in names[1:])]
         for number, file in enumerate(files):
@@ -62,7 +63,11 @@ class GgufModel:
                 raise UnreadableFile(file.path, f"{SPLIT_NO}: expected {number} of {count}, found {actual}")
         total, stored = first.metadata.get(SPLIT_TENSORS), [name for file in files for name in file.tensors]
         if len(set(stored)) != len(stored) or total not in (None, len(stored)):
-            raise UnreadableFile(path, f"{SPLIT_TENSORS}: expected {total} different tensors, found {len(stored)}")
+            raise UnreadableFile(
+                path,
+                f"{SPLIT_TENSORS}: expected {total or len(stored)} tensors with unique names, "
+                f"found {len(stored)} tensors with {len(set(stored))} different names",
+            )
         return cls(files)
 
     @property

@@ -94,7 +94,7 @@ class Checkpoint:
         Raises BadInput if ``path`` is not a valid checkpoint folder.
         """
         if not path.is_dir():
-            actual = "a file" if path.exists() else "nothing"
+            actual = "a file" if path.exists() else "no such folder"
             raise UnreadableFile(path, f"expected a checkpoint folder, found {actual}")
         config = read_object(path / CONFIG)
         return cls(path, config, _read_shards(path))
@@ -148,7 +148,8 @@ class Checkpoint:
         if head is None:
             if flag is False:
                 raise BadInput(
-                    f"{self.path}: expected {' or '.join(HEADS)}, because the config unties the head; found no head"
+                    f"{self.path}: expected a stored head ({' or '.join(HEADS)}), "
+                    "because the config does not tie embedding and head, found no stored head"
                 )
             return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
         tied = flag is not False and same_bits(self.tensors[embedding], self.tensors[head])
@@ -190,7 +191,9 @@ class Checkpoint:
         """
         names = self._named(EMBEDDINGS)
         if not names:
-            raise BadInput(f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found none")
+            raise BadInput(
+                f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found no input embedding"
+            )
         first = next((name for name in names if name.endswith("shared.weight")), names[0])
         copies = [name for name in names if name != first]
         if copies and not self.is_encoder_decoder:
@@ -226,8 +229,8 @@ def _read_shards(path: Path) -> dict[str, FileTensor]:
     for name in _PICKLES:
         if (path / name).exists():
             raise BadInput(
-                f"{path / name}: expected {WEIGHTS}, found pickled weights, which are not read; convert them "
-                "with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                f"{path / name}: expected {WEIGHTS}, found pickled weights, which are not read; "
+                "convert the weights with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
     raise UnreadableFile(path, f"expected {WEIGHTS} or {INDEX}, found no such file")
 
@@ -235,18 +238,19 @@ def _read_shards(path: Path) -> dict[str, FileTensor]:
 def _read_indexed(path: Path, index: Path) -> dict[str, FileTensor]:
     weight_map = read_object(index, max_nbytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise UnreadableFile(index, "expected a weight_map of tensor name to shard file, found no weight_map")
+        raise UnreadableFile(index, "expected a weight_map from tensor names to shard files, found no valid weight_map")
     tensors: dict[str, FileTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard in ("", ".", "..") or "\0" in shard:
-            raise UnreadableFile(index, f"expected shards inside the folder, found {shard!r}")
+            raise UnreadableFile(index, f"expected shard files in the folder of the index, found {shard!r}")
         for name, tensor in read_tensors(path / shard).items():
             if weight_map.get(name) != shard:
-                raise UnreadableFile(index, f"{name}: expected in {weight_map.get(name)}, found in {shard}")
+                listed = weight_map.get(name, "no shard")
+                raise UnreadableFile(index, f"{name}: expected the tensor in {listed}, found the tensor in {shard}")
             tensors[name] = tensor
     if missing := weight_map.keys() - tensors.keys():
         name = min(missing)
         raise UnreadableFile(
-            path / weight_map[name], f"expected the tensor {name}, which the index lists; found no such tensor"
+            path / weight_map[name], f"expected the tensor {name}, which the index lists, found no such tensor"
         )
     return tensors

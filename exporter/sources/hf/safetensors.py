@@ -86,15 +86,15 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     expected_begin = 0
     for name, spec, begin, end in entries:
         if begin != expected_begin:
-            raise UnreadableFile(
-                path, f"{name}: expected data from byte {expected_begin} on, found data from byte {begin} on"
-            )
+            raise UnreadableFile(path, f"{name}: expected tensor data at offset {expected_begin}, found offset {begin}")
         if end > data_nbytes:
-            raise UnreadableFile(path, f"{name}: expected data up to byte {end}, found only {data_nbytes} (truncated?)")
+            raise UnreadableFile(
+                path, f"{name}: expected data up to byte {end}, found only {data_nbytes} bytes (truncated?)"
+            )
         tensors[name] = FileTensor(spec, ByteRange(path, data_start + begin, end - begin))
         expected_begin = end
     if expected_begin != data_nbytes:
-        raise UnreadableFile(path, f"expected {expected_begin} bytes of data, found {data_nbytes}")
+        raise UnreadableFile(path, f"expected {expected_begin} bytes of tensor data, found {data_nbytes} bytes")
     return tensors
 
 
@@ -103,10 +103,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     with opened(path) as (file, size):
         prefix = read_exactly(file, _LENGTH.size)
         if len(prefix) < _LENGTH.size:
-            raise UnreadableFile(path, f"expected a safetensors header, found a file of {size} bytes")
+            raise UnreadableFile(path, f"expected a safetensors header, found a file of only {size} bytes")
         (length,) = _LENGTH.unpack(prefix)
         if length > (limit := min(_MAX_HEADER_BYTES, size - _LENGTH.size)):
-            raise UnreadableFile(path, f"expected a header length of at most {limit}, found {length}")
+            raise UnreadableFile(path, f"expected a header of at most {limit} bytes, found a header length of {length}")
         text = read_exactly(file, length)
     header = parse_object(path, text, what="safetensors header")
     header.pop("__metadata__", None)
@@ -118,19 +118,24 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
         raise UnreadableFile(path, f"{name}: expected dtype, shape and data_offsets in the header, found {entry!r:.80}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UnreadableFile(path, f"{name}: expected a dtype of {', '.join(DTYPES)}, found {dtype!r:.80}")
+        raise UnreadableFile(path, f"{name}: expected one of the dtypes {', '.join(DTYPES)}, found {dtype!r:.80}")
     if not _is_lengths(shape):
         raise UnreadableFile(path, f"{name}: expected a shape of non-negative integers, found {shape!r:.80}")
     if not _is_lengths(offsets) or len(offsets) != 2:
         raise UnreadableFile(path, f"{name}: expected data_offsets [begin, end], found {offsets!r:.80}")
     if len(shape) > _MAX_AXES or math.prod(max(1, n) for n in shape) * DTYPES[dtype].itemsize > _MAX_TENSOR_BYTES:
-        limits = f"at most {_MAX_AXES} axes and {_MAX_TENSOR_BYTES} bytes"
-        raise UnreadableFile(path, f"{name}: expected a shape of {limits}, found {shape!r:.80}")
+        raise UnreadableFile(
+            path,
+            f"{name}: expected a tensor of at most {_MAX_AXES} axes and {_MAX_TENSOR_BYTES} bytes, "
+            f"found shape {shape!r:.80}",
+        )
     begin, end = offsets
     spec = TensorSpec(name, dtype, tuple(shape))
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
-        raise UnreadableFile(path, f"{name}: expected {nbytes} bytes for {dtype} {shape}, found {end - begin}")
+        raise UnreadableFile(
+            path, f"{name}: expected {nbytes} bytes for dtype {dtype} and shape {shape}, found {end - begin} bytes"
+        )
     return spec, begin, end
 
 

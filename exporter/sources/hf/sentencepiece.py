@@ -81,7 +81,7 @@ def read_model(path: Path) -> SentencePieceModel:
             path, f"{what}: expected a SentencePiece model, found another format or a truncated file ({exc})"
         ) from exc
     if not model.texts:
-        raise UnreadableFile(path, "expected at least one piece, found no piece")
+        raise UnreadableFile(path, "expected a SentencePiece model with at least one piece, found no piece")
     return model
 
 
@@ -106,7 +106,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
         elif number == 3:
             piece_type = _number(value)
             if not NORMAL <= piece_type <= BYTE:
-                raise ValueError(f"type {piece_type}")
+                raise ValueError(f"unknown piece type {piece_type}")
     return text, score, piece_type
 
 
@@ -146,20 +146,20 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire_type in (1, 5):
             length = 8 if wire_type == 1 else 4
         else:
-            raise ValueError(f"wire type {wire_type}")
+            raise ValueError(f"unknown protobuf wire type {wire_type}")
         if length > size - at:
-            raise ValueError(f"expected {length} more bytes, found {size - at}")
+            raise ValueError(f"expected a protobuf field of {length} bytes, found {size - at} bytes")
         yield key >> 3, data[at : at + length]
         at += length
 
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number instead of bytes")  # noqa: TRY004  (the file is wrong, not the caller)
+        raise ValueError("expected bytes in the protobuf field, found a number")  # noqa: TRY004  (the file is wrong, not the caller)
     return value
 
 
 def _number(value: int | bytes) -> int:
     if isinstance(value, bytes):
-        raise ValueError("bytes instead of a number")  # noqa: TRY004
+        raise ValueError("expected a number in the protobuf field, found bytes")  # noqa: TRY004
     return value

@@ -85,7 +85,9 @@ class Tokenizer:
         try:
             self._file = msgspec.json.decode(text, type=_File)
         except (ValueError, RecursionError) as exc:
-            raise UnreadableFile(path, f"expected a tokenizer of the tokenizers library: {exc}") from exc
+            raise UnreadableFile(
+                path, f"expected the tokenizer.json format of the tokenizers library, found another format ({exc})"
+            ) from exc
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:

@@ -61,9 +61,11 @@ def fetch(repo: str, revision: str, *, content: RepoContent | None, quiet: bool)
         if cached and not gap:
             return cached  # without a listing, missing files cannot be detected
         if isinstance(exc, OSError) and exc.errno:
-            raise OutputError(exc.filename or _cache(), f"the hub's cache: {exc.strerror}") from exc
-        state = f"{gap} in" if gap else "neither a folder nor in"
-        raise BadInput(f"{repo}@{revision}: {state} the local cache, and {_reason(repo, revision, exc)}") from exc
+            raise OutputError(
+                exc.filename or _cache(), f"the cache of the hub is not accessible: {exc.strerror}"
+            ) from exc
+        state = f"{gap} in the local cache" if gap else "neither a local folder nor in the local cache"
+        raise BadInput(f"{repo}@{revision}: {state}, and {_reason(repo, revision, exc)}") from exc
     if gap := _gap(repo, folder, content):
         raise BadInput(f"{repo}@{revision}: {gap}{_found_instead(repo, folder)}")
     return folder
@@ -163,8 +165,8 @@ def _found_instead(repo: str, folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f"; found pickled weights ({pickles[0]}), which are not read: load them with transformers or PEFT and save "
-        "them again with save_pretrained"
+        f"; found pickled weights ({pickles[0]}), which are not read; load the weights with transformers or PEFT, "
+        "and save the weights again with save_pretrained"
     )
 
 
@@ -177,23 +179,23 @@ def _reason(repo: str, revision: str, exc: Exception) -> str:
     cause = exc.__cause__ if isinstance(exc, errors.LocalEntryNotFoundError) and exc.__cause__ else exc
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(cause, errors.HFValidationError):
-        return "the name is not a valid repository name of the hub: expected org/name"
+        return "the name is not a valid hub repository name of the form org/name"
     if isinstance(cause, errors.OfflineModeIsEnabled):
         command = f"hf download {repo} --revision {revision}"
-        return f"HF_HUB_OFFLINE forbids a download: unset HF_HUB_OFFLINE, or run `{command}` first"
+        return f"HF_HUB_OFFLINE forbids downloads; unset HF_HUB_OFFLINE, or run `{command}` first"
     if isinstance(cause, errors.GatedRepoError):
-        return f"the repository is gated: accept the terms at {constants.ENDPOINT}/{repo} and {login}"
+        return f"the repository is gated; accept the terms at {constants.ENDPOINT}/{repo}, and {login}"
     if isinstance(cause, errors.RepositoryNotFoundError):
-        return f"the repository does not exist or is private: check the name, or {login}"
+        return f"the repository does not exist or is private; check the name, or {login}"
     if isinstance(cause, errors.RevisionNotFoundError):
-        return "the repository has no such revision: check the branch, tag or commit"
+        return "the repository has no such revision; check the name of the branch, tag or commit"
     if isinstance(cause, errors.HfHubHTTPError):
         status = cause.response.status_code
         advice = login if status in (401, 403) else "try again later"
-        return f"the hub answered with HTTP {status}: {advice}"
+        return f"the hub answered with HTTP {status}; {advice}"
     lines = str(cause).strip().splitlines()
     detail = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
-    return f"the download from {constants.ENDPOINT} failed: check the network and try again ({detail})"
+    return f"the download from {constants.ENDPOINT} failed; check the network and try again ({detail})"
 
 
 def _cache() -> Path:

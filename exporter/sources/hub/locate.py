@@ -68,7 +68,8 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
     distinct = {(adapter.base_name, _base_revision(adapter)) for adapter in adapters}
     if {name for name, _ in distinct} == {None}:
         raise BadInput(
-            f"{where}: base_model_name_or_path: expected a path or a hub id, found no value; give the base with --base"
+            f"{where}: base_model_name_or_path: expected a path or a hub id, found no value; "
+            "use --base to give the base"
         )
     if len(distinct) > 1:
         actual = ", ".join(sorted(f"{name}@{revision}" if revision else str(name) for name, revision in distinct))
@@ -109,7 +110,7 @@ def locate(
         if path.exists():
             return Located(path)
     except OSError as exc:  # a name that is too long, or a folder without permission
-        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80}: {exc.strerror or exc}") from exc
+        raise BadInput(f"{asked_by}: expected a path or a hub id, found {word!r:.80} ({exc.strerror or exc})") from exc
     match = _ID.fullmatch(word)
     # Only old checkpoints such as gpt2 have no owner. In all other cases a single word is a folder that does not exist.
     if match is None or ("/" not in match["repo"] and content != "checkpoint"):

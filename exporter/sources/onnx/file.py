@@ -196,7 +196,7 @@ class OnnxFile:
         inline = self._inline[name]
         if not inline.HasField("raw_data") and tensor.nbytes:
             raise NotExpressible(
-                f"{self.path}: {name}", "the numbers of this tensor are stored one by one instead of as raw bytes"
+                f"{self.path}: {name}", "the tensor is stored as single values in the model file, not as raw_data"
             )
         return np.frombuffer(inline.raw_data, np.uint8)[start:stop]
 
@@ -207,7 +207,7 @@ class OnnxFile:
 
     def _dtype(self, tensor: TensorRange) -> np.dtype[Any]:
         if tensor.dtype not in DTYPES:
-            reason = f"this version cannot read values of dtype {tensor.dtype}"
+            reason = f"this version of ttexport cannot read values of dtype {tensor.dtype}"
             raise NotExpressible(f"{self.path}: {tensor.name}", reason)
         return DTYPES[tensor.dtype]
 
@@ -215,7 +215,7 @@ class OnnxFile:
 def _parse(path: Path) -> onnx.ModelProto:
     with opened(path) as (file, size):
         if size > _MAX_MODEL_BYTES:
-            raise UnreadableFile(path, f"expected at most {_MAX_MODEL_BYTES} bytes of ONNX, found {size}")
+            raise UnreadableFile(path, f"expected an ONNX file of at most {_MAX_MODEL_BYTES} bytes, found {size} bytes")
         if not size:
             raise UnreadableFile(path, "expected an ONNX model, found an empty file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:

@@ -24,8 +24,9 @@ def model_files(path: Path) -> list[Path]:
         return [path]
     if files := _files(path):
         return files
-    expected = f"{_MODEL}.onnx or another {_MODEL}*.onnx, or {_DECODER}.onnx, here or in onnx/"
-    raise UnreadableFile(path, f"expected {expected}, found no such file")
+    raise UnreadableFile(
+        path, f"expected {_MODEL}*.onnx or {_DECODER}*.onnx in the folder or in its subfolder onnx, found no such file"
+    )
 
 
 def has_model(path: Path) -> bool:

@@ -55,15 +55,18 @@ def check_cost(path: Path, view: mmap.mmap) -> None:
             elif wire in (1, 5):
                 length = 8 if wire == 1 else 4
             if number == 0 or wire not in (0, 1, 2, 5) or length > end - at:
-                raise UnreadableFile(path, f"expected an ONNX model, found bytes at {at} that are not protobuf")
+                raise UnreadableFile(path, f"expected an ONNX model, found invalid protobuf at byte {at}")
             below = known.get(number) if wire == 2 else None
             if below is None:
                 loose += length * (_NUMBER_BYTES if known is _TENSOR or known is _ATTRIBUTE else 1)
             elif below is not _RAW:
                 waiting.append((at, at + length, below))
             if n_fields > _MAX_FIELDS or loose > _MAX_LOOSE_BYTES:
-                limits = f"{_MAX_FIELDS} fields and {_MAX_LOOSE_BYTES} bytes of names and numbers in memory"
-                raise UnreadableFile(path, f"expected at most {limits} besides raw weights, found a larger file")
+                raise UnreadableFile(
+                    path,
+                    f"expected at most {_MAX_FIELDS} protobuf fields and {_MAX_LOOSE_BYTES} bytes of names and numbers "
+                    "in memory, not counting raw weights, found a larger model",
+                )
             at += length
 
 
@@ -71,4 +74,4 @@ def _varint(path: Path, view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     try:
         return read_varint(view, at, end)
     except ValueError as exc:
-        raise UnreadableFile(path, f"expected an ONNX model, found bytes at {at} that are not protobuf") from exc
+        raise UnreadableFile(path, f"expected an ONNX model, found invalid protobuf at byte {at}") from exc

@@ -69,7 +69,7 @@ def tensor_ranges(path: Path, tensors: Iterable[TensorProto]) -> dict[str, Tenso
     ranges: dict[str, TensorRange] = {}
     for tensor in tensors:
         if text(path, tensor.name) in ranges:
-            raise UnreadableFile(path, f"initialiser {tensor.name}: expected once, found twice in the graph")
+            raise UnreadableFile(path, f"initialiser {tensor.name}: expected a unique name, found the same name twice")
         ranges[tensor.name] = _range(path, tensor)
     return ranges
 
@@ -82,7 +82,7 @@ def _range(path: Path, tensor: TensorProto) -> TensorRange:
     if tensor.data_type not in _TYPES:
         raise UnreadableFile(path, f"{name}: expected a numeric element type, found type {tensor.data_type}")
     if any(length < 0 for length in shape):
-        raise UnreadableFile(path, f"{name}: expected lengths of 0 or more, found shape {shape}")
+        raise UnreadableFile(path, f"{name}: expected axis lengths of 0 or more, found shape {shape}")
     dtype, bits = _TYPES[tensor.data_type]
     nbytes = (math.prod(shape) * bits + 7) // 8
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -99,19 +99,24 @@ def _place(path: Path, tensor: TensorProto, nbytes: int) -> ByteRange:
     entries = {text(path, entry.key): text(path, entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     if not _stays_inside(location):
-        raise UnreadableFile(path, f"{tensor.name}: expected external data inside the folder, found {location!r:.80}")
+        raise UnreadableFile(
+            path, f"{tensor.name}: expected external data inside the folder of the model, found {location!r:.80}"
+        )
     offset = _count(path, tensor.name, "offset", entries.get("offset", "0"))
     length = _count(path, tensor.name, "length", entries.get("length", str(nbytes)))
     if length != nbytes:
-        raise UnreadableFile(path, f"{tensor.name}: expected {nbytes} bytes for its shape, found length {length}")
+        raise UnreadableFile(path, f"{tensor.name}: expected {nbytes} bytes of external data, found length {length}")
     data = path.parent / location
     with reading(data):
         status = data.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableFile(data, f"{tensor.name}: expected external data in a regular file, found another type")
+        raise UnreadableFile(data, f"{tensor.name}: expected external data in a regular file, found another file type")
     if offset + length > status.st_size:
-        expected = f"{tensor.name}: expected data up to byte {offset + length}"
-        raise UnreadableFile(data, f"{expected}, found only {status.st_size} (truncated?)")
+        raise UnreadableFile(
+            data,
+            f"{tensor.name}: expected external data up to byte {offset + length}, "
+            f"found a file of only {status.st_size} bytes (truncated?)",
+        )
     return ByteRange(data, offset, nbytes)
 
 
@@ -126,7 +131,9 @@ def _stays_inside(location: str) -> bool:
 
 def _count(path: Path, name: str, key: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise UnreadableFile(path, f"{name}: {key} of its external data: expected a count of bytes, found {text!r:.40}")
+        raise UnreadableFile(
+            path, f"{name}: {key} of the external data: expected a number of bytes, found {text!r:.40}"
+        )
     return int(text)
 
 
@@ -136,5 +143,5 @@ def text(path: Path, value: str | bytes) -> str:
     Raises UnreadableFile if the value is bytes, because protobuf returns bytes for text that is not UTF-8.
     """
     if isinstance(value, bytes):
-        raise UnreadableFile(path, f"expected names in UTF-8, found {value!r:.80}")
+        raise UnreadableFile(path, f"expected a name in UTF-8, found the bytes {value!r:.80}")
     return value

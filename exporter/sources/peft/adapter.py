@@ -69,7 +69,7 @@ class Adapter:
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
             raise BadInput(
                 f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
-                "load the adapter with PEFT and save it again with save_pretrained"
+                "load the adapter with PEFT, and save the adapter again with save_pretrained"
             )
         lora = LoraSettings.read(path / CONFIG, config) if peft_type == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)
@@ -141,9 +141,7 @@ def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
 def _peft_type(path: Path, config: Mapping[str, Any]) -> str:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
-        raise UnreadableFile(
-            path / CONFIG, f"expected the name of an adapter type in peft_type, found {peft_type!r:.80}"
-        )
+        raise UnreadableFile(path / CONFIG, f"peft_type: expected the name of an adapter type, found {peft_type!r:.80}")
     if peft_type not in _PEFT_TYPES:
         raise NotExpressible(
             f"{path / CONFIG}: peft_type {peft_type}",

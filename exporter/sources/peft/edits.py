@@ -140,7 +140,7 @@ Edit = TokenRows | LowRank | FullModule
 def require_floats(path: Path, tensor: FileTensor) -> None:
     """Raise TensorMismatch if ``tensor`` does not have a floating-point dtype that is allowed for weights."""
     if tensor.spec.dtype not in FLOATS:
-        expected = f"a dtype of {', '.join(sorted(FLOATS))}"
+        expected = f"one of the dtypes {', '.join(sorted(FLOATS))}"
         raise TensorMismatch(path, tensor.spec.name, expected=expected, found=tensor.spec.dtype)
 
 

@@ -23,7 +23,7 @@ def adapter_folder(path: Path) -> Path:
         return path
     folders = named_adapters(path)
     if not folders:
-        raise UnreadableFile(path / CONFIG, "expected a PEFT adapter with this file, found no such file")
+        raise UnreadableFile(path / CONFIG, "expected the config file of a PEFT adapter, found no such file")
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise BadInput(

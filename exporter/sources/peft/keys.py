@@ -49,8 +49,8 @@ def read_edits(
     factors: dict[str, dict[str, FileTensor]] = {}
     for key, tensor in tensors.items():
         if not key.startswith(PREFIX):
-            expected = f"{PREFIX}<module>{_ROWS}, LoRA factors or a saved module"
-            raise LedgerError(path, tensor.spec.name, expected=expected, found="a tensor that no rule takes")
+            expected = f"a tensor name that begins with {PREFIX}"
+            raise LedgerError(path, tensor.spec.name, expected=expected, found="a tensor that no merge rule handles")
         name = key.removeprefix(PREFIX)
         suffix = next((factor for factor in FACTORS if name.endswith(factor)), None)
         if name.endswith(_ROWS):
@@ -58,7 +58,7 @@ def read_edits(
         elif suffix and lora:
             factors.setdefault(name.removesuffix(suffix), {})[suffix] = tensor
         elif f".{_ORIGINAL}." in name:
-            unused[tensor.spec.name] = "the base's own tensor, kept beside its trained copy"
+            unused[tensor.spec.name] = "tensor of the base that a trained copy replaces"
         else:
             edits.append(_full_module(path, tensor, name, config, lora))
     edits += token_rows(path, config_path, config, rows)
@@ -83,8 +83,8 @@ def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
                 raise LedgerError(
                     edit.path,
                     edit.key,
-                    expected="the same values under both keys of the module",
-                    found=f"different values under {first.key}",
+                    expected="the same values in both tensors of the module",
+                    found=f"different values in {first.key}",
                 )
             edits.remove(edit)
             unused[edit.key] = f"the same as {first.key}"
@@ -97,7 +97,12 @@ def _full_module(
     module, key = _unwrapped(wrapped), tensor.spec.name
     foreign = any(segment.startswith(("lora_", "trainable_")) for segment in name.split("."))
     if not module or foreign or (lora is None and parameter != "weight"):
-        raise LedgerError(path, key, expected="rows, factors or a saved module", found="a tensor that no rule takes")
+        raise LedgerError(
+            path,
+            key,
+            expected="token rows, LoRA factors or a saved module",
+            found="a tensor that no merge rule handles",
+        )
     require_floats(path, tensor)
     in_base = BASE_LAYER in wrapped.split(".")
     is_matrix = parameter == "weight" and (in_base or module.rpartition(".")[2] in _MATRICES)
@@ -107,5 +112,7 @@ def _full_module(
     biases = lora is not None and parameter == "bias" and config.get("bias", "none") != "none"
     resized = parameter == "weight" and len(tensor.spec.shape) == 2
     if not (copied or in_base or biases or resized):
-        raise LedgerError(path, key, expected="a module of modules_to_save", found="a tensor that no rule takes")
+        raise LedgerError(
+            path, key, expected="a module listed in modules_to_save", found="a tensor that no merge rule handles"
+        )
     return FullModule(path, key, module, parameter, tensor, in_place=not copied)

@@ -16,14 +16,14 @@ from exporter.sources.peft.matching import first_pattern, targets
 
 #: Setting → effect, for settings with an effect that no update of stored weights can represent.
 _NOT_WEIGHTS: Final = {
-    "alora_invocation_tokens": "switches the update on at certain tokens only",
-    "arrow_config": "routes every token through updates of its own",
-    "layer_replication": "adds layers to the model",
-    "use_bdlora": "stores block-diagonal factors",
-    "use_qalora": "pools the inputs of a quantised base",
-    "kasa_config": "truncates the base's weights when it is loaded",
-    "monteclora_config": "draws its factors at random",
-    "megatron_config": "is made for Megatron's layers",
+    "alora_invocation_tokens": "the setting applies the update only at certain tokens",
+    "arrow_config": "the setting routes each token through separate updates",
+    "layer_replication": "the setting adds layers to the model",
+    "use_bdlora": "the setting stores block-diagonal factors",
+    "use_qalora": "the setting pools the layer inputs of a quantised base",
+    "kasa_config": "the setting truncates the weights of the base when the adapter is loaded",
+    "monteclora_config": "the setting draws the LoRA factors at random",
+    "megatron_config": "the setting applies only to Megatron layers",
 }
 #: Initialisations that change the base's weights when the adapter is loaded. The LoRA factors belong to the changed
 #: weights.
@@ -113,15 +113,13 @@ class LoraSettings:
 def _refuse(path: Path, config: Mapping[str, Any]) -> None:
     for key, effect in _NOT_WEIGHTS.items():
         if config.get(key):
-            raise NotExpressible(
-                f"{path}: {key}", f"the setting {effect}, which ttexport cannot merge", instead=PEFT_MERGE
-            )
+            raise NotExpressible(f"{path}: {key}", f"{effect}, which ttexport cannot merge", instead=PEFT_MERGE)
     method = config.get("init_lora_weights", True)
     if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE):
         raise NotExpressible(
             f"{path}: init_lora_weights {method}",
-            "this initialisation changes the weights of the base, and the factors belong to the changed weights",
-            instead="save a plain LoRA adapter: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+            "this initialisation changes the weights of the base, and the factors apply only to the changed weights",
+            instead="save a plain LoRA adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 
 
@@ -142,7 +140,7 @@ def _whole(path: Path, config: Mapping[str, Any], key: str, default: int) -> int
 def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, float]:
     table = config.get(key) or {}
     if not isinstance(table, dict):
-        raise UnreadableFile(path, f"{key}: expected a table, found {table!r:.80}")
+        raise UnreadableFile(path, f"{key}: expected a JSON object, found {table!r:.80}")
     return {pattern: _number(path, table, pattern, 0) for pattern in table}
 
 

@@ -52,5 +52,6 @@ def _matches(path: Path, stated: str, pattern: str, name: str) -> bool:
     try:
         return regex.match(rf"(?:{pattern})$", name, timeout=_PATTERN_SECONDS) is not None
     except (regex.error, TimeoutError) as exc:
-        reason = "an expression that takes too long to match" if isinstance(exc, TimeoutError) else str(exc)
+        timed_out = isinstance(exc, TimeoutError)
+        reason = "an expression that takes too long to match" if timed_out else f"an invalid expression ({exc})"
         raise UnreadableFile(path, f"{stated!r:.80}: expected a regular expression, found {reason}") from exc

@@ -60,17 +60,17 @@ def _checked(path: Path, name: str, ids: object) -> list[int]:
     if not ids:
         raise UnreadableFile(path, f"{name}: expected at least one token id, found an empty list")
     if min(ids) < 0:
-        raise UnreadableFile(path, f"{name}: expected ids of 0 or more, found {min(ids)}")
+        raise UnreadableFile(path, f"{name}: expected token ids of 0 or more, found {min(ids)}")
     ((commonest, times),) = Counter(ids).most_common(1)
     if times > 1:
-        raise UnreadableFile(path, f"{name}: expected each id once, found {commonest} {times} times")
+        raise UnreadableFile(path, f"{name}: expected each token id once, found token id {commonest} {times} times")
     return ids
 
 
 def _edit(path: Path, tensor: FileTensor, module: str, token_ids: list[int]) -> TokenRows:
     spec = tensor.spec
     if len(spec.shape) != 2 or spec.shape[0] != len(token_ids) or not spec.shape[1]:
-        expected = f"{len(token_ids)} rows, one for each of token_indices"
+        expected = f"{len(token_ids)} rows, one for each token id in the config"
         hint = GATHER if is_shard(spec.shape) else ""
         raise TensorMismatch(path, spec.name, expected=expected, found=f"shape {spec.shape}", hint=hint)
     if spec.shape[1] > _MAX_WIDTH:

@@ -119,7 +119,7 @@ def test_rows_of_another_width(tied: Path, tmp_path: Path, tiny_adapter: Path, c
 def test_a_file_that_is_no_gguf(tiny_tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:
     refused(capsys, tmp_path, 5, "only a .gguf file or a folder of ONNX models can be patched", tiny_tied, tiny_adapter)
     refused(capsys, tmp_path, 4, "expected a .gguf file", tiny_adapter / "adapter_model.safetensors", tiny_adapter)
-    refused(capsys, tmp_path, 4, "nothing", tmp_path / "none.gguf", tiny_adapter)
+    refused(capsys, tmp_path, 4, "found no such file or folder", tmp_path / "none.gguf", tiny_adapter)
 
 
 def test_the_base_as_output(tied: Path, tiny_adapter: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -90,7 +90,7 @@ def test_leftovers_of_a_killed_run_are_neither_used_nor_removed_without_an_optio
     assert finished_jobs(out)
     assert project.release(out) == 7
     assert capsys.readouterr().err.endswith(
-        "left by an interrupted run; --resume continues that run, --force starts over\n"
+        "an interrupted run left this folder; use --resume to continue or --force to start over\n"
     )
     assert finished_jobs(out)
     assert project.release(out, "--force") == 0
@@ -131,7 +131,7 @@ def test_a_release_that_is_finished_is_left_alone_by_resume(project: Project, tm
     for other in (text.replace('"1.0"', '"2.0"'), f'{text}[card]\nsummary = "Brighter."\n', text.replace("one", "two")):
         project.toml.write_text(other)
         assert project.release(out, "--resume") == 7
-        assert "the output exists already; --force replaces the output" in capsys.readouterr().err
+        assert "the output exists already; use --force to replace the output" in capsys.readouterr().err
 
 
 def test_resume_prints_a_finished_release_again(project: Project, tmp_path: Path, capsys: Capture) -> None:

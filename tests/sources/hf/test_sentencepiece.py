@@ -46,14 +46,14 @@ def test_reordered_and_omitted_fields_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (b"", "expected at least one piece"),
+        (b"", "expected a SentencePiece model with at least one piece"),
         (b"{}", "expected a SentencePiece model"),
-        (b"\x0a\x05\x0a\x03ab", "expected 5 more bytes, found 4"),
+        (b"\x0a\x05\x0a\x03ab", "expected a protobuf field of 5 bytes, found 4 bytes"),
         (b"\x0a\x03\x0a\x01\xff", "piece 0"),
         (b"\x0a\x02\x18\x09", "type 9"),
-        (b"\x08\x01", "a number instead of bytes"),
-        (b"\x0a" + b"\xff" * 11, "longer than 10 bytes"),
-        (b"\x0b", "wire type 3"),
+        (b"\x08\x01", "expected bytes in the protobuf field, found a number"),
+        (b"\x0a" + b"\xff" * 11, "a varint of at most 10 bytes"),
+        (b"\x0b", "unknown protobuf wire type 3"),
     ],
 )
 def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, broken: bytes, message: str) -> None:

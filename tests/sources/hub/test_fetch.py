@@ -63,7 +63,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(revision: str, cache: Path) ->
 
 def test_a_revision_that_is_not_cached_is_not_replaced_by_another(cache: Path) -> None:
     fill_cache(cache, "org/model", CHECKPOINT, commit=COMMIT)
-    with pytest.raises(BadInput, match=r"^--base: org/model@v2: neither a folder nor .*--revision v2"):
+    with pytest.raises(BadInput, match=r"^--base: org/model@v2: neither a local folder nor .*--revision v2"):
         find("org/model@v2")
 
 
@@ -133,7 +133,7 @@ def test_a_revision_cannot_escape_the_cache(revision: str, cache: Path) -> None:
 
 
 def test_a_name_that_the_hub_cannot_have_is_bad_input(cache: Path) -> None:
-    with pytest.raises(BadInput, match="expected org/name"):
+    with pytest.raises(BadInput, match="of the form org/name"):
         find("org/two--dashes")
 
 

@@ -44,7 +44,7 @@ def test_a_missing_base_with_the_name_of_a_quantised_one_names_the_checkpoint_be
 
 @pytest.mark.parametrize("base", [None, ""])
 def test_an_adapter_that_names_no_base_asks_for_one(base: str | None, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*give the base with --base"):
+    with pytest.raises(BadInput, match=r"adapter_config\.json: base_model_name_or_path: .*use --base to give the base"):
         find_base(None, [adapter(tmp_path / "a", base)])
 
 
@@ -79,7 +79,7 @@ def test_a_name_too_long_for_a_file_system_is_bad_input_with_a_short_message(wor
 
 def test_a_hub_id_outside_the_cache_is_one_line_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadInput, match="org/absent@main: neither a folder nor in the local cache") as caught:
+    with pytest.raises(BadInput, match="org/absent@main: neither a local folder nor in the local cache") as caught:
         find_base(None, [adapter(tmp_path / "a", "org/absent")])
     assert "adapter_config.json" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -62,5 +62,5 @@ def test_a_checkpoint_with_an_adapter_inside_is_a_checkpoint(tmp_path: Path) -> 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UnreadableFile, match="expected a PEFT adapter with this file, found no such file"):
+        with pytest.raises(UnreadableFile, match="expected the config file of a PEFT adapter, found no such file"):
             Adapter.open(path)
