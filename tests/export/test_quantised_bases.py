@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from exporter.cli.main import run
 from exporter.sources.hf.safetensors import FileTensor, read_tensors
 from exporter.tensors import Array, read
 from fixtures.adapters import load, stock_rows
+from fixtures.hostile import rawtensors
 from fixtures.models.quantised import build_mxfp4, quantise
 from tests.support.trained import TRAINED_IDS
 from tuner.cli import main as tune
@@ -194,3 +196,15 @@ def test_inspect_names_the_method(mxfp4: Path, tiny_tied: Path, capsys: Capture)
     for folder, method in ((mxfp4, "MXFP4"), (tiny_tied, "no")):
         assert run(["inspect", str(folder), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["facts"]["quantised"] == method
+
+
+@pytest.mark.parametrize("base", ["fp8"], indirect=True)
+def test_scales_that_are_powers_of_two_in_a_byte_are_kept(base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    weights = base / "model.safetensors"
+    scales = {name: tensor for name, tensor in read_tensors(weights).items() if name.endswith("_scale_inv")}
+    bytes_of = {name: bytes([120]) * math.prod(tensor.spec.shape) for name, tensor in scales.items()}
+    rawtensors.replace(weights, {name: ("F8_E8M0", scales[name].spec.shape, bytes_of[name]) for name in scales})
+    argv = ["merge", str(tiny_adapter), "--base", str(base), "--dtype", "f32", "--verify", "weights", "-q"]
+    assert run([*argv, "-o", str(tmp_path / "out")]) == 0
+    merged = read_tensors(tmp_path / "out" / "model.safetensors")
+    assert {name: content(merged[name])[1] for name in scales} == bytes_of
