@@ -19,9 +19,10 @@ _PREAMBLE = """# Models
 
 `python -m benchmarks.census --docs` writes this page. It makes a tiny random checkpoint of every text-capable model
 type and head class of transformers {version}, makes two adapters of it with stock PEFT {peft}, merges them, and
-compares the merged checkpoint with the unmerged adapter: outputs (the largest difference is at most 1e-5 of the largest
-output, in fp32), loaded weights, bytes of untouched tensors, tie, and what the loader reports. Column `rows`: rows of
-the embedding. Column `LoRA`: low-rank updates of all linear layers and stacked experts, rows, and two new tokens.
+compares the merged checkpoint with the unmerged adapter: outputs (fp32; the largest difference is at most 1e-5 of the
+largest output, or four times the rounding of PEFT's own merge where that is more), loaded weights, bytes of untouched
+tensors, tie, and what the loader reports. Column `rows`: rows of the embedding. Column `LoRA`: low-rank updates of all
+linear layers and stacked experts, rows, and two new tokens.
 
 `exact`: nothing differs. `refused`: the merge ends with the exit code in brackets and the reason in the last column.
 `as PEFT merges`: the outputs are those of PEFT's own merge, and PEFT computes others unmerged, because it leaves out a

@@ -20,7 +20,7 @@ from fixtures.zoo.reference import PeftCannot, Reference, reference
 
 ADAPTERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {"rows": rows_adapter, "LoRA": lora_adapter}
 #: Results, from the best to those that no merge can give.
-EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = RESULTS = (
+EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = (
     "exact",
     "as PEFT merges",
     "refused",

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.census import pool, trial
+from benchmarks.census.__main__ import DOCS
 from benchmarks.census.table import counts, markdown
+from fixtures.zoo.names import NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -87,3 +89,8 @@ def test_the_table_has_a_line_a_name_and_the_reasons_of_what_is_not_exact() -> N
     assert lines[0] == "| type | class | hf rows | hf LoRA | reason |"
     assert lines[2] == "| llama | LlamaForCausalLM | exact | refused (4) | expected a \\| b |"
     assert counts(rows).splitlines() == ["hf rows: 1 exact", "hf LoRA: 1 refused"]
+
+
+def test_the_page_has_a_line_for_every_name() -> None:
+    lines = [line for line in DOCS.read_text().splitlines() if line.startswith("| ")]
+    assert {line.split(" | ")[0].removeprefix("| ") for line in lines} == {"type", *NAMES}
