@@ -7,20 +7,20 @@ Which tensors store embedding and head depends on whether the base model ties em
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from exporter.errors import BadInput, NotExpressible, TensorMismatch
-from exporter.merge.experts import by_expert
+from exporter.errors import BadInput, NotExpressible
+from exporter.merge.assignment import assign, assign_bias, refuse_one_side
 from exporter.merge.ledger import Ledger
-from exporter.merge.names import EMBEDDING, HEAD, stored_name, use_of
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
+from exporter.sources.places import EMBEDDING, HEAD, use_of
 
 #: Pattern of the number of an expert in the name of a stored tensor.
 _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
@@ -55,7 +55,8 @@ class Consumed:
 
     destination: destination of the tensor, or None if the tensor does not change the base model. edit: the edit that
     contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so that the
-    edit is applied once. The field ``edit`` is None for a copy of a base tensor.
+    edit is applied once. The field ``edit`` is None for a copy of a base tensor. by_name: maps each destination to the
+    edit, or to the part of the edit for that destination if the base stores a parameter as several tensors.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Consumed:
     rule: str
     destination: str | None
     edit: Edit | None = None
+    by_name: Mapping[str, Edit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
         for entry in entries:
             ledger.take(entry.key, entry.rule)
             if entry.edit is not None and entry.destination is not None:
-                for name, edit in _by_stored_name(checkpoint, entry.edit, entry.destination).items():
+                for name, edit in entry.by_name.items():
                     changes[name] = _add(changes.get(name, Change()), name, edit)
         for use, rows in _tied_rows(checkpoint, adapter, entries):
             changes[use] = _add(changes.get(use, Change()), use, rows)
@@ -101,7 +103,8 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
     path = adapter.weights
     first_for: dict[tuple[type, str], Edit] = {}
     for edit in adapter.edits:
-        destination = _destination(checkpoint, edit)
+        by_name = assign(checkpoint, edit)
+        destination = _label(by_name)
         first = first_for.get((type(edit), destination)) if destination in (EMBEDDING, HEAD) else None
         if first is not None:
             _require_same(first, edit)
@@ -112,10 +115,11 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
         bias = edit.bias.spec.name if isinstance(edit, LowRank) and edit.bias else None
         for number, key in enumerate(edit.keys):
             if key != bias:
-                yield Consumed(path, key, rule, destination, edit if number == 0 else None)
+                yield Consumed(path, key, rule, destination, *((edit, by_name) if number == 0 else ()))
         if bias is not None:
             assert isinstance(edit, LowRank)
-            yield Consumed(path, bias, "bias beside an update", _bias_destination(checkpoint, edit), edit)
+            biases = assign_bias(checkpoint, edit)
+            yield Consumed(path, bias, "bias beside an update", _label(biases), edit, biases)
     yield from (Consumed(path, key, reason, None) for key, reason in adapter.unused.items())
 
 
@@ -127,51 +131,12 @@ def _rule(edit: Edit) -> str:
     return "whole tensor"
 
 
-def _destination(checkpoint: Checkpoint, edit: Edit) -> str:
-    """Destination of the main tensor of an edit, such as a weight.
-
-    Raises TensorMismatch if the base model lacks the module of the edit.
-    """
-    parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
-    use = use_of(checkpoint, edit.module) if parameter == "weight" else None
-    if use is not None:
-        reaches_both = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
-        if checkpoint.is_encoder_decoder and use == EMBEDDING and not reaches_both:
-            _refuse_one_side(edit)
-        return use
-    name = stored_name(checkpoint, edit.module, parameter)
-    if name is None and isinstance(edit, LowRank) and (experts := by_expert(checkpoint, edit)):
-        return ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in experts))
-    if name is None:
-        expected = f"a module that exists in the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
-        raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
-    return name
-
-
-def _by_stored_name(checkpoint: Checkpoint, edit: Edit, destination: str) -> dict[str, Edit]:
-    """Map each destination to the edit, or, for stacked experts, to the part of the edit for the destination."""
-    if isinstance(edit, LowRank) and "*" in destination:
-        return {**by_expert(checkpoint, edit)}
-    return {destination: edit}
-
-
-def _refuse_one_side(edit: Edit) -> None:
-    raise NotExpressible(
-        f"{edit.path}: {edit.key}",
-        "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
-        instead="train the same token rows for embedding and head, so that PEFT trains encoder and decoder",
+def _label(names: Iterable[str]) -> str:
+    """Return the destinations for display, with ``*`` for the number of an expert."""
+    listed = list(names)
+    return (
+        listed[0] if len(listed) == 1 else ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in listed))
     )
-
-
-def _bias_destination(checkpoint: Checkpoint, edit: LowRank) -> str:
-    name = stored_name(checkpoint, edit.module, "bias")
-    if name is None:
-        raise NotExpressible(
-            f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",
-            f"{edit.module} has no bias in the base, and the architecture cannot store a bias",
-            instead="train without lora_bias",
-        )
-    return name
 
 
 def _tied_rows(
@@ -194,7 +159,7 @@ def _tied_rows(
     )
     differ = rows.keys() == {EMBEDDING, HEAD} and rows[EMBEDDING].token_ids != rows[HEAD].token_ids
     if checkpoint.is_encoder_decoder and EMBEDDING in rows and (differ or own_head):  # PEFT then ties no module
-        _refuse_one_side(rows[EMBEDDING])
+        refuse_one_side(rows[EMBEDDING])
     if EMBEDDING in rows and HEAD not in rows and checkpoint.tie.tied_in_config and not own_head:
         yield HEAD, rows[EMBEDDING]
     if HEAD in rows and EMBEDDING not in rows and checkpoint.tie.tied and not _targets_head(checkpoint, adapter):
@@ -242,12 +207,19 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
         return replace(change, replaced=change.replaced or edit)
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))
-    if any(update.magnitude or edit.magnitude for update in change.updates):
+    if any((update.magnitude or edit.magnitude) and not _are_disjoint(update, edit) for update in change.updates):
         raise BadInput(
             f"{edit.path}: {edit.key}: expected a DoRA update to be the only update of {destination}, "
             f"found another update in {change.updates[0].path}"
         )
     return replace(change, updates=(*change.updates, edit))
+
+
+def _are_disjoint(first: LowRank, second: LowRank) -> bool:
+    """Whether two updates of one adapter change different rows of a stored tensor that fuses several parameters."""
+    if first.part is None or second.part is None or first.path != second.path:
+        return False
+    return (first.module, first.parameter) != (second.module, second.parameter)
 
 
 def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:

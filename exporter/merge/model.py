@@ -19,8 +19,8 @@ from exporter.errors import in_tensor
 from exporter.io.parallel import TOUCHED_BYTES, Budget, in_order
 from exporter.merge.ledger import Ledger
 from exporter.merge.passes import Pass
-from exporter.sources.hf.checkpoint import Tie
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tie import Tie
 from exporter.sources.hub.locate import ADAPTERS_DIGEST
 from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 

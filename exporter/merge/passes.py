@@ -106,6 +106,21 @@ class ReplaceRows:
 
 
 @dataclass(frozen=True, slots=True)
+class AppendColumns(_Everywhere):
+    """Append ``count`` columns of zeros to a matrix."""
+
+    count: int
+
+    def out_spec(self, spec: TensorSpec) -> TensorSpec:
+        """Return ``spec`` with the additional columns."""
+        return replace(spec, shape=(spec.shape[0], spec.shape[1] + self.count))
+
+    def apply(self, start: int, block: Array) -> Array:
+        """Return ``block`` with the additional columns."""
+        return np.concatenate([block, np.zeros((len(block), self.count), block.dtype)], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
     """A low-rank update left @ right in float32, in the orientation of the stored tensor.
 
@@ -176,13 +191,16 @@ class AddVector(_Everywhere):
 def _dora(term: Term, start: int, value: Array) -> Array:
     """Return DoRA's scale factors for n rows of W + left @ right, as (n, 1) if ``by_row`` is set, else (columns,)."""
     assert term.gain is not None
+    gain = term.gain
     if term.by_row:
         gain = term.gain[start : start + len(value)]
         factors: Array = (gain / np.sqrt(np.einsum("ij,ij->i", value, value)))[:, None]
     else:
         assert term.norm is not None
         factors = term.gain / term.norm
-    return factors
+    # A tensor may fuse several modules, and rows of other modules have no magnitude.
+    unscaled = np.isnan(gain)[:, None] if term.by_row else np.isnan(term.gain)
+    return np.where(unscaled, np.float32(1), factors) if unscaled.any() else factors
 
 
 def _require_f16(start: int, out: Array) -> None:

@@ -18,19 +18,22 @@ from exporter.errors import TensorMismatch
 from exporter.io.parallel import Budget
 from exporter.merge.changes import Change, Gathered, LedgerEntry, gather
 from exporter.merge.model import MergedModel, MergedTensor
-from exporter.merge.names import EMBEDDING, HEAD
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
-from exporter.merge.vocabulary.tokens import vocabulary
-from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.merge.vocabulary.tables import grown_tables, growth
+from exporter.merge.vocabulary.tokens import rows_after, vocabulary
+from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.quantised import quantiser_floats
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tables import TokenTable, resize_config, token_tables
+from exporter.sources.hf.tie import Tie
 from exporter.sources.hf.tokenizer import Tokenizer
 from exporter.sources.peft.adapter import NO_ADAPTERS_DIGEST, Adapter, combined_digest
 from exporter.sources.peft.edits import GATHER, LowRank, TokenRows, is_shard, require_finite
+from exporter.sources.places import EMBEDDING, HEAD
 from exporter.tensors import FLOATS, cast
 
 _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -58,6 +61,7 @@ class MergePlan:
     generation_config: Mapping[str, Any]
     moved_ids: Mapping[str, tuple[int | None, int]]
     tokenizer: Tokenizer | None
+    grown: Sequence[TokenTable] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -102,7 +106,10 @@ class MergePlan:
         if source.spec.dtype not in FLOATS:
             return source, []
         out = dtype or base.spec.dtype
-        n_rows = self.vocab if name in self._vocabulary_names else source.spec.n_rows
+        table = next((table for table in self.grown if table.name == name), None)
+        n_rows = self.vocab if table else source.spec.n_rows
+        if name in self.tie.names:
+            n_rows = rows_after(self.checkpoint, name, stored, change, self.vocab)
         steps: list[Pass] = []
         if change.replaced or (not change.updates and source.spec.dtype != out):
             steps.append(Cast("F32" if change.updates else out, finite=change.replaced is not None))
@@ -118,18 +125,18 @@ class MergePlan:
             steps.append(_replace_rows(change.rows, out, n_rows))
         if change.biases:
             steps.append(AddVector(bias_of(change.biases), out))
-        return source, steps
-
-    @property
-    def _vocabulary_names(self) -> tuple[str, ...]:
-        return (self.tie.embedding, *self.tie.copies, *([self.tie.head] if self.tie.head else []))
+        return source, [
+            *steps,
+            *(growth(table, source, out, self.vocab, tied=self.checkpoint.tie.tied) if table else ()),
+        ]
 
     def _config(self, dtype: str | None) -> dict[str, Any]:
         config = copy.deepcopy(dict(self.checkpoint.config))
         nested = config.get("text_config")
+        grown = self.vocab != self.checkpoint.tensors[self.checkpoint.tie.embedding].spec.n_rows
+        if grown:
+            resize_config(config, self.checkpoint, self.vocab)
         for table in (config, nested if isinstance(nested, dict) else {}):
-            if "vocab_size" in table:
-                table["vocab_size"] = self.vocab
             for key in ("dtype", "torch_dtype"):
                 if key in table and dtype is not None:
                     table[key] = _DTYPE_NAMES[dtype]
@@ -152,14 +159,18 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         **{name: (name, gathered.changes.get(name, Change())) for name in checkpoint.tensors},
         **resolved.sources,
     }
+    tables = frozenset(table.name for table in token_tables(checkpoint) if table.axis == 0)
     for name, (stored, change) in sources.items():
-        _check_shapes(checkpoint, name, stored, change)
+        _check_shapes(checkpoint, name, stored, change, grows=name in tables)
     files = merge_auxiliary_files(checkpoint.auxiliary_files, adapters)
     tokenizer = Tokenizer.open(files["tokenizer.json"]) if "tokenizer.json" in files else None
     vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, tokenizer)
     generation, moved = generation_config(checkpoint.auxiliary_files, files)
     entries = _ledger_entries(gathered, resolved)
-    return MergePlan(checkpoint, adapters, entries, resolved.tie, sources, vocab, files, generation, moved, tokenizer)
+    grown = grown_tables(checkpoint, sources, vocab)
+    return MergePlan(
+        checkpoint, adapters, entries, resolved.tie, sources, vocab, files, generation, moved, tokenizer, grown
+    )
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
@@ -167,8 +178,8 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
-        EMBEDDING: (*embeddings, *([tie.head] if tie.tied and tie.head else [])),
-        HEAD: embeddings if tie.tied else (str(tie.head),),
+        EMBEDDING: tie.names if tie.tied else embeddings,
+        HEAD: embeddings if tie.tied else (str(tie.head), *tie.head_copies),
     }
     entries = []
     for tensor in gathered.consumed:
@@ -182,13 +193,13 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
     return entries
 
 
-def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change) -> None:
+def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change, *, grows: bool) -> None:
     """Raise TensorMismatch if an edit does not fit its tensor."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
     spec = change.replaced.tensor.spec if change.replaced else base.spec
-    grows = name in (checkpoint.tie.embedding, *checkpoint.tie.copies, checkpoint.tie.head) or name != stored
+    grows |= name in checkpoint.tie.names or name != stored
     if base.spec.dtype not in FLOATS or (change.rows and len(base.spec.shape) != 2):
         hint = (
             "the base is quantised; merge into the checkpoint from which the base was made"
@@ -212,9 +223,10 @@ def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change
     for update in change.updates:
         check_update(checkpoint, update, spec.shape, name)
     for biased in change.biases:
-        if biased.bias is None or biased.bias.spec.shape != spec.shape:
-            shape = biased.bias.spec.shape if biased.bias else "none"
-            raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {spec.shape}", found=shape)
+        wanted = biased.part.shape if biased.part else spec.shape
+        if biased.bias is None or biased.bias.spec.shape != wanted:
+            given = biased.bias.spec.shape if biased.bias else "none"
+            raise TensorMismatch(biased.path, biased.key, expected=f"a bias of shape {wanted}", found=given)
         require_finite(biased.path, biased.bias)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import Change
-from exporter.merge.names import EMBEDDING, HEAD
-from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tie import Tie
 from exporter.sources.peft.edits import LowRank
+from exporter.sources.places import EMBEDDING, HEAD
 from exporter.tensors import Array, read
 
 #: Name of the embedding's module → name of the head's module, used to name the tensor of an untied head. The head of
@@ -40,22 +41,33 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
+    if not tie.has_head:
+        _refuse_untie(checkpoint, untie=untie)
+        return Resolved(tie, dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding)))
     if not tie.tied:
         sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
-        return Resolved(tie, sources | ({tie.head: (tie.head, head)} if tie.head else {}))
+        heads = (tie.head, *tie.head_copies) if tie.head else ()
+        return Resolved(tie, sources | {name: (str(tie.head), head) for name in heads})
     embedding, head = _share_base(embedding, head)
     if _same_result(embedding, head) and not untie:
-        names = (tie.embedding, *tie.copies, *([tie.head] if tie.head else []))
-        return Resolved(tie, dict.fromkeys(names, (tie.embedding, embedding)))
+        return Resolved(tie, dict.fromkeys(tie.names, (tie.embedding, embedding)))
     if not untie:
         raise NotExpressible(
             f"{checkpoint.path}: {tie.embedding}",
             f"the base ties embedding and head, but {_difference(embedding, head)}",
             instead="use --untie to write a separate head",
         )
-    name = tie.head or _head_name(tie.embedding)
+    name = tie.head or _head_name(checkpoint)
     sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
-    return Resolved(replace(tie, head=name, tied=False, tied_in_config=False), sources | {name: (tie.embedding, head)})
+    sources |= dict.fromkeys((name, *tie.head_copies), (tie.embedding, head))
+    return Resolved(replace(tie, head=name, tied=False, tied_in_config=False), sources)
+
+
+def _refuse_untie(checkpoint: Checkpoint, *, untie: bool) -> None:
+    if untie:
+        raise NotExpressible(
+            f"{checkpoint.path}: --untie", "the model has no output head", instead="merge without --untie"
+        )
 
 
 def untied_config(config: dict[str, Any]) -> None:
@@ -73,10 +85,16 @@ def untied_config(config: dict[str, Any]) -> None:
         nested["tie_word_embeddings"] = False
 
 
-def _head_name(embedding: str) -> str:
+def _head_name(checkpoint: Checkpoint) -> str:
+    """Return the name under which transformers finds a separate head of a base that stores no head."""
+    embedding, modules = checkpoint.tie.embedding, checkpoint.modules
     module = embedding.split(".")[-2]
     prefix = "language_model." if embedding.startswith("language_model.") else ""
-    return f"{prefix}{_HEAD_OF.get(module, 'lm_head')}.weight"
+    by_name = f"{prefix}{_HEAD_OF.get(module, 'lm_head')}.weight"
+    if modules is None or modules.architecture.head is None:
+        return by_name
+    head = f"{modules.architecture.head}.weight"
+    return next((name for name in (by_name, f"language_model.{head}") if modules.loads(name) == head), head)
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:

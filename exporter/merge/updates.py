@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporter.errors import NotExpressible, TensorMismatch
-from exporter.merge.experts import factor_shapes, factors, stacked_factors
+from exporter.merge.factors import cut, factor_shapes, factors
 from exporter.merge.passes import Term
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
@@ -32,32 +32,36 @@ _CACHED_TENSORS: Final = 4
 
 
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
-    """Whether the stored tensor has the orientation (in, out), not (out, in).
+    """Whether the parameter that ``update`` changes has the orientation (in, out), not (out, in).
 
-    A stack of experts has the shape (experts, out, in) or (experts, in, out). Raises TensorMismatch if the shape of the
-    update does not fit the shape of the tensor. Raises NotExpressible for a stack of square matrices, whose orientation
-    is ambiguous.
+    A stack of experts has the shape (experts, out, in) or (experts, in, out). shape: the shape of the stored tensor.
+    Raises TensorMismatch if the shape of the update does not fit the shape of the parameter. Raises NotExpressible for
+    a stack of square matrices whose orientation no table gives.
     """
+    whole = tuple(update.part.shape if update.part else shape)
     (_, inner), (outer, _) = factor_shapes(update)
-    straight, transposed = tuple(shape[-2:]) == (outer, inner), tuple(shape[-2:]) == (inner, outer)
-    stacked = len(shape) == 3 and update.target_type == "parameter"
-    if len(shape) != 2 and not (stacked and update.down.spec.shape[0] % shape[0] == 0):
+    straight, transposed = whole[-2:] == (outer, inner), whole[-2:] == (inner, outer)
+    stacked = len(whole) == 3 and update.target_type == "parameter"
+    if len(whole) != 2 and not (stacked and update.experts == whole[0]):
         straight = transposed = False
     if stacked and straight and transposed:
-        raise NotExpressible(
-            f"{update.path}: {update.key}",
-            f"{name} is a stack of square matrices, so the shapes do not show which axis is the input",
-            instead=PEFT_MERGE,
-        )
+        if update.transposed is None:
+            raise NotExpressible(
+                f"{update.path}: {update.key}",
+                f"{name} is a stack of square matrices, so the shapes do not show which axis is the input",
+                instead=PEFT_MERGE,
+            )
+        straight, transposed = not update.transposed, update.transposed
     if update.target_type == "embedding":
         straight = False
     elif update.target_type == "parameter":
         transposed = transposed and stacked
     elif straight and transposed:
-        transposed = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
+        by_type = checkpoint.config.get("model_type") in _CONV1D and name != checkpoint.tie.head
+        transposed = by_type if update.transposed is None else update.transposed
         straight = not transposed
     if straight == transposed:
-        expected = f"LoRA factors that fit {name} of shape {tuple(shape)}"
+        expected = f"LoRA factors that fit {name} of shape {whole}"
         actual = f"factors of shapes {update.down.spec.shape} and {update.up.spec.shape}"
         hint = "the adapter was trained on a different base"
         raise TensorMismatch(update.path, update.key, expected=expected, found=actual, hint=hint)
@@ -74,8 +78,9 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
     factors = [update.down, update.up]
     if update.magnitude is not None:
         length = math.prod(update.magnitude.spec.shape)
-        if length not in shape:
-            expected = f"a DoRA magnitude for each row or column of a tensor of shape {tuple(shape)}"
+        whole = tuple(update.part.shape if update.part else shape)
+        if length not in whole:
+            expected = f"a DoRA magnitude for each row or column of a tensor of shape {whole}"
             raise TensorMismatch(update.path, update.magnitude.spec.name, expected=expected, found=length)
         factors.append(update.magnitude)
     for factor in factors:
@@ -94,20 +99,36 @@ def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tupl
 
 
 def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
-    stacked = len(source.spec.shape) == 3
-    down, up = stacked_factors(update, source.spec.n_rows) if stacked else factors(update)
+    shape = update.part.shape if update.part else source.spec.shape
+    down, up = factors(update, stacked=len(shape) == 3)
     left, right = (down.swapaxes(-1, -2), up.swapaxes(-1, -2)) if transposed else (up, down)
+    if update.part is not None:
+        left, right = cut(left, right, update.part)
     left = np.ascontiguousarray(left) * np.float32(update.scaling)
     right = np.ascontiguousarray(right)
     if update.magnitude is None:
         return Term(left, right)
-    gain = cast(read(update.magnitude), "F32").reshape(-1)
-    if len(gain) != (right.shape[1] if transposed else len(left)):
-        expected = f"{right.shape[1] if transposed else len(left)} magnitudes"
-        raise TensorMismatch(update.path, update.magnitude.spec.name, expected=expected, found=len(gain))
-    if not transposed:
+    by_row = transposed == (update.part is not None and update.part.is_transposed)
+    gain = _gain(update, transposed, len(left) if by_row else right.shape[1])
+    if by_row:
         return Term(left, right, gain)
     return Term(left, right, gain, by_row=False, norm=_column_norms(left, right, source))
+
+
+def _gain(update: LowRank, transposed: bool, length: int) -> Array:
+    """Return DoRA's magnitudes for the rows or columns of the stored tensor, with NaN where none applies."""
+    assert update.magnitude is not None
+    gain = cast(read(update.magnitude), "F32").reshape(-1)
+    part = update.part
+    wanted = part.shape[-1 if transposed else -2] if part else length
+    if len(gain) != wanted:
+        raise TensorMismatch(update.path, update.magnitude.spec.name, expected=f"{wanted} magnitudes", found=len(gain))
+    if part is None:
+        return gain
+    at, stored = part.positions(-1 if transposed else -2)
+    whole = np.full(length, np.nan, np.float32)
+    whole[stored] = gain[at]
+    return whole
 
 
 def _column_norms(left: Array, right: Array, source: FileTensor) -> Array:
@@ -125,6 +146,12 @@ def bias_of(updates: Sequence[LowRank]) -> Array:
     total: Any = 0
     for update in updates:
         assert update.bias is not None
-        total = total + cast(read(update.bias), "F32") * np.float32(update.scaling)
-    added: Array = total
-    return added
+        added = cast(read(update.bias), "F32") * np.float32(update.scaling)
+        if update.part is not None:
+            at, stored = update.part.positions(-1)
+            whole = np.zeros(update.part.stored_shape, np.float32)
+            whole[stored] = added[at]
+            added = whole
+        total = total + added
+    summed: Array = total
+    return summed

@@ -10,7 +10,7 @@ from typing import Final, NoReturn, TypeVar
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch, in_tensor
-from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS
+from exporter.sources.hf.tie import EMBEDDINGS, HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
 from exporter.tensors import Array, cast

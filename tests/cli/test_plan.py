@@ -33,12 +33,12 @@ def test_plan_writes_nothing_and_shows_size_and_ledger(
 def test_plan_names_the_target_that_cannot_represent_the_model(
     tiny_tied: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    other = Path(shutil.copytree(tiny_tied, tmp_path / "mamba"))
-    config = json.loads((other / "config.json").read_text()) | {"model_type": "mamba"}
+    other = Path(shutil.copytree(tiny_tied, tmp_path / "novel"))
+    config = json.loads((other / "config.json").read_text()) | {"model_type": "novel"}
     (other / "config.json").write_text(json.dumps(config))
     assert run(["plan", str(other), "--to", "hf", "--to", "gguf", "--json"]) == 5
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert captured.err.count("\n") == 1
     assert [target["expressible"] for target in document["targets"]] == [True, False]
-    assert "mamba" in document["targets"][1]["reason"]
+    assert "novel" in document["targets"][1]["reason"]

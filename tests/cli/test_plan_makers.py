@@ -65,6 +65,6 @@ def test_options_that_a_traced_model_does_not_have_are_refused(
 def test_other_encoder_decoders_are_refused_before_anything_is_traced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rename(base := seq2seq.build(tmp_path / "base", "t5"), "whisper")
+    rename(base := seq2seq.build(tmp_path / "base", "t5"), "novel")
     assert run(["plan", "--to", "onnx", str(base)]) == 5
-    assert "the encoder-decoder 'whisper' is not supported (supported: t5, mt5" in capsys.readouterr().err
+    assert "the encoder-decoder 'novel' is not supported (supported: t5, mt5" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
 from exporter.merge.changes import Change
-from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tie import Tie
 from exporter.sources.hf.tokenizer import Tokenizer
 
 
@@ -21,7 +22,7 @@ def vocabulary(
     sources: maps the names of the embedding and head tensors to write to (name of the stored tensor, changes). Raises
     TensorMismatch if the id of a token row is neither a row of the stored matrix nor an id of the tokenizer. Raises
     BadInput if no adapter sets a row that has to be added, or if a token of the tokenizer has no row. Raises
-    NotExpressible if new rows would require a longer bias of the head.
+    NotExpressible if transformers would discard the stored head when growing the vocabulary.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -41,32 +42,33 @@ def vocabulary(
         )
     for name in sorted(sources):
         covered = {token_id for edit in sources[name][1].rows for token_id in edit.token_ids}
-        missing = next((token_id for token_id in range(n_rows[name], vocab) if token_id not in covered), None)
+        size = rows_after(checkpoint, name, *sources[name], vocab)
+        missing = next((token_id for token_id in range(n_rows[name], size) if token_id not in covered), None)
         if missing is not None:
             raise BadInput(
                 f"{checkpoint.path}: {name}: expected the adapters to set the new rows {n_rows[name]} to {vocab - 1}, "
                 f"found no row for token {missing}"
             )
-    _require_no_bias(checkpoint, vocab)
     _require_stored_head(checkpoint, vocab, sources)
     return vocab
+
+
+def rows_after(checkpoint: Checkpoint, name: str, stored: str, change: Change, vocab: int) -> int:
+    """Return the number of rows of the embedding or head ``name`` after merging.
+
+    Some models have an embedding with more rows than the head, for tokens that the model never generates. In such a
+    model, a matrix grows only to the last token for which an adapter contains a row.
+    """
+    own = _n_rows(checkpoint, stored, change)
+    base, embedding = checkpoint.tensors.get(name), checkpoint.tensors[checkpoint.tie.embedding]
+    if base is None or base.spec.n_rows == embedding.spec.n_rows:
+        return vocab
+    return max([own, *(edit.token_ids[-1] + 1 for edit in change.rows)])
 
 
 def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
     tensor = change.replaced.tensor if change.replaced else checkpoint.tensors[stored]
     return tensor.spec.n_rows
-
-
-def _require_no_bias(checkpoint: Checkpoint, vocab: int) -> None:
-    """Refuse a new vocabulary size if the logits have a bias, because adapters contain no bias for new tokens."""
-    stored = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
-    for name, tensor in checkpoint.tensors.items():
-        if vocab != stored and name.endswith(("lm_head.bias", "embed_out.bias", "final_logits_bias")):
-            raise NotExpressible(
-                f"{tensor.place.path}: {name}",
-                f"the vocabulary changes from {stored} to {vocab} tokens, but no adapter contains bias for new tokens",
-                instead="resize the base with transformers and train the adapter on the resized base",
-            )
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:

@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 
 from exporter.errors import BadInput, NotExpressible, TensorMismatch
-from exporter.merge.names import EMBEDDING, HEAD, use_of
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, TokenRows, first_not_finite
+from exporter.sources.places import EMBEDDING, HEAD, use_of
 from exporter.tensors import FLOATS, Array, first_difference
 
 _UNUSED: Final = "resized matrix of the base"

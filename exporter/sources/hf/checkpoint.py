@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
+from exporter.models.module_map import ModuleMap, module_map
 from exporter.sources.hf.quantised import Quantisation, find_quantisation
 from exporter.sources.hf.safetensors import FileTensor, read_tensors
-from exporter.tensors import byte_blocks, same_bits
+from exporter.sources.hf.tie import Tie, find_stored, find_tie
+from exporter.tensors import byte_blocks
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -39,41 +41,10 @@ AUXILIARY_FILES: Final = (
 #: Chat templates besides the default template: a folder with a file NAME.jinja for each (transformers' layout).
 ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 
-#: Module names of the input embedding and the output head in published checkpoints.
-EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "shared")
-HEADS: Final = ("lm_head", "embed_out")
-
-#: Model types that transformers ties whatever the value of tie_word_embeddings. In these model types,
-#: tie_word_embeddings controls the scaling of the head's input.
-_ALWAYS_TIED: Final = ("t5", "mt5", "umt5")
-
 #: Limit for an index. An index has about a hundred bytes per tensor, and a model with many experts may have more than
 #: 100,000 tensors.
 MAX_INDEX_BYTES: Final = 64 << 20
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
-
-
-@dataclass(frozen=True, slots=True)
-class Tie:
-    """Describes whether and how the input embedding and the output head of a checkpoint are tied.
-
-    embedding: name of the stored embedding tensor. head: name of the stored head tensor, or None if no head is stored.
-    tied: whether embedding and head have equal values. copies: names of further stored tensors that repeat the
-    embedding; old encoder-decoder checkpoints store a copy for the encoder and a copy for the decoder. tied_in_config:
-    whether the config ties embedding and head. If the config ties embedding and head, PEFT writes the trained embedding
-    rows to the head, too, even if the stored head has different values.
-    """
-
-    embedding: str
-    head: str | None
-    tied: bool
-    copies: tuple[str, ...] = ()
-    tied_in_config: bool = False
-
-    @property
-    def duplicates(self) -> frozenset[str]:
-        """Names of the stored tensors with the values of the embedding: copies of the embedding and a tied head."""
-        return frozenset((*self.copies, *([self.head] if self.tied and self.head else [])))
 
 
 @dataclass(frozen=True)
@@ -110,50 +81,32 @@ class Checkpoint:
         """Whether the model is an encoder-decoder model whose encoder and decoder share the input embedding."""
         return self.config.get("is_encoder_decoder") is True
 
-    @property
-    def stored_embedding(self) -> str:
-        """Name of the tensor that stores the input embedding.
-
-        Raises BadInput if the checkpoint has no input embedding, or has two input embeddings with different values.
-        """
-        return self._embeddings[0]
-
-    @property
-    def stored_head(self) -> str | None:
-        """Name of the tensor that stores the output head, or None if the checkpoint stores no output head.
-
-        Raises BadInput if the checkpoint stores several output heads.
-        """
-        names = self._named(HEADS)
-        if len(names) > 1:
-            raise BadInput(f"{self.path}: expected one output head, found {', '.join(names)}")
-        return names[0] if names else None
+    @cached_property
+    def modules(self) -> ModuleMap | None:
+        """The parameters of the loaded model and their stored tensors, or None if no table describes the model."""
+        return module_map(self.config, self.tensors.keys())
 
     @cached_property
     def tie(self) -> Tie:
-        """Determine from the config and the tensors, as transformers does, whether embedding and head are tied.
+        """Which tensors are embedding and head, and whether the two are tied. Raises BadInput like ``find_tie``."""
+        return find_tie(self.path, self.config, self.tensors, self.modules)
 
-        A stored head whose values differ from the embedding is never tied. A stored head whose values equal the
-        embedding is tied unless the config says that embedding and head are not tied. Raises BadInput if the config
-        contradicts the stored tensors.
-        """
-        (embedding, *copies), head = self._embeddings, self.stored_head
-        flags = [table.get("tie_word_embeddings") for table in (self.config, self.text_config)]
-        values = {flag for flag in flags if isinstance(flag, bool)}
-        # transformers before 5 omitted a flag that equalled the class default, and the config of a wrapper may
-        # contradict the config of its text model. In both cases, only the tensors decide.
-        flag = values.pop() if len(values) == 1 else None
-        if self.config.get("model_type") in _ALWAYS_TIED:
-            flag = True
-        if head is None:
-            if flag is False:
-                raise BadInput(
-                    f"{self.path}: expected a stored head ({' or '.join(HEADS)}), "
-                    "because the config does not tie embedding and head, found no stored head"
-                )
-            return Tie(embedding, None, tied=True, copies=tuple(copies), tied_in_config=True)
-        tied = flag is not False and same_bits(self.tensors[embedding], self.tensors[head])
-        return Tie(embedding, head, tied, tuple(copies), tied_in_config=tied if flag is None else flag)
+    @property
+    def stored_embedding(self) -> str:
+        """Name of the tensor that stores the input embedding. Raises BadInput if there is none."""
+        return self._stored[0]
+
+    @property
+    def stored_head(self) -> str | None:
+        """Name of the tensor that stores the output head, or None. Does not compare the head with the config."""
+        return self._stored[1]
+
+    @cached_property
+    def _stored(self) -> tuple[str, str | None]:
+        modules = self.modules
+        if modules is None or modules.architecture.embedding is None:
+            return self.tie.embedding, self.tie.head
+        return find_stored(self.path, self.tensors, modules)[:2]
 
     @cached_property
     def quantisation(self) -> Quantisation | None:
@@ -182,30 +135,6 @@ class Checkpoint:
     def auxiliary_files(self) -> dict[str, Path]:
         """Map the names of the auxiliary files (tokenizer, chat templates, generation config) to their paths."""
         return auxiliary_files(self.path)
-
-    @cached_property
-    def _embeddings(self) -> list[str]:
-        """Names of the tensors that store the input embedding or a copy of the input embedding.
-
-        Encoder-decoder checkpoints may store a copy of the embedding for the encoder and another copy for the decoder.
-        """
-        names = self._named(EMBEDDINGS)
-        if not names:
-            raise BadInput(
-                f"{self.path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found no input embedding"
-            )
-        first = next((name for name in names if name.endswith("shared.weight")), names[0])
-        copies = [name for name in names if name != first]
-        if copies and not self.is_encoder_decoder:
-            raise BadInput(f"{self.path}: expected one input embedding, found {', '.join(sorted(names))}")
-        for name in copies:
-            if not same_bits(self.tensors[first], self.tensors[name]):
-                raise BadInput(f"{self.path}: {name}: expected the same values as {first}, found different values")
-        return [first, *copies]
-
-    def _named(self, modules: tuple[str, ...]) -> list[str]:
-        endings = [[module, "weight"] for module in modules]
-        return sorted(name for name in self.tensors if name.split(".")[-2:] in endings)
 
 
 def auxiliary_files(folder: Path) -> dict[str, Path]:

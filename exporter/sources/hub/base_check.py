@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from exporter.errors import BadInput
-from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.full_precision import require_plain_rows
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hub.locate import Located
@@ -21,6 +21,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank
 from exporter.sources.peft.folders import CONFIG
 from exporter.sources.peft.training_record import read_record
+from exporter.sources.places import EMBEDDING, stored_name, use_of
 from exporter.tensors import FLOATS, as_bytes, cast
 
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
@@ -126,12 +127,11 @@ def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contrad
 
 def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
     """Return the base's tensor for ``module``, or None if the name alone does not tell."""
-    tie, last = checkpoint.tie, module.rpartition(".")[2]
-    if last in EMBEDDINGS or (last in HEADS and tie.head is None):
-        return checkpoint.tensors[tie.embedding]
-    if last in HEADS and tie.head is not None:
-        return checkpoint.tensors[tie.head]
-    return checkpoint.tensors.get(f"{module}.weight")
+    tie, use = checkpoint.tie, use_of(checkpoint, module)
+    if use is not None:
+        return checkpoint.tensors[tie.embedding if use == EMBEDDING or tie.head is None else tie.head]
+    name = stored_name(checkpoint, module, "weight")
+    return checkpoint.tensors[name] if name else None
 
 
 def _different_rows(saved: FileTensor, stored: FileTensor) -> tuple[int, int]:

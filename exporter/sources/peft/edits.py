@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.parts import Part
 from exporter.tensors import FLOATS, Array, blocks, cast, same_values
 
 
@@ -40,19 +41,6 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Expert:
-    """Selects an expert from a stack of ``experts`` experts, and a slice from ``shares`` equal slices of its outputs.
-
-    For example, ``shares`` is 2 if a stack joins the gate projection and the up projection of each expert.
-    """
-
-    number: int
-    share: int
-    shares: int
-    experts: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class LowRank:
     """A low-rank update of ``parameter`` of ``module``, which changes the weight W to W + scaling * up @ down.
 
@@ -61,8 +49,9 @@ class LowRank:
     target_type: "linear" for a linear layer; "embedding" for a weight that is stored as (in, out); or "parameter" for a
     tensor that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
     setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
-    (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. expert: the expert to
-    which the update applies; set only if the factors cover a whole stack of experts.
+    (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. part: the part of the
+    parameter to which the update is applied, or None if the parameter is one stored tensor. transposed: whether the
+    class of the module stores matrices as (in, out), or None if unknown.
 
     experts: number of experts that the factors cover, by the rank in the config; 1 for a matrix. The factors of a stack
     have the shapes (r * experts, in), with the rank as the inner index, and (out, r * experts), with the expert as the
@@ -80,7 +69,8 @@ class LowRank:
     fan_in_fan_out: bool = False
     magnitude: FileTensor | None = None
     bias: FileTensor | None = None
-    expert: Expert | None = None
+    part: Part | None = None
+    transposed: bool | None = None
     experts: int = 1
 
     @property

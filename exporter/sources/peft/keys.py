@@ -60,7 +60,7 @@ def read_edits(
         elif f".{_ORIGINAL}." in name:
             unused[tensor.spec.name] = "tensor of the base that a trained copy replaces"
         else:
-            edits.append(_full_module(path, tensor, name, config, lora))
+            edits.append(_full_module(path, tensor, name, config, lora, beside_matrix=_beside_matrix(tensors, name)))
     edits += token_rows(path, config_path, config, rows)
     if lora:
         groups = {wrapped: (_unwrapped(wrapped), of_module) for wrapped, of_module in factors.items()}
@@ -90,8 +90,21 @@ def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
             unused[edit.key] = f"the same as {first.key}"
 
 
+def _beside_matrix(tensors: Tensors, name: str) -> bool:
+    """Whether ``name`` is a bias, and the adapter also contains the matrix of the same module."""
+    module, _, parameter = name.rpartition(".")
+    matches = [tensor for key, tensor in tensors.items() if key.endswith(f"{module}.weight")]
+    return parameter == "bias" and any(len(tensor.spec.shape) == 2 for tensor in matches)
+
+
 def _full_module(
-    path: Path, tensor: FileTensor, name: str, config: Mapping[str, Any], lora: LoraSettings | None
+    path: Path,
+    tensor: FileTensor,
+    name: str,
+    config: Mapping[str, Any],
+    lora: LoraSettings | None,
+    *,
+    beside_matrix: bool,
 ) -> FullModule:
     wrapped, _, parameter = name.rpartition(".")
     module, key = _unwrapped(wrapped), tensor.spec.name
@@ -105,12 +118,14 @@ def _full_module(
         )
     require_floats(path, tensor)
     in_base = BASE_LAYER in wrapped.split(".")
-    is_matrix = parameter == "weight" and (in_base or module.rpartition(".")[2] in _MATRICES)
+    wraps_matrix = wrapped.rpartition(".")[2] == BASE_LAYER or module.rpartition(".")[2] in _MATRICES
+    is_matrix = parameter == "weight" and wraps_matrix
     require_gathered(path, tensor, n_axes=2 if is_matrix and len(tensor.spec.shape) == 1 else None)
     saved = config.get("modules_to_save") or []
     copied = isinstance(saved, list) and any(wraps(entry, module) for entry in saved if isinstance(entry, str))
     biases = lora is not None and parameter == "bias" and config.get("bias", "none") != "none"
-    resized = parameter == "weight" and len(tensor.spec.shape) == 2
+    # PEFT saves a resized head whole, with the bias of the head.
+    resized = (parameter == "weight" and len(tensor.spec.shape) == 2) or (parameter == "bias" and beside_matrix)
     if not (copied or in_base or biases or resized):
         raise LedgerError(
             path, key, expected="a module listed in modules_to_save", found="a tensor that no merge rule handles"

@@ -1,28 +1,28 @@
 """Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
-The computation does not use the exporter's merge code. Module names of adapters are matched with tensor names of the
-base after removing prefixes such as ``model`` and ``transformer``. Sums of base and updates are computed row by row in
-float64. An artifact's value that was merged in float32 and rounded once must be within one unit in the last place of
-the expected value.
+The computation does not use the exporter's merge code. The tables of transformers, which merge and verification share,
+map the names of modules to stored tensors. Sums of base and updates are computed row by row in float64. An artifact's
+value that was merged in float32 and rounded once must be within one unit in the last place of the expected value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from exporter.errors import BadInput
-from exporter.sources.hf.checkpoint import EMBEDDINGS, HEADS, Checkpoint
+from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tables import token_tables
+from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
+from exporter.sources.peft.parts import PartTensor
+from exporter.sources.places import EMBEDDING, HEAD, Place, place_of, use_of
 from exporter.tensors import Array, read
-from exporter.verify.expect.experts import expert_pieces, index_experts, stacked_products, wide_factors
-
-_PREFIXES: Final = frozenset({"model", "transformer", "gpt_neox", "language_model"})
+from exporter.verify.expect.products import bias, change, magnitudes
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Expected:
     rows: a dict that maps token ids to trained rows, as stored in the adapters.
     updates: low-rank updates that are added to the tensor.
     biases: low-rank updates with a bias that is added to the tensor.
+    zero_columns: number of columns of zeros that are appended to the tensor.
     """
 
     base: FileTensor
@@ -41,11 +42,12 @@ class Expected:
     rows: dict[int, Array] = field(default_factory=dict)
     updates: list[LowRank] = field(default_factory=list)
     biases: list[LowRank] = field(default_factory=list)
+    zero_columns: int = 0
 
     @property
     def changed(self) -> bool:
         """Whether any adapter changes the tensor."""
-        return bool(self.full or self.rows or self.updates or self.biases)
+        return bool(self.full or self.rows or self.updates or self.biases or self.zero_columns)
 
     @property
     def computed(self) -> bool:
@@ -62,6 +64,14 @@ class Expected:
         """The number of rows of the tuned tensor."""
         return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tuned tensor."""
+        if not self.source.spec.shape:
+            return ()
+        rest = self.source.spec.shape[1:]
+        return (self.n_rows, *(rest if not self.zero_columns else (rest[0] + self.zero_columns,)))
+
     def values(self, ids: Sequence[int]) -> Array:
         """Return the expected values of the rows ``ids`` as a float64 array of shape (n, ...).
 
@@ -77,33 +87,29 @@ class Expected:
         for update in self.updates:
             out = self._updated(out, update, ids)
         for update in self.biases:
-            assert update.bias is not None
-            out += update.scaling * _wide(update.bias)[list(ids)]
-        return out
+            out += update.scaling * bias(update, ids)
+        return np.pad(out, [(0, 0), (0, self.zero_columns)]) if self.zero_columns else out
 
     def _updated(self, value: Array, update: LowRank, ids: Sequence[int]) -> Array:
-        if len(self.source.spec.shape) == 3:
-            return value + update.scaling * stacked_products(update, self.source.spec.shape, ids)
-        down, up = wide_factors(update)
-        transposed = _stored_in_out(update, self.source.spec.shape)
-        left, right = (down.T, up.T) if transposed else (up, down)
-        value = value + update.scaling * (left[list(ids)] @ right)
+        shape = self.source.spec.shape
+        value = value + update.scaling * change(update, shape, ids)
         if update.magnitude is None:
             return value
-        gain = _wide(update.magnitude).reshape(-1)
-        if transposed:
-            factors: Array = gain / self._column_norms(update.scaling * left, right)
+        gain, by_column = magnitudes(update, shape)
+        if by_column:
+            factors: Array = gain / self._column_norms(update)
         else:
             factors = (gain[list(ids)] / np.linalg.norm(value, axis=1))[:, None]
-        scaled: Array = value * factors
+        scaled: Array = value * np.where(np.isnan(factors), 1.0, factors)
         return scaled
 
-    def _column_norms(self, left: Array, right: Array) -> Array:
+    def _column_norms(self, update: LowRank) -> Array:
         spec = self.source.spec
-        total = np.zeros(right.shape[1])
+        total = np.zeros(spec.shape[1])
         for start in range(0, spec.n_rows, 1024):
-            block = self.source.rows(start, min(start + 1024, spec.n_rows)).astype(np.float64)
-            total += np.square(block + left[start : start + len(block)] @ right).sum(axis=0)
+            ids = range(start, min(start + 1024, spec.n_rows))
+            block = self.source.rows(ids.start, ids.stop).astype(np.float64)
+            total += np.square(block + update.scaling * change(update, spec.shape, ids)).sum(axis=0)
         norms: Array = np.sqrt(total)
         return norms
 
@@ -118,37 +124,70 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
     wanted = {name: Expected(tensor) for name, tensor in checkpoint.tensors.items()}
     head = tie.head or "lm_head"
     if tie.head is None:
-        wanted[head] = Expected(checkpoint.tensors[tie.embedding])
-    by_path = {_path(name): name for name in checkpoint.tensors}
+        wanted[head] = Expected(checkpoint.tensors[tie.embedding]) if tie.has_head else wanted[tie.embedding]
     for adapter in adapters:
         touched = set()
-        for name, part in _named_parts(checkpoint, adapter, by_path, head):
+        for name, part in _named_parts(checkpoint, adapter, head):
             touched.add((name, type(part)))
             _apply(wanted[name], part)
         _follow_tie(checkpoint, adapter, wanted, head, touched)
+    _grow_tables(checkpoint, wanted)
     return wanted
 
 
+def _grow_tables(checkpoint: Checkpoint, wanted: dict[str, Expected]) -> None:
+    """Extend biases to the tuned vocabulary as transformers' resize_token_embeddings does: by zeros, or by the mean."""
+    vocab = wanted[checkpoint.tie.embedding].n_rows
+    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+        return
+    for table in token_tables(checkpoint):
+        want = wanted[table.name]
+        shape = want.source.spec.shape
+        if table.axis == 1:
+            want.zero_columns = vocab - shape[1]
+        elif len(shape) == 1:
+            mean = 0.0 if checkpoint.tie.tied else read(want.source).astype(np.float32).mean(dtype=np.float64)
+            want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
+
+
 def _named_parts(
-    checkpoint: Checkpoint, adapter: Adapter, by_path: Mapping[tuple[str, ...], str], head: str
+    checkpoint: Checkpoint, adapter: Adapter, head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
-    experts = index_experts(checkpoint.tensors)
+    """Yield (stored tensor, edit) for every edit of an adapter, split where the base stores a parameter in parts."""
+    embedding = checkpoint.tie.embedding
     for part in adapter.edits:
         parameter = "weight" if isinstance(part, TokenRows) else part.parameter
-        name = by_path.get(_path(f"{part.module}.{parameter}"))
-        if name is None and isinstance(part, LowRank) and (pieces := list(expert_pieces(part, experts))):
-            yield from pieces
+        use = use_of(checkpoint, part.module) if parameter == "weight" else None
+        if use is not None:
+            yield {EMBEDDING: embedding, HEAD: head}[use], part
             continue
-        if name is None:
-            leaf = part.module.rpartition(".")[2]
-            name = checkpoint.tie.embedding if leaf in EMBEDDINGS else head if leaf in HEADS else None
-        if name is None:
-            raise BadInput(
-                f"{part.path}: {part.key}: expected the name of a module in {checkpoint.path}, found {part.module}"
-            )
-        yield name, part
-        if isinstance(part, LowRank) and part.bias is not None and (bias := by_path.get(_path(f"{part.module}.bias"))):
-            yield bias, part
+        place = place_of(checkpoint, part.module, parameter, _shape(part))
+        if place is None:
+            raise BadInput(f"{part.path}: {part.key}: expected a module of {checkpoint.path}, found {part.module}")
+        if isinstance(part, LowRank) and place.module and checkpoint.modules:
+            part = replace(part, transposed=checkpoint.modules.architecture.stores_in_out(place.module))
+        yield from _by_stored_name(part, place)
+        if isinstance(part, LowRank) and part.bias is not None and (at := place_of(checkpoint, part.module, "bias")):
+            yield from _by_stored_name(part, at)
+
+
+def _shape(part: TokenRows | LowRank | FullModule) -> tuple[int, ...] | None:
+    if isinstance(part, LowRank) and part.experts > 1:
+        return part.experts, part.up.spec.shape[0], part.down.spec.shape[1]
+    return part.tensor.spec.shape if isinstance(part, FullModule) else None
+
+
+def _by_stored_name(
+    part: TokenRows | LowRank | FullModule, place: Place
+) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
+    if place.name is not None:
+        yield place.name, part
+        return
+    for item in place.parts:
+        if isinstance(part, LowRank):
+            yield item.block.name, replace(part, part=item)
+        elif isinstance(part, FullModule):
+            yield item.block.name, replace(part, tensor=PartTensor.of(part.tensor, item))
 
 
 def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
@@ -175,7 +214,8 @@ def _follow_tie(
     A tied tensor that has its own trained rows in the adapter is left unchanged.
     """
     tie = checkpoint.tie
-    names = (tie.embedding, *tie.copies, *((head,) if tie.tied or tie.tied_in_config else ()))
+    heads = (head, *tie.head_copies)
+    names = (tie.embedding, *tie.copies, *(heads if tie.has_head and (tie.tied or tie.tied_in_config) else ()))
     copied = wanted[head].full
     own_head = copied is not None and not copied.in_place
     source = next((name for name in names if (name, TokenRows) in touched), None)
@@ -187,9 +227,13 @@ def _follow_tie(
             if (name, TokenRows) not in touched and not (name == head and own_head):
                 wanted[name].rows |= followed
     grown = next((wanted[name].full for name in names if (full := wanted[name].full) and full.in_place), None)
-    for name in (tie.embedding, *tie.copies, *((head,) if tie.tied else ())):
+    for name in (tie.embedding, *tie.copies, *(heads if tie.tied else ())):
         if grown is not None and wanted[name].full is None:
             wanted[name].full = grown
+    for name in tie.head_copies:
+        copied_head = wanted[head]
+        wanted[name].full, wanted[name].rows = copied_head.full, dict(copied_head.rows)
+        wanted[name].updates = list(copied_head.updates)
 
 
 def same_values(first: Expected, second: Expected) -> bool:
@@ -223,24 +267,3 @@ def _names_head(adapter: Adapter) -> bool:
     targets = adapter.config.get("target_modules")
     names = [targets] if isinstance(targets, str) else targets or []
     return bool(names) and all(str(name).rpartition(".")[2] in HEADS for name in names)
-
-
-def _path(name: str) -> tuple[str, ...]:
-    return tuple(part for part in name.split(".") if part not in _PREFIXES)
-
-
-def _wide(tensor: FileTensor) -> Array:
-    value: Array = read(tensor).astype(np.float64)
-    return value
-
-
-def _stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether the updated tensor is stored as (in, out) instead of (out, in).
-
-    For a square linear layer, the shape is ambiguous, and the adapter's ``fan_in_fan_out`` setting decides.
-    """
-    if update.target_type != "linear":
-        return update.target_type == "embedding"
-    if shape[0] == shape[1]:
-        return update.fan_in_fan_out
-    return shape[0] == update.down.spec.shape[1]

@@ -36,7 +36,7 @@ def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> It
 
 def _vocabulary(reference: Reference) -> set[str | None]:
     tie = reference.checkpoint.tie
-    return {tie.embedding, tie.head, *tie.copies}
+    return set(tie.names)
 
 
 def _check_names(merged: Checkpoint, reference: Reference) -> Check:
@@ -46,7 +46,7 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
     wrong += [
         name
         for name in base.tensors.keys() & merged.tensors.keys() - _vocabulary(reference)
-        if merged.tensors[name].spec.shape != base.tensors[name].spec.shape
+        if merged.tensors[name].spec.shape != reference.tensors[name].shape
     ]
     detail = f"the names and shapes of {len(merged.tensors)} tensors match the base"
     if wrong:
@@ -68,7 +68,7 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
     wrong, worst = [], 0.0
     for name, want in changed.items():
         tensor = merged.tensors[name]
-        if want.computed:
+        if want.computed or want.rows or want.zero_columns:
             ids = range(want.n_rows) if every else sample(want.n_rows)
             rows, deviation = compare(stored_matrix(tensor), want, ids)
             worst = max(worst, deviation)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from exporter.sources.hf.tables import resize_config
 from exporter.verify.expect.reference import Reference
 from exporter.verify.folder.special_ids import SPECIAL_IDS
 from exporter.verify.report import Check
@@ -22,14 +24,16 @@ def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
     base = reference.checkpoint
     untied = base.tie.tied and not reference.tied
     free = _FOLLOWING | SPECIAL_IDS | {"text_config", BROWSER} | (_SCALES if untied else set())
-    text = _text(config)
-    wrong = [*_differing(config, base.config, free)]
+    text, expected = _text(config), copy.deepcopy(dict(base.config))
+    if reference.vocab != reference.base_vocab:
+        resize_config(expected, base, reference.vocab)
+    wrong = [*_differing(config, expected, free)]
     if text is not config or base.text_config is not base.config:
-        wrong += [f"text_config.{key}" for key in _differing(text, base.text_config, free)]
-    if text.get("vocab_size") not in (None, reference.vocab):
+        wrong += [f"text_config.{key}" for key in _differing(text, _text(expected), free)]
+    if text.get("vocab_size") != _text(expected).get("vocab_size"):
         wrong.append("vocab_size")
-    flag = False if untied else base.text_config.get("tie_word_embeddings")
-    if text.get("tie_word_embeddings", config.get("tie_word_embeddings")) != flag:
+    flags, base_flags = _flags(config, text), _flags(base.config, base.text_config)
+    if (any(flags) or flags[0] is not False) if untied else flags != base_flags:
         wrong.append("tie_word_embeddings")
     detail = (
         f"config.json: {wrong[0]} does not match base and adapters"
@@ -37,6 +41,10 @@ def check_config(config: Mapping[str, Any], reference: Reference) -> Check:
         else "config.json matches base and adapters"
     )
     return Check(name="config", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)
+
+
+def _flags(*tables: Mapping[str, Any]) -> list[Any]:
+    return [table.get("tie_word_embeddings") for table in tables]
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:

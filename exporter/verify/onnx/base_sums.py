@@ -51,7 +51,7 @@ class BaseSums:
     def __post_init__(self) -> None:
         """Select all 2-D tensors of the base except embedding and head."""
         tie, tensors = self.reference.checkpoint.tie, self.reference.tensors
-        inner = (name for name in tensors if name not in (tie.embedding, tie.head, *tie.copies))
+        inner = (name for name in tensors if name not in tie.names)
         self._names = [name for name in inner if len(tensors[name].base.spec.shape) == 2]
 
     def find(self, name: str, value: Array) -> Sum | None:

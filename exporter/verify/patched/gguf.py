@@ -18,8 +18,8 @@ import numpy as np
 from exporter.sources.gguf.file import GgufFile
 from exporter.sources.gguf.header import GgufArray
 from exporter.sources.gguf.split_files import GgufModel
-from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.hf.safetensors import read_into
+from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import Array, cast
 from exporter.verify.patched.files import PROVENANCE

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto
 
 from exporter.io.json_objects import read_object
-from exporter.sources.hf.checkpoint import HEADS
+from exporter.sources.hf.tie import HEADS
 from exporter.sources.onnx.file import OnnxFile
 from exporter.sources.peft.adapter import Adapter
 from exporter.tensors import DTYPES, Array

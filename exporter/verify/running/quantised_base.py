@@ -46,7 +46,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
     if copied.head is not None:
         _put_back(copied.head, reference.head)
     tie = reference.checkpoint.tie
-    vocabulary = {tie.embedding, tie.head, *tie.copies}
+    vocabulary = set(tie.names)
     # The reference lists a tied head as a tensor, although the checkpoint stores no head.
     inner = reference.checkpoint.tensors.keys() - vocabulary
     changed = {name for name in inner if reference.tensors[name].changed}

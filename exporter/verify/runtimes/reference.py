@@ -17,8 +17,8 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from safetensors.torch import load_file, save_file
 
-from exporter.sources.hf.checkpoint import HEADS
 from exporter.sources.hf.safetensors import read_tensors
+from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.normal_keys import NormalKeys
 from exporter.tensors import Array
 from exporter.verify.runtimes.job import serve

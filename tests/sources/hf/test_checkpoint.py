@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from exporter.errors import BadInput, TTExportError, UnreadableFile
-from exporter.sources.hf.checkpoint import Checkpoint, Tie
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tie import Tie
 from exporter.tensors import read
 from fixtures.hostile import cases as hostile
 from fixtures.hostile import rawtensors

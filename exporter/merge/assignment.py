@@ -1,0 +1,102 @@
+"""Assign each edit of an adapter to the stored tensors that it changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from exporter.errors import NotExpressible, TensorMismatch
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
+from exporter.sources.peft.parts import PartTensor
+from exporter.sources.places import EMBEDDING, Place, place_of, use_of
+
+
+def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
+    """Map each destination of the main tensor of an edit, such as a weight, to the edit's part for the destination.
+
+    A destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
+    lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
+    """
+    parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
+    use = use_of(checkpoint, edit.module) if parameter == "weight" else None
+    if use is not None:
+        reaches_both = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
+        if checkpoint.is_encoder_decoder and use == EMBEDDING and not reaches_both:
+            refuse_one_side(edit)
+        return {use: _oriented(checkpoint, edit, None)}
+    place = _place(checkpoint, edit, parameter)
+    if place is None:
+        expected = f"a module that exists in the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
+        raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
+    edit = _oriented(checkpoint, edit, place.module)
+    if place.name is not None:
+        return {place.name: edit}
+    return {part.block.name: _part_of(edit, place, number) for number, part in enumerate(place.parts)}
+
+
+def _place(checkpoint: Checkpoint, edit: Edit, parameter: str) -> Place | None:
+    try:
+        return place_of(checkpoint, edit.module, parameter, _expected_shape(edit))
+    except ValueError as exc:
+        raise TensorMismatch(
+            edit.path, edit.key, expected="a module of the base", found=f"{edit.module} ({exc})"
+        ) from exc
+
+
+def _expected_shape(edit: Edit) -> tuple[int, ...] | None:
+    """Return the shape of the parameter that the edit changes, if the edit shows the shape."""
+    if isinstance(edit, FullModule):
+        return edit.tensor.spec.shape
+    if isinstance(edit, LowRank) and edit.experts > 1:
+        return edit.experts, edit.up.spec.shape[0], edit.down.spec.shape[1]
+    return None
+
+
+def _oriented(checkpoint: Checkpoint, edit: Edit, module: str | None) -> Edit:
+    """Add to a low-rank update whether the class of its module stores matrices as (in, out)."""
+    if not isinstance(edit, LowRank) or checkpoint.modules is None or module is None:
+        return edit
+    return replace(edit, transposed=checkpoint.modules.architecture.stores_in_out(module))
+
+
+def _part_of(edit: Edit, place: Place, number: int) -> Edit:
+    part = place.parts[number]
+    if isinstance(edit, LowRank):
+        if edit.magnitude is not None and not part.covers_axis(-1):
+            _refuse_part(edit, "DoRA needs the norms of whole rows of the module's weight")
+        return replace(edit, part=part)
+    if isinstance(edit, FullModule) and edit.tensor.spec.shape == place.shape and part.covers_stored:
+        return replace(edit, tensor=PartTensor.of(edit.tensor, part))
+    return _refuse_part(edit, "the base stores this module together with other modules in one tensor")
+
+
+def _refuse_part(edit: Edit, reason: str) -> Edit:
+    raise NotExpressible(
+        f"{edit.path}: {edit.key}", reason, instead="merge with PEFT's merge_and_unload() and save with transformers"
+    )
+
+
+def refuse_one_side(edit: Edit) -> None:
+    """Raise NotExpressible for an edit of the embedding that PEFT trained in the encoder or the decoder only."""
+    raise NotExpressible(
+        f"{edit.path}: {edit.key}",
+        "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
+        instead="train the same token rows for embedding and head, so that PEFT trains encoder and decoder",
+    )
+
+
+def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
+    """Map each stored bias that the bias of an update changes to the edit.
+
+    Raises NotExpressible if the base has no bias.
+    """
+    place = place_of(checkpoint, edit.module, "bias")
+    if place is None:
+        raise NotExpressible(
+            f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",
+            f"{edit.module} has no bias in the base, and the architecture cannot store a bias",
+            instead="train without lora_bias",
+        )
+    if place.name is not None:
+        return {place.name: replace(edit, part=None)}
+    return {part.block.name: replace(edit, part=part) for part in place.parts}

@@ -1,0 +1,78 @@
+"""Grow every table with one entry per token together with the embedding.
+
+Rows of a further embedding must come from an adapter. Entries of a bias follow ``resize_token_embeddings`` in
+transformers: a new entry of ``final_logits_bias`` and of the bias of a tied head is zero, and a new entry of the bias
+of a separate head is the mean of the bias. Sources: ``_resize_final_logits_bias``, ``_adjust_bias`` and
+``_init_added_lm_head_bias_with_mean`` in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from exporter.errors import BadInput, NotExpressible
+from exporter.merge.changes import Change
+from exporter.merge.passes import AppendColumns, Pass, ReplaceRows
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.hf.tables import TokenTable, described_keys, token_tables
+from exporter.tensors import cast, read
+
+Sources = Mapping[str, tuple[str, Change]]
+
+
+def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[TokenTable]:
+    """Return the tables that must grow to ``vocab`` entries.
+
+    sources: maps the name of each tensor to write to (name of the stored tensor, changes). Raises BadInput if a further
+    embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot record the new
+    number of rows.
+    """
+    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+        return []
+    if checkpoint.modules is not None and not described_keys(checkpoint):
+        raise NotExpressible(
+            f"{checkpoint.path}: {checkpoint.tie.embedding}",
+            "the class of the model computes the number of rows from other settings, so it could not load more rows",
+            instead="train rows of existing tokens",
+        )
+    grown = []
+    for table in token_tables(checkpoint):
+        _, change = sources[table.name]
+        shape = (change.replaced.tensor if change.replaced else checkpoint.tensors[table.name]).spec.shape
+        if shape[table.axis] < vocab:
+            _require_rows(checkpoint, table, change, shape, vocab)
+            grown.append(table)
+    return grown
+
+
+def _require_rows(checkpoint: Checkpoint, table: TokenTable, change: Change, shape: Sequence[int], vocab: int) -> None:
+    if len(shape) < 2 or table.axis != 0:
+        return
+    covered = {token_id for edit in change.rows for token_id in edit.token_ids}
+    missing = next((token_id for token_id in range(shape[0], vocab) if token_id not in covered), None)
+    if missing is not None:
+        module = table.parameter.removesuffix(".weight")
+        raise BadInput(
+            f"{checkpoint.path}: {table.name}: expected the adapters to set the new rows {shape[0]} to {vocab - 1} of "
+            f"this further embedding, found no row for token {missing}; train the rows as well: add "
+            f"{module.rpartition('.')[2]!r} to trainable_token_indices, or train on a base with the new tokens"
+        )
+
+
+def growth(table: TokenTable, source: FileTensor, dtype: str, vocab: int, *, tied: bool) -> list[Pass]:
+    """Return the passes that append the new entries of a bias to a table of ``source``'s shape.
+
+    tied: whether the base ties embedding and head. Reads the bias of a separate head. Returns [] for a further
+    embedding, whose new rows come from an adapter.
+    """
+    shape = source.spec.shape
+    if table.axis == 1:
+        return [AppendColumns(vocab - shape[1])]
+    if len(shape) > 1:
+        return []
+    mean = np.float32(0) if tied else np.float32(cast(read(source), "F32").mean(dtype=np.float32))
+    ids = tuple(range(shape[0], vocab))
+    return [ReplaceRows(ids, cast(np.full(len(ids), mean, np.float32), dtype), vocab)]

@@ -1,0 +1,102 @@
+"""Settings with which the generator constructs classes whose default config cannot construct a model.
+
+The settings only make the construction possible; no fact depends on their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+_ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
+#: Key of a config → value that replaces None in every config.
+_WHERE_NONE: Final[dict[str, Any]] = {
+    "head_dim": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 1000,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "downsample_rate": "1/2",
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 64,
+    "vocabulary_map": {},
+    "indexer_n_heads": 8,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 64,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 8,
+    "deepstack_layer_map": [[0, 0]],
+}
+#: Name of a config class → values of its keys.
+_BY_CONFIG: Final[dict[str, dict[str, Any]]] = {
+    "CohereCompassTextConfig": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "DbrxAttentionConfig": {"rope_theta": 10000.0},
+    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense"] + ["sparse"] * 100},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 100},
+    "MoonshineStreamingConfig": {"num_key_value_heads": 8},
+    "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 64},
+    "T5Gemma2TextConfig": {"dropout_rate": 0.0},
+}
+#: Name of a model class → values of keys of its config.
+_BY_CLASS: Final[dict[str, dict[str, Any]]] = {
+    "AyaVisionForConditionalGeneration": {"vision_config.num_attention_heads": 16},
+    "AyaVisionModel": {"vision_config.num_attention_heads": 16},
+    "PerceptionLMForConditionalGeneration": {"vision_config.model_args": {"embed_dim": 1024}},
+    "PerceptionLMModel": {"vision_config.model_args": {"embed_dim": 1024}},
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "T5GemmaEncoderModel": {"is_encoder_decoder": False},
+}
+
+
+def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config) for ``config`` and every config nested in ``config``."""
+    from transformers import PreTrainedConfig
+
+    yield path, config
+    for key, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from configs(value, f"{path}.{key}".lstrip("."))
+
+
+def constructible(cls: Any) -> Any:
+    """Return a config with which the model class ``cls`` can be constructed."""
+    config = cls.config_class()
+    for _, table in configs(config):
+        for key, value in _WHERE_NONE.items():
+            if key in vars(table) and vars(table)[key] is None:
+                setattr(table, key, value)
+        for key, value in _BY_CONFIG.get(type(table).__name__, {}).items():
+            setattr(table, key, value)
+    for path, value in _BY_CLASS.get(cls.__name__, {}).items():
+        *nested, key = path.split(".")
+        table = config
+        for name in nested:
+            table = getattr(table, name)
+        setattr(table, key, value)
+    return config
+
+
+@contextmanager
+def without_timm() -> Iterator[None]:
+    """Construct vision towers of the package timm as empty models, because only text tables are read."""
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.models.timm_wrapper import modeling_timm_wrapper as timm
+
+    classes: tuple[Any, ...] = (timm.TimmWrapperModel, timm.TimmWrapperForImageClassification)
+    originals = [cls.__init__ for cls in classes]
+
+    def empty(self: Any, config: Any) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.timm_model = torch.nn.Identity()
+        self.post_init()
+
+    for cls in classes:
+        cls.__init__ = empty
+    try:
+        yield
+    finally:
+        for cls, original in zip(classes, originals, strict=True):
+            cls.__init__ = original

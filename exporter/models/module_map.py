@@ -1,0 +1,250 @@
+"""Map the parameters of the loaded model to the stored tensors of a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from exporter.models.architecture import Architecture, pattern_of
+from exporter.models.facts import Transform
+from exporter.models.operations import convert
+from exporter.models.placement import Placed, stored
+from exporter.models.renaming import Renamer, rename
+
+#: A pattern with a literal number applies to some numbers only, so that names with other numbers differ.
+_LITERAL: Final = re.compile(r"(?<![\[{\\,])\\?\.\d|\(\?[!=]\d")
+_NUMBERS: Final = re.compile(r"(?:(?<=\.)|^)(\d+)(?=\.|$)")
+#: The first stand-in for a number in a name. Stand-ins are long, so that no name contains one by chance.
+_STAND_IN: Final = 7_310_000
+_STAND_INS: Final = re.compile(r"(73100\d\d)")
+
+
+@dataclass
+class Group:
+    """The stored tensors from which one or several parameters are made.
+
+    transform: the converter, or None for a renamed tensor. sources: (number of the source pattern, stored name), in the
+    order in which a converter reads the tensors. target: the number of the target for this parameter.
+    """
+
+    transform: Transform | None
+    sources: list[tuple[int, str]] = field(default_factory=list)
+    target: int = 0
+
+
+@dataclass(frozen=True)
+class ModuleMap:
+    """The parameters of the loaded model and the stored tensors behind them. Parameter names are full names."""
+
+    architecture: Architecture
+    groups: Mapping[str, Group]
+
+    @classmethod
+    def of(cls, architecture: Architecture, names: Collection[str]) -> ModuleMap:
+        """Map the stored tensors ``names`` to the parameters of ``architecture``. The function reads no tensor."""
+        renamers = architecture.renamers()
+        for renamer in renamers:
+            renamer.activate(names)
+        groups: dict[str, Group] = {}
+        for name, (parameter, converter) in _renamed(architecture, renamers, names):
+            if converter is None:
+                groups.setdefault(parameter, Group(None)).sources.append((0, name))
+                continue
+            renamer, source = converter
+            group = groups.get(parameter)
+            if group is None or group.transform is None:
+                group = Group(renamer.transform)
+                for number, target in enumerate(_targets(renamer, parameter)):
+                    groups[target] = Group(renamer.transform, group.sources, number)
+            group.sources.append((source, name))
+        return cls(architecture, groups)
+
+    @cached_property
+    def parameter_of(self) -> dict[str, str]:
+        """Stored name → name of the (first) parameter that contains the stored tensor."""
+        names: dict[str, str] = {}
+        for parameter, group in self.groups.items():
+            for _, name in group.sources:
+                names.setdefault(name, parameter)
+        return names
+
+    def stored_name(self, parameter: str) -> str | None:
+        """Return the name of the stored tensor that is ``parameter`` unchanged, or None if there is no such tensor."""
+        group = self.groups.get(parameter)
+        return group.sources[0][1] if group and group.transform is None else None
+
+    def placed(
+        self, parameter: str, shape_of: Callable[[str], Sequence[int]], expected: Sequence[int] | None = None
+    ) -> Placed | None:
+        """Return the stored tensors that ``parameter`` is made of, or None if the checkpoint does not store it.
+
+        shape_of: a function that returns the shape of a stored tensor. expected: the parameter's shape, if known.
+        Raises ValueError if the stored tensors do not fit the conversion of transformers.
+        """
+        group = self.groups.get(parameter)
+        if group is None:
+            return None
+        if group.transform is None:
+            name = group.sources[0][1]
+            return stored(name, shape_of(name))
+        parts: dict[str, list[Placed]] = {}
+        for number, name in group.sources:
+            parts.setdefault(group.transform.sources[number], []).append(stored(name, shape_of(name)))
+        return convert(group.transform, parts, self.architecture.config, expected).get(group.target)
+
+    def find(self, module: str, parameter: str) -> str | None:
+        """Return the name of the loaded model's parameter that an adapter calls ``parameter`` of ``module``, or None.
+
+        An adapter may have been trained with another class of the same model type (with or without the prefix of the
+        base model, or the text model of a vision-language model alone), or with a version of transformers in which the
+        modules had the names of the stored tensors.
+        """
+        return next((name for name in self.spellings(module, parameter) if name in self.groups), None)
+
+    def find_tied(self, module: str, parameter: str) -> str | None:
+        """Return the stored parameter to which the config ties ``parameter`` of ``module``, or None."""
+        for name in self.spellings(module, parameter):
+            for pair in self.architecture.ties:
+                if pattern_of(name) in pair:
+                    partner = pair[1 - pair.index(pattern_of(name))]
+                    if partner in self.groups:
+                        return partner
+        return None
+
+    def loads(self, name: str) -> str:
+        """Return the parameter into which transformers would load a further stored tensor ``name``."""
+        return _parameter(self.architecture, self._renamers, name)[0]
+
+    def find_stored(self, module: str, parameter: str) -> str | None:
+        """Return the stored tensor that an adapter calls ``parameter`` of ``module``, or None if there is none.
+
+        An adapter of an earlier version of transformers may name a stored tensor that the model now fuses or stacks.
+        """
+        name = f"{module}.{parameter}"
+        prefix = self.architecture.facts.prefix
+        for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            if candidate in self.parameter_of:
+                return candidate
+        renamed, _ = rename(name, self._plain)
+        return next((stored for stored, end in self._plainly_renamed.items() if end == renamed), None)
+
+    @cached_property
+    def _plain(self) -> list[Renamer]:
+        return [renamer for renamer in self._renamers if not renamer.transform.operations]
+
+    @cached_property
+    def _plainly_renamed(self) -> dict[str, str]:
+        converted = [group for group in self.groups.values() if group.transform is not None]
+        names = {name for group in converted for _, name in group.sources}
+        return {name: rename(name, self._plain)[0] for name in sorted(names)}
+
+    def spellings(self, module: str, parameter: str) -> Iterator[str]:
+        """Yield the names that ``parameter`` of ``module`` may have in the class, the likeliest name first."""
+        name = f"{module}.{parameter}"
+        yield name
+        yield _with_prefix(self.architecture, name)
+        renamed, _ = rename(name, self._renamers)
+        yield _with_prefix(self.architecture, renamed)
+        for sub in self.architecture.submodels:
+            if "text" in sub.place or sub.path.endswith("language_model"):
+                yield f"{sub.path}.{name}"
+                yield f"{sub.path}.{name.partition('.')[2]}"
+        for segment in ("language_model.", "text_model."):
+            if segment in name:
+                short = name.replace(segment, "", 1)
+                yield short
+                yield _with_prefix(self.architecture, short)
+                yield _with_prefix(self.architecture, short.replace("model.model.", "model."))
+
+    @cached_property
+    def _renamers(self) -> list[Renamer]:
+        return self.architecture.renamers()
+
+
+def _renamed(
+    architecture: Architecture, renamers: Sequence[Renamer], names: Iterable[str]
+) -> Iterator[tuple[str, tuple[str, tuple[Renamer, int] | None]]]:
+    """Yield (stored name, (parameter, converter)) in natural order of the stored names that one pattern matches.
+
+    Names that differ in numbers alone are renamed once, because a checkpoint may store 100,000 tensors of experts.
+    """
+    if any(renamer.transform.offset or any(map(_LITERAL.search, renamer.transform.sources)) for renamer in renamers):
+        for name in sorted(names, key=_natural):
+            yield name, _parameter(architecture, renamers, name)
+        return
+    by_shape: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = {}
+    for name in names:
+        parts = _NUMBERS.split(name)
+        by_shape.setdefault(tuple(parts[::2]), []).append((tuple(map(int, parts[1::2])), name))
+    for texts, entries in by_shape.items():
+        stand_ins = [str(_STAND_IN + number) for number in range(len(texts) - 1)]
+        joined = texts[0] + "".join(f"{number}{text}" for number, text in zip(stand_ins, texts[1:], strict=True))
+        template, converter = _parameter(architecture, renamers, joined)
+        pieces = _STAND_INS.split(template)
+        order = [int(number) - _STAND_IN for number in pieces[1::2]]
+        fixed = pieces[::2]
+        for numbers, name in sorted(entries):
+            parameter = fixed[0]
+            for number, text in zip(order, fixed[1:], strict=True):
+                parameter += f"{numbers[number]}{text}"
+            yield name, (parameter, converter)
+
+
+def _parameter(
+    architecture: Architecture, renamers: Sequence[Renamer], name: str
+) -> tuple[str, tuple[Renamer, int] | None]:
+    renamed, converter = rename(name, renamers)
+    parameter = _with_prefix(architecture, renamed)
+    known = architecture.parameters
+    if pattern_of(parameter) not in known:
+        unchanged = _with_prefix(architecture, name)
+        if pattern_of(unchanged) in known:
+            return unchanged, None
+    return parameter, converter
+
+
+def _with_prefix(architecture: Architecture, name: str) -> str:
+    """Add or remove the prefix of the base model, so that the name fits the class."""
+    prefix, children = architecture.facts.prefix, architecture.facts.children
+    if not prefix:
+        return name
+    known = architecture.parameters
+    short = name.removeprefix(f"{prefix}.")
+    if short != name and pattern_of(short) in known:
+        return short
+    longer = f"{prefix}.{name}"
+    if pattern_of(longer) in known:
+        return longer
+    if pattern_of(name) in known:
+        return name
+    first = name.partition(".")[0]
+    if first not in children:
+        if first == prefix and short.partition(".")[0] in children:
+            return short
+        if prefix in children and any(item.startswith(f"{prefix}.{first}.") for item in known):
+            return longer
+    return name
+
+
+def _targets(renamer: Renamer, parameter: str) -> list[str]:
+    """Return the names of all parameters that a converter makes, from the name of the first."""
+    first = renamer.targets[0]
+    start, _, end = parameter.partition(first)
+    return [parameter] + [f"{start}{target}{end}" for target in renamer.targets[1:]]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+
+def module_map(config: Mapping[str, Any], names: Collection[str], architecture: str | None = None) -> ModuleMap | None:
+    """Map the parameters of the loaded model to stored tensors, or return None if no facts describe the model.
+
+    config: the parsed config.json. names: the names of the stored tensors. architecture: the name of the class, or None
+    for the class that the config names. The function is pure and imports neither torch nor transformers.
+    """
+    described = Architecture.of(config, architecture)
+    return ModuleMap.of(described, names) if described else None

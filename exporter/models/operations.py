@@ -1,0 +1,126 @@
+"""Apply the operations of transformers' converters to placed parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from exporter.models.facts import Operation, Transform
+from exporter.models.placement import Placed, chunks, concatenate, cut, interleaved, permute, rotary, stack, transpose
+
+#: Values of an operation's inputs or outputs: a list per source pattern or target pattern.
+Parts = dict[str, list[Placed]]
+
+
+def convert(
+    transform: Transform, sources: Parts, config: Mapping[str, Any], expected: Sequence[int] | None = None
+) -> dict[int, Placed]:
+    """Return the parameters that a converter makes, by the number of the target pattern.
+
+    sources: for every source pattern, the stored tensors that match the pattern, in natural order. config: the config
+    of the model, which gives the number of attention heads. expected: the shape of the parameter, if known, which a
+    transposition that depends on the shape needs. Raises ValueError if the tensors do not fit the operations.
+    """
+    parts = dict(sources)
+    for operation in transform.operations:
+        parts = _apply(operation, parts, transform, config, expected)
+    targets = list(transform.targets)
+    results: dict[int, Placed] = {}
+    for key, values in parts.items():
+        number = targets.index(key) if key in targets else 0
+        if len(values) != 1:
+            raise ValueError("expected one tensor for each target of a converter")
+        results[number] = values[0]
+    return results
+
+
+def _apply(
+    operation: Operation,
+    parts: Parts,
+    transform: Transform,
+    config: Mapping[str, Any],
+    expected: Sequence[int] | None,
+) -> Parts:
+    targets = transform.targets
+    match operation.name:
+        case "MergeModulelist":
+            target = targets[0] if len(parts) == 1 else None
+            return {target or key: [stack(values, operation.dim)] for key, values in parts.items()}
+        case "Concatenate":
+            joined = [value for key in transform.sources for value in parts.get(key, [])]
+            return {targets[0]: [concatenate(joined, operation.dim)]}
+        case "Chunk":
+            pieces = chunks(_only(parts), len(targets), operation.dim)
+            if len(pieces) != len(targets):
+                raise ValueError("expected an axis that can be split into one chunk for each target")
+            return {target: [piece] for target, piece in zip(targets, pieces, strict=True)}
+        case "Split":
+            return dict(
+                zip(targets, ([piece] for piece in _projections(_only(parts), operation.dim, config)), strict=True)
+            )
+        case "Transpose":
+            value = _only(parts)
+            if not (operation.check_dims and expected is not None and tuple(expected) == value.shape):
+                value = transpose(value, operation.dim0, operation.dim1)
+            return {targets[0] if len(targets) == 1 else transform.sources[0]: [value]}
+        case "Interleave":
+            value = _only(parts)
+            order = interleaved(value.shape[operation.dim], inverse=operation.inverse)
+            return {targets[0]: [permute(value, operation.dim, order)]}
+        case "PermuteForRope":
+            return {_renamed(key, transform): [_rope(operation, key, values, config)] for key, values in parts.items()}
+        case "ErnieFuseAndSplitTextVisionExperts":
+            return _ernie(operation, parts, transform)
+        case _:
+            raise ValueError(f"the operation {operation.name} is not supported")
+
+
+def _projections(value: Placed, axis: int, config: Mapping[str, Any]) -> list[Placed]:
+    """Split a fused projection into the projections of queries, keys and values, whose sizes the config gives."""
+    text: Any = config.get("text_config")
+    table: Mapping[str, Any] = text if isinstance(text, dict) else config
+    heads, groups = table.get("num_attention_heads"), table.get("num_key_value_heads")
+    size = value.shape[axis]
+    if not isinstance(heads, int) or not isinstance(groups, int) or size % (heads + 2 * groups):
+        raise ValueError("expected a fused projection of num_attention_heads + 2 * num_key_value_heads heads")
+    head_dim = size // (heads + 2 * groups)
+    bounds = [0, heads * head_dim, (heads + groups) * head_dim, size]
+    return [cut(value, axis, start, stop) for start, stop in pairwise(bounds)]
+
+
+def _only(parts: Parts) -> Placed:
+    values = [value for listed in parts.values() for value in listed]
+    if len(values) != 1:
+        raise ValueError("expected one tensor")
+    return values[0]
+
+
+def _renamed(key: str, transform: Transform) -> str:
+    alone = len(transform.targets) == 1 and len(transform.sources) == 1
+    return transform.targets[0] if alone else key
+
+
+def _rope(operation: Operation, key: str, values: list[Placed], config: Mapping[str, Any]) -> Placed:
+    (value,) = values
+    names = operation.permute_layer_names
+    if names is not None and not any(name in key for name in names):
+        return value
+    table: Any = config.get(operation.subconfig_key) if operation.subconfig_key else config
+    heads = table.get("num_attention_heads", 1) if isinstance(table, dict) else 1
+    return permute(value, 0, rotary(value.shape[0], heads, inverse=operation.inverse))
+
+
+def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
+    """Stack one share of the experts of every projection for each target, and concatenate the projections."""
+    count = len(transform.targets)
+    shares: list[list[Placed]] = [[] for _ in range(count)]
+    for key in transform.sources:
+        values = parts.get(key, [])
+        size = -(-len(values) // count)
+        for number in range(count):
+            shares[number].append(stack(values[number * size : (number + 1) * size], operation.stack_dim))
+    return {
+        target: [concatenate(share, operation.concat_dim)]
+        for target, share in zip(transform.targets, shares, strict=True)
+    }

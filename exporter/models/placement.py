@@ -1,0 +1,186 @@
+"""Where the elements of stored tensors stand in a parameter of the loaded model.
+
+transformers makes many parameters from other stored tensors: it stacks experts, concatenates projections, splits fused
+projections, transposes, and permutes rows. All of these operations only move elements, and they move them along whole
+axes. Therefore a stored tensor and a parameter are related by one index per axis, which a ``Block`` contains.
+Source: the classes ``Chunk``, ``Concatenate``, ``Interleave``, ``MergeModulelist``, ``Transpose``, ``PermuteForRope``
+and ``ErnieFuseAndSplitTextVisionExperts`` in transformers' core_model_loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The consecutive positions start, start + 1, …, start + length - 1 along an axis."""
+
+    start: int
+    length: int
+
+    def array(self) -> Indices:
+        """Return the positions as an array."""
+        return np.arange(self.start, self.start + self.length)
+
+
+#: Positions along an axis: consecutive positions, or an array of positions in any order.
+Positions = Run | Indices
+
+
+def as_array(positions: Positions) -> Indices:
+    """Return ``positions`` as an array of indices."""
+    return positions.array() if isinstance(positions, Run) else positions
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The relation of one axis of a parameter to an axis of a stored tensor.
+
+    stored_axis: the number of the stored tensor's axis, or None if the stored tensor stands at a single position of the
+    parameter's axis, as an expert does in a stack. at: positions along the parameter's axis. stored: the positions
+    along the stored axis, in the same order; for a stack, the position 0.
+    """
+
+    stored_axis: int | None
+    at: Positions
+    stored: Positions
+
+
+@dataclass(frozen=True)
+class Block:
+    """The part of the stored tensor ``name`` that stands in a parameter, with one ``Axis`` per parameter axis."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parameter of shape ``shape`` that is made of blocks of stored tensors. The blocks do not overlap."""
+
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parameter is one stored tensor, or the first part of one, with all elements in their places."""
+        if len(self.blocks) != 1:
+            return False
+        whole = [Axis(number, Run(0, size), Run(0, size)) for number, size in enumerate(self.shape)]
+        return all(
+            axis.stored_axis == want.stored_axis and axis.at == want.at and axis.stored == want.stored
+            for axis, want in zip(self.blocks[0].axes, whole, strict=True)
+            if isinstance(axis.at, Run) and isinstance(axis.stored, Run)
+        ) and all(isinstance(axis.at, Run) for axis in self.blocks[0].axes)
+
+
+def stored(name: str, shape: Sequence[int]) -> Placed:
+    """Return the stored tensor ``name`` as a parameter of the same shape."""
+    axes = tuple(Axis(number, Run(0, size), Run(0, size)) for number, size in enumerate(shape))
+    return Placed(tuple(shape), (Block(name, axes),))
+
+
+def stack(parts: Sequence[Placed], axis: int) -> Placed:
+    """Stack parameters of equal shape along a new axis, as ``torch.stack`` does. Raises ValueError."""
+    shape = parts[0].shape
+    if any(part.shape != shape for part in parts):
+        raise ValueError("expected tensors of equal shape in a stack")
+    blocks = [
+        replace(block, axes=(*block.axes[:axis], Axis(None, Run(number, 1), Run(0, 1)), *block.axes[axis:]))
+        for number, part in enumerate(parts)
+        for block in part.blocks
+    ]
+    return Placed((*shape[:axis], len(parts), *shape[axis:]), tuple(blocks))
+
+
+def concatenate(parts: Sequence[Placed], axis: int) -> Placed:
+    """Concatenate parameters along ``axis``, as ``torch.cat`` does. Raises ValueError."""
+    shape = parts[0].shape
+    blocks: list[Block] = []
+    offset = 0
+    for part in parts:
+        if len(part.shape) <= axis or _without(part.shape, axis) != _without(shape, axis):
+            raise ValueError("expected tensors with equal other axes in a concatenation")
+        blocks += [_moved(block, axis, offset) for block in part.blocks]
+        offset += part.shape[axis]
+    return Placed((*shape[:axis], offset, *shape[axis + 1 :]), tuple(blocks))
+
+
+def chunks(part: Placed, count: int, axis: int) -> list[Placed]:
+    """Split a parameter along ``axis`` into ``count`` chunks, as ``torch.chunk`` does."""
+    size = -(-part.shape[axis] // count)
+    bounds = [(start, min(start + size, part.shape[axis])) for start in range(0, part.shape[axis], size)]
+    return [cut(part, axis, start, stop) for start, stop in bounds]
+
+
+def transpose(part: Placed, first: int, second: int) -> Placed:
+    """Swap two axes of a parameter."""
+    order = list(range(len(part.shape)))
+    order[first], order[second] = order[second], order[first]
+    blocks = (replace(block, axes=tuple(block.axes[number] for number in order)) for block in part.blocks)
+    return Placed(tuple(part.shape[number] for number in order), tuple(blocks))
+
+
+def permute(part: Placed, axis: int, order: Indices) -> Placed:
+    """Return the parameter whose element ``k`` along ``axis`` is element ``order[k]`` of ``part``."""
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    blocks = [
+        _with_axis(block, axis, replace(block.axes[axis], at=position[as_array(block.axes[axis].at)]))
+        for block in part.blocks
+    ]
+    return Placed(part.shape, tuple(blocks))
+
+
+def interleaved(size: int, *, inverse: bool) -> Indices:
+    """Return the order of ``Interleave``: the elements 0, 2, 4, … before 1, 3, 5, …; ``inverse`` undoes that order."""
+    shape = (2, size // 2) if inverse else (size // 2, 2)
+    return np.arange(size).reshape(shape).T.reshape(-1)
+
+
+def rotary(size: int, heads: int, *, inverse: bool) -> Indices:
+    """Return the order of ``PermuteForRope``, which interleaves the rows of each attention head."""
+    half = size // heads // 2
+    shape = (heads, 2, half) if inverse else (heads, half, 2)
+    return np.arange(size).reshape(shape).swapaxes(1, 2).reshape(-1)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _with_axis(block: Block, axis: int, value: Axis) -> Block:
+    return replace(block, axes=(*block.axes[:axis], value, *block.axes[axis + 1 :]))
+
+
+def _moved(block: Block, axis: int, offset: int) -> Block:
+    at = block.axes[axis].at
+    moved = Run(at.start + offset, at.length) if isinstance(at, Run) else at + offset
+    return _with_axis(block, axis, replace(block.axes[axis], at=moved))
+
+
+def cut(part: Placed, axis: int, start: int, stop: int) -> Placed:
+    """Return the elements [start, stop) of a parameter along ``axis``."""
+    blocks = []
+    for block in part.blocks:
+        here = block.axes[axis]
+        if isinstance(here.at, Run) and isinstance(here.stored, Run):
+            first, last = max(start, here.at.start), min(stop, here.at.start + here.at.length)
+            if first < last:
+                shift = first - here.at.start if here.stored_axis is not None else 0
+                length = last - first
+                kept = Axis(here.stored_axis, Run(first - start, length), Run(here.stored.start + shift, length))
+                blocks.append(_with_axis(block, axis, kept))
+            continue
+        at, source = as_array(here.at), as_array(here.stored)
+        inside = (at >= start) & (at < stop)
+        if inside.any():
+            blocks.append(_with_axis(block, axis, Axis(here.stored_axis, at[inside] - start, source[inside])))
+    return Placed((*part.shape[:axis], stop - start, *part.shape[axis + 1 :]), tuple(blocks))

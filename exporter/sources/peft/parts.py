@@ -1,0 +1,98 @@
+"""The part of an edit that belongs to one stored tensor.
+
+An adapter changes parameters of the loaded model. A checkpoint may store a parameter as several tensors, as one slice
+of a larger tensor, or transposed. ``Part`` relates the elements of a parameter to those of one stored tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from exporter.models.placement import Block, Run, as_array
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.tensors import Array, ByteRange, TensorSpec, read
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The elements of a parameter that one stored tensor contains.
+
+    block: the place of the stored tensor in the parameter. shape: the shape of the parameter. stored_shape: the shape
+    of the stored tensor. Parts are compared by identity, because positions are arrays.
+    """
+
+    block: Block
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+
+    @property
+    def expert(self) -> int | None:
+        """Number of the expert if the stored tensor is one matrix of a stack, else None."""
+        first = self.block.axes[0]
+        return int(as_array(first.at)[0]) if len(self.shape) == 3 and first.stored_axis is None else None
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the rows of the stored matrix are columns of the parameter's matrix."""
+        rows, columns = self.block.axes[-2:]
+        return (rows.stored_axis or 0) > (columns.stored_axis or 0)
+
+    def positions(self, axis: int) -> tuple[Array, Array]:
+        """Return (positions along the parameter's axis, positions along the stored axis); axes count from the end."""
+        return as_array(self.block.axes[axis].at), as_array(self.block.axes[axis].stored)
+
+    @cached_property
+    def covers_stored(self) -> bool:
+        """Whether every element of the stored tensor belongs to the parameter."""
+        held = {axis.stored_axis: _length(axis.at) for axis in self.block.axes if axis.stored_axis is not None}
+        return all(held.get(number, size) == size for number, size in enumerate(self.stored_shape))
+
+    def covers_axis(self, axis: int) -> bool:
+        """Whether the stored tensor contains all positions of the parameter's ``axis``, counted from the end."""
+        return _length(self.block.axes[axis].at) == self.shape[axis]
+
+
+def _length(positions: Run | Array) -> int:
+    return positions.length if isinstance(positions, Run) else len(positions)
+
+
+@dataclass(frozen=True)
+class PartTensor(FileTensor):
+    """The stored tensor's share of a whole parameter in an adapter file.
+
+    whole: the parameter in the adapter file, which is read whole for every block of rows.
+    """
+
+    whole: FileTensor
+    part: Part
+
+    @classmethod
+    def of(cls, whole: FileTensor, part: Part) -> PartTensor:
+        """Return the share of ``whole`` that belongs to the stored tensor of ``part``."""
+        spec = TensorSpec(whole.spec.name, whole.spec.dtype, part.stored_shape)
+        return cls(spec, ByteRange(whole.place.path, whole.place.offset_bytes, spec.nbytes), whole=whole, part=part)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Read the rows [start, stop) of the share. Peak memory: one copy of the whole parameter."""
+        return self._value[start:stop]
+
+    def segments(self) -> Iterator[ByteRange | Array]:
+        """Yield the share as one array."""
+        yield self._value
+
+    @property
+    def _value(self) -> Array:
+        axes = self.part.block.axes
+        value = read(self.whole)[np.ix_(*[as_array(axis.at) for axis in axes])]
+        kept = [number for number, axis in enumerate(axes) if axis.stored_axis is not None]
+        value = value.reshape([value.shape[number] for number in kept])
+        order = np.argsort([axes[number].stored_axis or 0 for number in kept])
+        value = value.transpose(order)
+        out = np.empty(self.part.stored_shape, value.dtype)
+        places = [as_array(axes[kept[number]].stored) for number in order]
+        out[np.ix_(*places)] = value
+        return out

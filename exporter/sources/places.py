@@ -1,0 +1,125 @@
+"""Find the stored tensors behind the module names in an adapter, which are module names of the loaded model.
+
+The map of a described model comes from transformers' own tables. For a model that no table describes, the name of a
+tensor must begin with the path of its module, with or without the prefixes of published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from exporter.models.architecture import pattern_of
+from exporter.models.module_map import ModuleMap
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tie import EMBEDDINGS, HEADS, Vocabulary
+from exporter.sources.peft.parts import Part
+
+Use = Literal["embedding", "head"]
+EMBEDDING: Final = "embedding"
+HEAD: Final = "head"
+
+#: (start of the module's path, start of the stored name) in models that no table describes.
+_RENAMED: Final = (
+    ("model.language_model.", "language_model.model."),
+    ("model.", ""),
+    ("transformer.", ""),
+    ("", "model."),
+    ("", "transformer."),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of the loaded model is stored.
+
+    name: the name of the stored tensor that is the parameter unchanged, or None. parts: the stored tensors that contain
+    parts of the parameter, if the parameter is not one stored tensor. module: the path of the module in the class, or
+    None if the class does not have the module. shape: the shape of the parameter.
+    """
+
+    name: str | None
+    parts: tuple[Part, ...] = ()
+    module: str | None = None
+    shape: tuple[int, ...] = ()
+
+
+def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
+    """Return ``EMBEDDING`` if ``module`` is the input embedding, ``HEAD`` if ``module`` is the output head, else None.
+
+    The result does not depend on whether the checkpoint stores a tensor for ``module``.
+    """
+    modules, tie = checkpoint.modules, checkpoint.tie
+    if modules is None or modules.architecture.embedding is None:
+        return _use_by_name(checkpoint, module)
+    vocabulary = Vocabulary(modules)
+    for name in modules.spellings(module, "weight"):
+        pattern = pattern_of(name)
+        if name == vocabulary.head:
+            return HEAD
+        if pattern == pattern_of(vocabulary.embedding):
+            return EMBEDDING
+        if name in modules.groups:
+            return EMBEDDING if modules.stored_name(name) in (tie.embedding, *tie.copies) else None
+        if pattern in vocabulary.linked:
+            return EMBEDDING
+    return None
+
+
+def place_of(
+    checkpoint: Checkpoint, module: str, parameter: str, expected: tuple[int, ...] | None = None
+) -> Place | None:
+    """Return where ``parameter`` of ``module`` is stored, or None if the checkpoint does not store the parameter.
+
+    expected: the shape of the parameter, if the adapter shows it; some conversions depend on the shape. Raises
+    ValueError if the stored tensors do not fit the conversion of transformers.
+    """
+    modules = checkpoint.modules
+    if modules is None:
+        name = next((name for name in _spellings(f"{module}.{parameter}") if name in checkpoint.tensors), None)
+        return Place(name, shape=checkpoint.tensors[name].spec.shape) if name else None
+    full_name = modules.find(module, parameter) or modules.find_tied(module, parameter)
+    if full_name is None:
+        stored = modules.find_stored(module, parameter)
+        return Place(stored, shape=checkpoint.tensors[stored].spec.shape) if stored else None
+    path = full_name.removesuffix(f".{parameter}")
+    if (name := modules.stored_name(full_name)) is not None:
+        return Place(name, module=path, shape=checkpoint.tensors[name].spec.shape)
+    return _placed(checkpoint, modules, full_name, path, expected)
+
+
+def _placed(
+    checkpoint: Checkpoint, modules: ModuleMap, parameter: str, path: str, expected: tuple[int, ...] | None
+) -> Place | None:
+    placed = modules.placed(parameter, lambda name: checkpoint.tensors[name].spec.shape, expected)
+    if placed is None:
+        return None
+    parts = [Part(block, placed.shape, checkpoint.tensors[block.name].spec.shape) for block in placed.blocks]
+    if placed.is_whole and parts[0].stored_shape == placed.shape:
+        return Place(placed.blocks[0].name, module=path, shape=placed.shape)
+    return Place(None, tuple(parts), module=path, shape=placed.shape)
+
+
+def stored_name(checkpoint: Checkpoint, module: str, parameter: str) -> str | None:
+    """Return the stored tensor that is ``parameter`` of ``module`` unchanged, or None if there is no such tensor."""
+    place = place_of(checkpoint, module, parameter)
+    return place.name if place else None
+
+
+def _spellings(name: str) -> Iterator[str]:
+    yield name
+    for start, stored in _RENAMED:
+        if name.startswith(start):
+            yield stored + name.removeprefix(start)
+
+
+def _use_by_name(checkpoint: Checkpoint, module: str) -> Use | None:
+    tie, last = checkpoint.tie, module.rpartition(".")[2]
+    name = stored_name(checkpoint, module, "weight")
+    if name is not None:
+        return EMBEDDING if name in (tie.embedding, *tie.copies) else HEAD if name == tie.head else None
+    # The module has no stored tensor: encoder and decoder share one embedding, and a tied head has no tensor.
+    if last in (EMBEDDINGS if checkpoint.is_encoder_decoder else (tie.embedding.split(".")[-2],)):
+        return EMBEDDING
+    return HEAD if tie.head is None and last in HEADS else None

@@ -1,0 +1,123 @@
+"""Compute the change that a low-rank update makes to rows of a stored tensor, in float64.
+
+The products are computed without the exporter's merge code: each needed element of the parameter's change is computed
+from the factors, and then read at the position that the stored element has in the parameter. PEFT concatenates the LoRA
+factors of all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.edits import LowRank
+from exporter.tensors import Array, read
+
+_HELD: Final = 4
+
+
+def change(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
+    """Return the change of the rows ``ids`` of a stored tensor of ``shape``, without the LoRA scaling.
+
+    The change of an element that does not belong to the updated parameter is zero.
+    """
+    if len(shape) == 3:
+        return np.stack([_matrix(update, number, shape, range(shape[1])) for number in ids])
+    return _matrix(update, update.part.expert if update.part else None, shape, ids)
+
+
+def _matrix(update: LowRank, expert: int | None, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
+    """Return the change of the rows ``ids`` of one stored matrix. expert: the number of the expert in a stack.
+
+    shape: the shape of the stored matrix, or of the stack that contains the matrix.
+    """
+    up, down = wide_factors(update, expert)
+    transposed = stored_in_out(update, parameter_shape(update, shape))
+    rows_of, columns_of = (down.T, up.T) if transposed else (up, down)
+    part = update.part
+    if part is None:
+        return rows_of[list(ids)] @ columns_of
+    row_axis, column_axis = (-1, -2) if part.is_transposed else (-2, -1)
+    rows = _positions(part.positions(row_axis), shape[-2])
+    columns = _positions(part.positions(column_axis), shape[-1])
+    if part.is_transposed:
+        rows_of, columns_of = columns_of.T, rows_of.T
+    wanted = rows[list(ids)]
+    out = np.zeros((len(wanted), shape[-1]))
+    product = rows_of[wanted[wanted >= 0]] @ columns_of[:, columns[columns >= 0]]
+    out[np.ix_(wanted >= 0, columns >= 0)] = product
+    return out
+
+
+def magnitudes(update: LowRank, shape: tuple[int, ...]) -> tuple[Array, bool]:
+    """Return (DoRA's magnitude for each row or column of a stored matrix, whether the magnitudes are for columns).
+
+    The magnitude of a row or column that does not belong to the updated parameter is NaN.
+    """
+    assert update.magnitude is not None
+    gain = _wide(update.magnitude).reshape(-1)
+    transposed = stored_in_out(update, parameter_shape(update, shape))
+    part = update.part
+    if part is None:
+        return gain, transposed
+    by_column = transposed != part.is_transposed
+    places = _positions(part.positions(-1 if transposed else -2), shape[-1 if by_column else -2])
+    return np.where(places >= 0, gain[np.maximum(places, 0)], np.nan), by_column
+
+
+def bias(update: LowRank, ids: Sequence[int]) -> Array:
+    """Return the values that the bias of an update adds to the entries ``ids`` of a stored bias, without scaling."""
+    assert update.bias is not None
+    value = _wide(update.bias)
+    if update.part is None:
+        return value[list(ids)]
+    places = _positions(update.part.positions(-1), update.part.stored_shape[0])[list(ids)]
+    return np.where(places >= 0, value[np.maximum(places, 0)], 0.0)
+
+
+def parameter_shape(update: LowRank, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the updated parameter. shape: the shape of the stored tensor."""
+    return update.part.shape if update.part else shape
+
+
+def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
+    """Whether the parameter of ``shape`` stores its matrices as (in, out) instead of (out, in).
+
+    For a square matrix, the class of the module decides, or the adapter's ``fan_in_fan_out`` setting if no table
+    describes the class.
+    """
+    if update.target_type == "embedding":
+        return True
+    if update.target_type == "parameter" and len(shape) == 2:
+        return False
+    if shape[-2] == shape[-1]:
+        return update.fan_in_fan_out if update.transposed is None else update.transposed
+    return shape[-2] == update.down.spec.shape[1]
+
+
+def wide_factors(update: LowRank, expert: int | None = None) -> tuple[Array, Array]:
+    """Return the LoRA factors (up, down) of a matrix, or of the expert ``expert`` of a stack, in float64."""
+    up, down = _wide(update.up), _wide(update.down)
+    if expert is None or update.experts == 1:
+        return up, down
+    rank = len(down) // update.experts
+    return up[:, expert :: update.experts], down[expert * rank : (expert + 1) * rank]
+
+
+def _positions(places: tuple[Array, Array], length: int) -> Array:
+    """Return the position in the parameter of every stored position, or -1 where there is none."""
+    at, stored = places
+    out = np.full(length, -1)
+    out[stored] = at
+    return out
+
+
+@lru_cache(maxsize=_HELD)
+def _wide(tensor: FileTensor) -> Array:
+    value: Array = read(tensor).astype(np.float64)
+    value.flags.writeable = False
+    return value
