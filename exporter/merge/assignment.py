@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exporter.errors import NotExpressible, TensorMismatch
+from exporter.models.architecture import task_classes
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
 from exporter.sources.peft.parts import PartTensor
@@ -26,12 +27,29 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
         return {use: _oriented(checkpoint, edit, None)}
     place = _place(checkpoint, edit, parameter)
     if place is None:
+        _refuse_new_head(checkpoint, edit)
         expected = f"a module that exists in the base, such as {checkpoint.tie.embedding.removesuffix('.weight')}"
         raise TensorMismatch(edit.path, edit.key, expected=expected, found=edit.module)
     edit = _oriented(checkpoint, edit, place.module)
     if place.name is not None:
         return {place.name: edit}
     return {part.block.name: _part_of(edit, place, number) for number, part in enumerate(place.parts)}
+
+
+def _refuse_new_head(checkpoint: Checkpoint, edit: Edit) -> None:
+    """Raise NotExpressible if an adapter contains a task head that the class of the base does not have."""
+    modules = checkpoint.modules
+    if modules is None or not isinstance(edit, FullModule) or edit.in_place:
+        return
+    head = edit.module.rpartition(".")[2]
+    classes = task_classes(modules.architecture, f"{edit.module}.{edit.parameter}")
+    if classes:
+        load = f"{classes[0]}.from_pretrained(base, num_labels={edit.tensor.spec.n_rows})"
+        raise NotExpressible(
+            f"{edit.path}: {edit.key}",
+            f"the adapter contains the head {head!r} of {classes[0]}, and the base is a {modules.architecture.name}",
+            instead=f"save the base with {load}.save_pretrained(folder), and merge onto that folder",
+        )
 
 
 def _place(checkpoint: Checkpoint, edit: Edit, parameter: str) -> Place | None:

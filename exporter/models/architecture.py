@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
 from exporter.models.facts import (
     ClassFacts,
     Submodel,
+    Transform,
     base_class,
     conversions_of,
     nested_config,
@@ -18,6 +19,7 @@ from exporter.models.facts import (
     type_of_class,
 )
 from exporter.models.renaming import Renamer
+from exporter.models.unlisted import unlisted_facts
 
 #: Tasks in the order in which the class of a config without ``architectures`` is chosen.
 _TASKS: Final = (
@@ -45,6 +47,7 @@ class Architecture:
     model_type: str
     facts: ClassFacts
     config: Mapping[str, Any]
+    conversions: Mapping[str, Sequence[Transform]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], name: str | None = None) -> Architecture | None:
@@ -60,6 +63,8 @@ class Architecture:
         described = type_facts(model_type) if isinstance(model_type, str) else None
         if described is None and candidates and (outer := type_of_class(candidates[0])):
             described = type_facts(outer)
+        if described is None and isinstance(model_type, str):
+            described = unlisted_facts(model_type)
         if described is None:
             return None
         if not name:
@@ -69,7 +74,9 @@ class Architecture:
                 *sorted(described.classes),
             ]
         chosen = next((item for item in candidates if item in described.classes), None)
-        return cls(chosen, str(model_type), described.classes[chosen], config) if chosen else None
+        if chosen is None:
+            return None
+        return cls(chosen, str(model_type), described.classes[chosen], config, described.conversions)
 
     @cached_property
     def submodels(self) -> list[Submodel]:
@@ -160,12 +167,12 @@ class Architecture:
         for sub in (own, *self.submodels):
             if _enclosed(sub.path, seen.get(sub.name, [])):
                 continue
-            transforms = conversions_of(sub.name)
+            transforms = self._transforms(sub.name)
             by_class = transforms is not None
             if not by_class:
                 if _enclosed(sub.path, seen.get(sub.model_type, [])):
                     continue
-                transforms = conversions_of(sub.model_type)
+                transforms = self._transforms(sub.model_type)
             if transforms is None:
                 continue
             scope = sub.path.removeprefix(self.facts.prefix).removeprefix(".") if sub.path else None
@@ -173,7 +180,19 @@ class Architecture:
             seen.setdefault(sub.name, []).append(sub.path)
             if not by_class:
                 seen.setdefault(sub.model_type, []).append(sub.path)
-        return renamers + [Renamer(transform, None, self.facts.prefix) for transform in conversions_of("legacy") or ()]
+        return renamers + [
+            Renamer(transform, None, self.facts.prefix) for transform in self._transforms("legacy") or ()
+        ]
+
+    def _transforms(self, name: str) -> Sequence[Transform] | None:
+        return self.conversions.get(name) if self.conversions else conversions_of(name)
+
+
+def task_classes(architecture: Architecture, parameter: str) -> list[str]:
+    """Return the other classes of the model type that have ``parameter``, such as the head of a classifier."""
+    described = type_facts(architecture.model_type)
+    classes = described.classes if described else {}
+    return [name for name in sorted(classes) if name != architecture.name and parameter in classes[name].parameters]
 
 
 def _enclosed(path: str, seen: list[str]) -> bool:

@@ -51,14 +51,6 @@ class ClassFacts(msgspec.Struct, frozen=True):
     parameters: Sequence[str]
 
 
-class TypeFacts(msgspec.Struct, frozen=True):
-    """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that transformers loads."""
-
-    tasks: Mapping[str, str]
-    unbuilt: Mapping[str, str]
-    classes: Mapping[str, ClassFacts]
-
-
 class Operation(msgspec.Struct, frozen=True):
     """An operation of a converter, with the fields of transformers' class of the same name."""
 
@@ -83,6 +75,18 @@ class Transform(msgspec.Struct, frozen=True):
     targets: Sequence[str]
     operations: Sequence[Operation] = ()
     offset: int = 0
+
+
+class TypeFacts(msgspec.Struct, frozen=True):
+    """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that transformers loads.
+
+    conversions: maps class names and model types to transforms, for a model type that the generated tables lack.
+    """
+
+    tasks: Mapping[str, str]
+    unbuilt: Mapping[str, str]
+    classes: Mapping[str, ClassFacts]
+    conversions: Mapping[str, Sequence[Transform]] = {}
 
 
 class _Conversions(msgspec.Struct, frozen=True):

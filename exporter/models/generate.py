@@ -97,8 +97,11 @@ def _first(names: str | Sequence[str]) -> str:
     return _listed(names)[0]
 
 
-def facts_of(name: str) -> dict[str, Any] | None:
-    """Return the facts of the class ``name`` of transformers, or None if the class has no input embedding for text."""
+def facts_of(name: str, *, complete: bool = False) -> dict[str, Any]:
+    """Return the facts of the class ``name`` of transformers.
+
+    complete: whether to list the parameters of nested models, and not only those of classes without facts.
+    """
     import torch
     import transformers
 
@@ -132,8 +135,12 @@ def facts_of(name: str) -> dict[str, Any] | None:
             for path, sub in submodels
         ],
         "transposed": sorted({_pattern(path) for path, module in model.named_modules() if _stores_in_out(module)}),
-        "parameters": _parameters(state, [path for path, sub in submodels if type(sub).__name__ in _described()]),
+        "parameters": _parameters(state, [] if complete else _with_facts(submodels)),
     }
+
+
+def _with_facts(submodels: Sequence[tuple[str, Any]]) -> list[str]:
+    return [path for path, sub in submodels if type(sub).__name__ in _described()]
 
 
 def _embedding(model: Any) -> Any:
@@ -209,9 +216,13 @@ def _pattern(name: str) -> str:
     return _LAYER.sub("*", name)
 
 
-def _facts(name: str) -> tuple[str, dict[str, Any] | None, str]:
+def describe_class(name: str, *, complete: bool = False) -> tuple[str, dict[str, Any] | None, str]:
+    """Return (name, facts of the class or None, the error if the class cannot be constructed, else "").
+
+    complete: whether the facts list the parameters of nested models, too.
+    """
     try:
-        return name, facts_of(name), ""
+        return name, facts_of(name, complete=complete), ""
     except Exception as exc:  # a class that its default config cannot build has no facts
         return name, None, f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
 
@@ -229,7 +240,7 @@ def generate(workers: int = 2) -> Iterator[tuple[str, dict[str, Any]]]:
     )
     names = sorted({name for entry in types.values() for name in entry["classes"]})
     with ProcessPoolExecutor(workers) as pool:
-        results = {name: (facts, error) for name, facts, error in pool.map(_facts, names, chunksize=8)}
+        results = {name: (facts, error) for name, facts, error in pool.map(describe_class, names, chunksize=8)}
     described: dict[str, str] = {}
     for model_type, entry in types.items():
         classes = {name: results[name][0] for name in entry["classes"] if results[name][0]}

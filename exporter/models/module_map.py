@@ -153,6 +153,8 @@ class ModuleMap:
                 yield f"{sub.path}.{name}"
                 yield f"{sub.path}.{name.partition('.')[2]}"
         for segment in ("language_model.", "text_model."):
+            if name.startswith(f"{segment}model."):
+                yield f"model.{segment}{name.removeprefix(f'{segment}model.')}"
             if segment in name:
                 short = name.replace(segment, "", 1)
                 yield short

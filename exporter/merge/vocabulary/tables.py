@@ -38,6 +38,7 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
             "the class of the model computes the number of rows from other settings, so it could not load more rows",
             instead="train rows of existing tokens",
         )
+    _require_one_vocabulary(checkpoint)
     grown = []
     for table in token_tables(checkpoint):
         _, change = sources[table.name]
@@ -46,6 +47,23 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
             _require_rows(checkpoint, table, change, shape, vocab)
             grown.append(table)
     return grown
+
+
+def _require_one_vocabulary(checkpoint: Checkpoint) -> None:
+    """Refuse to grow a model whose head has a vocabulary of its own, because a new token would need two ids."""
+    modules = checkpoint.modules
+    if modules is None or modules.architecture.head is None:
+        return
+    keys = {name: key for name, _, key in modules.architecture.tables}
+    embedding, head = (
+        keys.get(f"{path}.weight") for path in (modules.architecture.embedding, modules.architecture.head)
+    )
+    if embedding and head and embedding != head:
+        raise NotExpressible(
+            f"{checkpoint.path}: {embedding}, {head}",
+            "embedding and head have separate vocabularies, and an added token belongs to one of the two",
+            instead="train rows of existing tokens",
+        )
 
 
 def _require_rows(checkpoint: Checkpoint, table: TokenTable, change: Change, shape: Sequence[int], vocab: int) -> None:

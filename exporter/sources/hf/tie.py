@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput
+from exporter.errors import BadInput, NotExpressible
 from exporter.models.architecture import pattern_of
 from exporter.models.module_map import ModuleMap
 from exporter.sources.hf.safetensors import FileTensor
@@ -95,7 +95,7 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
     """Return (stored embedding, stored head or None, other parameters that can be tied → their stored names).
 
     If a checkpoint stores the head of a tied model but no embedding, the stored head is the embedding. Raises BadInput
-    if the checkpoint stores none of the parameters.
+    if the checkpoint stores none of the parameters, and NotExpressible if several tensors make up the embedding.
     """
     use = Vocabulary(modules)
     linked = use.linked | {pattern_of(use.head or use.embedding)}
@@ -110,6 +110,13 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
         embedding = stored.pop(min(stored))
     if embedding is None and use.head in use.linked:
         embedding, head = head, None
+    if embedding is None and use.embedding in modules.groups:
+        names = ", ".join(name for _, name in modules.groups[use.embedding].sources)
+        raise NotExpressible(
+            f"{path}: {use.embedding}",
+            f"the checkpoint stores the input embedding in several tensors ({names}), which ttexport does not merge",
+            instead="merge with PEFT's merge_and_unload() and save with transformers",
+        )
     if embedding is None:
         raise BadInput(f"{path}: expected an input embedding ({use.embedding}), found no input embedding")
     return embedding, head, dict(sorted(stored.items()))

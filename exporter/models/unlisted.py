@@ -1,0 +1,63 @@
+"""Facts about model types that the generated tables lack, from the installed version of transformers.
+
+A version of transformers that is newer than the tables may know further model types. A helper process constructs the
+classes of such a type without weights and writes their facts, which are kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from exporter.io.processes import OFFLINE, failure
+from exporter.models.facts import TypeFacts, transformers_version
+
+_HELPER: Final = "exporter.models.describe"
+
+
+@lru_cache(maxsize=16)
+def unlisted_facts(model_type: str) -> TypeFacts | None:
+    """Return the facts about a model type that the generated tables lack, or None.
+
+    The result is None if transformers is not installed, if the tables were generated from the installed version, or if
+    the installed version does not know the model type. The first call for a model type takes a few seconds.
+    """
+    try:
+        version = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if version == transformers_version() or not model_type.isidentifier():
+        return None
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttexport" / "models" / version
+    facts = _read(folder / f"{model_type}.json") or _describe(model_type, folder)
+    return facts if facts and facts.classes else None
+
+
+def _describe(model_type: str, folder: Path) -> TypeFacts | None:
+    """Run the helper process, and keep its file in ``folder`` if ``folder`` is writable."""
+    with tempfile.TemporaryDirectory(prefix="ttexport-") as scratch:
+        path = Path(scratch) / f"{model_type}.json"
+        if failure(_HELPER, model_type, str(path), environment={**os.environ, **OFFLINE}) is not None:
+            return None
+        facts = _read(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = folder / f".{model_type}.{os.getpid()}"
+            kept.write_bytes(path.read_bytes())
+            kept.replace(folder / path.name)
+        except OSError:
+            pass  # without a cache, the next process describes the type again
+        return facts
+
+
+def _read(path: Path) -> TypeFacts | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=TypeFacts)
+    except (OSError, msgspec.DecodeError):
+        return None
