@@ -8,7 +8,6 @@ from exporter.errors import NotExpressible, TensorMismatch
 from exporter.models.architecture import task_classes
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.sources.peft.parts import PartTensor
 from exporter.sources.places import EMBEDDING, Place, place_of, use_of
 
 
@@ -84,6 +83,8 @@ def _part_of(edit: Edit, place: Place, number: int) -> Edit:
             _refuse_part(edit, "DoRA needs the norms of whole rows of the module's weight")
         return replace(edit, part=part)
     if isinstance(edit, FullModule) and edit.tensor.spec.shape == place.shape and part.covers_stored:
+        from exporter.sources.peft.parts import PartTensor  # a lazy import: few merges need the module
+
         return replace(edit, tensor=PartTensor.of(edit.tensor, part))
     return _refuse_part(edit, "the base stores this module together with other modules in one tensor")
 

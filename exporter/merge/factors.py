@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import LowRank
-from exporter.sources.peft.parts import Part
 from exporter.tensors import Array, cast, read
+
+if TYPE_CHECKING:
+    from exporter.sources.peft.parts import Part
 
 #: Number of factors kept in memory. The tensors of all experts read slices of the same two factors.
 _CACHED_FACTORS: Final = 4

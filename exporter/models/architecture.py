@@ -19,7 +19,6 @@ from exporter.models.facts import (
     type_of_class,
 )
 from exporter.models.renaming import Renamer
-from exporter.models.unlisted import unlisted_facts
 
 #: Tasks in the order in which the class of a config without ``architectures`` is chosen.
 _TASKS: Final = (
@@ -64,6 +63,8 @@ class Architecture:
         if described is None and candidates and (outer := type_of_class(candidates[0])):
             described = type_facts(outer)
         if described is None and isinstance(model_type, str):
+            from exporter.models.unlisted import unlisted_facts  # a lazy import: the module starts processes
+
             described = unlisted_facts(model_type)
         if described is None:
             return None

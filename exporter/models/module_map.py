@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from exporter.models.architecture import Architecture, pattern_of
 from exporter.models.facts import Transform
-from exporter.models.operations import convert
-from exporter.models.placement import Placed, stored
 from exporter.models.renaming import Renamer, rename
+
+if TYPE_CHECKING:
+    from exporter.models.placement import Placed
 
 #: A pattern with a literal number applies to some numbers only, so that names with other numbers differ.
 _LITERAL: Final = re.compile(r"(?<![\[{\\,])\\?\.\d|\(\?[!=]\d")
@@ -84,6 +85,9 @@ class ModuleMap:
         shape_of: a function that returns the shape of a stored tensor. expected: the parameter's shape, if known.
         Raises ValueError if the stored tensors do not fit the conversion of transformers.
         """
+        from exporter.models.operations import convert  # a lazy import: few merges need the module
+        from exporter.models.placement import stored
+
         group = self.groups.get(parameter)
         if group is None:
             return None

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from exporter.models.architecture import pattern_of
 from exporter.models.module_map import ModuleMap
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tie import EMBEDDINGS, HEADS, Vocabulary
-from exporter.sources.peft.parts import Part
+
+if TYPE_CHECKING:
+    from exporter.sources.peft.parts import Part
 
 Use = Literal["embedding", "head"]
 EMBEDDING: Final = "embedding"
@@ -95,6 +97,8 @@ def _placed(
     placed = modules.placed(parameter, lambda name: checkpoint.tensors[name].spec.shape, expected)
     if placed is None:
         return None
+    from exporter.sources.peft.parts import Part  # a lazy import: few merges need the module
+
     parts = [Part(block, placed.shape, checkpoint.tensors[block.name].spec.shape) for block in placed.blocks]
     if placed.is_whole and parts[0].stored_shape == placed.shape:
         return Place(placed.blocks[0].name, module=path, shape=placed.shape)

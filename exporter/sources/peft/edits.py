@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.peft.parts import Part
 from exporter.tensors import FLOATS, Array, blocks, cast, same_values
+
+if TYPE_CHECKING:
+    from exporter.sources.peft.parts import Part
 
 
 @dataclass(frozen=True, slots=True)

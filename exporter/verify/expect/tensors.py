@@ -19,7 +19,6 @@ from exporter.sources.hf.tables import token_tables
 from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
-from exporter.sources.peft.parts import PartTensor
 from exporter.sources.places import EMBEDDING, HEAD, Place, place_of, use_of
 from exporter.tensors import Array, read
 from exporter.verify.expect.products import bias, change, magnitudes
@@ -187,6 +186,8 @@ def _by_stored_name(
         if isinstance(part, LowRank):
             yield item.block.name, replace(part, part=item)
         elif isinstance(part, FullModule):
+            from exporter.sources.peft.parts import PartTensor  # a lazy import: few merges need the module
+
             yield item.block.name, replace(part, tensor=PartTensor.of(part.tensor, item))
 
 
