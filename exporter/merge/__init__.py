@@ -1,1 +1,1 @@
-"""Merges adapters into a checkpoint: plans the merge, applies passes to tensors, and checks that no tensor is lost."""
+"""Merges adapters into a checkpoint: plans the merge, transforms the tensors, and checks that no tensor is lost."""

@@ -12,9 +12,9 @@ from exporter.sources.places import EMBEDDING, Place, place_of, use_of
 
 
 def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
-    """Map each destination of the main tensor of an edit, such as a weight, to the edit's part for the destination.
+    """Map each destination that an edit's main tensor (such as a weight) changes to the part of the edit for it.
 
-    A destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
+    Each destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
     """
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
@@ -70,7 +70,7 @@ def _expected_shape(edit: Edit) -> tuple[int, ...] | None:
 
 
 def _oriented(checkpoint: Checkpoint, edit: Edit, module: str | None) -> Edit:
-    """Add to a low-rank update whether the class of its module stores matrices as (in, out)."""
+    """Return a copy of a low-rank update that records whether the module's class stores matrices as (in, out)."""
     if not isinstance(edit, LowRank) or checkpoint.modules is None or module is None:
         return edit
     return replace(edit, transposed=checkpoint.modules.architecture.stores_in_out(module))
@@ -96,7 +96,7 @@ def _refuse_part(edit: Edit, reason: str) -> Edit:
 
 
 def refuse_one_side(edit: Edit) -> None:
-    """Raise NotExpressible for an edit of the embedding that PEFT trained in the encoder or the decoder only."""
+    """Raise NotExpressible if PEFT trained the edit of the embedding only in the encoder or only in the decoder."""
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
         "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
@@ -105,9 +105,9 @@ def refuse_one_side(edit: Edit) -> None:
 
 
 def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
-    """Map each stored bias that the bias of an update changes to the edit.
+    """Map the name of each stored bias that an update's bias changes to the update (or the part of it that applies).
 
-    Raises NotExpressible if the base has no bias.
+    Raises NotExpressible if the updated module has no bias in the base model.
     """
     place = place_of(checkpoint, edit.module, "bias")
     if place is None:

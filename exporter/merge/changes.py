@@ -1,7 +1,7 @@
 """Collects the changes that the adapters make to each tensor, and stops the merge if an edit fits no tensor.
 
-Every edit of an adapter has exactly one destination, which is the name of a stored tensor, ``EMBEDDING`` or ``HEAD``.
-Which tensors store embedding and head depends on whether the base model ties embedding and head.
+Every edit of an adapter has exactly one destination: a stored tensor (given by its name), ``EMBEDDING`` or ``HEAD``.
+Which stored tensors are the embedding and the head depends on whether the base model ties the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """An entry of the ledger: an adapter tensor, the rule that merges it, and the base tensors that change."""
+    """An entry of the ledger: an adapter tensor, the rule that merges that tensor, and the base tensors that change."""
 
     path: Path
     key: str
@@ -38,9 +38,9 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Change:
-    """Changes to a tensor, which are applied in the following order: replace the tensor, set rows, add updates.
+    """The changes to a tensor, applied in this order: replace the tensor, set token rows, add low-rank updates.
 
-    biases: updates whose ``bias`` is added to the tensor; ``biases`` is not empty only if the tensor is a bias.
+    biases: the low-rank updates whose ``bias`` is added to the tensor; empty unless the tensor is a bias.
     """
 
     replaced: FullModule | None = None
@@ -55,8 +55,8 @@ class Consumed:
 
     destination: destination of the tensor, or None if the tensor does not change the base model. edit: the edit that
     contains the tensor. If an edit contains several tensors, ``edit`` is set for only one of the tensors, so that the
-    edit is applied once. The field ``edit`` is None for a copy of a base tensor. by_name: maps each destination to the
-    edit, or to the part of the edit for that destination if the base stores a parameter as several tensors.
+    edit is applied once. If the tensor is a copy of a base tensor, ``edit`` is None. by_name: maps each destination to
+    the edit or, if the base stores the parameter as several tensors, to the part of the edit for that destination.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Consumed:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The changes to each destination, and the adapter tensors from which the changes were made."""
+    """The changes to each destination, and the adapter tensors from which the changes were derived."""
 
     changes: dict[str, Change]
     consumed: Sequence[Consumed]
@@ -79,8 +79,9 @@ def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     """Group the edits of all adapters by destination.
 
     Raises TensorMismatch if the base model lacks the module of an edit, and BadInput if two adapters set values of the
-    same row or tensor. Raises LedgerError for an adapter tensor that no merge rule or more than one merge rule handles.
-    Raises NotExpressible for an edit whose effect cannot be stored in the weights of the base model.
+    same token row or of the same tensor. Raises LedgerError if an adapter tensor is handled by no merge rule or by
+    several merge rules. Raises NotExpressible for an edit whose effect cannot be stored in the weights of the base
+    model.
     """
     changes: dict[str, Change] = {}
     consumed: list[Consumed] = []
@@ -132,7 +133,7 @@ def _rule(edit: Edit) -> str:
 
 
 def _label(names: Iterable[str]) -> str:
-    """Return the destinations for display, with ``*`` for the number of an expert."""
+    """Return the destinations as text for display, in which ``*`` replaces the number of each expert."""
     listed = list(names)
     return (
         listed[0] if len(listed) == 1 else ", ".join(dict.fromkeys(_EXPERT_NUMBER.sub(".*.", name) for name in listed))
@@ -142,7 +143,7 @@ def _label(names: Iterable[str]) -> str:
 def _tied_rows(
     checkpoint: Checkpoint, adapter: Adapter, entries: Sequence[Consumed]
 ) -> Iterable[tuple[str, TokenRows]]:
-    """Yield the token rows that must also be set in the tied head or embedding, as (``HEAD`` or ``EMBEDDING``, rows).
+    """Yield (``HEAD`` or ``EMBEDDING``, rows) for token rows that must also be set there because of tying.
 
     If the config of the base model ties embedding and head, PEFT also writes the rows of the embedding to the head,
     unless the adapter contains separate rows or a trained copy for the head. Adapter files of old PEFT versions may
@@ -175,9 +176,9 @@ def _targets_head(checkpoint: Checkpoint, adapter: Adapter) -> bool:
 
 
 def _require_same(first: Edit, edit: Edit) -> None:
-    """Refuse two edits of an adapter that set different values for a single stored matrix.
+    """Raise an error if two edits of one adapter set different values for the same stored matrix.
 
-    A model may have several module names for one matrix, so an adapter may contain two edits of that matrix.
+    An adapter may contain two edits of one matrix, because a model may have several module names for that matrix.
     """
     if isinstance(first, TokenRows) and isinstance(edit, TokenRows):
         same = first.token_ids == edit.token_ids and np.array_equal(first.rows, edit.rows)
@@ -216,16 +217,17 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
 
 
 def _are_disjoint(first: LowRank, second: LowRank) -> bool:
-    """Whether two updates of one adapter change different rows of a stored tensor that fuses several parameters."""
+    """Whether two updates of one adapter change different rows of a stored tensor that combines several parameters."""
     if first.part is None or second.part is None or first.path != second.path:
         return False
     return (first.module, first.parameter) != (second.module, second.parameter)
 
 
 def _is_same_grown_matrix(first: FullModule, edit: FullModule) -> bool:
-    """Whether two edits contain the same embedding matrix with rows added by resizing the vocabulary.
+    """Whether two edits contain the same resized embedding matrix, that is, the same matrix with rows for new tokens.
 
-    Several adapters that were trained on one base model with a resized vocabulary may each contain the resized matrix.
+    If several adapters were trained on the same base model with a resized vocabulary, each may contain the resized
+    matrix.
     """
     return first.in_place and edit.in_place and first.equals(edit)
 

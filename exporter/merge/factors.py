@@ -1,4 +1,4 @@
-"""Read the factors of low-rank updates, and cut them to the stored tensor that an update changes."""
+"""Reads the factors of low-rank updates, and selects the parts of the factors that apply to one stored tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CACHED_FACTORS: Final = 4
 
 
 def factor_shapes(update: LowRank) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the shapes of the factors (down, up) of a matrix, or of one matrix of a stack of experts."""
+    """Return the shapes of the factors (down, up) for a matrix, or for one expert's matrix in a stack of experts."""
     (joined, inner), (outer, _) = update.down.spec.shape, update.up.spec.shape
     rank = joined // update.experts
     return (rank, inner), (outer, rank)
@@ -39,11 +39,11 @@ def factors(update: LowRank, *, stacked: bool) -> tuple[Array, Array]:
 
 
 def cut(left: Array, right: Array, part: Part) -> tuple[Array, Array]:
-    """Return the factors (left (rows, r), right (r, columns)) of the stored tensor of ``part``.
+    """Return the factors (left (rows, r), right (r, columns)) for the stored tensor that ``part`` describes.
 
-    left, right: the factors of the whole parameter, in the orientation of the parameter, with a leading axis for a
-    stack. The factors have zeros for rows and columns of the stored tensor that do not belong to the parameter. The
-    returned factors have a leading axis if the stored tensor is a stack.
+    left, right: the factors of the whole parameter, in the parameter's orientation; for a stack of experts, with a
+    leading axis. The returned factors are zero for rows and columns of the stored tensor that do not belong to the
+    parameter. The returned factors have a leading axis for the experts if the stored tensor is a stack of experts.
     """
     expert = part.expert
     if expert is not None and left.ndim == 3:

@@ -1,4 +1,4 @@
-"""The coverage ledger checks that exactly one named rule handles each tensor, and stops the merge otherwise."""
+"""Checks that exactly one named rule handles each tensor, and otherwise stops the merge with an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ledger:
     def close(self) -> dict[str, str]:
         """Map the name of every tensor to its rule.
 
-        Raises LedgerError, naming the first tensor that no rule handles.
+        Raises LedgerError if a tensor is handled by no rule; the message names the first such tensor.
         """
         for name, rule in self._taken.items():
             if rule is None:

@@ -1,7 +1,7 @@
-"""The merged model: a checkpoint with adapters, in which each tensor is merged when the tensor is read.
+"""Defines the merged model, a checkpoint plus adapters in which each tensor is merged only when that tensor is read.
 
-Names, dtypes and shapes of the merged tensors are known without reading any tensor data. Writers of output formats read
-only the merged model and do not depend on adapters.
+The names, dtypes and shapes of the merged tensors are known before any tensor data is read. The writers of the output
+formats read only the merged model and need no access to the adapters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from exporter.tensors import Array, ByteRange, LazyTensor, TensorSpec
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A stored tensor to which passes are applied when the tensor is read.
+    """A stored tensor that is transformed by merge passes when the tensor is read.
 
     Rows that no pass changes are returned as byte ranges of the input file. name: name of the merged tensor. source:
-    the tensor of the base model, or the adapter tensor that replaces the tensor of the base model.
+    the stored tensor before the passes, from the base model or, if an adapter replaces the tensor, from the adapter.
     """
 
     name: str
@@ -50,8 +50,8 @@ class MergedTensor:
         """Return the merged rows [start, stop). Peak memory: a few copies of the rows.
 
         Raises BadInput, naming the tensor, if a merged value is invalid. If the merged tensor has more rows than the
-        stored tensor, the added rows are zeros before the first pass. The merge plan guarantees that a pass sets every
-        added row.
+        stored tensor, the input of the first pass has zeros in the added rows. The merge plan guarantees that one of
+        the passes sets the values of every added row.
         """
         spec = self.source.spec
         value = self.source.rows(min(start, spec.n_rows), min(stop, spec.n_rows))
@@ -69,7 +69,7 @@ class MergedTensor:
     def segments(self) -> Iterator[ByteRange | Array]:
         """Yield all rows in order: unchanged rows as byte ranges of the input file, and changed rows as arrays.
 
-        The size of each array is at most the block size.
+        Each array is at most as large as the block size.
         """
         spec, stored = self.spec, self.source.spec
         at = 0
@@ -95,7 +95,7 @@ class MergedTensor:
         return ByteRange(place.path, place.offset_bytes + start * width, (stop - start) * width)
 
     def _touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Return the ranges of rows that at least one pass changes, as ascending and disjoint ranges."""
+        """Return ascending, disjoint ranges of the rows that at least one pass changes."""
         runs: list[tuple[int, int]] = []
         for start, stop in sorted(run for step in self.passes for run in step.touched(n_rows)):
             if runs and start <= runs[-1][1]:
@@ -113,10 +113,10 @@ class MergedModel:
     and how embedding and head are tied after merging. tensors: all tensors to write, in the order of the base
     checkpoint's shards. shards: maps the name of each tensor to the file name of its shard. files: maps the names of
     auxiliary files that are copied unchanged to their paths. generation_config: content of generation_config.json after
-    merging, or {} if the file does not exist. If merging changes generation_config.json, the file is not listed in
-    ``files``. origins: hub repositories and commits of the inputs. embedding_digest: a function that reads the base
-    model's embedding and returns its SHA-256 digest. adapters_digest: a function that reads the adapters and returns
-    the combined digest of all adapters.
+    merging, or {} if the file does not exist. The map ``files`` does not contain generation_config.json if merging
+    changes that file. origins: hub repositories and commits of the inputs. embedding_digest: a function that reads the
+    base model's embedding and returns its SHA-256 digest. adapters_digest: a function that reads the adapters and
+    returns the combined digest of all adapters.
     """
 
     path: Path
@@ -132,15 +132,15 @@ class MergedModel:
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """Return the hub origins and the digests of the inputs.
+        """Return the provenance: the hub repositories and commits of the inputs, and the digests of the inputs.
 
-        The first access to ``provenance`` reads the base model's embedding and the adapters.
+        The first access to ``provenance`` reads the base model's embedding and the adapters, to compute the digests.
         """
         return self._provenance(self.embedding_digest(), self.adapters_digest())
 
     @property
     def provenance_shape(self) -> Mapping[str, str]:
-        """Return ``provenance`` with each digest replaced by a string of zeros of equal length. Reads no tensor."""
+        """Return ``provenance`` with each digest replaced by zeros, as a string of the same length. Reads no tensor."""
         blank = "0" * 2 * hashlib.sha256().digest_size
         return self._provenance(blank, blank)
 
@@ -153,21 +153,21 @@ class MergedModel:
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> LazyTensor:
-        """Return the merged tensor ``name``; if no pass changes the tensor, the stored tensor is returned."""
+        """Return the merged tensor ``name``, which is the stored tensor itself if no pass changes the tensor."""
         return self.tensors[name]
 
     def where(self, name: str) -> Path:
-        """Return the input file that contains the tensor ``name`` before merging.
+        """Return the path of the input file that contains the unmerged tensor ``name``.
 
-        The file is needed for error messages and for reading tensors in file order.
+        The path of the input file is needed for error messages and for reading tensors in file order.
         """
         return self.place(name).path
 
     def place(self, name: str) -> ByteRange:
-        """Return the byte range of the tensor ``name`` in the input file, before merging."""
+        """Return the byte range of the unmerged tensor ``name`` in its input file."""
         tensor = self.tensors[name]
         return (tensor.source if isinstance(tensor, MergedTensor) else tensor).place
 
     def ledger(self) -> Ledger:
-        """Return a new ledger of all tensors that a writer has to write."""
+        """Return a new ledger for checking that a writer writes every merged tensor exactly once."""
         return Ledger(self.path, self.tensors, what="writer")

@@ -1,6 +1,6 @@
 """Defines the passes of a merge: pure functions that transform tensor specs and blocks of tensor rows.
 
-A pass has no state and does not access adapters or files.
+A pass has no state and reads neither adapters nor files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pass(Protocol):
         """Apply the pass to ``block``, which contains the rows [start, start + len(block)) of the tensor."""
 
     def touched(self, n_rows: int) -> list[tuple[int, int]]:
-        """Return the ranges [start, stop) of rows that the pass may change, as ascending and disjoint ranges."""
+        """Return ascending, disjoint ranges [start, stop) of the rows that the pass may change."""
 
 
 class _Everywhere:
@@ -43,8 +43,8 @@ class _Everywhere:
 class Cast(_Everywhere):
     """Cast a floating-point tensor to ``dtype``, rounding once to nearest even.
 
-    Tensors that are not floating-point stay unchanged. finite: whether to refuse NaN and Inf in the input. The flag
-    ``finite`` is set for values that come from an adapter.
+    Tensors with other dtypes, such as integers, stay unchanged. finite: whether NaN and Inf in the input are an error.
+    The flag ``finite`` is set for values that come from an adapter.
     """
 
     dtype: str
@@ -57,7 +57,7 @@ class Cast(_Everywhere):
     def apply(self, start: int, block: Array) -> Array:
         """Cast ``block``.
 
-        Raises BadInput for a value that exceeds float16's maximum of 65504 and, if ``finite`` is set, for NaN and Inf.
+        Raises BadInput for a value beyond the maximum of float16 (65504) and, if ``finite`` is set, for NaN and Inf.
         """
         out = cast(block, self.dtype)
         if self.finite and not np.isfinite(cast(block, "F32")).all():
@@ -71,9 +71,9 @@ class Cast(_Everywhere):
 class ReplaceRows:
     """Replace the rows ``token_ids`` of a matrix with ``rows``, and resize the matrix to ``n_rows`` rows.
 
-    token_ids: the distinct ids of the k replaced rows, in ascending order. rows: the new rows with shape (k, hidden),
-    in the dtype of the merged tensor. The rows replace the stored rows, because PEFT's TrainableTokensLayer writes
-    trained rows with index_copy.
+    token_ids: the token ids of the k replaced rows, in ascending order without duplicates. rows: the new rows with
+    shape (k, hidden), in the dtype of the merged tensor. The new rows replace the stored rows (and are not added to
+    them), as PEFT's TrainableTokensLayer uses index_copy.
     """
 
     token_ids: tuple[int, ...]
@@ -142,16 +142,16 @@ class Term:
 class AddLowRank(_Everywhere):
     """Add updates to a weight in float32 (float64 for a float64 tensor), then round the sum once to ``dtype``.
 
-    terms: a function that returns the updates. The updates are read on first use, so that a merge plan keeps no update
-    in memory. A DoRA update rescales the weight and therefore cannot be combined with another update. Sources: LoRA (Hu
-    et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by PEFT.
+    terms: a function that returns the updates. The updates are read only when the first rows are computed, so that a
+    merge plan keeps no update in memory. A DoRA update rescales the weight, and therefore no other update can be added
+    to the same weight. Sources: LoRA (Hu et al. 2021), and DoRA (Liu et al. 2024) equation 5, as computed by PEFT.
     """
 
     terms: Callable[[], Sequence[Term]]
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return ``spec`` with the dtype of the pass."""
+        """Return ``spec`` with the dtype to which the pass rounds its results."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
@@ -174,22 +174,25 @@ class AddLowRank(_Everywhere):
 
 @dataclass(frozen=True, slots=True)
 class AddVector(_Everywhere):
-    """Add an adapter's bias to a bias of the base. added: the scaled bias of the adapter as float32 (n,)."""
+    """Add the bias vector of an adapter's update to a bias of the base model.
+
+    added: the scaled bias of the adapter as float32 (n,).
+    """
 
     added: Array
     dtype: str
 
     def out_spec(self, spec: TensorSpec) -> TensorSpec:
-        """Return ``spec`` with the dtype of the pass."""
+        """Return ``spec`` with the dtype to which the pass rounds its results."""
         return replace(spec, dtype=self.dtype)
 
     def apply(self, start: int, block: Array) -> Array:
-        """Return the sum of both biases, computed in float32 and rounded once."""
+        """Return the sum of the base model's bias and the adapter's bias, computed in float32 and rounded once."""
         return cast(cast(block, "F32") + self.added[start : start + len(block)], self.dtype)
 
 
 def _dora(term: Term, start: int, value: Array) -> Array:
-    """Return DoRA's scale factors for n rows of W + left @ right, as (n, 1) if ``by_row`` is set, else (columns,)."""
+    """Return DoRA's scale factors for n rows of W + left @ right: (n, 1) if ``by_row`` is set, else (columns,)."""
     assert term.gain is not None
     gain = term.gain
     if term.by_row:

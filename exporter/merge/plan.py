@@ -1,4 +1,4 @@
-"""Plans a merge: decides which tensors change and which rules and passes change the tensors.
+"""Plans a merge: decides which tensors change, and by which rules and passes.
 
 Planning reads no tensor of the base model.
 """
@@ -41,14 +41,14 @@ _DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The decisions of a merge, which are made before any tensor of the base model is read.
+    """The plan of a merge, which is complete before any tensor of the base model is read.
 
     sources: maps the name of each tensor to write to (name of the stored tensor to start from, changes of the tensor).
     tie: whether and how embedding and head are tied after merging. vocab: number of rows of the merged embedding.
     files: auxiliary files to copy unchanged. moved_ids: maps each special token whose id changes to (id in the base
-    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. warnings: facts
-    about the base that contradict an adapter, and that the user accepted. tokenizer: the merged tokenizer, which stays
-    open so that all readers share one decoded vocabulary.
+    model, id after merging). origins: hub repositories and commits of the inputs, for provenance. warnings: facts about
+    the base that contradict an adapter, and that the user accepted. tokenizer: the merged tokenizer, which stays open
+    so that all readers share one decoded vocabulary.
     """
 
     checkpoint: Checkpoint
@@ -66,7 +66,7 @@ class MergePlan:
     warnings: Sequence[str] = ()
 
     def model(self, dtype: str | None = None, budget: Budget | None = None) -> MergedModel:
-        """Return the merged model, in which each value is rounded once.
+        """Return the merged model, in which each merged value is rounded only once, to its final dtype.
 
         dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes. A quantiser's own tensors,
         such as scales, always keep their dtypes.
@@ -93,7 +93,7 @@ class MergePlan:
 
     @property
     def factor_nbytes(self) -> int:
-        """Size in bytes of the float32 LoRA factors of the tensor with the largest factors.
+        """Size in bytes of the largest float32 LoRA factors that the merge of a single tensor needs.
 
         The LoRA factors of a tensor stay in memory while the merged tensor is written.
         """
@@ -149,9 +149,10 @@ class MergePlan:
 def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False) -> MergePlan:
     """Plan the merge of the adapters. untie: whether to write a separate tensor for a tied head.
 
-    Raises TensorMismatch if an edit does not fit its tensor or the vocabulary. Raises LedgerError for an adapter tensor
-    that no merge rule or more than one merge rule handles. Raises BadInput if two adapters set values of the same row
-    or tensor. Raises NotExpressible if embedding and head would need different values but share one tensor.
+    Raises TensorMismatch if an edit does not fit the shape of the changed tensor or the size of the vocabulary. Raises
+    LedgerError if an adapter tensor is handled by no merge rule or by several merge rules. Raises BadInput if two
+    adapters set values of the same token row or of the same tensor. Raises NotExpressible if embedding and head share
+    one stored tensor but need different values after merging.
     """
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
@@ -174,7 +175,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
 
 
 def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]:
-    """Return the ledger for display, with tensor names in place of ``EMBEDDING`` and ``HEAD``."""
+    """Return the ledger entries for display, in which tensor names replace ``EMBEDDING`` and ``HEAD``."""
     tie = resolved.tie
     embeddings = (tie.embedding, *tie.copies)
     into = {
@@ -194,7 +195,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change, *, grows: bool) -> None:
-    """Raise TensorMismatch if an edit does not fit its tensor."""
+    """Raise TensorMismatch if the shape of an edit does not fit the stored tensor that the edit changes."""
     if change == Change():
         return
     base = checkpoint.tensors[stored]
@@ -237,7 +238,7 @@ def _factor_nbytes(update: LowRank) -> int:
 def _replace_rows(edits: Sequence[TokenRows], dtype: str, n_rows: int) -> ReplaceRows:
     """Return a pass that sets the token rows of all adapters in one tensor.
 
-    ``dtype`` is the dtype of the merged tensor. Raises TensorMismatch.
+    dtype: the dtype of the merged tensor. Raises TensorMismatch.
     """
     rounded = []
     for edit in edits:

@@ -1,4 +1,4 @@
-"""Assigns stored tensors to embedding and head, and decides whether a merge keeps embedding and head tied."""
+"""Decides whether a merge keeps embedding and head tied, and from which stored tensors the two are made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEAD_OF: Final = {"embed_in": "embed_out"}
 
 @dataclass(frozen=True)
 class Resolved:
-    """The stored tensors and the changes that are assigned to embedding and head.
+    """The stored tensors from which the merged embedding and head are made, with their changes.
 
     tie: whether and how embedding and head are tied after merging. sources: maps the name of each tensor to write to
     (name of the stored tensor to start from, changes of the tensor).
@@ -34,10 +34,10 @@ class Resolved:
 
 
 def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: bool) -> Resolved:
-    """Assign stored tensors to embedding and head.
+    """Decide from which stored tensors the merged embedding and the merged head are made.
 
-    Embedding and head of a tied base model stay tied if both get equal values. Raises NotExpressible if the adapters
-    set different values for embedding and head of a tied base model and ``untie`` is not set.
+    The embedding and head of a tied base model stay tied if the merged values of both are equal. Raises NotExpressible
+    if the adapters set different values for embedding and head of a tied base model and ``untie`` is not set.
     """
     tie = checkpoint.tie
     embedding, head = changes.get(EMBEDDING, Change()), changes.get(HEAD, Change())
@@ -71,10 +71,10 @@ def _refuse_untie(checkpoint: Checkpoint, *, untie: bool) -> None:
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Record in ``config`` that the head is stored in a separate tensor.
+    """Change ``config`` so that transformers loads the head from a separate tensor.
 
-    For T5, tie_word_embeddings controls only whether the input of the head is scaled, and the stored tensors alone
-    decide whether embedding and head are tied. Therefore, for T5, ``config`` records whether the input of the head is
+    For T5, tie_word_embeddings controls only whether the input of the head is scaled; whether embedding and head are
+    tied depends only on the stored tensors. Therefore, for T5, ``config`` records whether the input of the head is
     scaled.
     """
     nested = config.get("text_config")
@@ -86,7 +86,7 @@ def untied_config(config: dict[str, Any]) -> None:
 
 
 def _head_name(checkpoint: Checkpoint) -> str:
-    """Return the name under which transformers finds a separate head of a base that stores no head."""
+    """Return the tensor name under which transformers looks for a separate head, for a base that stores no head."""
     embedding, modules = checkpoint.tie.embedding, checkpoint.modules
     module = embedding.split(".")[-2]
     prefix = "language_model." if embedding.startswith("language_model.") else ""
@@ -98,7 +98,7 @@ def _head_name(checkpoint: Checkpoint) -> str:
 
 
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
-    """Let an adapter tensor that replaces the embedding in place, such as a resized embedding, also replace the head.
+    """Replace the head, too, if an adapter tensor (such as a resized embedding) replaces the embedding in place.
 
     A copy that was trained for ``modules_to_save`` replaces either the embedding or the head, but not both.
     """
@@ -130,10 +130,11 @@ def _rows(change: Change) -> dict[int, Array]:
 
 
 def _same_update(update: LowRank, other: LowRank) -> bool:
-    """Whether an update of the embedding and an update of the head are equal.
+    """Whether a low-rank update of the embedding and a low-rank update of the head change both by equal amounts.
 
-    If embedding and head are tied, PEFT stores the update twice, and the factors of the head are the transposed factors
-    of the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates differ.
+    If embedding and head are tied, PEFT stores the update twice, and the factors for the head are the transposed
+    factors for the embedding. DoRA updates of embedding and head are never equal, because the norms of the two updates
+    differ.
     """
     if update.magnitude or other.magnitude or update.scaling != other.scaling or update.path != other.path:
         return False

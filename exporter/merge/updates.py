@@ -2,8 +2,8 @@
 
 PEFT's update of a linear layer has the shape (out, in), as torch stores the weight of a linear layer. GPT-2's Conv1D
 stores the weight as (in, out). An embedding also stores the weight as (in, out), where the token is the input. The
-orientation of a weight is determined by comparing the shapes of the weight and of the update. The orientation of a
-square weight is determined by the model type.
+orientation of a weight is determined by comparing the weight's shape with the shape of the update. For a square weight,
+whose shape is the same in both orientations, the model type determines the orientation.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _CACHED_TENSORS: Final = 4
 def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> bool:
     """Whether the parameter that ``update`` changes has the orientation (in, out), not (out, in).
 
-    A stack of experts has the shape (experts, out, in) or (experts, in, out). shape: the shape of the stored tensor.
-    Raises TensorMismatch if the shape of the update does not fit the shape of the parameter. Raises NotExpressible for
-    a stack of square matrices whose orientation no table gives.
+    For a stack of experts, the two orientations are (experts, in, out) and (experts, out, in). shape: the shape of the
+    stored tensor. Raises TensorMismatch if the shape of the update does not fit the shape of the parameter. Raises
+    NotExpressible for a stack of square matrices whose orientation is not recorded in any table.
     """
     whole = tuple(update.part.shape if update.part else shape)
     (_, inner), (outer, _) = factor_shapes(update)
@@ -71,8 +71,8 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
 def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], name: str) -> None:
     """Check that the shapes of the LoRA factors fit the tensor and that the values of the factors are finite.
 
-    The shapes are checked before the values are read, because factors whose shapes fit are not larger than the base
-    model. Raises TensorMismatch, NotExpressible.
+    The shapes are checked before the values are read, so that no factors larger than the base model are read into
+    memory. Raises TensorMismatch, NotExpressible.
     """
     is_transposed(checkpoint, update, shape, name)
     factors = [update.down, update.up]
@@ -91,9 +91,9 @@ def check_update(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int], 
 def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tuple[Term, ...]:
     """Read the updates of one tensor and convert the updates to the orientation of the tensor.
 
-    updates: pairs (update, whether the stored tensor has the orientation (in, out)). source: the tensor before the
-    updates, which is read once if DoRA needs the norms of columns. Peak memory: the factors in float32. Raises
-    TensorMismatch if the length of a DoRA magnitude vector does not fit the tensor.
+    updates: pairs (update, flag); the flag is True if the stored tensor has the orientation (in, out). source: the
+    tensor before the updates, which is read once if DoRA needs the norms of its columns. Peak memory: the factors in
+    float32. Raises TensorMismatch if the length of a DoRA magnitude vector does not fit the tensor.
     """
     return tuple(_term(update, transposed, source) for update, transposed in updates)
 
@@ -116,7 +116,7 @@ def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
 
 
 def _gain(update: LowRank, transposed: bool, length: int) -> Array:
-    """Return DoRA's magnitudes for the rows or columns of the stored tensor, with NaN where none applies."""
+    """Return DoRA's magnitudes for the rows or columns of the stored tensor, with NaN where there is no magnitude."""
     assert update.magnitude is not None
     gain = cast(read(update.magnitude), "F32").reshape(-1)
     part = update.part

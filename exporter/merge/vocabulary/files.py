@@ -1,4 +1,4 @@
-"""Chooses the auxiliary files of the merged model: the adapters' files replace the base model's files."""
+"""Chooses the auxiliary files of the merged model, where an adapter's file replaces the base model's file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _SETTINGS: Final = "tokenizer_config.json"
 
 
 def merge_auxiliary_files(base: Mapping[str, Path], adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Map the names of the merged model's auxiliary files to their paths. base: names and paths of the base's files.
+    """Map the names of the merged model's auxiliary files to their paths.
 
-    If an adapter contains a tokenizer, the base model's tokenizer files are all dropped, so that files of two
-    tokenizers are never mixed. Raises BadInput if the files of two adapters contradict each other.
+    If an adapter contains a tokenizer, none of the base model's tokenizer files is used, so that files of two
+    tokenizers are never mixed. Raises BadInput if two adapters contain different files that cannot be combined, such as
+    unrelated tokenizers.
     """
     own = adapter_files(adapters)
     if any(map(_is_template, own)) or "chat_template" in _settings(own):
@@ -47,8 +48,8 @@ def _settings(files: Mapping[str, Path]) -> Mapping[str, Any]:
 def adapter_files(adapters: Sequence[Adapter]) -> dict[str, Path]:
     """Map the names of the auxiliary files of all adapters to their paths.
 
-    If a tokenizer of an adapter contains the tokenizers of all other adapters, its files are used. Raises BadInput if
-    two adapters contain files with equal names but different content for any other reason.
+    If one adapter's tokenizer contains the tokenizers of all other adapters, the files of that tokenizer are used. In
+    all other cases, raises BadInput if two adapters contain files with equal names but different content.
     """
     files: dict[str, Path] = {}
     different: tuple[str, Path, Path] | None = None

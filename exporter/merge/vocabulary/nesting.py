@@ -1,7 +1,8 @@
-"""Decides whether a tokenizer contains another tokenizer, so that one tokenizer serves adapters of both.
+"""Decides whether a tokenizer contains another tokenizer and can therefore be used for the adapters of both.
 
 A tokenizer contains another tokenizer if both have the same files and settings, and every added token of the other
-tokenizer is an added token with the same id and flags. The model, with vocabulary and merges, must be the same.
+tokenizer is an added token with the same id and flags. The two tokenizers must also have the same tokenizer model, that
+is, the same vocabulary and merges.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _BY_TEXT: Final = "added_tokens.json"
 
 
 def largest(tokenizers: Sequence[Mapping[str, Path]]) -> Mapping[str, Path] | None:
-    """Return the tokenizer that contains all others, or None if there is no such tokenizer.
+    """Return the tokenizer that contains all other tokenizers, or None if there is no such tokenizer.
 
     tokenizers: for each tokenizer, the names and paths of its files. Peak memory: two tokenizer.json files. Raises
-    UnreadableFile if a file of settings is not a JSON object.
+    UnreadableFile if a tokenizer's settings file is not a JSON object.
     """
     return next((files for files in tokenizers if all(_contains(files, other) for other in tokenizers)), None)
 
@@ -54,7 +55,7 @@ def _file_contains(name: str, path: Path, other: Path) -> bool:
 
 
 def _tokenizer_contains(path: Path, other: Path) -> bool:
-    """Compare tokenizer.json files. All fields but the added tokens must have the same bytes, in the same spelling."""
+    """Compare tokenizer.json files. All JSON fields except the added tokens must be byte-identical in both files."""
     fields, other_fields = _fields(path), _fields(other)
     added = _tokens(path, fields.pop(_ADDED, None))
     other_added = _tokens(other, other_fields.pop(_ADDED, None))

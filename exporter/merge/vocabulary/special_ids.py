@@ -12,9 +12,9 @@ from exporter.sources.hf.special_tokens import special_ids
 
 
 def moved_ids(base: Mapping[str, Path], merged: Mapping[str, Path]) -> dict[str, tuple[int | None, int]]:
-    """Map each special token (bos, eos, pad) whose id changes to (id in base tokenizer, id in merged tokenizer).
+    """Map each special token (bos, eos, pad) whose id changes to (id before merging, id after merging).
 
-    base, merged: map the names of the auxiliary files before and after merging to their paths. Raises UnreadableFile.
+    base, merged: the auxiliary files before and after merging, as maps from file names to paths. Raises UnreadableFile.
     """
     if merged.get("tokenizer.json") == base.get("tokenizer.json"):
         return {}
@@ -27,8 +27,8 @@ def generation_config(
 ) -> tuple[dict[str, Any], dict[str, tuple[int | None, int]]]:
     """Return (content of generation_config.json after merging, special token ids that change).
 
-    base, files: map the names of the auxiliary files of the base model and of the merged model to their paths. If the
-    ids in generation_config.json change, the file is removed from ``files``, because ``files`` lists files to copy
+    base, files: the auxiliary files of the base model and of the merged model, as maps from file names to paths. If the
+    ids in generation_config.json change, that file is removed from ``files``, because all files in ``files`` are copied
     unchanged. A generation_config.json that comes from an adapter is never changed.
     """
     moved = moved_ids(base, files)
@@ -40,10 +40,10 @@ def generation_config(
 
 
 def follow(config: dict[str, Any], moved: Mapping[str, tuple[int | None, int]]) -> bool:
-    """Replace the special token ids that change in ``config``, if ``config`` contains keys for the ids.
+    """Replace the changed special token ids in ``config``; keys that ``config`` lacks are not added.
 
-    Returns whether ``config`` changed. If ``config`` contains a list of eos ids, only the changed id is replaced,
-    because a chat model may stop at several tokens.
+    Returns whether ``config`` changed. In a list of eos ids, only the changed id is replaced, because a chat model may
+    stop at several tokens.
     """
     changed = False
     for name, (before, after) in moved.items():

@@ -1,9 +1,9 @@
-"""Grow every table with one entry per token together with the embedding.
+"""When the embedding grows, grows every other table that has one entry per token.
 
-Rows of a further embedding must come from an adapter. Entries of a bias follow ``resize_token_embeddings`` in
-transformers: a new entry of ``final_logits_bias`` and of the bias of a tied head is zero, and a new entry of the bias
-of a separate head is the mean of the bias. Sources: ``_resize_final_logits_bias``, ``_adjust_bias`` and
-``_init_added_lm_head_bias_with_mean`` in transformers.
+New rows of an additional embedding, such as Gemma's per-layer embeddings, must come from an adapter. New bias entries
+have the values that ``resize_token_embeddings`` in transformers sets: zero in ``final_logits_bias`` and in the bias of
+a tied head, and the mean of the old entries in the bias of a separate head. Sources: ``_resize_final_logits_bias``,
+``_adjust_bias`` and ``_init_added_lm_head_bias_with_mean`` in transformers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Sources = Mapping[str, tuple[str, Change]]
 
 
 def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[TokenTable]:
-    """Return the tables that must grow to ``vocab`` entries.
+    """Return the tables with one entry per token that must grow to ``vocab`` entries.
 
-    sources: maps the name of each tensor to write to (name of the stored tensor, changes). Raises BadInput if a further
-    embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot record the new
-    number of rows.
+    sources: maps the name of each tensor to write to (name of the stored tensor, changes). Raises BadInput if an
+    additional embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot
+    record the new number of rows.
     """
     if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return []
@@ -81,10 +81,10 @@ def _require_rows(checkpoint: Checkpoint, table: TokenTable, change: Change, sha
 
 
 def growth(table: TokenTable, source: FileTensor, dtype: str, vocab: int, *, tied: bool) -> list[Pass]:
-    """Return the passes that append the new entries of a bias to a table of ``source``'s shape.
+    """Return the passes that append the new entries to the bias ``source``.
 
-    tied: whether the base ties embedding and head. Reads the bias of a separate head. Returns [] for a further
-    embedding, whose new rows come from an adapter.
+    tied: whether the base ties embedding and head. For a separate head, the function reads the bias to compute the
+    mean. Returns [] for an additional embedding, because its new rows come from an adapter.
     """
     shape = source.spec.shape
     if table.axis == 1:

@@ -1,6 +1,6 @@
 """Determines the number of rows of embedding and head after merging.
 
-The tokenizer, the token rows and the matrices must be consistent with that number of rows.
+Raises an error if the tokenizer, the token rows and the matrices are inconsistent with the number of rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def vocabulary(
 
     sources: maps the names of the embedding and head tensors to write to (name of the stored tensor, changes). Raises
     TensorMismatch if the id of a token row is neither a row of the stored matrix nor an id of the tokenizer. Raises
-    BadInput if no adapter sets a row that has to be added, or if a token of the tokenizer has no row. Raises
-    NotExpressible if transformers would discard the stored head when growing the vocabulary.
+    BadInput if no adapter sets a row that has to be added, or if the embedding has no row for a token of the tokenizer.
+    Raises NotExpressible if transformers would discard the stored head when growing the vocabulary.
     """
     n_tokens = max(tokenizer.ids, default=-1) + 1 if tokenizer else 0
     n_rows = {name: _n_rows(checkpoint, *source) for name, source in sources.items()}
@@ -56,8 +56,9 @@ def vocabulary(
 def rows_after(checkpoint: Checkpoint, name: str, stored: str, change: Change, vocab: int) -> int:
     """Return the number of rows of the embedding or head ``name`` after merging.
 
-    Some models have an embedding with more rows than the head, for tokens that the model never generates. In such a
-    model, a matrix grows only to the last token for which an adapter contains a row.
+    In some models, the embedding has more rows than the head; the extra rows are for tokens that the model never
+    generates. If embedding and head have different numbers of rows, each matrix grows only up to the last token for
+    which an adapter contains a row.
     """
     own = _n_rows(checkpoint, stored, change)
     base, embedding = checkpoint.tensors.get(name), checkpoint.tensors[checkpoint.tie.embedding]
@@ -72,7 +73,7 @@ def _n_rows(checkpoint: Checkpoint, stored: str, change: Change) -> int:
 
 
 def _require_stored_head(checkpoint: Checkpoint, vocab: int, sources: Mapping[str, tuple[str, Change]]) -> None:
-    """Refuse a stored head whose values differ from the embedding although the config ties embedding and head.
+    """Raise an error if the config ties embedding and head but the stored head differs from the embedding.
 
     When transformers resizes the vocabulary of a model whose config ties embedding and head, transformers discards the
     stored head and uses the embedding as head.

@@ -1,4 +1,4 @@
-"""Reduces a whole embedding in an adapter file to the rows that were added by resizing the vocabulary.
+"""Replaces a whole embedding in an adapter file by only the rows that were added by resizing the vocabulary.
 
 With ``save_embedding_layers="auto"``, PEFT's default, an adapter trained with a resized vocabulary stores the whole
 resized embedding in addition to the trained rows. The resized embedding contains the rows of the base model, followed
@@ -26,12 +26,13 @@ _UNUSED: Final = "resized matrix of the base"
 
 
 def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return ``adapters`` with each whole matrix that is a resized base matrix replaced by the added token rows.
+    """Return ``adapters``, in which each whole resized embedding or head is replaced by only its added token rows.
 
-    Merging the returned adapters gives the result of merging the whole matrices. Whole tensors that are not resized
-    matrices are kept. Raises NotExpressible if the first rows of a resized matrix differ from the rows of the base
-    model. Raises TensorMismatch if a resized matrix differs from the base matrix in width, has fewer rows than the base
-    matrix, or contains NaN or Inf. Raises BadInput if two adapters contain different resized matrices.
+    Merging the returned adapters gives the same result as merging the whole matrices. Whole tensors that are not
+    resized copies of the base's embedding or head are kept. Raises NotExpressible if the first rows of a resized matrix
+    differ from the rows of the base model. Raises TensorMismatch if a resized matrix differs from the base matrix in
+    width, has fewer rows than the base matrix, or contains NaN or Inf. Raises BadInput if two adapters contain
+    different resized matrices.
     """
     taken = {use: _trained(checkpoint, adapters, use) for use in (EMBEDDING, HEAD)}
     first: dict[str, FullModule] = {}
@@ -59,7 +60,7 @@ def as_rows(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> list[Adapter
 
 
 def _use(checkpoint: Checkpoint, module: str) -> str | None:
-    """Return ``EMBEDDING``, ``HEAD`` or None for ``module``.
+    """Return ``EMBEDDING`` or ``HEAD`` if ``module`` is the embedding or the head, else None.
 
     If embedding and head are tied, ``HEAD`` is not returned.
     """
@@ -85,7 +86,7 @@ def _trained(checkpoint: Checkpoint, adapters: Sequence[Adapter], use: str) -> s
 
 
 def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> TokenRows | None:
-    """Return the untrained rows that resizing added after the base's rows, or None if there are no untrained rows."""
+    """Return the untrained rows that resizing added after the base's rows, or None if all added rows were trained."""
     spec, n_base = edit.tensor.spec, base.spec.n_rows
     if base.spec.dtype not in FLOATS or spec.shape[1:] != base.spec.shape[1:] or spec.n_rows < n_base:
         expected = f"at least {n_base} rows of width {base.spec.shape[-1]}, as in {base.place.path}"
@@ -108,9 +109,10 @@ def _untrained_rows(edit: FullModule, base: FileTensor, trained: set[int]) -> To
 
 
 def _with_rows(checkpoint: Checkpoint, edits: Sequence[Edit], added: Mapping[str, TokenRows]) -> list[Edit]:
-    """Return ``edits`` with the rows that resizing the vocabulary added.
+    """Return a copy of ``edits`` that also sets the rows that resizing the vocabulary added.
 
-    The rows in ``added`` are joined to every trained edit of the embedding or the head, or form new edits.
+    The rows in ``added`` become part of every existing edit of the embedding or the head; without an existing edit, the
+    rows form a new edit.
     """
     joined: list[Edit] = []
     missing = dict(added)

@@ -46,8 +46,9 @@ NO_ADAPTERS_DIGEST: Final = "0" * 64
 class Adapter:
     """An adapter folder. ``open`` reads the adapter's config and token rows.
 
-    path: the folder that contains the adapter's files. unused: maps the name of every adapter tensor that is not
-    merged, such as a copy of a base tensor, to the reason. normal: the names that PEFT gives to the tensors.
+    path: the folder that contains the adapter's files. unused: maps the name of each adapter tensor that is not merged,
+    such as a copy of a base tensor, to the reason. normal: the keys under which PEFT's ``save_pretrained`` would store
+    the tensors.
     """
 
     path: Path
@@ -58,10 +59,11 @@ class Adapter:
 
     @classmethod
     def open(cls, path: Path) -> Adapter:
-        """Read and check the adapter in the folder ``path``, or in the only folder in ``path`` that has an adapter.
+        """Read and check the adapter in the folder ``path``, or in the only subfolder that contains an adapter.
 
-        Raises BadInput if the folder is not an adapter or contains invalid tensors. Raises LedgerError if no merge rule
-        handles a tensor of the adapter. Raises NotExpressible if the adapter type is not supported.
+        Raises BadInput if the folder does not contain an adapter, or if a tensor of the adapter is invalid. Raises
+        LedgerError if no merge rule handles a tensor of the adapter. Raises NotExpressible if the adapter type is not
+        supported.
         """
         path = adapter_folder(path)
         config = read_object(path / CONFIG)
@@ -97,12 +99,12 @@ class Adapter:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Return sentences about the adapter that do not stop a merge, but that a user should know."""
+        """Return notes for the user about unusual properties of the adapter that do not prevent a merge."""
         return notes(self.weights, self.edits, self.normal)
 
     @property
     def base_name(self) -> str | None:
-        """The base model in the adapter's config, as a path or a hub id, or None if the config names no base."""
+        """Path or hub id of the base model in the adapter's config, or None if the config does not name a base."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
@@ -110,7 +112,7 @@ class Adapter:
     def digest(self) -> str:
         """Return the SHA-256 digest of all tensors and the effective config of the adapter.
 
-        The digest identifies the adapter, wherever the adapter folder is stored.
+        The digest does not depend on where the adapter folder is stored.
         """
         digest = hashlib.sha256()
         effective = {key: self.config.get(key) for key in _EFFECTIVE_KEYS}
@@ -130,8 +132,8 @@ class Adapter:
 def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
     """Return a digest that identifies the set of adapters merged into a model.
 
-    recorded: the adapters digest of the model before the merge, or NO_ADAPTERS_DIGEST. The combined digest is the sum
-    of ``recorded`` and the digests of ``adapters`` modulo 2**256, so that the order of the adapters does not matter.
+    recorded: the digest of the adapters that were already merged, or NO_ADAPTERS_DIGEST. The digest is the sum, modulo
+    2**256, of ``recorded`` and of the digests of ``adapters``, so that the order of the adapters does not matter.
     Source: AdHash of Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing".
     """
     total = sum((int(adapter.digest, 16) for adapter in adapters), int(recorded, 16))

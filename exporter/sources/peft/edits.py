@@ -1,7 +1,7 @@
 """Defines the three kinds of edits that an adapter can contain: token rows, low-rank updates, and whole tensors.
 
-An edit names its module as PEFT does, but without PEFT's prefix. The merge maps each module name to a stored tensor of
-the base model.
+An edit refers to its module by the module name that PEFT uses, without PEFT's prefix. The merge maps each module name
+to a stored tensor of the base model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TokenRows:
 
     token_ids: the distinct ids of the k replaced rows, in ascending order. rows: the new rows with shape (k, hidden),
     one row per token id, in the dtype of the adapter file. untrained: ids of rows that were created by resizing the
-    vocabulary and were not changed by training. An untrained row may be a padding row that belongs to no token.
+    vocabulary and were not changed by training. Some untrained rows are padding that belongs to no token.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A low-rank update of ``parameter`` of ``module``, which changes the weight W to W + scaling * up @ down.
+    """A low-rank update, which changes the value W of ``parameter`` of ``module`` to W + scaling * up @ down.
 
     down, up: the factors, called lora_A and lora_B in PEFT, with the shapes (r, in) and (out, r). For an embedding,
     ``down`` is lora_embedding_A with shape (r, vocabulary), and ``up`` is lora_embedding_B with shape (hidden, r).
@@ -52,13 +52,13 @@ class LowRank:
     tensor that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
     setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
     (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. part: the part of the
-    parameter to which the update is applied, or None if the parameter is one stored tensor. transposed: whether the
-    class of the module stores matrices as (in, out), or None if unknown.
+    parameter that one stored tensor contains, or None if the whole parameter is one stored tensor. transposed: whether
+    the class of the module stores matrices as (in, out), or None if unknown.
 
-    experts: number of experts that the factors cover, by the rank in the config; 1 for a matrix. The factors of a stack
-    have the shapes (r * experts, in), with the rank as the inner index, and (out, r * experts), with the expert as the
-    inner index. Whether the stack stores an expert as (out, in) or (in, out) is known only to the module's class.
-    Source: PEFT's ParamWrapper.
+    experts: number of experts for which the factors contain updates, derived from the rank in the config; 1 for a
+    matrix. For a stack of experts, ``down`` has the shape (r * experts, in) with the rank as the inner index, and
+    ``up`` has the shape (out, r * experts) with the expert as the inner index. Only the module's class determines
+    whether the stack stores each expert as (out, in) or as (in, out). Source: PEFT's ParamWrapper.
     """
 
     path: Path
@@ -97,9 +97,9 @@ class FullModule:
     """A whole tensor of an adapter that replaces the tensor ``parameter`` of ``module``.
 
     in_place: whether training changed the base model's own tensor, for example by resizing the embedding or training a
-    bias. If ``in_place`` is True, modules that are tied to the replaced tensor change, too. If ``in_place`` is False,
-    PEFT trained a copy of the tensor for ``modules_to_save``, and modules that are tied to the original tensor do not
-    change.
+    bias. If ``in_place`` is True, the replacement also changes all modules that are tied to the tensor. If ``in_place``
+    is False, PEFT trained a copy of the tensor for ``modules_to_save``, and modules that are tied to the original
+    tensor do not change.
     """
 
     path: Path
@@ -115,9 +115,9 @@ class FullModule:
         return (self.key,)
 
     def equals(self, other: FullModule) -> bool:
-        """Whether the tensors of two edits have equal values; their dtypes may differ.
+        """Whether the tensors of two edits have equal values, even if the dtypes of the tensors differ.
 
-        Peak memory: one block of each tensor.
+        Peak memory: one block of each of the two tensors.
         """
         return self is other or same_values(self.tensor, other.tensor)
 
@@ -130,7 +130,7 @@ Edit = TokenRows | LowRank | FullModule
 
 
 def require_floats(path: Path, tensor: FileTensor) -> None:
-    """Raise TensorMismatch if ``tensor`` does not have a floating-point dtype that is allowed for weights."""
+    """Raise TensorMismatch if the dtype of ``tensor`` is not one of the floating-point dtypes allowed for weights."""
     if tensor.spec.dtype not in FLOATS:
         expected = f"one of the dtypes {', '.join(sorted(FLOATS))}"
         raise TensorMismatch(path, tensor.spec.name, expected=expected, found=tensor.spec.dtype)
@@ -146,9 +146,9 @@ def require_gathered(path: Path, tensor: FileTensor, *, n_axes: int | None = Non
 
 
 def is_shard(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor with the invalid shape ``shape`` is a shard of a tensor of a model that was distributed.
+    """Whether the invalid shape ``shape`` shows that a tensor is only a shard, saved from distributed training.
 
-    DeepSpeed ZeRO-3 leaves empty tensors in place of the model's tensors, and FSDP leaves flat vectors.
+    DeepSpeed ZeRO-3 replaces the tensors of the model by empty tensors, and FSDP replaces them by flat vectors.
     """
     return 0 in shape or len(shape) == 1
 

@@ -1,4 +1,4 @@
-"""Finds the folder of an adapter, which PEFT names after the adapter unless the adapter's name is "default"."""
+"""Finds the folder that contains an adapter: PEFT creates a subfolder for every adapter whose name is not "default"."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CONFIG: Final = "adapter_config.json"
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return the folder with the adapter's files: ``path``, or the only folder in ``path`` that contains an adapter.
+    """Return the folder that contains the adapter's files: ``path``, or the only subfolder of ``path`` with an adapter.
 
-    Source: ``PeftModel.save_pretrained``. Raises UnreadableFile if neither ``path`` nor a folder in ``path`` contains
-    an adapter. Raises BadInput if ``path`` contains several adapters, or if the tokenizer is not in the adapter's
-    folder, because a tokenizer belongs to a single adapter.
+    Source: ``PeftModel.save_pretrained``. Raises UnreadableFile if neither ``path`` nor a subfolder of ``path``
+    contains an adapter. Raises BadInput if ``path`` contains several adapters, or if the tokenizer is not in the
+    adapter's own folder, because it is then unclear to which adapter the tokenizer belongs.
     """
     if os.path.lexists(path / CONFIG):
         return path
@@ -40,6 +40,6 @@ def adapter_folder(path: Path) -> Path:
 
 
 def named_adapters(path: Path) -> list[Path]:
-    """Return the folders in the folder ``path`` that contain an adapter, by name."""
+    """Return the subfolders of ``path`` that contain an adapter, sorted by name."""
     with reading(path):
         return sorted(config.parent for config in path.glob(f"*/{CONFIG}"))

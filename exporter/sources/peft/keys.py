@@ -1,7 +1,7 @@
 """Parses the names (keys) of the tensors in an adapter file and builds edits from the tensors.
 
-In the form that PEFT writes, a tensor key has the form ``base_model.model.<module>.<suffix>``, as written by
-``get_peft_model_state_dict`` of PEFT 0.12 to 0.21. The suffix of a tensor key is ``trainable_tokens_delta`` (below
+``get_peft_model_state_dict`` of PEFT 0.12 to 0.21 writes tensor keys of the form
+``base_model.model.<module>.<suffix>``. The suffix of a tensor key is ``trainable_tokens_delta`` (below
 ``token_adapter`` if the adapter is a LoRA), ``lora_A.weight``, ``lora_B.weight|bias``, ``lora_embedding_A``,
 ``lora_embedding_B``, ``lora_magnitude_vector``, or the name of a parameter. A suffix that is the name of a parameter
 marks a tensor of a module in ``modules_to_save``, a trained bias, or, below ``base_layer``, a changed tensor of the
@@ -36,12 +36,12 @@ Tensors = Mapping[str, FileTensor]
 def read_edits(
     path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
 ) -> tuple[list[Edit], dict[str, str]]:
-    """Parse all tensors and return (edits, names of tensors that are not merged → the reasons).
+    """Parse all tensors and return (edits, map from the name of each tensor that is not merged to the reason).
 
     lora: the settings of the adapter if its type is LORA, or None if its type is TRAINABLE_TOKENS. tensors: maps the
-    keys that PEFT writes to the tensors, whose names are the stored keys. Raises LedgerError for a tensor that no merge
-    rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token ids. Raises NotExpressible
-    for updates of parameters that the keys do not identify.
+    key that PEFT writes for each tensor to the tensor, whose name is the key in the file. Raises LedgerError for a
+    tensor that no merge rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token ids.
+    Raises NotExpressible for an update if the keys do not determine which parameter is updated.
     """
     edits: list[Edit] = []
     unused: dict[str, str] = {}
@@ -74,7 +74,7 @@ def _unwrapped(module: str) -> str:
 
 
 def _drop_duplicates(edits: list[Edit], unused: dict[str, str]) -> None:
-    """Remove duplicate edits, because PEFT may store a saved module under two keys: its own and its wrapper's."""
+    """Remove duplicate edits, because PEFT may store a saved module under its own key and under its wrapper's key."""
     seen: dict[tuple[str, str, bool], FullModule] = {}
     for edit in [edit for edit in edits if isinstance(edit, FullModule)]:
         first = seen.setdefault((edit.module, edit.parameter, edit.in_place), edit)

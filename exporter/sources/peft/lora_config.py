@@ -1,4 +1,4 @@
-"""Reads the LoRA settings that determine the weight update, and refuses settings that cannot be merged.
+"""Reads the LoRA settings that determine the weight update, and raises an error for settings that cannot be merged.
 
 Source: ``LoraConfig`` and ``LoraLayer.scaling`` in PEFT.
 """
@@ -36,9 +36,10 @@ PEFT_MERGE: Final = "merge the adapter with PEFT's merge_and_unload() and export
 class LoraSettings:
     """Validated settings of a LoRA adapter.
 
-    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map regular expressions for the last segments of a name
-    to a value. target_modules: names of the modules with LoRA, or a regular expression. parameters: PEFT's
-    target_parameters, the names of single parameters with LoRA, with or without segments of the module's path.
+    ranks, alphas: PEFT's rank_pattern and alpha_pattern, which map a regular expression for the last segments of a
+    module name to the rank or alpha. target_modules: the names of the modules to which LoRA is applied, or a regular
+    expression that matches them. parameters: PEFT's target_parameters: names of single parameters to which LoRA is
+    applied; a name may begin with segments of the module's path.
     """
 
     path: Path
@@ -75,10 +76,11 @@ class LoraSettings:
         )
 
     def rank_of(self, name: str) -> int:
-        """Return the rank of an update, as given in the config. For a stack of experts, the rank is that of an expert.
+        """Return the rank that the config gives for an update.
 
-        name: path of the updated module, or of the updated parameter if the parameter is targeted by name. Source:
-        ``LoraModel._create_and_replace``, which passes the path of the parameter to ``get_pattern_key``.
+        For a stack of experts, the rank of the update of each expert is returned. name: path of the updated module or,
+        for a parameter in target_parameters, path of the parameter. Source: PEFT's ``LoraModel._create_and_replace``,
+        which passes the path of the parameter to ``get_pattern_key``.
         """
         pattern = first_pattern(self.path, self.ranks, name)
         return self.rank if pattern is None else self.ranks[pattern]
@@ -86,7 +88,8 @@ class LoraSettings:
     def scaling_of(self, name: str) -> float:
         """Return the scaling of an update: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
-        name: as for ``rank_of``. Source: ``ParamWrapper.update_layer``, which divides by the rank of an expert.
+        name: path of the updated module or parameter, as for ``rank_of``. Source: PEFT's ``ParamWrapper.update_layer``,
+        which divides by the rank of the update of each expert.
         """
         pattern = first_pattern(self.path, self.alphas, name)
         alpha, rank = self.alpha if pattern is None else self.alphas[pattern], self.rank_of(name)
@@ -95,10 +98,11 @@ class LoraSettings:
     def parameters_of(self, module: str, count: int) -> list[str]:
         """Return the names of the parameters of ``module`` that the adapter targets by name.
 
-        count: number of the module's updates in the adapter file. An entry of target_parameters matches the last
+        count: number of updates of the module in the adapter file. An entry of target_parameters matches the last
         segments of a parameter's path. An entry without a module name, such as ``down_proj``, matches every module that
-        has the parameter. Such entries are returned only if the other entries name fewer than ``count`` parameters. No
-        parameters are returned for a module of target_modules, because PEFT does not update both. Source:
+        has the parameter. Parameters that match only an entry without a module name are returned only if the other
+        entries match fewer than ``count`` parameters. For a module in target_modules, no parameters are returned,
+        because PEFT does not apply LoRA to both a module and its single parameters. Source:
         ``BaseTuner._inject_parameters``.
         """
         if not self.parameters or targets(self.path, self.target_modules, module):

@@ -1,11 +1,12 @@
 """Builds edits from the LoRA factors in an adapter file.
 
-PEFT updates a parameter that is targeted by name through a wrapper of the parameter's module. If several parameters of
-a module are targeted, the wrappers are nested: the keys of an inner wrapper contain ``base_layer``. The factors of a
-stack of experts cover all experts: lora_A has the shape (r * experts, in), and lora_B has the shape (out, r * experts).
-LoRA on experts by ``target_modules`` is stored in the same form, because PEFT converts ``target_modules`` to
-``target_parameters`` for models whose experts are stacked. Sources, in PEFT 0.21.2: ``ParamWrapper``,
-``BaseTuner._inject_parameters`` and ``convert_peft_config_for_transformers``.
+To update a parameter that ``target_parameters`` names, PEFT wraps the module that has the parameter. If
+``target_parameters`` names several parameters of one module, the wrappers are nested, and the keys of an inner wrapper
+contain ``base_layer``. For a stack of experts, each factor contains all experts: lora_A has the shape (r * experts,
+in), and lora_B has the shape (out, r * experts). LoRA updates of experts named in ``target_modules`` are also stored in
+this stacked form, because PEFT converts ``target_modules`` to ``target_parameters`` for models whose experts are
+stacked. Sources, in PEFT 0.21.2: ``ParamWrapper``, ``BaseTuner._inject_parameters`` and
+``convert_peft_config_for_transformers``.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ Groups = Mapping[str, tuple[str, Mapping[str, FileTensor]]]
 
 
 def low_rank_updates(path: Path, groups: Groups, lora: LoraSettings) -> Iterator[LowRank]:
-    """Yield the low-rank update of each group of factors.
+    """Yield a low-rank update for each group of factors that belong together.
 
     Raises LedgerError if factors are missing or the updated parameter cannot be determined, and TensorMismatch if the
-    shapes of the factors do not fit the config. Raises NotExpressible for parameters in an unknown order.
+    shapes of the factors do not fit the config. Raises NotExpressible if an update cannot be assigned to a parameter
+    because the order of the parameters is unknown.
     """
     levels = Counter(module for module, _ in groups.values())
     for wrapped, (module, factors) in groups.items():
@@ -69,7 +71,7 @@ def low_rank_updates(path: Path, groups: Groups, lora: LoraSettings) -> Iterator
 
 
 def _fields(path: Path, module: str, factors: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
-    """Map the names of LowRank's fields to the tensors, after checking that both factors are present."""
+    """Check that both factors are present, and map the field names of LowRank (such as ``down``) to the tensors."""
     fields = {FACTORS[suffix]: tensor for suffix, tensor in factors.items()}
     first = next(iter(factors.values()))
     if len(fields) != len(factors) or not {"down", "up"} <= fields.keys():
@@ -117,11 +119,11 @@ def _update(
 
 
 def _parameter(path: Path, key: str, lora: LoraSettings, module: str, *, depth: int, levels: int) -> str | None:
-    """Return the name of the parameter that the adapter targets by name, or None for a module of target_modules.
+    """Return the name of the updated parameter if it is in target_parameters, or None for a module in target_modules.
 
-    depth: number of wrappers outside of the update's wrapper. levels: number of updates of ``module``. PEFT wraps the
-    parameters of a module in the order in which the module's class defines the parameters, so that the parameter that
-    is defined last has the outermost wrapper. Source: ``BaseTuner._inject_parameters``.
+    depth: number of wrappers that enclose the wrapper of the update. levels: number of updates of ``module``. PEFT
+    wraps the parameters of a module in the order in which the module's class defines the parameters, so that the
+    parameter that is defined last has the outermost wrapper. Source: ``BaseTuner._inject_parameters``.
     """
     names = lora.parameters_of(module, levels)
     if not names:

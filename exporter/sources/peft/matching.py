@@ -1,4 +1,4 @@
-"""Matches module names with the names and patterns in an adapter's config, by the rules of PEFT.
+"""Matches module names against the names and patterns in an adapter's config, according to PEFT's rules.
 
 Sources, in PEFT 0.21.2: ``_set_trainable`` (modules_to_save, trainable_token_indices), ``get_pattern_key``
 (rank_pattern, alpha_pattern) and ``check_target_module_exists`` (target_modules).
@@ -16,18 +16,18 @@ _PATTERN_SECONDS: Final = 0.5
 
 
 def wraps(name: str, module: str) -> bool:
-    """Whether PEFT wraps ``module``, or a module that contains ``module``, for the entry ``name`` of the config.
+    """Whether PEFT wraps ``module``, or a module that contains ``module``, because of the config entry ``name``.
 
-    PEFT wraps every module whose path ends with ``name``, even if the match starts within a segment: the entry
-    ``norm`` wraps ``model.norm`` and ``model.layers.0.input_layernorm``. Source: ``key.endswith(target_key)`` in
-    ``_set_trainable``.
+    PEFT wraps every module whose path ends with ``name``, even if the match starts within a segment: for the entry
+    ``norm``, PEFT wraps ``model.norm`` and also ``model.layers.0.input_layernorm``. Source:
+    ``key.endswith(target_key)`` in ``_set_trainable``.
     """
     segments = module.split(".")
     return any(".".join(segments[:length]).endswith(name) for length in range(1, len(segments) + 1))
 
 
 def targets(path: Path, target_modules: str | Sequence[str], module: str) -> bool:
-    """Whether PEFT applies LoRA to ``module`` because of ``target_modules``, the names or the pattern in the config.
+    """Whether PEFT applies LoRA to ``module`` because of ``target_modules``, a list of names or a pattern.
 
     A name matches the last segments of a module's path, and a pattern matches the whole path. path: the config file,
     for error messages. Raises UnreadableFile if the pattern is not a regular expression.
@@ -46,7 +46,7 @@ def first_pattern(path: Path, patterns: Iterable[str], name: str) -> str | None:
 
 
 def _matches(path: Path, stated: str, pattern: str, name: str) -> bool:
-    """Whether the whole ``name`` matches ``pattern``. stated: the regular expression in the config."""
+    """Whether the whole ``name`` matches ``pattern``. stated: the regular expression as written in the config."""
     import regex  # unlike re, regex has a timeout, so that a hostile pattern cannot hang a release
 
     try:

@@ -2,8 +2,9 @@
 
 Adapters that were saved from the state dict of a wrapped model have other keys: torch.compile, FSDP and activation
 checkpointing insert a segment into the path of each wrapped module, and DistributedDataParallel and DeepSpeed put
-``module.`` before all keys. A state dict contains the adapter's name, which ``save_pretrained`` removes. A state dict
-of a model into which PEFT injected the adapter lacks the prefix ``base_model.model.``.
+``module.`` before all keys. The keys of a state dict contain the adapter's name, which ``save_pretrained`` removes. If
+PEFT's ``inject_adapter_in_model`` added the adapter to the model, the keys of the state dict lack the prefix
+``base_model.model.``.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _DEFAULT_NAME: Final = "default"
 class NormalKeys:
     """The keys of an adapter file. keys: maps each stored key to the key that PEFT writes.
 
-    removed: the parts that the stored keys have and the keys of PEFT lack. prefixed: whether the stored keys lack
-    PEFT's prefix.
+    removed: the key segments that occur in the stored keys but not in the keys that PEFT writes. prefixed: whether the
+    stored keys lack PEFT's prefix.
     """
 
     keys: Mapping[str, str]
@@ -61,9 +62,10 @@ class NormalKeys:
 
     @classmethod
     def of(cls, path: Path, stored: Collection[str]) -> NormalKeys:
-        """Return the keys that PEFT writes for the keys ``stored`` of the adapter file ``path``.
+        """Convert the keys ``stored`` of the adapter file ``path`` to the keys that PEFT writes.
 
-        Raises BadInput if the file contains several adapters, and LedgerError if two stored keys have the same meaning.
+        Raises BadInput if the file contains several adapters, and LedgerError if two stored keys convert to the same
+        key.
         """
         removed: dict[str, None] = {}
         keys = {key: _without_wrappers(key, removed) for key in stored}

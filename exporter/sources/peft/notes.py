@@ -1,4 +1,4 @@
-"""Describes properties of an adapter that do not stop a merge, but that a user should know."""
+"""Describes unusual properties of an adapter that do not prevent a merge but that the user should know."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exporter.tensors import blocks
 
 
 def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
-    """Return a sentence for each property. path: the adapter file.
+    """Return a sentence for each unusual property of the adapter. path: the adapter file.
 
-    Of an adapter that changes the base, one block of each of two factors is read.
+    If the adapter changes the base, only one block of each of two factors is read.
     """
     lines = []
     if normal.removed:
@@ -28,9 +28,9 @@ def notes(path: Path, edits: Sequence[Edit], normal: NormalKeys) -> list[str]:
 
 
 def changes_nothing(edits: Sequence[Edit]) -> bool:
-    """Whether the adapter was not trained: all edits are low-rank updates with a factor of zeros, and without biases.
+    """Whether the adapter is untrained: every edit is a low-rank update without bias and with a factor of zeros.
 
-    An update with DoRA's magnitude may change the base even if a factor is zero.
+    A DoRA update may change the base even if one of its factors is all zeros, because of the magnitude vector.
     """
     return all(
         isinstance(edit, LowRank)

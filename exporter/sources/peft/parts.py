@@ -1,7 +1,7 @@
-"""The part of an edit that belongs to one stored tensor.
+"""Selects the part of an edit that applies to one stored tensor.
 
 An adapter changes parameters of the loaded model. A checkpoint may store a parameter as several tensors, as one slice
-of a larger tensor, or transposed. ``Part`` relates the elements of a parameter to those of one stored tensor.
+of a larger tensor, or transposed. ``Part`` maps the elements of a parameter to the elements of one stored tensor.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from exporter.tensors import Array, ByteRange, TensorSpec, read
 class Part:
     """The elements of a parameter that one stored tensor contains.
 
-    block: the place of the stored tensor in the parameter. shape: the shape of the parameter. stored_shape: the shape
-    of the stored tensor. Parts are compared by identity, because positions are arrays.
+    block: the position of the stored tensor within the parameter. shape: the shape of the parameter. stored_shape: the
+    shape of the stored tensor. Instances of ``Part`` are compared by identity, because their positions are numpy
+    arrays.
     """
 
     block: Block
@@ -31,18 +32,18 @@ class Part:
 
     @property
     def expert(self) -> int | None:
-        """Number of the expert if the stored tensor is one matrix of a stack, else None."""
+        """Index of the expert if the stored tensor is the matrix of one expert in a stack, else None."""
         first = self.block.axes[0]
         return int(as_array(first.at)[0]) if len(self.shape) == 3 and first.stored_axis is None else None
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the rows of the stored matrix are columns of the parameter's matrix."""
+        """Whether the stored matrix is transposed: its rows are columns of the parameter's matrix."""
         rows, columns = self.block.axes[-2:]
         return (rows.stored_axis or 0) > (columns.stored_axis or 0)
 
     def positions(self, axis: int) -> tuple[Array, Array]:
-        """Return (positions along the parameter's axis, positions along the stored axis); axes count from the end."""
+        """Return (positions along the parameter's axis, positions along the stored axis) for ``axis``."""
         return as_array(self.block.axes[axis].at), as_array(self.block.axes[axis].stored)
 
     @cached_property
@@ -52,7 +53,7 @@ class Part:
         return all(held.get(number, size) == size for number, size in enumerate(self.stored_shape))
 
     def covers_axis(self, axis: int) -> bool:
-        """Whether the stored tensor contains all positions of the parameter's ``axis``, counted from the end."""
+        """Whether the stored tensor contains all positions along the parameter's ``axis`` (counted from the end)."""
         return _length(self.block.axes[axis].at) == self.shape[axis]
 
 
@@ -62,9 +63,9 @@ def _length(positions: Run | Array) -> int:
 
 @dataclass(frozen=True)
 class PartTensor(FileTensor):
-    """The stored tensor's share of a whole parameter in an adapter file.
+    """The part of a whole parameter in an adapter file that belongs to one stored tensor.
 
-    whole: the parameter in the adapter file, which is read whole for every block of rows.
+    whole: the parameter in the adapter file, which is read completely for every block of rows.
     """
 
     whole: FileTensor
@@ -72,16 +73,16 @@ class PartTensor(FileTensor):
 
     @classmethod
     def of(cls, whole: FileTensor, part: Part) -> PartTensor:
-        """Return the share of ``whole`` that belongs to the stored tensor of ``part``."""
+        """Return the part of ``whole`` that belongs to the stored tensor that ``part`` describes."""
         spec = TensorSpec(whole.spec.name, whole.spec.dtype, part.stored_shape)
         return cls(spec, ByteRange(whole.place.path, whole.place.offset_bytes, spec.nbytes), whole=whole, part=part)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Read the rows [start, stop) of the share. Peak memory: one copy of the whole parameter."""
+        """Read the rows [start, stop) of this part of the parameter. Peak memory: one copy of the whole parameter."""
         return self._value[start:stop]
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the share as one array."""
+        """Yield this part of the parameter as a single array."""
         yield self._value
 
     @property

@@ -1,7 +1,7 @@
-"""Builds edits from the token rows in an adapter file, with the token ids in the adapter's config.
+"""Builds edits from the token rows in an adapter file and the token ids in the adapter's config.
 
-PEFT names token rows "delta", but applies token rows with ``index_copy``, so the stored token rows are **final rows**
-and not differences.
+PEFT names the tensors of token rows "delta", but applies token rows with ``index_copy``, so the stored token rows are
+**final rows** and not differences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def token_rows(
 
     The config contains a single list of token ids, or maps the ends of module names to lists of token ids. For a module
     that is tied to the embedding, PEFT uses the token ids of the embedding and stores a copy of the embedding's rows.
-    Therefore, the token ids of a module that no entry of the map names are the ids of another module with equal rows.
+    Therefore, a module that no entry of the map matches has the token ids of another module whose rows are equal.
 
     Source: ``set_additional_trainable_modules`` in PEFT. Raises UnreadableFile for invalid token ids, and
     TensorMismatch for an invalid tensor.

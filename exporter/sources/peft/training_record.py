@@ -1,4 +1,4 @@
-"""Reads what ``ttexport tune`` recorded in the adapter folder about the base of the training."""
+"""Reads the record in an adapter folder of the base model on which ``ttexport tune`` trained the adapter."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """The base of a training. path: the record's file. base: path or hub id of the base, without a revision.
+    """The base model on which an adapter was trained, as recorded by ``ttexport tune``.
 
-    tensor: name of the stored input embedding. digest: SHA-256 digest of the stored bytes of the input embedding.
+    path: the file that contains the record. base: path or hub id of the base, without a revision. tensor: name of the
+    stored input embedding. digest: SHA-256 digest of the stored bytes of the input embedding.
     """
 
     path: Path
