@@ -26,7 +26,7 @@ __all__ = ["LEVELS", "PatchPlan", "PatchSpec", "is_patchable", "patch_json", "pl
 
 
 def plan_patch(spec: PatchSpec) -> PatchPlan:
-    """Plan a patch after reading only the base's headers, the adapters and a few rows of the base.
+    """Plan a patch, reading only the base artifact's headers, a few rows of the base artifact, and the adapters.
 
     May raise BadInput, NotExpressible, UsageError or MissingDependency.
     """
@@ -60,16 +60,19 @@ def run_patch(plan: PatchPlan, hooks: Hooks) -> Report | None:
     """Write the patched model, verify the written bytes, and then rename the model to its final name.
 
     Returns the verification report, or None if the verification level is off. Raises NotEquivalent if verification
-    fails, or OutputError if a write fails. After an error, the base is unchanged.
+    fails, or OutputError if a write fails. After an error, the base artifact is unchanged.
     """
     return plan.run(hooks)
 
 
 def restore(base: Path) -> bool:
-    """Undo an interrupted in-place patch of ``base``. Returns whether ``base`` had an interrupted patch."""
+    """If an in-place patch of ``base`` was interrupted, restore the bytes from before the patch.
+
+    Returns whether there was an interrupted patch to undo.
+    """
     return recover(base)
 
 
 def is_patchable(paths: Sequence[Path]) -> bool:
-    """Whether ``ttexport plan`` is to plan a patch, because a .gguf file or ONNX folder precedes the adapters."""
+    """Whether ``ttexport plan`` has to plan a patch: its first argument is a .gguf file or an ONNX folder."""
     return paths[0].suffix == ".gguf" or (len(paths) > 1 and has_model(paths[0]))

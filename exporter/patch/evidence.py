@@ -1,4 +1,4 @@
-"""Proves that an artifact was made from a given checkpoint, by a recorded digest or by re-encoding sampled rows."""
+"""Proves that an artifact was made from a given checkpoint, using a recorded digest or re-encoded sample rows."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def prove_base(
 ) -> str:
     """Prove that the model at ``path`` was made from the checkpoint ``base``. Returns a description of the proof.
 
-    If the artifact records the digest of its checkpoint, only the digest is compared. If no digest is recorded, rows
-    sampled across the vocabulary are encoded again from the checkpoint, and must equal the stored rows byte for byte.
-    head: rows of the LM head, or None to compare only the embedding. Raises BadInput or TensorMismatch unless the model
-    was provably made from ``base``.
+    If the artifact records the digest of its checkpoint, only the digest is compared. If no digest is recorded, sampled
+    checkpoint rows are encoded again, and the result must equal the stored rows byte for byte. head: rows of the LM
+    head, or None to compare only the embedding. Raises BadInput or TensorMismatch unless the model was provably made
+    from ``base``.
     """
     recorded = metadata.get(DIGEST_KEY)
     if isinstance(recorded, str):
@@ -67,7 +67,7 @@ def prove_base(
 
 
 def recorded_provenance(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the provenance that ttexport recorded in ``metadata``, without key prefixes, or {} without provenance."""
+    """Return the provenance that ttexport recorded in ``metadata``, with prefixes removed from the keys, else {}."""
     return {
         key.removeprefix(PREFIX): value
         for key, value in metadata.items()
@@ -81,7 +81,7 @@ def sample(n_rows: int, count: int = _SAMPLED) -> list[int]:
 
 
 def _compare(matrix: VocabRows, base: Checkpoint, stored: FileTensor) -> int:
-    """Compare sampled rows of ``matrix`` with the checkpoint. Returns the number of compared rows."""
+    """Compare sampled rows of ``matrix`` with the same rows of the checkpoint. Returns the number of compared rows."""
     if stored.spec.shape != matrix.shape or stored.spec.dtype not in FLOATS:
         actual = f"{stored.spec.dtype} {stored.spec.shape} in {base.path}"
         raise TensorMismatch(

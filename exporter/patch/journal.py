@@ -1,6 +1,7 @@
 """Patches a model in place, protected by a journal.
 
-After a crash at any moment, either the old model can be restored from the journal, or the new model is complete.
+After a crash at any moment, either the journal contains all bytes needed to restore the old model, or the new model is
+complete.
 
 First, the old bytes that the patch will overwrite are saved to a journal file beside the model, and synced to disk. The
 journal gets its final name by an atomic rename, so a journal under the final name is always complete. Then the patch is
@@ -38,8 +39,8 @@ Pieces = Sequence[tuple[int, bytes]]
 class Changes:
     """The planned changes of a model's files for an in-place patch.
 
-    pieces: file → [(offset, bytes)] to overwrite without changing the file's length. contents: small file → new content
-    of the whole file, or None to remove the file.
+    pieces: maps each file to a list of (offset, bytes) to overwrite without changing the file's length. contents: maps
+    each small file to its new content, or to None to remove the file.
     """
 
     pieces: Mapping[Path, Pieces] = field(default_factory=dict)
@@ -87,7 +88,7 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 
 @contextmanager
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the link to the first of ``paths``, after linking the model's files or folder in a temporary folder.
+    """Link the model's files or folder in a temporary folder, and yield the link to the first of ``paths``.
 
     The ``check`` of ``patch_in_place`` must read the model through the links, because readers refuse a model that has a
     journal beside it.

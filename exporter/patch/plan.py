@@ -72,7 +72,7 @@ class PatchPlan(ABC):
     @property
     @abstractmethod
     def new_tokens(self) -> Mapping[int, str]:
-        """Token id → text of the tokens that are new to the base."""
+        """Map of the id of each token that is new to the base to the token's text."""
 
     @property
     @abstractmethod
@@ -117,21 +117,21 @@ class PatchPlan(ABC):
 
     @property
     def _staged_as(self) -> Path:
-        """Path to stage: ``out``, or for a split GGUF, a path that differs from the paths of all parts."""
+        """Path used for staging: ``out`` or, for a split GGUF, a path that differs from the paths of all parts."""
         return self.out
 
     @abstractmethod
     def _checker(self, *, every: bool) -> Checker:
-        """Read reference data from the base, and return a function that checks a patched model against the data.
+        """Read reference data from the base, and return a function that compares a patched model with the data.
 
-        every: whether to compare every byte, and not only some bytes of each tensor.
+        every: whether to compare every byte of each tensor, or only some bytes.
         """
 
     @abstractmethod
     def _write(self, draft: Path, progress: Progress) -> None:
         """Write the patched model to ``draft``.
 
-        The parts of a split GGUF are written beside ``draft`` under final names.
+        The parts of a split GGUF are written to the folder of ``draft`` under their final names.
         """
 
     @abstractmethod
@@ -171,7 +171,7 @@ class PatchPlan(ABC):
         return report
 
     def _with_run(self, report: Report, path: Path, hooks: Hooks) -> Report:
-        """Extend ``report`` by a full verification, which runs the patched model and the unmerged reference."""
+        """Run the patched model and the unmerged reference (full verification), and add the results to ``report``."""
         from exporter.verify.run import verify  # imported here, because only level full needs a runtime
 
         if not report.passed:

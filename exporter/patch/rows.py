@@ -25,9 +25,9 @@ _Encoded = TypeVar("_Encoded")
 class VocabTensors:
     """Names of the vocabulary tensors (embedding and LM head) of a base artifact.
 
-    head: name of the LM head, or None if the embedding is also used as the LM head. widths: tensor name → hidden size.
-    repeats: function that returns whether a stored LM head is a second copy of the embedding. ``repeats`` reads rows of
-    the artifact, and is called only if needed.
+    head: name of the LM head, or None if the embedding is also used as the LM head. widths: maps each tensor name to
+    the tensor's hidden size. repeats: function that returns whether a stored LM head is a second copy of the embedding.
+    ``repeats`` reads rows of the artifact, and is called only if needed.
     """
 
     path: Path
@@ -47,9 +47,9 @@ class VocabTensors:
 class RowEdits:
     """The token rows that a patch sets in the vocabulary tensors of a base artifact.
 
-    rows: base tensor → (token id → final row (hidden,) in the trained dtype). sources: base tensor → an adapter tensor
-    that sets rows of the base tensor, for error messages. untrained: token ids of rows that were added by resizing the
-    embedding and left unchanged by training.
+    rows: for each base tensor, maps token ids to final rows with shape (hidden,) in the trained dtype. sources: maps
+    each base tensor to an adapter tensor that sets rows of the base tensor, for error messages. untrained: token ids of
+    rows that were added by resizing the embedding and left unchanged by training.
     """
 
     rows: Mapping[str, Mapping[int, Array]]
@@ -128,7 +128,7 @@ def collect_rows(base: VocabTensors, adapters: Sequence[Adapter]) -> RowEdits:
 
 
 def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
-    """Return the adapter's token rows by use, as a dict with the keys "embedding" and "head"."""
+    """Return a dict with the keys "embedding" and "head", whose values are the adapter's token rows for the matrix."""
     uses: dict[str, TokenRows] = {}
     for edit in adapter.edits:
         if not isinstance(edit, TokenRows):
@@ -149,7 +149,8 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
 def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
     """Raise NotExpressible if an adapter edit is not a replacement of token rows.
 
-    If a base checkpoint is given, an adapter's whole vocabulary matrix was already reduced to the changed rows.
+    If a base checkpoint is given, a whole vocabulary matrix in an adapter was already replaced by only its changed
+    rows.
     """
     vocabulary = edit.module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS)
     if isinstance(edit, FullModule) and edit.in_place and vocabulary:

@@ -1,4 +1,4 @@
-"""Options and opened inputs of a patch, common to all artifact formats."""
+"""Defines the options and the opened inputs of a patch, which are the same for all artifact formats."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened adapters and base checkpoint of a patch, with the locations of adapters and checkpoint.
+    """The opened adapters and base checkpoint of a patch, and their locations.
 
     base: the base checkpoint, or None if the patch needs no base checkpoint. With a base checkpoint, a whole resized
     embedding in an adapter is reduced to the rows that resizing added. trusted: whether to patch the base artifact
@@ -130,7 +130,7 @@ class Inputs:
         return provenance
 
     def note_on_adapters(self, path: Path, recorded: Mapping[str, str]) -> str:
-        """Return a note about adapters already merged into the artifact.
+        """Return a note for the user about adapters that were already merged into the artifact.
 
         path: file of the artifact, for error messages.
 
@@ -155,14 +155,15 @@ class Inputs:
 
     @cached_property
     def _digest(self) -> str:
-        """Adapters' digest of an artifact that contains exactly the given adapters."""
+        """The adapters' digest that an artifact records if exactly the given adapters are merged into the artifact."""
         return combined_digest(NO_ADAPTERS_DIGEST, self.adapters)
 
 
 def _locate_base(spec: PatchSpec, adapters: Sequence[Adapter]) -> Located | None:
-    """Locate the base checkpoint, given by ``--base`` or else by the adapters. Returns None if no checkpoint is needed.
+    """Locate the base checkpoint that ``--base`` names, or else the base checkpoint that the adapters' configs name.
 
-    Raises BadInput if a base checkpoint is needed and not found, or UsageError at verification level full.
+    Returns None if no checkpoint is needed. Raises BadInput if a base checkpoint is needed and not found, or UsageError
+    at verification level full.
     """
     if spec.checkpoint is not None:
         return locate(spec.checkpoint, asked_by="--base", content="checkpoint", quiet=spec.quiet)

@@ -23,7 +23,10 @@ _NORMS: Final = 64
 
 
 def prove_base(model: GgufModel, base: Checkpoint) -> str:
-    """Prove by ``evidence.prove_base`` that ``model`` was made from ``base``. Returns a description of the proof."""
+    """Prove that the GGUF ``model`` was made from the checkpoint ``base``, using ``evidence.prove_base``.
+
+    Returns a description of the proof.
+    """
     tensor, file = model.tensors[EMBEDDING], model.holder(EMBEDDING)
 
     def read(row: int) -> Array:
@@ -37,12 +40,12 @@ def prove_base(model: GgufModel, base: Checkpoint) -> str:
 
 
 def base_dtype(model: GgufModel) -> str:
-    """Return the dtype of the base checkpoint: the recorded dtype, or a dtype inferred from unquantised values.
+    """Return the dtype of the base checkpoint, as recorded in the GGUF file or else inferred from unquantised values.
 
-    GGUF stores norms and biases in float32 whatever the file type. If the base checkpoint has a 16-bit dtype, the
-    float32 values have zeros in the bits that the 16-bit dtype lacks. bfloat16 is tried before float16, because every
-    bfloat16 value in the range of float16 is also a float16 value. Raises the errors of ``vocab_tensors`` if the GGUF
-    file contains no model.
+    GGUF files store norms and biases in float32, even if the other tensors are quantised. If the base checkpoint has a
+    16-bit dtype, the low bits of these float32 values, which the 16-bit dtype cannot represent, are zero. bfloat16 is
+    tried before float16, because every bfloat16 value in the range of float16 is also a float16 value. Raises the
+    errors of ``vocab_tensors`` if the GGUF file contains no model.
     """
     recorded = model.metadata.get(ROWS_DTYPE_KEY)
     if recorded in FLOATS:

@@ -15,9 +15,9 @@ from exporter.sources.hub.locate import PREFIX
 
 
 def changed_keys(keys: Sequence[Key], changes: Iterable[Key], order: Sequence[str]) -> list[Key]:
-    """Return a copy of ``keys`` with the values of ``changes``.
+    """Return a copy of the header keys ``keys``, in which ``changes`` replaces values and adds keys.
 
-    A new key is inserted after the last key that precedes the new key in ``order``.
+    A new key is inserted after the last existing key that comes before the new key in ``order``.
     """
     result = list(keys)
     places = {key.name: number for number, key in enumerate(result)}
@@ -46,13 +46,16 @@ def with_provenance(keys: Sequence[Key], provenance: Mapping[str, str]) -> list[
 
 
 def with_value(key: Key, value: int) -> Key:
-    """Return a copy of the integer key ``key`` with a new value, in the integer type of the old value."""
+    """Return a copy of the integer key ``key`` that has a new value and keeps its integer type."""
     (type_number,) = struct.unpack_from("<I", key.encoded)
     return Key(key.name, struct.pack("<I", type_number) + np.asarray(value, SCALARS[type_number]).tobytes())
 
 
 def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
-    """Return a header key whose value is an array of numbers. item_type: GGUF type number of the array items."""
+    """Return a header key whose value is an array of numbers.
+
+    item_type: GGUF's number for the type of the array items.
+    """
     head = struct.pack("<IIQ", ARRAY, item_type, len(values))
     return Key(name, head + np.asarray(values, SCALARS[item_type]).tobytes())
 
@@ -60,7 +63,7 @@ def number_array(name: str, item_type: int, values: Sequence[float]) -> Key:
 def build(file: GgufFile, keys: Sequence[Key], n_rows: Mapping[str, int]) -> tuple[bytes, int]:
     """Return (header bytes, file size) of the GGUF file with the header keys ``keys``.
 
-    n_rows: tensor name → new number of rows, for tensors whose number of rows changes.
+    n_rows: maps the name of each tensor whose number of rows changes to the new number of rows.
     """
     entries = [
         TensorEntry(tensor.name, tensor.type, (n_rows.get(tensor.name, tensor.shape[0]), *tensor.shape[1:]))

@@ -1,4 +1,4 @@
-"""Plans the patch of a GGUF file: the encoded new rows, a new header if tokens are added, and the file sizes."""
+"""Plans the patch of a GGUF file: encodes the new rows, builds a new header if tokens are added, and computes sizes."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class FilePatch:
 
 @dataclass(frozen=True)
 class GgufPatch:
-    """The planned patch of a GGUF model, with the changes of all files.
+    """The planned patch of a GGUF model, which consists of the changes to each of its files.
 
-    dtype: dtype to which new rows are rounded before encoding. new_tokens: token id → text of tokens that are new to
-    the model.
+    dtype: dtype to which new rows are rounded before encoding. new_tokens: maps the id of each token that is new to the
+    model to the token's text.
     """
 
     model: GgufModel
@@ -95,11 +95,11 @@ class GgufPatch:
 
 
 def plan_rows(model: GgufModel, adapters: Sequence[Adapter], dtype: str, provenance: Mapping[str, str]) -> GgufPatch:
-    """Plan the patch of a GGUF model, and encode the new rows. Only a few rows of the model's tensors are read.
+    """Plan the patch of a GGUF model, and encode the new rows.
 
-    dtype: dtype to which new rows are rounded before encoding, just as a merge rounds rows to the base's dtype.
-    provenance: provenance to record in the patched model. May raise the errors of ``vocab_tensors``, ``collect_rows``,
-    ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
+    Only a few rows of the model's tensors are read. dtype: dtype to which new rows are rounded before encoding, because
+    a merge also rounds rows to the base's dtype. provenance: provenance to record in the patched model. May raise the
+    errors of ``vocab_tensors``, ``collect_rows``, ``RowEdits.encode``, ``patch_vocabulary`` and ``encode_rows``.
     """
     edits = collect_rows(vocab_tensors(model), adapters)
     keys = raw_keys(model.files[0])
@@ -132,7 +132,7 @@ def _tensor_patch(tensor: GgufTensor, edits: RowEdits, dtype: str, size: int) ->
 def _of_size(
     model: GgufModel, keys: Sequence[Key], patches: Mapping[str, TensorPatch], *, states_bos: bool
 ) -> tuple[list[Key], Sequence[Key]]:
-    """Return (header keys that change with the vocabulary size, all old header keys except a stale add_bos_token).
+    """Return (header keys that change with the vocabulary size, old header keys without an outdated add_bos_token).
 
     llama.cpp's converter writes add_bos_token = false only for a vocabulary of ``NO_BOS_VOCAB`` tokens. If the
     vocabulary size changes, add_bos_token is removed, unless the adapter's tokenizer contains the setting.

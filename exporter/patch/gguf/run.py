@@ -84,7 +84,7 @@ class GgufPatchPlan(PatchPlan):
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Token id → text of the tokens that are new to the model."""
+        """Map of the id of each token that is new to the model to the token's text."""
         return self.patch.new_tokens
 
     @property

@@ -1,8 +1,8 @@
-"""Plans the vocabulary changes of a GGUF file from the differences between the file and an adapter's tokenizer.
+"""Plans the vocabulary changes of a GGUF file by comparing the file's vocabulary with an adapter's tokenizer.
 
-A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens are assigned
-to unused padding rows first, and then to appended rows. A patch also updates special token ids and chat templates that
-differ from the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
+A patch adds the texts, types and scores of tokens that only the adapter's tokenizer contains. New tokens first use the
+existing padding rows, and then appended rows. A patch also updates special token ids and chat templates that differ
+from the adapter's tokenizer. A patch does not change BPE merges or the texts of existing tokens.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _MODELS: Final = ("gpt2", "llama", "t5")
 class PatchedVocabulary:
     """The vocabulary of a GGUF file after patching.
 
-    size: number of rows of the vocabulary matrices. changes: header keys that change. new_tokens: token id → text of
-    tokens that are new to the file. states_bos: whether the adapter's tokenizer contains a setting for adding a BOS
-    token.
+    size: number of rows of the vocabulary matrices. changes: header keys that change. new_tokens: maps the id of each
+    token that is new to the file to the token's text. states_bos: whether the adapter's tokenizer contains a setting
+    for adding a BOS token.
     """
 
     size: int
@@ -54,11 +54,11 @@ class PatchedVocabulary:
 def patch_vocabulary(
     model: GgufModel, keys: Mapping[str, Key], adapters: Sequence[Adapter], edits: RowEdits
 ) -> PatchedVocabulary:
-    """Plan the vocabulary of a GGUF file after patching. keys: key name → header key of the file.
+    """Plan the vocabulary of a GGUF file after patching. keys: the header keys of the file by name.
 
     Raises TensorMismatch if a trained row belongs to a token that neither the file nor the tokenizer contains. Raises
     BadInput if the tokenizer contradicts the file, or if an appended row is not set by any adapter. Raises
-    NotExpressible if rows cannot be appended to a tensor or to the file.
+    NotExpressible if a tensor or the file does not allow rows to be appended.
     """
     files = adapter_files(adapters)
     n_rows = model.tensors[EMBEDDING].shape[0]
@@ -102,7 +102,10 @@ def _require_covered(model: GgufModel, edits: RowEdits, size: int) -> None:
 def _token_arrays(
     model: GgufModel, added: Mapping[int, tuple[str, int]], size: int, tokenizer: Path | None
 ) -> tuple[dict[int, str], list[Key]]:
-    """Return (token id → text of new tokens, header keys of changed arrays). A changed array keeps its item type."""
+    """Return (map of the id of each new token to its text, header keys whose arrays change).
+
+    A changed array keeps its item type.
+    """
     values = {name: model.metadata.get(name) for name in (TOKENS, TYPES, SCORES)}
     arrays = {name: value for name, value in values.items() if isinstance(value, GgufArray)}
     if TOKENS not in arrays:
@@ -144,9 +147,9 @@ def _add_tokens(
 ) -> tuple[dict[int, str], bool]:
     """Insert the tokenizer's ``added`` tokens into the vocabulary lists ``texts`` and ``types``.
 
-    Returns (token id → text of new tokens, whether the type of an existing token changed). count: number of real tokens
-    in the file, after which all tokens are padding. Raises BadInput if an added token would replace a different token,
-    or if the file already contains the text of an added token under a different id.
+    Returns (map of the id of each new token to its text, whether the type of an existing token changed). count: number
+    of real tokens in the file; all later tokens are padding. Raises BadInput if an added token would replace a
+    different token, or if the file already contains the text of an added token under a different id.
     """
     ids = {text: token_id for token_id, text in enumerate(texts[:count])}
     new: dict[int, str] = {}

@@ -35,7 +35,7 @@ def vocab_tensors(model: GgufModel) -> VocabTensors:
 
 
 def _repeats(model: GgufModel) -> bool:
-    """Whether the LM head is a stored copy of the embedding, as some converters write for tied models."""
+    """Whether the LM head is a stored copy of the embedding; some converters write such a copy for tied models."""
     embedding, head = model.tensors[EMBEDDING], model.tensors[HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False

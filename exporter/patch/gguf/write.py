@@ -38,7 +38,7 @@ def write_patched(patch: FilePatch, path: Path, progress: Progress = silent) -> 
 
 
 def changes_in_place(patch: GgufPatch) -> Changes:
-    """Return the (offset, bytes) pieces for an in-place patch, which requires that no unchanged byte moves."""
+    """Return the pieces (offset, bytes) that an in-place patch overwrites; the patch must not move unchanged bytes."""
     pieces: dict[Path, list[tuple[int, bytes]]] = {}
     for file in patch.files:
         changed = [_difference(raw_header(file.file), file.header)] if file.header is not None else []
@@ -52,14 +52,14 @@ def changes_in_place(patch: GgufPatch) -> Changes:
 
 
 def _difference(old: bytes, new: bytes) -> tuple[int, bytes]:
-    """Return (offset, new bytes) from the first to the last differing byte of two headers of equal length."""
+    """Return (offset, new bytes) for the range from the first to the last byte that differs in equally long headers."""
     differs = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8))
     start, stop = int(differs[0]), int(differs[-1]) + 1
     return start, new[start:stop]
 
 
 def _segments(patch: FilePatch) -> Iterator[_Segment]:
-    """Yield the segments of the patched file in file order."""
+    """Yield the segments that make up the patched file, in file order."""
     file, at, end = patch.file, 0, patch.file.path.stat().st_size
     if patch.header is not None:
         yield patch.header
@@ -83,7 +83,7 @@ def _segments(patch: FilePatch) -> Iterator[_Segment]:
 
 
 def _growth(changed: TensorPatch, alignment: int) -> Iterator[_Segment]:
-    """Yield the rows appended to a tensor, and the padding before the next tensor."""
+    """Yield the rows that are appended to a tensor, and then the padding bytes before the next tensor."""
     yield changed.encoded[[token_id >= changed.tensor.n_rows for token_id in changed.token_ids]]
     nbytes = changed.n_rows * changed.tensor.row_nbytes
     yield b"\0" * (padded(nbytes, alignment) - nbytes)

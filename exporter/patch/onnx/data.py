@@ -26,9 +26,9 @@ _NamedSegment = tuple[str | None, _Segment]
 class DataPatch:
     """The planned patch of one external data file.
 
-    segments: the whole patched file in order, before ``pieces`` are applied. pieces: (offset, bytes) to write over the
-    segments. offsets: tensor name → offset after patching. moved: whether a tensor grows, so that all following tensors
-    move.
+    segments: the segments that make up the whole patched file, in file order, before ``pieces`` are written. pieces:
+    pairs (offset, bytes) that overwrite parts of the segments. offsets: maps the name of each tensor to its offset
+    after patching. moved: whether a tensor grows, so that all later tensors move.
     """
 
     path: Path
@@ -40,9 +40,10 @@ class DataPatch:
 
 
 def plan_data(path: Path, tensors: Sequence[TensorRange], patches: Mapping[str, InitialiserPatch]) -> DataPatch:
-    """Plan the patch of the external data file ``path``, which contains ``tensors``. patches: initialiser name → patch.
+    """Plan the patch of the external data file ``path``, which contains ``tensors``.
 
-    Raises NotExpressible if the external data file grows and contains overlapping tensors.
+    patches: maps the name of each patched initialiser to its patch. Raises NotExpressible if the external data file
+    grows and contains overlapping tensors.
     """
     size = path.stat().st_size
     placed = {tensor.name: tensor.place.offset_bytes for tensor in tensors if tensor.place}
@@ -95,7 +96,7 @@ def _shifted(
     patches: Mapping[str, InitialiserPatch],
     size: int,
 ) -> Iterator[_NamedSegment]:
-    """Yield the segments of tensors and of gaps between tensors in the old order.
+    """Yield the segments of the tensors and of the gaps between tensors, in the order of the old file.
 
     Padding after a grown tensor keeps later tensors aligned.
     """

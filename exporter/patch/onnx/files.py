@@ -1,4 +1,4 @@
-"""Plans the tokenizer files and configs of a patched ONNX folder, so that both match the adapter's tokenizer."""
+"""Plans which tokenizer files and configs of an ONNX folder a patch changes to match the adapter's tokenizer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ _GENAI_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def merged_files(folder: Path, adapters: Sequence[Adapter]) -> dict[str, Path]:
-    """Return the tokenizer files after patching (name → path). Raises BadInput if the adapters' tokenizers differ."""
+    """Map the name of each tokenizer file of the patched folder to the path from which the file is copied.
+
+    Raises BadInput if the adapters' tokenizers differ.
+    """
     return merge_auxiliary_files(auxiliary_files(folder), adapters)
 
 
 def patched_files(folder: Path, adapters: Sequence[Adapter], vocab: int | None) -> dict[str, bytes | None]:
-    """Return a dict of file name → new content for every changed file, with None for a file to remove.
+    """Map the name of every changed file to the new content, or to None if the file is to be removed.
 
     vocab: number of vocabulary rows after patching, or None if the number does not change. Raises UnreadableFile.
     """
@@ -65,8 +68,8 @@ def _update_genai(
 ) -> bool:
     """Update vocabulary size and special token ids in genai_config.json. Returns whether ``config`` changed.
 
-    before, after: special token ids according to the other configs before and after patching. genai_config.json keeps
-    the old value of an id that is equal in ``before`` and ``after``.
+    before, after: special token ids according to the other configs before and after patching. If a token's id is equal
+    in ``before`` and ``after``, genai_config.json keeps its own value for that token.
     """
     model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):

@@ -1,4 +1,4 @@
-"""Patches an ONNX model file: inline weights, offsets of external data, vocabulary sizes, and provenance.
+"""Patches an ONNX model file: updates inline weights, offsets of external data, vocabulary sizes, and provenance.
 
 A model file that does not change is not rewritten.
 Sources: onnx.proto3, and the operator documentation of Reshape and MatMulNBits.
@@ -30,10 +30,11 @@ def patched_model(
 ) -> bytes | None:
     """Return the new content of the ONNX model file, or None if the file does not change.
 
-    patches: initialiser name → patch. data: initialiser name → patch of the external data file that contains the
-    initialiser. Peak memory: a few times the size of the model file. Raises NotExpressible if weights are not stored as
-    raw bytes. Raises NotExpressible if the vocabulary grows and a tensor other than the vocabulary matrices, such as a
-    bias of the head, has an axis of tokens.
+    patches: maps the name of each patched initialiser to its patch. data: maps the name of an initialiser to the patch
+    of the external data file that contains the initialiser. Peak memory: a few times the size of the model file. Raises
+    NotExpressible if the model file stores a weight to be patched in a field other than raw_data. Raises NotExpressible
+    if the vocabulary grows and a tensor other than the vocabulary matrices, such as a bias of the head, has an axis of
+    tokens.
     """
     grown = {name: patch for name, patch in patches.items() if patch.grows}
     inside = any(patch.tensor.place is None for patch in patches.values())
@@ -79,7 +80,7 @@ def _set_provenance(model: ModelProto, provenance: Mapping[str, str]) -> None:
 
 
 class _Growth:
-    """Changes the vocabulary size in a graph's shapes and constants, on all paths from the LM head to the logits."""
+    """Changes the vocabulary size in the shapes and constants on all graph paths from the LM head to the logits."""
 
     def __init__(self, file: OnnxFile, graph: GraphProto, grown: Mapping[str, InitialiserPatch]) -> None:
         patch = next(iter(grown.values()))
@@ -130,7 +131,7 @@ class _Growth:
                 self._require_free(name)
 
     def _require_free(self, name: str) -> None:
-        """Raise NotExpressible for a bias or scale with one value per token, because no adapter contains new values."""
+        """Raise NotExpressible for a bias or scale with one value per token, which no adapter contains."""
         if self.old in self.tensors[name].dims:
             raise NotExpressible(
                 f"{self.file.path}: {name}",

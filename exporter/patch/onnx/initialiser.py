@@ -1,4 +1,4 @@
-"""Computes new bytes for an initialiser of a vocabulary matrix: pieces to overwrite, or the whole grown tensor."""
+"""Computes the new bytes of an initialiser of a vocabulary matrix: only the overwritten pieces, or the whole tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.tensors import Array, ByteRange
 
 @dataclass(frozen=True)
 class InitialiserPatch:
-    """New bytes for the tokens ``token_ids`` in one initialiser of a vocabulary matrix.
+    """The new bytes of the tokens ``token_ids`` in one initialiser that stores a vocabulary matrix.
 
     token_ids: token ids in ascending order. data: new bytes as (k, bytes per token) uint8. token_axis: axis of the
     tensor that counts tokens. n_tokens: number of tokens before patching. vocab: number of tokens after patching.
@@ -39,7 +39,7 @@ class InitialiserPatch:
 
     @property
     def grows(self) -> bool:
-        """Whether the patch makes the tensor longer by new tokens."""
+        """Whether the patch appends entries for new tokens to the tensor."""
         return self.vocab != self.n_tokens
 
     @property
@@ -54,7 +54,7 @@ class InitialiserPatch:
         )
 
     def pieces(self, offset_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, bytes) for every existing token that changes, in a tensor that begins at ``offset_bytes``."""
+        """Yield (offset, new bytes) for every existing token that changes. The tensor begins at ``offset_bytes``."""
         known = [
             (token_id, row) for token_id, row in zip(self.token_ids, self.data, strict=True) if self._is_old(token_id)
         ]
@@ -68,7 +68,7 @@ class InitialiserPatch:
                 yield start + token_id * item, row[line * item : (line + 1) * item].tobytes()
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield all segments of a grown tensor, before ``pieces`` overwrite the bytes of existing tokens."""
+        """Yield all segments of a tensor with appended tokens; ``pieces`` then overwrites existing tokens."""
         place = self.tensor.place
         assert place is not None, "a tensor inside the model file must be patched with patched_bytes"
         new = self._new

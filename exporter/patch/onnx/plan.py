@@ -1,4 +1,4 @@
-"""Plans the patch of a folder of ONNX models: changed bytes of external data files, and new small files."""
+"""Plans the patch of a folder of ONNX models: the changed bytes of external data files, and the new small files."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class VocabModel:
 class OnnxPatch:
     """The planned patch of a folder of ONNX models.
 
-    rows: model file → (matrix name → ids of the tokens whose rows change). data: external data file → patch, for data
-    files that change. contents: path below the folder → new content of a small file, or None for a file to remove.
-    new_tokens: token id → text of the tokens that are new to the folder's tokenizer.
+    rows: for each model file, maps the name of each matrix to the ids of the tokens whose rows change. data: maps each
+    external data file that changes to its patch. contents: maps the relative path of each small file that changes to
+    its new content, or to None to remove the file. new_tokens: maps the id of each token that is new to the folder's
+    tokenizer to the token's text.
     """
 
     folder: Path
@@ -89,7 +90,7 @@ class OnnxPatch:
 
     @property
     def moves_bytes(self) -> bool:
-        """Whether unchanged weights move to a new offset, or are stored in a model file that is rewritten."""
+        """Whether the patch rewrites unchanged weights, at a new offset or within a rewritten model file."""
         tensors = (tensor for model in self.models for matrix in model.matrices.values() for tensor in matrix.tensors)
         return any(data.moved for data in self.data.values()) or any(tensor.place is None for tensor in tensors)
 
@@ -97,8 +98,8 @@ class OnnxPatch:
 def open_models(folder: Path) -> list[VocabModel]:
     """Return all ONNX models of the folder.
 
-    Raises NotExpressible if a model is an encoder-decoder. Raises NotExpressible if a model is not recognised, because
-    an unpatched model would no longer match the other models of the folder.
+    Raises NotExpressible if a model is an encoder-decoder. Raises NotExpressible if one of the models is not
+    recognised, because that model would stay unpatched and no longer match the other models of the folder.
     """
     refuse_interrupted(folder)
     paths = sorted((path for path in walk(folder) if path.suffix == ".onnx"), key=lambda path: (len(path.stem), path))
@@ -176,7 +177,10 @@ def _model_file(
 
 
 def _n_rows(models: Sequence[VocabModel]) -> int:
-    """Return the number of rows of every vocabulary matrix. Raises NotExpressible if the numbers of rows differ."""
+    """Return the common number of rows of all vocabulary matrices.
+
+    Raises NotExpressible if the vocabulary matrices have different numbers of rows.
+    """
     sizes = {matrix.n_tokens: matrix for model in models for matrix in model.matrices.values()}
     if len(sizes) > 1:
         actual = ", ".join(f"{count} in {matrix.name} of {matrix.file.path.name}" for count, matrix in sizes.items())
@@ -200,7 +204,10 @@ def _initialiser_patches(model: VocabModel, edits: RowEdits, vocab: int) -> dict
 def _plan_data(
     models: Sequence[VocabModel], patches: Sequence[Mapping[str, InitialiserPatch]]
 ) -> dict[Path, DataPatch]:
-    """Plan the patches of external data files. Two models may share a data file only if no tensor in the file moves."""
+    """Plan the patches of external data files.
+
+    An external data file may be shared by two models only if none of the tensors in the file moves.
+    """
     plans: dict[Path, DataPatch] = {}
     for model, initialisers in zip(models, patches, strict=True):
         by_path: dict[Path, dict[str, InitialiserPatch]] = {}

@@ -6,5 +6,8 @@ from exporter.errors import NotExpressible
 
 
 def refusal(where: object, reason: str) -> NotExpressible:
-    """The error to raise. The error message suggests a merge, which writes a new ONNX folder."""
+    """The error to raise.
+
+    The error message suggests ``ttexport merge`` instead of a patch, to write a new ONNX folder.
+    """
     return NotExpressible(str(where), reason, instead="use ttexport merge ADAPTER --to onnx to write a new ONNX folder")

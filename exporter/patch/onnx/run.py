@@ -52,9 +52,9 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def row_table(self) -> Sequence[Mapping[str, Any]]:
-        """One table of replaced rows for each vocabulary matrix of each model.
+        """One dict about the replaced rows for each vocabulary matrix of each model.
 
-        ``dtype`` is None in each table, because rows are encoded directly from the trained values.
+        In every dict, ``dtype`` is None, because rows are encoded directly from the trained values.
         """
         return [
             {
@@ -74,7 +74,7 @@ class OnnxPatchPlan(PatchPlan):
 
     @property
     def new_tokens(self) -> Mapping[int, str]:
-        """Token id → text of the tokens that are new to the folder's tokenizer."""
+        """Map of the id of each token that is new to the folder's tokenizer to the token's text."""
         return self.patch.new_tokens
 
     @property
@@ -128,7 +128,10 @@ def _prove(model: VocabModel, base: Checkpoint) -> str:
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise BadInput if the folder contains a symbolic link. A link may lead to a shared file in the hub cache."""
+    """Raise BadInput if the folder contains a symbolic link.
+
+    Symbolic links are an error, because patching through a link may change a shared file in the hub cache.
+    """
     if (link := next((path for path in walk(folder) if path.is_symlink()), None)) is not None:
         raise BadInput(
             f"{link}: expected a regular file to patch in place, found a symbolic link; use -o OUT to write a copy"

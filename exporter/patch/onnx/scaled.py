@@ -35,9 +35,9 @@ class Scaled:
 
     @classmethod
     def of(cls, file: OnnxFile, name: str) -> Scaled | None:
-        """Return the quantisation of the matrix ``name`` of ``file``, or None if the matrix has no single scale.
+        """Return the quantisation of the matrix ``name`` in ``file``, or None for a matrix without a scale.
 
-        Reads the matrix in blocks. Raises NotExpressible if the matrix has a scale per token or per column, or is not
+        The matrix is read in blocks. Raises NotExpressible if the matrix has a scale per token or per column, or is not
         quantised to 8 bits.
         """
         form, where = file.scaled.get(name), f"{file.path}: {name}"
@@ -58,7 +58,10 @@ class Scaled:
         return cls(where, dtype, factor, int(zeros[0]) if zeros else 0, low, high)
 
     def encode(self, rows: Array) -> Array:
-        """Quantise ``rows`` (k, hidden) to integers. Raises NotExpressible if a value is outside the matrix's range."""
+        """Quantise ``rows`` (k, hidden) to integers.
+
+        Raises NotExpressible if a value is outside the range that the matrix's scale and zero point can represent.
+        """
         exact = np.rint(cast(rows, "F32") / np.float32(self.scale)) + self.zero_point
         outside = (exact < self.low) | (exact > self.high)
         if outside.any():

@@ -1,4 +1,7 @@
-"""Computes vocabulary size and new tokens of a patched ONNX folder. Raises if tokenizer, rows and matrices disagree."""
+"""Determines the vocabulary size of a patched ONNX folder, and which tokens are new.
+
+Raises an error if the tokenizer, the new rows and the vocabulary matrices are inconsistent.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ _TOKENIZER = "tokenizer.json"
 def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapping[str, Path]) -> int:
     """Return the vocabulary size after patching. Raises the errors of ``patched_vocab``.
 
-    n_rows: number of vocabulary rows before patching. files: name → path of the tokenizer files to use after patching.
+    n_rows: number of vocabulary rows before patching. files: maps the names of the patched folder's tokenizer files to
+    paths.
     """
     tokenizer = files.get(_TOKENIZER)
     n_tokens = max(token_ids(tokenizer), default=-1) + 1 if tokenizer else 0
@@ -23,7 +27,7 @@ def vocab_size(folder: Path, edits: Sequence[RowEdits], n_rows: int, files: Mapp
 
 
 def new_tokens(folder: Path, files: Mapping[str, Path], n_rows: int, vocab: int) -> dict[int, str]:
-    """Return a dict of token id → text for the tokens that are new to the folder's tokenizer.
+    """Map the id of each token that is new to the folder's tokenizer to the token's text.
 
     If the folder has no tokenizer, every token with an id of at least ``n_rows`` counts as new.
     """

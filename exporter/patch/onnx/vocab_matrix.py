@@ -1,7 +1,8 @@
 """Reads and encodes token rows in the storage formats that ONNX exporters use for vocabulary matrices.
 
-A vocabulary matrix has one row per token (V, H), or one column per token (H, V), or is stored as block-quantised codes
-with scales and zero points. In a block-quantised matrix, codes, scales and zero points each have one row per token.
+A vocabulary matrix is stored with one row per token (V, H), with one column per token (H, V), or as block-quantised
+codes with scales and zero points. In a block-quantised matrix, codes, scales and zero points each have one row per
+token.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ class VocabMatrix:
 
     @property
     def token_axis(self) -> int:
-        """The axis of each of ``tensors`` that counts tokens."""
+        """For each tensor in ``tensors``, the axis that has one entry per token."""
         return self.file.token_axis[self.name]
 
     @property
     def hidden(self) -> int:
-        """Number of matrix values per token, which is the hidden size."""
+        """Number of values that the matrix has for each token: the hidden size."""
         main = self.tensors[0]
         if self.blocks:
             return main.nbytes * 8 // self.blocks.bits // self.n_tokens
@@ -81,7 +82,7 @@ class VocabMatrix:
 
     @property
     def rows(self) -> VocabRows:
-        """Return access to the matrix rows, for comparing the matrix with a checkpoint."""
+        """Return an object that reads single matrix rows, for comparing the matrix with a checkpoint."""
 
         def encode(row: Array) -> Array:
             return np.concatenate(self.encode(row), axis=1)

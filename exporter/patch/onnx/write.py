@@ -1,4 +1,4 @@
-"""Writes a patched copy of an ONNX folder from byte ranges of the old files, new bytes, and new small files."""
+"""Writes a patched copy of an ONNX folder, made of byte ranges of the old files, new bytes, and new small files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_patched(patch: OnnxPatch, out: Path, progress: Progress = silent) -> N
 
 
 def changes_in_place(patch: OnnxPatch) -> Changes:
-    """Return the bytes that an in-place patch overwrites if no weights move.
+    """Return the changes that an in-place patch makes to the files, provided that no weights move.
 
     A file with several hard links is listed once.
     """
