@@ -1,1 +1,1 @@
-"""Writers of output formats: one package per format, which converts a ``MergedModel`` without knowing its adapters."""
+"""Packages for the output formats, each of which writes a ``MergedModel`` in one format."""

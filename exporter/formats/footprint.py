@@ -1,7 +1,7 @@
 """Estimate the peak memory of a run before the run starts.
 
-The peak memory of a run is the sum of the process, the headers, the blocks being processed, the adapters' factors, and
-the data that the output format keeps in memory.
+The estimate is the sum of the memory for the Python process, the tensor headers, the blocks being processed, the
+low-rank factors of the adapters, and the data that the output format keeps in memory.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def peak_nbytes(
     library_nbytes: int = 0,
     quantiser: bool = False,
 ) -> int:
-    """Estimated peak memory of writing an output format, in bytes.
+    """Return the estimated peak memory, in bytes, of a run that writes an output format.
 
-    casts: whether tensors change their dtype. parses_vocabulary: whether tokens and merges are read in addition to
-    token ids. whole_matrices: whether matrices other than embedding and head are transposed as a whole. library_nbytes:
-    memory of the packages that the output format imports. quantiser: whether llama.cpp's quantiser runs.
+    casts: whether tensors change their dtype. parses_vocabulary: whether the run reads the tokens and merges of
+    tokenizer.json, and not only the token ids. whole_matrices: whether the run loads whole matrices, other than the
+    embedding and the LM head, to transpose the matrices. library_nbytes: memory of the packages that the output format
+    imports. quantiser: whether the run starts llama.cpp's quantiser.
     """
     computed = casts or any(change.updates or change.biases or change.replaced for _, change in merge.sources.values())
     nbytes = _PROCESS_BYTES + library_nbytes + _CHUNK_BYTES + _TENSOR_BYTES * len(merge.sources)
@@ -58,11 +59,11 @@ def peak_nbytes(
 
 
 def tracing_nbytes(nbytes: int) -> int:
-    """Estimated peak memory, in bytes, of tracing a model whose weights have ``nbytes`` bytes."""
+    """Return the estimated peak memory, in bytes, of tracing a model with ``nbytes`` bytes of weights."""
     return _TRACER_BYTES + _TRACER_FACTOR * nbytes
 
 
 def _largest(merge: MergePlan, without: set[str | None]) -> int:
-    """Size in bytes of the largest tensor, if the tensor is converted to float32."""
+    """Return the size in bytes, after conversion to float32, of the largest tensor that is not in ``without``."""
     specs = {name: merge.checkpoint.tensors[stored].spec for name, (stored, _) in merge.sources.items()}
     return max((4 * spec.nbytes // spec.itemsize for name, spec in specs.items() if name not in without), default=0)

@@ -11,7 +11,7 @@ from exporter.tensors import DTYPES, Array, Float32, cast
 def narrowed(values: Array, dtype: str) -> Array:
     """Round ``values`` to ``dtype`` (safetensors spelling). An array that already has the dtype is returned unchanged.
 
-    Values are rounded once, from float32, which represents every stored value exactly unless the tensor is F64. Raises
+    Values are first converted to float32, which is exact unless the stored dtype is F64, and then rounded once. Raises
     BadInput for values beyond the range of F16.
     """
     if values.dtype == DTYPES[dtype]:

@@ -1,7 +1,7 @@
-"""GGUF: plan a GGUF file from a merged model, then write the file.
+"""Plan a GGUF file from a merged model, and write the file.
 
-The package imports its public names on first use, because a patch of a GGUF needs only some of the package's modules
-and no model families.
+The public names of this package are imported on first use, because patching a GGUF needs only a few modules of the
+package, and no modules of model families.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Check that a GGUF can represent a decoder, and list where llama.cpp and transformers give different results.
+"""Check that a GGUF can represent a decoder, and list the cases in which llama.cpp and transformers differ.
 
-The facts about each architecture are in ``exporter/families/llama_cpp.py`` and in the modules of the model families.
+The properties of llama.cpp's architectures are defined in ``exporter/families/llama_cpp.py`` and in the modules of the
+model families.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from exporter.families.spec import DecoderSpec, Rope, Slot
 
 
 def architecture(spec: DecoderSpec, *, tied: bool) -> Architecture:
-    """Return llama.cpp's architecture for a decoder.
+    """Return the llama.cpp architecture that matches a decoder.
 
     Raises NotExpressible if llama.cpp cannot represent the decoder.
     """
@@ -60,7 +61,10 @@ def _refusal(spec: DecoderSpec, row: Architecture) -> str | None:
 
 
 def _odd_yarn(rope: Rope) -> str | None:
-    """Return the first YaRN parameter for which llama.cpp's KL divergence from transformers is 0.03 or more."""
+    """Return the first YaRN parameter in the config that llama.cpp applies differently than transformers.
+
+    For each of the parameters, the KL divergence is 0.03 or more.
+    """
     table = rope.scaling or {}
     given = [
         name for name in ("attention_factor", "attn_factor", "extrapolation_factor") if table.get(name) is not None
@@ -73,9 +77,9 @@ def _odd_yarn(rope: Rope) -> str | None:
 
 
 def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
-    """Check that llama.cpp supports the set of linear layers that have a bias.
+    """Check that llama.cpp can load a decoder with exactly the biases of this model.
 
-    Raises NotExpressible for a bias that llama.cpp does not read, and for a missing bias that llama.cpp needs.
+    Raises NotExpressible if the model has a bias that llama.cpp does not read, or lacks a bias that llama.cpp requires.
     """
     biased = {slot.role for slot in slots if slot.parameter == "bias"} & MOST_LINEARS
     if extra := biased - row.biases:
@@ -87,7 +91,7 @@ def check_biases(row: Architecture, slots: Collection[Slot]) -> None:
 
 
 def notes(spec: DecoderSpec, row: Architecture) -> list[str]:
-    """Notes on differences between llama.cpp's and transformers' results that do not prevent writing the GGUF."""
+    """Return notes on the ways in which llama.cpp's results will differ from transformers' results."""
     out = []
     attention = spec.attention
     ignored = attention.window is not None and (row.name == "phi3" or "attention.sliding_window" not in row.keys)

@@ -39,7 +39,7 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class ConverterLayout:
-    """The temporary merged checkpoint for the converter ``script``, and the file type that the script writes."""
+    """The plan of a GGUF that the converter ``script`` makes from a temporary merged checkpoint."""
 
     hf: HfLayout
     script: Path
@@ -52,10 +52,11 @@ class ConverterLayout:
 
 
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
-    """Plan the temporary checkpoint of ``model`` for the converter ``script``. Reads tensor shapes only, no weights.
+    """Plan the temporary merged checkpoint of ``model`` that the converter ``script`` reads.
 
-    ftype: F32, F16, BF16 or Q8_0; None requests the dtype of the embedding. Raises NotExpressible if
-    ``ftype`` is a type that the converter does not write, and UnreadableFile if the script does not exist.
+    Reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or None for the
+    dtype of the embedding. Raises NotExpressible if the converter cannot write ``ftype``, and UnreadableFile if the
+    script does not exist.
     """
     if not script.is_file():
         raise UnreadableFile(script, "expected llama.cpp's convert_hf_to_gguf.py, but the file does not exist")
@@ -67,10 +68,11 @@ def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> Conve
 
 
 def write_converted(layout: ConverterLayout, path: Path, progress: Progress = silent) -> None:
-    """Write a temporary merged checkpoint beside ``path``, and let the script convert it to ``path``.
+    """Write a temporary merged checkpoint beside ``path``, and run the converter script to write the GGUF ``path``.
 
-    The temporary checkpoint is deleted at the end. Raises BadInput, with the last line of the script's stderr, if the
-    script fails or writes no file. Raises OutputError if the temporary checkpoint cannot be written.
+    The temporary checkpoint is deleted at the end. Raises BadInput if the converter script fails or writes no file; the
+    message contains the last line of the script's stderr. Raises OutputError if the temporary checkpoint cannot be
+    written.
     """
     place = path.with_name(f".{path.name}.checkpoint")
     try:

@@ -1,4 +1,4 @@
-"""GGUF metadata keys for architecture, hyperparameters, sampling and provenance, but not for the tokenizer."""
+"""Make all GGUF metadata keys except the tokenizer keys: architecture, hyperparameters, sampling and provenance."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SAMPLING: Final = {
 
 
 def general_keys(arch: str, name: str, label: str, generation: Mapping[str, Any]) -> list[Key]:
-    """Return the ``general.*`` keys, except the file type.
+    """Return the metadata keys ``general.*``, except ``general.file_type``.
 
     generation: the parsed generation_config.json, or {} if the file is missing.
     """
@@ -82,9 +82,9 @@ def size_label(parameters: int) -> str:
 
 
 def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_length: bool) -> list[Key]:
-    """Return the ``{architecture}.*`` keys, the file type key and the quantisation version key.
+    """Return the metadata keys ``{architecture}.*``, the file type key and the quantisation version key.
 
-    head_length: True if config.json gives the width of an attention head.
+    head_length: whether config.json contains the width of an attention head.
     """
     keys = [key for group, members in _candidates(row, spec, file_type).items() if group in row.keys for key in members]
     if spec.rope and "rope.freq_base" not in row.keys and spec.rope.theta != _DEFAULT_THETA:
@@ -100,7 +100,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """Return all architecture keys with the values for this decoder, grouped by the names in ``Architecture.keys``."""
+    """Return a dict that maps each name that ``Architecture.keys`` may contain to the metadata keys of this decoder."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {
@@ -140,7 +140,10 @@ def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[st
 
 
 def _scaling(arch: str, spec: DecoderSpec) -> list[Key]:
-    """Return the keys of linear and YaRN rope scaling. A GGUF stores the factors of llama3 and longrope as tensors."""
+    """Return the metadata keys for linear or YaRN rope scaling.
+
+    For llama3 and longrope, a GGUF stores the rope factors as tensors.
+    """
     rope = spec.rope
     scaling = Settings((rope.scaling if rope else None) or {})
     rope_type, prefix = scaling.table.get("rope_type"), f"{arch}.rope.scaling"
@@ -164,7 +167,7 @@ def _long_rope(arch: str, spec: DecoderSpec) -> list[Key]:
 
 
 def size_class(entries: Sequence[TensorEntry]) -> str:
-    """Return a model's size label, for example 1.2B, or 8x7B for a model with experts.
+    """Return a model's size label, such as 1.2B, or 8x7B for a mixture of experts.
 
     In a label such as 8x7B, 8 is the number of experts, and 7B is the parameter count with a single expert per layer.
     """
@@ -185,7 +188,7 @@ def provenance_keys(provenance: Mapping[str, str]) -> list[Key]:
 
 
 def model_name(path: Path) -> str:
-    """Return the folder's name, or for a snapshot folder in the Hugging Face cache the repository's name."""
+    """Return the folder's name or, for a snapshot folder in the Hugging Face cache, the name of the repository."""
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
         return resolved.parent.parent.name.split("--")[-1]

@@ -1,6 +1,6 @@
 """Map the tensor roles of a decoder to llama.cpp's tensor names.
 
-Sources: the tensor names in the gguf-py package, and GGUF's specification docs/gguf.md for the keys.
+Sources: the gguf-py package for the tensor names, and GGUF's specification (docs/gguf.md) for the metadata keys.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _LAYER: Final[Mapping[Role, str]] = {
 
 
 def tensor_name(slot: Slot) -> str:
-    """Return llama.cpp's name of the tensor in ``slot``.
+    """Return llama.cpp's name for the tensor in ``slot``.
 
-    llama.cpp stores the matrices of all experts as one stacked tensor, so an expert's matrix gets the name of the
-    stack.
+    llama.cpp stores the matrices of all experts as one stacked tensor, so the name returned for an expert's matrix is
+    the name of the stacked tensor.
     """
     if slot.layer is None:
         return f"{_OUTSIDE[slot.role]}.{slot.parameter}"

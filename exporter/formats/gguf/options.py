@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def is_file_type(name: str) -> bool:
-    """Whether ``name`` is a dtype or a quantisation type of llama.cpp, ignoring upper and lower case."""
+    """Whether ``name``, in upper or lower case, is a dtype or one of llama.cpp's quantisation types."""
     return name.lower() in DTYPES or name.upper() in FILE_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufOptions(FormatOptions):
-    """Options of GGUF files: a file for each type in ``types``, or by default one file in the base model's dtype."""
+    """Options for writing one GGUF file per type in ``types``, or by default a single file in the base's dtype."""
 
     section: ClassVar[str] = "gguf"
 
@@ -71,7 +71,10 @@ class GgufOptions(FormatOptions):
     )
 
     def check(self) -> None:
-        """Check that the options fit together: options of llama.cpp's quantiser, for example, need a quantised type."""
+        """Check that the options are compatible.
+
+        For example, options for llama.cpp's quantiser require a quantised type.
+        """
         object.__setattr__(self, "types", tuple(_spelled(name) for name in self.types))
         if self.dtype and (plain := [name for name in self.types if name in DTYPES]):
             raise self.fault("types", f"expected only quantised types, because {{dtype}} is given, found {plain[0]}")
@@ -96,7 +99,10 @@ class GgufOptions(FormatOptions):
             raise self.fault("pre_tokenizer", reason)
 
     def artifacts(self) -> Sequence[Self]:
-        """Return one copy of the options per GGUF file, without the options that the type of the file does not use."""
+        """Return one copy of the options per GGUF file.
+
+        Each copy omits the options that do not apply to the type of its file.
+        """
         return [self._of(name) for name in self.types] or (self,)
 
     def whole(self) -> Self:
@@ -104,26 +110,27 @@ class GgufOptions(FormatOptions):
         return replace(self, split_max_size=None, split_max_tensors=None)
 
     def as_released(self) -> Self:
-        """Return the options of one file, with an unquantised file type given as the dtype.
+        """Return a copy of the options of one file, in which an unquantised type is moved from ``types`` to ``dtype``.
 
-        In a release, token rows are then rounded once, from the trained values, rather than first to the base's dtype.
+        With ``dtype`` set, a release rounds token rows once, from the trained values, instead of first to the base's
+        dtype.
         """
         plain = self.types[0] if self.types and self.types[0] in DTYPES else None
         return replace(self, types=(), dtype=plain) if plain else self
 
     @property
     def label(self) -> str:
-        """The requested file types, as a short text."""
+        """A short text that lists the requested file types."""
         return ", ".join(self.types) or self.dtype or "as stored"
 
     @property
     def storage(self) -> str | None:
-        """The option ``dtype`` in safetensors spelling, or None to keep the base's dtype."""
+        """The requested dtype in safetensors spelling, or None to keep the base's dtype."""
         return DTYPES[self.dtype] if self.dtype else None
 
     @property
     def file_type(self) -> str | None:
-        """The file type of the GGUF for this set of options, or None if ``storage`` determines the file type.
+        """The file type of the GGUF, or None if ``types`` is empty and ``storage`` determines the file type.
 
         An unknown file type raises an error only later, when the GGUF is planned.
         """

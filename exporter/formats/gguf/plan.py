@@ -1,4 +1,4 @@
-"""Plan the GGUF of a merged model. All offsets in the GGUF are computed before any weight is read."""
+"""Plan the GGUF of a merged model. The offsets of all tensors in the GGUF are computed before any weight is read."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NO_BOS_VOCAB: Final = 49152
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the planned GGUF: either converted from the stored tensors ``sources``, or a computed ``value``.
+    """A tensor of the planned GGUF, converted from the stored tensors ``sources``, or with the computed ``value``.
 
-    rule: the ledger's description of the conversion. tensor: the tensor's rows in the stored dtype, or None if the
-    tensor is a computed value.
+    rule: the description of the conversion, for the ledger. tensor: a lazy tensor of the rows in the stored dtype, or
+    None if ``value`` is given.
     """
 
     entry: TensorEntry
@@ -49,10 +49,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """The planned GGUF: the metadata, and the tensors in the order of the file.
+    """The planned GGUF, with its metadata keys, and its tensors in file order.
 
     keys: all metadata keys except provenance. dropped: maps the name of each stored tensor that is left out on purpose
-    to the ledger's reason. notes: properties of the model that a GGUF cannot represent.
+    to the reason recorded in the ledger. notes: properties of the model that a GGUF cannot represent.
     """
 
     model: MergedModel
@@ -68,7 +68,7 @@ class GgufLayout:
         return len(self.draft_header()) + sum(writer.padded(tensor.entry.nbytes) for tensor in self.tensors)
 
     def draft_header(self) -> bytes:
-        """Return a GGUF header of the final length, with placeholders for values that depend on the weights."""
+        """Return a GGUF header of the final length, with placeholders for all values that depend on the weights."""
         return self._header(self.model.provenance_shape)
 
     def header(self) -> bytes:
@@ -89,10 +89,12 @@ def plan_gguf(
 ) -> GgufLayout:
     """Plan the GGUF of ``model``. Reads tensor shapes and the tokenizer, but no weights.
 
-    ftype: F32, F16, BF16 or Q8_0; None keeps the stored dtype of the matrices. pre_tokenizer: llama.cpp's name of the
-    pre-tokenizer, which is written instead of the recognised name. mixed: the file type to use if the model's matrices
-    have several dtypes; if ``mixed`` is None, a model with several dtypes raises an error.
-    Raises NotExpressible for an unknown family, tokenizer or type, and BadInput for tensors that do not fit the config.
+    ftype: the file type (F32, F16, BF16 or Q8_0), or None to keep the stored dtype of the matrices. pre_tokenizer:
+    llama.cpp's name of the pre-tokenizer, to be written instead of the name that ttexport recognises. mixed: the file
+    type to use if the model's matrices have several dtypes; if ``mixed`` is None, a model with several dtypes raises an
+    error.
+    Raises NotExpressible if the model family, the tokenizer or ``ftype`` is not supported, and BadInput if the tensors
+    do not fit the config.
     """
     spec = describe(model.config, "gguf")
     row = architecture(spec, tied=model.tie.tied)
@@ -121,11 +123,12 @@ def plan_gguf(
 
 
 def _targets(kept: Mapping[str, Slot]) -> list[tuple[Slot, list[str]]]:
-    """Return pairs (slot, names of the stored tensors for the slot), in the tensor order of the GGUF.
+    """Return a pair (slot, names of the stored tensors) for each tensor of the GGUF, in file order.
 
-    Separate tensors of experts, and norms that are stored per head, are stacked into one tensor, ordered by the number
-    of the expert or head. llama.cpp's converter writes a stacked tensor after the last part of the stack has been read.
-    The converter writes the stacked experts of a layer together, in the order of the names of their first parts.
+    Tensors that are stored separately for each expert or head are stacked into one tensor, in the order of the expert
+    or head numbers. llama.cpp's converter writes a stacked tensor as soon as all parts of the stack have been read. The
+    converter writes the stacked expert tensors of a layer one after another, in the order of the tensor names of the
+    layer's first expert.
     """
     groups: dict[Slot, dict[int, str]] = {}
     last: dict[Slot, tuple[int, int]] = {}
@@ -186,7 +189,7 @@ def _planned(
 def _view(
     model: MergedModel, names: Sequence[str], slot: Slot, spec: DecoderSpec, row: Architecture
 ) -> tuple[LazyTensor, str]:
-    """Return (the tensor with its rows in llama.cpp's layout, the ledger's description of the change of layout)."""
+    """Return (a view of the stored tensors in llama.cpp's layout, the text that describes the change in the ledger)."""
     tensor = model.tensor(names[0])
     if len(names) > 1:
         if len({model.specs[name].dtype for name in names}) > 1:
@@ -206,7 +209,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """Return (``tensor``, of shape (out, in), with the rows in llama.cpp's order; the ledger's description)."""
+    """Return (the matrix ``tensor`` with rows in llama.cpp's order, the text that describes the change in the ledger)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"
@@ -217,7 +220,7 @@ def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architectu
 
 
 def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
-    """Return tensors with the divisors of the rotary frequencies, for rope types such as llama3 and longrope."""
+    """Return the tensors of rotary frequency divisors that a GGUF contains for the rope types llama3 and longrope."""
     scaling = (spec.rope.scaling if spec.rope else None) or {}
     if spec.rope and scaling.get("rope_type") == "llama3":
         values = {"rope_freqs": _llama3(spec.rope, Settings(scaling))}
@@ -232,7 +235,7 @@ def _rope_factors(spec: DecoderSpec) -> list[PlannedTensor]:
 
 
 def _llama3(rope: Rope, numbers: Settings) -> Array:
-    """Return the frequency divisors of the rope type "llama3", as a float32 array of shape (dims / 2,).
+    """Return the rotary frequency divisors of the rope type "llama3", as a float32 array of shape (dims / 2,).
 
     Rotary frequencies above the high threshold stay unchanged, frequencies below the low threshold are divided by
     ``factor``, and frequencies between the two thresholds are interpolated. Source: the function apply_scaling in Llama
@@ -274,11 +277,11 @@ def _keys(
 
 
 def _rows_dtype(model: MergedModel, ftype: str) -> str:
-    """Return the dtype to which token rows are rounded before encoding.
+    """Return the dtype to which token rows are rounded before the rows are encoded in the tensor's type.
 
-    The GGUF records the dtype so that a later patch can repeat the rounding. A file type narrower than float32 rounds
-    the weights of a float32 model once, and a GGUF that is quantised from the rounded GGUF contains no trace of the
-    float32 values.
+    The GGUF records the dtype so that a later patch can repeat the rounding. If a float32 model is written in a
+    narrower float type, the weights are rounded once, and a GGUF that is then quantised depends only on the rounded
+    weights, not on the float32 weights.
     """
     dtype = model.specs[model.tie.embedding].dtype
     return ftype if dtype == "F32" and ftype in FLOATS else dtype

@@ -38,7 +38,10 @@ class Split:
     max_tensors: int | None = None
 
     def group(self, tensors: Sequence[GgufTensor]) -> list[list[GgufTensor]]:
-        """Group ``tensors`` into parts, in order. The data of a single tensor is never divided between parts."""
+        """Group ``tensors`` into parts without changing the order of the tensors.
+
+        The data of a single tensor is never divided between parts.
+        """
         groups: list[list[GgufTensor]] = [[]]
         nbytes = 0
         for tensor in tensors:

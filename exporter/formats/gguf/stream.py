@@ -1,4 +1,4 @@
-"""Write a planned GGUF sequentially: unchanged tensors are copied as raw bytes, other tensors are encoded in blocks."""
+"""Write a planned GGUF sequentially: copy unchanged tensors as raw bytes, and encode all other tensors in blocks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def write_gguf(layout: GgufLayout, path: Path, progress: Progress = silent) -> N
     """Write the planned GGUF ``layout`` to the new file ``path``. Equal layouts give byte-identical files.
 
     Peak memory: the size of the GGUF's header plus a few megabytes. Raises OutputError if ``path`` exists or writing
-    fails, and BadInput if the type cannot represent a value or the checkpoint has changed since planning. After an
-    error, no file is left at ``path``.
+    fails, and BadInput if a tensor type cannot represent a value or if the checkpoint has changed since the GGUF was
+    planned. After an error, no file is left at ``path``.
     """
     ledger = layout.model.ledger()
     with ThreadPoolExecutor(1) as executor, OutputFile(path, progress, nbytes=layout.nbytes) as out:

@@ -1,4 +1,4 @@
-"""Plan a GGUF from options, to be written by ttexport's own writer, llama.cpp's quantiser, or llama.cpp's converter."""
+"""Plan a GGUF from the user's options, and choose the program that writes the GGUF."""
 
 from __future__ import annotations
 

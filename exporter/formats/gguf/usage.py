@@ -1,4 +1,4 @@
-"""Usage examples of GGUF files for model cards: llama.cpp and Ollama."""
+"""Make the usage examples for the model cards of GGUF files, which run llama.cpp and Ollama."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def preferred_gguf(artifacts: Sequence[ReleasedArtifact]) -> list[ReleasedArtifa
 
 
 def gguf_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Yield the code for running a GGUF with llama.cpp and, if a GGUF is not split, with Ollama.
+    """Yield example code that runs a GGUF with llama.cpp and, if at least one GGUF is a single file, with Ollama.
 
-    The code for llama.cpp uses the GGUF with the most recommended file type. The code for Ollama uses the Modelfile.
+    The example for llama.cpp runs the GGUF with the most recommended file type. The example for Ollama uses the
+    release's Modelfile.
     """
     preferred = preferred_gguf(artifacts)[0]
     yield Usage("llama.cpp", "sh", f"llama-cli -m {shlex.quote(preferred.path)} -p '{PROMPT}'")

@@ -1,4 +1,4 @@
-"""Serialise the GGUF container format for any kind of model: typed keys, tensor entries with offsets, alignment.
+"""Serialise the GGUF container format, for any kind of model: typed keys, tensor entries, offsets and alignment.
 
 All bytes before the data section are built in memory first, so the file size is known before writing starts. The
 strings of an array are joined in a single call, because writing each string separately takes seconds for a vocabulary.
@@ -34,7 +34,7 @@ _VALUE_TYPES: Final = {"u8": 0, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A GGUF metadata key, with the value and its type number encoded as bytes."""
+    """A GGUF metadata key, with the type number and the value encoded as bytes."""
 
     name: str
     encoded: bytes
@@ -51,7 +51,7 @@ def i32(name: str, value: int) -> Key:
 
 
 def f32(name: str, value: float) -> Key:
-    """Return a key with a float32 value, to which ``value`` is rounded."""
+    """Return a key whose value is ``value`` rounded to float32."""
     return _scalar(name, "f32", value)
 
 
@@ -82,7 +82,7 @@ def i32s(name: str, values: Sequence[int]) -> Key:
 
 
 def f32s(name: str, values: Sequence[float]) -> Key:
-    """Return a key with an array of numbers, rounded to float32."""
+    """Return a key whose value is an array of numbers, each rounded to float32."""
     head = struct.pack("<IIQ", ARRAY, _VALUE_TYPES["f32"], len(values))
     return Key(name, head + np.asarray(values, "<f4").tobytes())
 

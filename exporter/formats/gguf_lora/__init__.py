@@ -1,1 +1,1 @@
-"""GGUF LoRA files for ``llama-cli --lora``, which contain the adapter without the base."""
+"""Write GGUF LoRA files, which contain an adapter without its base, and which ``llama-cli --lora`` loads."""

@@ -1,4 +1,4 @@
-"""Write adapters as a GGUF LoRA: token rows become an exact low-rank pair, and LoRA updates are stored unchanged.
+"""Write adapters as a GGUF LoRA: store token rows as an exact pair of low-rank factors, and LoRA updates unchanged.
 
 Replacing one row of a matrix is an update of rank one: a one-hot column times (new row minus old row). llama.cpp reads
 the LoRA pair of ``token_embd.weight`` transposed: each token selects a row of ``lora_a``, which is then multiplied by
@@ -42,7 +42,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class FactorPair:
-    """A low-rank update W += scale * left @ right, where left is (out, r) and right is (r, in), both in float32.
+    """A low-rank update W += scale * left @ right, with the float32 factors left (out, r) and right (r, in).
 
     The array ``dense`` contains the first columns of the factor ``left``. The remaining columns of ``left`` are
     one-hot: one-hot column j is ``hot_value`` in row ``hot_rows[j]``, and zero in all other rows.
@@ -88,9 +88,9 @@ class LoraLayout:
 def plan_gguf_lora(merge: MergePlan, dtype: str = "F32") -> LoraLayout:
     """Plan one LoRA, stored in ``dtype``, that combines all adapters of ``merge``.
 
-    Reads the factors of the adapters, and the base model's old values of changed token rows. Raises NotExpressible for
-    changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings, new tokens, replacements of
-    whole tensors, DoRA, changed biases, changed experts.
+    Reads the low-rank factors of the adapters, and the base model's values of the token rows that change. Raises
+    NotExpressible for changes that a GGUF LoRA cannot represent: changed rows of a base with tied embeddings, new
+    tokens, replacements of whole tensors, DoRA, changed biases, changed experts.
     """
     if not merge.adapters:
         raise NotExpressible(
@@ -159,10 +159,10 @@ def _left(pair: FactorPair) -> Iterator[Array]:
 
 
 def _without_copy(merge: MergePlan, stored: str, change: Change) -> tuple[str, Change]:
-    """Drop a replacement tensor that equals the base's tensor.
+    """Drop the adapter's replacement of a whole tensor if the replacement equals the base's tensor.
 
-    PEFT saves the whole embedding beside the updates of single rows, so an adapter can contain a replacement that
-    changes nothing. The base's tensor is read only if the adapter replaces the tensor.
+    PEFT can save the whole embedding in addition to updates of single rows, so an adapter may contain a replacement
+    that changes nothing. The base's tensor is read only if the adapter replaces the tensor.
     """
     base, replacement = merge.checkpoint.tensors[stored], change.replaced
     if replacement and replacement.tensor.spec.shape == base.spec.shape and same_values(replacement.tensor, base):
@@ -248,7 +248,7 @@ def _refuse(name: str, path: Path, change: Change, slot: Slot) -> None:
 
 
 def _factors(update: LowRank, slot: Slot, spec: DecoderSpec) -> tuple[Array, Array]:
-    """Return the LoRA factors (left, right) for the orientation (out, in) of llama.cpp's matrix."""
+    """Return the LoRA factors (left, right) for a matrix in llama.cpp's orientation (out, in)."""
     down, up = cast(read(update.down), "F32"), cast(read(update.up), "F32")
     if update.target_type == "embedding" or (update.target_type == "parameter" and slot.role in spec.transposed):
         return down.T, up.T

@@ -18,5 +18,5 @@ class GgufLoraOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The requested dtype, as a short text."""
+        """A short text that names the requested dtype."""
         return self.dtype or "f32"

@@ -1,4 +1,4 @@
-"""Plan a GGUF LoRA from options."""
+"""Plan a GGUF LoRA from the user's options."""
 
 from __future__ import annotations
 

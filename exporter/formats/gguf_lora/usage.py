@@ -1,4 +1,4 @@
-"""Usage example of a GGUF LoRA for model cards."""
+"""Make the usage example for the model card of a GGUF LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from exporter.formats.usage import PROMPT, ReleasedArtifact, Usage
 
 
 def gguf_lora_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Yield the code for running a GGUF LoRA with llama.cpp, on top of a GGUF of the base model."""
+    """Yield example code that runs llama.cpp with a GGUF of the base model and the GGUF LoRA."""
     path = shlex.quote(artifacts[0].path)
     comment = "# BASE.gguf is a GGUF of the base model without the adapter"
     yield Usage("llama.cpp with LoRA", "sh", f"{comment}\nllama-cli -m BASE.gguf --lora {path} -p '{PROMPT}'")

@@ -11,7 +11,7 @@ from exporter.options import ValueType, option
 
 @dataclass(frozen=True, kw_only=True)
 class HfOptions(FormatOptions):
-    """Options of a checkpoint folder as written by transformers' save_pretrained. max_shard_size: a number of bytes."""
+    """Options for writing a checkpoint folder like transformers' save_pretrained. max_shard_size: a number of bytes."""
 
     section: ClassVar[str] = "hf"
 
@@ -25,5 +25,5 @@ class HfOptions(FormatOptions):
 
     @property
     def label(self) -> str:
-        """The requested dtype, as a short text."""
+        """A short text that names the requested dtype."""
         return self.dtype or "as stored"

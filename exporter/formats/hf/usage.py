@@ -1,4 +1,4 @@
-"""Usage example of a Hugging Face checkpoint for model cards."""
+"""Make the usage example for the model card of a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from exporter.formats.usage import PROMPT, ReleasedArtifact, Usage
 
 
 def checkpoint_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Yield the code for running a Hugging Face checkpoint with a transformers pipeline."""
+    """Yield example code that runs a Hugging Face checkpoint with a transformers pipeline."""
     yield Usage(
         "transformers",
         "python",

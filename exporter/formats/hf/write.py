@@ -1,8 +1,8 @@
-"""Write a Hugging Face checkpoint: the base's shards with merged tensors, the config, and the tokenizer files.
+"""Write a Hugging Face checkpoint: the weight shards with the merged tensors, the config, and the tokenizer files.
 
-If the base checkpoint is sharded, the merged checkpoint has the same shards, and unchanged tensors are copied as raw
-bytes. A shard in which no tensor changed is byte-identical to the base's shard. A shard with changed tensors records
-the provenance in its metadata.
+If the base checkpoint is sharded, the merged checkpoint is divided into the same shards, and unchanged tensors are
+copied as raw bytes. A shard in which no tensor changed is byte-identical to the base's shard. A shard with changed
+tensors records the provenance in its metadata.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _METADATA: Final = {"format": "pt"}
 class Shard:
     """A weight file of a checkpoint.
 
-    specs: the tensors of the shard, in the base's order. whole: a file of the base that is identical to the shard, or
-    None.
+    specs: the tensors of the weight file, in the base's order. whole: a weight file of the base with identical bytes,
+    or None.
     """
 
     specs: list[TensorSpec]
@@ -42,7 +42,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class HfLayout:
-    """The planned checkpoint: maps file names to shards, and is computed from the headers of the base's files."""
+    """The planned checkpoint, computed from the base's file headers. ``shards`` maps file names to weight files."""
 
     model: MergedModel
     shards: Mapping[str, Shard]
@@ -89,7 +89,7 @@ def _split_of_base(model: MergedModel) -> dict[str, list[TensorSpec]]:
 
 
 def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """Distribute the tensors over new shards in the base's order, with transformers' file names."""
+    """Distribute the tensors, in the base's order, over new shards with the file names that transformers uses."""
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in model.specs.values():
@@ -104,7 +104,10 @@ def _resplit(model: MergedModel, max_shard_bytes: int) -> dict[str, list[TensorS
 
 
 def _whole(model: MergedModel, specs: list[TensorSpec]) -> ByteRange | None:
-    """Return the base's file that contains exactly the tensors ``specs``, all unchanged, or None."""
+    """Return the base's weight file that contains exactly the tensors ``specs``, or None if no file does.
+
+    Also returns None if the merge changes a tensor of the file.
+    """
     tensors = {spec.name: model.tensors[spec.name] for spec in specs}
     path = model.where(specs[0].name)
     if not all(isinstance(tensor, FileTensor) and tensor.place.path == path for tensor in tensors.values()):
@@ -160,5 +163,5 @@ def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_json(value: object) -> bytes:
-    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, a final newline."""
+    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, and a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

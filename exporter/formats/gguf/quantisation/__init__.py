@@ -1,1 +1,1 @@
-"""Quantised GGUF files and tensors, with values identical to the output of llama.cpp's quantiser."""
+"""Quantise GGUF files and tensors to exactly the values that llama.cpp's quantiser produces."""

@@ -1,4 +1,4 @@
-"""llama.cpp's quantised file types: the name, the enum number and the main tensor type of each file type."""
+"""A table of llama.cpp's quantised file types, with the name, enum number and main tensor type of each file type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A quantised file type from the table of llama-quantize.
+    """A quantised file type that llama-quantize lists.
 
     number: the value in the enum llama_ftype. type: the ggml type of most matrices; llama.cpp chooses other types for
     some tensors. needs_imatrix: whether llama.cpp refuses to quantise to the file type without an importance matrix.

@@ -25,14 +25,15 @@ _WORKER: Final = "exporter.formats.gguf.quantisation.llama_quantize"
 
 
 class QuantiserFailed(TTExportError):
-    """Error raised if llama.cpp's quantiser crashed without an error message."""
+    """Raised if llama.cpp's quantiser crashes without printing an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedLayout:
-    """A planned GGUF of the type ``file_type``, which is quantised from the unquantised GGUF ``source``.
+    """The plan of a GGUF of the type ``file_type``, made by quantising the unquantised GGUF ``source``.
 
-    The fields for tensor types contain ggml's type names, or None if the file type determines the tensor type.
+    The fields ``token_embedding_type`` and ``output_tensor_type`` are names of ggml types, or None for the tensor type
+    that llama.cpp chooses for the file type.
     """
 
     source: GgufLayout
@@ -68,9 +69,9 @@ def plan_quantised(
 ) -> QuantisedLayout:
     """Plan a quantised GGUF, and check the requested types before llama.cpp runs.
 
-    The types requested for single tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency if
+    The types requested for individual tensors must be in ``SELECTABLE_TENSOR_TYPES``. Raises MissingDependency if
     llama-cpp-python is not installed, NotExpressible if a type needs an importance matrix but none is given, and
-    UnreadableFile for a broken importance matrix.
+    UnreadableFile if the file of the importance matrix is broken.
     """
     LLAMA_CPP.require(f"--quant {file_type.name}")
     if file_type.needs_imatrix and imatrix is None:

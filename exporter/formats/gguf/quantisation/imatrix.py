@@ -1,4 +1,4 @@
-"""Read importance matrices from llama-imatrix, stored as a GGUF with sums and counts or in the legacy binary format.
+"""Read importance matrices written by llama-imatrix, as a GGUF with sums and counts or in the legacy binary format.
 
 Source of both file formats and of the arithmetic: the importance matrix loader in llama.cpp's llama-quantize.
 """

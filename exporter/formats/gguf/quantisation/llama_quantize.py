@@ -1,7 +1,7 @@
-"""Run llama.cpp's ``llama_model_quantize`` in a separate process: ``python -m … JOB.json``.
+"""Script that runs llama.cpp's function ``llama_model_quantize``: ``python -m … JOB.json``.
 
-llama.cpp aborts its process on some errors, so the quantiser runs in a separate process. The quantiser process prints
-progress lines (``TENSOR COUNT``) to stdout, and only errors to stderr.
+The script runs in a separate process, because llama.cpp aborts its process on some errors. The script prints progress
+lines (``TENSOR COUNT``) to stdout, and only error messages to stderr.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def quantise(job: Mapping[str, Any]) -> int:
 
 
 def _with_imatrix(params: Any, imatrix: Imatrix, name: str) -> list[Any]:
-    """Set the importance matrix in ``params``, as llama-quantize does. Returns the buffers that must be kept alive.
+    """Set the importance matrix in ``params``, as llama-quantize does.
 
-    The GGUF records only the file name of the importance matrix, without the folder, so that the GGUF's bytes do not
-    depend on the folder.
+    Returns the buffers that the caller must keep alive during quantisation. The GGUF records only the file name of the
+    importance matrix, without the folder, so that the GGUF's bytes do not depend on the folder.
     """
     entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.values) + 1))()
     for entry, (tensor, values) in zip(entries, imatrix.values.items(), strict=False):

@@ -25,9 +25,9 @@ def fits(tensor_type: str, width: int) -> bool:
 
 
 def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
-    """Return the type that llama.cpp's converter gives a tensor in a GGUF of type F32, F16, BF16 or Q8_0.
+    """Return the type in which llama.cpp's converter stores a tensor, for the file type F32, F16, BF16 or Q8_0.
 
-    A tensor is stored in F16 if the rows of the tensor do not fill whole blocks.
+    A matrix whose rows do not fill whole blocks of the file type is stored in F16.
     """
     if len(shape) < 2 or slot.parameter == "bias" or slot.role in _ALWAYS_F32:
         return "F32"
@@ -35,7 +35,7 @@ def native_type(file_type: str, slot: Slot, shape: Sequence[int]) -> str:
 
 
 def estimated_nbytes(file_type: FileType, name: str, shape: Sequence[int]) -> int:
-    """Estimated size of a tensor in a quantised GGUF, in bytes.
+    """Estimated size, in bytes, of a tensor in a quantised GGUF.
 
     The size is only estimated, because the exact tensor type depends on llama.cpp's version.
     """

@@ -23,7 +23,7 @@ _BLOCK: Final = 32
 
 
 def encode_rows(rows: Array, tensor_type: str) -> Array:
-    """Encode ``rows`` (n, width) in any ggml type, with the bytes that llama-quantize would write.
+    """Encode ``rows`` (n, width) in any ggml type, as the same bytes that llama-quantize writes.
 
     The result is a uint8 array of shape (n, bytes per row). Raises BadInput for values that the type cannot represent;
     NotExpressible for a type to which llama.cpp does not quantise, and for rows that do not fill whole blocks;
@@ -48,8 +48,8 @@ def encode_rows(rows: Array, tensor_type: str) -> Array:
 def encode(rows: Array, tensor_type: str) -> Array:
     """Encode ``rows`` (n, ...) in F32, F16, BF16 or Q8_0.
 
-    The result is an array of the float dtype, or an array of uint8 blocks for Q8_0. Values are rounded once, from
-    float32, which represents every stored value exactly unless the tensor is F64. Raises BadInput for values that the
+    The result is an array of the float dtype, or an array of uint8 blocks for Q8_0. Values are first converted to
+    float32, which is exact unless the stored dtype is F64, and then rounded once. Raises BadInput for values that the
     type cannot represent.
     """
     return _q8_0(cast(rows, "F32")) if tensor_type == "Q8_0" else narrowed(rows, tensor_type)

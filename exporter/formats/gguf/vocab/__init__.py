@@ -1,1 +1,1 @@
-"""Convert a tokenizer to GGUF metadata: tokens, pre-tokenizer, ids of special tokens, chat templates."""
+"""Convert a tokenizer to GGUF metadata: tokens, pre-tokenizer, special token ids and chat templates."""

@@ -1,4 +1,4 @@
-"""Read the tokens, the merges and the pre-tokenizer's name of a byte-level BPE tokenizer from tokenizer.json alone."""
+"""Read the tokens, merges and pre-tokenizer of a byte-level BPE tokenizer, using only tokenizer.json."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def byte_level_keys(
 ) -> tuple[list[Key], list[str], str]:
     """Convert a parsed tokenizer.json with a byte-level BPE model to GGUF keys.
 
-    Returns (keys, notes, the pre-tokenizer's name). pre_tokenizer: the name of the pre-tokenizer to write instead of
-    the recognised name.
+    Returns (GGUF keys, notes, pre-tokenizer name). pre_tokenizer: the pre-tokenizer name to write, or None to write the
+    name that ttexport recognises.
     Raises NotExpressible for an unknown pre-tokenizer or normalizer, and BadInput if a token has two ids.
     """
     model = content["model"]

@@ -1,7 +1,7 @@
 """Convert the post-processor of a tokenizer.json to llama.cpp's flags and ids for special tokens.
 
-A post-processor's template can express more than llama.cpp's three flags, so the template is interpreted by the rules
-of llama.cpp's converter.
+A post-processor's template can express more than llama.cpp's three flags, so the template is reduced to the flags by
+the same rules as in llama.cpp's converter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 class Specials:
     """The special tokens of a tokenizer.
 
-    texts: maps the kind of a special token (bos, eos, …) to the token's text. added: maps the kind to whether the
-    tokenizer adds the special token to each text.
+    texts: maps the kind of a special token (bos, eos, …) to the token's text. added: maps the kind to True if the
+    tokenizer adds the special token to each text, otherwise to False.
     """
 
     texts: dict[str, str] = field(default_factory=dict)

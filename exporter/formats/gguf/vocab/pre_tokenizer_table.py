@@ -1,4 +1,4 @@
-"""A table of pre-tokenizers, which maps the structures in published tokenizers to llama.cpp's pre-tokenizer names.
+"""A table that maps the pre-tokenizer structures of published tokenizers to llama.cpp's pre-tokenizer names.
 
 Sources: the tokenizer.json of each named model, and the regular expressions and flags in llama.cpp's llama-vocab.cpp.
 """
@@ -93,11 +93,11 @@ def split(expression: str, behaviour: str = "Isolated") -> Step:
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """A pre-tokenizer: its steps, the required flag ignore_merges of the BPE model, and llama.cpp's name.
+    """A pre-tokenizer: its steps, its name in llama.cpp, and the value of ignore_merges that the BPE model must have.
 
-    by_model_type: llama.cpp's names for some model types; ``name`` applies to all other model types. ignore_merges:
-    None accepts both values of the flag, because the flag then changes llama.cpp's result only for vocabulary words
-    that cannot be built by merges.
+    by_model_type: maps some model types to another llama.cpp name; ``name`` applies to all other model types.
+    ignore_merges: the required value of the flag, or None to accept both values if the flag only affects vocabulary
+    words that cannot be built by merges.
     """
 
     name: str

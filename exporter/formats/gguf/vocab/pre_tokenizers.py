@@ -1,7 +1,8 @@
-"""Find llama.cpp's name for the pre-tokenizer of a tokenizer.json by comparing the pre-tokenizer's structure.
+"""Find llama.cpp's name for the pre-tokenizer in a tokenizer.json by looking up the structure of the pre-tokenizer.
 
-llama.cpp's converter hashes the token ids of a test text, so adding a single token makes a tokenizer unknown to the
-converter. The structure of a pre-tokenizer does not change with the vocabulary.
+llama.cpp's converter identifies a tokenizer by a hash of the token ids of a test text, so the converter no longer
+recognises a tokenizer to which a single token has been added. The structure of a pre-tokenizer does not change if
+tokens are added to the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _BYTES_WITH_REGEX: Final[Step] = ("ByteLevel", False, True)
 def recognise(tokenizer: Mapping[str, Any], model_type: object, where: str) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a parsed tokenizer.json.
 
-    where: the path of the tokenizer.json, for error messages. Raises NotExpressible, with the pre-tokenizer's structure
-    in the message, if the pre-tokenizer is not in the table.
+    where: the path of the tokenizer.json, for error messages. Raises NotExpressible if the pre-tokenizer is not in the
+    table; the message contains the pre-tokenizer's structure.
     """
     if row := _row(tokenizer):
         return row.by_model_type.get(str(model_type), row.name)
@@ -62,8 +63,8 @@ def _ignores_merges(tokenizer: Mapping[str, Any]) -> bool:
 def steps(node: Any) -> tuple[Step, ...]:
     """Return the steps of a pre-tokenizer in a canonical form.
 
-    The canonical form has flattened sequences and a single spelling for equivalent steps, and omits fields without
-    effect on the tokens (``trim_offsets``).
+    In the canonical form, sequences are flattened, equivalent steps are spelled alike, and fields that do not affect
+    the tokens (``trim_offsets``) are omitted.
     """
     if not isinstance(node, Mapping):
         return ()

@@ -1,8 +1,9 @@
-"""Read pieces, scores and types of a SentencePiece tokenizer, BPE or unigram, from tokenizer.model or tokenizer.json.
+"""Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram) from its model or JSON file.
 
-llama.cpp uses no merges for SentencePiece BPE: llama.cpp joins any two neighbours that form a piece, and joins the
-piece with the highest score first. A tokenizer.json contains merges but no scores. The score of a piece is therefore
-set to minus the rank of the first merge that gives the piece, which equals the score in the original tokenizer.model.
+For SentencePiece BPE, llama.cpp does not use merges, but joins any two neighbouring pieces that form another piece, in
+the order of the scores, highest score first. A tokenizer.json contains merges but no scores. The score of a piece is
+therefore computed as minus the rank of the first merge that produces the piece. The computed score equals the score in
+the original tokenizer.model.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def sentencepiece_keys(
     *,
     state_prefix: bool = False,
 ) -> tuple[list[Key], list[str], str, dict[str, int]]:
-    """Convert a SentencePiece tokenizer to (keys, notes, value of tokenizer.ggml.model, ids of control pieces).
+    """Convert a SentencePiece tokenizer to GGUF metadata.
 
-    content: the parsed tokenizer.json, or {} if the file is absent. state_prefix: write the key add_space_prefix even
-    if the value is llama.cpp's default.
+    Returns (GGUF keys, notes, value of the key tokenizer.ggml.model, ids of control pieces).
+    content: the parsed tokenizer.json, or {} if the file is absent. state_prefix: whether to write the key
+    add_space_prefix even if its value is llama.cpp's default.
     Raises NotExpressible for tokenizer features that llama.cpp does not support, UnreadableFile for a broken file, and
     BadInput for token ids that are not below ``rows``.
     """
@@ -92,9 +94,10 @@ def sentencepiece_keys(
 def _from_json(
     path: Path, content: Mapping[str, Any], added: Sequence[AddedToken], notes: list[str]
 ) -> SentencePieceModel:
-    """Convert the pieces of a tokenizer.json to the structure of tokenizer.model. An id without a piece gets type 0.
+    """Convert the pieces of a tokenizer.json to the structure of a tokenizer.model.
 
-    The function appends differences between transformers and llama.cpp to ``notes``.
+    A token id without a piece gets the type 0. Notes on differences between transformers and llama.cpp are appended to
+    the list ``notes``.
     """
     model = content["model"]
     if model.get("type") == "Unigram":
@@ -151,9 +154,9 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """Check that BPE models have a byte piece for every byte, and that unigram models have no byte pieces.
+    """Check that a BPE model has all 256 byte pieces, or that a unigram model has no byte pieces.
 
-    llama.cpp supports only BPE models with all 256 byte pieces, and unigram models without byte pieces.
+    llama.cpp does not support any other BPE or unigram models.
     """
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
@@ -178,7 +181,10 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
 
 
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
-    """Read how the tokenizer treats spaces, from tokenizer.json like transformers, or from a tokenizer.model alone."""
+    """Determine how the tokenizer treats spaces.
+
+    The source is tokenizer.json, as in transformers, or tokenizer.model if tokenizer.json does not exist.
+    """
     unigram = model.algorithm == UNIGRAM
     if content:
         spaces = read_spaces(content, str(files["tokenizer.json"]), unigram=unigram)
@@ -207,9 +213,9 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
 
 
 def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], vocab: Collection[str]) -> list[str]:
-    """Return a note if the vocabulary contains the concatenation of two pieces but ``merges`` lacks the pair.
+    """Return a note if the concatenation of two pieces is in the vocabulary, but the pair is not in ``merges``.
 
-    llama.cpp joins two pieces without a merge, but transformers does not. vocab: the pieces without added tokens,
+    llama.cpp joins two such pieces without a merge, but transformers does not. vocab: the pieces without added tokens,
     because added tokens are matched before the text is tokenised.
     """
     for text in joined:

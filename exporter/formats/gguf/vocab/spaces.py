@@ -1,7 +1,7 @@
-"""Read how a SentencePiece tokenizer treats spaces, from the structure of tokenizer.json.
+"""Determine from the structure of tokenizer.json how a SentencePiece tokenizer treats spaces.
 
-llama.cpp has a switch for adding a space before each text, a switch for merging runs of spaces, and a character map for
-unigram models. Further steps with which transformers changes spaces are reported as notes.
+llama.cpp can add a space before each text, merge runs of spaces and, for unigram models, apply a character map. If
+transformers changes spaces in any other way, the difference is reported in a note.
 Sources: the converters in transformers' convert_slow_tokenizer.py, the tokenizers in transformers' folders llama, gemma
 and t5, and llama_vocab::impl::tokenize in llama.cpp.
 """
@@ -50,7 +50,7 @@ _BREAKS: Final = "this tokenizer treats line breaks and tabs as spaces, but llam
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """How a SentencePiece tokenizer treats spaces.
+    """A description of how a SentencePiece tokenizer treats spaces.
 
     prefix: whether a space is added before each text. merged: whether each run of spaces is replaced by a single space,
     and spaces at the start and end of a text are dropped. charsmap: SentencePiece's compiled character map, or b"" if
@@ -64,9 +64,10 @@ class Spaces:
 
 
 def read_spaces(content: Mapping[str, Any], where: str, *, unigram: bool) -> Spaces:
-    """Read how the tokenizer treats spaces, from a parsed tokenizer.json.
+    """Determine from a parsed tokenizer.json how the tokenizer treats spaces.
 
-    Raises NotExpressible, with the structure in the message, for a structure that llama.cpp does not support.
+    Raises NotExpressible if llama.cpp does not support the structure of the tokenizer; the message contains the
+    structure.
     """
     normalizer, charsmap = _without_map(_steps(content.get("normalizer"), "normalizers"))
     pre_tokenizer = tuple(_steps(content.get("pre_tokenizer"), "pretokenizers"))
@@ -108,9 +109,9 @@ def _unigram(normalizer: tuple[Step, ...], pre_tokenizer: tuple[Step, ...]) -> S
 
 
 def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]:
-    """Return (the normalizer steps without the character map at the start, the character map).
+    """Return (the normalizer steps that follow a leading character map, the character map).
 
-    A character map that is invalid base64 is returned as None.
+    Returns None for the character map if the map is not valid base64.
     """
     if not steps or steps[0][0] != "Precompiled":
         return tuple(steps), b""
@@ -123,7 +124,7 @@ def _without_map(steps: Sequence[Step]) -> tuple[tuple[Step, ...], bytes | None]
 def _steps(node: Any, children: str) -> list[Step]:
     """Return the steps of a normalizer or pre-tokenizer in a canonical form.
 
-    The canonical form has flattened sequences and a single spelling for equivalent steps.
+    In the canonical form, sequences are flattened, and equivalent steps are spelled alike.
     """
     if not isinstance(node, Mapping):
         return []

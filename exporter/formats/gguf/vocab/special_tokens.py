@@ -1,11 +1,11 @@
-"""GGUF metadata for special tokens: their ids, and flags for special tokens that are added to each text.
+"""Make the GGUF metadata for special tokens: the token ids, and the flags for adding a special token to each text.
 
-Ids of special tokens are read first from tokenizer_config.json and then from config.json, as in llama.cpp's converter,
-then from special_tokens_map.json and generation_config.json. Flags of special tokens are read from the post-processor
-in tokenizer.json, then from tokenizer_config.json.
+The id of a special token is searched for in tokenizer_config.json and config.json, in the same order as in llama.cpp's
+converter, and then in special_tokens_map.json and generation_config.json. The flag of a special token is searched for
+in the post-processor of tokenizer.json, and then in tokenizer_config.json.
 
-llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF from ttexport therefore
-contains only the ids of those end-of-turn tokens that llama.cpp would not find by text.
+llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF written by ttexport
+therefore contains the id of an end-of-turn token only if llama.cpp would not find the token by its text.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def special_keys(
     rows: int,
     name: str,
 ) -> tuple[list[Key], list[str]]:
-    """Return (keys, notes) for the ids and flags of special tokens.
+    """Return (GGUF keys with the ids and flags of special tokens, notes).
 
     configs: the parsed config.json and generation_config.json. tokenizer, settings: the parsed tokenizer.json and
     tokenizer_config.json, or {} if a file is absent. ids: maps the texts of added tokens and control pieces to ids.
@@ -97,7 +97,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _fill(special_ids: dict[str, int], config: Mapping[str, Any], name: str, rows: int) -> None:
-    """Add the special token ids of a config for those kinds of tokens that have no id yet."""
+    """For each kind of special token that has no id yet, add the id in a config."""
     for role in _KINDS:
         token_id = config.get(f"{role}_token_id")
         if type(token_id) is int and token_id >= 0:  # older configs use -1 for a missing token
@@ -112,7 +112,10 @@ def _further_ends(
     ids: Mapping[str, int],
     rows: int,
 ) -> list[str]:
-    """Add further EOS tokens of the configs as EOT and EOM. Returns a note if a GGUF has no key for an EOS token."""
+    """Add the configs' second and later EOS tokens as EOT and EOM tokens.
+
+    Returns a note if a GGUF has no key for an EOS token.
+    """
     texts = {token_id: text for text, token_id in ids.items()}
     left = []
     for name, token_id in _eos_ids(configs):
@@ -147,6 +150,6 @@ def _eot_by_number(special_ids: dict[str, int], config: Mapping[str, Any], ids: 
 
 
 def _content(entry: Any) -> str | None:
-    """Return the text of a token that a JSON file contains as a string or as an object with flags."""
+    """Return the text of a token. A JSON file stores the token as a string or as an object with flags."""
     text = entry.get("content") if isinstance(entry, Mapping) else entry
     return text if isinstance(text, str) and text else None

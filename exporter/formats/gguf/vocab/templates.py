@@ -1,4 +1,4 @@
-"""Chat templates as GGUF metadata: a single template, or several named templates."""
+"""Convert chat templates to GGUF metadata, either a single template or several named templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.sources.hf.checkpoint import ADDITIONAL_TEMPLATES
 def template_keys(files: Mapping[str, Path], settings: Mapping[str, Any]) -> list[Key]:
     """Return the GGUF keys for the chat templates.
 
-    Without a tokenizer_config.json, the list of keys is empty, as in llama.cpp's converter.
+    If there is no tokenizer_config.json, the returned list is empty, as in llama.cpp's converter.
     """
     template: Any = settings.get("chat_template")
     if template is None and settings:

@@ -1,4 +1,4 @@
-"""Convert a tokenizer to GGUF metadata: choose the module for the kind of tokenizer, and add the common keys."""
+"""Convert a SentencePiece or byte-level BPE tokenizer to GGUF metadata."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def vocabulary(
 
     files: maps the names of the tokenizer files to their paths. config, generation: the parsed config.json and
     generation_config.json.
-    pre_tokenizer: the pre-tokenizer name to write for a byte-level BPE tokenizer, instead of the recognised name.
-    Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken tokenizers, and UsageError
-    if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
+    pre_tokenizer: the pre-tokenizer name to write for a byte-level BPE tokenizer, or None to write the name that
+    ttexport recognises. Raises NotExpressible for tokenizers that llama.cpp does not support, BadInput for broken
+    tokenizers, and UsageError if ``pre_tokenizer`` is given but the tokenizer is not a byte-level BPE.
     """
     settings = read_object(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     content = _content(files, where)

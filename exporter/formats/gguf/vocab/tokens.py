@@ -36,7 +36,7 @@ class AddedToken:
 
     @property
     def stored(self) -> tuple[str, int]:
-        """Return (text, type) as stored in a GGUF.
+        """Return (text, type) of the token, as a GGUF stores them.
 
         The type of an added token depends on the flag ``special`` and on whether the text looks like a control token.
         """
@@ -48,7 +48,7 @@ class AddedToken:
 
 
 class TokenTable:
-    """A table of tokens by id, for an embedding with ``rows`` rows. source: the tokenizer file, for error messages."""
+    """The tokens of an embedding with ``rows`` rows, by token id. source: the tokenizer file, for error messages."""
 
     def __init__(self, rows: int, source: Path) -> None:
         """Create a token table in which all rows are unused."""
@@ -58,7 +58,7 @@ class TokenTable:
         self.scores = [PADDING_SCORE] * rows
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raise BadInput if a token id is not a row of the embedding."""
+        """Raise BadInput if a token id is not the index of an embedding row."""
         for token_id in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token_id < max(len(self.texts), 1):
                 rows = len(self.texts)
@@ -71,7 +71,7 @@ class TokenTable:
         self.texts[token_id], self.types[token_id], self.scores[token_id] = text, type_, score
 
     def put_all(self, vocab: Mapping[str, int], type_: int) -> None:
-        """Set all tokens of ``vocab`` (text → id), without scores, in a loop that is fast for 250,000 tokens."""
+        """Set all tokens of ``vocab`` (text → id), without scores. The loop is fast enough for 250,000 tokens."""
         texts, types = self.texts, self.types
         for text, token_id in vocab.items():
             texts[token_id] = text
@@ -84,8 +84,8 @@ class TokenTable:
     def complete(self) -> list[str]:
         """Return the texts of all embedding rows. An unused embedding row gets the text ``[PAD{id}]``.
 
-        Raises NotExpressible for duplicate or empty token texts, because llama.cpp aborts on a GGUF with duplicate or
-        empty token texts.
+        Raises NotExpressible for duplicate or empty token texts, which would make llama.cpp abort when it loads the
+        GGUF.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
@@ -98,7 +98,7 @@ class TokenTable:
 def added_tokens(
     files: Mapping[str, Path], content: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[AddedToken]:
-    """Read the added tokens, ordered by id.
+    """Return the added tokens, sorted by id.
 
     The added tokens are read from tokenizer.json (``content``), tokenizer_config.json and added_tokens.json. If several
     files contain a token id, tokenizer.json has priority over tokenizer_config.json, which has priority over
@@ -144,7 +144,7 @@ def _token(path: Path, entry: Any, token_id: Any, *, stated: bool) -> AddedToken
 
 
 def flag_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Return notes on added tokens with flags that a GGUF cannot represent.
+    """Return notes on added tokens that have flags which a GGUF cannot represent.
 
     The flags of an added token affect the text around the token: for example, ``lstrip`` drops the spaces before the
     token.
@@ -158,7 +158,7 @@ def flag_notes(added: Iterable[AddedToken]) -> list[str]:
 
 
 def normalised_notes(added: Iterable[AddedToken]) -> list[str]:
-    """Return notes on added tokens that transformers matches in the normalised text, but llama.cpp in the raw text."""
+    """Return notes on added tokens that transformers matches in the normalised text, and llama.cpp in the raw text."""
     normalized = [token for token in added if token.normalized]
     return _note(
         normalized,
@@ -172,7 +172,7 @@ def _note(tokens: list[AddedToken], difference: str) -> list[str]:
 
 
 def _looks_special(token: str) -> bool:
-    """Whether a token's text looks like a control token, regardless of the token's flag (as in llama.cpp)."""
+    """Whether llama.cpp treats a token as a control token because of the token's text, whatever the token's flags are."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))
