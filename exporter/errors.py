@@ -154,7 +154,7 @@ def foreign_line(exc: BaseException, line: int | None = None, *, max_chars: int 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Convert an OSError that is raised while ``path`` is read to ``UnreadableFile``."""
+    """Convert an OSError to an ``UnreadableFile`` error if the OSError is raised while ``path`` is read."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -176,7 +176,7 @@ def in_tensor(path: Path, tensor: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Convert an OSError that is raised while ``path`` is written to ``OutputError``."""
+    """Convert an OSError to an ``OutputError`` if the OSError is raised while ``path`` is written."""
     try:
         yield
     except OSError as exc:

@@ -1,8 +1,8 @@
 """Options as data.
 
-Each dataclass field defines the flag, the release.toml key, the argument, the help and the rule of an option. A group
-of options is a frozen dataclass whose fields are created by the function ``option``. The group validates itself. An
-error message names an option by its flag (``--imatrix``) if the option was given on the command line, and by its key
+Options as dataclass fields: a field defines the option's flag, release.toml key, argument, help and rule. A group of
+options is a frozen dataclass whose fields are created by the function ``option``. The group validates itself. An error
+message names an option by its flag (``--imatrix``) if the option was given on the command line, and by its key
 (``gguf.imatrix``) if the option was given in release.toml.
 """
 
@@ -82,12 +82,12 @@ class OptionError(UsageError):
     """Raised if an option has an invalid value or contradicts another option."""
 
     def __init__(self, group: type[Options], name: str, reason: str) -> None:
-        """reason: the message after the colon, in which ``{name}`` is replaced by the name of another option."""
+        """reason: the message after the colon, in which each ``{name}`` is replaced by the spelling of that option."""
         self.group, self.name, self.reason = group, name, reason
         super().__init__(self.worded(lambda group, option: option.name))
 
     def worded(self, spell: Callable[[type[Options], Option], str]) -> str:
-        """Return the error message with the option names that the function ``spell`` returns."""
+        """Return the error message, with each option name replaced by its spelling from ``spell``."""
         known = self.group.options()
         reason = _REFERENCE.sub(lambda m: spell(self.group, known[m[1]]) if m[1] in known else m[0], self.reason)
         return f"{spell(self.group, known[self.name])}: {reason}"
@@ -99,7 +99,7 @@ def as_flag(group: type[Options], option: Option) -> str:
 
 
 def as_key(group: type[Options], option: Option) -> str:
-    """Return the name of an option in release.toml with the name of its table, such as ``gguf.imatrix``."""
+    """Return the key of an option in release.toml, preceded by the name of its table, such as ``gguf.imatrix``."""
     return f"{group.section}.{option.key}" if group.section else option.key
 
 
@@ -141,13 +141,13 @@ class Options:
         """Check the rules that involve several options of the group. Raises OptionError."""
 
     def fault(self, name: str, reason: str) -> OptionError:
-        """Return an error for the option ``name``."""
+        """Return an OptionError for the option ``name``."""
         return OptionError(type(self), name, reason)
 
     def to_json(self) -> dict[str, Any]:
         """Map the release.toml key of every option to its value.
 
-        The value of an option for a file is the file name without folders.
+        The value of an option that names a file is the file name without folders.
         """
         return {entry.key: _json(getattr(self, name)) for name, entry in self.options().items()}
 
@@ -160,7 +160,7 @@ class Options:
         }
 
     def files(self) -> dict[str, Path]:
-        """Map the keys of the options that name files or folders to the paths."""
+        """Map the key of each option that names a file or folder to the path of the file or folder."""
         paths = [(name, entry) for name, entry in self.options().items() if entry.type is ValueType.PATH]
         return {entry.key: path for name, entry in paths if (path := getattr(self, name)) is not None}
 

@@ -110,8 +110,8 @@ def plan(
 
     Without ``adapters``, the plan of the function ``export`` is returned.
 
-    If a format cannot represent the model, the plan of the artifact has the reason as ``refusal``. Raises the errors
-    that ``merge`` raises before it writes a file.
+    If a format cannot represent the model, the attribute ``refusal`` of the artifact's plan contains the reason. Raises
+    the errors that ``merge`` raises before it writes a file.
     """
     return plan_export(
         ExportSpec(

@@ -62,7 +62,7 @@ in_place_option = click.option(
 
 
 def flags(groups: Iterable[type[Options]]) -> dict[str, list[tuple[type[Options], Option]]]:
-    """Return a dict from command-line flag to the option fields that the flag sets, in order.
+    """Return a dict that maps each command-line flag to all option fields that the flag sets.
 
     A flag can set fields of several formats.
     """
@@ -98,7 +98,7 @@ def output_options(command: _Command) -> _Command:
 
 
 def values_of(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dict from option field to value, for the flags in the command line.
+    """Return a dict that maps option fields to values, for the flags given on the command line.
 
     given: the parameters parsed by click.
     """
@@ -161,7 +161,7 @@ def export_spec(
 
 
 def _shares(takers: Sequence[tuple[type[Options], Option]], values: Sequence[str]) -> list[list[str]]:
-    """Return the values of a repeatable flag for each of the formats ``takers``.
+    """Return, for each format in ``takers``, the values of a repeatable flag that the format accepts.
 
     A value that no format accepts is passed to the first format, which raises an error for the value.
     """

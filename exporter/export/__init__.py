@@ -1,1 +1,1 @@
-"""Run an export: read the inputs, plan, write to a temporary path, verify, and rename to the final path."""
+"""Run an export: read the inputs, plan the artifacts, write temporary files, verify the files, and rename them."""

@@ -29,7 +29,7 @@ class LocatedAdapter(NamedTuple):
 
 
 def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) -> list[LocatedAdapter]:
-    """Download if necessary, and open, adapters that are given as paths or hub ids.
+    """Open adapters that are given as paths or hub ids. An adapter is downloaded first if necessary.
 
     asked_by: name of the argument or key that lists the adapters, for error messages.
     quiet: whether to hide progress bars of downloads.
@@ -42,7 +42,7 @@ def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) 
 def plan_located_merge(
     base: Located, checkpoint: Checkpoint, adapters: Sequence[LocatedAdapter], options: MergeOptions
 ) -> MergePlan:
-    """Check that the base is the base of the adapters, plan the merge, and record the inputs' hub repositories.
+    """Check that the adapters belong to ``base``, plan the merge, and record the hub repositories of all inputs.
 
     checkpoint: the opened checkpoint of ``base``.
 

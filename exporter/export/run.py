@@ -1,4 +1,4 @@
-"""Run an export: read the inputs, plan, write to a temporary path, verify, and rename to the final path."""
+"""Run an export: read the inputs, plan the artifacts, write temporary files, verify the files, and rename them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
 
 
 def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
-    """Write the reports to the folder of --report, even if the verification failed.
+    """Write the reports to the folder given by --report, even if the verification failed.
 
     If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, in which
     artifacts have their final paths. In the report inside OUT, paths are relative to OUT, so that the folder can be

@@ -30,7 +30,7 @@ LAYER: Final = PRE_NORMS | ATTENTION | GATED_MLP
 def heads(settings: Settings, *, head_dim: int | None = None) -> tuple[int, int, int]:
     """Read (number of query heads, number of key heads, width of a head) from a config.
 
-    head_dim: the head width to use if the config gives no width; None computes hidden size / query heads.
+    head_dim: the head width to use if the config gives no width; None means hidden size / number of query heads.
     Raises BadInput if the number of query heads is not a multiple of the number of key heads.
     """
     count = settings.integer("num_attention_heads")
@@ -64,10 +64,10 @@ def rope(
     theta: float = 10000.0,
     partial: float | None = None,
 ) -> Rope:
-    """Read the rotary embedding of a config. theta, partial: the default values of the model family.
+    """Read the rotary embedding of a config.
 
-    rope_types: the rope types that the family supports in addition to "default". partial: None means that the family
-    rotates whole heads.
+    rope_types: the rope types that the family supports in addition to "default". theta, partial: the family's defaults
+    for theta and for the partial rotary factor. If ``partial`` is None, the family always rotates whole heads.
     Raises NotExpressible for a rope type that the family does not support, and BadInput for invalid numbers.
     """
     table = rope_table(config)

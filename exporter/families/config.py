@@ -87,7 +87,7 @@ class Settings:
         return value
 
     def activation(self, family: str, key: str, default: str, allowed: Collection[Activation]) -> Activation:
-        """Return the activation function under ``key``.
+        """Return the name of the activation function that the config gives under ``key``.
 
         Raises NotExpressible for an activation function that is not in ``allowed``.
         """

@@ -15,7 +15,10 @@ from typing import Any, Literal
 
 
 class Role(Enum):
-    """The role of a tensor in a decoder. The enum value of a role is the dotted module path in an ONNX graph."""
+    """The role of a tensor in a decoder.
+
+    The enum value of a role is the module path by which ONNX graphs name the role.
+    """
 
     EMBED = "embed_tokens"
     POSITIONS = "embed_positions"
@@ -44,7 +47,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The position of a tensor in the decoder: the tensor's role, the layer and, for experts and heads, a number.
+    """The position of a tensor in the decoder: its role, its layer and, if it belongs to an expert or head, a number.
 
     layer: the number of the layer, or None for a tensor outside the layers. member: the expert's number for an expert's
     matrix, the head's number for a norm that is stored per head, otherwise None. optional: whether the tensor may be
@@ -72,12 +75,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Rotary embedding of the first ``dims`` elements of each head, in which i is paired with i + dims/2.
+    """Rotary embedding of the first ``dims`` elements of each head, which pairs element i with element i + dims/2.
 
     scaling: the parameter table of the config's rope type (``rope_type`` "linear", "llama3", "yarn" or "longrope"), or
     None. original_positions: the context length before rope scaling. local_theta: the theta of sliding-window layers,
-    which are never scaled, or None if all layers have the same theta. interleaved: whether 2i is paired with 2i + 1,
-    instead of i with i + dims/2 as in most Hugging Face models. skipped: the layers without rotary embedding.
+    which are never scaled, or None if all layers have the same theta. interleaved: whether element 2i is paired with
+    element 2i + 1, instead of element i with element i + dims/2 as in most Hugging Face models. skipped: the layers
+    without rotary embedding.
     """
 
     dims: int

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 class Format:
     """Properties of an output format that the command-line verbs use.
 
-    options: the format's options class, whose attribute ``section`` is the format's name. planner: the names of the
-    module and of the function that turn a group of options and a merge into a ``Target``; the module is imported on
-    first use. file: the file name of an artifact that is written alone, with the placeholders ``{name}`` (the model's
-    name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the placeholders
-    ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts. adapter_only:
-    whether an artifact contains the adapter without the base. keeps_quantisation: whether an artifact can contain the
-    matrices of a quantised base unchanged. library, tags: metadata for model cards on the Hugging
+    options: the format's options class, whose attribute ``section`` is the format's name. planner: the module name and
+    the name of the function that makes a ``Target`` from a group of options and a merge; the module is imported on
+    first use. file: the file name of an artifact that is the only artifact of a run, with the placeholders ``{name}``
+    (the model's name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the
+    placeholders ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts.
+    adapter_only: whether an artifact contains the adapter without the base. keeps_quantisation: whether an artifact can
+    contain the matrices of a quantised base unchanged. library, tags: metadata for model cards on the Hugging
     Face hub. usage: a function that returns the usage examples for a model card.
     """
 
@@ -112,7 +112,7 @@ FORMATS: Final = _by_name(
 
 
 def plan_target(options: FormatOptions, merge: MergePlan, budget: Budget) -> Target:
-    """Plan the artifact of ``options``, which is an element of ``FormatOptions.artifacts()``.
+    """Plan the artifact described by ``options``, an element of ``FormatOptions.artifacts()``.
 
     The function reads tensor shapes only, no weights. If the format cannot represent the model, the returned target has
     a ``refusal``. Raises BadInput for invalid inputs.

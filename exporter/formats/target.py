@@ -46,7 +46,7 @@ class FormatOptions(Options, ABC):
 
 
 class Scratch(Protocol):
-    """Temporary files of a run from which several artifacts are made."""
+    """Temporary files of a run, each of which can be used for several artifacts."""
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
         """Return (path of the temporary file ``name``, whether the file already existed).
@@ -62,7 +62,7 @@ class FolderScratch:
     folder: Path
 
     def file(self, name: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
-        """Implement ``Scratch.file`` with files in the folder."""
+        """Implement ``Scratch.file``, with the temporary files stored in the folder."""
         path = self.folder / name
         if path.exists():
             return path, True
@@ -92,7 +92,7 @@ class Target:
     write: a function that writes the artifact to a path. finish: a function for a last step, such as the split of a
     GGUF into parts; the function may create files in the folder of the path, with names that start with the path's
     name. notes: sentences about properties of the model that the format cannot represent. nbytes: the artifact's size
-    in bytes, which is an estimate if ``estimated`` is True. work_nbytes: the number of all bytes written to make the
+    in bytes, which is an estimate if ``estimated`` is True. work_nbytes: the total number of bytes written to make the
     artifact, if larger than ``nbytes``. peak_nbytes: the estimated peak memory of writing the artifact, in bytes.
     maker: the program or method that writes the artifact, for a format with several writers. place: the path of the
     artifact below OUT, or an empty path if the artifact is OUT itself.

@@ -1,4 +1,4 @@
-"""Types of usage examples for model cards: code that runs a format's artifacts, one example per client."""
+"""Define the types of usage examples for model cards. Each example is code that runs an artifact with one client."""
 
 from __future__ import annotations
 

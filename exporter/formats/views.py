@@ -72,7 +72,10 @@ class Interleaved(_OneSource):
 
 @dataclass(frozen=True)
 class Regrouped(_OneSource):
-    """A view with all queries, then all keys, then all values, of a matrix that stores q, k and v head by head."""
+    """A view of a matrix that stores q, k and v head by head.
+
+    The view contains all q rows, then all k rows, then all v rows.
+    """
 
     heads: int
 
@@ -98,7 +101,7 @@ class Regrouped(_OneSource):
 
 @dataclass(frozen=True)
 class Transposed(_OneSource):
-    """A view of a stored matrix, transposed. Each block needs a pass over the whole source, so blocks are large."""
+    """A transposed view of a stored matrix. Each block needs a pass over the whole source, so blocks are large."""
 
     @property
     def spec(self) -> TensorSpec:
@@ -123,9 +126,10 @@ class Transposed(_OneSource):
 
 @dataclass(frozen=True)
 class Shifted(_OneSource):
-    """A view of a tensor plus a constant, in float16 for a float16 source, otherwise in float32.
+    """A view that adds a constant to a tensor.
 
-    The dtype of the sum equals the dtype that llama.cpp's converter uses.
+    The dtype of the view is float16 for a float16 source, otherwise float32. llama.cpp's converter uses the same dtype
+    for the sum.
     """
 
     offset: float
@@ -145,13 +149,13 @@ class Shifted(_OneSource):
 
 @dataclass(frozen=True)
 class Stacked:
-    """A view of several tensors with equal dtype and width, whose rows are concatenated."""
+    """A view that concatenates the rows of several tensors of equal dtype and width."""
 
     sources: Sequence[LazyTensor]
 
     @property
     def spec(self) -> TensorSpec:
-        """Copy of the first source tensor's spec, in which the row count is that of all source tensors together."""
+        """The spec of the first source tensor, except that the row count is the total of all source tensors."""
         first = self.sources[0].spec
         return replace(first, shape=(sum(source.spec.n_rows for source in self.sources), *first.shape[1:]))
 

@@ -17,7 +17,7 @@ from exporter.sources.hub.locate import is_adapter, locate
 def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
     """Write SOURCE, a checkpoint or an adapter, in another format.
 
-    SOURCE is a folder or a hub id (org/name, org/name@revision). The default is the current folder.
+    SOURCE is a folder or a hub id (org/name, org/name@revision). By default, SOURCE is the current folder.
 
     \b
     Examples:
@@ -28,7 +28,7 @@ def export(source: str, base: str | None, quiet: bool, **options: Any) -> None:
 
 
 def as_merge(source: str, base: str | None, *, quiet: bool) -> dict[str, Any]:
-    """Return the arguments ``adapters`` and ``base`` of a merge for a source that is an adapter or a checkpoint."""
+    """Return the merge arguments ``adapters`` and ``base`` for exporting ``source``, an adapter or a checkpoint."""
     if is_adapter(locate(source, asked_by="SOURCE", quiet=quiet).path):
         return {"adapters": (source,), "base": base}
     if base is not None:

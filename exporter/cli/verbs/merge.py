@@ -16,9 +16,9 @@ from exporter.cli.exporting import export_options
 def merge(adapters: tuple[str, ...], **options: Any) -> None:
     """Merge adapters into their base and write the result.
 
-    ADAPTER is a PEFT adapter: a folder or a hub id (user/name, user/name@revision). The default is the current folder.
-    Rows are written into the embedding and, if the head is tied to the embedding, into the head. Artifacts get their
-    final names only after the artifacts have been verified on disk.
+    ADAPTER is a PEFT adapter: a folder or a hub id (user/name, user/name@revision). By default, ADAPTER is the current
+    folder. Token rows of the adapters are written into the embedding and, if the LM head is tied to the embedding, into
+    the LM head. Artifacts get their final names only after the artifacts have been verified on disk.
 
     \b
     Examples:

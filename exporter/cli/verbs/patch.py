@@ -48,17 +48,18 @@ from exporter.verify.report import Report
 @in_place_option
 @output_options
 def patch(base: Path, as_json: bool, quiet: bool, verbose: bool, verify: str, **options: Any) -> None:
-    """Write an adapter's token rows into BASE, a .gguf file or a folder of ONNX models. All other bytes are copied.
+    """Write an adapter's token rows into BASE, a .gguf file or a folder of ONNX models.
 
-    BASE may have any architecture and type, and may have been written by any tool. In a folder, every model is patched,
-    and the tokenizer and configs are updated.
+    All other bytes of BASE are copied. BASE may have any architecture and type, and may have been written by any tool.
+    In a folder, every model is patched, and the tokenizer and configs are updated.
 
     New tokens use unused rows of the vocabulary first, then rows appended to the vocabulary. The result has the same
-    bytes as a new merge, conversion and quantisation. A patch copies BASE, or with --in-place writes only the rows.
+    bytes as the output of a new merge, conversion and quantisation. By default, a patched copy of BASE is written; with
+    --in-place, only the rows are written, into BASE itself.
 
-    BASE must have been made from the adapters' base. To check this, the checkpoint given by --base (default: the folder
-    named in the adapters) is compared with the digest that ttexport recorded in BASE, or without a digest with rows of
-    BASE.
+    BASE must have been made from the adapters' base. To check the origin of BASE, ttexport compares the checkpoint
+    given by --base (default: the folder named in the adapters) with the digest that ttexport recorded in BASE or, if
+    BASE contains no digest, with rows of BASE.
 
     \b
     Examples:

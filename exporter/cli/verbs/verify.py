@@ -55,13 +55,15 @@ def verify(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Prove that ARTIFACT equals the reference with the adapters unmerged. The exit code is 3 if ARTIFACT differs.
+    """Prove that ARTIFACT is equivalent to the reference with unmerged adapters.
 
-    ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder of two or more formats. Each artifact
-    runs in a new process, from the files on disk, in a runtime of its format. The reference is transformers with PEFT.
+    The exit code is 3 if ARTIFACT differs. ARTIFACT is a .gguf file, an ONNX or checkpoint folder, or the output folder
+    of two or more formats. Each artifact runs in a new process, from the files on disk, in a runtime of its format. The
+    reference is transformers with PEFT.
 
-    Without --reference, ARTIFACT is a release folder. Every file, tensor and document is compared with the manifest,
-    offline. With --public-key, the signature is checked too. The exit code is 4 if the manifest cannot be read.
+    Without --reference, ARTIFACT is a release folder. Every file, tensor and document of a release folder is compared
+    with the manifest, without network access. With --public-key, the signature of the release is checked too. The exit
+    code is 4 if the manifest cannot be read.
     """
     trust = read_trust(public_key, identity, issuer)
     if reference is None:

@@ -1,1 +1,1 @@
-"""Decoders with layer norms, which normalise mean and variance, like GPT-2."""
+"""Model families with layer norms, which normalise mean and variance, such as GPT-2."""

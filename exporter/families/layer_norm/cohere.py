@@ -49,9 +49,9 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """Return a reason for refusal if the number of layers contradicts the norms of queries and keys, otherwise None.
+    """Return a reason for refusal if llama.cpp would expect query and key norms wrongly, otherwise None.
 
-    llama.cpp recognises Command R+ by its 64 layers, and reads norms of queries and keys for Command R+ only.
+    llama.cpp recognises Command R+ by its 64 layers, and reads query and key norms for Command R+ only.
     """
     if (spec.attention.qk_norm is not None) != (spec.layers >= 64):
         wanted = "true" if spec.layers >= 64 else "false"

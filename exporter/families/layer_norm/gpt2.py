@@ -1,4 +1,4 @@
-"""The decoder of GPT-2: learned position embeddings, layer norms, biases on all linear layers, (in, out) matrices.
+"""The decoder of GPT-2: learned position embeddings, layer norms, biases on all linear layers, and (in, out) matrices.
 
 Source: transformers' GPT2Config and GPT2LMHeadModel.
 """

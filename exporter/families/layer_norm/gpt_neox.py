@@ -1,7 +1,7 @@
 """The decoder of GPT-NeoX and Pythia.
 
-In GPT-NeoX, attention and MLP run in parallel. GPT-NeoX stores queries, keys and values in a single matrix, head by
-head.
+In GPT-NeoX, attention and MLP run in parallel. GPT-NeoX stores the query, key and value projections of a layer in a
+single matrix, head by head.
 
 Source: transformers' GPTNeoXConfig and GPTNeoXForCausalLM.
 """

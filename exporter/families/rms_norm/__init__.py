@@ -1,1 +1,1 @@
-"""Decoders with RMS norms, like Llama."""
+"""Model families with RMS norms, such as Llama."""

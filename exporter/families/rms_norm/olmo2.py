@@ -1,4 +1,4 @@
-"""The decoder of OLMo 2, with norms after each block and on whole queries and keys, but no norms before the blocks.
+"""The decoder of OLMo 2, which normalises block outputs and whole queries and keys, but not the inputs of blocks.
 
 Source: transformers' Olmo2Config and Olmo2ForCausalLM.
 """

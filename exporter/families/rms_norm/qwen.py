@@ -1,6 +1,6 @@
 """The decoders of Qwen 2 and 2.5, Qwen 3, and Qwen 3 with experts.
 
-Qwen 2 and 2.5 have biases on queries, keys and values. Qwen 3 has norms on queries and keys.
+Qwen 2 and 2.5 have biases on the query, key and value projections. Qwen 3 has norms on queries and keys.
 
 Source: transformers' Qwen2Config, Qwen3Config, Qwen3MoeConfig and their ForCausalLM classes.
 """

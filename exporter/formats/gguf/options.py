@@ -101,7 +101,7 @@ class GgufOptions(FormatOptions):
     def artifacts(self) -> Sequence[Self]:
         """Return one copy of the options per GGUF file.
 
-        Each copy omits the options that do not apply to the type of its file.
+        Each copy omits the options that do not apply to the type of the copy's GGUF file.
         """
         return [self._of(name) for name in self.types] or (self,)
 

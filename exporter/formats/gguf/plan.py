@@ -209,7 +209,7 @@ def _view(
 
 
 def row_order(tensor: LazyTensor, slot: Slot, spec: DecoderSpec, row: Architecture) -> tuple[LazyTensor, str]:
-    """Return (the matrix ``tensor`` with rows in llama.cpp's order, the text that describes the change in the ledger)."""
+    """Return (``tensor`` with its rows in llama.cpp's order, the text that describes the change in the ledger)."""
     attention = spec.attention
     if slot.role is Role.QKV and attention.qkv == "heads":
         return Regrouped(tensor, attention.heads), ", rows regrouped into all queries, all keys and all values"

@@ -163,5 +163,5 @@ def _metadata(provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_json(value: object) -> bytes:
-    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, and a final newline."""
+    """Serialise JSON like transformers' configs: two-space indentation, keys in insertion order, a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

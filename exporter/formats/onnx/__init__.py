@@ -1,7 +1,7 @@
-"""Export to ONNX: plan a folder of ONNX models from a merged model, then write the folder.
+"""Plan a folder of ONNX models from a merged model, and write the folder.
 
 The names of this package are imported on first use, so that ``ttexport patch``, which uses only a few modules of the
-package, does not import the library that builds graphs.
+package, does not import the library that builds ONNX graphs.
 """
 
 from __future__ import annotations

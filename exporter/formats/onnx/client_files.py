@@ -1,4 +1,4 @@
-"""Make the configs and tokenizer files beside ``onnx/``, as expected by transformers.js and onnxruntime-genai.
+"""Make the config and tokenizer files that transformers.js and onnxruntime-genai expect beside ``onnx/``.
 
 Sources: documentation of the ``transformers.js_config`` table and of onnxruntime-genai's genai_config.json.
 """
@@ -29,7 +29,7 @@ def client_files(
     *,
     shared_cache: bool = False,
 ) -> dict[str, bytes]:
-    """Return a dict of file name → content with all config and tokenizer files that the ONNX clients read.
+    """Return a dict that maps file names to contents, for all config and tokenizer files that the ONNX clients read.
 
     spec: the description of the decoder, or None to omit genai_config.json, which contains numbers from the
     description. shared_cache: whether the graph accepts a preallocated KV cache that is longer than the cached tokens.
@@ -46,7 +46,7 @@ def client_files(
 
 
 def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
-    """Read auxiliary files such as tokenizer files (name → path), and adapt the contents to the ONNX clients.
+    """Read the auxiliary files (a dict of name → path), and adapt the file contents to the ONNX clients.
 
     Raises UnreadableFile.
     """
@@ -54,7 +54,7 @@ def auxiliary_contents(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _config(config: Mapping[str, Any], precisions: Sequence[Precision]) -> dict[str, Any]:
-    """Add the external data files and KV cache dtypes to the config in the table ``transformers.js_config``."""
+    """Add the table ``transformers.js_config``, with external data files and KV cache dtypes, to the config."""
     given = config.get("transformers.js_config")
     table = dict(given) if isinstance(given, dict) else {}
     stems = [stem for precision in precisions for stem in precision.stems]
@@ -88,7 +88,7 @@ def _chat_template(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def _default_template(value: object) -> str | None:
-    """Return the default chat template of a tokenizer config, which may contain one or several named templates."""
+    """Return the default chat template of a tokenizer config that contains a single template or named templates."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -98,7 +98,7 @@ def _default_template(value: object) -> str | None:
 def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
     """Return the special token ids for genai_config.json.
 
-    ids: the keys of config.json and generation_config.json, merged.
+    ids: the merged contents of config.json and generation_config.json.
     """
     eos = ids.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) and eos else eos
@@ -112,9 +112,9 @@ def genai_ids(ids: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _genai(spec: DecoderSpec, stem: str, ids: Mapping[str, Any], *, shared_cache: bool) -> dict[str, Any]:
-    """Make genai_config.json.
+    """Return the content of genai_config.json.
 
-    stem: file name stem of the model. ids: merged keys of config.json and generation_config.json.
+    stem: file name stem of the model. ids: the merged contents of config.json and generation_config.json.
     """
     attention = spec.attention
     decoder = {

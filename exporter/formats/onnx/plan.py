@@ -31,7 +31,7 @@ _BY_ROW: Final = (Role.EMBED, Role.HEAD, Role.POSITIONS)
 class PlacedInitialiser:
     """An initialiser and the initialiser's offset in the external data file.
 
-    sources: names of the checkpoint tensors to report as written.
+    sources: names of the checkpoint tensors that are recorded as written in the ledger.
     """
 
     value: Initialiser
@@ -46,7 +46,7 @@ class PlacedInitialiser:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The model in one precision, with the initialisers in the order of the external data file."""
+    """The model in one precision, with its initialisers in the order of the external data file."""
 
     precision: Precision
     initialisers: Sequence[PlacedInitialiser]
@@ -59,10 +59,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class OnnxLayout:
-    """The plan of an ONNX folder: one graph and external data file per precision, and config and tokenizer files.
+    """The plan of an ONNX folder: a graph and external data for each precision, and the config and tokenizer files.
 
-    ops: "standard" or "ort". dropped: name of a checkpoint tensor omitted on purpose → rule in the ledger that
-    justifies the omission.
+    ops: "standard" or "ort". dropped: maps the name of each checkpoint tensor that is omitted on purpose to the reason
+    recorded in the ledger.
     """
 
     model: MergedModel
@@ -81,8 +81,9 @@ class OnnxLayout:
 def plan_onnx(
     model: MergedModel, precisions: Sequence[Precision] = (PRECISIONS["fp32"],), *, ops: str = "standard"
 ) -> OnnxLayout:
-    """Plan the ONNX folder of ``model``, which must be in F32. The plan reads shapes and small files, but no weights.
+    """Plan the ONNX folder of ``model``, which must be in F32.
 
+    Planning reads tensor shapes and small files, but no weights.
     ops: "standard", or "ort" for fused operators that exist only in ONNX Runtime.
     Raises NotExpressible if the model has no supported family or is not in float32. Raises BadInput if tensors or
     settings contradict the config.

@@ -1,4 +1,4 @@
-"""Usage examples of ONNX folders for model cards: onnxruntime-genai and transformers.js."""
+"""Make the usage examples for the model cards of ONNX folders, which run onnxruntime-genai and transformers.js."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHOICES_BY_STEM: Final = {
 
 
 def onnx_usage(artifacts: Sequence[ReleasedArtifact], name: str) -> Iterator[Usage]:
-    """Yield the code for running an ONNX folder with onnxruntime-genai and transformers.js.
+    """Yield example code that runs an ONNX folder with onnxruntime-genai and with transformers.js.
 
     A client is left out if the ONNX folder does not contain the files that the client needs.
     """

@@ -1,4 +1,4 @@
-"""Write a planned ONNX folder: external data and graph for each precision, then config and tokenizer files."""
+"""Write a planned ONNX folder: the graph and external data of each precision, the config and the tokenizer files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TYPES: Final = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.
 def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> None:
     """Write ``layout`` to the new or empty folder ``out``. Equal layouts are written as identical bytes.
 
-    Peak memory: the largest linear layer plus a few megabytes. The embedding is written in row blocks.
+    Peak memory: the size of the largest linear layer plus a few megabytes. The embedding is written in row blocks.
     Raises OutputError if ``out`` is not empty or a write fails. Raises BadInput if the checkpoint has changed since
     planning, or if a precision cannot represent a value. After an error, ``out`` is empty.
     """
@@ -50,7 +50,7 @@ def write_onnx(layout: OnnxLayout, out: Path, progress: Progress = silent) -> No
 
 
 def graph_bytes(layout: OnnxLayout, variant: Variant, data: str) -> bytes:
-    """Serialise an ONNX model: the graph, with references to the external data file ``data``, and the provenance."""
+    """Serialise an ONNX model: the graph, references to the external data file ``data``, and the provenance."""
     weights = {placed.value.name: initialiser(_external(placed, data)) for placed in variant.initialisers}
     floats = _TYPES[variant.precision.floats]
     graph = build(layout.spec, weights, tied=layout.model.tie.tied, floats=floats, ops=layout.ops)
@@ -106,9 +106,9 @@ def _write_initialiser(model: MergedModel, placed: PlacedInitialiser, file: Outp
 
 
 def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
-    """Return the name of the source tensor with a value out of range.
+    """Return the name of the source tensor that contains a value out of range.
 
-    The name of a single source tensor is returned without a check of the values.
+    If there is only one source tensor, its name is returned without a check of the tensor's values.
     """
     if len(placed.sources) > 1:
         dtype = "F16" if placed.value.dtype == "F16" else "F32"
@@ -122,8 +122,8 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 def _fresh(out: Path) -> Iterator[None]:
     """Return a context manager that requires ``out`` to be an empty or new folder.
 
-    If the body of the ``with`` statement fails, the content of ``out`` is removed, and ``out`` itself if it was
-    missing.
+    If the body of the ``with`` statement fails, the content of ``out`` is removed. The folder ``out`` itself is removed
+    if it did not exist before.
     """
     with writing(out):
         created = not out.exists()

@@ -154,9 +154,9 @@ def _unigram(path: Path, model: Mapping[str, Any]) -> SentencePieceModel:
 
 
 def _check_bytes(table: TokenTable, algorithm: int) -> None:
-    """Check that a BPE model has all 256 byte pieces, or that a unigram model has no byte pieces.
+    """Check that llama.cpp supports the set of byte pieces in a SentencePiece model.
 
-    llama.cpp does not support any other BPE or unigram models.
+    llama.cpp requires all 256 byte pieces in a BPE model, and no byte pieces in a unigram model.
     """
     present = {text for text, type_ in zip(table.texts, table.types, strict=True) if type_ == BYTE}
     if algorithm == UNIGRAM:
@@ -183,7 +183,8 @@ def _check_bytes(table: TokenTable, algorithm: int) -> None:
 def _spaces(source: Path, files: Mapping[str, Path], content: Mapping[str, Any], model: SentencePieceModel) -> Spaces:
     """Determine how the tokenizer treats spaces.
 
-    The source is tokenizer.json, as in transformers, or tokenizer.model if tokenizer.json does not exist.
+    The treatment of spaces is read from tokenizer.json, as in transformers, or from tokenizer.model if tokenizer.json
+    does not exist.
     """
     unigram = model.algorithm == UNIGRAM
     if content:
@@ -215,8 +216,8 @@ def _space_keys(spaces: Spaces, algorithm: int, state_prefix: bool) -> list[Key]
 def _merge_notes(merges: Collection[tuple[str, str]], joined: Iterable[str], vocab: Collection[str]) -> list[str]:
     """Return a note if the concatenation of two pieces is in the vocabulary, but the pair is not in ``merges``.
 
-    llama.cpp joins two such pieces without a merge, but transformers does not. vocab: the pieces without added tokens,
-    because added tokens are matched before the text is tokenised.
+    llama.cpp joins two neighbouring pieces even if there is no merge for the pair, but transformers does not. vocab:
+    the pieces without added tokens, because added tokens are matched before the text is tokenised.
     """
     for text in joined:
         for length in range(1, len(text)):

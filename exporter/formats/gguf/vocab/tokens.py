@@ -36,7 +36,7 @@ class AddedToken:
 
     @property
     def stored(self) -> tuple[str, int]:
-        """Return (text, type) of the token, as a GGUF stores them.
+        """Return the token's (text, type) as stored in a GGUF.
 
         The type of an added token depends on the flag ``special`` and on whether the text looks like a control token.
         """
@@ -172,7 +172,7 @@ def _note(tokens: list[AddedToken], difference: str) -> list[str]:
 
 
 def _looks_special(token: str) -> bool:
-    """Whether llama.cpp treats a token as a control token because of the token's text, whatever the token's flags are."""
+    """Whether llama.cpp treats a token as a control token because of the token's text, regardless of the flags."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))

@@ -18,7 +18,10 @@ from exporter.formats.onnx.weights.rope import LOCAL, LONG, MAIN
 
 
 class Attention:
-    """Builds the attention of every layer. Masks and other values shared by several layers are built once per graph."""
+    """Builds the attention nodes of every layer.
+
+    Masks and other values shared by several layers are built once per graph.
+    """
 
     def __init__(self, modules: Modules) -> None:
         """``modules``: builder of the projections and norms in the ONNX graph."""
@@ -37,7 +40,8 @@ class Attention:
     def _attend(self, layer: int, at: str, x: ir.Value, outputs: Sequence[str]) -> Sequence[ir.Value]:
         """Add attention without the output projection.
 
-        Returns (attended values, new keys, new values), named ``outputs``.
+        Returns (result of the attention, new keys, new values); ``outputs`` contains the names of the three graph
+        values.
         """
         attention = self.attention
         q, k, v = self._rotated(layer, at, *self._projected(layer, x))
@@ -147,7 +151,7 @@ class Attention:
     def _mask(self) -> ir.Value:
         """Return a boolean mask [B, 1, S, T], which is true where a query attends to a key.
 
-        Keys of left and right padding are masked out.
+        The keys of padding tokens on the left and on the right are masked out.
         """
         make, at = self.make, "mask"
         keys, queries = self._positions

@@ -1,7 +1,7 @@
 """A thin wrapper around onnx_ir that creates graph nodes and values with readable names.
 
-A node and the node's first output are both named by the module path (``layers.3.self_attn.q_proj``). The names of
-helper nodes append a word to the path (``layers.3.mlp.act_fn.sigmoid``).
+A node and the node's first output are both named by the module path (``layers.3.self_attn.q_proj``). A helper node is
+named by the module path plus a word (``layers.3.mlp.act_fn.sigmoid``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Builder:
     ) -> None:
         """Create a builder.
 
-        weights: initialiser name → value. floats: dtype of activations. constants: constants of an enclosing graph.
+        weights: maps initialiser names to graph values. floats: dtype of activations. constants: constants of the
+        enclosing graph, for a nested graph.
         """
         self.nodes: list[ir.Node] = []
         self.floats = floats

@@ -88,9 +88,9 @@ class _Decoder:
         return self._added(x, inner, f"{at}.mlp.residual"), present
 
     def _maybe_norm(self, role: Role, layer: int, x: ir.Value, otherwise: ir.Value | None = None) -> ir.Value:
-        """Normalise ``x`` if the decoder has a norm of ``role``.
+        """Return ``x``, normalised by the norm of ``role``.
 
-        Without a norm of the role, return ``otherwise``, by default ``x``.
+        If the decoder has no norm of the role, returns ``otherwise``, or ``x`` if ``otherwise`` is None.
         """
         if self.modules.has(role, layer):
             return self.modules.norm(role, layer, x)

@@ -38,9 +38,9 @@ def linear(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, count: int, name: str) -> ir.Value:
     """Multiply ``x`` [n, H] by the matrix with index ``number`` among the ``count`` stacked matrices of ``module``.
 
-    A Gather first copies the matrix out of the stack, and also dequantises a quantised matrix. MatMulNBits would also
-    have to dequantise the matrix, because codes copied out of a stack cannot be packed at session start, and would take
-    2.5 times as long for a single token.
+    A Gather node first copies the matrix out of the stack, and also dequantises the matrix if it is quantised. The
+    operator MatMulNBits would take 2.5 times as long for a single token. MatMulNBits would also have to dequantise the
+    matrix, because codes that are copied out of a stack cannot be packed at session start.
     """
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
@@ -57,7 +57,7 @@ def select_linear(make: Builder, x: ir.Value, module: str, number: ir.Value, cou
 
 
 def look_up(make: Builder, module: str, ids: ir.Value) -> ir.Value:
-    """Look up the embedding rows of the token ids ``ids`` [B, S] in the matrix of ``module``. Returns [B, S, H]."""
+    """Look up the embedding rows [B, S, H] of the token ids ``ids`` [B, S] in the matrix of ``module``."""
     weight = make.weight(f"{module}.{WEIGHT}")
     if not _is_quantised(make, module):
         return make.op("Gather", [weight, ids], module)
@@ -79,9 +79,10 @@ def head(make: Builder, x: ir.Value, module: str, name: str, *, fused: bool) -> 
     fused: whether to use ONNX Runtime's own operator for the product. The standard operator Gemm can multiply by a (V,
     H) matrix, but supports only two dimensions, and the reshape after the Gemm copies the logits (2.5 of the 345 ms
     that SmolLM2 takes for 128 tokens on one core). ONNX Runtime copies the LM head once into private memory in a packed
-    layout, while Gather reads the embedding from the memory-mapped file. So a session's private memory contains each
-    weight only once, even with a tied LM head (SmolLM2: 539 MB for 538 MB of weights). Gemm(head, x), with the LM head
-    as the first input, would avoid the packed copy and save 108 MB of private memory, but decodes 10 to 14 % slower.
+    layout, while Gather reads the embedding from the memory-mapped file. Therefore, a session's private memory contains
+    each weight only once, even if the LM head is tied (SmolLM2: 539 MB of memory for 538 MB of weights). Gemm(head, x),
+    with the LM head as the first input, would avoid the packed copy and save 108 MB of private memory, but decodes 10
+    to 14 % slower.
     """
     if _is_quantised(make, module):
         return _product(make, x, module, name)
@@ -104,7 +105,7 @@ def _product(make: Builder, x: ir.Value, module: str, name: str) -> ir.Value:
 
 
 def _suffixes(make: Builder, module: str) -> list[str]:
-    """Return the name suffixes of a quantised matrix's initialisers, in the order of the operators' inputs."""
+    """Return the name suffixes of a quantised matrix's initialisers, in the input order of the ONNX operators."""
     return [WEIGHT, SCALES, *([ZERO_POINTS] if f"{module}.{ZERO_POINTS}" in make.weights else [])]
 
 

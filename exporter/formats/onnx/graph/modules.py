@@ -48,7 +48,7 @@ class Modules:
         return make.op("LayerNormalization", factors, name, axis=-1, epsilon=norm.eps)
 
     def linear(self, role: Role, layer: int, x: ir.Value) -> ir.Value:
-        """Apply the linear layer of a role to ``x``, with a bias if the checkpoint has a bias for the layer."""
+        """Apply the linear layer of a role to ``x``, and add the layer's bias if the checkpoint contains a bias."""
         make, name = self.make, path(role, layer)
         bias = self._bias(name)
         product = linear(make, x, name, f"{name}.product" if bias else name)

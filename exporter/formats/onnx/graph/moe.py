@@ -51,7 +51,10 @@ def experts(modules: Modules, layer: int, x: ir.Value) -> ir.Value:
 
 
 def _body(modules: Modules, layer: int, tokens: ir.Value, by_expert: ir.Value) -> ir.Graph:
-    """Build the body of the Loop over experts, which adds an expert's output for the tokens routed to the expert."""
+    """Build the body of the Loop over experts.
+
+    Each iteration of the Loop adds the output of an expert for the tokens that are routed to the expert.
+    """
     at = f"layers.{layer}.mlp.expert"
     make = modules.make.inner()
     number = _scalar(f"{at}.number", ir.DataType.INT64)

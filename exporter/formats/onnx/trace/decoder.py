@@ -1,4 +1,4 @@
-"""Script of the tracing process, which loads a checkpoint and writes ONNX model files with external data.
+"""Script that loads a checkpoint, traces the model, and writes ONNX files with external data.
 
 The model is traced with the eager attention of transformers, because every transformers model supports eager attention.
 Eager attention keeps the scores of fully masked rows finite, and is traced into standard ONNX operators only.

@@ -1,7 +1,7 @@
 """Trace a torch module into an ONNX graph that stores each weight once and uses readable names.
 
-The module runs only in the separate tracing process. In exporter.formats.onnx, only modules of the tracing process
-import torch.
+This Python module is imported only in the separate tracing process. In exporter.formats.onnx, only modules of the
+tracing process import torch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Dims = Mapping[str, Sequence[str | None]]
 def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, inputs: Dims, outputs: Dims) -> ir.Model:
     """Trace ``module``, called with the example ``arguments``, into an ONNX model.
 
-    shapes: the dynamic_shapes argument of torch.onnx.export. inputs, outputs: name of each graph input or output →
-    names of the dimensions.
+    shapes: the dynamic_shapes argument of torch.onnx.export. inputs, outputs: map the name of each graph input or
+    output to its dimension names.
     """
     program = torch.onnx.export(
         module,
@@ -61,7 +61,10 @@ def traced(module: torch.nn.Module, arguments: Sequence[Any], shapes: Any, input
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the ONNX file with ``metadata``, and the weights as external data. Peak memory: one transposed weight."""
+    """Write the ONNX file, which contains ``metadata``, and write the weights as external data.
+
+    Peak memory: the size of one transposed weight.
+    """
     model.metadata_props.update(metadata)
     ir.save(model, path, external_data=f"{path.name}_data")
 
@@ -89,9 +92,9 @@ def _weight(node: ir.Node, weights: set[str]) -> ir.Value | None:
 def _transpose_weights(graph: ir.Graph, weights: set[str]) -> None:
     """Remove the Transpose nodes that the tracer adds for the weights of linear layers.
 
-    The weight matrix is stored transposed. A tied matrix, which the embedding look-up also reads, is multiplied by a
-    Gemm with transB=1. At session start, ONNX Runtime would fold a remaining Transpose into a second copy of the tied
-    matrix.
+    Instead of being transposed by a node, the weight matrix is stored transposed. A tied matrix, which the embedding
+    look-up also reads, stays untransposed and is read by a Gemm with transB=1. If a Transpose of the tied matrix
+    remained, ONNX Runtime would make a second, transposed copy of the matrix at session start.
     """
     transposes: dict[str, list[ir.Node]] = {}
     for node in graph:
@@ -131,7 +134,7 @@ def _store_transposed(weight: ir.Value) -> None:
 
 
 def _as_gemm(graph: ir.Graph, product: ir.Node, weight: ir.Value) -> None:
-    """Replace a MatMul of [B, S, H] and transposed ``weight`` (V, H) by a Gemm that reads the untransposed weight."""
+    """Replace the MatMul with the transpose of ``weight`` (V, H) by a Gemm that reads ``weight`` itself."""
     x, (result,) = product.inputs[0], product.outputs
     assert x is not None
     assert weight.shape is not None

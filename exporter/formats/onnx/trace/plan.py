@@ -40,7 +40,8 @@ _HALVES: Final = Precision("fp32", ("encoder_model", "decoder_model_merged"), "F
 class TracedLayout:
     """The plan of a traced export: the merged checkpoint to trace, and the config and tokenizer files.
 
-    stems: file name stems of the ONNX models. reason: the reason why the model is traced and not built by ttexport.
+    stems: file name stems of the ONNX models. reason: the reason why ttexport traces the model instead of building the
+    model's graph itself.
     """
 
     checkpoint: HfLayout
@@ -74,7 +75,7 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
     """Plan a traced export of ``model``. refusal: the error raised because ttexport cannot build the model's graph.
 
     Raises MissingDependency if torch, transformers or onnxscript is not installed. Raises NotExpressible for
-    encoder-decoders that ttexport has not been tested with.
+    encoder-decoder models with which ttexport has not been tested.
     """
     halves = PRECISIONS["fp32"]
     if model.config.get("is_encoder_decoder"):
@@ -90,10 +91,10 @@ def plan_traced(model: MergedModel, refusal: NotExpressible) -> TracedLayout:
 
 
 def write_traced(layout: TracedLayout, out: Path, progress: Progress = silent) -> None:
-    """Write the traced models to the folder ``out``. Time and peak memory are mostly those of the tracing process.
+    """Write the traced models to the folder ``out``.
 
-    Raises OutputError if a write fails. Raises NotExpressible with the last line of stderr if the tracing process
-    fails.
+    The tracing process needs most of the time and determines the peak memory. Raises OutputError if a write fails.
+    Raises NotExpressible if the tracing process fails; the message contains the last line of the process's stderr.
     """
     checkpoint = out.with_name(f"{out.name}-checkpoint")
     with writing(out):

@@ -2,8 +2,9 @@
 
 The decoder graph has a KV cache for self-attention and a KV cache for cross-attention. The decoder projects only the
 encoder states that are not yet in the cross-attention cache: all states in the first call, and no states in later
-calls. So a single decoder graph without an If node, containing each weight once, serves the first call and later calls.
-Source of input names and calling order: Optimum's ORTModelForSeq2SeqLM and transformers.js' seq2seq sessions.
+calls. Therefore, the same decoder graph, which has no If node and contains each weight once, is used for the first call
+and for later calls. Source of input names and calling order: Optimum's ORTModelForSeq2SeqLM and transformers.js'
+seq2seq sessions.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Decoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, Cache]:
         """Run the decoder. Returns (logits, extended KV caches).
 
-        fresh_states: encoder states not yet projected in ``past``.
+        fresh_states: the encoder states whose projections are not yet in ``past``.
         """
         own: Any = DynamicCache()
         encoded: Any = DynamicCache()
@@ -150,7 +151,7 @@ def _example(model: Any) -> tuple[torch.Tensor, Cache]:
 
 
 def _slice_inputs(graph: ir.Graph) -> None:
-    """Add Slice nodes that empty unused KV caches and drop encoder states already in the cross-attention cache."""
+    """Add Slice nodes that empty unused KV caches and drop encoder states that are already cached."""
     flag = ir.Value(name=USES_CACHE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     start, end = constant(graph, "cache.start", 0), constant(graph, "cache.end", _END)
     counting = ir.node("Where", [flag, end, start], name="cache.counting")

@@ -34,7 +34,7 @@ Segments = Iterator[ByteRange | Array]
 
 @dataclass(frozen=True, slots=True)
 class Initialiser:
-    """An ONNX initialiser without a file offset.
+    """An ONNX initialiser that does not have a file offset yet.
 
     segments: function that yields the initialiser's bytes. dtype: a safetensors dtype name.
     """
@@ -115,7 +115,10 @@ def in_blocks(
 
 
 def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Array]:
-    """Yield blocks of converted rows, computed on several threads. Blocks are multiples of ``tensor.unit`` rows."""
+    """Yield blocks of converted rows, computed on several threads.
+
+    The number of rows in a block is a multiple of ``tensor.unit``.
+    """
     spec, unit = tensor.spec, getattr(tensor, "unit", 1)
     step = unit * max(1, TOUCHED_BYTES // max(1, unit * spec.row_nbytes)) if len(spec.shape) > 1 else spec.n_rows
 
@@ -126,7 +129,10 @@ def _rows(tensor: LazyTensor, convert: Callable[[Array], Array]) -> Iterator[Arr
 
 
 def _columns(tensor: LazyTensor) -> Iterator[Array]:
-    """Yield the columns of a checkpoint matrix as blocks of rows. Peak memory: the matrix plus one block."""
+    """Yield the transpose of a checkpoint matrix, in blocks of rows.
+
+    Peak memory: the size of the matrix plus one block.
+    """
     value = read(tensor)
     step = max(_TRANSPOSE_COLUMNS, BLOCK_BYTES // max(1, len(value) * value.itemsize))
     for start in range(0, value.shape[1], step):

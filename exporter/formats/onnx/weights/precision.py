@@ -1,12 +1,12 @@
-"""Precisions of ONNX models: names, and the storage format of each tensor.
+"""Define the precisions of ONNX models: the name of each precision, and the storage format of each tensor.
 
-int8 keeps activations in floats, and the runtime rounds activations block by block, with a mean KL divergence of 6e-3
-on SmolLM2. Quantising whole activation tensors (DynamicQuantizeLinear with MatMulInteger) has a mean KL divergence of
-0.74 at equal speed.
+In the precision int8, activations remain floats, and the runtime rounds the activations block by block. The mean KL
+divergence of SmolLM2 in int8 is 6e-3. Quantising whole activation tensors (DynamicQuantizeLinear with MatMulInteger)
+would be as fast as int8, but would have a mean KL divergence of 0.74.
 
 int4 is a mixed precision, like llama.cpp's file types: the most sensitive matrices are stored in 8 bits. With 4 bits
-for all matrices, SmolLM2's mean KL divergence is 0.5, both with symmetric and with asymmetric codes, both with nearest
-and with least-squares scales, and also if every weight is moved at random within its 4-bit step.
+for all matrices, SmolLM2's mean KL divergence is 0.5. The divergence is the same with symmetric and asymmetric codes,
+with nearest and least-squares scales, and even if every weight is moved at random within its 4-bit step.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _ENDS: Final = 1 / 8
 class Precision:
     """A precision of an ONNX model, with the storage formats of its tensors.
 
-    name: the value of ``--quant``. stems: file name stems of the models, each of which has an external data file.
-    floats: dtype of activations, KV cache and unquantised tensors. bits: bits of quantised matrices, where 4 means a
-    mix of 4 and 8 bits. symmetric: whether 4-bit codes have no zero points. 8-bit codes never have zero points.
+    name: the value of ``--quant``. stems: file name stems of the ONNX models; each model has an external data file.
+    floats: dtype of activations, KV cache and unquantised tensors. bits: number of bits of the codes in quantised
+    matrices; 4 means a mix of 4 and 8 bits. symmetric: whether 4-bit codes have no zero points. 8-bit codes never have
+    zero points.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """Compute the rotary caches: cosines and sines of position times frequency, for all positions of the context.
 
 Rotary angles are computed in float32 by the same operations as in transformers. In float64, the angle of position 8191
-would differ by 5e-4 from transformers' angle, which exceeds the sum of all other rounding errors of the export. Only
-cosines and sines are computed in float64, so that they are rounded only once.
+would differ by 5e-4 from transformers' angle, a difference that exceeds the sum of all other rounding errors of the
+export. Only the cosines and sines of the angles are computed in float64, so that each cosine and sine is rounded only
+once.
 Source: transformers.modeling_rope_utils (default, linear, llama3, yarn, longrope).
 """
 
@@ -31,7 +32,8 @@ LONG: Final = "rotary_emb_long"
 class Table:
     """A rotary cache of cosines and a rotary cache of sines.
 
-    freqs: radians per position, (dims / 2,). magnitude: factor by which cosines and sines are multiplied.
+    freqs: rotary frequencies in radians per position, an array of shape (dims / 2,). magnitude: factor by which cosines
+    and sines are multiplied.
     """
 
     name: str
@@ -91,7 +93,7 @@ def _by_factors(rope: Rope, key: str) -> Float32:
 
 
 def _llama3(plain: Float32, settings: Settings, factor: np.float32, context: int) -> Float32:
-    """Scale frequencies for llama3: divide low frequencies by ``factor``, keep high ones, interpolate the rest."""
+    """Scale frequencies for llama3: divide low frequencies by ``factor``, keep high frequencies, ramp in between."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if high <= low:
         raise BadInput(f"config.json: high_freq_factor: expected a value above low_freq_factor ({low}), found {high}")
