@@ -1,1 +1,1 @@
-"""What the names in a checkpoint mean: modules of the loaded model and the stored tensors behind them."""
+"""Map the module and parameter names of a loaded transformers model to the tensor names in a checkpoint."""

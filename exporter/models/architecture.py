@@ -1,4 +1,4 @@
-"""A model as transformers loads it: its class, its nested models, and the renamers of its stored tensors."""
+"""Describe the transformers class of a checkpoint, its nested models, and the renaming of its stored tensors."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
 def pattern_of(name: str) -> str:
-    """Return ``name`` with ``*`` for every segment that is a number, as names are written in the facts."""
+    """Replace every numeric segment of the dotted name ``name`` by ``*``, as in the generated facts."""
     return _NUMBER.sub("*", name)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The facts about the class of a checkpoint, adapted to the nested models that its config names."""
+    """The facts about a checkpoint's model class, adapted to the nested models that are named in the config."""
 
     name: str
     model_type: str
@@ -50,10 +50,10 @@ class Architecture:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], name: str | None = None) -> Architecture | None:
-        """Return the architecture of a checkpoint with ``config``, or None if no facts describe its class.
+        """Return the architecture for the model config ``config``, or None if no facts about the model class exist.
 
-        name: the name of the class; by default, the class in ``architectures``, else the class that transformers loads
-        for the model type.
+        name: the name of the model class. The default is the class in the config key ``architectures`` or, if the key
+        is missing, the class that transformers loads for the model type.
         """
         listed = config.get("architectures")
         named = [item for item in (listed if isinstance(listed, list) else []) if isinstance(item, str)]
@@ -81,12 +81,12 @@ class Architecture:
 
     @cached_property
     def submodels(self) -> list[Submodel]:
-        """The nested models, with the classes of the model types that the config names."""
+        """The nested models, each with the class for its model type in the config."""
         return list(_submodels(self.facts, self.config))
 
     @cached_property
     def _replaced(self) -> dict[str, Submodel]:
-        """Path of each nested model whose class is not the one in the facts → the nested model."""
+        """Map module paths to nested models, for the nested models whose class differs from the class in the facts."""
         recorded = {path: name for path, name, _, _ in self.facts.submodels}
         return {sub.path: sub for sub in self.submodels if recorded.get(sub.path, sub.name) != sub.name}
 
@@ -102,12 +102,12 @@ class Architecture:
 
     @property
     def head(self) -> str | None:
-        """Module path of the output head, or None if the model has no head that gives one logit per token."""
+        """Module path of the output head, or None if the model has no head with a logit for every vocabulary entry."""
         return self.facts.head
 
     @cached_property
     def parameters(self) -> frozenset[str]:
-        """Patterns of the names of the parameters and buffers of the model."""
+        """The names of the model's parameters and buffers, as patterns with ``*`` for numbers."""
         names = {name for name in self.facts.parameters if not any(map(name.startswith, self._outer()))}
         for sub in self.submodels:
             facts = _class_facts(sub)
@@ -119,7 +119,7 @@ class Architecture:
 
     @cached_property
     def ties(self) -> list[tuple[str, str]]:
-        """Pairs (tied parameter, parameter whose values it has) that the config ties, as patterns."""
+        """Name patterns (tied parameter, source parameter) of all parameter pairs that are tied under the config."""
         renamed = self._rename_embedding
         return [
             (renamed(target), renamed(source))
@@ -130,12 +130,12 @@ class Architecture:
 
     @cached_property
     def links(self) -> list[tuple[str, str]]:
-        """Pairs (tied parameter, parameter whose values it has) that the class ties if the config says so."""
+        """Name patterns (tied parameter, source parameter) of all parameter pairs that the class can tie."""
         renamed = self._rename_embedding
         return [(renamed(target), renamed(source)) for tie in self.facts.ties for target, source in tie.pairs.items()]
 
     def states_tie(self, parameter: str) -> bool:
-        """Whether the config contains the flag that ties ``parameter``; without the flag, the class default holds."""
+        """Whether the config sets ``tie_word_embeddings`` for ``parameter`` instead of relying on the class default."""
         name = pattern_of(parameter)
         return any(
             isinstance(nested_config(self.config, tie.config).get("tie_word_embeddings"), bool)
@@ -145,7 +145,7 @@ class Architecture:
 
     @cached_property
     def tables(self) -> list[tuple[str, int, str]]:
-        """Parameters with one entry per token: (pattern of the name, axis, dotted key of the config with the size)."""
+        """Tuples (name pattern, axis, dotted config key of the axis size) for parameters with a vocabulary axis."""
         return [(self._rename_embedding(name), axis, key) for name, axis, key in self.facts.tables]
 
     def _rename_embedding(self, name: str) -> str:
@@ -153,14 +153,14 @@ class Architecture:
         return f"{new}{name[len(old) :]}" if old and new and name.startswith(f"{old}.") else name
 
     def stores_in_out(self, module: str) -> bool:
-        """Whether the weights of ``module`` are stored as (in, out), and not as (out, in)."""
+        """Whether the weight of ``module`` has the shape (in, out) instead of (out, in)."""
         return pattern_of(module) in self.facts.transposed
 
     def renamers(self) -> list[Renamer]:
-        """Return the compiled transforms of the model's stored tensors, in the order of transformers.
+        """Return the compiled renamings and converters of the stored tensors, in the order used by transformers.
 
-        A nested model's transforms apply to its tensors only, and a class or model type that encloses another model of
-        the same class or type is not applied twice.
+        The transforms of a nested model apply only to the tensors of the nested model. If a model contains a nested
+        model of the same class or model type, the transforms of the class or model type are applied only once.
         """
         seen: dict[str, list[str]] = {}
         renamers: list[Renamer] = []

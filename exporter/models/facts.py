@@ -1,4 +1,4 @@
-"""Read the generated facts about transformers' model classes."""
+"""Read the facts about transformers' model classes from the generated data files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class TieFacts(msgspec.Struct, frozen=True):
-    """Parameters that a class ties if its config says so.
+    """Parameters that a model class ties if ``tie_word_embeddings`` is true in the config.
 
-    config: dotted path of the config with the flag ``tie_word_embeddings``, or "" for the model's own config. default:
-    the flag's value if the config file contains no flag. pairs: maps the pattern of a tied parameter to the pattern of
-    the parameter whose values it has.
+    config: dotted path of the nested config that contains ``tie_word_embeddings``, or "" for the top-level config.
+    default: the value of ``tie_word_embeddings`` if the config file does not contain the key. pairs: maps the name
+    pattern of each tied parameter to the name pattern of the source parameter.
     """
 
     config: str
@@ -29,13 +29,13 @@ class TieFacts(msgspec.Struct, frozen=True):
 
 
 class ClassFacts(msgspec.Struct, frozen=True):
-    """Facts about a model class. In the names of parameters and modules, ``*`` stands for a number.
+    """Facts about a model class, in which ``*`` stands for any number in the name of a parameter or module.
 
     prefix: transformers' ``base_model_prefix``. children: names of the top-level modules and parameters. embedding,
-    head: module paths of the input embedding and of the output head, or None. tables: (parameter, axis, config key) of
-    every parameter with one entry per token along the axis; the config key contains the number of entries. ignored:
-    patterns of stored tensors that the class does not load. submodels: (module path, class, path of its config, model
-    type) of every nested model. transposed: modules whose weights are stored as (in, out). parameters: the names of all
+    head: module paths of the input embedding and of the output head, or None. tables: a tuple (parameter, axis, config
+    key of the vocabulary size) for every parameter with a vocabulary axis. ignored: patterns of stored tensors that the
+    class does not load. submodels: a tuple (module path, class, path of the nested config, model type) for every nested
+    model. transposed: modules whose weights have the shape (in, out) instead of (out, in). parameters: the names of all
     parameters and buffers that do not belong to a nested model.
     """
 
@@ -52,7 +52,7 @@ class ClassFacts(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """An operation of a converter, with the fields of transformers' class of the same name."""
+    """An operation of a weight converter. The fields are the attributes of the transformers class called ``name``."""
 
     name: str
     dim: int = 0
@@ -68,7 +68,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Transform(msgspec.Struct, frozen=True):
-    """A renaming (without operations) or a converter of stored tensors, as in transformers' conversion table."""
+    """An entry of transformers' conversion table: either a renaming, or a converter, which has operations."""
 
     name: str
     sources: Sequence[str]
@@ -78,7 +78,7 @@ class Transform(msgspec.Struct, frozen=True):
 
 
 class TypeFacts(msgspec.Struct, frozen=True):
-    """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that transformers loads.
+    """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that AutoModel loads.
 
     conversions: maps class names and model types to transforms, for a model type that the generated tables lack.
     """
@@ -106,18 +106,18 @@ def transformers_version() -> str:
 
 
 def conversions_of(name: str) -> Sequence[Transform] | None:
-    """Return the transforms that transformers registers under a class name or a model type, or None."""
+    """Return the transforms that transformers registers for the class or model type ``name``, or None without any."""
     return _conversions().conversions.get(name)
 
 
 def base_class(model_type: str) -> str | None:
-    """Return the name of the class that transformers' AutoModel loads for ``model_type``, or None."""
+    """Return the name of the class that AutoModel loads for ``model_type``, or None if AutoModel has no such class."""
     return _conversions().bases.get(model_type)
 
 
 @lru_cache(maxsize=16)
 def type_facts(model_type: str) -> TypeFacts | None:
-    """Return the facts about a model type, or None if transformers had no such type when the facts were generated."""
+    """Return the facts about ``model_type``, or None if the data files contain no facts about ``model_type``."""
     path = FOLDER / f"{model_type}.json"
     if not _MODEL_TYPE.fullmatch(model_type) or path.name in (CONVERSIONS, CLASSES) or not path.is_file():
         return None
@@ -130,16 +130,17 @@ def _classes() -> Mapping[str, str]:
 
 
 def type_of_class(name: str) -> str | None:
-    """Return the model type under which transformers lists the class ``name``, or None.
+    """Return the model type of the transformers class ``name``, or None if the data files do not list the class.
 
-    The text models of some vision-language models have a class but no entry of their own in transformers' tables.
+    The result may be the model type of an enclosing model, because transformers' tables do not list the text models of
+    some vision-language models separately.
     """
     return _classes().get(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Submodel:
-    """A model nested in another model. place: the dotted path of its config."""
+    """A model nested in another model. place: the dotted path of the nested model's config."""
 
     path: str
     name: str
@@ -148,7 +149,7 @@ class Submodel:
 
 
 def nested_config(config: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """Return the config at the dotted path ``place``, or {} if ``config`` contains no such config."""
+    """Return the nested config at the dotted path ``place``, or {} if ``config`` has no nested config at the path."""
     table: Any = config
     for key in filter(None, place.split(".")):
         table = table.get(key) if isinstance(table, dict) else None

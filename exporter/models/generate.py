@@ -1,10 +1,10 @@
-"""Generate the tables of this package from the installed version of transformers.
+"""Generate the data files in exporter/models/data from the installed version of transformers.
 
     python -m exporter.models.generate            # rewrites exporter/models/data
     python -m exporter.models.generate --check    # compares the data with the installed transformers
 
-The command constructs every class with a text head on torch's meta device, which allocates no weights, and reads the
-facts from the constructed model. Sources: transformers' ``conversion_mapping``, ``get_input_embeddings``,
+The command constructs a model of every class with a text head on torch's meta device, which allocates no weights, and
+collects the facts from the model. Sources: transformers' ``conversion_mapping``, ``get_input_embeddings``,
 ``get_output_embeddings``, ``_tied_weights_keys`` and ``_keys_to_ignore_on_load_unexpected``.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, Final
 from exporter.models.data import CLASSES, CONVERSIONS, FOLDER
 from exporter.models.generate_settings import configs, constructible, without_timm
 
-#: Auto mappings of transformers whose classes have an input embedding for text, with the key of a mapping in the data.
+#: The auto mappings of transformers whose classes have an input embedding for text → task name in the data files.
 _TASKS: Final = {
     "CAUSAL_LM": "causal_lm",
     "MASKED_LM": "masked_lm",
@@ -42,13 +42,13 @@ _TASKS: Final = {
     "TEXT_ENCODING": "text_encoding",
     "RETRIEVAL": "retrieval",
 }
-#: Vocabulary sizes that no other dimension of a model has, so that every table with a row per token is recognised.
+#: The first of several vocabulary sizes that equal no other dimension of a model, to recognise vocabulary axes.
 _FIRST_SIZE: Final = 1_000_003
 _LAYER: Final = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def conversions() -> dict[str, list[dict[str, Any]]]:
-    """Map every model type and class name in transformers' conversion table to its transforms, in order."""
+    """Map every model type and class name in transformers' conversion table to the list of its transforms."""
     from transformers import conversion_mapping
 
     table = conversion_mapping._build_checkpoint_conversion_mapping()
@@ -158,7 +158,7 @@ def _head(model: Any) -> Any:
 
 
 def _mark_vocabularies(config: Any) -> dict[int, str]:
-    """Give every vocabulary size in ``config`` a value of its own, and map each value to the path of its key."""
+    """Set every vocabulary size in ``config`` to a different number, and map each number to the dotted config key."""
     sizes: dict[int, str] = {}
     for path, table in configs(config):
         names = [key for key in vars(table) if "vocab_size" in key or key in ("n_vocab", "vocabulary_size")]
@@ -197,13 +197,13 @@ def _tables(state: Mapping[str, Any], sizes: Mapping[int, str]) -> set[tuple[str
 
 
 def _stores_in_out(module: Any) -> bool:
-    """Whether ``module`` stores its weights as (in, out), like GPT-2's Conv1D and stacks that PEFT transposes."""
+    """Whether the weight of ``module`` has the shape (in, out), as in GPT-2's Conv1D or in transposed expert stacks."""
     return type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False) is True
 
 
 @lru_cache(maxsize=1)
 def _described() -> frozenset[str]:
-    """Names of all classes that have facts of their own."""
+    """Names of all model classes whose facts are written to the data files."""
     return frozenset(name for entry in text_classes().values() if entry["tasks"] for name in entry["classes"])
 
 
@@ -223,12 +223,12 @@ def describe_class(name: str, *, complete: bool = False) -> tuple[str, dict[str,
     """
     try:
         return name, facts_of(name, complete=complete), ""
-    except Exception as exc:  # a class that its default config cannot build has no facts
+    except Exception as exc:  # a class that cannot be constructed from its default config has no facts
         return name, None, f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
 
 
 def generate(workers: int = 2) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file name, content) of every data file."""
+    """Yield a pair (file name, content) for every data file."""
     types = text_classes()
     yield (
         CONVERSIONS,
@@ -252,7 +252,7 @@ def generate(workers: int = 2) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """Return ``content`` as JSON with one line per fact of a class, so that a difference is easy to review."""
+    """Return ``content`` as JSON with one line for each fact about a class, so that diffs are easy to review."""
 
     def lines(value: Any, depth: int) -> str:
         if depth == 0 or not isinstance(value, dict) or not value:
@@ -264,7 +264,7 @@ def _text(content: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the data files, or compare them if ``--check`` is given. Returns 1 if a compared file differs."""
+    """Write the data files. With ``--check``, only check the data files, and return 1 if a data file is outdated."""
     parser = argparse.ArgumentParser(description="Generate exporter/models/data from the installed transformers.")
     parser.add_argument("--check", action="store_true", help="compare the data files instead of writing them")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Settings with which the generator constructs classes whose default config cannot construct a model.
+"""Config values for constructing models of classes whose default config is not sufficient.
 
-The settings only make the construction possible; no fact depends on their values.
+The generated facts do not depend on these config values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 _ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
-#: Key of a config → value that replaces None in every config.
+#: Config key → value that replaces None under this key in every config.
 _WHERE_NONE: Final[dict[str, Any]] = {
     "head_dim": 64,
     "num_key_value_heads": 8,
@@ -29,7 +29,7 @@ _WHERE_NONE: Final[dict[str, Any]] = {
     "indexer_compress_ratio": 8,
     "deepstack_layer_map": [[0, 0]],
 }
-#: Name of a config class → values of its keys.
+#: Name of a config class → values of keys in configs of the class.
 _BY_CONFIG: Final[dict[str, dict[str, Any]]] = {
     "CohereCompassTextConfig": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "DbrxAttentionConfig": {"rope_theta": 10000.0},
@@ -39,7 +39,7 @@ _BY_CONFIG: Final[dict[str, dict[str, Any]]] = {
     "Qwen3OmniMoeTalkerTextConfig": {"shared_expert_intermediate_size": 64},
     "T5Gemma2TextConfig": {"dropout_rate": 0.0},
 }
-#: Name of a model class → values of keys of its config.
+#: Name of a model class → values of keys in the config of the class.
 _BY_CLASS: Final[dict[str, dict[str, Any]]] = {
     "AyaVisionForConditionalGeneration": {"vision_config.num_attention_heads": 16},
     "AyaVisionModel": {"vision_config.num_attention_heads": 16},
@@ -61,7 +61,7 @@ def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def constructible(cls: Any) -> Any:
-    """Return a config with which the model class ``cls`` can be constructed."""
+    """Return a config from which a model of class ``cls`` can be constructed."""
     config = cls.config_class()
     for _, table in configs(config):
         for key, value in _WHERE_NONE.items():
@@ -80,7 +80,7 @@ def constructible(cls: Any) -> Any:
 
 @contextmanager
 def without_timm() -> Iterator[None]:
-    """Construct vision towers of the package timm as empty models, because only text tables are read."""
+    """Replace vision towers of the package timm by empty modules, because only facts about text models are needed."""
     import torch
     from transformers import PreTrainedModel
     from transformers.models.timm_wrapper import modeling_timm_wrapper as timm

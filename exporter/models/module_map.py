@@ -15,20 +15,21 @@ from exporter.models.renaming import Renamer, rename
 if TYPE_CHECKING:
     from exporter.models.placement import Placed
 
-#: A pattern with a literal number applies to some numbers only, so that names with other numbers differ.
+#: A literal number in a pattern. A name that contains a different number does not match the pattern.
 _LITERAL: Final = re.compile(r"(?<![\[{\\,])\\?\.\d|\(\?[!=]\d")
 _NUMBERS: Final = re.compile(r"(?:(?<=\.)|^)(\d+)(?=\.|$)")
-#: The first stand-in for a number in a name. Stand-ins are long, so that no name contains one by chance.
+#: The smallest placeholder for a number in a name. Placeholders are long, so that no name contains one by chance.
 _STAND_IN: Final = 7_310_000
 _STAND_INS: Final = re.compile(r"(73100\d\d)")
 
 
 @dataclass
 class Group:
-    """The stored tensors from which one or several parameters are made.
+    """The stored tensors from which transformers makes a parameter of the loaded model.
 
-    transform: the converter, or None for a renamed tensor. sources: (number of the source pattern, stored name), in the
-    order in which a converter reads the tensors. target: the number of the target for this parameter.
+    transform: the converter, or None if the parameter is a renamed stored tensor. sources: pairs (number of the source
+    pattern, stored name), in the order in which the converter reads the tensors. target: the index of the parameter
+    among the targets of the converter.
     """
 
     transform: Transform | None
@@ -38,14 +39,14 @@ class Group:
 
 @dataclass(frozen=True)
 class ModuleMap:
-    """The parameters of the loaded model and the stored tensors behind them. Parameter names are full names."""
+    """A map from the full parameter names of the loaded model to the stored tensors of a checkpoint."""
 
     architecture: Architecture
     groups: Mapping[str, Group]
 
     @classmethod
     def of(cls, architecture: Architecture, names: Collection[str]) -> ModuleMap:
-        """Map the stored tensors ``names`` to the parameters of ``architecture``. The function reads no tensor."""
+        """Map the parameters of ``architecture`` to the stored tensors ``names``, without reading tensor data."""
         renamers = architecture.renamers()
         for renamer in renamers:
             renamer.activate(names)
@@ -65,7 +66,7 @@ class ModuleMap:
 
     @cached_property
     def parameter_of(self) -> dict[str, str]:
-        """Stored name → name of the (first) parameter that contains the stored tensor."""
+        """Map the name of each stored tensor to the name of the first parameter that contains the stored tensor."""
         names: dict[str, str] = {}
         for parameter, group in self.groups.items():
             for _, name in group.sources:
@@ -73,17 +74,17 @@ class ModuleMap:
         return names
 
     def stored_name(self, parameter: str) -> str | None:
-        """Return the name of the stored tensor that is ``parameter`` unchanged, or None if there is no such tensor."""
+        """Return the name of the stored tensor that equals ``parameter``, or None if no stored tensor does."""
         group = self.groups.get(parameter)
         return group.sources[0][1] if group and group.transform is None else None
 
     def placed(
         self, parameter: str, shape_of: Callable[[str], Sequence[int]], expected: Sequence[int] | None = None
     ) -> Placed | None:
-        """Return the stored tensors that ``parameter`` is made of, or None if the checkpoint does not store it.
+        """Return ``parameter`` as a composition of stored tensors, or None if the checkpoint lacks ``parameter``.
 
         shape_of: a function that returns the shape of a stored tensor. expected: the parameter's shape, if known.
-        Raises ValueError if the stored tensors do not fit the conversion of transformers.
+        Raises ValueError if transformers' converter cannot be applied to the stored tensors.
         """
         from exporter.models.operations import convert  # a lazy import: few merges need the module
         from exporter.models.placement import stored
@@ -100,16 +101,17 @@ class ModuleMap:
         return convert(group.transform, parts, self.architecture.config, expected).get(group.target)
 
     def find(self, module: str, parameter: str) -> str | None:
-        """Return the name of the loaded model's parameter that an adapter calls ``parameter`` of ``module``, or None.
+        """Return the loaded model's name for the parameter that an adapter calls ``module.parameter``, or None.
 
-        An adapter may have been trained with another class of the same model type (with or without the prefix of the
-        base model, or the text model of a vision-language model alone), or with a version of transformers in which the
-        modules had the names of the stored tensors.
+        The names can differ for two reasons. The adapter may have been trained with a different class of the same model
+        type, for example a class with or without the base model prefix, or the text model of a vision-language model.
+        The adapter may also have been trained with a version of transformers whose module names equal the names of the
+        stored tensors.
         """
         return next((name for name in self.spellings(module, parameter) if name in self.groups), None)
 
     def find_tied(self, module: str, parameter: str) -> str | None:
-        """Return the stored parameter to which the config ties ``parameter`` of ``module``, or None."""
+        """Return the stored parameter to which the config ties ``module.parameter``, or None if no tie exists."""
         for name in self.spellings(module, parameter):
             for pair in self.architecture.ties:
                 if pattern_of(name) in pair:
@@ -119,13 +121,14 @@ class ModuleMap:
         return None
 
     def loads(self, name: str) -> str:
-        """Return the parameter into which transformers would load a further stored tensor ``name``."""
+        """Return the parameter into which transformers would load a stored tensor called ``name``."""
         return _parameter(self.architecture, self._renamers, name)[0]
 
     def find_stored(self, module: str, parameter: str) -> str | None:
-        """Return the stored tensor that an adapter calls ``parameter`` of ``module``, or None if there is none.
+        """Return the name of the stored tensor that an adapter calls ``module.parameter``, or None if not found.
 
-        An adapter of an earlier version of transformers may name a stored tensor that the model now fuses or stacks.
+        An adapter trained with an earlier version of transformers may refer to a stored tensor that newer versions fuse
+        or stack when the model is loaded.
         """
         name = f"{module}.{parameter}"
         prefix = self.architecture.facts.prefix
@@ -146,7 +149,7 @@ class ModuleMap:
         return {name: rename(name, self._plain)[0] for name in sorted(names)}
 
     def spellings(self, module: str, parameter: str) -> Iterator[str]:
-        """Yield the names that ``parameter`` of ``module`` may have in the class, the likeliest name first."""
+        """Yield possible names of ``parameter`` of ``module`` in the model class, with the likeliest name first."""
         name = f"{module}.{parameter}"
         yield name
         yield _with_prefix(self.architecture, name)
@@ -173,9 +176,10 @@ class ModuleMap:
 def _renamed(
     architecture: Architecture, renamers: Sequence[Renamer], names: Iterable[str]
 ) -> Iterator[tuple[str, tuple[str, tuple[Renamer, int] | None]]]:
-    """Yield (stored name, (parameter, converter)) in natural order of the stored names that one pattern matches.
+    """Yield (stored name, (parameter, converter)) for all ``names``, with numbered names in numeric order.
 
-    Names that differ in numbers alone are renamed once, because a checkpoint may store 100,000 tensors of experts.
+    For speed, names that differ only in numbers are renamed together, because a checkpoint may contain 100,000 expert
+    tensors.
     """
     if any(renamer.transform.offset or any(map(_LITERAL.search, renamer.transform.sources)) for renamer in renamers):
         for name in sorted(names, key=_natural):
@@ -213,7 +217,7 @@ def _parameter(
 
 
 def _with_prefix(architecture: Architecture, name: str) -> str:
-    """Add or remove the prefix of the base model, so that the name fits the class."""
+    """Add or remove the base model prefix, so that ``name`` is a parameter name of the model class."""
     prefix, children = architecture.facts.prefix, architecture.facts.children
     if not prefix:
         return name
@@ -236,7 +240,7 @@ def _with_prefix(architecture: Architecture, name: str) -> str:
 
 
 def _targets(renamer: Renamer, parameter: str) -> list[str]:
-    """Return the names of all parameters that a converter makes, from the name of the first."""
+    """Return the names of all parameters that a converter makes, given the name of the first parameter."""
     first = renamer.targets[0]
     start, _, end = parameter.partition(first)
     return [parameter] + [f"{start}{target}{end}" for target in renamer.targets[1:]]
@@ -247,10 +251,10 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def module_map(config: Mapping[str, Any], names: Collection[str], architecture: str | None = None) -> ModuleMap | None:
-    """Map the parameters of the loaded model to stored tensors, or return None if no facts describe the model.
+    """Map the parameters of the loaded model to stored tensors, or return None if no facts about the model class exist.
 
     config: the parsed config.json. names: the names of the stored tensors. architecture: the name of the class, or None
-    for the class that the config names. The function is pure and imports neither torch nor transformers.
+    to use the class named in the config. The function is pure and imports neither torch nor transformers.
     """
     described = Architecture.of(config, architecture)
     return ModuleMap.of(described, names) if described else None

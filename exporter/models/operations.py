@@ -1,4 +1,4 @@
-"""Apply the operations of transformers' converters to placed parameters."""
+"""Apply transformers' conversion operations to descriptions of tensors, without reading tensor data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from exporter.models.facts import Operation, Transform
 from exporter.models.placement import Placed, chunks, concatenate, cut, interleaved, permute, rotary, stack, transpose
 
-#: Values of an operation's inputs or outputs: a list per source pattern or target pattern.
+#: Source pattern or target pattern → list of inputs or outputs of an operation.
 Parts = dict[str, list[Placed]]
 
 
 def convert(
     transform: Transform, sources: Parts, config: Mapping[str, Any], expected: Sequence[int] | None = None
 ) -> dict[int, Placed]:
-    """Return the parameters that a converter makes, by the number of the target pattern.
+    """Map the number of each target pattern of a converter to the parameter that the converter makes.
 
-    sources: for every source pattern, the stored tensors that match the pattern, in natural order. config: the config
-    of the model, which gives the number of attention heads. expected: the shape of the parameter, if known, which a
-    transposition that depends on the shape needs. Raises ValueError if the tensors do not fit the operations.
+    sources: the stored tensors that match each source pattern, with numbered names in numeric order. config: the config
+    of the model, needed for the number of attention heads. expected: the shape of the parameter, if known, for
+    transpositions that depend on the shape. Raises ValueError if the operations cannot be applied to the tensors.
     """
     parts = dict(sources)
     for operation in transform.operations:
@@ -77,7 +77,7 @@ def _apply(
 
 
 def _projections(value: Placed, axis: int, config: Mapping[str, Any]) -> list[Placed]:
-    """Split a fused projection into the projections of queries, keys and values, whose sizes the config gives."""
+    """Split a fused QKV projection into query, key and value projections, with sizes from the config."""
     text: Any = config.get("text_config")
     table: Mapping[str, Any] = text if isinstance(text, dict) else config
     heads, groups = table.get("num_attention_heads"), table.get("num_key_value_heads")
@@ -112,7 +112,7 @@ def _rope(operation: Operation, key: str, values: list[Placed], config: Mapping[
 
 
 def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
-    """Stack one share of the experts of every projection for each target, and concatenate the projections."""
+    """Split the experts evenly among the targets, then stack and concatenate the projections for each target."""
     count = len(transform.targets)
     shares: list[list[Placed]] = [[] for _ in range(count)]
     for key in transform.sources:

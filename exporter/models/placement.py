@@ -1,10 +1,10 @@
-"""Where the elements of stored tensors stand in a parameter of the loaded model.
+"""Describe which elements of stored tensors form a parameter of the loaded model.
 
-transformers makes many parameters from other stored tensors: it stacks experts, concatenates projections, splits fused
-projections, transposes, and permutes rows. All of these operations only move elements, and they move them along whole
-axes. Therefore a stored tensor and a parameter are related by one index per axis, which a ``Block`` contains.
-Source: the classes ``Chunk``, ``Concatenate``, ``Interleave``, ``MergeModulelist``, ``Transpose``, ``PermuteForRope``
-and ``ErnieFuseAndSplitTextVisionExperts`` in transformers' core_model_loading.
+When transformers loads a checkpoint, many parameters are made from stored tensors by stacking experts, by concatenating
+projections, by splitting fused projections, by transposing, or by permuting rows. Each of these operations only
+rearranges elements along whole axes. Therefore one array of positions per axis, stored in a ``Block``, describes how a
+stored tensor maps to a parameter. Source: the classes ``Chunk``, ``Concatenate``, ``Interleave``, ``MergeModulelist``,
+``Transpose``, ``PermuteForRope`` and ``ErnieFuseAndSplitTextVisionExperts`` in transformers' core_model_loading.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Positions = Run | Indices
 
 
 def as_array(positions: Positions) -> Indices:
-    """Return ``positions`` as an array of indices."""
+    """Convert ``positions`` to an array of indices."""
     return positions.array() if isinstance(positions, Run) else positions
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The relation of one axis of a parameter to an axis of a stored tensor.
+    """The mapping between positions along an axis of a parameter and positions along an axis of a stored tensor.
 
-    stored_axis: the number of the stored tensor's axis, or None if the stored tensor stands at a single position of the
-    parameter's axis, as an expert does in a stack. at: positions along the parameter's axis. stored: the positions
-    along the stored axis, in the same order; for a stack, the position 0.
+    stored_axis: the number of the stored tensor's axis, or None if the whole stored tensor is at a single position of
+    the parameter's axis, like an expert in a stack. at: positions along the parameter's axis. stored: the corresponding
+    positions along the stored axis, or the position 0 if ``stored_axis`` is None.
     """
 
     stored_axis: int | None
@@ -55,7 +55,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Block:
-    """The part of the stored tensor ``name`` that stands in a parameter, with one ``Axis`` per parameter axis."""
+    """The part of the stored tensor ``name`` that a parameter contains, with one ``Axis`` per parameter axis."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -63,14 +63,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Placed:
-    """A parameter of shape ``shape`` that is made of blocks of stored tensors. The blocks do not overlap."""
+    """A parameter of shape ``shape`` that is made of non-overlapping blocks of stored tensors."""
 
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
 
     @property
     def is_whole(self) -> bool:
-        """Whether the parameter is one stored tensor, or the first part of one, with all elements in their places."""
+        """Whether the parameter equals a stored tensor or the first part of a stored tensor."""
         if len(self.blocks) != 1:
             return False
         whole = [Axis(number, Run(0, size), Run(0, size)) for number, size in enumerate(self.shape)]
@@ -82,7 +82,7 @@ class Placed:
 
 
 def stored(name: str, shape: Sequence[int]) -> Placed:
-    """Return the stored tensor ``name`` as a parameter of the same shape."""
+    """Return a parameter that equals the stored tensor ``name`` of shape ``shape``."""
     axes = tuple(Axis(number, Run(0, size), Run(0, size)) for number, size in enumerate(shape))
     return Placed(tuple(shape), (Block(name, axes),))
 
@@ -140,13 +140,13 @@ def permute(part: Placed, axis: int, order: Indices) -> Placed:
 
 
 def interleaved(size: int, *, inverse: bool) -> Indices:
-    """Return the order of ``Interleave``: the elements 0, 2, 4, … before 1, 3, 5, …; ``inverse`` undoes that order."""
+    """Return the order 0, 2, 4, …, 1, 3, 5, … of transformers' ``Interleave``, or the inverse if ``inverse`` is set."""
     shape = (2, size // 2) if inverse else (size // 2, 2)
     return np.arange(size).reshape(shape).T.reshape(-1)
 
 
 def rotary(size: int, heads: int, *, inverse: bool) -> Indices:
-    """Return the order of ``PermuteForRope``, which interleaves the rows of each attention head."""
+    """Return the row order that ``PermuteForRope`` produces by interleaving the rows of each attention head."""
     half = size // heads // 2
     shape = (heads, 2, half) if inverse else (heads, half, 2)
     return np.arange(size).reshape(shape).swapaxes(1, 2).reshape(-1)

@@ -1,7 +1,7 @@
-"""Rename stored tensors to the parameters of the loaded model, as transformers does when it loads a checkpoint.
+"""Translate names of stored tensors to parameter names of the loaded model, as transformers does during loading.
 
 Sources: ``WeightTransform``, ``GroupWeightRename``, ``Inkling2IndexOffsetWeightRename`` and ``rename_source_key`` in
-transformers' core_model_loading, and ``get_model_conversion_mapping`` in its conversion_mapping.
+transformers' module core_model_loading, and ``get_model_conversion_mapping`` in the module conversion_mapping.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from exporter.models.facts import Transform
 
-#: A lookahead or lookbehind assertion, which has no meaning in a replacement.
+#: A lookahead or lookbehind assertion, which must be removed from a replacement text.
 _ASSERTION: Final = re.compile(r"\(\?.+?\)?\)")
 _GROUP: Final = re.compile(r"\(.+?\)")
 _WORD_END: Final = re.compile(r"[a-zA-Z0-9]$")
@@ -21,7 +21,7 @@ _WORD_END: Final = re.compile(r"[a-zA-Z0-9]$")
 
 @dataclass(frozen=True)
 class Match:
-    """A renamed tensor. source: the number of the source pattern that matched, or None for a plain renaming."""
+    """The new name of a stored tensor. source: the number of the source pattern that matched the stored name."""
 
     name: str
     source: int
@@ -29,11 +29,11 @@ class Match:
 
 @dataclass
 class Renamer:
-    """A transform that is compiled for one place of a model.
+    """A compiled renaming or converter for the tensors of a model or of a nested model.
 
     scope: the path of the nested model to whose tensors the transform applies, or None for all tensors. prefix: the
-    base model prefix of the whole model, which stored names may lack. active: whether a group of renamings applies to
-    the checkpoint; a group applies only if its first pattern matches a tensor.
+    base model prefix of the outermost model. Names of stored tensors may lack the prefix. active: whether the first
+    pattern of a group of renamings matches a stored tensor. Otherwise, the whole group is ignored.
     """
 
     transform: Transform
@@ -63,7 +63,7 @@ class Renamer:
             yield f"(?P<g{number}>{pattern}{'(?!' + chr(92) + 'w)' if _WORD_END.search(pattern) else ''})"
 
     def rename(self, name: str) -> Match | None:
-        """Return the renamed tensor, or None if the transform does not apply to ``name``."""
+        """Return the match with the new name, or None if the transform does not apply to the stored tensor ``name``."""
         start = self._scope(name)
         if start is None:
             return None
@@ -94,13 +94,13 @@ class Renamer:
         return next((start for start in (prefix + scope, scope) if name.startswith(start)), None)
 
     def activate(self, names: Iterable[str]) -> None:
-        """Decide from the names of all stored tensors whether a group of renamings applies."""
+        """Set ``active``, given the names of all stored tensors."""
         if self.transform.name == "GroupWeightRename":
             self.active = any((match := self.rename(name)) is not None and match.source == 0 for name in names)
 
 
 def _replacement(target: str) -> tuple[str, str | None]:
-    """Return (the text that replaces a match, the capturing group in ``target`` or None)."""
+    """Return the pair (replacement text of a match, capturing group in ``target`` or None)."""
     text = _ASSERTION.sub("", target.removeprefix("^"))
     group = _GROUP.search(text)
     if group:
@@ -109,10 +109,11 @@ def _replacement(target: str) -> tuple[str, str | None]:
 
 
 def rename(name: str, renamers: Sequence[Renamer]) -> tuple[str, tuple[Renamer, int] | None]:
-    """Apply all renamings in turn, and then at most one converter.
+    """Apply all renamings to ``name`` in order, and then the first matching converter, if any.
 
-    Returns (name of the parameter, (converter, number of the source pattern that matched) or None). If a converter has
-    several targets, the returned name is that of the first target.
+    Returns a pair. The first element is the name of the parameter. The second element is the pair (converter, number of
+    the source pattern that matched), or None if no converter matched. If the converter has several targets, the name of
+    the first target is returned.
     """
     for renamer in renamers:
         if not renamer.transform.operations and (match := renamer.rename(name)):

@@ -1,1 +1,1 @@
-"""The content that an artifact must have, computed from the base checkpoint and the adapters."""
+"""Compute the expected content of an artifact from the base checkpoint and the adapters."""

@@ -1,4 +1,4 @@
-"""Find the auxiliary files that the tuned model must have, and read their tokenizers, settings and chat templates."""
+"""Find the auxiliary files that the tuned model must have, and read the tokenizer, settings and chat templates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
 
     A file of an adapter replaces the base model's file of the same name, and tokenizer files of an adapter are never
     combined with tokenizer files of the base model. If several adapters have a tokenizer, the files of the tokenizer
-    with the most added tokens are used. Raises BadInput if that tokenizer lacks a token of another adapter's tokenizer.
+    with the most added tokens are used. Raises BadInput if the tokenizer with the most added tokens lacks a token of a
+    different adapter's tokenizer.
     """
     brought: dict[str, Path] = {}
     for files in _by_size(adapters):
@@ -46,7 +47,7 @@ def tuned_files(base: Mapping[str, Path], adapters: Sequence[Mapping[str, Path]]
 
 
 def _by_size(adapters: Sequence[Mapping[str, Path]]) -> list[Mapping[str, Path]]:
-    """Return the files of the adapters, with the tokenizer that has the most added tokens first."""
+    """Return one file dict per adapter, with the adapter whose tokenizer has the most added tokens first."""
     paths = [files[TOKENIZER] for files in adapters if TOKENIZER in files]
     if len(paths) < 2 or len({read_file(path) for path in paths}) == 1:
         return list(adapters)
@@ -91,7 +92,7 @@ def templates(files: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """An added token, which a tokenizer matches in a text before the rest of the text is tokenised."""
+    """An added token. A tokenizer searches a text for added tokens before tokenising the rest of the text."""
 
     id: int
     text: str
@@ -99,7 +100,7 @@ class AddedToken:
 
 
 def added(content: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Map token ids to the added tokens of a parsed tokenizer.json."""
+    """Map the token id of each added token in a parsed tokenizer.json to the added token."""
     entries = content.get("added_tokens") or []
     return {
         entry["id"]: AddedToken(entry["id"], str(entry.get("content")), bool(entry.get("special")))

@@ -1,8 +1,8 @@
-"""Compute the change that a low-rank update makes to rows of a stored tensor, in float64.
+"""Compute in float64 how a low-rank update changes rows of a stored tensor.
 
-The products are computed without the exporter's merge code: each needed element of the parameter's change is computed
-from the factors, and then read at the position that the stored element has in the parameter. PEFT concatenates the LoRA
-factors of all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
+The products are computed without the exporter's merge code. The change of the parameter is computed from the LoRA
+factors, and each stored element gets the change at its position in the parameter. PEFT concatenates the LoRA factors of
+all experts of a stack. Source: the einsum "o r e, e r i -> e o i" in PEFT's ParamWrapper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HELD: Final = 4
 
 
 def change(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Return the change of the rows ``ids`` of a stored tensor of ``shape``, without the LoRA scaling.
+    """Return the change of the rows ``ids`` of a stored tensor with shape ``shape``, without the LoRA scaling.
 
     The change of an element that does not belong to the updated parameter is zero.
     """
@@ -31,9 +31,10 @@ def change(update: LowRank, shape: tuple[int, ...], ids: Sequence[int]) -> Array
 
 
 def _matrix(update: LowRank, expert: int | None, shape: tuple[int, ...], ids: Sequence[int]) -> Array:
-    """Return the change of the rows ``ids`` of one stored matrix. expert: the number of the expert in a stack.
+    """Return the change of the rows ``ids`` of one stored matrix.
 
-    shape: the shape of the stored matrix, or of the stack that contains the matrix.
+    expert: the number of the expert in a stack of experts, or None. shape: the shape of the stored matrix, or, for an
+    expert, the shape of the whole stack.
     """
     up, down = wide_factors(update, expert)
     transposed = stored_in_out(update, parameter_shape(update, shape))
@@ -54,7 +55,7 @@ def _matrix(update: LowRank, expert: int | None, shape: tuple[int, ...], ids: Se
 
 
 def magnitudes(update: LowRank, shape: tuple[int, ...]) -> tuple[Array, bool]:
-    """Return (DoRA's magnitude for each row or column of a stored matrix, whether the magnitudes are for columns).
+    """Return (DoRA magnitudes of a stored matrix, True if there is one magnitude per column and False if per row).
 
     The magnitude of a row or column that does not belong to the updated parameter is NaN.
     """
@@ -70,7 +71,7 @@ def magnitudes(update: LowRank, shape: tuple[int, ...]) -> tuple[Array, bool]:
 
 
 def bias(update: LowRank, ids: Sequence[int]) -> Array:
-    """Return the values that the bias of an update adds to the entries ``ids`` of a stored bias, without scaling."""
+    """Return the values that a LoRA bias adds to the elements ``ids`` of a stored bias, without the LoRA scaling."""
     assert update.bias is not None
     value = _wide(update.bias)
     if update.part is None:
@@ -80,15 +81,15 @@ def bias(update: LowRank, ids: Sequence[int]) -> Array:
 
 
 def parameter_shape(update: LowRank, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the updated parameter. shape: the shape of the stored tensor."""
+    """Return the shape of the updated parameter. shape: the shape of the corresponding stored tensor."""
     return update.part.shape if update.part else shape
 
 
 def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
-    """Whether the parameter of ``shape`` stores its matrices as (in, out) instead of (out, in).
+    """Whether the matrices in a parameter of shape ``shape`` have the shape (in, out) instead of (out, in).
 
-    For a square matrix, the class of the module decides, or the adapter's ``fan_in_fan_out`` setting if no table
-    describes the class.
+    For a square matrix, the answer depends on the module class or, if no facts about the class exist, on the adapter's
+    ``fan_in_fan_out`` setting.
     """
     if update.target_type == "embedding":
         return True
@@ -100,7 +101,7 @@ def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
 
 
 def wide_factors(update: LowRank, expert: int | None = None) -> tuple[Array, Array]:
-    """Return the LoRA factors (up, down) of a matrix, or of the expert ``expert`` of a stack, in float64."""
+    """Return the float64 LoRA factors (up, down) of a matrix, or of the matrix of ``expert`` in a stack of experts."""
     up, down = _wide(update.up), _wide(update.down)
     if expert is None or update.experts == 1:
         return up, down
@@ -109,7 +110,7 @@ def wide_factors(update: LowRank, expert: int | None = None) -> tuple[Array, Arr
 
 
 def _positions(places: tuple[Array, Array], length: int) -> Array:
-    """Return the position in the parameter of every stored position, or -1 where there is none."""
+    """Map every position along the stored axis to a position along the parameter axis, or to -1 if unused."""
     at, stored = places
     out = np.full(length, -1)
     out[stored] = at

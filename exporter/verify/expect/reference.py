@@ -1,7 +1,7 @@
-"""The reference that an artifact must equal, read from the base checkpoint and the adapters on disk.
+"""Read the reference that an artifact must equal from the base checkpoint and the adapters on disk.
 
-The expected weights are computed without the exporter's merge code. The verification has separate code for replacing
-embedding rows and head rows by token id, and for rounding to a storage dtype.
+The expected weights are computed without the exporter's merge code. The verification has its own code, separate from
+the exporter's, for replacing embedding and head rows by token id and for rounding to a storage dtype.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from exporter.verify.expect.tensors import Expected, expected, same_values
 
 @dataclass(frozen=True)
 class Reference:
-    """A base checkpoint with unmerged adapters. Without adapters, the reference is the base model.
+    """A base checkpoint and its unmerged adapters, if any, with which artifacts are compared.
 
-    untie: True if the artifact must store a separate head although the base is tied, even if embedding and head have
-    equal values.
+    untie: True if the artifact of a tied base must store a separate head, even if embedding and head have equal values.
     """
 
     checkpoint: Checkpoint
@@ -38,7 +37,7 @@ class Reference:
 
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:
-        """The expected values of every tensor, by the tensor's name in the base checkpoint."""
+        """A dict from each tensor name in the base checkpoint to the expected values of the tensor."""
         return expected(self.checkpoint, self.adapters)
 
     @property
@@ -53,7 +52,7 @@ class Reference:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the tuned model uses one tensor for both input embedding and output head.
+        """Whether the tuned model uses the same tensor as input embedding and as output head.
 
         The result is True only if the base is tied, ``untie`` is False, and the expected values of embedding and head
         are equal.
@@ -62,12 +61,12 @@ class Reference:
 
     @property
     def computes(self) -> bool:
-        """Whether any expected tensor is a sum of a base tensor and updates and not a copy of a stored tensor."""
+        """Whether at least one expected tensor is the sum of a base tensor and adapter updates."""
         return any(tensor.computed for tensor in self.tensors.values())
 
     @property
     def trained_ids(self) -> list[int]:
-        """All token ids that have a trained row in the embedding or the head, in ascending order."""
+        """The ids, in ascending order, of all tokens that have a trained row in the embedding or the head."""
         return sorted(self.embedding.rows.keys() | self.head.rows.keys())
 
     @property
@@ -82,12 +81,12 @@ class Reference:
 
     @property
     def hidden(self) -> int:
-        """The width of the embedding (the hidden size)."""
+        """The width of the embedding, which is usually the hidden size."""
         return self.embedding.base.spec.shape[1]
 
     @property
     def cache_shape(self) -> tuple[int, int]:
-        """The pair (number of key-value heads, head dimension), for ONNX graphs that do not declare KV cache shapes."""
+        """The pair (number of key-value heads, head dimension), for ONNX graphs without declared KV cache shapes."""
         config = self.checkpoint.text_config
         heads = config.get("num_attention_heads") or config.get("n_head") or 1
         return config.get("num_key_value_heads") or heads, config.get("head_dim") or self.hidden // heads
@@ -111,13 +110,13 @@ class Reference:
 
     @property
     def start_token(self) -> int | None:
-        """The id of the token with which an encoder-decoder starts decoding, or None if the config has no id."""
+        """The id of the decoder's start token in an encoder-decoder, or None if the config defines no start token."""
         token = self.checkpoint.config.get("decoder_start_token_id")
         return token if isinstance(token, int) else None
 
     @cached_property
     def auxiliary_files(self) -> Mapping[str, Path]:
-        """The paths of the tuned model's tokenizer files, chat templates and generation config, by file name."""
+        """A dict from file name to path for the tuned model's tokenizer files, chat templates and generation config."""
         return tuned_files(self.checkpoint.auxiliary_files, [adapter.auxiliary_files for adapter in self.adapters])
 
     @cached_property

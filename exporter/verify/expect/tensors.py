@@ -1,8 +1,9 @@
 """Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
-The computation does not use the exporter's merge code. The tables of transformers, which merge and verification share,
-map the names of modules to stored tensors. Sums of base and updates are computed row by row in float64. An artifact's
-value that was merged in float32 and rounded once must be within one unit in the last place of the expected value.
+The computation does not use the exporter's merge code. However, the exporter and the verification both use
+``exporter.models`` to map module names to stored tensors. Sums of base and updates are computed row by row in float64.
+A value in an artifact that was merged in float32 and then rounded once must differ from the expected value by at most
+one unit in the last place.
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ from exporter.verify.expect.products import bias, change, magnitudes
 class Expected:
     """The expected values of one tensor of the tuned model.
 
-    base: the tensor in the base checkpoint.
-    full: a whole tensor from an adapter that replaces ``base``, or None.
-    rows: a dict that maps token ids to trained rows, as stored in the adapters.
-    updates: low-rank updates that are added to the tensor.
-    biases: low-rank updates with a bias that is added to the tensor.
-    zero_columns: number of columns of zeros that are appended to the tensor.
+    base: the tensor in the base checkpoint. full: the adapter's tensor that replaces ``base`` as a whole, or None.
+    rows: a dict that maps token ids to trained rows, as stored in the adapters. updates: low-rank updates that are
+    added to the tensor. biases: low-rank updates whose LoRA bias is added to the tensor. zero_columns: number of
+    columns of zeros that are appended to the tensor.
     """
 
     base: FileTensor
@@ -50,12 +49,12 @@ class Expected:
 
     @property
     def computed(self) -> bool:
-        """Whether the expected values are sums of stored values and updates and not copies of stored values."""
+        """Whether updates are added to stored values to compute the expected values."""
         return bool(self.updates or self.biases)
 
     @property
     def source(self) -> FileTensor:
-        """The base's tensor or an adapter's replacement, to which trained rows and updates are then applied."""
+        """The base tensor or its replacement from an adapter, before trained rows and updates are applied."""
         return self.full.tensor if self.full else self.base
 
     @property
@@ -74,7 +73,7 @@ class Expected:
     def values(self, ids: Sequence[int]) -> Array:
         """Return the expected values of the rows ``ids`` as a float64 array of shape (n, ...).
 
-        A row that exists neither in the adapters nor in the base is returned as NaN.
+        A row that exists neither in an adapter nor in the base is filled with NaN.
         """
         shape = (len(ids), *self.source.spec.shape[1:])
         out = np.full(shape, np.nan)
@@ -114,7 +113,7 @@ class Expected:
 
 
 def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
-    """Map the name of each tensor in the base checkpoint to the tensor's expected values.
+    """Return a dict from the name of each tensor in the base checkpoint to the tensor's expected values.
 
     If the base checkpoint has no separate tensor for the output head, the expected values of the head have the key
     ``lm_head``.
@@ -135,7 +134,7 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
 
 
 def _grow_tables(checkpoint: Checkpoint, wanted: dict[str, Expected]) -> None:
-    """Extend biases to the tuned vocabulary as transformers' resize_token_embeddings does: by zeros, or by the mean."""
+    """Extend output biases to the tuned vocabulary by zeros or the mean, like transformers' resize_token_embeddings."""
     vocab = wanted[checkpoint.tie.embedding].n_rows
     if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
         return
@@ -152,7 +151,7 @@ def _grow_tables(checkpoint: Checkpoint, wanted: dict[str, Expected]) -> None:
 def _named_parts(
     checkpoint: Checkpoint, adapter: Adapter, head: str
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
-    """Yield (stored tensor, edit) for every edit of an adapter, split where the base stores a parameter in parts."""
+    """Yield (stored tensor, edit) for each edit of an adapter, with several pairs if a parameter is stored in parts."""
     embedding = checkpoint.tie.embedding
     for part in adapter.edits:
         parameter = "weight" if isinstance(part, TokenRows) else part.parameter
@@ -210,9 +209,9 @@ def _apply(want: Expected, part: TokenRows | LowRank | FullModule) -> None:
 def _follow_tie(
     checkpoint: Checkpoint, adapter: Adapter, wanted: dict[str, Expected], head: str, touched: set[tuple[str, type]]
 ) -> None:
-    """Apply an adapter's changes of the embedding or the head to all tensors that share the tied matrix.
+    """Apply an adapter's changes of a tied embedding or head to all tensors that are tied together.
 
-    A tied tensor that has its own trained rows in the adapter is left unchanged.
+    If the adapter contains separate trained rows for a tied tensor, this tied tensor is left unchanged.
     """
     tie = checkpoint.tie
     heads = (head, *tie.head_copies)
@@ -238,7 +237,7 @@ def _follow_tie(
 
 
 def same_values(first: Expected, second: Expected) -> bool:
-    """Whether two expected tensors that were one matrix in the base, such as embedding and head, have equal values."""
+    """Whether two tensors that are tied in the base, such as embedding and head, have equal expected values."""
     left, right = first.source, second.source
     if left is not right and (left.spec.shape != right.spec.shape or not np.array_equal(read(left), read(right))):
         return False
