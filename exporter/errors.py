@@ -35,7 +35,7 @@ class TTExportError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the error with its attributes, so that unpickling need not call the constructor of the error class."""
+        """Pickle the error with its attributes, so that unpickling does not call the constructor of the class."""
         return _revive, (type(self), self.args, self.__dict__)
 
 
@@ -86,7 +86,7 @@ class UnreadableFile(BadInput):
 
 
 class TensorMismatch(BadInput):
-    """Raised if the shape, the dtype, the ids or the values of a tensor do not fit the use of the tensor."""
+    """Raised if the shape, dtype, ids or values of a tensor are wrong for the purpose of the tensor."""
 
     def __init__(self, path: Path | str, tensor: str, *, expected: object, found: object, hint: str = "") -> None:
         """The arguments ``expected`` and ``found`` are printed unchanged; ``hint`` is the likely cause or a remedy."""

@@ -1,4 +1,4 @@
-"""Describes an input model or adapter as plain data: general facts and a list of tensors."""
+"""Describe an input model or adapter as plain data, with general facts and a list of tensors."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class OptionError(UsageError):
 
 
 def as_flag(group: type[Options], option: Option) -> str:
-    """Return the name of an option on the command line, such as ``--imatrix``."""
+    """Return the command-line flag of an option, such as ``--imatrix``."""
     return option.flag
 
 

@@ -1,1 +1,1 @@
-"""Run an export: read the inputs, plan the artifacts, write temporary files, verify the files, and rename them."""
+"""Run an export: plan the artifacts, write and verify temporary files, and give the files their final names."""

@@ -55,7 +55,7 @@ def plan_located_merge(
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return a dict from file name to path, for every file of the checkpoint that a merge reads."""
+    """Return a dict that maps file names to paths, for all files of the checkpoint that are read by a merge."""
     paths = {tensor.place.path for tensor in checkpoint.tensors.values()} | set(checkpoint.auxiliary_files.values())
     paths.add(checkpoint.path / "config.json")
     if (index := checkpoint.path / _INDEX).is_file():
@@ -64,7 +64,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def adapter_files(adapter: Adapter) -> dict[str, Path]:
-    """Return a dict from file name to path, for every file of the adapter that a merge reads."""
+    """Return a dict that maps file names to paths, for all files of the adapter that are read by a merge."""
     paths = {adapter.path / CONFIG, adapter.weights, *adapter.auxiliary_files.values()}
     return {path.relative_to(adapter.path).as_posix(): path for path in sorted(paths)}
 
@@ -76,11 +76,11 @@ def merge_files(merge: MergePlan) -> set[Path]:
 
 
 def option_files(formats: Iterable[FormatOptions], verify: VerifyOptions) -> set[Path]:
-    """Return the paths of all files that options name as input, such as an importance matrix or a file of prompts."""
+    """Return the paths of all input files given as options, such as an importance matrix or a file of prompts."""
     prompts = {verify.prompts} if verify.prompts else set()
     return prompts.union(*(options.files().values() for options in formats))
 
 
 def reference_of(merge: MergePlan, *, untie: bool) -> Reference:
-    """Reopen the unmerged base and adapters from disk, for the comparison with the artifacts of ``merge``."""
+    """Reopen the base and the adapters from disk, to compare the unmerged model with the artifacts of ``merge``."""
     return Reference.open(merge.checkpoint.path, [adapter.path for adapter in merge.adapters], untie=untie)

@@ -1,4 +1,4 @@
-"""Run an export: read the inputs, plan the artifacts, write temporary files, verify the files, and rename them."""
+"""Run an export: plan the artifacts, write and verify temporary files, and give the files their final names."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def run_export(plan: ExportPlan, hooks: Hooks) -> list[Report]:
 def _write_reports(plan: ExportPlan, reports: list[Report], draft: Path, paths: list[Path]) -> list[Report]:
     """Write the reports to the folder given by --report, even if the verification failed.
 
-    If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, in which
-    artifacts have their final paths. In the report inside OUT, paths are relative to OUT, so that the folder can be
-    moved and the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
+    If OUT is a folder of several artifacts, the reports are also written into OUT. Returns the reports, in which the
+    path of each artifact is the artifact's final path. In the report inside OUT, paths are relative to OUT, so that the
+    folder can be moved and the bytes of the report do not depend on the location of OUT. Raises NotEquivalent.
     """
     folder = plan.spec.verify.report
     # The first part of a split artifact names the artifact.

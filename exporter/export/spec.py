@@ -40,7 +40,7 @@ class MergeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """The options of an export, with the inputs, formats and output path.
+    """All options of an export, including the inputs, the formats and the output path.
 
     If ``adapters`` is empty, the checkpoint ``base`` is exported without a merge.
     adapters, base: paths or hub ids.

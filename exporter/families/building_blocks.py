@@ -101,7 +101,7 @@ def original_positions(config: Mapping[str, Any], table: Mapping[str, Any]) -> i
 
 
 def windowed(family: str, config: Mapping[str, Any], layers: int, default: Collection[int]) -> frozenset[int]:
-    """Return the layers with a sliding window, as given by the config's ``layer_types`` or else by ``default``.
+    """Return the layers that have a sliding window according to the config's ``layer_types``, or else to ``default``.
 
     Raises NotExpressible for unknown types in ``layer_types``.
     """

@@ -1,4 +1,4 @@
-"""Typed access to config.json, with an error that names the config key if a value is missing or invalid.
+"""Read typed values from config.json, and raise an error that names the config key if a value is missing or invalid.
 
 The functions never guess a config value that is missing or invalid.
 """
@@ -70,7 +70,7 @@ class Settings:
         return self.at_most(key, _MAX_LAYERS)
 
     def experts(self, *keys: str) -> int:
-        """Return the number of experts, from the first of ``keys`` that exists in the config.
+        """Return the number of experts, which is the value of the first key in ``keys`` that the config contains.
 
         Raises BadInput if the number of experts is invalid.
         """

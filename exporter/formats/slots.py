@@ -25,8 +25,8 @@ def assign(
 
     Returns two dicts, ordered by shard and tensor name: the first maps the names of assigned tensors to slots, the
     second maps the names of dropped tensors to reasons. specs: the value of ``model.specs``. A tensor that is neither
-    assigned nor dropped is reported later, by the ledger. Raises TensorMismatch for a missing tensor, or for a tensor
-    shape that contradicts the config.
+    assigned nor dropped is reported later, as an error of the ledger. Raises TensorMismatch for a missing tensor, or
+    for a tensor shape that contradicts the config.
     """
     # The checkpoint's naming scheme is the scheme with the most tensor names in common with the checkpoint.
     scheme = max(spec.naming_schemes, key=lambda names: len(names.keys() & specs.keys()))

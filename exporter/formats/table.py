@@ -36,8 +36,8 @@ class Format:
     (the model's name) and ``{storage}``. place: the path of an artifact in a folder with several artifacts, with the
     placeholders ``{name}`` and ``{storage}``. patchable: whether ``ttexport patch`` accepts the format's artifacts.
     adapter_only: whether an artifact contains the adapter without the base. keeps_quantisation: whether an artifact can
-    contain the matrices of a quantised base unchanged. library, tags: metadata for model cards on the Hugging
-    Face hub. usage: a function that returns the usage examples for a model card.
+    contain the matrices of a quantised base unchanged. library, tags: the library name and the tags in the metadata of
+    model cards on the Hugging Face hub. usage: a function that returns the usage examples for a model card.
     """
 
     options: type[FormatOptions]

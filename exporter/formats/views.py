@@ -81,7 +81,7 @@ class Regrouped(_OneSource):
 
     @property
     def unit(self) -> int:
-        """Number of rows of a head's queries, which equals the number of rows of a head's keys or values."""
+        """Number of query rows of a head, which equals the head's number of key rows and of value rows."""
         return self.spec.n_rows // (3 * self.heads)
 
     def rows(self, start: int, stop: int) -> Array:
@@ -128,15 +128,14 @@ class Transposed(_OneSource):
 class Shifted(_OneSource):
     """A view that adds a constant to a tensor.
 
-    The dtype of the view is float16 for a float16 source, otherwise float32. llama.cpp's converter uses the same dtype
-    for the sum.
+    The dtype of the view is float16 for a float16 source, otherwise float32, as in llama.cpp's converter.
     """
 
     offset: float
 
     @property
     def spec(self) -> TensorSpec:
-        """The source's spec, with the dtype of the sum."""
+        """A copy of the source's spec, with the dtype of the sum."""
         stored = self.source.spec
         return stored if stored.dtype == "F16" else replace(stored, dtype="F32")
 

@@ -49,7 +49,7 @@ def describe(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _command_r(spec: DecoderSpec) -> str | None:
-    """Return a reason for refusal if llama.cpp would expect query and key norms wrongly, otherwise None.
+    """Return a reason for refusal if llama.cpp's rule for query and key norms contradicts the model, otherwise None.
 
     llama.cpp recognises Command R+ by its 64 layers, and reads query and key norms for Command R+ only.
     """

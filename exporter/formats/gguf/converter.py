@@ -1,4 +1,4 @@
-"""Write the GGUF of a model without a built-in family, by running llama.cpp's converter on the merged checkpoint.
+"""Write GGUFs of models without a built-in family, by running llama.cpp's converter on the merged checkpoint.
 
 The user gives the path of llama.cpp's converter script. The converter script runs with the current Python interpreter,
 in a separate process without network access.
@@ -54,7 +54,7 @@ class ConverterLayout:
 def plan_converter(model: MergedModel, script: Path, ftype: str | None) -> ConverterLayout:
     """Plan the temporary merged checkpoint of ``model`` that the converter ``script`` reads.
 
-    Reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or None for the
+    Reads tensor shapes only, no weights. ftype: the file type of the GGUF (F32, F16, BF16 or Q8_0), or None to use the
     dtype of the embedding. Raises NotExpressible if the converter cannot write ``ftype``, and UnreadableFile if the
     script does not exist.
     """

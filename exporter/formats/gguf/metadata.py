@@ -100,7 +100,7 @@ def decoder_keys(row: Architecture, spec: DecoderSpec, file_type: str, *, head_l
 
 
 def _candidates(row: Architecture, spec: DecoderSpec, file_type: str) -> dict[str, list[Key]]:
-    """Return a dict that maps each name that ``Architecture.keys`` may contain to the metadata keys of this decoder."""
+    """Return the decoder's metadata keys as a dict, grouped by the names that ``Architecture.keys`` can contain."""
     arch, attention, rope, moe = row.name, spec.attention, spec.rope, spec.moe
     epsilon = "layer_norm_rms_epsilon" if spec.norm.type == "rms" else "layer_norm_epsilon"
     counts: dict[str, int | None] = {

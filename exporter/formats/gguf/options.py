@@ -112,8 +112,8 @@ class GgufOptions(FormatOptions):
     def as_released(self) -> Self:
         """Return a copy of the options of one file, in which an unquantised type is moved from ``types`` to ``dtype``.
 
-        With ``dtype`` set, a release rounds token rows once, from the trained values, instead of first to the base's
-        dtype.
+        If ``dtype`` is given, a release rounds the trained token rows directly to ``dtype``, instead of first rounding
+        the rows to the base's dtype.
         """
         plain = self.types[0] if self.types and self.types[0] in DTYPES else None
         return replace(self, types=(), dtype=plain) if plain else self

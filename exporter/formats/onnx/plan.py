@@ -1,4 +1,4 @@
-"""Plan the ONNX folder of a merged model, with the file offsets of all initialisers, before any weight is read."""
+"""Plan the ONNX folder of a merged model. The file offsets of all initialisers are computed before weights are read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PlacedInitialiser:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The model in one precision, with its initialisers in the order of the external data file."""
+    """The model in one precision, with the model's initialisers in the order of the external data file."""
 
     precision: Precision
     initialisers: Sequence[PlacedInitialiser]

@@ -1,4 +1,4 @@
-"""Plan the export of an ONNX folder from the user's options, with graphs built by ttexport or traced by torch."""
+"""Plan an ONNX folder from the user's options. The graphs are either built by ttexport or traced by torch."""
 
 from __future__ import annotations
 

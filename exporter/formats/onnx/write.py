@@ -122,8 +122,8 @@ def _culprit(model: MergedModel, placed: PlacedInitialiser) -> str | None:
 def _fresh(out: Path) -> Iterator[None]:
     """Return a context manager that requires ``out`` to be an empty or new folder.
 
-    If the body of the ``with`` statement fails, the content of ``out`` is removed. The folder ``out`` itself is removed
-    if it did not exist before.
+    If the body of the ``with`` statement fails, the content of ``out`` is removed. The folder ``out`` itself is then
+    removed too, unless it existed before the ``with`` statement.
     """
     with writing(out):
         created = not out.exists()

@@ -104,8 +104,8 @@ def write_quantised(layout: QuantisedLayout, source: Path, path: Path, progress:
     """Quantise the unquantised GGUF ``source`` to the new file ``path``, as planned in ``layout``.
 
     Peak memory: a few rows of a tensor, in llama.cpp's process.
-    Raises NotExpressible, with llama.cpp's reason, if llama.cpp refuses the request; QuantiserFailed if llama.cpp
-    crashes; and OutputError if the file cannot be written.
+    Raises NotExpressible if llama.cpp refuses the request (the message contains llama.cpp's reason), QuantiserFailed if
+    llama.cpp crashes, and OutputError if the file cannot be written.
     """
     job = {
         "source": str(source),

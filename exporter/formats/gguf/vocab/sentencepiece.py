@@ -1,9 +1,9 @@
 """Read the pieces, scores and types of a SentencePiece tokenizer (BPE or unigram) from its model or JSON file.
 
-For SentencePiece BPE, llama.cpp does not use merges, but joins any two neighbouring pieces that form another piece, in
-the order of the scores, highest score first. A tokenizer.json contains merges but no scores. The score of a piece is
-therefore computed as minus the rank of the first merge that produces the piece. The computed score equals the score in
-the original tokenizer.model.
+For SentencePiece BPE, llama.cpp does not use merges: llama.cpp joins two neighbouring pieces if their concatenation is
+also a piece, and first joins the pair whose concatenation has the highest score. A tokenizer.json contains merges but
+no scores. The score of a piece is therefore computed as minus the rank of the first merge that produces the piece. The
+computed score equals the score in the original tokenizer.model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make the GGUF metadata for special tokens: the token ids, and the flags for adding a special token to each text.
 
-The id of a special token is searched for in tokenizer_config.json and config.json, in the same order as in llama.cpp's
-converter, and then in special_tokens_map.json and generation_config.json. The flag of a special token is searched for
-in the post-processor of tokenizer.json, and then in tokenizer_config.json.
+The id of a special token is looked up in tokenizer_config.json and config.json, in the same order as in llama.cpp's
+converter, and then in special_tokens_map.json and generation_config.json. The flag of a special token is looked up in
+the post-processor of tokenizer.json, and then in tokenizer_config.json.
 
 llama.cpp finds fill-in-the-middle tokens and most end-of-turn tokens by their text. A GGUF written by ttexport
 therefore contains the id of an end-of-turn token only if llama.cpp would not find the token by its text.

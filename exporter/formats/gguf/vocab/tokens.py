@@ -84,8 +84,8 @@ class TokenTable:
     def complete(self) -> list[str]:
         """Return the texts of all embedding rows. An unused embedding row gets the text ``[PAD{id}]``.
 
-        Raises NotExpressible for duplicate or empty token texts, which would make llama.cpp abort when it loads the
-        GGUF.
+        Raises NotExpressible for duplicate or empty token texts, because llama.cpp aborts when it loads a GGUF with
+        duplicate or empty token texts.
         """
         complete = [f"[PAD{token_id}]" if text is None else text for token_id, text in enumerate(self.texts)]
         if len(set(complete)) != len(complete) or "" in complete:
@@ -172,7 +172,7 @@ def _note(tokens: list[AddedToken], difference: str) -> list[str]:
 
 
 def _looks_special(token: str) -> bool:
-    """Whether llama.cpp treats a token as a control token because of the token's text, regardless of the flags."""
+    """Whether llama.cpp treats a token as a control token because of its text, regardless of the token's flags."""
     return (
         token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (token.startswith("<|") and token.endswith("|>"))

@@ -27,8 +27,8 @@ class Builder:
     ) -> None:
         """Create a builder.
 
-        weights: maps initialiser names to graph values. floats: dtype of activations. constants: constants of the
-        enclosing graph, for a nested graph.
+        weights: maps initialiser names to graph values. floats: dtype of activations. constants: for a nested graph,
+        the constants of the enclosing graph.
         """
         self.nodes: list[ir.Node] = []
         self.floats = floats

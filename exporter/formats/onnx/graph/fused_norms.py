@@ -26,9 +26,9 @@ def fuse_residual_norms(nodes: Sequence[ir.Node]) -> list[ir.Node]:
 
 
 def _adds_results(add: ir.Node) -> bool:
-    """Whether both inputs of an Add are outputs of nodes, and therefore have the full shape of the sum.
+    """Whether both inputs of an Add are outputs of nodes, so that both have the same shape as the sum.
 
-    An Add that adds a bias is not fused, because the bias has a smaller shape.
+    An Add that adds a bias is not fused, because the shape of a bias is smaller than the shape of the sum.
     """
     return all(value is not None and value.producer() is not None for value in add.inputs)
 

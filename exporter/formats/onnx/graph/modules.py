@@ -1,4 +1,4 @@
-"""Build linear layers, norms and activations of a decoder's ONNX graph, with nodes named by module path.
+"""Build the linear layers, norms and activations of a decoder's ONNX graph. All nodes are named by module path.
 
 Dimensions in comments: B is the batch size, S the tokens of the current call, T the tokens including the KV cache, H
 the hidden size, V the vocabulary size.

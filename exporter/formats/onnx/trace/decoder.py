@@ -97,7 +97,7 @@ def _trace_decoder(model: Any, folder: Path, metadata: Mapping[str, str]) -> Non
 
 
 def _example_cache(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Make a KV cache of example tensors for tracing, with the shapes of the model's KV cache."""
+    """Make an example KV cache for tracing, whose tensors have the shapes of the model's KV cache."""
     with torch.no_grad():
         cache = model(input_ids=torch.ones((1, 2), dtype=torch.int64), use_cache=True).past_key_values
 

@@ -51,7 +51,7 @@ class TracedLayout:
 
     @property
     def maker(self) -> str:
-        """Name of the tracing method, for the output of ``ttexport plan``."""
+        """Name of the tracing method, as shown by ``ttexport plan``."""
         return _SEQ2SEQ_MAKER if len(self.stems) > 1 else _DECODER_MAKER
 
     @property

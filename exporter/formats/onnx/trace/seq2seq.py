@@ -43,7 +43,7 @@ _PARTS: Final = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
 class Encoder(torch.nn.Module):
-    """Torch module that runs only the encoder of an encoder-decoder model, for tracing."""
+    """Torch module to be traced, which runs only the encoder of an encoder-decoder model."""
 
     def __init__(self, model: Any) -> None:
         """``model``: an encoder-decoder model loaded by transformers."""
@@ -57,7 +57,7 @@ class Encoder(torch.nn.Module):
 
 
 class Decoder(torch.nn.Module):
-    """Torch module that runs decoder and LM head, with the KV caches as inputs and outputs, for tracing."""
+    """Torch module to be traced, which runs the decoder and the LM head. The KV caches are inputs and outputs."""
 
     def __init__(self, model: Any) -> None:
         """``model``: an encoder-decoder model loaded by transformers."""
@@ -90,7 +90,10 @@ class Decoder(torch.nn.Module):
 
 
 def trace(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Trace ``model`` to ``encoder_model.onnx`` and ``decoder_model_merged.onnx`` in ``folder``, with external data."""
+    """Trace ``model``, and write the encoder and the decoder to ``folder``.
+
+    The files are ``encoder_model.onnx`` and ``decoder_model_merged.onnx``, both with external data.
+    """
     save(_encoder(model), folder / "encoder_model.onnx", metadata)
     save(_decoder(model), folder / "decoder_model_merged.onnx", metadata)
 
@@ -171,7 +174,7 @@ def _slice_inputs(graph: ir.Graph) -> None:
 
 
 def _sliced(graph: ir.Graph, value: ir.Value, axis: int, start: ir.Value, end: ir.Value, length: str) -> ir.Node:
-    """Replace all uses of the graph input ``value`` by a Slice of the input.
+    """Insert a Slice of the graph input ``value``, and replace all other uses of ``value`` by the Slice.
 
     length: name of the input's dimension ``axis``.
     """

@@ -1,8 +1,8 @@
 """Quantise matrix rows for MatMulNBits and GatherBlockQuantized in blocks of 32 integers that share a scale.
 
-The quantised values are bit-identical to the output of ONNX Runtime's quantiser, as a test verifies. ONNX Runtime's
-quantiser is not called, because the quantiser needs whole, transposed matrices, and because an export must not depend
-on ONNX Runtime.
+The quantised values are bit-identical to the output of ONNX Runtime's quantiser, which is verified by a test. ONNX
+Runtime's quantiser is not called, because the quantiser needs whole, transposed matrices, and because an export must
+not depend on ONNX Runtime.
 Sources: QuantizeBlockwise in onnxruntime's MLAS (q4_dq.cpp), and ONNX Runtime's documentation of the operators
 MatMulNBits and GatherBlockQuantized.
 """
@@ -26,8 +26,8 @@ class Blocks:
     """A block quantisation format: each block has ``size`` integers of ``bits`` bits (4 or 8) and a scale.
 
     A dequantised value is (code - zero point) * scale. symmetric: whether the zero point is the middle of the code
-    range, and so is not stored. Two consecutive 4-bit codes share a byte: the first code is in the lower half of the
-    byte.
+    range, so that no zero points are stored. Two consecutive 4-bit codes share a byte: the first code is in the lower
+    half of the byte.
     """
 
     bits: int

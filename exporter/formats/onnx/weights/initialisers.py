@@ -2,8 +2,9 @@
 
 A checkpoint tensor becomes one float initialiser, or separate initialisers for quantised codes, scales and zero points.
 
-The bytes of an initialiser are computed from row blocks of the checkpoint tensor, so that memory contains only a few
-blocks. Values needed for several initialisers, such as the scales, are computed again for each initialiser.
+The bytes of an initialiser are computed from row blocks of the checkpoint tensor, so that only a few blocks are in
+memory at the same time. Values needed for several initialisers, such as the scales, are computed again for each
+initialiser.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compute the rotary caches: cosines and sines of position times frequency, for all positions of the context.
+"""Compute the rotary caches: the cosines and sines of (position * frequency) for all positions of the context.
 
 Rotary angles are computed in float32 by the same operations as in transformers. In float64, the angle of position 8191
 would differ by 5e-4 from transformers' angle, a difference that exceeds the sum of all other rounding errors of the
