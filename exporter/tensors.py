@@ -1,6 +1,6 @@
-"""Defines tensors whose names, dtypes and shapes are known at once and whose bytes are read on demand.
+"""Defines lazy tensors: the name, dtype and shape are known immediately, and the bytes are read on demand.
 
-Merge planning uses only ``TensorSpec`` and reads no tensor bytes, and writers read blocks of rows through
+Merge planning uses only ``TensorSpec`` and therefore reads no tensor bytes. Writers read blocks of rows through
 ``LazyTensor``. All arrays are numpy arrays, not torch tensors. The package ml_dtypes adds the dtypes that numpy lacks,
 such as bfloat16.
 """
@@ -67,12 +67,12 @@ class TensorSpec:
 
     @property
     def n_rows(self) -> int:
-        """Length of the first axis of the tensor; a scalar has one row."""
+        """Length of the first axis of the tensor, or 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
     @property
     def row_nbytes(self) -> int:
-        """Size of a row of the tensor in bytes, where a row is an index of the first axis."""
+        """Size in bytes of one row of the tensor, which is the slice at one index of the first axis."""
         return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
 
     @property
@@ -101,9 +101,9 @@ class LazyTensor(Protocol):
         """Read the rows [start, stop) along the first axis, with the dtype and the row shape given in ``spec``."""
 
     def segments(self) -> Iterator[ByteRange | Array]:
-        """Yield the tensor's bytes in order.
+        """Yield the bytes of the tensor from first to last.
 
-        Bytes that a file contains unchanged are yielded as byte ranges, and all other bytes are yielded as arrays.
+        Bytes that can be copied unchanged from a file are yielded as byte ranges, and all other bytes as arrays.
         """
 
 
@@ -113,7 +113,7 @@ def read(tensor: LazyTensor) -> Array:
 
 
 def blocks(tensor: LazyTensor, block_nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Array]]:
-    """Yield (index of the first row, rows) for each block of rows, in order.
+    """Yield (start row, rows) for each block of consecutive rows, from first to last.
 
     A block contains at most ``block_nbytes`` bytes, but at least one row.
     """
@@ -152,10 +152,10 @@ def same_bits(first: LazyTensor, second: LazyTensor) -> bool:
 
 
 def first_difference(first: LazyTensor, second: LazyTensor, n_rows: int) -> int | None:
-    """Index of the first row, among the first ``n_rows`` rows, that differs between two tensors, or None.
+    """Index of the first row that differs between two tensors, or None if the first ``n_rows`` rows are all equal.
 
-    If the dtypes differ, rows are cast to the wider of the two dtypes and then compared bit by bit. The rows of both
-    tensors must have equal shapes. Peak memory: one block of each tensor.
+    If the dtypes differ, the rows are cast to the wider dtype and then compared bit by bit. The rows of both tensors
+    must have equal shapes. Peak memory: one block of each tensor.
     """
     for start, left, right in _block_pairs(first, second, n_rows):
         dtype = np.promote_types(left.dtype, right.dtype)
@@ -170,7 +170,7 @@ def _bits(value: Array) -> Array:
 
 
 def _block_pairs(first: LazyTensor, second: LazyTensor, n_rows: int) -> Iterator[tuple[int, Array, Array]]:
-    """Yield (index of the first row, rows of ``first``, rows of ``second``) for each block up to row ``n_rows``."""
+    """Yield (start row, rows of ``first``, rows of ``second``) for each block of the first ``n_rows`` rows."""
     step = max(1, BLOCK_BYTES // max(1, first.spec.row_nbytes, second.spec.row_nbytes))
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
@@ -201,9 +201,9 @@ def cast(value: Array, dtype: str) -> Array:
 
 
 def _to_odd_f32(value: Array) -> Array:
-    """Cast float64 to float32 with rounding to odd: an inexact result gets an odd last bit.
+    """Cast float64 to float32 with rounding to odd, which sets the last bit of every inexact result to 1.
 
-    Rounding the float32 result to a narrower dtype then gives the value that rounding the float64 value once gives.
+    Rounding the float32 result to a narrower dtype then gives the same value as rounding the float64 value directly.
 
     Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd".
     """

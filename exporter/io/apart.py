@@ -12,9 +12,9 @@ from exporter.errors import UsageError
 def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = (), hint: str = "") -> None:
     """Raise UsageError if writing ``out`` would replace an input or a folder that contains an input, even with --force.
 
-    inputs: input files and folders. whole: input folders inside which ``out`` must not be, either. hint: text that is
-    appended to the error message in parentheses. A path with a symlink loop is accepted, because the code that later
-    opens the path reports the loop.
+    inputs: input files and folders. whole: input folders that must not contain ``out``. hint: text that is appended to
+    the error message in parentheses. A path with a symlink loop is accepted, because the code that later opens the path
+    reports the loop.
     """
     outs, folders = _names(out), set(whole)
     above = {parent for name in outs for parent in name.parents}
@@ -30,7 +30,7 @@ def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = 
 
 
 def _names(path: Path) -> set[Path]:
-    """Return ``path`` in three spellings: absolute, with the links in its folder resolved, and with all links resolved.
+    """Return ``path`` as an absolute path, with links in its parent folder resolved, and with all links resolved.
 
     The function uses ``realpath``, because ``Path.resolve`` raises an error on a symlink loop.
     """

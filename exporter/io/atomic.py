@@ -1,4 +1,7 @@
-"""Replaces small files atomically. If several processes write the same file, the last writer wins."""
+"""Replaces small files atomically.
+
+If several processes write the same file, the file has the content from the process that finishes last.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Writes a file in chunks: several threads read the input data and write the chunks with direct I/O.
+"""Writes a file in chunks, with several threads that read the input data and write the output with direct I/O.
 
-Direct I/O bypasses the page cache, which does not speed up writing a file once: the page cache allocates new pages for
-all bytes, and the final sync waits until all pages are written to the disk. With direct I/O, every chunk is on the disk
-when the write call returns, so the final sync is short.
+Direct I/O bypasses the page cache. The page cache would not speed up writing a file once, because the kernel would
+allocate new pages for all bytes and the final sync would wait until all pages are on the disk. With direct I/O, every
+chunk is on the disk when the write call returns, so the final sync is short.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Chunk:
-    """A chunk of the output file. ranges: pairs (offset in ``buffer``, input range to read to that offset).
+    """A chunk of the output file.
 
-    All bytes of ``buffer`` outside of ``ranges`` are filled already.
+    ranges: pairs (offset in ``buffer``, input range to read into ``buffer`` at the offset). All bytes of ``buffer``
+    that are not covered by ``ranges`` already have their final values.
     """
 
     offset_bytes: int
@@ -59,7 +60,10 @@ class InputFiles:
         self._lock = threading.Lock()
 
     def fd(self, path: Path) -> int:
-        """Return the file descriptor of ``path``, which is opened on first use. Raises UnreadableFile."""
+        """Return the file descriptor of ``path``.
+
+        The file is opened when ``path`` is used for the first time. Raises UnreadableFile.
+        """
         with self._lock:
             if path not in self._fds:
                 with reading(path):
@@ -67,7 +71,7 @@ class InputFiles:
             return self._fds[path]
 
     def read_into(self, source: ByteRange, view: memoryview) -> None:
-        """Fill ``view`` with the byte range ``source``.
+        """Read the byte range ``source`` of an input file into ``view``.
 
         Raises UnreadableFile if the file ends before the end of the range.
         """
@@ -93,7 +97,7 @@ class ChunkWriter:
     """
 
     def __init__(self, path: Path, fd: int, sources: InputFiles) -> None:
-        """Prepare the writer; threads and buffers are created on first use."""
+        """Prepare the writer, without creating threads and buffers, which are created when needed."""
         self._path, self._fd, self._sources = path, fd, sources
         self._pool: ThreadPoolExecutor | None = None
         self._direct: int | None = None
@@ -111,7 +115,8 @@ class ChunkWriter:
         return Chunk(offset_bytes, mmap.mmap(-1, CHUNK_BYTES))
 
     def submit(self, chunk: Chunk) -> None:
-        """Fill and write ``chunk`` in a worker thread.
+        """Let a worker thread fill the buffer of ``chunk`` from the input files and write the buffer to the output
+        file.
 
         The chunk must begin and end at multiples of the disk's block size.
         """
@@ -121,7 +126,7 @@ class ChunkWriter:
         self._pending.append(self._pool.submit(self.write, chunk, direct=True))
 
     def write(self, chunk: Chunk, *, direct: bool = False) -> mmap.mmap:
-        """Fill and write ``chunk``. The buffer of ``chunk`` is returned, so that a later chunk can reuse the buffer.
+        """Fill and write ``chunk``, and return the buffer of ``chunk`` for reuse by a later chunk.
 
         Raises UnreadableFile, OutputError.
         """
@@ -151,8 +156,8 @@ class ChunkWriter:
     def _copied_by_kernel(self, chunk: Chunk) -> bool:
         """Copy the chunk from the input file to the output file within the kernel.
 
-        Returns False if the kernel cannot copy between the two files. Copying within the kernel is used where direct
-        I/O is not possible.
+        Returns False if the kernel cannot copy between the two files. The kernel copies the data if direct I/O is not
+        possible.
         """
         if not self._kernel_copy or len(chunk.ranges) != 1 or chunk.ranges[0][1].nbytes != chunk.nbytes:
             return False
@@ -176,14 +181,17 @@ class ChunkWriter:
         return True
 
     def finish(self) -> None:
-        """Wait until all pending chunks are written. Raises the error of the first failed chunk."""
+        """Wait until all pending chunks are written.
+
+        If a chunk could not be written, the error of the first such chunk is raised.
+        """
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
         """Cancel pending chunks.
 
-        The worker threads are stopped, so that no thread accesses the output file after ``close`` returns.
+        All worker threads are stopped, so that no thread uses the output file after the method ``close`` returns.
         """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

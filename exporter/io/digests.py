@@ -1,8 +1,9 @@
 """Computes SHA-256 digests of files, and caches each digest by the inode, size and times of the file.
 
-Because digests are cached, only the first release that uses a large base model has to hash the base model. The cache
-detects a file that was rewritten in place by the changed times of the file. The digest of a file that was modified
-within the last few seconds is not cached, because another modification might leave the times of the file unchanged.
+Because digests are cached, only the first release that uses a large base model has to hash the base model. If a file
+was rewritten in place, the cache detects the change by the file's modification times. The digest of a file that was
+modified within the last few seconds is not cached, because a second modification so soon might not change the times of
+the file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class FileDigests:
     known: dict[str, str] = field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """Return the SHA-256 digest of the file at ``path``, in hexadecimal. Raises UnreadableFile."""
+        """Return the SHA-256 digest of the file at ``path`` as a hexadecimal string. Raises UnreadableFile."""
         with opened(path) as (file, _):
             status = os.fstat(file.fileno())
             key = _key(status)
@@ -52,13 +53,13 @@ class FileDigests:
         return digest
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the digest of every path in ``paths``. Several files are read in parallel."""
+        """Map every path in ``paths`` to the digest of the file at the path. Several files are read in parallel."""
         listed = list(paths)
         with ThreadPoolExecutor(min(4, len(listed) or 1)) as pool:
             return dict(zip(listed, pool.map(self.of, listed), strict=True))
 
     def below(self, folder: Path) -> dict[str, str]:
-        """Map the relative path of every file below ``folder``, with forward slashes, to its digest, sorted by path."""
+        """Map the relative path of every file below ``folder`` to the digest of the file, sorted by path."""
         return {
             path.relative_to(folder).as_posix(): digest for path, digest in self.of_all(files_below(folder)).items()
         }
@@ -82,12 +83,12 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def digest_of(value: bytes) -> str:
-    """Return the SHA-256 digest of ``value``, in hexadecimal."""
+    """Return the SHA-256 digest of ``value`` as a hexadecimal string."""
     return hashlib.sha256(value).hexdigest()
 
 
 def sizes_match(folder: Path, files: Mapping[str, int]) -> bool:
-    """Whether ``folder`` contains exactly the files in ``files``.
+    """Whether the files in ``folder`` are exactly the files listed in ``files``.
 
     files: maps each relative path to the size in bytes.
     """

@@ -26,9 +26,10 @@ _FILE_TYPES: Final = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[FileIO, int]]:
-    """Open ``path`` and yield (file, size in bytes). Links are followed, because the hub's cache consists of links.
+    """Open ``path`` and yield (file, size in bytes).
 
-    Raises UnreadableFile if ``path`` is not a regular file, or if the body of the ``with`` block raises OSError.
+    Symlinks are followed, because the Hugging Face cache consists of symlinks. Raises UnreadableFile if ``path`` is not
+    a regular file, or if the body of the ``with`` block raises OSError.
     """
     with reading(path), FileIO(path, opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
@@ -50,7 +51,7 @@ def read_file(path: Path, *, max_nbytes: int = MAX_WHOLE_BYTES) -> bytes:
 
 
 def read_exactly(file: FileIO, nbytes: int) -> bytes:
-    """Read the next ``nbytes`` bytes of ``file``, or fewer bytes if the file ends before."""
+    """Read the next ``nbytes`` bytes of ``file``, or all remaining bytes if fewer than ``nbytes`` remain."""
     content = bytearray()
     while len(content) < nbytes and (part := file.read(nbytes - len(content))):
         if len(part) == nbytes:
@@ -60,9 +61,10 @@ def read_exactly(file: FileIO, nbytes: int) -> bytes:
 
 
 def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
-    """Fill ``view`` with bytes of a file, starting at ``offset_bytes``. Returns the number of bytes read.
+    """Fill ``view`` with the bytes of a file from the file offset ``offset_bytes`` on.
 
-    The number of bytes read is smaller than the size of ``view`` only if the file ends before.
+    Returns the number of bytes read. The number of bytes read is smaller than the size of ``view`` only if the end of
+    the file is reached.
     """
     done = 0
     while done < len(view) and (nbytes := os.preadv(fd, [view[done:]], offset_bytes + done)):
@@ -71,7 +73,10 @@ def read_at(fd: int, view: memoryview, offset_bytes: int) -> int:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write ``content`` to a new file and sync the file. The umask determines the file mode. Raises OSError."""
+    """Write ``content`` to a new file and flush the file to disk (fsync).
+
+    The permissions of the file follow the umask. Raises OSError.
+    """
     with path.open("xb") as file:
         file.write(content)
         file.flush()

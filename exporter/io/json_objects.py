@@ -24,7 +24,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_object(path: Path, *, max_nbytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``.
+    """Read the file ``path``, parse the JSON object in the file, and return the object as a dict.
 
     Raises UnreadableFile if the file does not contain a JSON object or is larger than ``max_nbytes``.
     """
@@ -66,10 +66,10 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
 
 
 def _memory_bytes(text: bytes) -> int:
-    """Return an upper bound on the memory needed to parse ``text``, including ``text`` itself and the result.
+    """Return an upper bound on the memory for parsing ``text``, which includes the size of ``text`` and of the result.
 
-    The bound counts one byte for each character of a string, or up to four bytes if the string contains a character
-    beyond Latin-1.
+    The bound counts one byte per character of a string, or up to four bytes per character if the string contains a
+    character beyond Latin-1.
     """
     width = 1 if text.isascii() and b"\\u" not in text else 4
     return len(text) * (1 + 2 * width) + _VALUE_BYTES * sum(map(text.count, (b",", b":", b"[", b"{")))

@@ -33,7 +33,7 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
     """Reserve disk space for a file, so that a full disk is detected before the file is written.
 
     Does nothing if the file system cannot reserve space. Raises OSError if the disk does not have enough free space.
-    Unlike posix_fallocate, ``reserve`` never falls back to writing to every block of the file.
+    Unlike posix_fallocate, ``reserve`` never writes to every block of the file as a fallback.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if call is None or nbytes <= 0:
@@ -46,7 +46,7 @@ def reserve(fd: int, offset_bytes: int, nbytes: int) -> None:
 def clone(fd: int, offset_bytes: int, source_fd: int, source_offset_bytes: int, nbytes: int) -> bool:
     """Let the file ``fd`` share a byte range of another file without copying the bytes.
 
-    Returns False if the file system cannot share byte ranges between files. Both offsets and ``nbytes`` must be
+    Returns False if the file system cannot share byte ranges between files. The two offsets and ``nbytes`` must be
     multiples of ``ALIGNMENT``.
     """
     try:

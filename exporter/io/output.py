@@ -1,6 +1,6 @@
-"""Writes an artifact file sequentially, from bytes or from tensors that are given as file ranges or row blocks.
+"""Writes an artifact file sequentially from bytes and from tensors, which are given as file ranges or row blocks.
 
-The writer counts every byte that is written to the file.
+The writer keeps count of the bytes written to the file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _CLONE_FROM_BYTES: Final = 1 << 20
 
 
 class OutputFile:
-    """A new file that is written sequentially, synced on success and removed on failure.
+    """A new file that is written sequentially, flushed to disk (fsync) on success, and removed on failure.
 
-    Byte ranges of other files are shared with the new file if the file system supports sharing, else copied. Adjacent
-    ranges are combined. The umask determines the mode of the new file. Peak memory: a few chunks of the file. Raises
-    OutputError if the path exists already or a write fails. Raises UnreadableFile if a byte range to copy extends past
-    the end of its file.
+    Byte ranges of other files are shared with the new file if the file system supports sharing, and are copied
+    otherwise. Adjacent ranges are combined. The permissions of the new file follow the umask. Peak memory: the size of
+    a few chunks of the file. Raises OutputError if the path exists already or a write fails. Raises UnreadableFile if a
+    byte range to copy extends past the end of its file.
     """
 
     def __init__(self, path: Path, progress: Progress = silent, *, nbytes: int | None = None) -> None:
@@ -71,7 +71,7 @@ class OutputFile:
     def write(self, data: bytes | memoryview | Array) -> None:
         """Append ``data``. The elements of an array are written in C order.
 
-        The buffer ``data`` is copied, so the caller may reuse ``data`` at once.
+        The buffer ``data`` is copied, so the caller may modify ``data`` immediately.
         """
         self._flush_range()
         view = memoryview(data).cast("B") if isinstance(data, bytes | memoryview) else as_bytes(data)
@@ -86,8 +86,7 @@ class OutputFile:
     def begin_with(self, data: bytes) -> None:
         """Overwrite the first bytes of the file with ``data`` after the rest of the file is written.
 
-        Overwriting the start of the file is needed for values, such as a digest, that are computed while the file is
-        written.
+        Some values at the start of the file, such as a digest, are known only after the rest of the file is written.
         """
         self._beginning = data
 
@@ -110,7 +109,7 @@ class OutputFile:
             raise AssertionError(f"{self.path}: expected {nbytes} bytes, wrote {self.nbytes - before}")
 
     def copy(self, source: ByteRange) -> None:
-        """Append a byte range of another file."""
+        """Append a byte range of a different file to this file."""
         last = self._range
         if last and (last.path, last.offset_bytes + last.nbytes) == (source.path, source.offset_bytes):
             self._range = replace(last, nbytes=last.nbytes + source.nbytes)

@@ -1,4 +1,4 @@
-"""Computes blocks of rows in parallel and returns the blocks in order, whatever the number of threads."""
+"""Computes blocks of rows in parallel, and returns the blocks in the order of the rows for any number of threads."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _DEFAULT_MEMORY_BYTES: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits the number of bytes of tensor data in memory at a time, and the number of threads."""
+    """Limits for the number of threads and for the bytes of tensor data that are in memory at the same time."""
 
     memory_bytes: int = _DEFAULT_MEMORY_BYTES
     workers: int = min(4, os.cpu_count() or 1)
 
     @property
     def ahead(self) -> int:
-        """Maximum number of blocks that are being computed or are waiting to be written at a time; at least 1."""
+        """Maximum number of blocks (at least 1) that are computed or waiting to be written at the same time."""
         return max(1, min(2 * self.workers, self.memory_bytes // (_COPIES * TOUCHED_BYTES)))
 
     @property
     def block_nbytes(self) -> int:
-        """Peak memory of the blocks that are being computed or are waiting to be written."""
+        """Peak memory in bytes of all blocks that are being computed or are waiting to be written."""
         return self.ahead * _COPIES * TOUCHED_BYTES
 
 
 def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Array]:
-    """Yield the results of ``jobs`` in order, while at most ``budget.ahead`` jobs are pending.
+    """Run ``jobs`` with at most ``budget.ahead`` pending jobs, and yield the results in the order of the jobs.
 
-    Raises the first exception that a job raises.
+    If a job raises an exception, the first such exception is raised.
     """
     waiting: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(min(budget.workers, budget.ahead)) as pool, _one_blas_thread():
@@ -61,7 +61,8 @@ def in_order(jobs: Iterable[Callable[[], Array]], budget: Budget) -> Iterator[Ar
 def _one_blas_thread() -> Iterator[None]:
     """Limit the BLAS library to one thread.
 
-    Products of low-rank factors are memory-bound, and BLAS threads would compete with the worker threads of ttexport.
+    BLAS threads would compete with ttexport's worker threads, and would not speed up the memory-bound products of
+    low-rank factors.
     """
     from threadpoolctl import threadpool_limits
 

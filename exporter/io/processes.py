@@ -12,9 +12,10 @@ OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str | None:
-    """Run ``module`` in a new process until the process ends.
+    """Run ``module`` in a new process and wait until the process ends.
 
-    Returns None on success, else the last line of the process's stderr, or the exit code if stderr is empty.
+    Returns None on success. On failure, returns the last line of the process's stderr, or the exit code if stderr is
+    empty.
     """
     ended = launch(module, arguments, environment)
     if not ended.returncode:
@@ -26,7 +27,7 @@ def failure(module: str, *arguments: str, environment: Mapping[str, str]) -> str
 def launch(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Start ``module`` in a new Python interpreter and wait until the process ends.
 
-    A negative ``returncode`` is the negated number of the signal that killed the process.
+    If a signal killed the process, ``returncode`` is the negative signal number.
     """
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)

@@ -1,7 +1,8 @@
 """Builds an output in a staging folder, and renames the complete, verified output to its final path in one step.
 
-The staging folder ``.NAME.partial`` lies beside the final path. An advisory lock protects the folder while the writing
-process runs, and refuses a second run. After a kill the lock is free, and the next run deletes or resumes the folder.
+The staging folder ``.NAME.partial`` lies beside the final path. While a process writes to the staging folder, an
+advisory lock prevents a second process from using the folder. If the process is killed, the lock is released, and the
+next run either deletes the folder or resumes from the folder.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ _PROMOTING: Final = "promoting"
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """Yield a draft path at which the ``with`` block creates a file or a folder.
 
-    If the ``with`` block succeeds, the draft is renamed to ``final``. The ``with`` block may instead write the parts of
-    a split GGUF beside the draft path. These parts are moved beside ``final``, the first part last, because readers
-    find the other parts by the first part. On an error, the staging folder is removed and ``final`` stays unchanged.
-    Raises OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
+    If the ``with`` block succeeds, the draft is renamed to ``final``. Instead of the draft itself, the ``with`` block
+    may write the parts of a split GGUF in the folder of the draft path. The parts of a split GGUF are moved to the
+    folder of ``final``. The first part is moved last, because readers open the first part to find the other parts. If
+    the ``with`` block raises an exception, the staging folder is removed and ``final`` stays unchanged. Raises
+    OutputError if ``final`` exists and ``force`` is not set, or if another run is writing ``final``.
     """
     _require_name(final)
     _refuse_existing(final, force=force)
@@ -86,9 +88,9 @@ def staging_folder(final: Path) -> Path:
 def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
     """Stage a folder as ``staged`` does, but keep the draft after an error, so that a run with ``resume`` can continue.
 
-    With ``force`` but without ``resume``, an existing draft is deleted and the run starts from the beginning. Raises
-    OutputError if ``final`` exists and ``force`` is not set, if another run is writing ``final``, or if an earlier run
-    left a staging folder and neither ``resume`` nor ``force`` is set.
+    If ``force`` is set and ``resume`` is not set, an existing draft is deleted and the run starts from the beginning.
+    Raises OutputError if ``final`` exists and ``force`` is not set, if another run is writing ``final``, or if an
+    earlier run left a staging folder and neither ``resume`` nor ``force`` is set.
     """
     _require_name(final)
     folder = staging_folder(final)
@@ -124,7 +126,8 @@ def resumable(final: Path, *, force: bool, resume: bool) -> Iterator[Stage]:
 def has_leftover(final: Path) -> bool:
     """Whether a draft exists that an interrupted run left or that another run is still writing.
 
-    An empty staging folder is removed, because a process that was killed during clean-up may have left the folder.
+    An empty staging folder, which may remain after a process was killed during clean-up, is removed and not reported as
+    a draft.
     """
     folder = staging_folder(final)
     try:
@@ -187,9 +190,9 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write and sync a small new file, and create the folder of the file if necessary.
+    """Write a small new file, flush the file to disk (fsync), and create the folder of the file if necessary.
 
-    The umask determines the file mode. Raises OutputError.
+    The permissions of the file follow the umask. Raises OutputError.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +212,7 @@ def _refuse_existing(final: Path, *, force: bool) -> None:
 
 
 def _claim(folder: Path, final: Path) -> int:
-    """Create ``folder`` if necessary and lock ``folder``; the lock is released when the process ends."""
+    """Create ``folder`` if necessary, and lock ``folder`` until the process ends."""
     with writing(folder):
         final.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -231,7 +234,7 @@ def _claim(folder: Path, final: Path) -> int:
 def _clear(folder: Path) -> None:
     """Delete the contents of the staging folder ``folder``.
 
-    The file that records the inode of the draft is removed last, because a later run needs the file to detect that
+    The file with the recorded inode of the draft is deleted last, because a later run needs the inode to detect that
     ``final`` is complete.
     """
     with writing(folder):
@@ -275,19 +278,22 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 
 
 def _sync_tree(draft: Path) -> None:
-    """Sync all folders in ``draft``. The files in the folders were synced when the files were written."""
+    """Flush the directory entries of ``draft`` and of all its subfolders to disk (fsync).
+
+    The contents of the files in ``draft`` were already flushed to disk when the files were written.
+    """
     if draft.is_dir():
         for folder, _, _ in os.walk(draft):
             sync_folder(Path(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync ``folder``, so that a rename in the folder is durable."""
+    """Flush the directory entries of ``folder`` to disk (fsync), so that a rename in ``folder`` is durable."""
     _sync(folder, os.O_DIRECTORY)
 
 
 def sync_file(path: Path) -> None:
-    """Sync the content of the file ``path``, which another process has written."""
+    """Flush the file ``path``, written by another process, to disk (fsync)."""
     _sync(path, 0)
 
 

@@ -1,4 +1,5 @@
 """Verify that an artifact on disk equals the tuned model.
 
-The package imports none of the code that writes artifacts, so that the verification does not repeat a writer's errors.
+The package does not import the code that writes artifacts, because shared code would hide a writer's errors from the
+verification.
 """

@@ -1,4 +1,4 @@
-"""Measurements that a verification report contains in addition to its checks, to help explain a failed check."""
+"""Measurements in a verification report that have no limit and help to explain why a check failed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 class RowErrors:
     """Storage errors of the trained token rows of one matrix, as Euclidean norms.
 
-    use: what the model uses the matrix for: "embedding", "encoder embedding" or "head".
-    storage: the dtype or quantisation type in which the matrix is stored.
-    token_ids: the token id of each trained row.
-    errors: the norm ‖stored - trained‖ for each row.
-    changes: the norm ‖trained - base‖ for each row, or ‖trained‖ for a token that the base model does not have.
+    use: what the model uses the matrix for: "embedding", "encoder embedding" or "head". storage: the dtype or
+    quantisation type in which the matrix is stored. token_ids: the token id of each trained row. errors: the norm
+    ‖stored - trained‖ for each row. changes: the norm ‖trained - base‖ for each row, or ‖trained‖ for the row of a new
+    token.
     """
 
     use: str
@@ -42,7 +41,7 @@ class RowErrors:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Differences between the artifact's and the reference's logits at every position of one token sequence.
+    """Differences between the logits of the artifact and of the reference at every position of one token sequence.
 
     words: the text of the token at each position.
     kinds: the category of each position, from ``KINDS`` in running/prompts.py.
@@ -68,7 +67,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measurements from running an artifact that are reported but not compared with a limit.
+    """Measurements from running an artifact, which the report contains but does not compare with limits.
 
     figures: a dict that maps each category of positions (``all`` for all positions) to a dict from names of
     measurements to values.
@@ -96,5 +95,5 @@ class Profile:
 
 
 def numbers(values: Any) -> list[float | None]:
-    """Round numbers to six significant digits, and replace NaN and infinities by None, for JSON."""
+    """Round numbers to six significant digits for JSON, and replace NaN and infinities, which JSON lacks, by None."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

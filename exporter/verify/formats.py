@@ -1,4 +1,4 @@
-"""The formats of artifacts: their folders in the output of an export, and the verifiers of formats without a model."""
+"""Define where an export stores each artifact format, and how artifacts that contain only an adapter are verified."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Verifier = Callable[[Path, Reference, str, Callable[[str], None]], Report]
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFormat:
-    """How the artifacts of a format are located and verified.
+    """An artifact format, with the functions for locating and verifying artifacts of the format.
 
-    is_file: whether an artifact of the format is a GGUF file rather than a folder. is_adapter: a function that returns
-    whether a path is an artifact of the format, for a format that contains only the adapter. verifier: the verifier of
-    an artifact that contains only the adapter. For formats that contain the whole model, ``is_adapter`` and
+    is_file: whether an artifact of the format is a GGUF file rather than a folder. is_adapter: for a format that
+    contains only the adapter, a function that returns whether a path is an artifact of the format. verifier: the
+    verifier of an artifact that contains only the adapter. For formats that contain the whole model, ``is_adapter`` and
     ``verifier`` are None, and ``exporter.verify.run`` verifies the artifacts.
     """
 
@@ -49,8 +49,8 @@ def adapter_format(path: Path) -> str | None:
 def find_artifacts(path: Path) -> list[Path]:
     """Return the paths of all artifacts in ``path``.
 
-    If ``path`` is the output of an export to several formats, the result contains the artifacts in the subfolders of
-    ``path`` that are named after formats. Otherwise the result contains only ``path``.
+    If ``path`` is the output folder of an export to several formats, the artifacts are in subfolders named after the
+    formats. Otherwise the result contains only ``path``.
     """
     folders = {name: path / name for name in FORMATS if (path / name).is_dir()}
     if not folders or has_model(path):

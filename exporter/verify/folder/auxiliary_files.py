@@ -27,7 +27,7 @@ _OTHER_TOKENIZERS: Final = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
 def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check | Skip]:
-    """Yield the checks of the auxiliary files in ``folder``, which contains a checkpoint or an ONNX model."""
+    """Yield the checks of the auxiliary files in ``folder``, a folder with a checkpoint or an ONNX model."""
     files, expected_files = auxiliary_files(folder), reference.auxiliary_files
     yield _check_tokenizer(files, expected_files, reference.vocab)
     yield _check_settings(files, expected_files)
@@ -39,7 +39,7 @@ def check_auxiliary_files(folder: Path, reference: Reference) -> Iterator[Check 
 
 
 def _check_tokenizer(files: Mapping[str, Path], expected_files: Mapping[str, Path], vocab: int) -> Check:
-    """Check that the tokenizer files in ``files`` encode and decode texts like the tuned model's tokenizer files."""
+    """Check that the tokenizer files in ``files`` encode and decode texts as the tuned model's tokenizer files do."""
     wrong = []
     for name in (TOKENIZER, *_OTHER_TOKENIZERS):
         if name not in expected_files:
@@ -133,8 +133,8 @@ def _check_templates(files: Mapping[str, Path], expected_files: Mapping[str, Pat
 def _check_generation(files: Mapping[str, Path], expected_files: Mapping[str, Path]) -> Check:
     """Check that generation_config.json equals the tuned model's file, except for special token ids.
 
-    Special token ids are compared by a separate check, because special token ids may differ from the base model's ids
-    if the tokenizer changes.
+    Special token ids have a separate check, because tuning may change the tokenizer and therefore the special token
+    ids.
     """
     values, expected = (read_object(own[GENERATION]) if GENERATION in own else {} for own in (files, expected_files))
     free = SPECIAL_IDS | {"transformers_version", "_from_model_config"}

@@ -1,4 +1,4 @@
-"""Check the tensors of a merged Hugging Face checkpoint against base and adapters, and check its config.json."""
+"""Check config.json and the tensors of a merged Hugging Face checkpoint against the base and the adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from exporter.verify.values.computed import compare, sample
 def check_checkpoint(path: Path, reference: Reference, *, untouched: bool) -> Iterator[Check]:
     """Yield the checks of a merged checkpoint.
 
-    untouched: True to compare all tensors, and all rows of updated tensors. Embedding and head have separate checks.
+    untouched: True to compare tensors without updates as well, and to compare every row of updated tensors. The
+    embedding and the head are compared by separate checks.
     """
     merged = Checkpoint.open(path)
     yield _check_names(merged, reference)
@@ -55,7 +56,7 @@ def _check_names(merged: Checkpoint, reference: Reference) -> Check:
 
 
 def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> Iterator[Check]:
-    """Compare the tensors that adapters change, except embedding and head, with their expected values.
+    """Compare every tensor that an adapter changes, except embedding and head, with the tensor's expected values.
 
     Sums of base and updates are compared up to rounding errors, and tensors that an adapter replaces are compared
     exactly.
@@ -111,7 +112,7 @@ def _same_values(tensor: FileTensor, source: FileTensor, through: str | None = N
 
     The tensors are compared as bytes, so that NaNs equal each other and differently signed zeros differ.
 
-    through: a dtype to which ``source`` may have been rounded before the cast, or None.
+    through: an intermediate dtype to which ``source`` may have been rounded before the cast, or None.
     """
     if tensor.spec.shape != source.spec.shape:
         return False

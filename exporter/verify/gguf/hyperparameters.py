@@ -1,6 +1,6 @@
-"""Read the hyperparameters in a config.json, keyed by their GGUF names, without using the exporter's code.
+"""Read the hyperparameters in a config.json, under their GGUF names, without using the exporter's code.
 
-Default values that transformers defines in code, and not in config.json, are not known to the verification.
+The verification does not know default values that transformers defines in code and config.json omits.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _NAMED_SCALINGS: Final = ("linear", "yarn")
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Map GGUF key names, without the architecture prefix, to the values in ``config``.
+    """Map each GGUF key, without the architecture prefix, to the value of the hyperparameter in ``config``.
 
-    A value is None if the config disables the feature, for example the sliding window. A key is absent if the config
-    contains no value for the hyperparameter.
+    A value is None if the config disables the feature, for example the sliding window. A key is absent from the result
+    if ``config`` contains no value for the hyperparameter.
 
     config: the part of config.json that describes the text model.
     """
@@ -96,7 +96,7 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
 
 
 def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
-    """Return the attention factor of longrope for contexts that are longer than the original context length.
+    """Return longrope's attention factor for contexts that exceed the original context length.
 
     The formula is that of the function _compute_longrope_parameters in transformers.
     """

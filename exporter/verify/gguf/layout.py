@@ -1,9 +1,9 @@
-"""Determine the GGUF name and the GGUF order of elements for each tensor of a checkpoint.
+"""Determine the GGUF name and the GGUF element order of each checkpoint tensor.
 
-The names and orders are determined without the code that writes GGUF files. GGUF tensor names are looked up in the
-tables of the gguf package. The order of elements in a GGUF tensor follows llama.cpp's converter. For architectures
-whose rotary embedding pairs neighbouring elements, llama.cpp's converter interleaves the rows of the query and key
-matrices. For Gemma, llama.cpp's converter adds 1 to the norm weights.
+The GGUF names and element orders are determined without using the code that writes GGUF files. GGUF tensor names are
+looked up in the tables of the gguf package. The order of elements in a GGUF tensor follows llama.cpp's converter. For
+architectures whose rotary embedding pairs neighbouring elements, llama.cpp's converter interleaves the rows of the
+query and key matrices. For Gemma, llama.cpp's converter adds 1 to the norm weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Map the names of GGUF tensors to the names of checkpoint tensors.
+    """Map the name of each GGUF tensor to the names of the checkpoint tensors with the tensor's values.
 
     Returns a tuple (a dict from each GGUF name to the checkpoint tensors that are stacked in the GGUF tensor, in order;
     a list of the checkpoint tensors that have no GGUF tensor).
@@ -105,17 +105,17 @@ def arrangement(arch: str, name: str, config: Mapping[str, Any]) -> Arrange | No
 
 
 def _interleave(heads: Any) -> Arrange:
-    """Return a function that interleaves the first half of each attention head's rows with the second half."""
+    """Return a function that interleaves, within each attention head, the first half of the rows with the second."""
     return lambda value: value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def _by_use(heads: Any) -> Arrange:
-    """Return a function that reorders a fused QKV tensor from per-head order to queries, then keys, then values."""
+    """Return a function that reorders the rows of a fused QKV tensor from per-head order to all Q, all K, all V."""
     return lambda value: value.reshape(heads, 3, -1, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
 
 
 def generated(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Compute the rope scaling tensors of a GGUF from ``config``, because a checkpoint has no rope scaling tensors.
+    """Compute the expected rope scaling tensors of a GGUF from ``config``; a checkpoint contains no such tensors.
 
     Returns a dict from the GGUF tensor name to a float32 array of shape (rotary dimensions / 2,).
     """

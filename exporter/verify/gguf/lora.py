@@ -1,8 +1,8 @@
 """Check that the base plus a GGUF LoRA equals the tuned model, independently of the exporter.
 
-LoRA factors for embedding and head are multiplied and compared row by row. For other matrices, the check compares only
-the norm of each update, because llama.cpp reorders the rows of some matrices and the norm does not depend on the order
-of rows.
+For the embedding and the head, the LoRA factors are multiplied and the products are compared row by row. For all other
+matrices, the check compares only the norms of the updates. llama.cpp reorders the rows of some matrices, and a norm
+does not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_lora(path: Path) -> bool:
 
 
 def verify_lora(path: Path, reference: Reference, level: str, say: Callable[[str], None]) -> Report:
-    """Check the LoRA factors in a GGUF LoRA file.
+    """Check the LoRA factors in a GGUF file that contains only a LoRA adapter.
 
     The LoRA is not run, because running a LoRA requires a GGUF of the base.
     """
@@ -72,11 +72,9 @@ def check_lora(path: Path, reference: Reference, *, every: bool) -> Iterator[Che
 class _Pair:
     """The two LoRA factors that a GGUF stores for one tensor.
 
-    a: the stored factor lora_a, converted to float64.
-    b: the stored factor lora_b, converted to float64.
-    scale: the number by which llama.cpp multiplies the product of ``a`` and ``b``.
-    transposed: True if the updated tensor's rows correspond to rows of ``a``, False if they correspond to rows of
-    ``b``.
+    a: the stored factor lora_a, converted to float64. b: the stored factor lora_b, converted to float64. scale: the
+    number by which llama.cpp multiplies the product of ``a`` and ``b``. transposed: True if the rows of the updated
+    tensor correspond to rows of ``a``, and False if the rows correspond to rows of ``b``.
     """
 
     a: Array
@@ -86,12 +84,12 @@ class _Pair:
 
     @property
     def touched(self) -> list[int]:
-        """The numbers of the rows that the LoRA factors change."""
+        """The indices of the rows that the LoRA factors change."""
         rows: list[int] = np.flatnonzero((self.a if self.transposed else self.b).any(axis=1)).tolist()
         return rows
 
     def rows(self, ids: Sequence[int]) -> Array:
-        """Return the values that the LoRA adds to the rows ``ids`` of the base, as (n, width) float64."""
+        """Return the update that the LoRA adds to the base rows ``ids``, as a float64 array of shape (n, width)."""
         left, right = (self.a, self.b.T) if self.transposed else (self.b, self.a)
         added: Array = self.scale * (left[list(ids)] @ right)
         return added
@@ -120,7 +118,8 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
     """Compare rows of the base plus the LoRA product with the expected rows of the tuned model.
 
     The limit applies to the largest difference in a row, divided by the row's largest absolute value. If the GGUF has
-    no LoRA factors for the tensor, a whole matrix from an adapter must equal the base's matrix bit for bit.
+    no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must equal the base's matrix bit for
+    bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):
@@ -148,7 +147,7 @@ def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, 
 
 
 def _check_norms(pairs: Sequence[_Pair], reference: Reference, limit: float) -> Check:
-    """Check that a GGUF LoRA and the adapters update equally many inner matrices, by updates with equal norms.
+    """Check that a GGUF LoRA and the adapters update the same number of inner matrices, with updates of equal norms.
 
     Inner matrices are all matrices except embedding and head.
     """

@@ -1,7 +1,7 @@
 """Check the metadata of a GGUF against the config of the base model.
 
-A comparison of logits may miss a wrong metadata value, because some values change the logits of only a few texts. For
-example, a wrong sliding window, context length or rope scaling changes the logits only of long texts.
+A comparison of logits may miss a wrong metadata value, because some metadata values affect only the logits of a few
+texts. For example, a wrong sliding window, context length or rope scaling affects only the logits of long texts.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def _is_optional(name: str, arch: str, stated: Mapping[str, Any], wanted: Mappin
 
 
 def _equal(value: Any, want: Any) -> bool:
-    """Whether a GGUF value equals a value of config.json.
+    """Whether a metadata value in a GGUF equals a value from config.json.
 
-    Numbers are compared as float32, because a GGUF stores floating-point hyperparameters as float32. The value 0 equals
-    None, because llama.cpp's converter for phi3 writes 0 if the model has no sliding window.
+    Numbers are compared as float32, because a GGUF stores floating-point hyperparameters as float32. The GGUF value 0
+    counts as equal to None, because llama.cpp's converter for phi3 writes 0 if the model has no sliding window.
     """
     if isinstance(value, GgufArray):
         return False

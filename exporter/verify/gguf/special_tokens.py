@@ -1,4 +1,4 @@
-"""Check a GGUF's special token ids, and its flags for adding BOS and EOS to each text."""
+"""Check the special token ids in a GGUF and the GGUF flags for adding BOS and EOS to each text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ASSUMED: Final = {
 def check_specials(gguf: GgufModel, reference: Reference) -> Iterator[Check]:
     """Check the special token ids and the flags for adding BOS and EOS against the tokenizer files.
 
-    If the flags for BOS and EOS are correct, llama.cpp adds the same special tokens to a text as transformers.
+    With correct flags for BOS and EOS, llama.cpp and transformers add the same special tokens to a text.
     """
     files = reference.auxiliary_files
     path = files.get("tokenizer.json")
@@ -101,7 +101,7 @@ def _last(processor: Any) -> str | None:
 
 
 def _adds(path: Path, content: Mapping[str, Any], named: Mapping[str, Any], role: str, ids: list[Any]) -> bool:
-    """Whether transformers adds the special token ``role`` (BOS or EOS) to every text, found by encoding a text."""
+    """Encode a text with transformers to determine whether the special token ``role`` (BOS or EOS) is always added."""
     if content.get("post_processor") is None:
         return named.get(f"add_{role}_token") is True
     from tokenizers import Tokenizer  # a large library, imported only if needed

@@ -46,7 +46,7 @@ def _array(gguf: GgufModel, name: str) -> list[Any]:
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
-    """Map token ids to token texts for the tokenizer's model, which does not include added tokens.
+    """Map token ids to token texts for all tokens of the tokenizer's model, which excludes added tokens.
 
     In tokenizer.json, a unigram model lists its tokens in the order of their ids.
     """
@@ -59,7 +59,7 @@ def _vocabulary(content: Mapping[str, Any]) -> dict[int, str]:
 def _check_texts(
     texts: Sequence[str], known: Mapping[int, str], added_tokens: Mapping[int, AddedToken], rows: int
 ) -> Check:
-    """Check that every row has the correct token text in the GGUF, and that no token text is empty."""
+    """Check that the GGUF has the correct, non-empty token text for every row of the embedding."""
     wanted = {**known, **{token_id: token.text for token_id, token in added_tokens.items()}}
     wrong = [] if len(texts) == rows else [f"expected {rows} tokens (one per embedding row), found {len(texts)}"]
     expected_texts = map(wanted.get, range(len(texts)))
@@ -85,10 +85,10 @@ def _check_types(
     added_tokens: Mapping[int, AddedToken],
     reference: Reference,
 ) -> Check:
-    """Check that every token in the GGUF has the token type that follows from the tokenizer.
+    """Check that every token in the GGUF has the token type that corresponds to the tokenizer's token.
 
-    Runtimes never print control tokens and never produce a control token when tokenizing plain text. Runtimes print
-    user-defined tokens like ordinary tokens.
+    A runtime never prints a control token, and never produces a control token when tokenizing plain text. Runtimes
+    print user-defined tokens in the same way as ordinary tokens.
     """
     path = reference.auxiliary_files.get("tokenizer.model")
     pieces = read_model(path).types if path else []

@@ -1,8 +1,8 @@
 """Check every element of a GGUF's tensors, except embedding and head, against the base checkpoint and the adapters.
 
-Tensors that are stored as floats must match byte for byte. Quantised tensors must match byte for byte if the
-verification has the quantiser that made the GGUF. If a GGUF was made by a different quantiser, each row may have a
-quantisation error up to a limit for its quantisation type.
+Tensors that are stored as floats must match byte for byte. If the quantiser that made the GGUF is available to the
+verification, quantised tensors must match byte for byte. If the GGUF was made by a different quantiser, the
+quantisation error of each row must be within a limit, which depends on the quantisation type.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from exporter.verify.values.quantised_rows import QuantisedRows, sum_fault
 def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Skip]:
     """Yield the checks of all tensors of a GGUF, except embedding and head.
 
-    Peak memory: the size of one block of rows. For a tensor with updates, or with an order of elements that differs
-    from the checkpoint, the peak memory is the whole tensor.
+    Peak memory: the size of one block of rows. If a tensor has updates or a different element order than in the
+    checkpoint, the peak memory is the size of the whole tensor.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -56,9 +56,10 @@ def check_weights(gguf: GgufModel, reference: Reference) -> Iterator[Check | Ski
 
 
 def _check_names(gguf: GgufModel, wanted: set[str]) -> Check:
-    """Check that a GGUF has the tensor names that follow from the base.
+    """Check that a GGUF contains exactly the tensor names that are expected for the base checkpoint.
 
-    The tensor names of embedding and head are checked together with the tie of embedding and head.
+    A separate check covers the tensor names of embedding and head, because these names depend on whether embedding and
+    head are tied.
     """
     wrong = sorted((gguf.tensors.keys() ^ wanted) - set(VOCABULARY))
     detail = f"the names of {len(gguf.tensors)} GGUF tensors match the base"
@@ -72,8 +73,8 @@ def _compare(
 ) -> None:
     """Compare one GGUF tensor with its expected values, and record the result in ``comparison``.
 
-    sources: the expected values of the tensor, or, if the GGUF tensor is a stack of experts or norms, the expected
-    values of each stacked tensor in order.
+    sources: the expected values of each checkpoint tensor that is stacked in the GGUF tensor, in order, or of the only
+    checkpoint tensor if the GGUF tensor is not a stack.
     """
     tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]
@@ -144,7 +145,7 @@ class _Comparison:
         return gguf.tensors[name].type, gguf.holder(name).rows(name, first, first + count)
 
     def checks(self) -> Iterator[Check | Skip]:
-        """Yield the check of all compared tensors, and a Skip if some tensors could not be compared."""
+        """Yield one check for all compared tensors, and a Skip if some tensors could not be compared."""
         for name, rows in self.rows.items():
             self.wrong += [f"{name}: {reason}" for reason in rows.faults()]
             self.skipped += [name] if rows.not_made else []

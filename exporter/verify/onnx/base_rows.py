@@ -1,10 +1,10 @@
-"""Recognise the base checkpoint's tensors in an ONNX model by their rows.
+"""Recognise tensors of the base checkpoint in an ONNX model by comparing rows.
 
-An ONNX export tool may rename tensors, transpose matrices, concatenate the matrices of queries, keys and values, or
-stack experts. Because every export tool keeps the values of a row together, each row of an ONNX matrix is looked up
-among the base's rows of the same layer. If at least half of a matrix's rows are found in the base, all rows of the
-matrix must be found, in the base's order. If fewer than half of the rows of a matrix are found, the matrix is reported
-as unknown.
+An ONNX export tool may rename tensors, transpose matrices, concatenate the query, key and value matrices, or stack
+experts. Every export tool keeps the values of a row together. Therefore each row of an ONNX matrix is looked up among
+all rows of the same layer in the base. If at least half of the rows of an ONNX matrix are found in the base, all rows
+of the matrix must be found, in the same order as in the base. If fewer than half of the rows of an ONNX matrix are
+found, the matrix is reported as unknown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _MOST: Final = 0.5
 #: A vector is identified as a vector of the base if the norm of the difference is below this share of the norm.
 _NEAR: Final = 0.25
-#: Numbers of tensors that tools pack into one tensor: 2 for gate and up, 3 for queries, keys and values.
+#: How many tensors an export tool may pack into one tensor: 2 for gate and up, 3 for queries, keys and values.
 TOGETHER: Final = (2, 3)
 #: (number of a tensor of the base, number of a row in the tensor)
 Place = tuple[int, int]
@@ -36,7 +36,7 @@ Place = tuple[int, int]
 
 @dataclass
 class BaseRows:
-    """The base's tensors that adapters do not update, and an index of the tensors' rows by storage type and layer."""
+    """An index, by storage type and layer, of the rows of all base tensors that adapters do not update."""
 
     reference: Reference
     _index: dict[tuple[str, str | None], dict[bytes, list[Place]]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class BaseRows:
         self.sizes = [math.prod(shape[:-1]) for shape in shapes]
 
     def matrix_fault(self, name: str, value: Array, storage: str) -> str | None:
-        """Describe how a matrix in an ONNX model differs from the base.
+        """Compare a matrix in an ONNX model with the base, and describe the difference.
 
         Returns "" if the matrix equals a matrix of the base, and None if the matrix is not recognised.
         """
@@ -67,7 +67,7 @@ class BaseRows:
         return min(known, key=len) if known else None
 
     def rows_fault(self, name: str, rows: Array, storage: str) -> str | None:
-        """Describe how a matrix in an ONNX model, given by the bytes of its rows, differs from the base.
+        """Compare a matrix in an ONNX model, given as row bytes, with the base, and describe the difference.
 
         Returns "" if the rows equal the rows of a base matrix, and None if the matrix is not recognised.
 
@@ -87,11 +87,11 @@ class BaseRows:
         return _misplaced(places, self.sizes)
 
     def vector_fault(self, name: str, value: Array) -> str | None:
-        """Describe how a 1-D tensor in an ONNX model differs from the base.
+        """Compare a 1-D tensor in an ONNX model with the base, and describe the difference.
 
         Returns "" if the tensor equals a 1-D tensor of the base or is constant, and None if the tensor is not
-        recognised. The tensor is compared with the base's 1-D tensors that have the same layer and length. The elements
-        may have the order of the base or be completely reordered.
+        recognised. The ONNX tensor is compared with all 1-D tensors of the base in the same layer that have the same
+        length. The elements of the ONNX tensor may be in the order of the base or in any other order.
         """
         if (value == value[0]).all():
             return ""  # a constant of the graph
@@ -109,7 +109,7 @@ class BaseRows:
         return "the vector resembles a vector of the base, but some elements differ" if nearest < _NEAR else None
 
     def _layer(self, name: str) -> str | None:
-        """Return the layer number in the tensor name ``name``, or None if the base has no layer with the number.
+        """Return the layer number in the tensor name ``name``, or None if the base has no layer with this number.
 
         Some export tools give the final norm a layer number one above the last layer.
         """
@@ -119,7 +119,7 @@ class BaseRows:
     def _vectors(self, layer: str | None, length: int) -> Iterator[Array]:
         """Yield the base's 1-D tensors that belong to ``layer`` and have ``length`` elements.
 
-        Concatenations of 1-D tensors, such as the biases of queries, keys and values, are also yielded.
+        Concatenated 1-D tensors, such as the query, key and value biases, are also yielded.
         """
         neighbours: dict[tuple[str, str], list[FileTensor]] = {}
         for name, tensor in self.tensors.items():
@@ -167,7 +167,7 @@ def layer_of(name: str) -> str | None:
 
 
 def _orientations(value: Array) -> Iterator[Array]:
-    """Yield ``value`` as a 2-D array of its rows along the last axis, then with the last two axes transposed."""
+    """Yield two 2-D arrays with the rows of ``value``, before and after transposing the last two axes."""
     yield value.reshape(-1, value.shape[-1])
     transposed = np.ascontiguousarray(np.swapaxes(value, -1, -2))
     yield transposed.reshape(-1, transposed.shape[-1])
@@ -179,7 +179,7 @@ def _bytes(rows: Array) -> Array:
 
 
 def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> bool:
-    """Whether any of the rows ``others`` can follow the row ``place`` in a matrix with the base's order of rows.
+    """Whether any row in ``others`` can come directly after the row ``place`` if a matrix has the base's row order.
 
     After the last row of a tensor, the first row of any tensor can follow.
     """
@@ -190,12 +190,13 @@ def _follows(place: Place, others: Sequence[Place], sizes: Sequence[int]) -> boo
 
 
 def _misplaced(places: Sequence[Sequence[Place]], sizes: Sequence[int]) -> str:
-    """Describe which row of a matrix is not in the base's order. Returns "" if all rows are in order.
+    """Describe the misplaced row of a matrix, compared with the row order of the base.
 
-    If several base tensors are concatenated, the matrix consists of runs of consecutive base rows, and all run lengths
-    are multiples of a common number. If a row is misplaced, the run lengths have no common divisor. A row whose values
-    occur several times in the base may continue a run from any of its positions in the base. A matrix in which most
-    rows start a new run, such as interleaved halves, counts as a valid layout.
+    Returns "" if all rows are in order. If a matrix is a concatenation of base tensors, the matrix consists of runs of
+    consecutive base rows, and all run lengths are multiples of a common number. If a row is misplaced, the run lengths
+    have no common divisor. If several base rows have equal values, each of these base rows is accepted as the
+    continuation of a run. A matrix in which most rows start a new run, for example by interleaving two halves, is
+    accepted as a valid layout.
     """
     starts = [
         row

@@ -1,9 +1,9 @@
-"""Find the sum of base and updates that a matrix of an ONNX model must equal.
+"""Find the expected sum of a base tensor and its updates for each matrix of an ONNX model.
 
-ONNX export tools may rename and concatenate tensors, and no row of a sum equals a row of the base. Because a sum of
-base and updates is close to the base, the expected sum with the smallest distance from the ONNX matrix, within the same
-layer, is used. The verification compares the sums of single tensors, of concatenated tensors, and of the transposes of
-single and concatenated tensors.
+ONNX export tools may rename and concatenate tensors, and an updated row equals no row of the base, so neither names nor
+rows identify the matrix. Therefore the ONNX matrix is compared with the nearest of all expected sums in the same layer.
+The search works because a sum of base and updates is close to the base. The expected sums include single tensors,
+concatenated tensors, and the transposes of both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sum:
 
 @dataclass
 class BaseSums:
-    """All expected sums of base and updates for one reference.
+    """All expected sums of base tensors and updates, computed from one reference.
 
     Peak memory: the size of the expected sums of one layer.
     """
@@ -55,9 +55,9 @@ class BaseSums:
         self._names = [name for name in inner if len(tensors[name].base.spec.shape) == 2]
 
     def find(self, name: str, value: Array) -> Sum | None:
-        """Return the expected sum that is nearest to ``value`` (n, width) float64, or None if no sum is near enough.
+        """Return the expected sum nearest to the float64 array ``value`` (n, width), or None if no sum is near enough.
 
-        Only the sums of the layer with the number in ``name`` are searched.
+        Only sums of one layer are searched: the layer whose number is in ``name``.
         """
         best, nearest = None, SUM_NEAR
         for candidate in self._sums(layer_of(name)):
@@ -69,7 +69,7 @@ class BaseSums:
         return best
 
     def fault(self, name: str, raw: Array, storage: str) -> str | None:
-        """Describe how a matrix in an ONNX model differs from its expected sum of base and updates.
+        """Compare a matrix in an ONNX model with the expected sum of base and updates, and describe the difference.
 
         Returns "" if the matrix equals an expected sum, and None if no expected sum is near the matrix or the matrix
         cannot be checked.
@@ -97,8 +97,8 @@ class BaseSums:
     def _made(self, layer: str | None) -> Iterator[Sum]:
         """Yield the expected sums of base and updates in a layer.
 
-        An expected sum is either a single updated matrix, or a concatenation of two or three matrices of a module in
-        any order, of which at least one is updated.
+        An expected sum is either a single updated matrix, or a concatenation, in any order, of two or three matrices of
+        the same module. At least one of the concatenated matrices is updated.
         """
         tensors = self.reference.tensors
         modules: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Check the config files of an ONNX folder, and the graph inputs and outputs of its models.
+"""Check the config files in an ONNX folder, and the graph inputs and outputs of the models in the folder.
 
 The checked config files are config.json, including the section transformers.js_config, and genai_config.json.
 Applications that run the models rely on these config files and on the names of graph inputs and outputs. A comparison
@@ -57,7 +57,7 @@ _ATTRIBUTES: Final = {
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
     """Check the files that all models in an ONNX folder share.
 
-    For a single model file without a config, the checks are skipped.
+    If the artifact is a single model file without a config, these checks are skipped.
     """
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):
@@ -134,7 +134,7 @@ def _check_genai(folder: Path, content: Mapping[str, Any], reference: Reference)
 
 
 def _wrong_ids(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a message for each special token id in genai_config.json that differs from the other config files.
+    """Yield a message for each special token id in genai_config.json that disagrees with the other config files.
 
     An id in generation_config.json takes precedence over the id in config.json. If neither file defines a padding id,
     the padding id must equal the EOS id.
@@ -211,8 +211,8 @@ def _check_interface(artifact: Artifact, graph: onnx.GraphProto, reference: Refe
 def _check_numbers(graph: onnx.GraphProto, reference: Reference) -> Check:
     """Check that the norm epsilons and the numbers of attention heads in the graph equal the values in config.json.
 
-    The comparison of logits may miss a wrong epsilon, because the change of the logits may be smaller than rounding
-    noise.
+    The comparison of logits may miss a wrong epsilon, because a wrong epsilon may change the logits by less than
+    rounding noise.
     """
     numbers = hyperparameters(reference.checkpoint.text_config)
     epsilons = [numbers[name] for name in _EPSILONS if name in numbers]

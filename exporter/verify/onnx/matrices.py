@@ -1,4 +1,4 @@
-"""Read the matrices of an ONNX model, except embedding and head, as rows of floats or of quantised blocks."""
+"""Read the matrices of an ONNX model, except embedding and head, row by row, as floats or as quantised blocks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MIN_ELEMENTS: Final = 4
 class OnnxMatrix:
     """One matrix of an ONNX model.
 
-    parts: the names of the initialisers that form the matrix. A block-quantised matrix, with shape (out, in), has
-    initialisers for codes, scales and, optionally, zero points.
+    parts: the names of the initialisers that form the matrix. A block-quantised matrix has the shape (out, in) and
+    consists of initialisers for codes, scales and, optionally, zero points.
     """
 
     name: str
@@ -38,7 +38,7 @@ class OnnxMatrix:
         return np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
 
     def places(self) -> list[ByteRange] | None:
-        """Return each part's byte range in external data, or None if the model file itself contains a part."""
+        """Return the byte range of each part in external data, or None if a part is stored in the model file itself."""
         places = [self.file.initialisers[name].place for name in self.parts]
         outside = [place for place in places if place is not None]
         return outside if len(outside) == len(places) else None
@@ -64,7 +64,7 @@ def inner_initialisers(file: OnnxFile) -> Iterator[str]:
 
 
 def matrices(file: OnnxFile) -> Iterator[OnnxMatrix]:
-    """Yield all matrices of an ONNX model except embedding and head, whether block-quantised or stored as floats."""
+    """Yield all matrices of an ONNX model, block-quantised or stored as floats, except embedding and head."""
     blocked = _blocked(file)
     for name in inner_initialisers(file):
         tensor = file.initialisers[name]

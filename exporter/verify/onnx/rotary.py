@@ -28,7 +28,7 @@ def is_rotary(name: str) -> bool:
 
 
 def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]:
-    """Compare every row of every rotary table with float64 cosines and sines of the config's rope frequencies."""
+    """Compare every row of every rotary table with cosines and sines computed in float64 from the config."""
     names = [name for name in file.initialisers if is_rotary(name)]
     if not names:
         return
@@ -54,7 +54,7 @@ def check_rotary(file: OnnxFile, reference: Reference) -> Iterator[Check | Skip]
 
 
 def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
-    """Return the largest deviation of an element of a rotary table, divided by the tolerance for its angle."""
+    """Divide the deviation of each element of a rotary table by its tolerance, and return the largest quotient."""
     angles = np.arange(len(table))[:, None] * steps
     function = "cos" if "cos" in name.rpartition(".")[2] else "sin"
     allowed = ROTARY_ABS[stored] + ROTARY_PER_RADIAN * angles
@@ -62,10 +62,10 @@ def _deviation(name: str, table: Array, steps: Array, stored: str) -> float:
 
 
 def _frequencies(config: Mapping[str, Any]) -> Iterator[Array]:
-    """Yield an array with the rotation angle per position, in radians, for each pair of rotary dimensions.
+    """Yield arrays with the rotary frequency, in radians per position, of each pair of rotary dimensions.
 
-    The first array is for layers with full attention. A second array, for layers with a sliding window, is yielded only
-    if the config defines a separate rope base for these layers.
+    The first array contains the frequencies of layers with full attention. If the config defines a separate rope base
+    for layers with a sliding window, a second array with the frequencies of these layers is yielded.
     """
     numbers = hyperparameters(config)
     dims, theta = numbers.get("rope.dimension_count"), numbers.get("rope.freq_base")
