@@ -115,8 +115,7 @@ class ChunkWriter:
         return Chunk(offset_bytes, mmap.mmap(-1, CHUNK_BYTES))
 
     def submit(self, chunk: Chunk) -> None:
-        """Let a worker thread fill the buffer of ``chunk`` from the input files and write the buffer to the output
-        file.
+        """Submit ``chunk`` to a worker thread, which fills the buffer of ``chunk`` and writes the buffer to the file.
 
         The chunk must begin and end at multiples of the disk's block size.
         """
