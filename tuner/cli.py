@@ -173,8 +173,8 @@ def _leave_group() -> None:
     """Destroy torch's process group, if a process group exists.
 
     Threads of gloo (the communication library for CPUs) may still use the last tensors after a collective operation
-    returns. A process that exits without destroying the process group sometimes aborts, because a gloo thread can no
-    longer acquire the interpreter's lock (GIL).
+    returns. If a process exits without destroying the process group, the process sometimes aborts, because a gloo
+    thread can no longer acquire the interpreter's lock (GIL).
     """
     from accelerate import PartialState
 
@@ -193,7 +193,7 @@ def _descriptions(pairs: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """Yield the callbacks that report training steps and notes.
+    """Yield the two callbacks that report training steps and notes to the user.
 
     The callbacks draw a progress bar and print lines on stderr, or do nothing.
     """

@@ -42,14 +42,14 @@ _NOT_IN_SETTINGS: Final = ("base", "data", "out", "eval_data", "tensorboard", "f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneSpec:
-    """A training run: ``base`` learns the rows of ``new_tokens`` and ``tokens`` from ``data``. out: output folder.
+    """The options of a training run, which trains the rows of ``new_tokens`` and ``tokens`` in ``base`` on ``data``.
 
-    base: checkpoint folder or hub id. new_tokens: tokens to add. tokens: existing tokens whose rows are trained.
-    special: whether new tokens are special tokens. init: method for the initial rows of new tokens, an element of
-    ``INITS``. descriptions: new token → descriptive text; the initial row is the mean of the rows of the text's tokens,
-    and ``init`` is not used. steps, epochs: length of the run, given in at most one of the two units. batch_size:
-    examples per process and batch. accumulate: batches per step. max_length: maximum number of tokens per example.
-    warmup: fraction of the steps used for warm-up, in [0, 1). dtype: dtype of the frozen base, an element of
+    out: output folder. base: checkpoint folder or hub id. new_tokens: tokens to add. tokens: existing tokens whose rows
+    are trained. special: whether new tokens are special tokens. init: method for the initial rows of new tokens, an
+    element of ``INITS``. descriptions: new token → descriptive text; the initial row is the mean of the rows of the
+    text's tokens, and ``init`` is not used. steps, epochs: length of the run, given in at most one of the two units.
+    batch_size: examples per process and batch. accumulate: batches per step. max_length: maximum number of tokens per
+    example. warmup: fraction of the steps used for warm-up, in [0, 1). dtype: dtype of the frozen base, an element of
     ``DTYPES``; the trained rows are always float32. bf16: compute in bfloat16 (autocast). gradient_checkpointing:
     recompute activations in the backward pass to save memory. train_head: whether to train rows of an untied head; None
     means yes. lora_rank, lora_targets: rank and modules of a LoRA adapter that is trained in addition to the rows;

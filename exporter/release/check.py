@@ -1,8 +1,8 @@
 """Check every file, tensor and document of a release folder offline against the manifest in the folder.
 
-Every document except the manifest is rendered again and compared byte for byte with the file on disk. Rendering the
-documents again detects an edit of the manifest alone. Only the signature, which proves the origin of the release,
-reveals a consistent rewrite of all documents.
+Every document except the manifest is rendered again and compared byte for byte with the file on disk. Because the
+documents are rendered again, an edit of only the manifest is detected. If all documents were rewritten consistently,
+only the signature, which proves the origin of the release, reveals the change.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
     """Check every file, tensor and document of a release.
 
     trust: the required signer of the release; None skips the check of the signature. Raises UnreadableFile if the
-    manifest cannot be read or has another schema version, BadInput if the public key is unusable, and MissingDependency
-    if the package that verifies signatures is not installed.
+    manifest cannot be read or has an unsupported schema version, BadInput if the public key is unusable, and
+    MissingDependency if the package that verifies signatures is not installed.
     """
     manifest, content = manifests.read(folder / manifests.NAME)
     release = _ReleaseFolder(folder, manifest, content)
@@ -63,7 +63,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
 
 
 def require_as_released(report: Report) -> None:
-    """Raise NotEquivalent, with the first failed check and the number of further failed checks, if a check failed."""
+    """If a check failed, raise NotEquivalent; the message names the first failed check and the number of others."""
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more failed checks)" if others else ""
@@ -162,7 +162,7 @@ class _ReleaseFolder:
         return None if digest == file.sha256 else f"{file.path}: expected sha256 {file.sha256}, found {digest}"
 
     def _tensor_fault(self, file: FileEntry) -> str | None:
-        """Compare the type and the tensors of a file with the entry of the file in the manifest."""
+        """Compare a file's type and tensors with the file's entry in the manifest."""
         if (actual := file_kind(file.path)) != file.kind:
             return f"{file.path}: expected kind {file.kind}, found {actual}"
         try:
@@ -181,7 +181,7 @@ class _ReleaseFolder:
 
 
 def _renderer_difference(manifest: Manifest) -> str | None:
-    """The first package whose version differs from the version that rendered the cards, or None if no version differs.
+    """The first package whose installed version differs from the version that rendered the cards, or None.
 
     A different version of a package may render different bytes. The digests in the manifest protect the cards
     regardless of package versions.

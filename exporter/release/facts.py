@@ -11,7 +11,8 @@ from typing import Any
 class Material:
     """The base or an adapter. name: a hub id or the name of the folder, never a local path.
 
-    revision: the commit on the hub, or None. files: file name below the folder → sha256, for every file that was read.
+    revision: the commit on the hub, or None. files: maps the relative path of every file that was read to the sha256 of
+    the file.
     """
 
     name: str
@@ -58,8 +59,8 @@ class Model:
 class Release:
     """The facts about a whole release.
 
-    tools: package → version, including the build of the program that quantises GGUF files. The facts contain no clock
-    time, host name or local path, so two runs of the same release have equal facts.
+    tools: maps each package to its version, and includes the build of the program that quantises GGUF files. The facts
+    contain no clock time, host name or local path, so two runs of the same release have equal facts.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Facts that differ between two runs of one release, stored in ``run.json``."""
+    """The facts about one run of a release, which differ between two runs and are stored in ``run.json``."""
 
     started: str  # RFC 3339, UTC
     finished: str

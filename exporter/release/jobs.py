@@ -18,7 +18,7 @@ from exporter.release.spec import ReleaseSpec
 class Job:
     """One artifact to make. name: name of the job, unique within the release.
 
-    The ``options`` of a job apply only to the artifact of the job.
+    The ``options`` of a job apply only to the artifact that the job makes.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Job:
 
 
 def jobs_of(spec: ReleaseSpec) -> list[Job]:
-    """Return all jobs in the order in which a single machine runs the jobs: model by model."""
+    """Return all jobs in the order in which a single machine runs them: one model after the other."""
     single_model = len(spec.models) == 1
     artifacts = [
         (f"{group.section}-{options.label}" if options is not group else group.section, options)
@@ -75,7 +75,7 @@ def find_job(jobs: Sequence[Job], name: str) -> Job:
 def matrix(jobs: Sequence[Job]) -> dict[str, Any]:
     """Return the job matrix for a CI system, with one entry per job.
 
-    The key ``piece`` of an entry is the name of the folder for the piece that the job makes.
+    In each entry, the value of ``piece`` is the name of the folder for the piece that the job makes.
     """
     return {
         "include": [

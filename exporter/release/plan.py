@@ -1,4 +1,4 @@
-"""Plan a release: digests of the inputs, jobs, artifacts and sizes, all known before any artifact is written."""
+"""Plan a release: determine the input digests, jobs, artifacts and sizes before any artifact is written."""
 
 from __future__ import annotations
 
@@ -107,17 +107,17 @@ class ReleasePlan:
     def key(self, job: Job) -> str:
         """Return the digest of the job's name, output path and recipe.
 
-        A finished job is up to date if the key of the job is unchanged. The key of a job does not depend on the
-        verification of the artifact.
+        The digest serves as the job's key: a finished job is up to date if its key is unchanged. The key of a job does
+        not depend on the verification of the artifact.
         """
         recipe = self.recipe(self.models[job.model].merge, job.options)
         return digest_of(json.dumps([job.name, self.place(job), recipe], sort_keys=True).encode())
 
     def verifications(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Return model → digest of the verification settings for the artifacts of ``jobs``. Empty at level ``off``.
+        """Map each model to the digest of the verification settings for its artifacts in ``jobs``.
 
-        A recorded verification is up to date if the digest of the verification settings and the keys of the model's
-        jobs are unchanged.
+        Empty at level ``off``. A recorded verification is up to date if the digest of the verification settings and the
+        keys of the model's jobs are unchanged.
         """
         options = self.spec.verify
         if options.level == "off":
@@ -171,7 +171,7 @@ def plan_release(
 def _plan_targets(
     spec: ReleaseSpec, jobs: Sequence[Job], base: MergePlan, models: Mapping[str, ModelPlan]
 ) -> dict[str, Target]:
-    """Return job → planned output of the job.
+    """Map each job to its planned output.
 
     All models whose artifacts are patched share the planned output of the base.
     """
@@ -247,9 +247,9 @@ def _facts(
 
 
 def recorded_spec(spec: ReleaseSpec, base: str, adapters: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return ``release.toml`` as it was parsed, with every path replaced by a name.
+    """Return the parsed content of ``release.toml``, with every path replaced by a name.
 
-    adapters: model → names of the model's adapters.
+    adapters: maps each model to the names of its adapters.
     """
     recorded = {**spec.to_json(), "base": base}
     for name, keys in adapters.items():

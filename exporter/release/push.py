@@ -30,7 +30,7 @@ _RETRY: Final = "run the command again with --resume to upload only the missing 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """An upload, or the preview of an upload. files: path → size in bytes.
+    """An upload, or the preview of an upload. files: maps each path to the file size in bytes.
 
     deleted: files of an earlier release that the upload deletes. commit: id of the commit; None for a preview.
     """
@@ -44,7 +44,7 @@ class Pushed:
     url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The entry ``pushed`` in the JSON document that ``--json`` prints."""
+        """Return the value of the entry ``pushed`` in the JSON document that ``--json`` prints."""
         return {
             "repo": self.repo,
             "revision": self.revision,

@@ -170,7 +170,7 @@ def _tables(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
-    """Return one line for each violation of a rule that the types of the values cannot express."""
+    """Check the rules that the types of the values cannot express, and return one line for each violation."""
     for key, value in [("name", spec.name), ("version", spec.version), *(("models", name) for name in spec.models)]:
         if not _NAME.fullmatch(value):
             yield f"{key}: expected letters, digits, dots, dashes or underscores, found {value!r:.80}"
@@ -190,8 +190,8 @@ def _rule_violations(spec: ReleaseSpec) -> Iterator[str]:
 def _misplaced_inputs(spec: ReleaseSpec, folder: Path) -> Iterator[str]:
     """Return one line for each input that exists in the current folder but not below ``folder``.
 
-    A path relative to the current folder would refer to a missing or different input if the command ran in another
-    folder.
+    A path must not depend on the current folder, because the command would then find no input or another input when run
+    elsewhere.
     """
     inputs = [("base", spec.base)]
     inputs += [(f"models.{name}.adapters", source) for name, model in spec.models.items() for source in model.adapters]

@@ -15,7 +15,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelTable(_Table, frozen=True):
-    """The table ``[models.NAME]``: adapters that are merged into the base together.
+    """The table ``[models.NAME]``, which lists adapters that are merged together into the base.
 
     card: texts that override the texts in ``[card]``.
     """
@@ -25,7 +25,7 @@ class ModelTable(_Table, frozen=True):
 
 
 class SigningTable(_Table, frozen=True):
-    """The table ``[signing]``: sign with a private key file or with Sigstore.
+    """The table ``[signing]``, which selects signing with a private key file or with Sigstore.
 
     password_env: environment variable that contains the password of the private key.
     """

@@ -35,7 +35,7 @@ _TORCH_DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint, with the name and revision that adapters record as the base.
+    """A base checkpoint, and the name and revision under which adapters record the checkpoint as their base.
 
     name: an absolute path, or a hub id without revision. revision: the branch, tag or commit that the user gave; None
     for a folder or the default branch.
@@ -67,8 +67,8 @@ class StoredTensor:
 def open_base(base: str, *, quiet: bool = True) -> Base:
     """Find the checkpoint ``base`` and check the config and the headers of the safetensors files.
 
-    The check loads no tensor. base: a folder or a hub id (``org/name`` or ``org/name@revision``); a hub id is read from
-    huggingface_hub's cache or downloaded. quiet: print no message and no progress bar for a download. Raises:
+    No tensor is loaded for the check. base: a folder or a hub id (``org/name`` or ``org/name@revision``); a hub id is
+    read from huggingface_hub's cache or downloaded. quiet: print no message and no progress bar for a download. Raises:
     UnreadableFile or BadInput if the checkpoint is not valid, OutputError if the cache cannot be written.
     """
     located = locate(os.path.expanduser(base), asked_by="BASE", content="checkpoint", quiet=quiet)
@@ -81,7 +81,7 @@ def open_base(base: str, *, quiet: bool = True) -> Base:
 def load_base(base: Base, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer without running code from the checkpoint. dtype: an element of ``tuner.spec.DTYPES``.
 
-    FP8 and MXFP4 matrices are dequantised, because their kernels have no gradients.
+    FP8 and MXFP4 matrices are dequantised, because the kernels for these formats do not compute gradients.
 
     Raises: UnreadableFile if transformers cannot load the model, BadInput if the checkpoint lacks weights (transformers
     would initialise missing weights at random), NotExpressible if the model is an encoder-decoder model.
@@ -128,7 +128,7 @@ def _translated(folder: Path) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and warnings inside the block.
 
-    Messages of transformers are not needed, because ``tune`` itself reports everything that users must know.
+    The messages of transformers are not needed, because ``ttexport tune`` reports everything that users must know.
     """
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Read training examples from a JSON Lines file with one example type.
+"""Read training examples from a JSON Lines file, in which all examples have the same type.
 
 Every error about a line contains the line number. No torch is needed. Every line of a file has the same type, which is
 ``{"text": …}``, ``{"prompt": …, "completion": …}``, or ``{"messages": [{"role": …, "content": …}]}``.
@@ -77,7 +77,7 @@ def read_examples(path: Path) -> Examples:
 
 
 def split_examples(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Split the examples and return the training examples and the evaluation examples.
+    """Split the examples and return (training examples, evaluation examples).
 
     Evaluation examples are drawn at random with ``seed``. Training examples and evaluation examples keep the order of
     the file. share: fraction of the examples used for evaluation; at least one example is used. Raises: BadInput if no
@@ -147,7 +147,7 @@ def _string(where: str, name: str, value: object) -> str:
 
 
 def _message_list(where: str, name: str, value: object) -> list[dict[str, Any]]:
-    """Return the chat, which must have a turn of the assistant to learn."""
+    """Return the chat. At least one turn must be the assistant's, because only the assistant's turns are learned."""
     if not isinstance(value, list) or not value:
         raise BadInput(f'{where}: "{name}": expected a list of messages, found {_describe(value)}')
     for number, message in enumerate(value, start=1):

@@ -1,8 +1,8 @@
-"""Convert examples to token ids and labels. A token contributes to the loss if the token has a label.
+"""Convert examples to token ids and labels. Only tokens with a label contribute to the loss.
 
 In an example of type ``text``, all tokens contribute to the loss. In a prompt with a completion, only the tokens of the
-completion contribute to the loss. In a chat, the turns of the assistant contribute to the loss, each including the
-end-of-turn token. Tokens without a label are only context.
+completion contribute to the loss. In a chat, only the assistant's turns contribute to the loss, including the
+end-of-turn token of each turn. Tokens without a label are only context.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_LOSS: Final = -100  # torch's cross entropy ignores this label
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Encoded examples, each with ``input_ids`` and ``labels``.
+    """Encoded examples; each example consists of ``input_ids`` and ``labels``.
 
     truncated: number of examples that were longer than the maximum length. dropped: line numbers of examples that have
     no label.
@@ -92,9 +92,9 @@ def _with_end(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of leading ids that are equal in two lists.
+    """Return the number of ids in the longest common prefix of two lists.
 
-    A token that spans the border between two texts belongs to the later text.
+    A token that spans the border between two texts counts as part of the second text.
     """
     return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
@@ -102,11 +102,11 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 class _Chat:
     """Encodes chats with the tokenizer's chat template.
 
-    If the chat template marks the assistant's turns with ``{% generation %}``, the encoder uses the marks. Few
-    templates have marks. If the chat template has no marks, the chat is rendered up to the start and up to the end of
-    each answer; the difference of the two renderings is the answer. Finding answers without marks requires that later
-    turns do not change the rendering of earlier turns. If later turns change earlier turns, a variant of the chat
-    template with marks is taken from TRL, if TRL has a variant.
+    If the chat template marks the assistant's turns with ``{% generation %}``, these marks determine the labelled
+    tokens. Few templates have marks. If the chat template has no marks, the chat is rendered up to the start and up to
+    the end of each answer; the text in which the two renderings differ is the answer. Finding answers without marks
+    requires that later turns do not change the rendering of earlier turns. If later turns change the rendering of
+    earlier turns, TRL's variant of the chat template with marks is used, if TRL has one.
     """
 
     def __init__(self, tokenizer: Any, path: Path) -> None:

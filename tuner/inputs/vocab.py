@@ -69,14 +69,14 @@ def add_tokens(
     pad_to_multiple_of: int | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Add ``tokens`` to tokenizer and model, in place, and return the ids of the new tokens.
+    """Add ``tokens`` to the tokenizer and the model, both in place, and return the ids of the new tokens.
 
     special: whether decoding with ``skip_special_tokens`` skips the new tokens. init: method for the initial rows, an
-    element of ``tuner.spec.INITS``. descriptions: token → descriptive text; the token's initial row is the mean of the
-    rows of the text's tokens. pad_to_multiple_of: if the matrix must grow, the number of rows becomes a multiple of
-    this number. The initial rows are written to the embedding and, if the head is untied, also to the head. Raises:
-    BadInput if a token is empty, is repeated or already exists, or if a description belongs to a token that is not in
-    ``tokens``.
+    element of ``tuner.spec.INITS``. descriptions: maps a token to a descriptive text; the token's initial row is the
+    mean of the rows of the text's tokens. pad_to_multiple_of: if the matrix must grow, the number of rows becomes a
+    multiple of this number. The initial rows are written to the embedding and, if the head is untied, also to the head.
+    Raises: BadInput if a token is empty, is repeated or already exists, or if a description belongs to a token that is
+    not in ``tokens``.
     """
     descriptions = dict(descriptions or {})
     _check_new(tokenizer, tokens, descriptions)
@@ -152,8 +152,8 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 def start_rows(matrix: Tensor, subtoken_ids: Sequence[Sequence[int]], inits: Sequence[str], *, seed: int) -> Tensor:
     """Return initial rows (n, H) in float32, with one row per element of ``subtoken_ids`` and ``inits``.
 
-    matrix: (V, H) rows of the existing tokens. subtoken_ids: for each new token, the ids whose rows the init
-    "subtokens" averages; for a token without sub-tokens, the mean of all rows is used.
+    matrix: (V, H) rows of the existing tokens. subtoken_ids: for each new token, the ids of the tokens whose rows are
+    averaged by the init method "subtokens"; if the list of ids is empty, the mean of all rows is used.
     """
     generator = torch.Generator().manual_seed(seed)
     mean: Tensor | None = None
@@ -177,7 +177,7 @@ def _sample(matrix: Tensor, count: int, generator: torch.Generator) -> Any:
     """Draw ``count`` random rows (count, H) from the normal distribution fitted to the rows of ``matrix``.
 
     The distribution has the mean and covariance of the rows of ``matrix``. Peak memory: an (H, H) matrix plus one chunk
-    of rows. The factor of the covariance matrix is computed from eigenvalues, not by Cholesky decomposition. If the
+    of rows. The covariance matrix is factorised with an eigendecomposition, not with a Cholesky decomposition. If the
     matrix has fewer rows than columns, the covariance is singular, and a Cholesky decomposition would require added
     noise.
     """

@@ -1,1 +1,1 @@
-"""A PEFT tuner whose layer contains trained token rows."""
+"""Implements a PEFT tuner for token rows, whose layers contain the trained rows."""

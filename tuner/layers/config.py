@@ -1,6 +1,6 @@
-"""Configure trained token rows with PEFT's config plus the option ``train_head``.
+"""Defines the configuration of trained token rows: PEFT's configuration plus the option ``train_head``.
 
-In saved files, ``target_modules`` expresses the effect of ``train_head``.
+Saved configurations do not contain ``train_head``; instead, ``target_modules`` lists the head if it is trained.
 """
 
 from __future__ import annotations

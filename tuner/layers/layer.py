@@ -22,9 +22,9 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     """An embedding or head (``base_layer``) in which the rows of selected tokens are trained.
 
     The attributes have the same names as in PEFT, because the attribute names become tensor names in adapter files. For
-    each adapter, ``trainable_tokens_delta`` contains the final rows (k, H), not differences from the base. The original
-    rows of the base are kept in ``trainable_tokens_original`` for ``unmerge``. A layer with a ``tied_adapter`` has no
-    parameters and uses the parameters of the layer ``tied_adapter``.
+    each adapter, ``trainable_tokens_delta`` contains the final rows (k, H), and not their differences from the base.
+    The original rows of the base are kept in ``trainable_tokens_original`` for ``unmerge``. A layer with a
+    ``tied_adapter`` has no parameters and uses the parameters of the layer ``tied_adapter``.
     """
 
     adapter_layer_names = ("trainable_tokens_delta",)
@@ -63,7 +63,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
 
     @property
     def tied_adapter(self) -> TrainableTokensLayer | None:
-        """The tied layer that provides the rows, or None if this layer has its own rows."""
+        """The layer whose rows this layer uses because the two are tied, or None if this layer has its own rows."""
         return self._tied_adapter[0] if self._tied_adapter else None
 
     def update_layer(
@@ -75,7 +75,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         """Create the rows of ``adapter_name`` as copies of the base's rows, or at random with ``init_weights=False``.
 
-        The values of ``token_indices`` and ``init_weights`` are taken from ``config`` (object or mapping) or from
+        The values of ``token_indices`` and ``init_weights`` come from ``config`` (an object or a mapping) or from
         keyword arguments. If ``tied_adapter`` is given, no rows are created, because the layer ``tied_adapter`` owns
         the rows. Raises: ValueError if a token id is outside [0, V) or repeated.
         """
@@ -128,7 +128,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Restore the base's own rows bit for bit."""
+        """Restore the original rows of the base matrix bit for bit."""
         if not self.merged:
             warnings.warn("No adapter is merged, so unmerge changes nothing.", stacklevel=2)
             return
@@ -198,7 +198,7 @@ class TrainableTokensLayer(nn.Module, BaseTunerLayer):
         )
 
     def _index(self, names: Sequence[str], device: torch.device) -> RowIndex:
-        """Return an index of the tokens trained by the adapters ``names``.
+        """Return an index of all tokens whose rows the adapters ``names`` train.
 
         If the token ids of an adapter have changed, the index is rebuilt and checked for tokens with two rows.
         """
@@ -237,7 +237,7 @@ def _options(config: object, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _features(base: nn.Module) -> tuple[int, int]:
-    """Return (in, out) features in PEFT's order, which is (V, H) for an embedding and (H, V) for a head."""
+    """Return (in_features, out_features) as PEFT defines them: (V, H) for an embedding and (H, V) for a head."""
     if isinstance(base, nn.Embedding):
         features = stored = (base.num_embeddings, base.embedding_dim)
     elif isinstance(base, nn.Linear):

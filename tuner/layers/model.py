@@ -1,4 +1,4 @@
-"""Define the tuner model, which finds the embedding, wraps the embedding, and ties wrapped heads to the embedding."""
+"""Define the tuner model, which finds and wraps the embedding, and ties wrapped heads to the embedding."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TrainableTokensModel(BaseTuner):
     def _get_tied_target_modules(self, *args: Any, **kwargs: Any) -> list[str]:
         """Return an empty list.
 
-        PEFT warns about tied modules in the returned list, but TrainableTokensModel handles tied modules itself.
+        PEFT would warn about tied modules in the list, although TrainableTokensModel handles tied modules itself.
         """
         return []
 
@@ -160,9 +160,10 @@ class TrainableTokensModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Map the keys of an adapter file to the model's keys.
 
-        In adapter files of PEFT 0.21, the rows of a tied model have two keys, with the names of the embedding and of
-        the head. Adapter files of older PEFT versions contain only the key of the embedding. A missing key of the head
-        is filled in with the embedding's rows, because the rows of a tied head equal the rows of the embedding.
+        In adapter files of PEFT 0.21, the rows of a tied model are stored under two keys: one with the name of the
+        embedding and one with the name of the head. Adapter files of older PEFT versions contain only the key of the
+        embedding. If the key of the head is missing, the embedding's rows are used for the head, because the rows of a
+        tied head equal the rows of the embedding.
         """
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict

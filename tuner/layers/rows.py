@@ -1,8 +1,8 @@
-"""Compute with trained rows: an embedding and a head in which k of V rows are replaced.
+"""Compute the outputs of an embedding and a head in which k of the V rows are replaced by trained rows.
 
 No function in this module allocates a (V, H) tensor. An embedding lookup reads the base matrix and substitutes the rows
 of trained tokens. A head multiplies the hidden states by the base matrix and overwrites k columns of the product. The
-results of the embedding lookup and of the head equal the results with the merged matrix.
+outputs of the embedding and of the head equal the outputs that the merged matrix would give.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def substitute_rows(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
 ) -> Tensor:
-    """Return ``looked_up`` with the rows of trained tokens, modified in place if autograd allows in-place writes.
+    """Return ``looked_up`` with the vectors of trained tokens replaced, in place if autograd allows in-place writes.
 
     looked_up: (..., H) base rows of the ids ``x`` (...), already scaled. rows: (k, H) trained rows in any float dtype,
     in the order of ``index``. dtype: the dtype of the base matrix; the trained rows are first rounded to this dtype, as
@@ -106,11 +106,11 @@ def shorten(vectors: Tensor, max_norm: float, norm_type: float) -> None:
 
 
 def head_with_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, index: RowIndex) -> Tensor:
-    """Return the logits (..., V) of ``hidden`` (..., H) for ``weight`` (V, H), with k rows replaced by ``rows`` (k, H).
+    """Return the logits (..., V) of ``hidden`` (..., H) for ``weight`` (V, H), after ``rows`` (k, H) replace k rows.
 
-    Peak memory: the logits plus O(k) columns in the forward pass, and O(k) columns in the backward pass. ``weight``
-    gets a gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast
-    dtype, as in nn.Linear.
+    Peak memory: in the forward pass, the logits plus O(k) columns; in the backward pass, O(k) columns. ``weight`` gets
+    a gradient only if ``weight`` requires a gradient. Under autocast the product is computed in the autocast dtype, as
+    in nn.Linear.
     """
     logits: Tensor = _HeadWithRows.apply(hidden, weight, bias, rows, index.ids)  # type: ignore[no-untyped-call]
     return logits

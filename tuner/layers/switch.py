@@ -38,9 +38,9 @@ _stock_additional: Callable[..., None] = stock_other.set_additional_trainable_mo
 def _set_additional_trainable_modules(
     model: nn.Module, peft_config: PeftConfig, model_config: dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """Replace PEFT's function that adds trainable rows to another adapter, such as LoRA.
+    """Add trainable rows to another adapter, such as LoRA; this function replaces PEFT's function.
 
-    The function ``tied_module_names``, and not the config alone, determines whether the head is tied to the embedding.
+    Whether the head is tied to the embedding is determined by ``tied_module_names``, and not only by the config.
     """
     if getattr(peft_config, "trainable_token_indices", None) is not None:
         model_config = {**model_config, "tie_word_embeddings": bool(tied_module_names(model))}
@@ -113,12 +113,13 @@ class Enabled:
 
 
 def enable() -> Enabled:
-    """Let PEFT use the classes of this package for token rows, also for ``LoraConfig(trainable_token_indices=…)``.
+    """Make PEFT use the classes of this package for token rows, even for ``LoraConfig(trainable_token_indices=…)``.
 
-    After a plain call, ``enable`` is in effect until ``disable`` of the result is called; as a context manager, until
-    the end of the block. Calls of ``enable`` may overlap and may end in any order. Models that are made while the
-    classes are replaced keep working afterwards. Models that were made before ``enable`` are not changed. PEFT's
-    classes are replaced in the whole process, so other threads that use PEFT also get the classes of this package.
+    A plain call of ``enable`` has an effect until ``disable`` is called on the result; if ``enable`` is used as a
+    context manager, the effect lasts until the end of the block. Calls of ``enable`` may overlap and may end in any
+    order. Models that are made while the classes are replaced keep working afterwards. Models that were made before
+    ``enable`` are not changed. PEFT's classes are replaced in the whole process, so other threads that use PEFT also
+    get the classes of this package.
     """
     return Enabled()
 

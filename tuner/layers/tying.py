@@ -1,4 +1,4 @@
-"""Find the modules that share the input embedding's matrix, by evidence and not by the architecture's name.
+"""Find the modules that share the input embedding's matrix, without relying on the architecture's name.
 
 Three kinds of evidence show that a module is tied to the input embedding, listed from strongest to weakest. First, the
 weights of the module and of the embedding share storage. Second, the config (or the text config) sets

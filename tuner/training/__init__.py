@@ -1,1 +1,1 @@
-"""Run a training, from the TuneSpec to the adapter folder."""
+"""Train token rows as a TuneSpec specifies, and write the adapter folder."""

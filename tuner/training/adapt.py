@@ -1,4 +1,4 @@
-"""Create the PeftModel of a training run, with rows for the tokens and optionally a LoRA adapter."""
+"""Create the PeftModel of a training run, with trainable token rows and optionally a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
 
 
 def _names(model: nn.Module, module: nn.Module) -> list[str]:
-    """Return the last part of the dotted name of ``module``, in a list.
+    """Return a list that contains only the last part of the dotted name of ``module``.
 
-    PEFT's file format identifies a module by the last part of the module's name.
+    In PEFT's file format, a module is identified by the last part of its name.
     """
     return [name.rpartition(".")[2] for name, other in model.named_modules() if other is module]

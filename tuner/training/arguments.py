@@ -57,7 +57,7 @@ def training_arguments(spec: TuneSpec, examples: int) -> SFTConfig:
 
 
 def _schedule(spec: TuneSpec) -> dict[str, Any]:
-    """Return the arguments that schedule evaluations and checkpoints.
+    """Return the training arguments that determine when evaluations run and when checkpoints are written.
 
     "Once per epoch" is converted to a number of steps, because at the end of an epoch transformers would evaluate only
     after writing the checkpoint of the last step. A run resumed from a checkpoint that was written before the

@@ -69,9 +69,9 @@ def _finish(folder: Path) -> None:
 def write_adapter(folder: Path, model: Any, tokenizer: Any, record: Mapping[str, Any], state: Any = None) -> None:
     """Write the adapter files in PEFT's format, the files of the tokenizer, and ``record`` as train.json.
 
-    state: the trained parameters by name, needed if ``model`` contains only shards of the parameters; None reads the
-    parameters from ``model``. The embedding matrix is never saved, even if new tokens made the matrix grow, because
-    rows of untrained tokens belong to the base.
+    state: the trained parameters by name, needed if ``model`` contains only shards of the parameters; if None, the
+    parameters are read from ``model``. The embedding matrix is never saved, even if new tokens made the matrix grow,
+    because rows of untrained tokens belong to the base.
     """
     with writing(folder):
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

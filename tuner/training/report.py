@@ -1,4 +1,4 @@
-"""Write the reports of a run: the file metrics.jsonl, the loss curve, and the losses in the record."""
+"""Create the reports of a run: the file metrics.jsonl, the loss curve, and the losses for the training record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CURVES: Final = {
 
 
 def metrics(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the training steps and evaluations in a trainer's history, with keys renamed to ttexport's names."""
+    """Return the entries for training steps and evaluations in a trainer's history, with ttexport's names as keys."""
     entries = [{ours: entry[name] for name, ours in _NAMES.items() if name in entry} for entry in history]
     return [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
 

@@ -1,4 +1,4 @@
-"""Run a training, from the TuneSpec to the adapter folder."""
+"""Train token rows as a TuneSpec specifies, and write the adapter folder."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class _Data:
 def tune(
     spec: TuneSpec, examples: Examples | None = None, *, on_step: OnStep | None = None, on_note: OnNote | None = None
 ) -> dict[str, Any]:
-    """Run the training ``spec``, and return the record, plus the path of the adapter.
+    """Run the training that ``spec`` specifies, and return the training record, extended by the path of the adapter.
 
     The record is also written as train.json. examples: the examples in ``spec.data``, if the caller has already read
     the file. on_note: callback for notes to the user; without a callback, a download shows no progress. The folder
     ``spec.out`` is created only if the run succeeds. During the run, checkpoints are stored in the work folder next to
     ``spec.out``. Under torchrun or ``accelerate launch``, every process must call ``tune``. The first process writes
-    the output, and every process returns after the output is written. Raises: only error classes of ``exporter.errors``
-    if an input is not valid.
+    the output, and every process returns after the output is written. Raises: for an invalid input, only errors whose
+    classes are defined in ``exporter.errors``.
     """
     note = on_note or _ignore
     examples = read_examples(spec.data) if examples is None else examples
@@ -201,7 +201,10 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _train(trainer: RowsTrainer, spec: TuneSpec, run: dict[str, Any], note: OnNote) -> dict[str, torch.Tensor]:
-    """Train from the start, or resume from the last checkpoint of the same ``run``. Return the trained parameters."""
+    """Train from the first step, or resume from the last checkpoint of the same ``run``.
+
+    Return the trained parameters.
+    """
     arguments = trainer.args
     work = work_folder(spec.out)
     checkpoint: Path | None = None

@@ -1,4 +1,4 @@
-"""Extend TRL's SFTTrainer with the model's own head, the loss of the taught tokens, and adapter-only checkpoints."""
+"""Extend TRL's SFTTrainer to use the model's own head, log the loss of taught tokens, and save only the adapter."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RowsTrainer(SFTTrainer):
 
     SFTTrainer itself multiplies hidden states with ``lm_head.weight``. Multiplying by ``lm_head.weight`` bypasses
     trained rows, so SFTTrainer rejects adapters on the head. With RowsTrainer, the model itself computes the logits and
-    the loss, with a single copy of the logits. Every log entry also contains ``taught_loss``, the mean loss over the
-    labels that are in ``token_ids``, if the step has such labels.
+    the loss, and memory contains only one copy of the logits. Every log entry also contains ``taught_loss``, the mean
+    loss over the labels that are in ``token_ids``, if the step has such labels.
     """
 
     def __init__(self, *, model: Any, token_ids: Sequence[int], on_step: OnStep | None = None, **kwargs: Any) -> None:
@@ -112,7 +112,7 @@ class RowsTrainer(SFTTrainer):
             mark_complete(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do not write a model card, because the card is left to the user."""
+        """Do nothing: no model card is written, because users write their own cards."""
 
     def _send_telemetry(self) -> None:
         """Send no telemetry."""

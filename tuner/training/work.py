@@ -24,7 +24,7 @@ _COMPLETE: Final = "complete"
 
 
 def work_folder(out: Path) -> Path:
-    """Return the work folder of the run with the output folder ``out``."""
+    """Return the path of the work folder that belongs to the output folder ``out``."""
     out = Path(os.path.abspath(out))
     return out.with_name(f".{out.name}.work")
 
@@ -36,7 +36,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def claimed(work: Path) -> Iterator[None]:
-    """Lock the folder ``work`` for this run inside the block.
+    """Keep the folder ``work`` locked for this run while the block runs.
 
     After the block, the folder ``work`` is removed, unless the folder contains a checkpoint to resume from. The lock is
     released when the process ends, even if the process is killed. Only the first process of a run acquires the lock.
@@ -81,10 +81,10 @@ def last_checkpoint(work: Path) -> Path | None:
 def start_or_resume(work: Path, run: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
     """Prepare the locked folder ``work`` for the run described by ``run``.
 
-    Return the checkpoint to resume from, or None. run: the identifying values of the run, as JSON values. resume:
-    resume from the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run. force: discard an
-    earlier unfinished run. Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished
-    run would be lost, UnreadableFile if run.json of the unfinished run is broken.
+    Return the checkpoint to resume from, or None. run: the values that identify the run, as JSON values. resume: resume
+    from the last checkpoint, if a checkpoint exists; the checkpoint must be of the same run. force: discard an earlier
+    unfinished run. Raises: UsageError if the unfinished run differs from ``run``, OutputError if an unfinished run
+    would be lost, UnreadableFile if run.json of the unfinished run is broken.
     """
     checkpoint = last_checkpoint(work)
     if resume and checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Select the artifacts that a model card lists, with paths relative to the folder of the card."""
+"""Select the artifacts that a model card lists, and convert their paths to paths relative to the card's folder."""
 
 from __future__ import annotations
 

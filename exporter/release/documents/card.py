@@ -92,7 +92,7 @@ def index_to_bytes(manifest: Manifest) -> bytes:
 def _render(
     template: str, manifest: Manifest, card: CardEntry, described: Sequence[ArtifactEntry], **values: Any
 ) -> bytes:
-    """Render a page about the artifacts in ``described``. values: additional variables for the template."""
+    """Render a page that describes the artifacts in ``described``. values: additional variables for the template."""
     from huggingface_hub import ModelCardData
 
     page = _template(template).render(
@@ -118,7 +118,7 @@ def _template(name: str) -> Template:
 
 @cache
 def renderers() -> dict[str, str]:
-    """Return package → version for all packages that affect the bytes of a card or a Modelfile."""
+    """Map the name of every package that affects the bytes of a card or Modelfile to the package's version."""
     return {"ttexport": __version__} | {name: version(name) for name in _RENDERERS}
 
 
@@ -173,7 +173,7 @@ def _adapters(manifest: Manifest, entry: ModelEntry) -> str:
 
 
 def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
-    """Return the row for an artifact in the table that lists the files."""
+    """Return the row that describes an artifact in the table of files."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     return {
         "path": relative_path(manifest, artifact.model, artifact.path),
@@ -184,10 +184,10 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
 
 
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows for an artifact in the table of verification results.
+    """Yield the table rows that give the verification results of an artifact.
 
-    For an artifact folder with two or more models, each model has a row, and one more row covers the remaining checks.
-    A single row for the whole folder would mix the values of exact and quantised models.
+    If an artifact is a folder with two or more models, each model has its own row, and one more row gives the checks
+    that belong to no model. A single row for the whole folder would mix the values of exact and quantised models.
     """
     path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:
@@ -222,7 +222,7 @@ def _verdict_row(path: str, verdict: Verdict) -> Mapping[str, Any]:
 
 
 def _owner(name: str) -> str:
-    """File stem of the model that a check or a measured value belongs to.
+    """File name, without suffix, of the model to which a check or a measured value belongs.
 
     The result is empty if the name of the check contains no model.
     """
@@ -230,7 +230,7 @@ def _owner(name: str) -> str:
 
 
 def _worst(verdict: Verdict, measure: str) -> str:
-    """Largest value of a measure among the checks and the measured values, with three digits.
+    """Largest value of a measure among the checks and the measured values, as text with three digits.
 
     The result is empty if no model was run during verification.
     """

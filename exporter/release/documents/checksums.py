@@ -1,4 +1,4 @@
-"""Render SHA256SUMS, which contains one line for each file, in the format of ``sha256sum -c``."""
+"""Render SHA256SUMS, which contains one line per file in the format that ``sha256sum -c`` reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME: Final = "SHA256SUMS"
 
 
 def to_bytes(manifest: Manifest, documents: dict[str, bytes]) -> bytes:
-    """Return one line for each file of the manifest and of ``documents`` (name → content), sorted by path."""
+    """Return one line per file of the manifest and of ``documents`` (maps name to content), sorted by path."""
     digests = {entry.path: entry.sha256 for entry in manifest.files}
     digests |= {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
     # Two spaces mean text mode. GNU coreutils treats text mode like binary mode on all current systems.

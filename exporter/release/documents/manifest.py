@@ -170,7 +170,7 @@ def build(release: Release, files: Sequence[FileEntry]) -> Manifest:
 def card_texts(table: Mapping[str, Any], where: str) -> CardEntry:
     """Parse ``table`` of ``release.toml``.
 
-    Raises BadInput that names ``where`` if a key is unknown or a value is invalid.
+    If a key is unknown or a value is invalid, raises BadInput with a message that names ``where``.
     """
     try:
         return msgspec.convert(dict(table), CardEntry)
@@ -256,7 +256,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 
 
 def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checks of a report without the checks' details, because details may contain local paths."""
+    """Return the checks of a report without their detail texts, because those texts may contain local paths."""
     return {
         "level": report["level"],
         "passed": report["passed"],

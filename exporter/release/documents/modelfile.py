@@ -45,7 +45,7 @@ def to_bytes(folder: Path, manifest: Manifest, model: str) -> bytes | None:
 
 
 def stops(tokens: Sequence[str], metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Return, in quotes, those of the ``tokens`` that end a text or a turn.
+    """Return the elements of ``tokens`` that end a text or a turn, each in quotes.
 
     Tokens that would need escaping are omitted, because the Modelfile format has no escapes.
     """

@@ -1,9 +1,9 @@
-"""Render provenance.intoto.json, an in-toto statement with SLSA provenance that lists the inputs of the release.
+"""Render provenance.intoto.json: an in-toto statement whose SLSA provenance lists the inputs of the release.
 
 Sources: in-toto attestation framework, Statement v1; SLSA v1.0, Build provenance. The provenance statement contains no
-time, so two builds of the same release give equal bytes. The time and the machine of the build are recorded in
-run.json. The provenance statement is not signed separately, because the signature of the release covers all files
-except run.json.
+time, so two builds of the same release write a byte-identical statement. The time and the machine of the build are
+recorded in run.json. The provenance statement is not signed separately, because the signature of the release covers all
+files except run.json.
 """
 
 from __future__ import annotations

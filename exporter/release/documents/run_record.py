@@ -2,8 +2,8 @@
 
 Two runs of the same release may differ only in run.json and in the signature. The file run.json contains the digests of
 the manifest, of the signature and of the content of run.json. The digests in run.json reveal damage and careless edits.
-A complete rewrite of run.json is not detected, but a rewrite cannot change the released files, which the manifest
-describes.
+If run.json is rewritten with new digests, the change is not detected, but the released files, whose digests are in the
+manifest, are still protected.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The signature is made with a private key without network access, or through Sigstore with the identity of a person or a
 CI job. The file run.json is not signed, because run.json contains the digest of the signature. The digest of the
-signature in run.json reveals a lost or changed signature even if the public key is not available, and all other files
-are the same with and without signing.
+signature in run.json reveals a lost or changed signature even without the public key; all other files are the same with
+and without signing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _with_key(key: Path, password: str | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """The required signer: the owner of a key (PEM file), or an identity that a Sigstore issuer authenticated."""
+    """The required signer of a release: the owner of a key (PEM file), or an identity authenticated by Sigstore."""
 
     public_key: Path | None = None
     identity: str | None = None

@@ -50,7 +50,7 @@ _KINDS_BY_SUFFIX: Final = {
 
 
 def file_kind(path: str) -> str:
-    """Return the purpose of a file in a release, derived from the name of the file."""
+    """Return the purpose that a file of a release has, according to its name."""
     name = Path(path).name
     return _KINDS_BY_NAME.get(name) or _KINDS_BY_SUFFIX.get(Path(path).suffix, "other")
 
@@ -75,8 +75,8 @@ def list_files(folder: Path) -> list[str]:
 def entries(folder: Path, paths: Iterable[str]) -> list[FileEntry]:
     """Hash the files at ``paths`` below ``folder``. Each file is hashed as a whole and tensor by tensor.
 
-    Raises UnreadableFile if a path is not a regular file or a header does not match the content, and BadInput if a
-    checksum file cannot represent a name.
+    Raises UnreadableFile if a path is not a regular file or if a file's header does not match its content, and BadInput
+    if a checksum file cannot represent a file name.
     """
     names = list(paths)
     for path in names:
@@ -97,7 +97,7 @@ def in_threads(job: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[
 
 
 def entry(folder: Path, path: str) -> FileEntry:
-    """Return the size of a file, the digest of the file, and the digests of the tensors by name."""
+    """Return (size of the file in bytes, digest of the file, map of tensor names to the digests of the tensors)."""
     size, digest = file_digest(folder / path)
     return FileEntry(path=path, kind=file_kind(path), size=size, sha256=digest, tensors=tensor_digests(folder / path))
 
@@ -109,7 +109,7 @@ def file_digest(path: Path) -> tuple[int, str]:
 
 
 def tensor_digests(path: Path) -> dict[str, str]:
-    """Return tensor name → sha256 of the stored bytes, sorted by name.
+    """Map the name of each tensor to the sha256 of the tensor's stored bytes, sorted by name.
 
     The result is empty for a file without tensors.
     """

@@ -50,7 +50,7 @@ def write_documents(draft: Path, release: Release, run: Run, *, signing: Signing
 
 
 def render_for_models(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Return path below the release → content, for all cards and Modelfiles. folder: the release folder."""
+    """Map the relative path of each card and Modelfile to its content. folder: the release folder."""
     pages = {}
     for key, model in manifest.models.items():
         place = Path(model.folder)

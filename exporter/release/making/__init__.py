@@ -1,1 +1,1 @@
-"""Make a release, with a cache of artifacts, a journal of the finished work, and pieces made on other machines."""
+"""Make a release, using a cache of artifacts, a journal of finished work, and pieces made on other machines."""

@@ -33,8 +33,8 @@ def assemble_release(
     """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
     Joining needs neither the base nor the adapters. resume: return a finished release without changes. With ``resume``
-    or ``force``, an unfinished release is made again from the beginning. Raises OutputError and every error that
-    ``CollectedPieces.open`` raises.
+    or ``force``, an unfinished release at ``out`` is discarded and made again from the beginning. Raises OutputError
+    and every error that ``CollectedPieces.open`` raises.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)
@@ -51,9 +51,9 @@ def assemble_release(
 
 @dataclass(frozen=True)
 class CollectedPieces:
-    """One piece for each job, in the order of the jobs. pieces: folder → content of the folder's ``piece.json``.
+    """One piece for each job, in the order of the jobs.
 
-    sizes: folder → size in bytes.
+    pieces: maps each folder to the content of its ``piece.json``. sizes: maps each folder to its size in bytes.
     """
 
     spec: ReleaseSpec
@@ -89,12 +89,12 @@ class CollectedPieces:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Digest of the inputs and options of each job."""
+        """For each job, the digest of its inputs and options."""
         return {piece.made.job: piece.made.key for piece in self.pieces.values()}
 
     @property
     def verifications(self) -> dict[str, str]:
-        """Digest of the verification settings of each model."""
+        """For each model, the digest of its verification settings."""
         return {model: digest for piece in self.pieces.values() for model, digest in piece.verifications.items()}
 
     def join(self, stage: Stage, hooks: Hooks, started: str) -> Release:

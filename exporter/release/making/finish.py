@@ -51,20 +51,21 @@ def _signing(table: SigningTable) -> Signing:
 def run_facts(
     started: str, made: Mapping[str, Made], verify_seconds: Mapping[str, float], verifications: Mapping[str, str]
 ) -> Run:
-    """Return the facts of one run, with the seconds for making each artifact and for verifying each model."""
+    """Return the facts about one run, including the time to make each artifact and to verify each model."""
     jobs = {**job_facts(made), **verify_facts(verify_seconds, verifications)}
     return Run(started=started, finished=now(), invocation=str(uuid.uuid4()), host=_host(), jobs=jobs)
 
 
 def job_facts(made: Mapping[str, Made]) -> dict[str, dict[str, Any]]:
-    """Return the entries in ``run.json`` for the jobs that made artifacts."""
+    """Return the entries about finished jobs that are written to ``run.json``."""
     return {job: {"key": line.key, "seconds": line.seconds, "method": line.method} for job, line in made.items()}
 
 
 def verify_facts(seconds: Mapping[str, float], verifications: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the entries in ``run.json`` for verifications. seconds: model → duration.
+    """Return the entries about verifications that are written to ``run.json``.
 
-    verifications: model → digest of the verification settings.
+    seconds: maps each model to the duration of its verification. verifications: maps each model to the digest of its
+    verification settings.
     """
     return {
         f"verify {model}": {"verification": verifications[model], "seconds": duration}

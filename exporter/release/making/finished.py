@@ -31,8 +31,8 @@ def finished_release(
 ) -> Release | None:
     """Return a copy of ``facts`` that also lists the artifacts of the release at ``out``.
 
-    Return None if ``out`` contains another release or no release. keys: job → digest of the job's inputs and options,
-    for all jobs in order. verifications: model → digest of the verification settings.
+    Return None if ``out`` contains another release or no release. keys: maps each job, in order, to the digest of its
+    inputs and options. verifications: maps each model to the digest of its verification settings.
     """
     try:
         released, _ = manifest.read(out / manifest.NAME)
@@ -52,7 +52,7 @@ def finished_release(
 def finished_piece(
     out: Path, facts: Release, keys: Mapping[str, str], verifications: Mapping[str, str]
 ) -> Release | None:
-    """Return a copy of ``facts`` with the artifact of the finished piece at ``out``.
+    """Return a copy of ``facts`` that also lists the artifact of the finished piece at ``out``.
 
     The result is None if ``out`` does not contain the piece of the only job in ``keys``.
     """
@@ -67,7 +67,7 @@ def finished_piece(
 
 
 def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks) -> Release | None:
-    """Return the release or piece that ``find`` recognises at ``out``, or None if a staging folder is left."""
+    """Return the release or piece that ``find`` recognises at ``out``, or None if a staging folder still exists."""
     if has_leftover(out) or (release := find()) is None:
         return None
     hooks.say(f"{out}: already finished")
@@ -75,7 +75,7 @@ def finished_before(out: Path, find: Callable[[], Release | None], hooks: Hooks)
 
 
 def require_same(out: Path, release: Release | None) -> Release:
-    """Return ``release``, which was published by a run that was interrupted while removing its temporary files.
+    """Return ``release``, which a run published before being interrupted while removing its temporary files.
 
     Raises OutputError if ``release`` is None, because the folder ``out`` then contains something else.
     """
@@ -87,7 +87,7 @@ def require_same(out: Path, release: Release | None) -> Release:
 
 
 def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries recorded at ``out``: method and seconds of each job, and seconds of each verification.
+    """Return the entries recorded at ``out``: method and duration of each job, and duration of each verification.
 
     The folder ``out`` must be a finished release or a finished piece. Raises UnreadableFile.
     """
@@ -99,7 +99,7 @@ def recorded_jobs(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:
-    """Return artifact path below the release → report of the artifact.
+    """Map the relative path of each artifact to the verification report of the artifact.
 
     The result is empty if no artifact was verified.
     """

@@ -19,10 +19,11 @@ from exporter.io.digests import FileDigests, files_below
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
-    """A finished job. key: digest of the job's inputs and options. files: file name below the release → sha256.
+    """A finished job.
 
-    seconds: time for making the artifact, without hashing and verification. method: how the artifact was made, for
-    example ``merged`` or ``patched``.
+    key: digest of the job's inputs and options. files: maps the relative path of each file to its sha256. seconds: time
+    for making the artifact, without hashing and verification. method: how the artifact was made, for example ``merged``
+    or ``patched``.
     """
 
     job: str
@@ -33,9 +34,10 @@ class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True, tag="verified"):
-    """The verified artifacts of one model. keys: job → key of the job. reports: job → report, as in report.json.
+    """The verified artifacts of one model.
 
-    verification: digest of the verification settings.
+    keys: maps each job to the key of the job. reports: maps each job to its report, as in report.json. verification:
+    digest of the verification settings.
     """
 
     model: str
@@ -50,7 +52,7 @@ Line = Made | Verified
 
 @dataclass
 class Journal:
-    """The journal at ``path``, with the lines of finished jobs by job and the lines of verified models by model."""
+    """The journal at ``path``: a map of each finished job to its line, and a map of each verified model to its line."""
 
     path: Path
     made: dict[str, Made] = field(default_factory=dict)
@@ -62,9 +64,9 @@ class Journal:
     ) -> Journal:
         """Read the journal, if the file exists, and drop the lines that are not valid for this run.
 
-        draft: folder with the files that the lines list; all other files in the folder are removed. keys: job → current
-        key of the job. verifications: model → digest of the current verification settings. Raises UnreadableFile and
-        OutputError.
+        draft: folder with the files that the lines list; all other files in the folder are removed. keys: maps each job
+        to its current key. verifications: maps each model to the digest of its current verification settings. Raises
+        UnreadableFile and OutputError.
         """
         journal = cls(path)
         for line in _lines(path):

@@ -1,9 +1,9 @@
 """Make the artifact of a job: patch the artifact of the base if only rows change, otherwise merge and write.
 
-Patching the base's artifact and merging the adapters into the base give equal tensors. Patched and merged artifacts are
-also equal byte for byte, unless a converter chosen by the user writes the file. The base is converted and quantised
-only once for all models of all releases that share a store. An unquantised file from which two or more quantised files
-are made is also stored as an entry of a store.
+A patch of the base's artifact gives the same tensors as a merge of the adapters into the base. Patched and merged
+artifacts are also equal byte for byte, unless a converter chosen by the user writes the file. The base is converted and
+quantised only once for all models of all releases that share a store. If two or more quantised files are made from one
+unquantised file, the unquantised file is also stored as an entry of a store.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ArtifactMaker:
         return method
 
     def _base_artifact(self, job: Job, progress: Progress) -> tuple[Path, bool]:
-        """Return (the artifact of the base without adapters, whether the artifact was already in the cache)."""
+        """Return (artifact made from the base without adapters, whether that artifact was already in the cache)."""
         base, options = self.plan.base, job.options.whole()
         name = _content_name(options)
         content, cached = self.base_store.get(

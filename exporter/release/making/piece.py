@@ -1,4 +1,4 @@
-"""Write, find and match pieces.
+"""Write pieces, find pieces in folders, and assign each piece to its job.
 
 A piece is a folder with the artifact of one job and a file that describes the artifact.
 """
@@ -62,7 +62,7 @@ def write_piece(folder: Path, release: Release, made: Made, verified: Verified |
 
 
 def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
-    """Return folder → content of ``piece.json`` for all pieces.
+    """Map the folder of each piece to the content of the piece's ``piece.json``.
 
     A piece is a folder in ``folders`` or directly below a folder in ``folders``. Raises UnreadableFile if a folder in
     ``folders`` contains no piece.
@@ -79,7 +79,7 @@ def find_pieces(folders: Sequence[Path]) -> dict[Path, Piece]:
 
 
 def match_pieces(spec: ReleaseSpec, pieces: Mapping[Path, Piece]) -> dict[str, Path]:
-    """Return job → folder of the job's piece, for every job of the release.
+    """Map every job of the release to the folder of the job's piece.
 
     Raises BadInput if a job has no piece or has two pieces, or if the pieces were made with different inputs, prompts
     or tools.

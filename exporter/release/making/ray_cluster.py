@@ -151,8 +151,8 @@ def _make_all(ray: Any, plan: ReleasePlan, pieces: Path, hooks: Hooks) -> None:
 def _make(spec: ReleaseSpec, job: Job, place: Path, cache: Cache | None) -> Exception | None:
     """Make or resume a piece in the folder ``place``, as a Ray task.
 
-    Return the error of the job, or None if the piece was made. The task returns errors and does not raise errors,
-    because Ray would wrap a raised error in its own class, with a traceback as message.
+    Return the error that the job raised, or None if the piece was made. The task returns errors and does not raise
+    errors, because Ray would wrap a raised error in its own class, with a traceback as message.
     """
     try:
         run_release(plan_release(spec, cache=cache), place, only=job, resume=True, force=True)

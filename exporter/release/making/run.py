@@ -140,7 +140,7 @@ class ReleaseRun:
                 )
 
     def main_path(self, job: Job) -> str:
-        """Return the path of the artifact below the release: a folder, a file, or the first part of a split file."""
+        """Return the artifact's path (for a split file, the path of the first part), relative to the release."""
         return min(self.journal.made[job.name].files) if FORMATS[job.format].is_file else self.plan.place(job)
 
     def artifacts(self) -> list[Artifact]:
@@ -171,10 +171,10 @@ def run_release(
 ) -> Release:
     """Make, verify and publish a release at ``out``, and return the facts of the release.
 
-    With ``only``, publish the piece of a single job and no release. resume: continue an interrupted run. force: replace
-    ``out``; without ``resume``, also discard the work of an interrupted run. Raises NotEquivalent if an artifact fails
-    the verification, OutputError and BadInput. After an error, ``out`` is unchanged, and ``resume`` can continue the
-    run.
+    With ``only``, publish only the piece of that single job, and not a release. resume: continue an interrupted run.
+    force: replace ``out``; without ``resume``, also discard the work of an interrupted run. Raises NotEquivalent if an
+    artifact fails the verification. May also raise OutputError and BadInput. After an error, ``out`` is unchanged, and
+    ``resume`` can continue the run.
     """
     require_apart(out, plan.inputs)
     hooks = hooks or Hooks()

@@ -1,10 +1,10 @@
 """A store of artifacts.
 
-The name of an entry is the digest of the recipe, which contains all values that determine the artifact. An entry is
-made once, and the digests of its files are checked on every use. Two or more runs can use a store at the same time. The
-process that makes an entry locks the name of the entry, and publishes the complete entry with one rename. An entry with
-changed bytes (disk error, manual edit) is deleted and made again. The folder of the store can be removed at any time
-between runs.
+The name of a store entry is the digest of the entry's recipe, which contains all values that determine the artifact. An
+entry is made once, and the digests of its files are checked on every use. Two or more runs can use a store at the same
+time. The process that makes an entry locks the name of the entry, and publishes the complete entry with one rename. If
+the bytes of an entry have changed (because of a disk error or a manual edit), the entry is deleted and made again. The
+folder of the store can be removed at any time between runs.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class _Entry(msgspec.Struct, frozen=True):
 
 @dataclass
 class Store:
-    """A store with its entries in ``folder``.
+    """A store whose entries are in ``folder``.
 
-    digests: digests of the files that this process has hashed, so that each entry is hashed only once.
+    digests: digests of the files that this process has already hashed, so that no file is hashed twice.
     """
 
     folder: Path

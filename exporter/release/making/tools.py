@@ -1,4 +1,4 @@
-"""List the tools that determine the bytes of an artifact: versions of packages, and the build of llama.cpp."""
+"""List the versions of the tools that determine the bytes of an artifact: packages, and the build of llama.cpp."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _QUANTISER: Final = ("libggml-base*", "libggml-cpu*", "libllama.*")
 
 
 def tools(digests: FileDigests) -> dict[str, str]:
-    """Return tool name → version for all installed tools.
+    """Map the name of every installed tool to its version.
 
     The entry ``llama.cpp build`` contains the digest of the libraries of llama.cpp. ``machine`` → processor
     architecture.
