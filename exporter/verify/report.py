@@ -1,4 +1,4 @@
-"""Verification reports as JSON and as text, with the values and limits of all checks and a verdict per artifact."""
+"""Verification reports, which contain the value and limit of each check and a verdict for each artifact."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The name of a part of the verification that was skipped, with the reason for skipping it."""
+    """A skipped part of the verification, with the reason for skipping the part."""
 
     name: str
     reason: str
@@ -78,7 +78,7 @@ class Report:
         return [check for check in self.checks if not check.passed]
 
     def verdict(self) -> str:
-        """Return the result of the verification as one line of text.
+        """Return a one-line text with the result of the verification.
 
         If any check failed, the line contains the name, value and limit of the first failed check, and the number of
         other failed checks.
@@ -112,8 +112,7 @@ class Report:
 def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of report.json for ``reports``.
 
-    setting: JSON objects that describe the environment, the reference and the file digests, or None to omit these
-    objects.
+    setting: JSON objects with the environment, the reference and the file digests, or None to omit these objects.
     """
     return {
         "schema": SCHEMA,
@@ -124,7 +123,7 @@ def document(reports: Sequence[Report], setting: Mapping[str, Any] | None = None
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return ``content`` encoded as the bytes of report.json."""
+    """Serialise ``content`` to the bytes of report.json."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 

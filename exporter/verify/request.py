@@ -1,4 +1,4 @@
-"""Run a requested verification: locate and open the files, verify the artifacts, and write the report."""
+"""Run a verification for a user: locate and open the files, verify the artifacts, and write the report."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ from exporter.verify.runtimes.installed import require
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest:
-    """A request to verify ``artifact`` against the model in ``reference`` with ``adapters`` applied but not merged.
+    """A request to verify ``artifact`` against the base ``reference`` with the unmerged adapters ``adapters``.
 
     artifact: the path of a .gguf file, an ONNX folder, a checkpoint folder, or a folder that contains artifacts in
-    several formats.
-    reference: the path or Hugging Face Hub id of the base checkpoint.
-    adapters: the paths or Hugging Face Hub ids of the adapters.
-    untie: True if the artifact was merged with --untie.
-    trust_base: True to accept a reference other than the base that an adapter records.
-    quiet: True to hide progress bars during downloads.
+    several formats. reference: the path or Hugging Face Hub id of the base checkpoint. adapters: the paths or Hugging
+    Face Hub ids of the adapters. untie: True if the artifact was merged with --untie. trust_base: True to accept a
+    reference that differs from the base model recorded in an adapter. quiet: True to hide progress bars during
+    downloads.
     """
 
     artifact: Path
@@ -44,9 +42,9 @@ class VerifyRequest:
 
 
 def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
-    """Check that all required packages are installed, then read the prompts file and return its prompts.
+    """Check that all required packages are installed, then read and return the prompts in the prompts file.
 
-    needed_for: the flag or config key that requires the runtimes, for the error message.
+    needed_for: the option or config key that requires the runtimes, for use in an error message.
 
     Raises MissingDependency if a required package is not installed, and UnreadableFile if the prompts file cannot be
     read.
@@ -58,7 +56,7 @@ def require_verifiable(options: VerifyOptions, *, needed_for: str) -> list[str]:
 
 
 def verify_request(request: VerifyRequest, hooks: Hooks) -> list[Report]:
-    """Verify the requested artifact, and return one report for each artifact in the requested path.
+    """Verify all artifacts in the requested path, and return one report per artifact.
 
     The reports are also written to the folder ``options.report``, if the option is set. A failed check is recorded in
     its report and does not raise an exception.

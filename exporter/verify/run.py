@@ -1,7 +1,8 @@
-"""Run a verification: check the weights of every artifact, then, at level full, run every artifact in its runtime.
+"""Run a verification: check the weights of every artifact and, at level full, also run every artifact.
 
-Every runtime reads the files from disk in a separate process, so the parent process never loads a model. The reference
-model runs only once, after all artifacts, because the reference also scores the tokens that the artifacts generated.
+Every runtime is a separate process that reads the files from disk, so the parent process never loads a model. The
+reference model runs only once, after all artifacts, because the reference also scores the tokens that the artifacts
+generated.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _split(outcomes: Iterable[Check | Skip]) -> tuple[list[Check], list[Skip]]:
 
 
 def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
-    """Check the metadata and auxiliary files in ``path`` once, even if ``path`` contains more than one model."""
+    """Check the metadata and auxiliary files in ``path`` only once, even if ``path`` contains several models."""
     match artifacts[0].format:
         case "gguf":
             gguf = artifacts[0].gguf
@@ -163,8 +164,8 @@ def _check_files(path: Path, artifacts: Sequence[Artifact], reference: Reference
 def _report(path: Path, level: str, results: Sequence[_Result], shared: Sequence[Check | Skip]) -> Report:
     """Combine the results of all models in ``path`` into one report.
 
-    If ``path`` contains more than one model, the name of each check and fact starts with the name of its model. The
-    report contains only the profile of the first model that was run.
+    If ``path`` contains more than one model, the name of each check and fact starts with the name of its model. If
+    several models were run, the report contains the profile of only the first model.
     """
     checks: list[Check] = []
     skips: list[Skip] = []

@@ -1,4 +1,4 @@
-"""Check the tokenizer, configs and other files that are in a folder with patched models.
+"""Check the tokenizer, the configs and all other files, except the models, in a folder with patched models.
 
 The tokenizer must equal the adapters' tokenizer, the configs must match the new vocabulary size, and all other files
 must be unchanged.
@@ -32,11 +32,10 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class FilesBefore:
-    """The state of a folder's files, except its model files, before a patch.
+    """The contents of a folder before a patch, excluding the model files.
 
-    digests: path relative to the folder → SHA-256 digest of the file.  configs: file name → parsed config, or {} if the
-    file does not exist.
-    special_ids: name of a special token id, such as eos_token_id → token id.
+    digests: path relative to the folder → SHA-256 digest of the file. configs: file name → parsed config, or {} if the
+    file does not exist. special_ids: config key of a special token id, such as eos_token_id → token id.
     """
 
     digests: Mapping[str, str]
@@ -45,10 +44,9 @@ class FilesBefore:
 
     @classmethod
     def read(cls, folder: Path, models: Set[Path]) -> FilesBefore:
-        """Read the files of ``folder``, except its model files, before a patch.
+        """Read the files in ``folder``, except the model files, before a patch.
 
-        models: model files to leave out, because other checks compare the models.  Peak memory: the size of the config
-        files.
+        models: model files to skip, because other checks compare the models. Peak memory: the size of the config files.
         """
         return cls(_digests(folder, models), _configs(folder), special_ids(auxiliary_files(folder)))
 
@@ -58,8 +56,8 @@ def check_files(
 ) -> Iterator[Check]:
     """Check the files of ``folder``, except its model files, after a patch.
 
-    vocab: number of tokens after the patch, or None if the patch does not change that number.  models: model files to
-    leave out, because other checks compare the models.
+    vocab: number of tokens after the patch, or None if the patch does not change the number of tokens. models: model
+    files to skip, because other checks compare the models.
     """
     adapter_files = tuned_files({}, [adapter.auxiliary_files for adapter in adapters])
     after, configs = _digests(folder, models), _configs(folder)
@@ -115,7 +113,7 @@ def _table(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str], vocab: int | None) -> Iterator[str]:
-    """Return the config keys whose values changed although a patch must not change the values.
+    """Return the config keys whose values differ after the patch although a patch must not change these values.
 
     A patch may change ids of special tokens, and must set vocab_size to ``vocab`` if the vocabulary grows.
     """

@@ -1,7 +1,6 @@
-"""Check a patched GGUF file against the base file, with rules that are independent of the code that patches.
+"""Check a patched GGUF file against the base file, without using the code that patches GGUF files.
 
-The data for the comparison are read from the base file before the patch, because an in-place patch overwrites the base
-file.
+The base file is read before the patch, because an in-place patch overwrites the base file.
 """
 
 from __future__ import annotations
@@ -43,12 +42,11 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True)
 class Before:
-    """The data of a base GGUF file, read before the patch, with which the patched file is compared.
+    """Data that are read from a base GGUF file before the patch, for comparison with the patched file.
 
-    rows: tensor → token id → expected row, as trained (not yet encoded in the tensor's type).  dtype: dtype to which
-    rows are rounded before the rows are encoded.
-    untouched: tensor → digests of the rows that a patch must not change.  every: whether ``untouched`` covers all rows
-    or only a sample.
+    rows: tensor → token id → trained row, before encoding in the tensor's type. dtype: dtype to which trained rows are
+    rounded before encoding. untouched: tensor → digests of the rows that a patch must not change. every: whether
+    ``untouched`` covers all rows or only a sample.
     """
 
     gguf: GgufModel
@@ -59,10 +57,10 @@ class Before:
 
     @classmethod
     def read(cls, gguf: GgufModel, adapters: Sequence[Adapter], dtype: str, *, every: bool) -> Before:
-        """Read the data of the base file that the checks need after the patch.
+        """Read from the base file, before the patch, all data that the checks need after the patch.
 
-        every: True to compute digests of all rows of every tensor, False to compute digests of a sample.  Peak memory:
-        8 MiB, plus the digests.
+        every: True to compute digests of all rows of every tensor, False to compute digests of a sample. Peak memory: 8
+        MiB plus the size of the digests.
         """
         rows = _rows(gguf, adapters)
         untouched = {}
@@ -105,7 +103,7 @@ def _rows(gguf: GgufModel, adapters: Sequence[Adapter]) -> dict[str, dict[int, A
 
 
 def _has_duplicate_head(gguf: GgufModel) -> bool:
-    """Whether the GGUF file has a separate LM head whose values are a copy of the embedding."""
+    """Whether the GGUF file has a separate LM head with the same values as the embedding."""
     embedding, head = gguf.tensors[_EMBEDDING], gguf.tensors[_HEAD]
     if (embedding.type, embedding.shape) != (head.type, head.shape):
         return False
@@ -127,7 +125,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that only token-dependent metadata changed, and that there are as many tokens as embedding rows."""
+    """Check that only token-dependent metadata changed, and that the number of tokens equals the embedding's row count."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]
@@ -153,7 +151,7 @@ def _n_rows(gguf: GgufModel) -> int:
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
-    """Return the metadata of a GGUF file in a form that can be compared with ``==``.
+    """Return the metadata of a GGUF file as values that can be compared with ``==``.
 
     An array in the metadata is represented by its type, length and digest, to save memory.
     """
@@ -169,7 +167,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
 
 
 def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
-    """Check that the patch did not change names, types, shapes and files of tensors.
+    """Check that the patch did not change the name, type, shape or file of any tensor.
 
     Only the embedding and the LM head may have more rows after the patch.
     """
@@ -192,7 +190,7 @@ def _check_tensors(files: Sequence[GgufFile], before: Before) -> Check:
 
 
 def _check_rows(file: GgufFile, name: str, rows: Mapping[int, Array], dtype: str) -> Check:
-    """Check that every trained row is stored exactly as the tensor's type encodes the row."""
+    """Check that every stored trained row equals the trained row encoded in the tensor's type."""
     storage = file.tensors[name].type
     wrong = [
         token_id

@@ -1,6 +1,6 @@
 """Compare the ONNX graphs of a model before and after a patch.
 
-The two graphs may differ only where a size depends on the number of tokens.
+The two graphs may differ only in sizes that depend on the number of tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class GraphPair:
     sizes: tuple[int, int]
 
     def difference(self) -> str | None:
-        """Return the field names that lead to the first forbidden difference, or None if no difference is forbidden."""
+        """Return the path of field names to the first forbidden difference, or None if no difference is forbidden."""
         for model in (self.old, self.new):
             kept = [prop for prop in model.metadata_props if not prop.key.startswith(PROVENANCE)]
             del model.metadata_props[:]

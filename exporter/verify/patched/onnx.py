@@ -1,7 +1,6 @@
-"""Check a patched ONNX folder against the base folder, with rules that are independent of the code that patches.
+"""Check a patched ONNX folder against the base folder, without using the code that patches ONNX models.
 
-The data for the comparison are read from the base folder before the patch, because an in-place patch overwrites the
-base folder.
+The base folder is read before the patch, because an in-place patch overwrites the base folder.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ _SAME_WITHIN_NORMS: Final = 0.5
 
 @dataclass(frozen=True)
 class ModelBefore:
-    """The data of one ONNX model, read before the patch, with which the patched model is compared.
+    """Data that are read from an ONNX model before the patch, for comparison with the patched model.
 
-    rows: matrix → token id → expected row, as trained (not yet encoded in the matrix's type).
-    untouched: initialiser → range → digest of the content that a patch must not change. In ``untouched``, ranges are
-    ranges of tokens for the embedding and the LM head, and ranges of bytes for any other tensor.
+    rows: matrix → token id → trained row, before encoding in the matrix's type. untouched: initialiser → range → digest
+    of the content that a patch must not change. In ``untouched``, ranges are ranges of tokens for the embedding and the
+    LM head, and ranges of bytes for any other tensor.
     """
 
     file: OnnxFile
@@ -59,7 +58,7 @@ class ModelBefore:
 
     @property
     def matrices(self) -> list[str]:
-        """Return the name of the embedding matrix, and then the name of the LM head matrix if the names differ."""
+        """Return a list with the embedding matrix's name and, if the LM head is a separate matrix, the head's name."""
         return list(dict.fromkeys(str(name) for name in (self.file.embedding, self.file.head)))
 
     @property
@@ -75,9 +74,9 @@ class ModelBefore:
 
 @dataclass(frozen=True)
 class Before:
-    """The data of an ONNX folder, read before the patch, with which the patched folder is compared.
+    """Data that are read from an ONNX folder before the patch, for comparison with the patched folder.
 
-    An instance keeps the ONNX graphs in memory, including weights that are stored inside the model files.
+    Each instance keeps the ONNX graphs in memory, including weights that are stored inside the model files.
     """
 
     folder: Path
@@ -88,7 +87,7 @@ class Before:
 
     @classmethod
     def read(cls, folder: Path, paths: Sequence[Path], adapters: Sequence[Adapter], *, every: bool) -> Before:
-        """Read the data of the models ``paths`` and of all other files that the checks need after the patch.
+        """Read, before the patch, all data that the checks need after the patch, including files other than models.
 
         every: True to compute digests of all bytes, False to compute digests of a sample.
         """
@@ -118,7 +117,7 @@ def check_patched(folder: Path, before: Before) -> Iterator[Check]:
 
 
 def _files(models: Iterable[OnnxFile]) -> set[Path]:
-    """Return the paths of all model files and of their external data files."""
+    """Return the paths of all model files, and of all external data files of these models."""
     return {
         path
         for model in models
@@ -192,7 +191,7 @@ def _scale(file: OnnxFile, name: str) -> tuple[float, float]:
 
 
 def _has_duplicate_head(file: OnnxFile) -> bool:
-    """Whether the model has a separate LM head whose values are a copy of the embedding, even if the types differ."""
+    """Whether the model has a separate LM head with the same values as the embedding, possibly in a different type."""
     names = str(file.embedding), str(file.head)
     if len({file.tokens(name) for name in names}) > 1:
         return False
@@ -222,7 +221,7 @@ def _check_model(file: OnnxFile, before: ModelBefore, vocab: int, *, every: bool
 
 
 def _check_rows(file: OnnxFile, name: str, rows: Mapping[int, Array]) -> Check:
-    """Check that every trained row is stored exactly as the matrix's type encodes the row."""
+    """Check that every stored trained row equals the trained row encoded in the matrix's type."""
     storage = _storage(file, name)
     wrong = [token_id for token_id, row in rows.items() if not _holds(file, name, storage, token_id, row)]
     detail = f"{len(rows)} trained rows equal the adapter's rows, encoded in {storage}"

@@ -1,6 +1,6 @@
-"""Compute digests of the rows and bytes that a patch must not change, before the patch.
+"""Compute, before a patch, digests of the rows and bytes that the patch must not change.
 
-An in-place patch overwrites the base, so unchanged data can only be checked against digests.
+An in-place patch overwrites the base, so the patched data can only be compared with digests of the base.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Digests = Mapping[tuple[int, int], bytes]
 
 
 def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]:
-    """Return a sample of the rows that the patch must not change, as ranges of one row.
+    """Return one-row ranges for a sample of the rows that the patch must not change.
 
     The sample includes the rows next to changed rows, because writing at a wrong offset would overwrite these
     neighbours.
@@ -32,7 +32,7 @@ def sampled_rows(n_rows: int, changed: Collection[int]) -> list[tuple[int, int]]
 
 
 def all_rows(n_rows: int, row_nbytes: int) -> list[tuple[int, int]]:
-    """Return ranges that cover all rows, each with at most 8 MiB or with a single row."""
+    """Return ranges that cover all rows. Each range contains at most 8 MiB, or a single row if the row is larger."""
     step = max(1, BLOCK_BYTES // max(1, row_nbytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
@@ -51,15 +51,16 @@ def digests(
 
 
 def differing(read: Reader, before: Digests, changed: Collection[int] = ()) -> list[tuple[int, int]]:
-    """Return the ranges whose digests differ from the digests ``before``."""
+    """Return all ranges whose current digest differs from the digest in ``before``."""
     after = digests(read, before, changed)
     return [rows for rows, digest in before.items() if after[rows] != digest]
 
 
 def check_untouched(wrong: Sequence[str], description: str) -> Check:
-    """Return the check that the patch did not change untrained rows and other bytes.
+    """Return a check that fails if the patch changed an untrained row or any other byte that must not change.
 
-    wrong: descriptions of the ranges whose digests differ.  description: the detail of a passed check.
+    wrong: descriptions of the ranges whose digests differ. description: the detail text of the check if the check
+    passes.
     """
     detail = f"{wrong[0]}: expected the content of the base, found different content" if wrong else description
     return Check(name="untouched", passed=not wrong, value=float(len(wrong)), limit=0.0, detail=detail)

@@ -40,7 +40,7 @@ def to_html(document: Mapping[str, Any]) -> bytes:
 
 
 def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
-    """Return the name of the model whose results are plotted, or None if the artifact has only one model.
+    """Return the name of the model with plotted results, or None if the artifact contains only one model.
 
     If an artifact has several models, the results of the first model that was run are plotted.
     """
@@ -49,9 +49,9 @@ def _profiled_model(artifact: Mapping[str, Any]) -> str | None:
 
 
 def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
-    """Yield each plot for which the report has data.
+    """Yield every plot for which the report contains the data.
 
-    The logit plots need the results of a run, and the bar plot needs trained rows.
+    The plots of logits require that the model was run, and the bar plot requires trained rows.
     """
     profile = artifact["profile"]
     if profile is not None:
@@ -65,7 +65,7 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return all tokens with a colour intensity (heat) from 0 to 1, or None if the model was not run.
+    """Return pairs of a token and a colour intensity (heat) from 0 to 1, or None if the model was not run.
 
     The heat rises linearly with the logarithm of the KL divergence at the token's position.
     """
@@ -92,7 +92,7 @@ def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _figure(value: object) -> str:
-    """Format a float with three significant digits, and None as ""."""
+    """Format a float with three significant digits, or return "" for None."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -49,7 +49,7 @@ _POWERS: Final = FuncFormatter(lambda value, _: f"{value:.0e}")
 
 
 def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Plot the mean KL over all sequences at each position, with a thin line from the mean up to the largest KL.
+    """Plot, for each position, the mean KL over all sequences and a thin line from the mean up to the largest KL.
 
     Each kind of position (for example a trained token as input) is plotted in a separate colour.
     """
@@ -78,9 +78,9 @@ def kl_by_position(traces: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str:
-    """Plot one dot for each sampled logit, with the value in the artifact against the value in the reference.
+    """Plot one dot per sampled logit, to compare the logit in the artifact with the logit in the reference.
 
-    Dots on the diagonal are logits for which the artifact and the reference agree.
+    A dot lies on the diagonal if the artifact and the reference have equal logits.
     """
     both = [pair for pair in zip(pairs["reference"], pairs["artifact"], strict=True) if None not in pair]
     points = np.array(both, np.float64).reshape(-1, 2)
@@ -98,7 +98,7 @@ def logit_scatter(pairs: Mapping[str, Sequence[float | None]], name: str) -> str
 def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
     """Plot one bar for each trained row, in order of decreasing length.
 
-    The length of a bar is the error of the stored row, divided by the change of the row during training.
+    The length of a bar is the storage error of the row divided by the change of the row during training.
     """
     bars = [
         (error / change if change else 0.0, f"{matrix['use']} {token_id}")
@@ -123,18 +123,18 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
 
 
 def _decades(low: float, high: float) -> tuple[float, float]:
-    """Return the largest power of ten that is at most ``low`` and the smallest that is at least ``high``.
+    """Return the largest power of ten that is at most ``low``, and the smallest power of ten that is at least ``high``.
 
-    The two returned powers of ten differ even for a single value, so that the axis has two labels.
+    The two powers of ten differ even if ``low`` equals ``high``, so that the plot axis has two labels.
     """
     bottom = math.floor(math.log10(low))
     return 10.0**bottom, 10.0 ** max(bottom + 1, math.ceil(math.log10(high)))
 
 
 def _svg(draw: Callable[[Axes], None], name: str, *, height: float) -> str:
-    """Draw a figure of 6 by ``height`` inches as SVG.
+    """Draw an SVG figure with a width of 6 inches and a height of ``height`` inches.
 
-    name: prefix for SVG ids, so that the ids of several figures on one page do not collide.
+    name: prefix for the ids in the SVG, so that the ids of different figures on the same page do not collide.
     """
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(6, height), layout="constrained")

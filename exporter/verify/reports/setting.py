@@ -1,7 +1,7 @@
 """Record the environment and the input files of a verification.
 
-The recorded environment consists of package versions, the processor and the number of threads. For the input files,
-SHA-256 digests of the artifacts, the base and the adapters are recorded.
+The recorded environment consists of package versions, the processor and the number of threads. The files of the
+artifacts, the base and the adapters are recorded by their SHA-256 digests.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _PACKAGES: Final = (
 
 
 def setting(reference: Reference, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Return the environment, the reference and the file digests for a report, without the time of day.
+    """Return the environment, the reference and the file digests for a report. The result contains no timestamp.
 
-    All files of ``artifacts`` are read to compute the digests. Peak memory: the size of one block of a file.
+    All files of ``artifacts`` are read to compute the digests. Peak memory: one block of a file, because files are
+    hashed block by block.
     """
     base = reference.checkpoint
     return _setting(base.path.name, base.embedding_digest, reference.adapters, artifacts)
@@ -69,9 +70,9 @@ def _setting(base: str, digest: str | None, adapters: Sequence[Adapter], artifac
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions of relevant packages and a description of the machine.
+    """Return the versions of the relevant packages, and a description of the machine.
 
-    If a package is not installed, the value for its version is None.
+    The version of a package that is not installed is None.
     """
     return {
         "ttexport": __version__,

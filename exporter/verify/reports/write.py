@@ -1,6 +1,6 @@
 """Write a report as JSON, JUnit XML and HTML.
 
-The JSON, XML and HTML are all rendered from one document before the first file is written.
+The JSON, XML and HTML contents are all rendered from the same document, before any file is written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ HTML: Final = "report.html"
 def require_renderers() -> None:
     """Raise MissingDependency if a package that is needed to render reports is not installed.
 
-    The check for installed packages does not import the packages.
+    The function checks whether the packages are installed without importing them.
     """
     for package in REPORT:
         package.require("--report")
 
 
 def write_report(folder: Path, reports: Sequence[Report], setting: dict[str, Any]) -> None:
-    """Write report.json, report.xml and report.html into ``folder``, and replace older reports.
+    """Write report.json, report.xml and report.html to ``folder``, replacing existing reports.
 
     Raises OutputError if a report file cannot be written.
     """

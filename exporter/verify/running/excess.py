@@ -1,8 +1,9 @@
-"""Check a quantised artifact by its mean KL divergence, relative to that of the untuned base with equal quantisation.
+"""Compare the mean KL divergence of a quantised artifact with the mean KL of the equally quantised, untuned base.
 
-The excess is the artifact's mean KL minus the quantised base's mean KL, both over the same positions. The excess has a
-standard error, because quantisation noise affects the two means. The limit for the excess includes the standard error,
-so noise alone does not fail the check. A fault in the artifact cannot raise the limit for the excess.
+The excess is the artifact's mean KL minus the quantised base's mean KL, with both means over the same positions. The
+excess has a standard error, because quantisation noise affects both means. The limit for the excess grows with the
+standard error, so that the check does not fail because of noise alone. However, a faulty artifact cannot raise the
+limit for the excess.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def check_base(base: Distance, types: Collection[str]) -> Check:
 
 
 def check_alone(tuned: Distance, types: Collection[str]) -> Check:
-    """Check that the artifact is close to the tuned model, for artifacts that have no equally quantised base."""
+    """Check that the artifact is close to the tuned model if no equally quantised base is available for comparison."""
     return _check_median("tuned as stored", tuned, types, "median KL")
 
 
@@ -40,13 +41,13 @@ def _check_median(name: str, distance: Distance, types: Collection[str], descrip
 def check_excess(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, errors: float = EXCESS_ERRORS
 ) -> Check:
-    """Check that the artifact's mean KL exceeds the quantised base's mean KL by at most QUANTISED_EXCESS or the noise.
+    """Check that the excess of the artifact's mean KL over the quantised base's mean KL is within the limit.
 
-    tuned, base: distances of the artifact and of the quantised base from their references, over equal positions.
-    lengths: number of positions of each sequence.
-    varied: number of positions where tuning affects all logits. At any other position, the tuned model's logits differ
-    from the base's logits in only a few columns of the vocabulary.
-    errors: number of standard errors by which the excess may exceed zero.
+    The limit is QUANTISED_EXCESS or ``errors`` standard errors, whichever is larger. tuned: distance of the artifact
+    from the tuned model. base: distance of the quantised base from the untuned model, at the same positions. lengths:
+    number of positions of each sequence. varied: number of positions where tuning affects all logits. At any other
+    position, the tuned model's logits differ from the base's logits in only a few columns of the vocabulary. errors:
+    number of standard errors that the excess may have.
     """
     error = standard_error(tuned, base, lengths, varied)
     detail = (
@@ -60,9 +61,10 @@ def check_excess(
 def check_routed(
     tuned: Distance, base: Distance, lengths: Sequence[int], varied: int, most: float | None
 ) -> Iterator[Check]:
-    """Check the excess of a mixture-of-experts model by its mean KL and its median KL.
+    """Check both the mean KL and the median KL of a mixture-of-experts model.
 
-    A few tokens that are routed to different experts can raise the mean KL but hardly change the median KL.
+    A few tokens that are routed to different experts than in the reference raise the mean KL but hardly change the
+    median KL.
 
     most: limit for the median KL, or None to limit the median's excess over the base by QUANTISED_EXCESS.
     """
@@ -79,12 +81,13 @@ def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], vari
 
     The standard error is the smaller of a paired and an independent estimate.
 
-    The paired estimate is the larger of sqrt(Σ(d - mean)²), over the differences d at all positions, and sqrt(Σ(Σd -
-    n·mean)²), over the sums of d for all sequences. The paired estimate uses sums over sequences because the positions
-    of a sequence are correlated, and uses single positions because few sequences give an unreliable estimate. The
-    independent estimate is deviation · sqrt(2 varied), as if the KL at ``varied`` positions were drawn anew from the
-    base's distribution. A faulty artifact can raise the paired estimate, but not the independent estimate, which uses
-    only the base's KL.
+    The paired estimate uses the difference d of the two KL values at each position, and is the larger of two numbers:
+    sqrt(Σ(d - mean)²) over all positions, and sqrt(Σ(Σd - n·mean)²) over all sequences, where the inner sum runs over
+    the n positions of a sequence. Sums over sequences are needed because the positions of a sequence are correlated,
+    and single positions are needed because an estimate from few sequences is unreliable. The independent estimate is
+    the standard deviation of the base's KL times sqrt(2 ``varied``), as if the KL values at ``varied`` positions were
+    independent draws from the base's distribution. A faulty artifact can raise the paired estimate, but not the
+    independent estimate, which uses only the base's KL.
     """
     if not base.kl > 0:
         return 0.0

@@ -35,14 +35,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class ArtifactResults:
-    """The result arrays of all processes that run one artifact.
+    """The result arrays of all processes that run the same artifact.
 
-    rounding: how the reference model is rounded for the comparison.  modes: run modes of the artifact.
-    arrays: logits and tokens of the artifact.  base_arrays: logits of the base, quantised like the artifact.
-    loader_arrays: logits and tokens of the artifact in the GGUF loader of transformers.
-    failure: error message of the runtime, or "" if the run succeeded.
-    not_restored: names of tuned tensors that could not be replaced by the base's tensors. If ``not_restored`` is not
-    empty, ``base_arrays`` do not belong to the untuned base and must not be used.
+    rounding: how the reference model is rounded for comparison with the artifact. modes: run modes of the artifact.
+    arrays: logits and tokens of the artifact. base_arrays: logits of the base, quantised like the artifact.
+    loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers. failure: error
+    message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could not be replaced
+    by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the untuned base and must
+    not be used.
     """
 
     artifact: Artifact
@@ -60,9 +60,9 @@ class ArtifactResults:
 
 @dataclass
 class Execution:
-    """The processes that run the models of one verification.
+    """Starts the processes that run the models during a verification.
 
-    The result arrays of the processes remain on disk in ``folder`` until an array is needed.
+    The result arrays of the processes are stored in ``folder``, and each array is read from disk when needed.
 
     required: names of runtimes that must run every artifact of a supported format.
     """
@@ -78,8 +78,8 @@ class Execution:
     def run(self, artifact: Artifact) -> None:
         """Run ``artifact`` in the runtime for its format.
 
-        If ``artifact`` is quantised, a copy with the untuned base's values also runs.
-        Raises MissingDependency if no installed runtime can run ``artifact``.
+        If ``artifact`` is quantised, a copy of ``artifact`` with the untuned base's values is run as well. Raises
+        MissingDependency if no installed runtime can run ``artifact``.
         """
         runtime = choose_runtime(artifact, self.reference)
         name = "onnxruntime" if artifact.format == "onnx" else "transformers"
@@ -124,7 +124,7 @@ class Execution:
         self.say(f"running {artifact.path.name} took {time.perf_counter() - started:.1f} s")
 
     def _run_loader(self, state: ArtifactResults, job: dict[str, Any], folder: Path) -> None:
-        """Run a GGUF file also in the GGUF loader of transformers, or record the reason for skipping the loader."""
+        """Run a GGUF file a second time, in the GGUF loader of transformers, or record why the loader is skipped."""
         reason = gguf_loader.unsupported_reason(self.reference)
         if not installed(gguf_loader.NAME):
             reason = str(missing(gguf_loader.NAME, needed_for="reading a GGUF file in transformers"))
@@ -143,9 +143,9 @@ class Execution:
         return gguf_loader.sequences_to_run(self.sequences.all, self.sequences.trained)
 
     def run_reference(self) -> None:
-        """Run the reference model in one process, once for every rounding that an artifact needs.
+        """Run the reference model in one process, once per rounding that is needed for comparison with an artifact.
 
-        The reference model also scores the tokens that the artifacts chose greedily.
+        The reference model also computes scores of the tokens that the artifacts chose by greedy decoding.
         """
         ran = [state for state in self.runs.values() if state.arrays is not None]
         if not ran:
@@ -164,7 +164,7 @@ class Execution:
         self.reference_arrays = run("reference", job, self.folder / "reference")
 
     def compare(self, artifact: Artifact, facts: dict[str, float | str]) -> Iterator[Check]:
-        """Compare the logits and tokens of ``artifact`` with those of the reference model.
+        """Compare the logits and tokens of ``artifact`` with the logits and tokens of the reference model.
 
         If the runtime failed, the result is a failed check.
         """
@@ -250,7 +250,7 @@ class Execution:
         yield from excess.check_routed(tuned, base, lengths, self._tuned_positions(), most)
 
     def _tuned_positions(self) -> int:
-        """Number of positions in the sequences that tuning affects, through inner weights or through trained tokens."""
+        """Number of positions in all sequences whose logits tuning changes through inner weights or trained tokens."""
         trained = set(self.reference.trained_ids)
         computes = self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
@@ -276,7 +276,7 @@ class Execution:
         return [prompt[:length] for prompt in prompts]
 
     def _greedy_tokens(self) -> int:
-        """Number of tokens to decode greedily, limited by the positions left in the model's context after a prompt."""
+        """Number of tokens to decode greedily. Prompt and decoded tokens must fit into the model's maximum context."""
         length = len(self._greedy_prompts()[0])
         left = (self.reference.max_positions or length + GREEDY_TOKENS) - length
         return max(1, min(GREEDY_TOKENS, left))
@@ -284,7 +284,7 @@ class Execution:
     def _base_sequences(self) -> list[list[int]]:
         """Return the token sequences for running the untuned base.
 
-        Each new token is replaced by a token that the base knows, so that the number of positions is unchanged.
+        Each new token is replaced by a token of the base's vocabulary, so that the number of positions is unchanged.
         """
         limit, known = self.reference.base_vocab, self.sequences.control[0][0]
         return [[token if token < limit else known for token in ids] for ids in self.sequences.many]

@@ -1,10 +1,11 @@
 """Run GGUF files in the GGUF loader of transformers, as a second runtime in addition to llama.cpp.
 
-A GGUF file must give equal results in the GGUF loader of transformers and in llama.cpp.
+A GGUF file must produce the same results in the GGUF loader of transformers as in llama.cpp.
 
 The GGUF loader of transformers dequantises the file and computes in float32. The GGUF loader of transformers is many
-times slower than llama.cpp, mostly because the loader converts the vocabulary. Because the GGUF loader of transformers
-is slow, the loader runs only a few sequences, and only one file per model unless the user requires the loader.
+times slower than llama.cpp, mainly because the loader converts the GGUF vocabulary. Because the GGUF loader of
+transformers is slow, only a few sequences are run in the loader. Unless the user requires the loader, only one file per
+model is run.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def require_supported(reference: Reference) -> None:
 
 
 def sequences_to_run(sequences: Sequence[Sequence[int]], trained: Sequence[Sequence[int]]) -> list[int]:
-    """Return the indices of the first sequence and of the first sequence that contains trained tokens."""
+    """Return two indices of sequences: the first sequence, and the first sequence that contains trained tokens."""
     return [0] if not trained else [0, len(sequences) - len(trained)]
 
 
 def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int]) -> Distance:
-    """Return the distance of the GGUF loader's logits from the arrays ``name`` of ``reference``.
+    """Return the distance between the GGUF loader's logits and the logits in the arrays ``name`` of ``reference``.
 
     numbers: indices of the sequences to compare.
     """
@@ -65,9 +66,9 @@ def distance(reference: Reader, name: str, arrays: Reader, numbers: Sequence[int
 
 
 def check_exact(distance: Distance, rounding: float) -> Check:
-    """Check that an unquantised GGUF file gives the logits of the reference model with equal rounding.
+    """Check that the logits of an unquantised GGUF file equal the logits of the equally rounded reference model.
 
-    The comparison is strict, because the GGUF loader of transformers and the reference model use the same kernels.
+    The tolerance is small, because the GGUF loader of transformers and the reference model use the same kernels.
 
     rounding: largest change of a logit caused by rounding merged matrices, or 0 if the file contains no merged matrix.
     """
@@ -78,7 +79,7 @@ def check_exact(distance: Distance, rounding: float) -> Check:
 
 
 def check_quantised(distance: Distance) -> Check:
-    """Check that a quantised GGUF file gives llama.cpp's logits, except for llama.cpp's rounding of activations."""
+    """Check that the loader's logits of a quantised GGUF file equal llama.cpp's, up to activation rounding."""
     detail = (
         f"mean KL from llama.cpp over {distance.positions} positions, "
         f"maximum absolute logit difference {distance.max_abs:.2g}"

@@ -1,4 +1,4 @@
-"""Check an artifact's logits and greedy tokens against the reference model's."""
+"""Compare an artifact's logits and greedily decoded tokens with the results of the reference model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def distance(
 
 
 def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check that a merged checkpoint gives the logits of the model with unmerged adapters, rounded equally."""
+    """Check that a merged checkpoint has the logits of the equally rounded model with unmerged adapters."""
     limit = HF_MAX_ABS
     if "rounding" in distances:
         limit = max(limit, HF_ROUNDING_SHARE * distances["rounding"].max_abs)
@@ -59,7 +59,7 @@ def check_hf(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]
 
 
 def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Check]:
-    """Check an ONNX graph's logits in one full pass and, if supported by the graph, in cached and padded runs."""
+    """Check an ONNX graph's logits in a full pass and, if the graph supports the modes, in cached and padded runs."""
     for mode in (known for known in _ONNX_MODES if known in distances):
         name = _ONNX_MODES[mode]
         if storage == "F32":
@@ -71,7 +71,7 @@ def check_onnx(distances: Mapping[str, Distance], storage: str) -> Iterator[Chec
 
 
 def check_modes(got: Reader, modes: Sequence[str], sequences: Sequence[Sequence[int]]) -> Iterator[Check]:
-    """Check that a quantised ONNX graph gives equal logits in full, cached and padded runs."""
+    """Check that a quantised ONNX graph computes the same logits in full, cached and padded runs."""
     first, *others = modes
     for mode in others:
         deviation = distance(got, first, got, mode, sequences)
@@ -99,9 +99,10 @@ def _check_max_abs(name: str, distance: Distance, limit: float) -> Check:
 
 
 def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequence[int]) -> Check:
-    """Check that each greedy token of the artifact has the reference's highest logit, up to the noise.
+    """Check that each token decoded greedily by the artifact has the highest logit in the reference, up to noise.
 
-    continuations: for each prompt, the number N of the reference's score arrays for the tokens that the artifact chose.
+    continuations: for each prompt, the number N of the reference's arrays with scores of the tokens that the artifact
+    chose.
     """
     total = undecided = 0
     for number, continuation in enumerate(continuations):
@@ -124,7 +125,7 @@ def check_greedy(want: Reader, got: Reader, rounding: str, continuations: Sequen
 
 
 def check_tokens(want: Sequence[Sequence[int]], got: Reader, texts: Sequence[str]) -> Check:
-    """Check that llama.cpp and the tuned model's tokenizer split each text into equal tokens."""
+    """Check that llama.cpp and the tuned model's tokenizer encode each text to the same tokens."""
     for number, text in enumerate(texts):
         if list(want[number]) != got(f"tokens.{number}").tolist():
             found_ids = got(f"tokens.{number}").tolist()

@@ -1,4 +1,4 @@
-"""Measure how far two arrays of logits, of shape (positions, vocabulary), are from each other."""
+"""Measure the distance between two arrays of logits with the shape (positions, vocabulary)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Distance:
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Return the perplexities of the sequence under ``want`` and ``got``, or NaN if no token has a successor."""
+        """Return the perplexities of the sequence under ``want`` and ``got``, or NaN if no position has a next token."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan
@@ -79,7 +79,7 @@ class Distance:
         return float(want), float(got)
 
     def figures(self) -> dict[str, float]:
-        """Return the summary figures by their names in the report."""
+        """Return a dict from the name of each summary number in the report to the number."""
         want, got = self.perplexities
         return {
             "positions": float(self.positions),
@@ -103,8 +103,8 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
     If ``got`` contains a NaN, all summaries are NaN, so that every check fails.
 
-    want, got: logits of shape (positions, vocabulary).  ids: token ids of the sequence, needed for perplexities. Token
-    ids beyond the last column of the logits are left out of the perplexities.
+    want, got: logits of shape (positions, vocabulary). ids: token ids of the sequence, needed for perplexities. Token
+    ids without a column in the logits are excluded from the perplexities.
     """
     if want.shape != got.shape:
         raise ValueError(f"expected logits of shape {want.shape}, found shape {got.shape}")
@@ -126,7 +126,7 @@ def compare(want: Array, got: Array, ids: Sequence[int] = ()) -> Distance:
 
 
 def pool(distances: Sequence[Distance]) -> Distance:
-    """Concatenate the distances of several texts into one distance over all positions."""
+    """Combine the distances for several texts into one ``Distance`` over the positions of all texts."""
     parts = ([getattr(distance, field.name) for distance in distances] for field in fields(Distance))
     return Distance(*(np.concatenate(part) for part in parts))
 
@@ -140,7 +140,7 @@ def _log_softmax(logits: Array) -> Array:
 def _shared_best(want: Array, got: Array) -> float:
     """Return the share of the top-5 tokens of ``got`` that are also among the top-5 tokens of ``want``.
 
-    Tokens whose logit in ``want`` equals the fifth-highest logit count as top-5 tokens.
+    Every token whose logit in ``want`` equals the fifth-highest logit counts as a top-5 token of ``want``.
     """
     few = min(_FEW, len(want))
     threshold = np.partition(want, -few)[-few]

@@ -1,4 +1,4 @@
-"""Collect data for a report's plots: figures by kind of position, KL by token, and sampled pairs of logits."""
+"""Collect data for a report's plots: measurements per kind of position, KL per token, and sampled logit pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _COLUMNS: Final = 5
 def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: str, got: Reader) -> Profile:
     """Return the data for the plots of one artifact.
 
-    distance: distance of the logits ``got`` of one full pass from ``want``, over all sequences in order.
+    distance: distance between the artifact's logits ``got`` in a full pass and the reference logits ``want``, over all
+    sequences in order.
     """
     kinds = list(sequences.kinds())
     flat_kinds = np.array([position_kind for row in kinds for position_kind in row])
@@ -38,9 +39,10 @@ def profile(distance: Distance, sequences: Sequences, want: Reader, want_name: s
 
 
 def _pairs(sequences: Sequences, want: Reader, want_name: str, got: Reader) -> list[tuple[float, float]]:
-    """Return pairs of logits (reference, artifact) at positions spread over all sequences.
+    """Return pairs (reference logit, artifact logit) from positions that are spread over all sequences.
 
-    At each sampled position, the pairs cover the reference's top-1 token and tokens spread over the vocabulary.
+    At each sampled position, pairs are returned for the reference's top-1 token and for tokens spread over the
+    vocabulary.
     """
     places = [(number, position) for number, ids in enumerate(sequences.all) for position in range(len(ids))]
     pairs = []

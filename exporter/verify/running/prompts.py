@@ -33,7 +33,7 @@ _MORE_BYTES: Final = 1 << 28
 
 @dataclass(frozen=True)
 class Sequences:
-    """The token ids of all sequences that the models run.
+    """The token ids of all sequences on which the models are run.
 
     control: token ids of the control texts, without trained tokens.  user: token ids of the user's prompts.  trained:
     token ids of control texts into which trained tokens are inserted.
@@ -60,7 +60,7 @@ class Sequences:
 
     @property
     def many(self) -> list[list[int]]:
-        """Concatenate the sequences of ``all`` and ``more``."""
+        """Concatenate the list of sequences ``all`` and the list of sequences ``more``."""
         return self.all + self.more
 
     def kinds(self) -> Iterator[list[str]]:
@@ -106,13 +106,13 @@ def build_sequences(reference: Reference, prompts: Sequence[str]) -> Sequences:
 
 
 def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], list[int]]:
-    """Insert the tokens ``token_ids`` into the token sequences ``carriers``.
+    """Insert the tokens ``token_ids`` into copies of the token sequences ``carriers``.
 
     Returns the new sequences and a list of the inserted tokens.
 
     Each inserted token is the input at one position and the target at the preceding position. At most
     ``_MAX_SEQUENCES`` sequences of at most ``limit`` tokens are returned. If the sequences are too short for all of
-    ``token_ids``, an evenly spaced sample is inserted.
+    ``token_ids``, an evenly spaced sample of ``token_ids`` is inserted.
     """
     most = _MAX_SEQUENCES * (limit - 1)
     covered = _spread(token_ids, most)
@@ -122,9 +122,10 @@ def weave(token_ids: Sequence[int], carriers: Sequence[Sequence[int]], limit: in
 
 
 def _more(carriers: Sequence[Sequence[int]], covered: Sequence[int], limit: int, positions: int) -> list[list[int]]:
-    """Return every control sequence, each followed by a copy into which the next trained tokens are inserted.
+    """Return the control sequences.
 
-    The returned sequences have at most ``positions`` tokens in total.
+    Each control sequence is followed by a copy into which the next trained tokens are inserted. The returned sequences
+    have at most ``positions`` tokens in total.
     """
     each = min(_TRAINED_PER_SEQUENCE, limit - 1, len(covered))
     sequences: list[list[int]] = []
@@ -169,14 +170,14 @@ def _tokenizer(reference: Reference) -> Tokenizer:
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of a token, or the tokenizer's internal spelling if the token is only part of a character."""
+    """Return the text of a token, or the tokenizer's internal spelling if the token is an incomplete character."""
     text: str = tokenizer.decode([token], skip_special_tokens=False)
     own: str | None = tokenizer.id_to_token(token)
     return text if text and "\N{REPLACEMENT CHARACTER}" not in text else own or f"<{token}>"
 
 
 def _spread(ids: Sequence[int], count: int) -> list[int]:
-    """Return at most ``count`` of ``ids``, evenly spaced, including the first and the last id."""
+    """Return at most ``count`` evenly spaced elements of ``ids``, including the first and the last id."""
     if len(ids) <= count:
         return list(ids)
     return [ids[round(step * (len(ids) - 1) / max(1, count - 1))] for step in range(count)]

@@ -1,8 +1,8 @@
-"""Make a copy of an artifact with the untuned base's values and the artifact's quantisation, for comparison.
+"""Copy an artifact and replace the tuned values by the untuned base's values, quantised in the same way.
 
-In all supported quantisation types, each row is quantised independently of all other rows. Therefore, replacing the
-trained rows of an artifact by the base's rows gives exactly the base, as quantised by the artifact's quantiser. The
-verifier itself quantises the base's values of other tuned tensors, as llama.cpp and ONNX Runtime do without an
+In all supported quantisation types, each row is quantised independently of all other rows. Therefore, after the trained
+rows of an artifact are replaced by the base's rows, the artifact equals the base quantised by the artifact's quantiser.
+The verifier itself quantises the base's values of other tuned tensors, as llama.cpp and ONNX Runtime do without an
 importance matrix.
 """
 
@@ -28,7 +28,7 @@ _ROWS_AT_ONCE: Final = 4096
 
 
 def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[Path, list[str]]:
-    """Copy ``artifact`` into the new folder ``folder``, and replace the tuned values in the copy by the untuned base's.
+    """Copy ``artifact`` into the new folder ``folder``, and replace the copy's tuned values by the base's values.
 
     Returns the path of the copy and the names of the tuned tensors that could not be replaced. If any tuned tensor
     could not be replaced, the copy does not equal the quantised base. The rows of new tokens are not replaced, because
@@ -56,7 +56,7 @@ def write_base(artifact: Artifact, reference: Reference, folder: Path) -> tuple[
 
 
 def _put_back(matrix: StoredMatrix, want: Expected) -> None:
-    """Replace the trained rows of ``matrix``, or all rows if tuning changed all rows, by the untuned base's rows."""
+    """Replace every row of ``matrix`` that tuning changed (the trained rows, or all rows) by the untuned base's row."""
     count = min(want.base.spec.n_rows, matrix.n_rows)
     whole = want.computed or want.full is not None
     ids = range(count) if whole else [row for row in sorted(want.rows) if row < count]
@@ -79,7 +79,7 @@ def _write(byte_ranges: Sequence[ByteRange], content: bytes) -> None:
 def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
     """Replace the tuned inner tensors of a GGUF file by the untuned base's tensors.
 
-    Yields the names of the replaced tensors, as in the checkpoint.
+    Yields the checkpoint name of each replaced tensor.
     """
     config, arch = reference.checkpoint.text_config, str(gguf.metadata.get("general.architecture"))
     layers = hyperparameters(config).get("block_count")
@@ -108,7 +108,7 @@ def _gguf(gguf: GgufModel, reference: Reference) -> Iterator[str]:
 def _onnx(copied: Artifact, reference: Reference) -> Iterator[str]:
     """Replace the merged inner tensors of an ONNX model by the untuned base's tensors.
 
-    Yields the names of the replaced tensors, as in the checkpoint.
+    Yields the checkpoint name of each replaced tensor.
     """
     from exporter.sources.onnx.file import OnnxFile  # loads protobuf, which only ONNX needs
     from exporter.verify.onnx.base_sums import BaseSums

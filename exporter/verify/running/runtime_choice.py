@@ -1,4 +1,4 @@
-"""Choose the runtime and the run modes of an artifact, and the rounding of the reference model for the comparison."""
+"""Choose the runtime and the run modes for an artifact, and the rounding of the reference model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ HALVES: Final = ("F16", "BF16")
 
 
 def greedy_must_match(artifact: Artifact) -> bool:
-    """Whether the artifact, as a checkpoint or a float32 file, must choose exactly the reference's greedy tokens.
+    """Whether greedy decoding with the artifact must choose exactly the reference's tokens.
 
-    With a 16-bit GGUF file, llama.cpp rounds activations to the file's 16-bit type, so greedy tokens may differ.
+    The result is True for checkpoints and float32 files. With a 16-bit GGUF file, llama.cpp rounds activations to the
+    file's 16-bit type, so greedily decoded tokens may differ.
     """
     return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
@@ -25,7 +26,8 @@ def greedy_must_match(artifact: Artifact) -> bool:
 def reference_rounding(artifact: Artifact, reference: Reference) -> str:
     """Return how to round the reference model: a dtype, with the suffix " whole" if norms and biases are rounded too.
 
-    In a 16-bit checkpoint, norms and biases are rounded as well. In a GGUF file, norms and biases remain in float32.
+    In a 16-bit checkpoint, norms and biases are rounded to 16 bits like the matrices. In a GGUF file, norms and biases
+    remain in float32.
     """
     if artifact.quantised:
         return "F32"
@@ -65,7 +67,10 @@ def choose_runtime(artifact: Artifact, reference: Reference) -> str:
 
 
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
-    """Choose llama.cpp if installed, or else the GGUF loader of transformers if the loader supports the model."""
+    """Choose llama.cpp if llama.cpp is installed.
+
+    Otherwise, choose the GGUF loader of transformers if it supports the model.
+    """
     if installed("llama.cpp"):
         return "llamacpp"
     if reason := gguf_loader.unsupported_reason(reference):

@@ -1,6 +1,6 @@
 """Check tokenizers and chat templates by encoding texts, decoding tokens and rendering chats.
 
-The contents of tokenizer files and templates are compared by separate checks in ``exporter.verify``. The checks in this
+Separate checks in ``exporter.verify`` compare the contents of tokenizer files and chat templates. The checks in this
 module run each artifact's tokenizer and chat template, as users do.
 """
 
@@ -35,7 +35,7 @@ CHATS: Final = (
 
 @dataclass(frozen=True)
 class TextResults:
-    """Texts, tokens and rendered chats from the tokenizers and chat templates of the tuned model and of all artifacts.
+    """Encoded texts, decoded tokens and rendered chats of the tuned model and of all artifacts.
 
     outputs: name in the job → results of a tokenizer and a template; the tuned model has the name "tuned".  ids: the
     token sequences to decode.  names: path of an artifact → name of the artifact in the job.
@@ -102,7 +102,7 @@ def run_texts(formats: Mapping[Path, str], reference: Reference, sequences: Sequ
 
 
 def check_token_texts(path: Path, results: TextResults, folder: Path) -> Iterator[Check]:
-    """Check that llama.cpp and the tuned model's tokenizer decode tokens to equal texts, ignoring a leading space.
+    """Check that llama.cpp and the tuned model's tokenizer decode tokens to the same texts, ignoring a leading space.
 
     If llama.cpp is not installed or the tokenizer's results are missing, no check is yielded. Other checks report that
     llama.cpp or the tokenizer's results are missing.
@@ -130,7 +130,7 @@ def _sequences(reference: Reference, sequences: Sequences) -> list[list[int]]:
 def _has_files(path: Path) -> bool:
     """Whether the folder contains config files or auxiliary files such as a tokenizer.
 
-    In a folder that contains configs, a missing tokenizer is reported as a fault.
+    If a folder contains config or auxiliary files, a missing tokenizer is reported as a fault.
     """
     return path.is_dir() and ((path / "config.json").is_file() or bool(auxiliary_files(path)))
 

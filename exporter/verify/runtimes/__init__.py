@@ -1,4 +1,4 @@
-"""Run models in several runtimes, such as llama.cpp and ONNX Runtime, with one module per runtime.
+"""One module per runtime, such as llama.cpp or ONNX Runtime, that runs a model.
 
-The module of a runtime runs in a fresh process, which reads a JSON job, computes logits and writes arrays.
+The module of a runtime is started as a new process, which reads a JSON job, computes logits and writes arrays.
 """

@@ -1,4 +1,4 @@
-"""The interface of the process that runs a model.
+"""Start a process that runs a model, and exchange the job and the results with the process.
 
 The process reads a JSON job and writes each result array to a .npy file.
 """
@@ -20,7 +20,7 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """A runtime rejected an artifact or crashed while running the artifact, so the verdict is "not equivalent"."""
+    """Raised if a runtime rejects an artifact or crashes on an artifact. The verdict is then "not equivalent"."""
 
     exit_code = 3
 
@@ -49,7 +49,7 @@ def run(runtime: str, job: Mapping[str, Any], folder: Path) -> Callable[[str], A
 
 
 def serve(compute: Callable[[Mapping[str, Any], Callable[[str, Array], None]], None]) -> None:
-    """Read the job, call ``compute`` and write the result arrays: the main function of a runtime's process.
+    """Main function of a runtime's process: read the job, call ``compute`` and write the result arrays.
 
     compute: function to call with the job and with a function that saves an array under a name.
     """

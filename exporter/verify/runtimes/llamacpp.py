@@ -1,6 +1,6 @@
 """Compute the logits and greedy tokens of a GGUF file in llama.cpp, through the C API wrapped by llama-cpp-python.
 
-The KV cache is float32 and flash attention is off, so that rounding in the cache does not add differences.
+The KV cache is float32 and flash attention is off, so that cache rounding does not change the logits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GGML_TYPE_F32 = 0
 class Session:
     """A GGUF model loaded in llama.cpp, with one context.
 
-    Each call starts from an empty KV cache unless ``past`` is given.
+    Each call of ``logits`` starts with an empty KV cache unless ``past`` is given.
     """
 
     def __init__(self, path: str, n_ctx: int) -> None:

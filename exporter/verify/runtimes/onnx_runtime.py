@@ -19,7 +19,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
-    """An ONNX model loaded in ONNX Runtime. The session passes only declared inputs to the graph."""
+    """An ONNX model loaded in ONNX Runtime. Only inputs that the graph declares are passed to the graph."""
 
     def __init__(self, path: Path, cache_shape: Sequence[int] = (0, 0)) -> None:
         """Load the ONNX model at ``path``. Raises ONNX Runtime's own error if the model cannot be loaded.
@@ -130,7 +130,7 @@ def _padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]
 def _right_padded(session: Session, sequences: Sequence[Sequence[int]]) -> list[Array]:
     """Compute the logits of all sequences in one batch that is padded on the right.
 
-    Right padding suits graphs that have no input position_ids and number positions from the first column.
+    Right padding is used for graphs without the input position_ids, which count positions from the first column.
     """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)

@@ -1,8 +1,8 @@
 """Run an ONNX encoder-decoder in ONNX Runtime on the CPU, with the input names of Optimum and transformers.js.
 
-The encoder and the decoder get equal sequences, in one pass, token by token with the KV cache, or in a padded batch.
-Sequences are padded on the right, as tokenizers of encoder-decoders do. Padding has no effect, because the encoder
-masks the padding, and the causal decoder reads the real tokens first.
+The encoder and the decoder receive the same sequences. The run modes are one pass, token by token with the KV cache,
+and a padded batch. Sequences are padded on the right, as tokenizers of encoder-decoders do. Padding does not change the
+results, because the encoder masks the padding, and the causal decoder processes the real tokens before the padding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the reference model, with unmerged adapters, in transformers and unmodified PEFT in fp32."""
+"""Run the reference model with unmerged adapters in fp32, using transformers and unmodified PEFT."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save logits of the untuned model, and logits and greedy-token scores of the tuned model for each rounding.
+    """Save the untuned model's logits and, for each rounding, the tuned model's logits and scores of greedy tokens.
 
     ``job`` has the keys checkpoint, adapters, vocab, sequences (rounding → sequences), base_sequences and continuations
     (rounding → pairs of a prompt and the tokens that an artifact chose).
@@ -59,16 +59,15 @@ def attach(model: Any, paths: Sequence[str]) -> Any:
     """Attach the adapters at ``paths`` to ``model`` with PEFT. All adapters are active, and no adapter is merged.
 
     A PeftModel supports only one adapter type, so a separate PeftModel for each adapter type wraps the modules of
-    ``model``. PEFT ignores tensors whose names PEFT did not write, so an adapter with such names is loaded from a copy
-    with the names that PEFT writes.
-    Raises ValueError if unmodified PEFT cannot load an adapter.
+    ``model``. PEFT ignores tensors with nonstandard names, so an adapter with nonstandard names is loaded from a copy
+    with the names that PEFT writes. Raises ValueError if unmodified PEFT cannot load an adapter.
     """
     with TemporaryDirectory() as scratch:
         return _attach(model, paths, [_as_peft_writes(path, Path(scratch, str(n))) for n, path in enumerate(paths)])
 
 
 def _as_peft_writes(path: str, copy: Path) -> str:
-    """Return ``path``, or ``copy`` with a copy of the adapter if the names of the adapter's tensors must be changed."""
+    """Return ``path``, or ``copy`` after writing a copy of the adapter with renamed tensors, if renaming is needed."""
     weights = Path(path, SAFETENSORS_WEIGHTS_NAME)
     normal = NormalKeys.of(weights, read_tensors(weights))
     if not normal.differ:
@@ -105,10 +104,10 @@ def _attach(model: Any, paths: Sequence[str], folders: Sequence[str]) -> Any:
 
 
 def _load_order(config: Any) -> tuple[bool, bool]:
-    """Return the sort key that puts adapters in loading order.
+    """Return the sort key of an adapter in the order in which adapters are loaded.
 
-    When loading an adapter, PEFT disables the wrappers of earlier adapters for token rows and modules_to_save, so
-    adapters with wrappers are loaded last.
+    When PEFT loads an adapter, PEFT disables the token-row and modules_to_save wrappers of previously loaded adapters.
+    Therefore adapters with such wrappers are loaded last.
     """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)

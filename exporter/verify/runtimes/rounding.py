@@ -1,4 +1,4 @@
-"""Round the tuned model as a file with 16-bit weights does.
+"""Round the weights of the tuned model in the same way as a file with 16-bit weights.
 
 Each tensor is rounded once, after the adapters have been added to the tensor.
 """
@@ -20,7 +20,7 @@ _WRAPPERS = (BaseTunerLayer, TrainableTokensWrapper)
 
 @contextmanager
 def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Iterator[None]:
-    """Return a context manager that rounds the tuned tensors to ``dtype`` and converts the tensors back to fp32.
+    """Return a context manager that rounds the tuned tensors to ``dtype`` and stores the rounded values in fp32.
 
     vectors: whether to round norms and biases as well.
 
@@ -42,7 +42,7 @@ def rounded(model: torch.nn.Module, dtype: torch.dtype, *, vectors: bool) -> Ite
 
 @contextmanager
 def _as_computed(model: torch.nn.Module) -> Iterator[None]:
-    """Return a context manager that replaces each module with an adapter by a plain module with the merged weights."""
+    """Return a context manager that replaces every adapted module by a plain module with the merged weights."""
     adapted = list(_adapted(model))
     plain = [_plain(module) for _, _, module in adapted]
     for (parent, name, _), module in zip(adapted, plain, strict=True):
@@ -62,7 +62,7 @@ def _adapted(parent: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, to
 
 
 def _plain(module: Any) -> torch.nn.Module:
-    """Copy the innermost module, with the merged weight and bias of ``module``.
+    """Return a copy of the innermost wrapped module of ``module``, with the merged weight and bias.
 
     The merged weight and bias are computed by running ``module`` on unit vectors.
     """
@@ -100,7 +100,7 @@ def _stored_in_out(base: torch.nn.Module) -> bool:
 def _no_biases(module: torch.nn.Module) -> Iterator[None]:
     """Return a context manager that sets the biases of ``module`` to zero.
 
-    With non-zero biases, the sum of matrix column and bias would lose the last bits of the matrix.
+    With a non-zero bias, adding the bias to a matrix column would round away the last bits of the column.
     """
     biases = [bias for name, bias in module.named_parameters() if name.rpartition(".")[2] == "bias"]
     originals = [bias.clone() for bias in biases]

@@ -1,4 +1,4 @@
-"""Encode texts, decode tokens and render chats with the tokenizers of folders on disk, in transformers."""
+"""Use transformers to encode texts, decode tokens and render chats with the tokenizers in folders on disk."""
 
 from __future__ import annotations
 

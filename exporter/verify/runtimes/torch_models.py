@@ -1,7 +1,7 @@
 """Compute logits and greedy tokens of a language model in fp32, for the runtimes that use transformers.
 
-The encoder and the decoder of an encoder-decoder get equal sequences. Greedy decoding by an encoder-decoder feeds the
-prompt to the encoder and the start token to the decoder.
+In an encoder-decoder, the encoder and the decoder receive the same sequences. For greedy decoding with an
+encoder-decoder, the encoder receives the prompt and the decoder receives the start token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def quiet() -> None:
 def load_checkpoint(path: str) -> Any:
     """Load the language model at ``path`` in fp32 and in evaluation mode.
 
-    FP8 and MXFP4 matrices are dequantised, because their kernels need a GPU.
+    FP8 and MXFP4 matrices are dequantised, because the FP8 and MXFP4 kernels need a GPU.
 
     Raises ValueError if the checkpoint has missing tensors, unexpected tensors or tensors with a wrong shape.
     """
@@ -56,10 +56,10 @@ def load_checkpoint(path: str) -> Any:
 
 @torch.no_grad()
 def _dequantised(model: Any) -> Any:
-    """Convert all parameters to fp32, and round the matrices other than embedding and head to bfloat16.
+    """Convert all parameters to fp32, and round all matrices except embedding and head to bfloat16.
 
-    bfloat16 is the dtype to which transformers dequantises. A later rounding of the reference to bfloat16 then leaves
-    the dequantised matrices unchanged.
+    bfloat16 is the dtype of the dequantised matrices in transformers. A later rounding of the reference to bfloat16
+    then leaves the dequantised matrices unchanged.
     """
     model = model.float()
     outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -81,7 +81,7 @@ def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save:
 
 @torch.no_grad()
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
-    """Save the tokens that the model chooses greedily after prompt N, using its KV cache, as ``greedy.N``."""
+    """Decode greedily after each prompt with the KV cache, and save the chosen tokens for prompt N as ``greedy.N``."""
     for number, prompt in enumerate(prompts):
         chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
         save(f"greedy.{number}", np.array(chosen, np.int64))
@@ -112,7 +112,7 @@ def _answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
 def save_greedy_margins(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], name: str, save: Callable[[str, Array], None]
 ) -> None:
-    """Score tokens that another runtime chose greedily, in one forward pass over the prompt and those tokens.
+    """Score tokens that a different runtime chose greedily, with one forward pass over the prompt and these tokens.
 
     For pair N (prompt, chosen tokens), the array ``name.best.N`` has the best token at each step, and the array
     ``name.behind.N`` has the best token's logit minus the chosen token's logit.
@@ -126,7 +126,7 @@ def save_greedy_margins(
 
 
 def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
-    """Return the logits from which each chosen token was selected, with shape (tokens, vocabulary)."""
+    """Return, for each chosen token, the logits at the preceding position, with shape (tokens, vocabulary)."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([[model.config.decoder_start_token_id, *chosen[:-1]]])
         logits: torch.Tensor = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=ids).logits[0]

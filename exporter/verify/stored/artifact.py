@@ -1,4 +1,4 @@
-"""Open an artifact on disk, detect its format, and give access to the rows of its embedding and head."""
+"""Detect the format of an artifact on disk, and read rows of the artifact's embedding and head."""
 
 from __future__ import annotations
 
@@ -48,14 +48,12 @@ class StoredMatrix:
 class Artifact:
     """An artifact on disk.
 
-    path: the file or folder that a runtime loads. For an encoder-decoder in ONNX, ``path`` is the decoder's file.
-    head: the matrix of the output head, or None if embedding and head share a tensor.
-    quantised: True if any tensor of the artifact is quantised in blocks, even if the embedding is not.
-    files: for GGUF and ONNX, all files that belong to the artifact, including ``path``.
-    types: for GGUF, the types of all tensors.
-    inputs: for ONNX, the input names of the graph.
-    encoder_embedding: the embedding of the encoder, if the encoder has a separate ONNX file.
-    gguf: the opened GGUF, kept in memory because its header contains one text per token and is slow to parse.
+    path: the file or folder that a runtime loads. For an encoder-decoder in ONNX, ``path`` is the decoder's file. head:
+    the matrix of the output head, or None if embedding and head are the same tensor. quantised: True if any tensor of
+    the artifact is quantised in blocks, even if the embedding is not. files: for GGUF and ONNX, all files that belong
+    to the artifact, including ``path``. types: for GGUF, the types of all tensors. inputs: for ONNX, the input names of
+    the graph. encoder_embedding: the embedding of the encoder, if the encoder has a separate ONNX file. gguf: the
+    opened GGUF, kept in memory because its header contains one text per token and is slow to parse.
     """
 
     path: Path
@@ -71,7 +69,7 @@ class Artifact:
 
     @property
     def storage(self) -> str:
-        """The dtype or quantisation type of the embedding, which determines the tolerances of checks."""
+        """The dtype or quantisation type of the embedding, used to select the tolerances of checks."""
         return self.embedding.storage
 
 
@@ -89,8 +87,9 @@ def open_artifacts(path: Path) -> list[Artifact]:
 def encode(rows: Array, storage: str) -> Array:
     """Convert ``rows`` (n, hidden) to the dtype or quantisation type ``storage``, as (n, bytes) uint8.
 
-    Rows are quantised by ONNX Runtime for ONNX block types and by ggml for GGUF types. If ggml is not installed, the
-    gguf package quantises the types that it supports, with its ports of ggml's quantize_row_*_ref functions.
+    ONNX Runtime quantises rows to ONNX block types, and ggml quantises rows to GGUF types. If ggml is not installed,
+    the gguf package is used for the types that the package supports. The gguf package contains ports of ggml's
+    quantize_row_*_ref functions.
 
     Raises MissingDependency if only ggml supports the type and ggml is not installed, and raises NotExpressible and
     BadInput like ggml.quantize_rows.

@@ -25,10 +25,10 @@ HALF_STEP: Final = 0.5 + 1e-4
 
 @dataclass(frozen=True, slots=True)
 class BlockStorage:
-    """A quantisation type that stores blocks of ``size`` integers with ``bits`` bits each.
+    """A quantisation type with blocks of ``size`` integers, where each integer has ``bits`` bits.
 
-    zero_points: True if each block has a stored zero point, False if the middle code represents zero.
-    scales: the dtype of the scale that each block has.
+    zero_points: True if each block has a stored zero point, and False if the middle code represents zero. scales: the
+    dtype of the scales, one per block.
     """
 
     bits: int
@@ -62,7 +62,7 @@ class BlockStorage:
         return cls(blocks.bits, blocks.size, blocks.zero_points is not None, file.initialisers[blocks.scales].dtype)
 
     def encode(self, rows: Array) -> Array:
-        """Quantise ``rows`` (n, hidden) and return each row's codes, scales and zero points as (n, bytes) uint8."""
+        """Quantise ``rows`` (n, hidden), and return the bytes of codes, scales and zero points as (n, bytes) uint8."""
         from onnxruntime.capi import _pybind_state as runtime
 
         quantise = {4: runtime.quantize_matmul_4bits, 8: runtime.quantize_matmul_8bits}[self.bits]
@@ -78,10 +78,11 @@ class BlockStorage:
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Return for each row, as (n,) bool, whether ``raw`` (n, bytes) correctly quantises ``rows`` (n, hidden).
+        """Return for each row whether ``raw`` (n, bytes) is a correct quantisation of ``rows`` (n, hidden), as (n,)
+        bool.
 
-        In a correct quantisation, the scales and zero points equal the values computed from the row, and every code is
-        the code nearest to its value. The method ``holds`` does not need ONNX Runtime.
+        A quantisation is correct if the scales and zero points equal the values computed from the row, and if every
+        code is the nearest code to the element. The method ``holds`` does not need ONNX Runtime.
         """
         codes, scales, zeros = self._split(raw)
         values = cast(rows, "F32").reshape(len(rows), -1, self.size)
@@ -105,7 +106,7 @@ class BlockStorage:
         return result
 
     def decode(self, raw: Array) -> Array:
-        """Dequantise the bytes of rows quantised by the method ``encode`` to (n, hidden) float64.
+        """Dequantise row bytes in the layout of the method ``encode``, and return a float64 array (n, hidden).
 
         In 4-bit storage, each byte contains two codes, and the lower half of the byte contains the first code. Source:
         ONNX Runtime's documentation of the operator MatMulNBits.

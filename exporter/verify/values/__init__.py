@@ -1,1 +1,1 @@
-"""Compare the rows stored in an artifact with the rows of the tuned model."""
+"""Compare stored rows of an artifact with the expected rows of the tuned model."""

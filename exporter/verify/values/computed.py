@@ -40,7 +40,8 @@ def check_computed(use: str, matrix: StoredMatrix, want: Expected, *, every: boo
 def _check_quantised(use: str, matrix: StoredMatrix, want: Expected, *, every: bool) -> Check:
     """Compare a quantised matrix with the expected sums of base and updates, block by block.
 
-    A block contains enough rows to detect an update that is smaller than the quantisation error of a single row.
+    A block contains enough rows to detect an update even if the update is smaller than the quantisation error of a
+    single row.
 
     every: True to compare all blocks, False to compare only the first block.
     """
@@ -96,9 +97,9 @@ def _stored(matrix: StoredMatrix, ids: list[int]) -> Array:
 
 
 def ulps(stored: Array, want: Array, storage: str) -> Array:
-    """Return the distance of each element of ``stored`` from ``want``, in units in the last place of ``storage``.
+    """Return the distance between each element of ``stored`` and of ``want``, in ulps of the dtype ``storage``.
 
-    The rounding noise of float32 sums, which is proportional to the largest value of the row, is subtracted from each
+    The allowed rounding noise of float32 sums, a fixed share of the row's largest value, is subtracted from each
     distance. ``storage`` is the dtype of the stored values. Inputs and result are float64 arrays of shape (rows,
     width).
     """

@@ -1,13 +1,12 @@
 """Compare rows of quantised tensors with their expected values.
 
-A stored row passes if its bytes equal the bytes of the expected row quantised by the verification. If the artifact was
-quantised with an importance matrix or with a different build of the quantiser, the bytes of every row differ. A stored
-row from a different quantiser passes if its quantisation error is at most a fixed multiple of the error of the row
-quantised by the verification.
+A stored row passes if the verification quantises the expected row to the same bytes. If the artifact was quantised with
+an importance matrix or with a different build of the quantiser, the bytes of every row differ. Such a row passes if its
+quantisation error is at most a fixed multiple of the error that the verification's own quantisation has.
 
-For tensors that are sums of base and updates, few stored rows match the rows quantised by the verification byte for
-byte, even if artifact and verification use the same quantiser. Because an update may be smaller than the quantisation
-error of each row, the check measures the update in the whole tensor.
+For sums of base and updates, few stored rows equal the verification's quantised rows byte for byte, even with the same
+quantiser. An update may be smaller than the quantisation error of each row. Therefore the check of a sum measures the
+update over the whole tensor.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ _PLAIN: Final = frozenset({"Q8_0", "TQ1_0", "TQ2_0", "MXFP4"})
 class QuantisedRows:
     """The result of comparing the rows of one quantised tensor with rows that the verification quantised.
 
-    identical: the number of rows with equal bytes.
-    others: for each row with different bytes, a tuple (row number, quantisation error as a multiple of the error of the
-    row quantised by the verification).
-    not_made: True if the verification could not quantise some of the rows.
+    identical: the number of rows with equal bytes. others: for each row with different bytes, a tuple (row number,
+    quantisation error divided by the error of the verification's quantised row). not_made: True if the verification
+    could not quantise some of the rows.
     """
 
     storage: str
@@ -93,9 +91,8 @@ class QuantisedRows:
 def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterator[str]:
     """Yield a message if the quantisation error of a row, or the median error of all rows, exceeds its limit.
 
-    rows: for each row, a tuple (row number, quantisation error as a multiple of the error of the row quantised by the
-    verification).
-    target: the name of the expected values, for messages.
+    rows: for each row, a tuple (row number, quantisation error divided by the error of the verification's quantised
+    row). target: the name of the expected values, for messages.
     """
     limit = QUANTISED_ERROR_PLAIN if storage in _PLAIN or BlockStorage.is_name(storage) else QUANTISED_ERROR
     for row, share in rows:
@@ -110,10 +107,10 @@ def too_far(rows: list[tuple[int, float]], storage: str, target: str) -> Iterato
 
 
 def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: str) -> str | None:
-    """Describe what is wrong with a quantised tensor that must equal the sum of base and updates.
+    """Compare a quantised tensor with the expected sum of base and updates, and describe the fault.
 
-    Returns "" if the stored sum is correct, and None if the update is too small or the quantiser is not available, so
-    that the tensor cannot be checked.
+    Returns "" if the stored sum is correct. Returns None if the tensor cannot be checked, because the update is too
+    small or the quantiser is not available.
 
     raw: the bytes of the stored rows in the quantisation type ``storage``, of shape (n, bytes).
     value: the base plus the update, as a float64 array of shape (n, width).
@@ -144,7 +141,7 @@ def sum_fault(raw: Array, value: Array, base: Array, storage: str, base_dtype: s
 
 
 def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Array:
-    """Quantise ``value`` directly and after rounding to 16 bits, and return the result most similar to ``raw``."""
+    """Quantise ``value`` both directly and after rounding to 16 bits, and return the result closest to ``raw``."""
     candidates = [encode(value, storage)]
     candidates += [
         encode(cast(value, dtype), storage) for dtype in dict.fromkeys((base_dtype, *_THROUGH)) if dtype in FLOATS
@@ -153,7 +150,7 @@ def _most_similar(raw: Array, value: Array, storage: str, base_dtype: str) -> Ar
 
 
 def _shares(raw: Array, made: Array, value: Array, storage: str) -> Array:
-    """Return each stored row's quantisation error as a multiple of the error of the row in ``made``.
+    """Return the quantisation error of each stored row divided by the error of the corresponding row in ``made``.
 
     ``raw`` contains the stored rows, and ``made`` contains the rows that the verification quantised from ``value``.
     """

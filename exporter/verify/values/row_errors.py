@@ -18,8 +18,8 @@ from exporter.verify.tolerances import ROW_ERROR_SHARE
 def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
     """Measure the storage errors of the trained rows in the embedding and the head.
 
-    A matrix whose number of rows differs from the vocabulary size is left out, because its rows cannot be matched with
-    token ids.
+    If a matrix has more or fewer rows than the vocabulary, the matrix is skipped, because its rows cannot be matched
+    with token ids.
     """
     uses = [("embedding", artifact.embedding, reference.embedding)]
     if artifact.encoder_embedding is not None:
@@ -30,7 +30,7 @@ def row_errors(artifact: Artifact, reference: Reference) -> list[RowErrors]:
 
 
 def check_row_errors(measured: Sequence[RowErrors]) -> Iterator[Check]:
-    """Check that every quantised trained row is nearer to its trained values than the base model's row is.
+    """Check that every quantised row is nearer to the trained row than the base model's row is.
 
     Rows that are stored as floats are left out, because a different check compares float rows bit for bit.
     """

@@ -1,4 +1,4 @@
-"""Check the rows, the shapes and the tie of embedding and head without running a model."""
+"""Without running a model, check the rows and shapes of embedding and head, and whether embedding and head are tied."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from exporter.verify.values.computed import check_computed
 
 
 def check_rows(artifact: Artifact, reference: Reference, *, untouched: bool) -> Iterator[Check]:
-    """Yield the checks of the rows of embedding and head.
+    """Yield the checks of rows in the embedding and the head.
 
     untouched: True to compare every untrained row in addition to the trained rows.
 
-    Peak memory: the size of one block of rows. Run time: proportional to the number of trained rows, or, if
+    Peak memory: the size of one block of rows. The run time is proportional to the number of trained rows or, if
     ``untouched`` is True, to the size of embedding and head.
     """
     yield _check_size("embedding", artifact.embedding, reference.vocab)
@@ -97,7 +97,7 @@ def _encodings(row: Array, matrix: StoredMatrix, base_dtype: str) -> Iterator[Ar
 
 
 def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
-    """Return the 16-bit dtype to which a float32 artifact's trained rows were rounded, or None without rounding.
+    """Return the 16-bit dtype to which the trained rows of a float32 artifact were rounded, or None if unrounded.
 
     Most export tools merge an adapter into a 16-bit checkpoint and then convert the merged checkpoint to float32.
     """
@@ -116,7 +116,7 @@ def rounded_before(artifact: Artifact, reference: Reference) -> str | None:
 
 
 def _check_untouched(use: str, matrix: StoredMatrix, want: Expected) -> Check:
-    """Check that every untrained row equals the base's row, or the row of a whole matrix from an adapter."""
+    """Check that every untrained row equals the base's row or, if an adapter replaces the matrix, the adapter's row."""
     spec, rows = want.source.spec, want.rows
     base_dtype = want.base.spec.dtype
     step = max(1, BLOCK_BYTES // max(1, spec.row_nbytes))
