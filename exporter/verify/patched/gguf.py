@@ -125,7 +125,7 @@ def _holding(files: Sequence[GgufFile], name: str) -> GgufFile:
 
 
 def _check_keys(file: GgufFile, before: Before) -> Check:
-    """Check that only token-dependent metadata changed, and that the number of tokens equals the embedding's row count."""
+    """Check that only token-dependent metadata changed, and that the token count equals the embedding's row count."""
     old, new = _values(before.gguf.files[0]), _values(file)
     rows = max(
         [*(token_id + 1 for tensor_rows in before.rows.values() for token_id in tensor_rows), _n_rows(before.gguf)]

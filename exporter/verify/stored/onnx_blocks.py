@@ -78,8 +78,7 @@ class BlockStorage:
         return np.concatenate([codes.reshape(count, -1), stored, *([zeros] if self.zero_points else [])], axis=1)
 
     def holds(self, rows: Array, raw: Array) -> Array:
-        """Return for each row whether ``raw`` (n, bytes) is a correct quantisation of ``rows`` (n, hidden), as (n,)
-        bool.
+        """Return, as (n,) bool, which rows of ``raw`` (n, bytes) correctly quantise the rows of ``rows`` (n, hidden).
 
         A quantisation is correct if the scales and zero points equal the values computed from the row, and if every
         code is the nearest code to the element. The method ``holds`` does not need ONNX Runtime.
