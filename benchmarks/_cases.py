@@ -1,4 +1,4 @@
-"""Define the options, the measurement and the results table that benchmarks of whole programs share."""
+"""Define the options, measurements and results tables shared by all benchmarks of whole programs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def apart(build: Callable[..., T], *arguments: Any) -> T:
 def measure_case(
     name: str, programs: Mapping[str, Program], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Measured]]:
-    """Run the programs of a case in turns.
+    """Run the programs of a benchmark case in turns.
 
     Return the entry of the case for the results table, and the measurements from which ratios are computed.
     """
@@ -75,7 +75,7 @@ def show_cases(
 ) -> None:
     """Print the table of the cases, and add ``bars_met`` to each case.
 
-    The bar of a figure is the minimum if ``at_least`` lists the figure, and the maximum otherwise.
+    The bar of a figure is a lower limit if ``at_least`` lists the figure, and an upper limit otherwise.
     """
     columns = ["case", "variant", "s, median", "s, least", "CPU s", "peak MB", "time / ours"]
     rows, verdicts = [], []

@@ -1,8 +1,8 @@
-"""Measure processes that run in turns and are compared round by round, because the machine is shared.
+"""Measure processes in turns and compare them round by round, because the load of the shared machine varies.
 
-Each worker is a separate process, so the peak memory of a worker is the peak memory of a single variant. Workers take
-turns after each step, so a temporary load on the machine affects all workers. Ratios of times are computed within a
-round, and the median of the ratios is reported.
+Each variant runs in a separate worker process, so that peak memory is measured for each variant separately. Workers
+take turns after each step, so a temporary load on the machine affects all workers. Ratios of times are computed within
+a round, and the median of the ratios is reported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TTEXPORT = (sys.executable, "-c", "import sys; from exporter.cli import main; sy
 
 @dataclass
 class Measured:
-    """Measurements of one process. seconds, cpu_seconds: one value per round.
+    """The measurements of one process. seconds, cpu_seconds: durations, with one value per round.
 
     peak_bytes: peak memory of the whole process or process tree.
     """
@@ -49,7 +49,7 @@ class Measured:
     def add(self, other: Measured) -> None:
         """Add the measurements of a later process of the same variant.
 
-        Facts of the later process replace facts of earlier processes.
+        Facts reported by the later process replace facts that earlier processes reported.
         """
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
@@ -97,8 +97,8 @@ class Worker:
 def take_turns(workers: Mapping[str, Sequence[str]], *, warm_up: int, rounds: int) -> dict[str, Measured]:
     """Run the workers in turns and return the measurements.
 
-    workers: name → command-line arguments of the Python interpreter. The order of the workers rotates by one position
-    each round, so that no worker always runs after the same other worker.
+    workers: maps the name of each worker to command-line arguments for the Python interpreter. The order of the workers
+    rotates by one position each round, so that no worker always runs after the same other worker.
     """
     running: dict[str, Worker] = {}
     measured = {name: Measured() for name in workers}
@@ -150,7 +150,7 @@ class Program:
 def whole_programs(
     programs: Mapping[str, Program], *, warm_up: int, rounds: int, tree: bool = False
 ) -> dict[str, Measured]:
-    """Run programs from start to end in turns, and return the measurements. programs: name → program.
+    """Run programs from start to end in turns, and return the measurements. programs: maps names to programs.
 
     tree: measure the peak memory of all processes of a program together, instead of the largest process. Before each
     run, the file systems are synced, so that no program has to wait until another program's data is written. The order

@@ -1,4 +1,4 @@
-"""Write large checkpoints and adapters for benchmarks, with random bfloat16 values in llama shapes and without torch.
+"""Write large llama checkpoints and adapters with random bfloat16 values for benchmarks, without using torch.
 
 Other programs can read the checkpoints like any checkpoint of llama. The time of a merge does not depend on the values
 of the tensors.

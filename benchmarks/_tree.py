@@ -1,6 +1,6 @@
 """Measure the peak memory of a process together with all descendant processes.
 
-A machine needs at least the peak memory of all processes together as free memory.
+This value is measured because a machine needs at least that much free memory.
 """
 
 from __future__ import annotations

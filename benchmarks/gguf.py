@@ -1,9 +1,9 @@
 """Compare conversion, quantisation and patching of GGUF files with llama.cpp's own tools and with ``cp``.
 
-The programs of ttexport are the commands that users run, including verification. For comparison, the converter is from
-the llama.cpp source folder in TTEXPORT_LLAMA_CPP, and the quantiser is from llama-cpp-python. The program ``cp`` ends
-while the copied data is still in memory, but the commands of ttexport end after writing the file to disk. A run of
-``cp`` followed by a sync is therefore measured too.
+ttexport is measured with the commands that users run, including verification. The baseline uses the converter from the
+llama.cpp source folder named by TTEXPORT_LLAMA_CPP and the quantiser from llama-cpp-python. The program ``cp`` ends
+while the copied data is still in memory, but the commands of ttexport end after writing the file to disk. Therefore,
+``cp`` followed by a sync to disk is measured as well.
 """
 
 from __future__ import annotations

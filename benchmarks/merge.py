@@ -1,9 +1,9 @@
 """Compare the merge command with stock PEFT and with ``cp -r`` of the base, as whole processes.
 
-The program of ttexport is the command that users run, including verification. The PEFT program calls from_pretrained,
+ttexport is measured with the command that users run, including verification. The PEFT program calls from_pretrained,
 merge_and_unload and save_pretrained. The program ``cp -r`` ends while the copied data is still in memory, but the
-command of ttexport ends after writing the files to disk. A run of ``cp -r`` followed by a sync is therefore measured
-too.
+command of ttexport ends after writing the files to disk. Therefore, ``cp -r`` followed by a sync to disk is measured as
+well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """The base and the adapter to merge, and the programs to compare with."""
+    """The base and the adapter to merge, and the programs with which the merge command is compared."""
 
     name: str
     base: Path
@@ -89,7 +89,7 @@ def _need(folder: Path, gigabytes: float) -> None:
 
 
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the merge command and the programs to compare with.
+    """Run the merge command and the programs with which the merge command is compared.
 
     All results of one case are measured in the same rounds.
     """

@@ -1,10 +1,10 @@
-"""Compare the ONNX export of SmolLM2 and the speed of the exported model with onnxruntime-genai's builder.
+"""Compare ttexport's ONNX export of SmolLM2, and the speed of the exported model, with onnxruntime-genai's builder.
 
-The program of ttexport is the command that users run. torch.onnx.export takes minutes and is measured only on request,
-in one round, called as ttexport calls it to trace models without a family. The fp32 models run in ONNX Runtime on the
-CPU: first on a prompt of 128 tokens, then on one token at a time. All ONNX Runtime sessions have the same options. The
-speed of a session depends on the location of the weights in memory (27 to 33 ms per token for one model), so every
-round opens new sessions in a different order.
+ttexport is measured with the command that users run. torch.onnx.export takes minutes and is therefore measured only on
+request and in one round, with the arguments that ttexport uses to trace models without a family. The fp32 models run in
+ONNX Runtime on the CPU: first on a prompt of 128 tokens, then on one token at a time. All ONNX Runtime sessions have
+the same options. The speed of a session depends on the location of the weights in memory (27 to 33 ms per token for one
+model), so every round opens new sessions in a different order.
 
 With one thread, which is the default, speed is measured in CPU seconds. With two threads, each thread waits for the
 other at the end of every matrix product, so another process on one of the cores would slow down both threads and

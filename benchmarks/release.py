@@ -1,8 +1,8 @@
-"""Compare the time of each job of a release between the second adapter and the first adapter on the same base.
+"""Compare the job times of a release for the second adapter with those for the first adapter on the same base.
 
 One command makes two models, each in hf, gguf (bf16, Q8_0, Q4_K_M) and onnx (fp32, int4). Every round starts with an
-empty artifact cache. The times are read from run.json and exclude verification and hashing. Verification compares the
-rows and runs no model.
+empty artifact cache. The times are read from run.json and exclude verification and hashing. The releases are verified
+at a level that compares only token rows and runs no model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _round(folder: Path) -> dict[str, float]:
-    """Return job → seconds for one release that starts with an empty cache."""
+    """Make one release with an initially empty cache, and map each job to its duration in seconds."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "out"
         arguments = ["release", folder / "release.toml", "-o", out, "--cache", Path(place) / "cache", "-q"]

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _measure(name: str, folder: Path, seeds: int) -> Iterator[tuple[str, list[Check]]]:
-    """Yield (storage, checks of the verification) for every artifact.
+    """Yield (storage, verification checks) for every artifact.
 
     All artifacts made with the same seed are compared with the same reference model.
     """
@@ -109,7 +109,7 @@ def report(gates: Gates, refused: Sequence[str]) -> None:
 
 
 def document(gates: Gates, refused: Sequence[str]) -> dict[str, Any]:
-    """Return the results as a JSON document with values and limits by gate (check), storage and family."""
+    """Return a JSON document that gives the values and limits for each gate (check), storage and family."""
     entries = [
         {"gate": gate, "storage": storage, "value, limit": families}
         for (gate, storage), families in sorted(gates.items())

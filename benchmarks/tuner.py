@@ -1,8 +1,8 @@
 """Compare the time and peak memory of one training step between the frozen model, our tuner and stock PEFT.
 
-The frozen variant is the lower bound for every method that trains rows: the same model and loss, with the gradient
-computed only back to the looked-up embedding vectors. The variants with our tuner and with PEFT add the trained rows
-and one AdamW step on the rows.
+The frozen variant sets the lower bound on time and memory for every method that trains rows: it has the same model and
+loss, but computes the gradient only back to the looked-up embedding vectors. In addition, the variants with our tuner
+and with PEFT contain trained rows and update the rows with one AdamW step.
 """
 
 from __future__ import annotations

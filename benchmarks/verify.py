@@ -1,4 +1,4 @@
-"""Measure the full verification of SmolLM2 as whole processes: time, and the peak memory of all processes together.
+"""Measure the time of a full verification of SmolLM2, and the peak memory of all its processes together.
 
 The merge command writes and verifies a checkpoint, a GGUF in bfloat16 and an ONNX model in float32. The command
 ``verify`` verifies the checkpoint, the GGUF and the ONNX model of the merge again from disk. The merge command and

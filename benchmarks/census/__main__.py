@@ -1,7 +1,8 @@
 """Make a tiny model of every text-capable type and head of transformers, merge stock PEFT's adapters, and compare.
 
-Each type is made, tuned, merged and compared in a process of its own. The census of Hugging Face folders compares
-outputs and weights with unmerged stock PEFT; other formats count as exact if the merge verifies them in full.
+For each type, a separate process builds the model and the adapters, merges, and compares. For Hugging Face folders,
+outputs and weights are compared with unmerged stock PEFT; other formats count as exact if the full verification of the
+merge passes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ layer, `+head` stores the tied head as well, `+tied` and `+untied` have the othe
 
 
 def main() -> int:
-    """Run the census and return 0, or 1 if a merge was wrong, did not load, or was stopped by our own verification."""
+    """Run the census.
+
+    Return 1 if a merge gave wrong values, did not load, or failed ttexport's verification, else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
     parser.add_argument(
         "--only",

@@ -1,4 +1,4 @@
-"""Run each model type in a process of its own, forked from a process that has imported all packages."""
+"""Run each model type in a separate process, forked from a process that has already imported all packages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fixtures.zoo.names import NAMES
 def run_all(names: Sequence[str], targets: Sequence[str], *, jobs: int, limit: int) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of each name, in the order in which the names finish.
 
-    jobs: processes at a time. limit: seconds after which a process ends itself; a process that ends before its rows are
-    complete gives rows with the result of a crash.
+    jobs: maximum number of simultaneous processes. limit: seconds after which a process ends itself; if a process ends
+    before its rows are complete, the missing rows are recorded as crashes.
     """
     work = Path(tempfile.mkdtemp(prefix="census-"))
     waiting, running = list(names), dict[int, tuple[str, float]]()

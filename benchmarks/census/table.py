@@ -1,4 +1,4 @@
-"""The census as tables: for the terminal, and for docs/models.md."""
+"""Formats the results of the census as tables for the terminal and for docs/models.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FAULTS = (WRONG, UNLOADABLE, GATE, CRASH)
 
 
 def cell(row: Mapping[str, Any]) -> str:
-    """Return the result of a row in a few words."""
+    """Return a short description of a row's result."""
     result = row["result"]
     if result == REFUSED:
         return f"refused ({row['exit_code']})"
@@ -20,12 +20,12 @@ def cell(row: Mapping[str, Any]) -> str:
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the pairs of format and adapter that occur, in their order."""
+    """Return the pairs (format, adapter) that occur in the rows, in the order of the columns."""
     return list(dict.fromkeys(f"{row['target']} {row['adapter']}" for row in rows))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with a line a name: class, a column for each format and adapter, and the reason of what fails."""
+    """Return a table with one line per name: class, result for each format and adapter, and reasons for failures."""
     names = sorted({row["name"] for row in rows})
     heads = columns(rows)
     lines = [f"| type | class | {' | '.join(heads)} | reason |", "|---" * (len(heads) + 3) + "|"]
@@ -44,7 +44,7 @@ def _plain(text: str) -> str:
 
 
 def counts(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a line a column: how often each result occurs."""
+    """Return one line per pair (format, adapter), which lists how often each result occurs."""
     rows = list(rows)
     lines = []
     for head in columns(rows):

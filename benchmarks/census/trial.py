@@ -1,4 +1,4 @@
-"""Make one model of the zoo and its adapters, merge them, and compare the results with stock PEFT."""
+"""Build one model of the zoo and its adapters, merge the adapters, and compare the results with stock PEFT."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ _REASON_CHARS: Final = 400
 
 @dataclass
 class Row:
-    """A line of the census: name, adapter, format, result of the merge, and why.
+    """A row of the census: name, adapter, format, result of the merge, and reason.
 
-    exit_code: of the merge. difference, largest: of the outputs. effect: what the adapter changes in the outputs.
+    exit_code: exit code of the merge. difference, largest: largest difference of the outputs, and largest output.
+    effect: largest change of the outputs by the adapter.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Row:
 
 
 def run_trial(name: str, folder: Path, targets: Iterable[str], out: Path) -> None:
-    """Write the rows of ``name`` to the file ``out``, a JSON line each, as soon as each is known.
+    """Write the rows of ``name`` to the file ``out`` as JSON lines, each row as soon as its result is known.
 
-    A row with the result of a crash stands in the file while the merge runs, and is overwritten by the true row.
+    While a merge runs, the file contains a row that records a crash, which is overwritten by the true row afterwards.
     """
     rows: list[Row] = []
 

@@ -33,7 +33,8 @@ def detect(path: Path) -> str:
 def _onnx(path: Path) -> str:
     """Raise UnreadableFile if an in-place patch of the model was interrupted.
 
-    The journal of the patch is searched for beside ``path`` and beside its parent folders, up to two levels above.
+    The function looks for the journal of the patch next to ``path`` and next to the parent folders of ``path``, up to
+    two levels above.
     """
     absolute = path.absolute()
     for folder in (absolute, absolute.parent, absolute.parent.parent):

@@ -1,6 +1,6 @@
 """Finds the journal file that exists while an in-place patch modifies a model.
 
-A model that has a journal is refused, because the in-place patch of the model was interrupted.
+If a journal exists, an in-place patch was interrupted, and ttexport raises an error when the model is opened.
 """
 
 from __future__ import annotations

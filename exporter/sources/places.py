@@ -1,7 +1,8 @@
-"""Find the stored tensors behind the module names in an adapter, which are module names of the loaded model.
+"""Find the stored tensors of the modules that an adapter names, where the names are those of the loaded model.
 
-The map of a described model comes from transformers' own tables. For a model that no table describes, the name of a
-tensor must begin with the path of its module, with or without the prefixes of published checkpoints.
+If a table from transformers describes the model, the table gives the stored tensors. For a model that no table
+describes, the name of a tensor must begin with the path of its module, with or without the prefixes of published
+checkpoints.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _RENAMED: Final = (
 class Place:
     """Where a parameter of the loaded model is stored.
 
-    name: the name of the stored tensor that is the parameter unchanged, or None. parts: the stored tensors that contain
-    parts of the parameter, if the parameter is not one stored tensor. module: the path of the module in the class, or
-    None if the class does not have the module. shape: the shape of the parameter.
+    name: name of the stored tensor if one stored tensor is the unchanged parameter, else None. parts: the stored
+    tensors that contain parts of the parameter, if the parameter is not one stored tensor. module: the path of the
+    module in the class, or None if the class does not have the module. shape: the shape of the parameter.
     """
 
     name: str | None
@@ -72,10 +73,10 @@ def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
 def place_of(
     checkpoint: Checkpoint, module: str, parameter: str, expected: tuple[int, ...] | None = None
 ) -> Place | None:
-    """Return where ``parameter`` of ``module`` is stored, or None if the checkpoint does not store the parameter.
+    """Return the place where ``parameter`` of ``module`` is stored, or None if the checkpoint does not store it.
 
     expected: the shape of the parameter, if the adapter shows it; some conversions depend on the shape. Raises
-    ValueError if the stored tensors do not fit the conversion of transformers.
+    ValueError if the stored tensors do not fit the conversion that transformers performs when loading.
     """
     modules = checkpoint.modules
     if modules is None:
@@ -106,7 +107,7 @@ def _placed(
 
 
 def stored_name(checkpoint: Checkpoint, module: str, parameter: str) -> str | None:
-    """Return the stored tensor that is ``parameter`` of ``module`` unchanged, or None if there is no such tensor."""
+    """Return the stored tensor that equals ``parameter`` of ``module``, or None if there is no such tensor."""
     place = place_of(checkpoint, module, parameter)
     return place.name if place else None
 

@@ -1,11 +1,11 @@
 """Reads GGUF files: checks the header, and gives access to every tensor as a byte range of the file.
 
-The format (llama.cpp's docs/gguf.md, version 3, little-endian) begins with the magic, the version, the number of
-tensors and the number of metadata keys. The metadata keys with their typed values come after these four fields. After
-the metadata, the header lists a name, the dimensions (fastest-varying dimension first), a type and an offset for every
-tensor. After the header and its padding comes the data section, in which every tensor starts at a multiple of
-``general.alignment``. The gguf package is not used to read the file, because the gguf package parses a large vocabulary
-string by string, which is slow.
+A GGUF file (llama.cpp's docs/gguf.md, version 3, little-endian) begins with four fields: the magic, the version, the
+number of tensors and the number of metadata keys. After these four fields, the file contains the metadata keys with
+their typed values. After the metadata, the header lists a name, the dimensions (fastest-varying dimension first), a
+type and an offset for every tensor. After the header and its padding comes the data section, in which every tensor
+starts at a multiple of ``general.alignment``. The gguf package is not used to read the file, because the gguf package
+parses a large vocabulary string by string, which is slow.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class GgufFile:
     def open(cls, path: Path) -> GgufFile:
         """Read and check the header of a GGUF file, without reading any tensor data.
 
-        Raises UnreadableFile, naming the key or tensor, for a wrong magic, version or byte order; for counts or lengths
-        that exceed the size of the file; for unknown types; for duplicate names; for an alignment that is not a power
-        of two; and for tensors that overlap, leave gaps between them or extend past the end of the file.
+        Raises UnreadableFile, naming the key or tensor, in the following cases: a wrong magic, version or byte order; a
+        count or length that exceeds the file size; an unknown type; a duplicate name; an alignment that is not a power
+        of two; tensors that overlap, that leave gaps between them, or that extend past the end of the file.
         """
         with _scanner(path) as scanner:
             header = scanner.scan()

@@ -50,7 +50,7 @@ class GgufArray:
     def values(self) -> list[Any]:
         """Decode the array.
 
-        Strings are decoded to str, with surrogates for bytes that are not UTF-8. Raises UnreadableFile.
+        Strings are decoded to str, and bytes that are not UTF-8 become surrogate code points. Raises UnreadableFile.
         """
         data = np.empty(self.nbytes, np.uint8)
         read_into(self.path, self.offset_bytes, data)
@@ -68,9 +68,9 @@ class GgufArray:
 class GgufTensor:
     """A tensor of a GGUF file.
 
-    type: ggml's name of the tensor type. shape: the lengths of the axes in numpy's order. offset_bytes: offset of the
-    tensor from the start of the file. A row of a tensor is a run of values along the last axis. Every row is quantised
-    independently of all other rows.
+    type: the name of the tensor type in ggml. shape: the lengths of the axes in numpy's order. offset_bytes: offset of
+    the tensor from the start of the file. A row of a tensor is a run of values along the last axis. Every row is
+    quantised independently of all other rows.
     """
 
     name: str
@@ -92,7 +92,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The parsed header of a GGUF file, with the fields that ``GgufFile`` has, too."""
+    """The parsed header of a GGUF file, whose fields have the same meaning as in ``GgufFile``."""
 
     version: int
     metadata: Mapping[str, Any]
@@ -140,7 +140,7 @@ class Scanner:
     def value_of(self, wanted: str) -> Any:
         """Return the value of the metadata key ``wanted``, or None if the file lacks the key.
 
-        Reading stops after that key. Raises UnreadableFile.
+        The header is read only up to the key ``wanted``. Raises UnreadableFile.
         """
         for index in range(self._preamble()[2]):
             self.what = f"key {index}"
@@ -155,7 +155,7 @@ class Scanner:
         return UnreadableFile(self.path, f"{self.what}: {reason}")
 
     def _take(self, nbytes: int) -> int:
-        """Skip ``nbytes`` bytes. Return the offset of the first skipped byte."""
+        """Skip ``nbytes`` bytes and return the offset of the first skipped byte."""
         start = self.at
         if nbytes > self.limit - start:
             raise self._bad(
@@ -238,7 +238,7 @@ class Scanner:
     def _skip_strings(self, count: int) -> None:
         """Skip ``count`` strings by reading only the length of each string.
 
-        This loop takes most of the time when a file with a large vocabulary is opened.
+        This loop accounts for most of the time needed to open a file with a large vocabulary.
         """
         at, limit, view, unpack = self.at, self.limit - 8, self.view, struct.Struct("<Q").unpack_from
         for _ in range(count):

@@ -37,8 +37,8 @@ class GgufModel:
     def open(cls, path: Path) -> GgufModel:
         """Open ``path``, and all other parts if ``path`` is the first part of a split GGUF. Only the headers are read.
 
-        Raises UnreadableFile if a part is missing, if the part number in the metadata of a part differs from the number
-        in the file name, if a tensor occurs in two parts, or if an in-place patch of the model was interrupted.
+        Raises UnreadableFile if a part is missing, if a part's number in the metadata differs from the number in its
+        file name, if a tensor occurs in two parts, or if an in-place patch of the model was interrupted.
         """
         refuse_interrupted(path)
         first = GgufFile.open(path)
@@ -96,7 +96,7 @@ def split_file_name(stem: str, number: int, count: int) -> str:
 
 
 def is_later_split_file(path: Path) -> bool:
-    """Whether ``path`` is a part of a split GGUF, but not the first part, by which the model is opened."""
+    """Whether ``path`` is a part of a split GGUF other than the first; a model is opened through its first part."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match["no"]) > 1
 

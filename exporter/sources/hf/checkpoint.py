@@ -83,22 +83,31 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> ModuleMap | None:
-        """The parameters of the loaded model and their stored tensors, or None if no table describes the model."""
+        """The map from the loaded model's parameters to the stored tensors, or None if no table describes the model."""
         return module_map(self.config, self.tensors.keys())
 
     @cached_property
     def tie(self) -> Tie:
-        """Which tensors are embedding and head, and whether the two are tied. Raises BadInput like ``find_tie``."""
+        """Description of which stored tensors are the embedding and the head, and of whether the two are tied.
+
+        Raises BadInput like ``find_tie``.
+        """
         return find_tie(self.path, self.config, self.tensors, self.modules)
 
     @property
     def stored_embedding(self) -> str:
-        """Name of the tensor that stores the input embedding. Raises BadInput if there is none."""
+        """Name of the tensor that stores the input embedding.
+
+        Raises BadInput if the checkpoint stores no input embedding.
+        """
         return self._stored[0]
 
     @property
     def stored_head(self) -> str | None:
-        """Name of the tensor that stores the output head, or None. Does not compare the head with the config."""
+        """Name of the tensor that stores the output head, or None if no head is stored.
+
+        The name is returned even if the config contradicts the stored head.
+        """
         return self._stored[1]
 
     @cached_property
@@ -110,14 +119,14 @@ class Checkpoint:
 
     @cached_property
     def quantisation(self) -> Quantisation | None:
-        """The quantiser of the checkpoint, which config or tensors show, or None for an unquantised checkpoint."""
+        """The quantisation of the checkpoint, detected from the config or the tensors, or None if unquantised."""
         return find_quantisation(self.config, self.tensors)
 
     @cached_property
     def embedding_digest(self) -> str:
         """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The digest of the embedding identifies the base model, and computing the digest reads a single tensor.
+        The digest of the embedding is used to identify the base model, because only one tensor has to be read for it.
         """
         return self.digest(self.tie.embedding)
 
@@ -140,8 +149,8 @@ class Checkpoint:
 def auxiliary_files(folder: Path) -> dict[str, Path]:
     """Map the names of the existing ``AUXILIARY_FILES`` and ``ADDITIONAL_TEMPLATES`` of ``folder`` to their paths.
 
-    Names contain forward slashes on every system. Broken links and unreadable files are included, so that the code that
-    later reads the file raises the error.
+    The file names contain forward slashes on every operating system. Broken links and unreadable files are included, so
+    that the error is raised when the file is read later.
     """
     templates = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(ADDITIONAL_TEMPLATES))]
     return {name: folder / name for name in (*AUXILIARY_FILES, *templates) if os.path.lexists(folder / name)}

@@ -1,4 +1,4 @@
-"""Refuses quantised bases, and names the checkpoint before quantisation if the config or the name contains it."""
+"""Raises errors for quantised bases that suggest the unquantised checkpoint by name if its name is known."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _COPYING_ACCOUNTS: Final = frozenset(
 
 
 def full_precision_name(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """Return the name of the checkpoint before quantisation, or None if neither config nor names contain it.
+    """Return the name of the unquantised original checkpoint, or None if neither the config nor ``names`` reveal it.
 
-    names: hub ids or paths of the quantised checkpoint. The result is a hub id, or a name without an account if the
-    account publishes quantised copies only.
+    names: hub ids or paths of the quantised checkpoint. The result is a hub id, or only a name without the account if
+    the account publishes only quantised copies.
     """
     own = list(names)
     for value in (config.get(key) for key in _NAMING_KEYS):
@@ -82,9 +82,10 @@ def names_of(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: Iterable[str] = ()) -> None:
-    """Raise BadInput if the checkpoint is quantised. The error names the checkpoint before quantisation if known.
+    """Raise BadInput if the checkpoint is quantised.
 
-    purpose: what needs the full precision, such as "to train". names: further names of the checkpoint.
+    The error message names the unquantised original if its name is known. purpose: the operation that needs full
+    precision, such as "to train". names: further names of the checkpoint.
     """
     if (quantisation := checkpoint.quantisation) is not None:
         raise BadInput(
@@ -95,11 +96,11 @@ def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: 
 
 
 def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, names: Iterable[str] = ()) -> None:
-    """Raise BadInput or NotExpressible if the changes cannot be made in the quantised checkpoint.
+    """Raise BadInput or NotExpressible if the checkpoint is quantised and does not allow the changes of the merge.
 
     Token rows can be replaced exactly in FP8 and MXFP4 checkpoints, which store embedding and head as ordinary floats.
-    updates: whether low-rank updates are to be merged. untie: whether a tied head is to be stored separately; the
-    quantiser's settings do not exempt a head that the checkpoint lacks.
+    updates: whether low-rank updates are to be merged. untie: whether a tied head is to be stored separately, which is
+    impossible because the quantiser's settings do not exempt the new head.
     """
     quantisation = checkpoint.quantisation
     if quantisation is None:
@@ -117,7 +118,10 @@ def require_plain_rows(checkpoint: Checkpoint, *, updates: bool, untie: bool, na
 
 
 def require_convertible(checkpoint: Checkpoint, target: str) -> None:
-    """Raise NotExpressible if the checkpoint is quantised. target: the format that has to read every matrix."""
+    """Raise NotExpressible if the checkpoint is quantised.
+
+    target: the output format, whose writer must read every matrix.
+    """
     if (quantisation := checkpoint.quantisation) is not None:
         raise NotExpressible(
             f"{target}: {_place(checkpoint, quantisation)}",

@@ -1,4 +1,4 @@
-"""Detects a checkpoint whose matrices a quantiser has packed or scaled, from the config or from the tensors.
+"""Detects, from the config or the tensors, whether a checkpoint contains matrices packed or scaled by a quantiser.
 
 Sources: the quantisation configs and the weight loaders of transformers (``utils/quantization_config.py`` and
 ``quantizers``), and the tensor names that bitsandbytes, GPTQ, AWQ, compressed-tensors and MLX write.
@@ -64,10 +64,11 @@ _SCALE_ENDINGS: Final = ("_scale_inv", "_scales", "_scale")
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """The quantiser of a checkpoint.
+    """The quantisation of a checkpoint.
 
-    method: name of the method, such as "GPTQ". place: the config key or the tensor that shows the quantisation.
-    plain_rows: whether embedding and head are stored as ordinary floats, so that token rows can be replaced exactly.
+    method: name of the method, such as "GPTQ". place: the config key or the tensor from which the quantisation was
+    detected. plain_rows: whether embedding and head are stored as ordinary floats, so that token rows can be replaced
+    exactly.
     """
 
     method: str
@@ -76,9 +77,10 @@ class Quantisation:
 
 
 def find_quantisation(config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Quantisation | None:
-    """Return the quantisation of a checkpoint, or None if neither config nor tensors show a quantisation.
+    """Return the quantisation of a checkpoint, or None if neither the config nor the tensors indicate a quantisation.
 
-    If the config and the tensors show different methods, token rows can be replaced only if both methods allow it.
+    If the config and the tensors indicate different methods, token rows can be replaced only if both methods allow the
+    replacement.
     """
     stated, stored = _in_config(config), _in_tensors(tensors)
     if stated is None or stored is None:
@@ -89,7 +91,7 @@ def find_quantisation(config: Mapping[str, Any], tensors: Mapping[str, FileTenso
 def quantiser_floats(tensors: Mapping[str, FileTensor]) -> frozenset[str]:
     """Return the names of the floating-point tensors that belong to the quantiser, such as scales.
 
-    A cast of such a tensor would change the values of the quantised matrix.
+    The merge must not cast a scale to another dtype, because the cast would change the values of the quantised matrix.
     """
     return frozenset(
         name for name, tensor in tensors.items() if tensor.spec.dtype in FLOATS and _is_scale(name, tensors)
@@ -119,7 +121,7 @@ def _in_config(config: Mapping[str, Any]) -> Quantisation | None:
 
 
 def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return (name of the method, whether token rows can be replaced exactly)."""
+    """Return (name of the quantisation method, whether token rows can be replaced exactly)."""
     stated = settings.get("quant_method")
     bits = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit") is True), None)
     if stated == "bitsandbytes" or (stated is None and bits):
@@ -137,7 +139,7 @@ def _method(settings: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _printable(name: object) -> str:
-    """Return the name of a method that this module does not know, if the name fits in a line."""
+    """Return the name of a quantisation method that this module does not know, if the name fits in one line."""
     return name if isinstance(name, str) and _NAME.fullmatch(name) else "an unnamed method"
 
 
@@ -152,9 +154,10 @@ def _only_floats(settings: Mapping[str, Any]) -> bool:
 
 
 def _in_tensors(tensors: Mapping[str, FileTensor]) -> Quantisation | None:
-    """Return the quantisation that the names and dtypes of the tensors show.
+    """Return the quantisation that the names and dtypes of the tensors indicate.
 
-    A packed format is preferred to FP8, because packed formats also store scales in FP8.
+    If both a packed format and FP8 are possible, the packed format is returned, because packed formats may store scales
+    in FP8.
     """
     first: tuple[str, str] | None = None
     for name, method in _shown(tensors):
@@ -165,7 +168,7 @@ def _in_tensors(tensors: Mapping[str, FileTensor]) -> Quantisation | None:
 
 
 def _shown(tensors: Mapping[str, FileTensor]) -> Iterator[tuple[str, str]]:
-    """Yield (tensor, method) for each tensor that shows a method."""
+    """Yield (tensor, method) for each tensor whose name or dtype indicates a quantisation method."""
     for name, tensor in tensors.items():
         method = _method_of(name, tensor, tensors)
         if method:
@@ -197,7 +200,7 @@ def _method_of(name: str, tensor: FileTensor, tensors: Mapping[str, FileTensor])
 
 
 def _integer_method(name: str, module: str, tensors: Mapping[str, FileTensor]) -> str:
-    """Return the method that stores the weight ``name`` in integers."""
+    """Return the quantisation method that stored the weight ``name`` as integers."""
     if f"{module}.SCB" in tensors:
         return "bitsandbytes (8 bits)"
     if f"{name}.absmax" in tensors:

@@ -4,8 +4,8 @@ A safetensors file (see the safetensors README) begins with the header length N 
 header consists of N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}``, plus an optional key
 ``__metadata__``. The data section comes after the header. The offsets of the tensors count from the start of the data
 section, which has no gaps and no overlaps. The safetensors package is not used to read files for two reasons. First,
-the safetensors package memory-maps the file, so that mapped pages would count towards peak memory even if the pages are
-only copied to another file. Second, the safetensors package does not report the offset of a tensor in the file.
+the safetensors package memory-maps the file, so that all accessed pages would count towards peak memory, even if they
+are only copied to another file. Second, the safetensors package does not report the offset of a tensor in the file.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def read_into(path: Path, offset_bytes: int, out: Array) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, FileTensor]:
-    """Map the name of every tensor of ``path`` to the tensor, in the order of the data. Only the header is read.
+    """Map the name of every tensor in the file ``path`` to the tensor, in the order of the data in the file.
 
-    Raises UnreadableFile, naming the tensor, for a header that is truncated, oversized or not a JSON object; for an
-    unknown dtype; for a shape that contradicts the offsets; for gaps or overlaps between tensors; and for a data
-    section that is shorter or longer than the header says.
+    Only the header is read. Raises UnreadableFile, naming the tensor, in the following cases: a header that is
+    truncated, oversized or not a JSON object; an unknown dtype; a shape that contradicts the offsets; gaps or overlaps
+    between tensors; a data section whose length differs from the length in the header.
     """
     header, data_start, data_nbytes = _read_header(path)
     entries = [(name, *_check_entry(path, name, entry)) for name, entry in header.items()]
@@ -146,7 +146,7 @@ def _is_lengths(value: object) -> bool:
 def prepare(
     specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, like_offset_bytes: int = 0
 ) -> tuple[bytes, list[tuple[TensorSpec, int]]]:
-    """Plan the layout of a new file for ``specs`` and return (header bytes, [(spec, offset in the file)]).
+    """Plan the layout of a new file that contains ``specs``, and return (header bytes, [(spec, offset in the file)]).
 
     Tensors with larger item sizes come first, so that every tensor is aligned to its item size; tensors of equal item
     size keep the order of ``specs``. like_offset_bytes: offset of the data section in another file that contains equal

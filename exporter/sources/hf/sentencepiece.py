@@ -86,7 +86,7 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
-    """Parse a piece of the vocabulary and return (text, score, type).
+    """Parse the message of one vocabulary piece and return (text, score, type).
 
     If the fields of the piece have the usual order, the function parses the piece without a loop, which is faster.
     """

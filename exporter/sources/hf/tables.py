@@ -32,10 +32,10 @@ class TokenTable:
 
 
 def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
-    """Return the tables that transformers resizes with the embedding, without embedding, head and their copies.
+    """Return all tables that transformers resizes with the embedding, except embedding, head and their copies.
 
-    transformers sets the size of Gemma's per-layer embeddings to the size of the vocabulary. Tables of another size,
-    such as those of a second vocabulary, are left out.
+    Gemma's per-layer embeddings are included, because transformers sets their size to the size of the vocabulary.
+    Tables of any other size, such as the tables of a second vocabulary, are not returned.
     """
     modules, tie = checkpoint.modules, checkpoint.tie
     if modules is None:
@@ -54,7 +54,7 @@ def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
 
 
 def _own_keys(modules: ModuleMap) -> set[str]:
-    """Return the dotted keys of the config with the vocabulary size of the embedding and of per-layer embeddings."""
+    """Return the dotted config keys that contain the vocabulary size of the embedding and of per-layer embeddings."""
     embedding = f"{modules.architecture.embedding}.weight"
     keys = {key for name, _, key in modules.architecture.tables if name == pattern_of(embedding)}
     return keys | {f"{key.removesuffix('vocab_size')}{_PER_LAYER}" for key in keys}
@@ -70,10 +70,10 @@ def _described(modules: ModuleMap) -> list[tuple[str, int, str]]:
 
 
 def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> None:
-    """Set every key of ``config`` with the number of tokens to ``size``.
+    """Set every key of ``config`` that contains the number of tokens to ``size``.
 
-    A key that the class reads is added if ``config`` lacks the key, because transformers leaves out defaults in nested
-    configs.
+    If ``config`` lacks a key that the model class reads, the key is added, because transformers omits defaults in
+    nested configs.
     """
     base = checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows
     for key in ("vocab_size", "text_config.vocab_size", "decoder.vocab_size"):
@@ -87,7 +87,7 @@ def resize_config(config: dict[str, Any], checkpoint: Checkpoint, size: int) -> 
 
 
 def described_keys(checkpoint: Checkpoint) -> list[str]:
-    """Return the dotted keys from which the class reads the number of rows of the embedding and of token tables."""
+    """Return the dotted config keys from which the class reads the row counts of the embedding and of token tables."""
     modules = checkpoint.modules
     if modules is None:
         return []

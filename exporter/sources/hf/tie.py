@@ -1,7 +1,7 @@
 """Determine which stored tensors are the input embedding and the output head, and whether the two are tied.
 
-The class of the model, from transformers' own tables, says which modules are embedding and head and which parameters
-are tied. Source: ``tie_weights`` and ``get_expanded_tied_weights_keys`` in transformers' modeling_utils.
+Transformers' own tables determine, by the class of the model, which modules are the embedding and the head and which
+parameters are tied. Source: ``tie_weights`` and ``get_expanded_tied_weights_keys`` in transformers' modeling_utils.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Tie:
     """Describes whether and how the input embedding and the output head of a checkpoint are tied.
 
     embedding: name of the stored embedding tensor. head: name of the stored head tensor, or None if no head is stored.
-    tied: whether embedding and head have equal values. copies: names of further stored tensors that repeat the
-    embedding; old encoder-decoder checkpoints store a copy for the encoder and a copy for the decoder, and extra
-    prediction layers may have a copy. head_copies: names of further stored tensors that repeat the head.
-    tied_in_config: whether the config ties embedding and head. If the config ties embedding and head, PEFT writes the
-    trained embedding rows to the head, too, even if the stored head has different values. has_head: whether the model
-    has an output head; a model without a head counts as tied, because no other tensor has to follow.
+    tied: whether embedding and head have equal values. copies: names of other stored tensors that repeat the embedding;
+    old encoder-decoder checkpoints store one copy for the encoder and one for the decoder, and multi-token prediction
+    layers may have a copy. head_copies: names of other stored tensors that repeat the head. tied_in_config: whether the
+    config ties embedding and head. If the config ties embedding and head, PEFT writes the trained embedding rows to the
+    head, too, even if the stored head has different values. has_head: whether the model has an output head; a model
+    without a head counts as tied, because no head has to be changed separately.
     """
 
     embedding: str
@@ -51,7 +51,7 @@ class Tie:
 
     @property
     def duplicates(self) -> frozenset[str]:
-        """Names of the stored tensors with the values of the embedding: copies of the embedding and a tied head."""
+        """Names of the stored tensors that have the embedding's values: copies of the embedding, and a tied head."""
         tied = (self.head, *self.head_copies) if self.tied and self.head else ()
         return frozenset((*self.copies, *tied))
 
@@ -62,12 +62,12 @@ class Tie:
 
 
 def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: ModuleMap | None) -> Tie:
-    """Determine from class, config and tensors, as transformers does, whether embedding and head are tied.
+    """Determine whether embedding and head are tied, from the class, the config and the tensors, as transformers does.
 
     A stored head whose values differ from the embedding is never tied. A stored head whose values equal the embedding
     is tied unless the config says that embedding and head are not tied. modules: the map of the model's parameters, or
-    None if no table describes the model. Raises BadInput if there is no embedding, or if the config contradicts the
-    stored tensors.
+    None if no table describes the model. Raises BadInput if the checkpoint stores no embedding, or if the config
+    contradicts the stored tensors.
     """
     if modules is None or modules.architecture.embedding is None:
         embedding, head, copies = _by_name(path, config, tensors)
@@ -92,7 +92,7 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
 
 
 def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, str | None, dict[str, str]]:
-    """Return (stored embedding, stored head or None, other parameters that can be tied → their stored names).
+    """Return (stored embedding, stored head or None, map of other parameters that can be tied to their stored names).
 
     If a checkpoint stores the head of a tied model but no embedding, the stored head is the embedding. Raises BadInput
     if the checkpoint stores none of the parameters, and NotExpressible if several tensors make up the embedding.
@@ -124,7 +124,7 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The parameters that are, or are tied to, the input embedding and the output head of a described model."""
+    """The parameters of a described model that are the input embedding or the output head, or tied to either."""
 
     modules: ModuleMap
 
@@ -151,7 +151,7 @@ class Vocabulary:
 
     @property
     def flag(self) -> bool | None:
-        """Whether the config ties the head, or None if the config says nothing and tensors have to decide."""
+        """Whether the config ties the head, or None if the config does not specify it and the tensors decide."""
         if self.head is None or self.head == self.embedding:
             return True
         if self.head not in self.linked:
@@ -167,7 +167,7 @@ def _closure(start: str, pairs: list[tuple[str, str]]) -> frozenset[str]:
 
 
 def _further(modules: ModuleMap, tensors: Tensors, name: str, parameter: str) -> list[str]:
-    """Return the tensors that the class does not load and that repeat ``name``, as in extra prediction layers."""
+    """Return tensors that repeat ``name`` and that the class does not load, as in multi-token prediction layers."""
     known = modules.architecture.parameters
     leaf, want = parameter.split(".")[-2:], tensors[name]
     leaves = (leaf, ["head", "weight"]) if parameter == f"{modules.architecture.head}.weight" else (leaf,)
@@ -214,7 +214,7 @@ def _flag_by_name(config: Mapping[str, Any]) -> bool | None:
 
 
 def _by_name(path: Path, config: Mapping[str, Any], tensors: Tensors) -> tuple[str, str | None, list[str]]:
-    """Find embedding, head and copies of the embedding by the names of modules in published checkpoints."""
+    """Find the embedding, its copies and the head by the module names that are usual in published checkpoints."""
     names = _named(tensors, EMBEDDINGS)
     if not names:
         raise BadInput(f"{path}: expected an input embedding ({', '.join(EMBEDDINGS)}), found no input embedding")

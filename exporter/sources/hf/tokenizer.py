@@ -1,4 +1,4 @@
-"""Reads parts of tokenizer.json: the ids of all tokens, the added tokens, or the settings that affect tokenisation.
+"""Reads selected parts of tokenizer.json: the token ids, the added tokens, and the settings that affect tokenisation.
 
 The JSON decoder decodes only the fields that a schema names, and skips all other fields of the file without creating
 Python objects. Therefore reading a vocabulary of 262,144 tokens needs less memory than merging the adapters does. The
@@ -185,13 +185,13 @@ def _merges(path: Path, raw: msgspec.Raw) -> Any:
 
 
 class _WrongType(UnreadableFile):
-    """Raised for valid JSON in which the type of a value differs from the type in the schema."""
+    """Raised if a JSON document is valid, but a value has a type other than the type in the schema."""
 
 
 def _decode_counted(path: Path, raw: msgspec.Raw, what: str, schema: Any, max_commas: int = _MAX_TOKENS) -> Any:
     """Decode ``raw`` by ``schema``.
 
-    The items of a JSON list are counted by their commas before the decoder creates any item.
+    Before the decoder creates any item of a JSON list, the items are counted by the commas between them.
     """
     view = memoryview(raw)
     if view.nbytes > _MAX_VOCAB_BYTES:

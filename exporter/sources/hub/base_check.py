@@ -1,8 +1,8 @@
-"""Checks that a checkpoint can be the base of adapters, and is the base on which the adapters were trained.
+"""Checks that adapters can be merged into a checkpoint, and were trained on the same checkpoint.
 
-Only contradictions are reported. An adapter that records nothing about its base passes. The recorded facts are: the
-digest in the record of ``ttexport tune``, the commit in PEFT's config, and, for a frozen embedding or head that PEFT
-saved with the adapter, the values of the saved rows.
+Only contradictions are reported. An adapter that records no facts about its base passes the check. An adapter may
+record three facts about its base: the digest in the training record of ``ttexport tune``, the commit in PEFT's config,
+and the values of a frozen embedding or head that PEFT saved with the adapter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REMEDY: Final = "give the base of the training, or use --trust-base if this bas
 
 @dataclass(frozen=True)
 class Contradiction:
-    """A recorded fact about the base of an adapter that the given base does not have.
+    """A fact about the base that an adapter records and that does not hold for the given base.
 
     place: the file and the key or tensor of the adapter that contain the fact.
     """
@@ -42,21 +42,21 @@ class Contradiction:
     actual: str
 
     def __str__(self) -> str:
-        """Return the message without a remedy."""
+        """Return the error message, but without the suggested remedy."""
         return f"{self.place}: expected {self.expected}, found {self.actual}"
 
 
 def check_base(
     base: Located, checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bool = False, trust: bool = False
 ) -> tuple[str, ...]:
-    """Check that the adapters can be merged into the base, and were trained on the base.
+    """Check that the adapters can be merged into the base, and that they were trained on that base.
 
     checkpoint: the opened checkpoint of ``base``. untie: whether a separate head is to be stored. trust: whether a
     different base is accepted. Returns a warning for each contradiction that was accepted.
 
     Raises BadInput for a quantised base, unless the adapters have only token rows and the base stores its embedding as
-    ordinary floats. Raises BadInput for a contradiction that is not accepted. Raises NotExpressible for ``untie`` if
-    the base is quantised and tied.
+    ordinary floats. Raises BadInput if an adapter's record contradicts the base and ``trust`` is not set. Raises
+    NotExpressible if ``untie`` is set for a base that is quantised and tied.
     """
     updates = any(isinstance(edit, LowRank) for adapter in adapters for edit in adapter.edits)
     named = [name for name in (base.repo, *(adapter.base_name for adapter in adapters)) if name]
@@ -96,7 +96,7 @@ def _by_record(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradicti
 
 
 def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
-    """Compare the commits if config and location name the same repository and both have a commit."""
+    """Compare the base's commit with the commit in the adapter's config, if both are known for one repository."""
     recorded, name = adapter.config.get("revision"), adapter.base_name
     if not isinstance(recorded, str) or name != base.repo or base.revision is None:
         return
@@ -107,9 +107,10 @@ def _by_commit(base: Located, adapter: Adapter) -> Iterator[Contradiction]:
 
 
 def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contradiction]:
-    """Compare sampled rows of the frozen matrices that PEFT saved with the rows of the base.
+    """Sample rows of the frozen matrices that PEFT saved in the adapter file, and compare them with the base's rows.
 
-    A few different rows are no contradiction, because rows of reserved tokens are often initialised before a training.
+    If only a few rows differ, there is no contradiction, because rows of reserved tokens are often initialised before
+    training.
     """
     with_rows = {edit.module for edit in adapter.rows}
     for edit in adapter.edits:
@@ -126,7 +127,7 @@ def _by_saved_rows(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Contrad
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
-    """Return the base's tensor for ``module``, or None if the name alone does not tell."""
+    """Return the base's tensor for ``module``, or None if the name is not enough to determine the tensor."""
     tie, use = checkpoint.tie, use_of(checkpoint, module)
     if use is not None:
         return checkpoint.tensors[tie.embedding if use == EMBEDDING or tie.head is None else tie.head]
@@ -137,8 +138,8 @@ def _stored(checkpoint: Checkpoint, module: str) -> FileTensor | None:
 def _different_rows(saved: FileTensor, stored: FileTensor) -> tuple[int, int]:
     """Return (number of sampled rows that differ, number of sampled rows).
 
-    The rows of the base are rounded to the dtype of the saved rows, because PEFT saves the dtype of the training. Rows
-    beyond the smaller matrix are not compared.
+    The rows of the base are rounded to the dtype of the saved rows, because PEFT saves the dtype of the training. If
+    the matrices have different numbers of rows, the additional rows of the larger matrix are not compared.
     """
     if {saved.spec.dtype, stored.spec.dtype} - FLOATS or saved.spec.shape[1:] != stored.spec.shape[1:]:
         return 0, 0

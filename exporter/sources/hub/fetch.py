@@ -1,9 +1,9 @@
 """Provides a Hugging Face hub repository as a local folder, and downloads the repository if it is not cached.
 
-Only data files are downloaded (configs, tokenizer files, chat templates, and the safetensors files that will be read),
-never pickle files and never code. Downloads are stored in the cache of huggingface_hub, which other tools use as well.
-Each folder in the cache is named after a commit. huggingface_hub caches a listing of the files of each downloaded
-commit, with file sizes. The cached listing shows whether the cached folder of a commit is complete.
+Only configs, tokenizer files, chat templates and the required safetensors files are downloaded, but never pickle files
+or code. Downloads are stored in the cache of huggingface_hub, which other tools use as well. Each folder in the cache
+is named after a commit. huggingface_hub caches a listing of the files of each downloaded commit, with file sizes. The
+cached listing shows whether the cached folder of a commit is complete.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _download(repo: str, revision: str, content: RepoContent | None, *, bars: An
 
 
 def _gap(repo: str, folder: Path, content: RepoContent | None) -> str | None:
-    """Return a message about the first missing or incomplete required file, or None if all are complete."""
+    """Return a message about the first required file that is missing or incomplete, or None if all are complete."""
     sizes = _listing(repo, folder)
     for name in _needed(folder, sizes, content or _content_of(folder)):
         file, size = folder / name, (sizes or {}).get(name)
@@ -130,7 +130,7 @@ def _needed(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent)
 
 
 def _weights(folder: Path, sizes: Mapping[str, int] | None, content: RepoContent) -> list[str]:
-    """Return the names of the weight files that will be read when the model is loaded.
+    """Return the names of the weight files from which the model will be loaded.
 
     If a repository has both a single weight file and an index of shards, the single file is used.
     """
@@ -150,7 +150,7 @@ def _content_of(folder: Path) -> RepoContent:
 
 
 def _listing(repo: str, folder: Path) -> dict[str, int] | None:
-    """Map the name of every file of the commit to its size in bytes; None if huggingface_hub has no cached listing."""
+    """Map the name of every file of the commit to its size in bytes, or return None if no file listing is cached."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -207,8 +207,8 @@ def _cache() -> Path:
 def _bars(line: str, *, quiet: bool) -> Any:
     """Return the progress bar class for huggingface_hub, or None on a terminal to use huggingface_hub's own class.
 
-    Without a terminal, or if ``quiet`` is set, the returned class shows no progress bars, and ``line`` is printed
-    unless ``quiet`` is set. The function in huggingface_hub that disables all progress bars is not used, because an
+    Without a terminal, the returned class shows no progress bar, and ``line`` is printed; if ``quiet`` is set, ``line``
+    is not printed either. The function in huggingface_hub that disables all progress bars is not used, because an
     environment variable overrides that function.
     """
     from huggingface_hub.utils.tqdm import tqdm

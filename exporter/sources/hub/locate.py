@@ -57,7 +57,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = False) -> Located:
-    """Find the base checkpoint: ``named`` if given, else the base and the revision in the configs of all adapters.
+    """Find the base checkpoint: ``named`` if given, else the base named in the adapter configs, which must all agree.
 
     Raises BadInput if neither ``named`` nor an adapter names a base, if the adapters name different bases, or if the
     base cannot be found or downloaded.
@@ -86,7 +86,7 @@ def find_base(named: str | None, adapters: Sequence[Adapter], *, quiet: bool = F
 
 
 def _base_revision(adapter: Adapter) -> str | None:
-    """Return the revision of the base on which the adapter was trained, as given in adapter_config.json.
+    """Return the revision of the base that adapter_config.json records.
 
     Returns None for the default branch of the repository.
     """
@@ -99,7 +99,7 @@ def _base_revision(adapter: Adapter) -> str | None:
 def locate(
     word: str, *, asked_by: str, content: RepoContent | None = None, revision: str | None = None, quiet: bool = False
 ) -> Located:
-    """Find the file or folder for ``word``, which is an existing path or else the id of a repository on the hub.
+    """Find the file or folder that ``word`` refers to: an existing path or else a repository id on the hub.
 
     A hub repository is read from the cache or downloaded. content: whether ``word`` must be an adapter or a checkpoint,
     or None to allow both. revision: the revision to use if ``word`` contains no revision. asked_by: the option or file
@@ -126,7 +126,7 @@ def locate(
 
 
 def origins_after(recorded: Mapping[str, str], base: Located | None, adapters: Sequence[Located]) -> dict[str, str]:
-    """Return the provenance of an artifact after a patch that merges more adapters into the artifact.
+    """Return the provenance to record after a patch has merged more adapters into an artifact.
 
     recorded: the provenance of the artifact before the patch, which is kept. The numbers of the new adapters continue
     the numbers of the recorded adapters, in the order of ``adapters``. An adapter whose repository and commit are

@@ -41,7 +41,7 @@ class OnnxFile:
     computes the logits, or None if the graph has no head. token_axis: maps the name of embedding and head to the token
     axis of the matrix, which is 0 for shape (V, H) and 1 for shape (H, V). blocks: maps the name of a block-quantised
     embedding or head to its block format. scaled: maps the name of an embedding or head that is quantised with one
-    scale and one zero point to its format. quantised: whether the graph contains an integer matrix product.
+    scale and one zero point to its format. quantised: whether the graph contains a matrix product of integers.
     block_formats: the block formats of all matrices of the graph, such as "int4 x 32 with zero points".
     """
 
@@ -113,7 +113,7 @@ class OnnxFile:
         return out
 
     def token_rows(self, name: str, start: int, stop: int) -> Array:
-        """Return the rows of the tokens [start, stop) of the embedding or the head, as an array (n, H).
+        """Return the rows of the embedding or head for the tokens [start, stop), as an array (n, H).
 
         The result is (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows, plus the accessed
         pages of the file for a matrix with shape (H, V). Raises the errors that ``OnnxFile.rows`` raises.
@@ -132,7 +132,7 @@ class OnnxFile:
         return np.ascontiguousarray(mapped[:, start:stop].T)
 
     def stored_tensors(self, name: str) -> list[TensorRange]:
-        """Return the initialisers that store the matrix ``name``; each of the initialisers has one row per token.
+        """Return all initialisers that together store the matrix ``name``; each has one row per token.
 
         An unquantised matrix is stored in one initialiser. A quantised matrix is stored in separate initialisers for
         codes, scales and zero points.
@@ -162,7 +162,7 @@ class OnnxFile:
         return np.concatenate(stored, axis=1)
 
     def token_places(self, name: str, token_id: int) -> list[ByteRange]:
-        """Return the byte ranges of the files that contain the ``token_bytes`` of one token.
+        """Return the file byte ranges in which the ``token_bytes`` of one token are stored.
 
         Raises NotExpressible if the row of the token is not a contiguous byte range of a file.
         """

@@ -35,7 +35,7 @@ def has_model(path: Path) -> bool:
 
 
 def encoder_of(model: Path) -> Path | None:
-    """Return the encoder file in the folder of a decoder file, or None if the model consists of one file."""
+    """Return the encoder file that belongs to a decoder file, or None if the model consists of one file."""
     if not model.name.startswith(_DECODER):
         return None
     return model.with_name(_ENCODER + model.name.removeprefix(_DECODER))

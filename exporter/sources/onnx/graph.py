@@ -1,7 +1,6 @@
-"""Finds the embedding, which the token ids index, and the head, which computes the logits, in an ONNX graph.
+"""Finds two matrices in an ONNX graph: the embedding, indexed by token ids, and the head, which computes the logits.
 
-The search for embedding and head uses the structure of the graph, because each export tool names the weights
-differently.
+Embedding and head are found by the structure of the graph, because each export tool gives the weights different names.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class VocabularyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class GraphVocabulary:
-    """Embedding, head and quantisation of an ONNX graph. A missing embedding or head is None.
+    """The embedding, the head and the quantisation formats of an ONNX graph. A missing embedding or head is None.
 
     quantised: whether the graph contains an integer matrix product. block_formats: the sorted block formats of all
     matrices of the graph.
@@ -162,7 +161,7 @@ class _Walk:
     def _behind(self, name: str) -> Iterator[NodeProto]:
         """Yield the nearest matrix products on the graph paths that lead to the value ``name``.
 
-        Nodes that only reshape or scale a value are passed over.
+        The search continues through nodes that only reshape or scale a value.
         """
         waiting, seen = [name], set[str]()
         while waiting:
@@ -177,7 +176,7 @@ class _Walk:
                 waiting += reversed(node.input)
 
     def _factor(self, node: NodeProto) -> VocabularyMatrix | None:
-        """Return the weight of a product: the second factor if stored, as (H, V), else the first factor, as (V, H)."""
+        """Return the weight of a matrix product: the second factor (H, V) if stored, else the first factor (V, H)."""
         if len(node.input) < 2:
             return None
         second = self._weight(node.input[1], PRODUCTS[node.op_type] ^ bool(_number(node, "transB")))
@@ -192,7 +191,7 @@ class _Walk:
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
         """Return the initialiser from which the value ``name`` is derived, or None if no such matrix exists.
 
-        A Transpose node between the initialiser and the value ``name`` swaps the token axis.
+        If a Transpose node is between the initialiser and the value ``name``, the token axis is the other axis.
         """
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
@@ -231,7 +230,7 @@ class _Walk:
     def _scaled_after(self, product: NodeProto) -> ScaledForm | None:
         """Return the format of the weight in an integer matrix product.
 
-        In the graph, the result of the integer product is multiplied by the product of the scales of both factors.
+        The graph multiplies the result of the integer matrix product by the product of both factors' scales.
         """
         users = {name: node for node in self.graph.node for name in node.input}
         node = users.get(product.output[0])

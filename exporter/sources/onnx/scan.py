@@ -1,7 +1,7 @@
 """Checks, before an ONNX file is parsed, that the parsed protobuf messages will not need too much memory.
 
-The check is necessary because two bytes of a protobuf file may become a parsed message of hundreds of bytes. The scan
-visits the fields of messages that can contain many nested messages, and skips tensor values. Sources: the protobuf
+The check is necessary because two bytes of a protobuf file may be parsed to a message object of hundreds of bytes. The
+scan visits the fields of messages that can contain many nested messages, and skips tensor values. Sources: the protobuf
 encoding guide, and the field numbers in onnx.proto3.
 """
 
@@ -35,7 +35,7 @@ _MODEL: Final[dict[int, Any]] = {7: _GRAPH, 8: {}, 14: {}, 20: _TRAINING, 25: _F
 
 
 def check_cost(path: Path, view: mmap.mmap) -> None:
-    """Raise UnreadableFile if the bytes are not protobuf or contain too many messages or names.
+    """Raise UnreadableFile if the bytes are not valid protobuf, or if they contain too many messages or names.
 
     The scan skips the bytes of the weights.
     """

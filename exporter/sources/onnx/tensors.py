@@ -138,9 +138,9 @@ def _count(path: Path, name: str, key: str, text: str) -> int:
 
 
 def text(path: Path, value: str | bytes) -> str:
-    """Return a string of a protobuf message.
+    """Return a string field of a protobuf message.
 
-    Raises UnreadableFile if the value is bytes, because protobuf returns bytes for text that is not UTF-8.
+    Raises UnreadableFile if the value is of type bytes, which protobuf returns for text that is not UTF-8.
     """
     if isinstance(value, bytes):
         raise UnreadableFile(path, f"expected a name in UTF-8, found the bytes {value!r:.80}")
