@@ -30,7 +30,7 @@ def require_apart(out: Path, inputs: Iterable[Path], *, whole: Iterable[Path] = 
 
 
 def _names(path: Path) -> set[Path]:
-    """Return ``path`` as an absolute path, with links in its parent folder resolved, and with all links resolved.
+    """Return three versions of ``path``: absolute, with symlinks in the parent folder resolved, and fully resolved.
 
     The function uses ``realpath``, because ``Path.resolve`` raises an error on a symlink loop.
     """

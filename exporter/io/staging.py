@@ -66,7 +66,7 @@ class Stage:
     """A staging folder that remains after its process ends, so that a later run can resume.
 
     draft: the folder that will be renamed to ``final``. keep: whether the staging folder is kept after an error, so
-    that another run can resume. promoted: whether the previous run already renamed its draft to ``final``, so that the
+    that a later run can resume. promoted: whether the previous run already renamed its draft to ``final``, so that the
     current run only has to remove the staging folder.
     """
 

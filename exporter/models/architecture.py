@@ -190,7 +190,7 @@ class Architecture:
 
 
 def task_classes(architecture: Architecture, parameter: str) -> list[str]:
-    """Return the other classes of the model type that have ``parameter``, such as the head of a classifier."""
+    """Return all other classes of the same model type that have ``parameter``, for example a classifier's head."""
     described = type_facts(architecture.model_type)
     classes = described.classes if described else {}
     return [name for name in sorted(classes) if name != architecture.name and parameter in classes[name].parameters]

@@ -80,7 +80,7 @@ class Transform(msgspec.Struct, frozen=True):
 class TypeFacts(msgspec.Struct, frozen=True):
     """Facts about a model type. tasks: maps each task, such as causal_lm, to the class that AutoModel loads.
 
-    conversions: maps class names and model types to transforms, for a model type that the generated tables lack.
+    conversions: maps class names and model types to transforms, if the model type is missing in the data files.
     """
 
     tasks: Mapping[str, str]

@@ -98,9 +98,10 @@ def _first(names: str | Sequence[str]) -> str:
 
 
 def facts_of(name: str, *, complete: bool = False) -> dict[str, Any]:
-    """Return the facts of the class ``name`` of transformers.
+    """Return the facts about the transformers class ``name``.
 
-    complete: whether to list the parameters of nested models, and not only those of classes without facts.
+    complete: True to list the parameters of all nested models, False to list only the parameters of nested models whose
+    class has no separate facts.
     """
     import torch
     import transformers
@@ -217,9 +218,9 @@ def _pattern(name: str) -> str:
 
 
 def describe_class(name: str, *, complete: bool = False) -> tuple[str, dict[str, Any] | None, str]:
-    """Return (name, facts of the class or None, the error if the class cannot be constructed, else "").
+    """Return (class name, facts about the class or None, error message if the class cannot be constructed, else "").
 
-    complete: whether the facts list the parameters of nested models, too.
+    complete: whether the facts also list the parameters of nested models.
     """
     try:
         return name, facts_of(name, complete=complete), ""

@@ -1,4 +1,4 @@
-"""Config values for constructing models of classes whose default config is not sufficient.
+"""Config values that are needed to construct models whose default config is not sufficient.
 
 The generated facts do not depend on these config values.
 """

@@ -1,7 +1,8 @@
-"""Facts about model types that the generated tables lack, from the installed version of transformers.
+"""Generate facts about model types that are missing in the data files, from the installed version of transformers.
 
-A version of transformers that is newer than the tables may know further model types. A helper process constructs the
-classes of such a type without weights and writes their facts, which are kept in the user's cache.
+The installed version of transformers may be newer than the data files and define additional model types. A helper
+process constructs models of an additional model type without weights and collects the facts, which are stored in the
+user's cache.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _HELPER: Final = "exporter.models.describe"
 
 @lru_cache(maxsize=16)
 def unlisted_facts(model_type: str) -> TypeFacts | None:
-    """Return the facts about a model type that the generated tables lack, or None.
+    """Return the facts about a model type that is missing in the data files, or None if no facts can be generated.
 
-    The result is None if transformers is not installed, if the tables were generated from the installed version, or if
-    the installed version does not know the model type. The first call for a model type takes a few seconds.
+    The result is None if transformers is not installed, if the data files were generated from the installed version of
+    transformers, or if the installed version does not define the model type. The first call for a model type takes a
+    few seconds.
     """
     try:
         version = importlib.metadata.version("transformers")
@@ -40,7 +42,7 @@ def unlisted_facts(model_type: str) -> TypeFacts | None:
 
 
 def _describe(model_type: str, folder: Path) -> TypeFacts | None:
-    """Run the helper process, and keep its file in ``folder`` if ``folder`` is writable."""
+    """Run the helper process, and store the generated file in ``folder`` if ``folder`` is writable."""
     with tempfile.TemporaryDirectory(prefix="ttexport-") as scratch:
         path = Path(scratch) / f"{model_type}.json"
         if failure(_HELPER, model_type, str(path), environment={**os.environ, **OFFLINE}) is not None:

@@ -1,7 +1,7 @@
 """Read the reference that an artifact must equal from the base checkpoint and the adapters on disk.
 
-The expected weights are computed without the exporter's merge code. The verification has its own code, separate from
-the exporter's, for replacing embedding and head rows by token id and for rounding to a storage dtype.
+The expected weights are computed without the exporter's merge code. The verification does not share code with the
+exporter for replacing embedding and head rows by token id or for rounding to a storage dtype.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _rope(config: Mapping[str, Any], width: Any, context: Any) -> dict[str, Any]
 def _attention_factor(table: Mapping[str, Any], context: int, original: int) -> float:
     """Return longrope's attention factor for contexts that exceed the original context length.
 
-    The formula is that of the function _compute_longrope_parameters in transformers.
+    Source of the formula: the function _compute_longrope_parameters in transformers.
     """
     if table.get("attention_factor") is not None:
         return float(table["attention_factor"])

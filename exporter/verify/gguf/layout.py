@@ -132,7 +132,7 @@ def generated(config: Mapping[str, Any]) -> dict[str, Array]:
 def _llama3(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Array:
     """Return the number by which llama3 rope scaling divides each rotary frequency.
 
-    The formula is that of the function _compute_llama3_parameters in transformers.
+    Source of the formula: the function _compute_llama3_parameters in transformers.
     """
     dims = numbers["rope.dimension_count"]
     low, high, factor = table["low_freq_factor"], table["high_freq_factor"], table["factor"]

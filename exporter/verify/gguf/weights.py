@@ -73,8 +73,8 @@ def _compare(
 ) -> None:
     """Compare one GGUF tensor with its expected values, and record the result in ``comparison``.
 
-    sources: the expected values of each checkpoint tensor that is stacked in the GGUF tensor, in order, or of the only
-    checkpoint tensor if the GGUF tensor is not a stack.
+    sources: the expected values of each checkpoint tensor that is stacked in the GGUF tensor, in order. If the GGUF
+    tensor is not a stack, ``sources`` has one element.
     """
     tensor = gguf.tensors[name]
     rows, width = tensor.n_rows // len(sources), tensor.shape[-1]

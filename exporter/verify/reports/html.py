@@ -65,7 +65,7 @@ def _plots(artifact: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _heat(artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return pairs of a token and a colour intensity (heat) from 0 to 1, or None if the model was not run.
+    """Return every token with its KL and a colour intensity (heat) from 0 to 1, or None if the model was not run.
 
     The heat rises linearly with the logarithm of the KL divergence at the token's position.
     """

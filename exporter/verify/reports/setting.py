@@ -110,7 +110,7 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
 def _cpu() -> str:
     """Return the name of the processor.
 
-    On Linux, the name of the processor is read from /proc, because Python's platform module does not return it.
+    On Linux, the name is read from /proc, because Python's platform module does not return the processor name.
     """
     path = Path("/proc/cpuinfo")
     if path.is_file():

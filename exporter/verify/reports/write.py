@@ -22,7 +22,7 @@ HTML: Final = "report.html"
 def require_renderers() -> None:
     """Raise MissingDependency if a package that is needed to render reports is not installed.
 
-    The function checks whether the packages are installed without importing them.
+    The function searches for the packages without importing the packages.
     """
     for package in REPORT:
         package.require("--report")

@@ -70,7 +70,7 @@ class Distance:
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Return the perplexities of the sequence under ``want`` and ``got``, or NaN without next tokens."""
+        """Return the sequence's perplexities under ``want`` and ``got``, or NaN if no position has a next token."""
         known = self.surprise_at[~np.isnan(self.surprise_at[:, 0])]
         if not len(known):
             return np.nan, np.nan

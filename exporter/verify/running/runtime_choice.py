@@ -69,7 +69,7 @@ def choose_runtime(artifact: Artifact, reference: Reference) -> str:
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
     """Choose llama.cpp if llama.cpp is installed.
 
-    Otherwise, choose the GGUF loader of transformers if it supports the model.
+    Otherwise, choose the GGUF loader of transformers if the loader supports the model.
     """
     if installed("llama.cpp"):
         return "llamacpp"

@@ -38,7 +38,7 @@ class EncoderDecoder:
         self.encoder, self.decoder = Session(encoder_path, cache_shape), Session(path, cache_shape)
 
     def encode(self, ids: Array, mask: Array) -> dict[str, Array]:
-        """Run the encoder, and return its outputs under the names of the decoder's inputs.
+        """Run the encoder, and return a dict from names of decoder inputs to encoder outputs.
 
         ids, mask: token ids and attention mask, both of shape (batch, encoder tokens).
         """

@@ -50,10 +50,10 @@ class Artifact:
 
     path: the file or folder that a runtime loads. For an encoder-decoder in ONNX, ``path`` is the decoder's file. head:
     the matrix of the output head, or None if embedding and head are the same tensor. quantised: True if any tensor of
-    the artifact is quantised in blocks, even if the embedding is not. files: for GGUF and ONNX, all files that belong
-    to the artifact, including ``path``. types: for GGUF, the types of all tensors. inputs: for ONNX, the input names of
-    the graph. encoder_embedding: the embedding of the encoder, if the encoder has a separate ONNX file. gguf: the
-    opened GGUF, kept in memory because its header contains one text per token and is slow to parse.
+    the artifact is quantised in blocks, even if the embedding is not quantised. files: for GGUF and ONNX, all files
+    that belong to the artifact, including ``path``. types: for GGUF, the types of all tensors. inputs: for ONNX, the
+    input names of the graph. encoder_embedding: the embedding of the encoder, if the encoder has a separate ONNX file.
+    gguf: the opened GGUF, kept in memory because its header contains one text per token and is slow to parse.
     """
 
     path: Path

@@ -1,8 +1,9 @@
 """Compare rows of quantised tensors with their expected values.
 
 A stored row passes if the verification quantises the expected row to the same bytes. If the artifact was quantised with
-an importance matrix or with a different build of the quantiser, the bytes of every row differ. Such a row passes if its
-quantisation error is at most a fixed multiple of the error that the verification's own quantisation has.
+an importance matrix or with a different build of the quantiser, the bytes of every row differ. A stored row with
+different bytes passes if the row's quantisation error is at most a fixed multiple of the error that results when the
+verification quantises the expected row.
 
 For sums of base and updates, few stored rows equal the verification's quantised rows byte for byte, even with the same
 quantiser. An update may be smaller than the quantisation error of each row. Therefore the check of a sum measures the
