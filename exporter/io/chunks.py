@@ -62,7 +62,7 @@ class InputFiles:
     def fd(self, path: Path) -> int:
         """Return the file descriptor of ``path``.
 
-        The file is opened when ``path`` is used for the first time. Raises UnreadableFile.
+        The input file is opened when ``path`` is used for the first time. Raises UnreadableFile.
         """
         with self._lock:
             if path not in self._fds:

@@ -1,6 +1,6 @@
 """Config values that are needed to construct models whose default config is not sufficient.
 
-The generated facts do not depend on these config values.
+The generated facts do not depend on the config values in this module.
 """
 
 from __future__ import annotations

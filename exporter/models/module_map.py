@@ -103,10 +103,10 @@ class ModuleMap:
     def find(self, module: str, parameter: str) -> str | None:
         """Return the loaded model's name for the parameter that an adapter calls ``module.parameter``, or None.
 
-        The names can differ for two reasons. The adapter may have been trained with a different class of the same model
-        type, for example a class with or without the base model prefix, or the text model of a vision-language model.
-        The adapter may also have been trained with a version of transformers whose module names equal the names of the
-        stored tensors.
+        An adapter may use parameter names that differ from the loaded model's names, for two reasons. The adapter may
+        have been trained with a different class of the same model type, for example a class with or without the base
+        model prefix, or the text model of a vision-language model. The adapter may also have been trained with a
+        version of transformers whose module names equal the names of the stored tensors.
         """
         return next((name for name in self.spellings(module, parameter) if name in self.groups), None)
 

@@ -1,10 +1,10 @@
 """Describe which elements of stored tensors form a parameter of the loaded model.
 
 When transformers loads a checkpoint, many parameters are made from stored tensors: experts are stacked, projections are
-concatenated, fused projections are split, matrices are transposed, and rows are permuted. Each of these operations only
-rearranges elements along whole axes. Therefore one array of positions per axis, stored in a ``Block``, describes how a
-stored tensor maps to a parameter. Source: the classes ``Chunk``, ``Concatenate``, ``Interleave``, ``MergeModulelist``,
-``Transpose``, ``PermuteForRope`` and ``ErnieFuseAndSplitTextVisionExperts`` in transformers' core_model_loading.
+concatenated, fused projections are split, matrices are transposed, and rows are permuted. Because each conversion only
+rearranges elements along whole axes, a ``Block`` describes how a stored tensor maps to a parameter by one array of
+positions per axis. Source: the classes ``Chunk``, ``Concatenate``, ``Interleave``, ``MergeModulelist``, ``Transpose``,
+``PermuteForRope`` and ``ErnieFuseAndSplitTextVisionExperts`` in transformers' core_model_loading.
 """
 
 from __future__ import annotations

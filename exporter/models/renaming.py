@@ -32,8 +32,9 @@ class Renamer:
     """A compiled renaming or converter for the tensors of a model or of a nested model.
 
     scope: the path of the nested model to whose tensors the transform applies, or None for all tensors. prefix: the
-    base model prefix of the outermost model. Names of stored tensors may lack the prefix. active: whether the first
-    pattern of a group of renamings matches a stored tensor. Otherwise, the whole group is ignored.
+    base model prefix of the outermost model. Names of stored tensors may lack the base model prefix. active: whether
+    the first pattern of a group of renamings matches a stored tensor. If the first pattern matches no stored tensor,
+    the whole group of renamings is ignored.
     """
 
     transform: Transform
@@ -111,9 +112,9 @@ def _replacement(target: str) -> tuple[str, str | None]:
 def rename(name: str, renamers: Sequence[Renamer]) -> tuple[str, tuple[Renamer, int] | None]:
     """Apply all renamings to ``name`` in order, and then the first matching converter, if any.
 
-    Returns a pair. The first element is the name of the parameter. The second element is the pair (converter, number of
-    the source pattern that matched), or None if no converter matched. If the converter has several targets, the name of
-    the first target is returned.
+    Returns a pair (parameter name, matched converter). The second element is itself a pair (converter, number of the
+    source pattern that matched), or None if no converter matched. If the converter has several targets, the name of the
+    first target is returned.
     """
     for renamer in renamers:
         if not renamer.transform.operations and (match := renamer.rename(name)):

@@ -1,9 +1,9 @@
 """Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
-The computation does not use the exporter's merge code. However, the exporter and the verification both use
-``exporter.models`` to map module names to stored tensors. Sums of base and updates are computed row by row in float64.
-A value in an artifact that was merged in float32 and then rounded once must differ from the expected value by at most
-one unit in the last place.
+The computation does not use the exporter's merge code. Only the package ``exporter.models``, which maps module names to
+stored tensors, is used by both the exporter and the verification. Sums of base and updates are computed row by row in
+float64. A value in an artifact that was merged in float32 and then rounded once must differ from the expected value by
+at most one unit in the last place.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _follow_tie(
 ) -> None:
     """Apply an adapter's changes of a tied embedding or head to all tensors that are tied together.
 
-    If the adapter contains separate trained rows for a tied tensor, this tied tensor is left unchanged.
+    A tied tensor is left unchanged if the adapter contains separate trained rows for the tensor.
     """
     tie = checkpoint.tie
     heads = (head, *tie.head_copies)

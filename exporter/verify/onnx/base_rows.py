@@ -1,10 +1,10 @@
 """Recognise tensors of the base checkpoint in an ONNX model by comparing rows.
 
 An ONNX export tool may rename tensors, transpose matrices, concatenate the query, key and value matrices, or stack
-experts. Every export tool keeps the values of a row together. Therefore each row of an ONNX matrix is looked up among
-all rows of the same layer in the base. If at least half of the rows of an ONNX matrix are found in the base, all rows
-of the matrix must be found, in the same order as in the base. If fewer than half of the rows of an ONNX matrix are
-found, the matrix is reported as unknown.
+experts. Each row of an ONNX matrix is looked up among all rows of the same layer in the base, because every export tool
+keeps the values of a row together. If at least half of the rows of an ONNX matrix are found in the base, all rows of
+the matrix must be found, in the same order as in the base. If fewer than half of the rows of an ONNX matrix are found,
+the matrix is reported as unknown.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ _ATTRIBUTES: Final = {
 def check_folder(folder: Path, models: Sequence[Artifact], reference: Reference) -> Iterator[Check | Skip]:
     """Check the files that all models in an ONNX folder share.
 
-    If the artifact is a single model file without a config, these checks are skipped.
+    If the artifact is a single model file without a config, the checks of the shared files are skipped.
     """
     paths = [model.path for model in models]
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", _GENAI)):

@@ -125,7 +125,7 @@ def row_bars(rows: Sequence[Mapping[str, Any]], limit: float, name: str) -> str:
 def _decades(low: float, high: float) -> tuple[float, float]:
     """Return the largest power of ten that is at most ``low``, and the smallest power of ten that is at least ``high``.
 
-    The two powers of ten differ even if ``low`` equals ``high``, so that the plot axis has two labels.
+    The two returned powers of ten differ even if ``low`` equals ``high``, so that the plot axis has two labels.
     """
     bottom = math.floor(math.log10(low))
     return 10.0**bottom, 10.0 ** max(bottom + 1, math.ceil(math.log10(high)))

@@ -2,8 +2,8 @@
 
 The excess is the artifact's mean KL minus the quantised base's mean KL, with both means over the same positions. The
 excess has a standard error, because quantisation noise affects both means. The limit for the excess grows with the
-standard error, so that the check does not fail because of noise alone. However, a faulty artifact cannot raise the
-limit for the excess.
+standard error, so that the check does not fail because of noise alone. A faulty artifact cannot raise the limit for the
+excess.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def check_excess(
 ) -> Check:
     """Check that the excess of the artifact's mean KL over the quantised base's mean KL is within the limit.
 
-    The limit is QUANTISED_EXCESS or ``errors`` standard errors, whichever is larger. tuned: distance of the artifact
-    from the tuned model. base: distance of the quantised base from the untuned model, at the same positions. lengths:
-    number of positions of each sequence. varied: number of positions where tuning affects all logits. At any other
-    position, the tuned model's logits differ from the base's logits in only a few columns of the vocabulary. errors:
-    number of standard errors that the excess may have.
+    The limit for the excess is the larger of QUANTISED_EXCESS and ``errors`` standard errors. tuned: distance of the
+    artifact from the tuned model. base: distance of the quantised base from the untuned model, at the same positions.
+    lengths: number of positions of each sequence. varied: number of positions where tuning affects all logits. At any
+    other position, the tuned model's logits differ from the base's logits in only a few columns of the vocabulary.
+    errors: number of standard errors that the excess may have.
     """
     error = standard_error(tuned, base, lengths, varied)
     detail = (
@@ -83,11 +83,11 @@ def standard_error(tuned: Distance, base: Distance, lengths: Sequence[int], vari
 
     The paired estimate uses the difference d of the two KL values at each position, and is the larger of two numbers:
     sqrt(Σ(d - mean)²) over all positions, and sqrt(Σ(Σd - n·mean)²) over all sequences, where the inner sum runs over
-    the n positions of a sequence. Sums over sequences are needed because the positions of a sequence are correlated,
-    and single positions are needed because an estimate from few sequences is unreliable. The independent estimate is
-    the standard deviation of the base's KL times sqrt(2 ``varied``), as if the KL values at ``varied`` positions were
-    independent draws from the base's distribution. A faulty artifact can raise the paired estimate, but not the
-    independent estimate, which uses only the base's KL.
+    the n positions of a sequence. The paired estimate uses sums over sequences because the positions of a sequence are
+    correlated, and uses single positions because an estimate from only a few sequences is unreliable. The independent
+    estimate is the standard deviation of the base's KL times sqrt(2 ``varied``), as if the KL values at ``varied``
+    positions were independent draws from the base's distribution. A faulty artifact can raise the paired estimate, but
+    not the independent estimate, which uses only the base's KL.
     """
     if not base.kl > 0:
         return 0.0

@@ -5,7 +5,7 @@ A GGUF file must produce the same results in the GGUF loader of transformers as 
 The GGUF loader of transformers dequantises the file and computes in float32. The GGUF loader of transformers is many
 times slower than llama.cpp, mainly because the loader converts the GGUF vocabulary. Because the GGUF loader of
 transformers is slow, only a few sequences are run in the loader. Unless the user requires the loader, only one file per
-model is run.
+model is run in the loader.
 """
 
 from __future__ import annotations

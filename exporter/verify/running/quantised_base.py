@@ -2,8 +2,8 @@
 
 In all supported quantisation types, each row is quantised independently of all other rows. Therefore, after the trained
 rows of an artifact are replaced by the base's rows, the artifact equals the base quantised by the artifact's quantiser.
-The verifier itself quantises the base's values of other tuned tensors, as llama.cpp and ONNX Runtime do without an
-importance matrix.
+For tuned tensors other than the trained rows, the verifier itself quantises the base's values, as llama.cpp and ONNX
+Runtime do without an importance matrix.
 """
 
 from __future__ import annotations

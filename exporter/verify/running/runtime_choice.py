@@ -17,8 +17,8 @@ HALVES: Final = ("F16", "BF16")
 def greedy_must_match(artifact: Artifact) -> bool:
     """Whether greedy decoding with the artifact must choose exactly the reference's tokens.
 
-    The result is True for checkpoints and float32 files. With a 16-bit GGUF file, llama.cpp rounds activations to the
-    file's 16-bit type, so greedily decoded tokens may differ.
+    Greedily decoded tokens must match exactly for checkpoints and float32 files. With a 16-bit GGUF file, llama.cpp
+    rounds activations to the file's 16-bit type, so greedily decoded tokens may differ.
     """
     return (artifact.storage == "F32" and not artifact.quantised) or artifact.format == "hf"
 
@@ -69,7 +69,7 @@ def choose_runtime(artifact: Artifact, reference: Reference) -> str:
 def _gguf_runtime(artifact: Artifact, reference: Reference) -> str:
     """Choose llama.cpp if llama.cpp is installed.
 
-    Otherwise, choose the GGUF loader of transformers if the loader supports the model.
+    If llama.cpp is not installed, choose the GGUF loader of transformers, provided that the loader supports the model.
     """
     if installed("llama.cpp"):
         return "llamacpp"

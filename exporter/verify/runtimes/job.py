@@ -20,7 +20,10 @@ from exporter.tensors import Array
 
 
 class RuntimeFailed(TTExportError):
-    """Raised if a runtime rejects an artifact or crashes on an artifact. The verdict is then "not equivalent"."""
+    """Raised if a runtime rejects an artifact or crashes on an artifact.
+
+    If ``RuntimeFailed`` is raised, the verdict for the artifact is "not equivalent".
+    """
 
     exit_code = 3
 

@@ -107,7 +107,7 @@ def _load_order(config: Any) -> tuple[bool, bool]:
     """Return the sort key of an adapter in the order in which adapters are loaded.
 
     When PEFT loads an adapter, PEFT disables the token-row and modules_to_save wrappers of previously loaded adapters.
-    Therefore adapters with such wrappers are loaded last.
+    Adapters with token-row or modules_to_save wrappers are therefore loaded last.
     """
     wraps = getattr(config, "trainable_token_indices", None) or getattr(config, "modules_to_save", None)
     return config.peft_type == PeftType.LORA, bool(wraps)

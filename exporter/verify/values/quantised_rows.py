@@ -6,8 +6,8 @@ different bytes passes if the row's quantisation error is at most a fixed multip
 verification quantises the expected row.
 
 For sums of base and updates, few stored rows equal the verification's quantised rows byte for byte, even with the same
-quantiser. An update may be smaller than the quantisation error of each row. Therefore the check of a sum measures the
-update over the whole tensor.
+quantiser. The check of a sum measures the update over the whole tensor, because an update may be smaller than the
+quantisation error of each row.
 """
 
 from __future__ import annotations
