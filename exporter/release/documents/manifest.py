@@ -32,9 +32,10 @@ _Document = TypeVar("_Document")
 
 
 class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base or an adapter. name: a hub id or a folder name. revision: the commit on the hub.
+    """An input of the release: the base or an adapter.
 
-    files: file name → sha256 for every file that was read.
+    name: a hub id or a folder name. revision: the commit on the hub, or null. files: maps the name of every file that
+    was read to the sha256 of the file.
     """
 
     name: str
@@ -43,7 +44,7 @@ class MaterialEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts from ``release.toml`` for a model card: front matter with the hub's key names, and the paragraphs."""
+    """The texts from ``release.toml`` for a model card: front matter with the hub's key names, and paragraphs."""
 
     language: str | list[str] | None = None
     license: str | None = None
@@ -61,9 +62,10 @@ class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tuned model of the release. adapters: names of the model's adapters.
+    """A tuned model of the release.
 
-    folder: folder of the model, empty for the release folder. card: texts of the model card.
+    adapters: names of the model's adapters. folder: folder of the model, or an empty text if the model is in the
+    release folder itself. card: texts of the model card.
     """
 
     name: str
@@ -75,9 +77,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class CheckEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A check of the verification.
+    """The result of one check of the verification.
 
-    value, limit: null for a yes-or-no check; a number that is not finite is stored as text.
+    value, limit: measured value and limit; null for a yes-or-no check. A number that is not finite is stored as text.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An output. An artifact of the release. path: a file or a folder below the release folder."""
+    """An artifact of the release. path: a file or a folder, as a path relative to the release folder."""
 
     job: str
     model: str
@@ -116,7 +118,11 @@ class ArtifactEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file below the release. tensors: tensor name → sha256 of the stored bytes; empty for a file without tensors."""
+    """A file of the release.
+
+    tensors: maps the name of each tensor in the file to the sha256 of the tensor's stored bytes; empty for a file
+    without tensors.
+    """
 
     path: str
     kind: str
@@ -126,7 +132,10 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole manifest. tools: package → version, including the build of the program that quantises GGUF files."""
+    """The whole manifest of a release.
+
+    tools: maps each package to its version, and includes the build of the program that quantises GGUF files.
+    """
 
     schema: Literal[2]
     kind: Literal["ttexport release"]

@@ -95,7 +95,7 @@ def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, 
     """Return (stored embedding, stored head or None, map of other parameters that can be tied to their stored names).
 
     If a checkpoint stores the head of a tied model but no embedding, the stored head is the embedding. Raises BadInput
-    if the checkpoint stores none of the parameters, and NotExpressible if several tensors make up the embedding.
+    if the checkpoint stores none of these parameters, and NotExpressible if several tensors make up the embedding.
     """
     use = Vocabulary(modules)
     linked = use.linked | {pattern_of(use.head or use.embedding)}
