@@ -77,10 +77,7 @@ class Stage:
 
 
 def staging_folder(final: Path) -> Path:
-    """Path of the staging folder for the output path ``final``.
-
-    The staging folder exists while a run writes ``final``, and after an interrupted run.
-    """
+    """Path of the staging folder, which exists while a run writes ``final`` and after an interrupted run."""
     return final.with_name(f".{final.name}.partial")
 
 
@@ -190,10 +187,7 @@ def require_space(out: Path, nbytes: int) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small new file, flush the file to disk (fsync), and create the folder of the file if necessary.
-
-    The permissions of the file follow the umask. Raises OutputError.
-    """
+    """Write a small new file, creating its folder if necessary, and flush the file to disk. Raises OutputError."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, content)

@@ -12,7 +12,7 @@ from exporter.sources.places import EMBEDDING, Place, place_of, use_of
 
 
 def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
-    """Map each destination that an edit's main tensor (such as a weight) changes to the part of the edit for it.
+    """Map each destination of an edit's main tensor (such as a weight) to the part of the edit for that destination.
 
     Each destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
@@ -105,7 +105,7 @@ def refuse_one_side(edit: Edit) -> None:
 
 
 def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
-    """Map the name of each stored bias that an update's bias changes to the update (or the part of it that applies).
+    """Map the name of each stored bias to the update, or the part of the update, whose bias changes the stored bias.
 
     Raises NotExpressible if the updated module has no bias in the base model.
     """

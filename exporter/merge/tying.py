@@ -100,7 +100,7 @@ def _head_name(checkpoint: Checkpoint) -> str:
 def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
     """Replace the head, too, if an adapter tensor (such as a resized embedding) replaces the embedding in place.
 
-    A copy that was trained for ``modules_to_save`` replaces either the embedding or the head, but not both.
+    If the adapter tensor is a copy trained for ``modules_to_save``, only the embedding or only the head is replaced.
     """
     changed = [change.replaced for change in (embedding, head) if change.replaced and change.replaced.in_place]
     if len(changed) == 2 and not changed[0].equals(changed[1]):

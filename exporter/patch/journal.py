@@ -3,10 +3,11 @@
 After a crash at any moment, either the journal contains all bytes needed to restore the old model, or the new model is
 complete.
 
-First, the old bytes that the patch will overwrite are saved to a journal file beside the model, and synced to disk. The
-journal gets its final name by an atomic rename, so a journal under the final name is always complete. Then the patch is
-written to the model, synced to disk and verified. Finally, the journal is removed, which commits the patch. If a later
-patch finds a journal beside the model, the patch first restores the old bytes.
+First, the old bytes that the patch will overwrite are saved to a journal file next to the model, and the journal is
+flushed to disk. The journal gets its final name by an atomic rename, so a journal under the final name is always
+complete. Then the patch is written to the model, flushed to disk and verified. Finally, the journal is removed, which
+commits the patch. If a later patch finds a journal next to the model, the old bytes are restored before the patch
+begins.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def patch_in_place(path: Path, changes: Changes, check: Callable[[], None], prog
 def linked(paths: Sequence[Path]) -> Iterator[Path]:
     """Link the model's files or folder in a temporary folder, and yield the link to the first of ``paths``.
 
-    The ``check`` of ``patch_in_place`` must read the model through the links, because readers refuse a model that has a
-    journal beside it.
+    The ``check`` of ``patch_in_place`` must read the model through the links, because readers raise an error if a
+    journal exists next to the model.
     """
     with tempfile.TemporaryDirectory(prefix="ttexport-") as folder:
         links = []
@@ -161,7 +162,7 @@ def _restore(path: Path) -> None:
 
 
 def _read_journal(path: Path) -> dict[Path, _Old]:
-    """Read the journal. Returns a dict of file → old bytes of the file.
+    """Read the journal. Returns a dict that maps each file to the old bytes of the file.
 
     Raises UnreadableFile if the journal's digest is wrong, or if the journal belongs to a different model.
     """

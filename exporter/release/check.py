@@ -63,7 +63,7 @@ def check_release(folder: Path, trust: Trust | None = None) -> Report:
 
 
 def require_as_released(report: Report) -> None:
-    """If a check failed, raise NotEquivalent; the message names the first failed check and the number of others."""
+    """Raise NotEquivalent if a check failed; the message names the first failed check and counts the others."""
     if not report.passed:
         first, *others = report.failures
         more = f" (and {len(others)} more failed checks)" if others else ""

@@ -126,7 +126,7 @@ class Checkpoint:
     def embedding_digest(self) -> str:
         """Return the SHA-256 digest of the stored bytes of the input embedding.
 
-        The digest of the embedding is used to identify the base model, because only one tensor has to be read for it.
+        The digest of the embedding is used to identify the base model, because only one tensor has to be read.
         """
         return self.digest(self.tie.embedding)
 

@@ -85,7 +85,7 @@ def require_full_precision(checkpoint: Checkpoint, *, purpose: str = "", names: 
     """Raise BadInput if the checkpoint is quantised.
 
     The error message names the unquantised original if its name is known. purpose: the operation that needs full
-    precision, such as "to train". names: further names of the checkpoint.
+    precision, such as "to train". names: other names of the checkpoint.
     """
     if (quantisation := checkpoint.quantisation) is not None:
         raise BadInput(

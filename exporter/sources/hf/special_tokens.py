@@ -17,8 +17,8 @@ def special_ids(files: Mapping[str, Path]) -> dict[str, int]:
     """Map the name (bos, eos or pad) of every special token that the tokenizer defines to the token's id.
 
     The special tokens are named in tokenizer_config.json or special_tokens_map.json, and their ids are given in
-    tokenizer.json. files: the tokenizer files as a map of file name → path. Raises UnreadableFile if a tokenizer file
-    cannot be parsed.
+    tokenizer.json. files: maps the names of the tokenizer files to their paths. Raises UnreadableFile if a tokenizer
+    file cannot be parsed.
     """
     names = ("special_tokens_map.json", "tokenizer_config.json")
     settings: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Find the tables of a checkpoint that have one entry per token, besides the input embedding and the output head.
 
-Such tables are the biases of heads, and further embeddings such as the per-layer embeddings of Gemma. When the
+Such tables are the biases of heads, and additional embeddings such as the per-layer embeddings of Gemma. When the
 vocabulary grows, all of the tables have to grow, or the model fails on its new tokens.
 """
 

@@ -34,7 +34,7 @@ _REMEDY: Final = "give the base of the training, or use --trust-base if this bas
 class Contradiction:
     """A fact about the base that an adapter records and that does not hold for the given base.
 
-    place: the file and the key or tensor of the adapter that contain the fact.
+    place: the file of the adapter, and the key or tensor in the file, that contain the fact.
     """
 
     place: str
