@@ -117,9 +117,9 @@ def _values(file: GgufFile, name: str) -> Array:
 def _check_rows(name: str, pair: _Pair | None, want: Expected, limit: float, *, every: bool) -> Check:
     """Compare rows of the base plus the LoRA product with the expected rows of the tuned model.
 
-    The limit applies to the largest difference in a row, divided by the row's largest absolute value. If the GGUF has
-    no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must equal the base's matrix bit for
-    bit.
+    For each row, the largest difference is divided by the row's largest absolute value, and the quotient is compared
+    with the limit. If the GGUF has no LoRA factors for a matrix that an adapter replaces, the adapter's matrix must
+    equal the base's matrix bit for bit.
     """
     n_rows = want.base.spec.n_rows
     if pair is None and (want.rows or want.computed):

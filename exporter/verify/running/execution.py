@@ -38,11 +38,11 @@ class ArtifactResults:
     """The result arrays of all processes that run the same artifact.
 
     rounding: how the reference model is rounded for comparison with the artifact. modes: run modes of the artifact.
-    arrays: logits and tokens of the artifact. base_arrays: logits of the base, quantised like the artifact.
-    loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers. failure: error
-    message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could not be replaced
-    by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the untuned base and must
-    not be used.
+    arrays: logits and tokens of the artifact. base_arrays: logits of the untuned base, which is quantised like the
+    artifact. loader_arrays: logits and tokens of the artifact, computed by the GGUF loader of transformers. failure:
+    error message of the runtime, or "" if the run succeeded. not_restored: names of tuned tensors that could not be
+    replaced by the base's tensors. If ``not_restored`` is not empty, ``base_arrays`` do not belong to the untuned base
+    and must not be used.
     """
 
     artifact: Artifact

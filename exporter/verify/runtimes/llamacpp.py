@@ -85,7 +85,8 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save logits as ``full.N`` (sequence N), greedy tokens as ``greedy.N`` (prompt N), ids as ``tokens.N`` (text N).
+    """Save logits of sequence N as ``full.N``, greedy tokens after prompt N as ``greedy.N``, ids of text N as
+    ``tokens.N``.
 
     ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``), greedy_prompts,
     greedy_tokens (number of tokens to choose) and texts.

@@ -70,7 +70,7 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save logits as ``MODE.N`` (run mode and sequence N) and greedily chosen tokens as ``greedy.N`` (prompt N).
+    """Save the logits of sequence N in run mode MODE as ``MODE.N``, and greedy tokens after prompt N as ``greedy.N``.
 
     ``job`` has the keys artifact (a model file), sequences, more (additional sequences to run in the mode ``full``,
     numbered after ``sequences``), modes, cache_shape, greedy_prompts (of equal length) and greedy_tokens (number of

@@ -59,7 +59,7 @@ class EncoderDecoder:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save logits as ``MODE.N`` (run mode and sequence N) and greedily chosen tokens as ``greedy.N`` (prompt N).
+    """Save the logits of sequence N in run mode MODE as ``MODE.N``, and greedy tokens after prompt N as ``greedy.N``.
 
     Greedy decoding starts with the decoder's start token.
 

@@ -58,8 +58,8 @@ def load_checkpoint(path: str) -> Any:
 def _dequantised(model: Any) -> Any:
     """Convert all parameters to fp32, and round all matrices except embedding and head to bfloat16.
 
-    bfloat16 is the dtype of the dequantised matrices in transformers. A later rounding of the reference to bfloat16
-    then leaves the dequantised matrices unchanged.
+    bfloat16 is the dtype of the dequantised matrices in transformers. If the reference is later rounded to bfloat16,
+    the dequantised matrices stay unchanged.
     """
     model = model.float()
     outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -74,8 +74,7 @@ def sample(count: int) -> list[int]:
 def compare(matrix: StoredMatrix, want: Expected, ids: range | list[int]) -> tuple[list[int], float]:
     """Compare stored rows with the expected sums of base and updates.
 
-    Returns a tuple (numbers of the rows that differ, largest deviation of any row in units in the last place of the
-    storage).
+    Returns a tuple (indices of the rows that differ, largest deviation of any row in ulps of the storage dtype).
     """
     wrong: list[int] = []
     worst = 0.0
