@@ -85,11 +85,11 @@ class Session:
 
 
 def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
-    """Save logits of sequence N as ``full.N``, greedy tokens after prompt N as ``greedy.N``, ids of text N as
-    ``tokens.N``.
+    """Save the logits of sequences, the greedy tokens after prompts, and the token ids of texts.
 
-    ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``), greedy_prompts,
-    greedy_tokens (number of tokens to choose) and texts.
+    For number N, the logits are saved as ``full.N``, the greedy tokens as ``greedy.N``, and the token ids as
+    ``tokens.N``. ``job`` has the keys artifact, sequences, more (additional sequences, numbered after ``sequences``),
+    greedy_prompts, greedy_tokens (number of tokens to choose) and texts.
     """
     sequences = [*job["sequences"], *job["more"]]
     longest = max(map(len, [*sequences, *job["greedy_prompts"]]))
