@@ -24,6 +24,7 @@ pytest_plugins = (
     "tests.session.tiny",
     "tests.session.warm",
     "tests.session.wide",
+    "tests.session.zoo",
     "tests.tiers.coverage",
     "tests.tiers.quick",
 )
