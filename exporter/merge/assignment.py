@@ -109,7 +109,7 @@ def assign_bias(checkpoint: Checkpoint, edit: LowRank) -> dict[str, Edit]:
 
     Raises NotExpressible if the updated module has no bias in the base model.
     """
-    place = place_of(checkpoint, edit.module, "bias")
+    place = _place(checkpoint, edit, "bias")
     if place is None:
         raise NotExpressible(
             f"{edit.path}: {edit.bias.spec.name if edit.bias else edit.key}",

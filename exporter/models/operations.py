@@ -7,7 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from exporter.models.facts import Operation, Transform
-from exporter.models.placement import Placed, chunks, concatenate, cut, interleaved, permute, rotary, stack, transpose
+from exporter.models.placement import (
+    Placed,
+    chunks,
+    concatenate,
+    cut,
+    interleaved,
+    permute,
+    rotary,
+    size_of,
+    stack,
+    transpose,
+)
 
 #: Source pattern or target pattern → list of inputs or outputs of an operation.
 Parts = dict[str, list[Placed]]
@@ -29,7 +40,7 @@ def convert(
     results: dict[int, Placed] = {}
     for key, values in parts.items():
         number = targets.index(key) if key in targets else 0
-        if len(values) != 1:
+        if len(values) != 1 or number in results:
             raise ValueError("expected one tensor for each target of a converter")
         results[number] = values[0]
     return results
@@ -49,6 +60,8 @@ def _apply(
             return {target or key: [stack(values, operation.dim)] for key, values in parts.items()}
         case "Concatenate":
             joined = [value for key in transform.sources for value in parts.get(key, [])]
+            if not joined:
+                raise ValueError("expected stored tensors for every source of a converter")
             return {targets[0]: [concatenate(joined, operation.dim)]}
         case "Chunk":
             pieces = chunks(_only(parts), len(targets), operation.dim)
@@ -66,7 +79,7 @@ def _apply(
             return {targets[0] if len(targets) == 1 else transform.sources[0]: [value]}
         case "Interleave":
             value = _only(parts)
-            order = interleaved(value.shape[operation.dim], inverse=operation.inverse)
+            order = interleaved(size_of(value, operation.dim), inverse=operation.inverse)
             return {targets[0]: [permute(value, operation.dim, order)]}
         case "PermuteForRope":
             return {_renamed(key, transform): [_rope(operation, key, values, config)] for key, values in parts.items()}
@@ -81,7 +94,7 @@ def _projections(value: Placed, axis: int, config: Mapping[str, Any]) -> list[Pl
     text: Any = config.get("text_config")
     table: Mapping[str, Any] = text if isinstance(text, dict) else config
     heads, groups = table.get("num_attention_heads"), table.get("num_key_value_heads")
-    size = value.shape[axis]
+    size = size_of(value, axis)
     if not isinstance(heads, int) or not isinstance(groups, int) or size % (heads + 2 * groups):
         raise ValueError("expected a fused projection of num_attention_heads + 2 * num_key_value_heads heads")
     head_dim = size // (heads + 2 * groups)
@@ -107,8 +120,11 @@ def _rope(operation: Operation, key: str, values: list[Placed], config: Mapping[
     if names is not None and not any(name in key for name in names):
         return value
     table: Any = config.get(operation.subconfig_key) if operation.subconfig_key else config
-    heads = table.get("num_attention_heads", 1) if isinstance(table, dict) else 1
-    return permute(value, 0, rotary(value.shape[0], heads, inverse=operation.inverse))
+    heads = table.get("num_attention_heads") if isinstance(table, dict) else None
+    rows = size_of(value, 0)
+    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+        raise ValueError("expected num_attention_heads in the config, and an even number of rows for each head")
+    return permute(value, 0, rotary(rows, heads, inverse=operation.inverse))
 
 
 def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
@@ -118,6 +134,8 @@ def _ernie(operation: Operation, parts: Parts, transform: Transform) -> Parts:
     for key in transform.sources:
         values = parts.get(key, [])
         size = -(-len(values) // count)
+        if len(values) <= (count - 1) * size:
+            raise ValueError("expected a list of experts for each target of a converter")
         for number in range(count):
             shares[number].append(stack(values[number * size : (number + 1) * size], operation.stack_dim))
     return {

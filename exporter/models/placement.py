@@ -87,10 +87,17 @@ def stored(name: str, shape: Sequence[int]) -> Placed:
     return Placed(tuple(shape), (Block(name, axes),))
 
 
+def size_of(part: Placed, axis: int) -> int:
+    """Return the number of positions along ``axis``. Raises ValueError if the parameter does not have the axis."""
+    if axis >= len(part.shape):
+        raise ValueError(f"expected tensors with at least {axis + 1} axes, found the shape {part.shape}")
+    return part.shape[axis]
+
+
 def stack(parts: Sequence[Placed], axis: int) -> Placed:
     """Stack parameters of equal shape along a new axis, as ``torch.stack`` does. Raises ValueError."""
     shape = parts[0].shape
-    if any(part.shape != shape for part in parts):
+    if axis > len(shape) or any(part.shape != shape for part in parts):
         raise ValueError("expected tensors of equal shape in a stack")
     blocks = [
         replace(block, axes=(*block.axes[:axis], Axis(None, Run(number, 1), Run(0, 1)), *block.axes[axis:]))
@@ -114,14 +121,16 @@ def concatenate(parts: Sequence[Placed], axis: int) -> Placed:
 
 
 def chunks(part: Placed, count: int, axis: int) -> list[Placed]:
-    """Split a parameter along ``axis`` into ``count`` chunks, as ``torch.chunk`` does."""
-    size = -(-part.shape[axis] // count)
-    bounds = [(start, min(start + size, part.shape[axis])) for start in range(0, part.shape[axis], size)]
+    """Split a parameter along ``axis`` into ``count`` chunks, as ``torch.chunk`` does. Raises ValueError."""
+    length = size_of(part, axis)
+    size = max(1, -(-length // count))
+    bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
     return [cut(part, axis, start, stop) for start, stop in bounds]
 
 
 def transpose(part: Placed, first: int, second: int) -> Placed:
-    """Swap two axes of a parameter."""
+    """Swap two axes of a parameter. Raises ValueError if the parameter does not have the axes."""
+    size_of(part, max(first, second))
     order = list(range(len(part.shape)))
     order[first], order[second] = order[second], order[first]
     blocks = (replace(block, axes=tuple(block.axes[number] for number in order)) for block in part.blocks)
@@ -140,7 +149,12 @@ def permute(part: Placed, axis: int, order: Indices) -> Placed:
 
 
 def interleaved(size: int, *, inverse: bool) -> Indices:
-    """Return the order 0, 2, 4, …, 1, 3, 5, … of transformers' ``Interleave``, or the inverse if ``inverse`` is set."""
+    """Return the order 0, 2, 4, …, 1, 3, 5, … of transformers' ``Interleave``, or the inverse if ``inverse`` is set.
+
+    Raises ValueError if ``size`` is odd.
+    """
+    if size % 2:
+        raise ValueError(f"expected an even number of interleaved rows, found {size}")
     shape = (2, size // 2) if inverse else (size // 2, 2)
     return np.arange(size).reshape(shape).T.reshape(-1)
 

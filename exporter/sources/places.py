@@ -108,7 +108,10 @@ def _placed(
 
 def stored_name(checkpoint: Checkpoint, module: str, parameter: str) -> str | None:
     """Return the stored tensor that equals ``parameter`` of ``module``, or None if there is no such tensor."""
-    place = place_of(checkpoint, module, parameter)
+    try:
+        place = place_of(checkpoint, module, parameter)
+    except ValueError:  # stored tensors that a conversion does not fit are no unchanged parameter
+        return None
     return place.name if place else None
 
 
