@@ -65,7 +65,7 @@ def read(values: Sources, part: Placed) -> torch.Tensor:
 
 
 MERGE, JOIN, CHUNK = Operation("MergeModulelist"), Operation("Concatenate", dim=1), Operation("Chunk")
-CASES = {
+CASES: dict[str, tuple[Sources, int, list[Operation], list[Any]]] = {
     "stack": (sources((3, (2, 4))), 1, [MERGE], [loading.MergeModulelist(0)]),
     "stack on axis 1": (
         sources((3, (2, 4))),

@@ -6,7 +6,13 @@ from functools import cache
 
 import pytest
 from transformers import conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightTransform, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from exporter.models.facts import conversions_of
 from exporter.models.renaming import Renamer, rename
@@ -56,7 +62,7 @@ def transforms(key: str, scope: str | None, prefix: str) -> list[WeightTransform
 
 def renamed_by_transformers(items: list[WeightTransform], name: str) -> tuple[str, str | None]:
     converters = [item for item in items if isinstance(item, WeightConverter)]
-    renamings = [item for item in items if not isinstance(item, WeightConverter)]
+    renamings = [item for item in items if isinstance(item, WeightRenaming)]
     return rename_source_key(name, renamings, converters)
 
 
