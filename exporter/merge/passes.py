@@ -72,8 +72,8 @@ class ReplaceRows:
     """Replace the rows ``token_ids`` of a matrix with ``rows``, and resize the matrix to ``n_rows`` rows.
 
     token_ids: the token ids of the k replaced rows, in ascending order without duplicates. rows: the new rows with
-    shape (k, hidden), in the dtype of the merged tensor. The new rows replace the stored rows (and are not added to
-    them), as PEFT's TrainableTokensLayer uses index_copy.
+    shape (k, hidden), in the dtype of the merged tensor. The new rows replace the stored rows and are not added to the
+    stored rows, because PEFT's TrainableTokensLayer uses index_copy.
     """
 
     token_ids: tuple[int, ...]

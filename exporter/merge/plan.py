@@ -1,4 +1,4 @@
-"""Plans a merge: decides which tensors change, and by which rules and passes.
+"""Plans a merge: decides which tensors change, and which rules and passes change each tensor.
 
 Planning reads no tensor of the base model.
 """

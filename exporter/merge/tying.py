@@ -71,7 +71,7 @@ def _refuse_untie(checkpoint: Checkpoint, *, untie: bool) -> None:
 
 
 def untied_config(config: dict[str, Any]) -> None:
-    """Change ``config`` so that transformers loads the head from a separate tensor.
+    """Change ``config`` so that transformers loads the head from its own tensor, untied from the embedding.
 
     For T5, tie_word_embeddings controls only whether the input of the head is scaled; whether embedding and head are
     tied depends only on the stored tensors. Therefore, for T5, ``config`` records whether the input of the head is
@@ -113,7 +113,7 @@ def _share_base(embedding: Change, head: Change) -> tuple[Change, Change]:
 
 
 def _same_result(embedding: Change, head: Change) -> bool:
-    """Whether the changes give embedding and head equal values."""
+    """Whether embedding and head have equal values after the changes."""
     whole, other_whole = embedding.replaced, head.replaced
     if (whole is None) != (other_whole is None) or (whole and other_whole and not whole.equals(other_whole)):
         return False

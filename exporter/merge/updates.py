@@ -1,9 +1,9 @@
 """Converts low-rank updates to the orientation of the stored tensors.
 
-PEFT's update of a linear layer has the shape (out, in), as torch stores the weight of a linear layer. GPT-2's Conv1D
-stores the weight as (in, out). An embedding also stores the weight as (in, out), where the token is the input. The
-orientation of a weight is determined by comparing the weight's shape with the shape of the update. For a square weight,
-whose shape is the same in both orientations, the model type determines the orientation.
+PEFT's update of a linear layer has the shape (out, in), as torch stores the weight of a linear layer. In contrast, the
+Conv1D layer of GPT-2 stores the weight as (in, out). An embedding also stores the weight as (in, out), where the token
+is the input. The orientation of a weight is determined by comparing the weight's shape with the shape of the update.
+For a square weight, whose shape is the same in both orientations, the model type determines the orientation.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from exporter.errors import UnreadableFile
 def journal_of(path: Path) -> Path:
     """Path of the journal of an in-place patch of the model ``path``, which is a file or a folder.
 
-    The journal exists only from the start to the end of the in-place patch.
+    The journal file is created at the start of the in-place patch and removed at the end.
     """
     named = path if path.name not in ("", "..") else path.resolve()
     return named.with_name(f"{named.name}.ttexport-journal")

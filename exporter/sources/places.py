@@ -1,8 +1,8 @@
 """Find the stored tensors of the modules that an adapter names, where the names are those of the loaded model.
 
-If a table from transformers describes the model, the table gives the stored tensors. For a model that no table
-describes, the name of a tensor must begin with the path of its module, with or without the prefixes of published
-checkpoints.
+If a table generated from transformers describes the model, the stored tensors are looked up in the table. For a model
+that no table describes, the name of a tensor must begin with the path of its module, with or without the prefixes of
+published checkpoints.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def enable() -> Enabled:
 def _without_noise() -> Iterator[None]:
     """Hide the deprecation warning about an attribute that transformers renamed and PEFT still uses under the old name.
 
-    The warning would be useless, because only a new version of PEFT can remove the cause.
+    The deprecation warning would be useless to users, because only a new version of PEFT can remove the cause.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

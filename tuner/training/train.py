@@ -41,7 +41,7 @@ _PACKAGES: Final = ("ttexport", "accelerate", "datasets", "peft", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The examples of a run, as read from the file and as token ids."""
+    """The examples of a run in two forms: as read from the file, and encoded as token ids."""
 
     train: Examples
     evaluate: Examples | None

@@ -76,7 +76,10 @@ def _tokens(path: Path, raw: msgspec.Raw | None) -> dict[Any, Any]:
 
 
 def _value_contains(value: Any, other: Any) -> bool:
-    """Whether a list or a JSON object contains all items of another value. A missing value contains nothing."""
+    """Whether a list or a JSON object contains all items of another list or object.
+
+    A missing value contains nothing.
+    """
     if not value or not other:
         return not other
     if isinstance(value, dict) and isinstance(other, dict):

@@ -186,8 +186,9 @@ def _row(manifest: Manifest, artifact: ArtifactEntry) -> Mapping[str, Any]:
 def _verdict_rows(manifest: Manifest, artifact: ArtifactEntry) -> Iterator[Mapping[str, Any]]:
     """Yield the table rows that give the verification results of an artifact.
 
-    If an artifact is a folder with two or more models, each model has its own row, and one more row gives the checks
-    that belong to no model. A single row for the whole folder would mix the values of exact and quantised models.
+    If an artifact is a folder with two or more models, each model has its own row, and an additional row shows the
+    checks that belong to no model. A single row for the whole folder would mix the values of exact and quantised
+    models.
     """
     path, verdict = relative_path(manifest, artifact.model, artifact.path), artifact.verdict
     if verdict is None:

@@ -51,8 +51,8 @@ _COPYING_ACCOUNTS: Final = frozenset(
 def full_precision_name(config: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """Return the name of the unquantised original checkpoint, or None if neither the config nor ``names`` reveal it.
 
-    names: hub ids or paths of the quantised checkpoint. The result is a hub id, or only a name without the account if
-    the account publishes only quantised copies.
+    names: hub ids or paths of the quantised checkpoint. The result is a hub id; if the account publishes only quantised
+    copies, the result is the model name without the account.
     """
     own = list(names)
     for value in (config.get(key) for key in _NAMING_KEYS):

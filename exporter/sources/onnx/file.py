@@ -91,7 +91,7 @@ class OnnxFile:
         )
 
     def parse(self) -> onnx.ModelProto:
-        """Parse the whole model file into a new protobuf message. The caller may modify the returned message.
+        """Parse the whole model file into a new protobuf message. The caller may modify the returned protobuf message.
 
         Peak memory: twice the size of the model file.
         """
@@ -115,8 +115,9 @@ class OnnxFile:
     def token_rows(self, name: str, start: int, stop: int) -> Array:
         """Return the rows of the embedding or head for the tokens [start, stop), as an array (n, H).
 
-        The result is (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows, plus the accessed
-        pages of the file for a matrix with shape (H, V). Raises the errors that ``OnnxFile.rows`` raises.
+        The returned array has the shape (n, H) even if the matrix is stored as (H, V). Peak memory: the returned rows,
+        plus the accessed pages of the file for a matrix with shape (H, V). Raises the errors that ``OnnxFile.rows``
+        raises.
         """
         tensor = self.initialisers[name]
         if not self.token_axis[name]:

@@ -86,10 +86,10 @@ class VocabularyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class GraphVocabulary:
-    """The embedding, the head and the quantisation formats of an ONNX graph. A missing embedding or head is None.
+    """The embedding, the head and the quantisation formats of an ONNX graph.
 
-    quantised: whether the graph contains an integer matrix product. block_formats: the sorted block formats of all
-    matrices of the graph.
+    If the graph has no embedding or no head, the field is None. quantised: whether the graph contains an integer matrix
+    product. block_formats: the sorted block formats of all matrices of the graph.
     """
 
     embedding: VocabularyMatrix | None
@@ -191,7 +191,7 @@ class _Walk:
     def _weight(self, name: str, axis: int) -> VocabularyMatrix | None:
         """Return the initialiser from which the value ``name`` is derived, or None if no such matrix exists.
 
-        If a Transpose node is between the initialiser and the value ``name``, the token axis is the other axis.
+        If there is a Transpose node between the initialiser and the value ``name``, the token axis is swapped.
         """
         for _ in range(_MAX_STEPS):
             if name in self.ranks:
@@ -219,7 +219,7 @@ class _Walk:
         return BlockForm(_number(node, "bits") or 4, size, scales, self._stored(zeros) if zeros else None)
 
     def _scaled(self, names: Sequence[str]) -> ScaledForm | None:
-        """Return the format of the DequantizeLinear node that reads a value in ``names`` (codes or gathered rows)."""
+        """Return the format of the DequantizeLinear node that reads one of ``names`` (codes or gathered rows)."""
         for node in self.graph.node:
             if node.op_type == "DequantizeLinear" and node.input[0] in names and len(node.input) > 1:
                 zeros = node.input[2] if len(node.input) > 2 else ""
@@ -248,7 +248,7 @@ class _Walk:
         return ScaledForm(scale, zeros or None)
 
     def _stored(self, name: str) -> str | None:
-        """Return the initialiser from which the value ``name`` is derived by nodes that only reshape."""
+        """Return the initialiser that becomes the value ``name`` through nodes that only reshape."""
         for _ in self.graph.node:
             if name in self.ranks:
                 return name

@@ -76,7 +76,7 @@ class LoraSettings:
         )
 
     def rank_of(self, name: str) -> int:
-        """Return the rank that the config gives for an update.
+        """Return the rank that the adapter's config specifies for a low-rank update.
 
         For a stack of experts, the rank of the update of each expert is returned. name: path of the updated module or,
         for a parameter in target_parameters, path of the parameter. Source: PEFT's ``LoraModel._create_and_replace``,
