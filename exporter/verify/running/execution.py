@@ -174,12 +174,8 @@ class Execution:
         if state.arrays is None or state.failure:
             return
         assert self.reference_arrays is not None, "the reference model runs whenever an artifact runs"
-        reference, arrays, sequences, storage = (
-            self.reference_arrays,
-            state.arrays,
-            self.sequences.all,
-            artifact.storage,
-        )
+        reference, arrays = self.reference_arrays, state.arrays
+        sequences, storage = self.sequences.all, artifact.storage
         if state.rounding != "F32":
             rounding = logits.distance(reference, "F32", reference, state.rounding, sequences)
             facts["rounding max abs"], facts["rounding mean KL"] = rounding.max_abs, rounding.kl
@@ -200,8 +196,10 @@ class Execution:
         else:
             check = {"hf": logits.check_hf, "onnx": logits.check_onnx, "gguf": logits.check_gguf}[artifact.format]
             yield from check(distances, storage)
-        if greedy_must_match(artifact):
-            own = self._continuations([state])[state.rounding]
+        own = self._continuations([state]).get(state.rounding)
+        if own is None and greedy_must_match(artifact):
+            state.skipped.append(Skip("greedy tokens", "the model does not generate text"))
+        elif own is not None:
             scored = list(self._continuations(self.runs.values())[state.rounding])
             yield logits.check_greedy(reference, arrays, state.rounding, [scored.index(pair) for pair in own])
         if state.loader_arrays is not None:
@@ -251,8 +249,7 @@ class Execution:
 
     def _tuned_positions(self) -> int:
         """Number of positions in all sequences whose logits tuning changes through inner weights or trained tokens."""
-        trained = set(self.reference.trained_ids)
-        computes = self.reference.computes
+        trained, computes = set(self.reference.trained_ids), self.reference.computes
         return sum(len(ids) for ids in self.sequences.many if computes or trained.intersection(ids))
 
     def _uses_mean(self, state: ArtifactResults) -> bool:
@@ -295,6 +292,6 @@ class Execution:
         for state in runs:
             if state.arrays is not None and greedy_must_match(state.artifact):
                 for number, prompt in enumerate(self._greedy_prompts()):
-                    chosen = tuple(state.arrays(f"greedy.{number}").tolist())
-                    wanted.setdefault(state.rounding, {})[tuple(prompt), chosen] = None
+                    if chosen := tuple(state.arrays(f"greedy.{number}").tolist()):
+                        wanted.setdefault(state.rounding, {})[tuple(prompt), chosen] = None
         return wanted

@@ -47,12 +47,24 @@ def compute(job: Mapping[str, Any], save: Callable[[str, Array], None]) -> None:
         # The adapters overwrite every new row. Without mean_resizing, the call draws no random covariance.
         model.resize_token_embeddings(job["vocab"], mean_resizing=False)
     model = attach(model, job["adapters"])
+    _keep_bias_of_heads(model)
     model.eval()
     for dtype, sequences in job["sequences"].items():
         name, _, whole = dtype.partition(" ")
         with rounded(model, _HALVES[name], vectors=bool(whole)) if name in _HALVES else nullcontext():
             save_logits(model, sequences, dtype, save)
             save_greedy_margins(model, job["continuations"].get(dtype, []), dtype, save)
+
+
+def _keep_bias_of_heads(model: Any) -> None:
+    """Add the bias of each head with token rows, which the forward pass of PEFT's token rows leaves out.
+
+    PEFT's own merge keeps the bias. Source: ``TrainableTokensLayer.forward_adapters`` in PEFT 0.21.
+    """
+    for module in model.modules():
+        bias = getattr(module.base_layer, "bias", None) if isinstance(module, TrainableTokensLayer) else None
+        if bias is not None:
+            module.register_forward_hook(lambda _module, _inputs, output, bias=bias: output + bias)
 
 
 def attach(model: Any, paths: Sequence[str]) -> Any:
@@ -85,7 +97,8 @@ def _as_peft_writes(path: str, copy: Path) -> str:
 def _attach(model: Any, paths: Sequence[str], folders: Sequence[str]) -> Any:
     """Attach the adapters at ``paths``, whose files are read from ``folders``."""
     configs = {path: PeftConfig.from_pretrained(path) for path in paths}
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     if tied and any(_trains_both_uses(config) for config in configs.values()):
         _untie(model)
     for _, same_type in groupby(

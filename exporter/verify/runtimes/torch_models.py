@@ -6,9 +6,10 @@ encoder-decoder, the encoder receives the prompt and the decoder receives the st
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import transformers
 
 from exporter.tensors import Array
 
+#: Outputs of transformers' models in the order of preference.
+_OUTPUTS: Final = ("logits", "prediction_logits", "last_hidden_state")
 #: Values of ``quant_method`` whose quantisers in transformers have the setting ``dequantize``.
 _DEQUANTISED = ("fp8", "mxfp4")
 
@@ -35,7 +38,7 @@ def load_checkpoint(path: str) -> Any:
     Raises ValueError if the checkpoint has missing tensors, unexpected tensors or tensors with a wrong shape.
     """
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    auto = model_class(config)
     quantised = getattr(config, "quantization_config", None)
     if isinstance(quantised, dict) and quantised.get("quant_method") in _DEQUANTISED:
         quantised["dequantize"] = True
@@ -71,19 +74,25 @@ def _dequantised(model: Any) -> Any:
 
 @torch.no_grad()
 def save_logits(model: Any, sequences: Sequence[Sequence[int]], name: str, save: Callable[[str, Array], None]) -> None:
-    """Save the logits of sequence N as ``name.N``, a float32 array of shape (positions, vocabulary)."""
+    """Save the logits of sequence N as ``name.N``, a float32 array of shape (positions, vocabulary).
+
+    The array of a model without logits contains the last hidden state, with shape (positions, hidden).
+    """
     for number, ids in enumerate(sequences):
-        tokens = torch.tensor([list(ids)])
-        both = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-        logits = model(input_ids=tokens, use_cache=False, **both).logits[0]
-        save(f"{name}.{number}", logits.float().numpy())
+        output = model(**arguments(model, torch.tensor([list(ids)])))
+        save(f"{name}.{number}", values(output, len(ids)).numpy())
 
 
 @torch.no_grad()
 def save_greedy(model: Any, prompts: Sequence[Sequence[int]], tokens: int, save: Callable[[str, Array], None]) -> None:
-    """Decode greedily after each prompt with the KV cache, and save the chosen tokens for prompt N as ``greedy.N``."""
+    """Decode greedily after each prompt with the KV cache, and save the chosen tokens for prompt N as ``greedy.N``.
+
+    The arrays of a model that does not generate text are empty.
+    """
+    continued = _answer if model.config.is_encoder_decoder else _continue
+    generates = decodes(model)
     for number, prompt in enumerate(prompts):
-        chosen = (_answer if model.config.is_encoder_decoder else _continue)(model, prompt, tokens)
+        chosen = continued(model, prompt, tokens) if generates else []
         save(f"greedy.{number}", np.array(chosen, np.int64))
 
 
@@ -133,3 +142,56 @@ def _steps(model: Any, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Te
         return logits
     logits = model(input_ids=torch.tensor([[*prompt, *chosen]]), use_cache=False).logits[0]
     return logits[len(prompt) - 1 : -1]
+
+
+def model_class(config: Any) -> Any:
+    """Return the class in ``architectures``, or the class that transformers chooses for a language model."""
+    named = (config.architectures or [None])[0]
+    listed = getattr(transformers, named, None) if isinstance(named, str) else None
+    if listed is not None:
+        return listed
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
+def plain(model: Any) -> Any:
+    """Return the model of transformers that ``model``, which may be a PeftModel, wraps."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decodes(model: Any) -> bool:
+    """Whether the model generates text from token ids with a cache of keys and values."""
+    inner = plain(model)
+    names = inspect.signature(inner.forward).parameters
+    starts = not inner.config.is_encoder_decoder or getattr(inner.config, "decoder_start_token_id", None) is not None
+    return starts and bool(inner.can_generate()) and inner.main_input_name == "input_ids" and "past_key_values" in names
+
+
+def arguments(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments of one forward pass over ``tokens`` with shape (1, positions).
+
+    An encoder-decoder model reads the tokens in the encoder and in the decoder. A speech model gets silence as input.
+    """
+    inner = plain(model)
+    names = inspect.signature(inner.forward).parameters
+    listens, end = inner.main_input_name == "input_features", inner.config.eos_token_id
+    if inner.config.is_encoder_decoder and inner.get_output_embeddings() is None and isinstance(end, int):
+        tokens = torch.cat([tokens, torch.tensor([[end]])], dim=1)  # a classifier reads the state of the last token
+    given: dict[str, Any] = {} if listens else {"input_ids": tokens}
+    if "use_cache" in names:
+        given["use_cache"] = False
+    if "decoder_input_ids" in names and (inner.config.is_encoder_decoder or listens):
+        given["decoder_input_ids"] = tokens
+    if listens:
+        shape = (1, inner.config.num_mel_bins, 2 * inner.config.max_source_positions)
+        given["input_features"] = torch.zeros(shape)
+    return given
+
+
+def values(output: Any, positions: int) -> torch.Tensor:
+    """Return the logits of ``output``, or its last hidden state, as float32 with shape (positions, values).
+
+    The logits of a classifier, which has one row for the whole text, are repeated for every position.
+    """
+    name = next(name for name in _OUTPUTS if getattr(output, name, None) is not None)
+    first: torch.Tensor = getattr(output, name)[0].float()
+    return first if first.ndim > 1 else first.expand(positions, -1)
