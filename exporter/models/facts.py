@@ -12,7 +12,7 @@ import msgspec
 
 from exporter.models.data import CLASSES, CONVERSIONS, FOLDER
 
-_MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 class TieFacts(msgspec.Struct, frozen=True):
