@@ -51,7 +51,7 @@ def test_the_map_follows_the_text_model_that_the_config_names(text: str, tmp_pat
     config = transformers.LlavaConfig(
         vision_config=outer.vision_config,
         text_config=config_of(text),
-        image_token_id=outer.image_token_id,
+        image_token_index=outer.image_token_id,
         image_seq_length=outer.image_seq_length,
     )
     model = transformers.LlavaForConditionalGeneration(config).float()
