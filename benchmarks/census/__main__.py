@@ -12,8 +12,12 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fixtures.zoo.recipes import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 _PREAMBLE = """# Models
@@ -50,6 +54,12 @@ def main() -> int:
     parser.add_argument(
         "--sample", action="store_true", help="the fixed sample that covers every way of storing weights"
     )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="every recipe of an adapter, for the models that cover all ways of storing",
+    )
+    parser.add_argument("--recipes", metavar="NAME;...", help="with --matrix: the recipes to merge; default: all")
     parser.add_argument("--to", default="hf", metavar="FORMAT,...", help="formats: hf (default), gguf, onnx")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows to FILE")
     parser.add_argument("--docs", action="store_true", help=f"write {DOCS.name}")
@@ -61,9 +71,9 @@ def main() -> int:
     from benchmarks.census.trial import CRASH, GATE, UNLOADABLE, WRONG
 
     rows: list[dict[str, Any]] = []
-    for number, mine in enumerate(
-        run_all(_names(options), options.to.split(","), jobs=options.jobs, limit=options.limit), 1
-    ):
+    recipes = _recipes(options)
+    runs = run_all(_names(options), options.to.split(","), jobs=options.jobs, limit=options.limit, recipes=recipes)
+    for number, mine in enumerate(runs, 1):
         rows += mine
         results = ", ".join(f"{row['target']} {row['adapter']}: {cell(row)}" for row in mine)
         print(f"{number} {mine[0]['name']}: {results}", file=sys.stderr, flush=True)
@@ -76,11 +86,21 @@ def main() -> int:
     return int(any(row["result"] in (WRONG, UNLOADABLE, GATE, CRASH) for row in rows))
 
 
+def _recipes(options: argparse.Namespace) -> Mapping[str, Recipe]:
+    from benchmarks.census.trial import ADAPTERS
+    from fixtures.zoo.recipes import RECIPES
+
+    if not options.matrix:
+        return ADAPTERS
+    return {name: RECIPES[name] for name in (options.recipes.split(";") if options.recipes else RECIPES)}
+
+
 def _names(options: argparse.Namespace) -> list[str]:
     from fixtures.zoo.names import NAMES, SAMPLE
+    from fixtures.zoo.recipes import MODELS
 
     if not options.only:
-        return list(SAMPLE if options.sample else NAMES)
+        return list(MODELS if options.matrix else SAMPLE if options.sample else NAMES)
     asked = options.only.split(",")
     chosen = {name: [each for each in NAMES if name in (each, re.split("[:+]", each)[0])] for name in asked}
     if missing := [name for name, names in chosen.items() if not names]:

@@ -8,19 +8,28 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.census.trial import ADAPTERS, CRASH, rows_of, run_trial
 from fixtures.zoo.names import NAMES
+from fixtures.zoo.recipes import Recipe
 
 
-def run_all(names: Sequence[str], targets: Sequence[str], *, jobs: int, limit: int) -> Iterator[list[dict[str, Any]]]:
+def run_all(
+    names: Sequence[str],
+    targets: Sequence[str],
+    *,
+    jobs: int,
+    limit: int,
+    recipes: Mapping[str, Recipe] = ADAPTERS,
+) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of each name, in the order in which the names finish.
 
-    jobs: maximum number of simultaneous processes. limit: seconds after which a process ends itself; if a process ends
-    before its rows are complete, the missing rows are recorded as crashes.
+    recipes: name → recipe of the adapters to merge. jobs: maximum number of simultaneous processes. limit:
+    seconds after which a process ends itself; if a process ends before its rows are complete, the missing rows are
+    recorded as crashes.
     """
     work = Path(tempfile.mkdtemp(prefix="census-"))
     waiting, running = list(names), dict[int, tuple[str, float]]()
@@ -28,17 +37,18 @@ def run_all(names: Sequence[str], targets: Sequence[str], *, jobs: int, limit: i
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
-                running[_start(name, work, targets, limit)] = name, time.monotonic()
+                running[_start(name, work, targets, limit, recipes)] = name, time.monotonic()
             child, status = os.wait()
             name, started = running.pop(child)
-            yield _finished(name, work, targets, os.waitstatus_to_exitcode(status), time.monotonic() - started)
+            code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - started
+            yield _finished(name, work, [(adapter, target) for adapter in recipes for target in targets], code, seconds)
     finally:
         for child in running:
             os.kill(child, signal.SIGKILL)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _start(name: str, work: Path, targets: Sequence[str], limit: int) -> int:
+def _start(name: str, work: Path, targets: Sequence[str], limit: int, recipes: Mapping[str, Recipe]) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -49,20 +59,22 @@ def _start(name: str, work: Path, targets: Sequence[str], limit: int) -> int:
         silent = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(silent, descriptor)
-        run_trial(name, work / name, targets, work / f"{name}.jsonl")
+        run_trial(name, work / name, targets, work / f"{name}.jsonl", recipes)
         code = 0
     finally:
         os._exit(code)
 
 
-def _finished(name: str, work: Path, targets: Sequence[str], code: int, seconds: float) -> list[dict[str, Any]]:
+def _finished(
+    name: str, work: Path, merges: Sequence[tuple[str, str]], code: int, seconds: float
+) -> list[dict[str, Any]]:
     rows = rows_of(work / f"{name}.jsonl")
     shutil.rmtree(work / name, ignore_errors=True)
     if code:
         cause = "the time limit" if code == -signal.SIGALRM else f"exit {code}"
         if not rows:
             place = {"name": name, "class_name": NAMES[name], "result": CRASH}
-            rows = [{**place, "adapter": adapter, "target": target} for adapter in ADAPTERS for target in targets]
+            rows = [{**place, "adapter": adapter, "target": target} for adapter, target in merges]
         for row in rows:
             if row["result"] == CRASH and not row.get("reason"):
                 row["reason"], row["seconds"] = f"the process ended by {cause}", round(seconds, 1)

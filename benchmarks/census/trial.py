@@ -6,21 +6,23 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from exporter.cli.main import run
+from exporter.errors import NotExpressible
 from fixtures.zoo.adapters import lora_adapter, rows_adapter
 from fixtures.zoo.build import build
 from fixtures.zoo.compare import compare
 from fixtures.zoo.names import NAMES
+from fixtures.zoo.recipes import Inapplicable, Recipe
 from fixtures.zoo.reference import PeftCannot, Reference, reference
 
-ADAPTERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {"rows": rows_adapter, "LoRA": lora_adapter}
+ADAPTERS: Final[Mapping[str, Recipe]] = {"rows": Recipe(rows_adapter), "LoRA": Recipe(lora_adapter)}
 #: Results, from the best to those that no merge can give.
-EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = (
+EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT, INAPPLICABLE, UNTIED = (
     "exact",
     "as PEFT merges",
     "refused",
@@ -30,6 +32,8 @@ EXACT, AS_PEFT, REFUSED, GATE, WRONG, UNLOADABLE, CRASH, PEFT, UNBUILT = (
     "crash",
     "PEFT itself cannot",
     "not built",
+    "no such module",
+    "exact with --untie",
 )
 _NOT_EQUIVALENT, _UNEXPECTED = 3, 1
 _REASON_CHARS: Final = 400
@@ -56,10 +60,13 @@ class Row:
     seconds: float = 0.0
 
 
-def run_trial(name: str, folder: Path, targets: Iterable[str], out: Path) -> None:
+def run_trial(
+    name: str, folder: Path, targets: Iterable[str], out: Path, recipes: Mapping[str, Recipe] | None = None
+) -> None:
     """Write the rows of ``name`` to the file ``out`` as JSON lines, each row as soon as its result is known.
 
-    While a merge runs, the file contains a row that records a crash, which is overwritten by the true row afterwards.
+    recipes: maps the names of adapters to recipes; by default, ``ADAPTERS``. While a merge runs, the file contains a
+    row that records a crash, which is overwritten by the true row afterwards.
     """
     rows: list[Row] = []
 
@@ -70,9 +77,10 @@ def run_trial(name: str, folder: Path, targets: Iterable[str], out: Path) -> Non
         out.write_text("".join(json.dumps(asdict(each)) + "\n" for each in rows))
         return row
 
+    recipes = ADAPTERS if recipes is None else recipes
     class_name = NAMES[name]
     targets = list(targets)
-    pending = [put(Row(name, class_name, adapter, target)) for adapter in ADAPTERS for target in targets]
+    pending = [put(Row(name, class_name, adapter, target)) for adapter in recipes for target in targets]
     try:
         base = build(name, folder / "base")
     except Exception as exc:
@@ -80,45 +88,57 @@ def run_trial(name: str, folder: Path, targets: Iterable[str], out: Path) -> Non
             row.result, row.reason = UNBUILT, _cause(exc)
             put(row, again=True)
         return
-    for adapter, make in ADAPTERS.items():
+    for adapter, recipe in recipes.items():
         mine = [row for row in pending if row.adapter == adapter]
+        paths = recipe.adapters(folder / adapter)
         try:
-            path = make(base, folder / adapter)
-            expected = reference(base, path)
+            recipe.write(base, folder / adapter)
+            expected = reference(base, *paths, vocab=recipe.vocab)
         except Exception as exc:
             for row in mine:
-                row.result, row.reason = PEFT, str(exc) if isinstance(exc, PeftCannot) else _cause(exc)
+                row.result = INAPPLICABLE if isinstance(exc, Inapplicable) else PEFT
+                row.reason = str(exc) if isinstance(exc, PeftCannot | Inapplicable) else _cause(exc)
                 put(row, again=True)
             continue
         for row in mine:
             started = time.perf_counter()
-            _merge(row, base, path, folder / f"merged-{adapter}-{row.target}", expected)
+            _merge(row, base, paths, folder / f"merged-{adapter}-{row.target}", expected)
             row.reason = " ".join(row.reason.split())[:_REASON_CHARS]
             row.seconds = round(time.perf_counter() - started, 2)
             put(row, again=True)
 
 
-def _merge(row: Row, base: Path, adapter: Path, merged: Path, expected: Reference) -> None:
-    arguments = ["merge", str(adapter), "--base", str(base), "--to", row.target, "-o", str(merged), "-q"]
-    talk = io.StringIO()
-    with contextlib.redirect_stderr(talk), contextlib.redirect_stdout(io.StringIO()):
-        row.exit_code = run(arguments if row.target == "hf" else [*arguments, "--verify", "full"])
+def _merge(row: Row, base: Path, adapters: Sequence[Path], merged: Path, expected: Reference) -> None:
+    arguments = ["merge", *map(str, adapters), "--base", str(base), "--to", row.target, "-o", str(merged), "-q"]
+    arguments += [] if row.target == "hf" else ["--verify", "full"]
+    row.exit_code, talk = _run(arguments)
+    untied = row.exit_code == NotExpressible.exit_code and "use --untie" in talk
+    if untied:
+        row.exit_code, talk = _run([*arguments, "--untie"])
     if row.exit_code:
         row.result = {_NOT_EQUIVALENT: GATE, _UNEXPECTED: CRASH}.get(row.exit_code, REFUSED)
-        row.reason = talk.getvalue().strip().replace(str(base.parent), "").rpartition("ttexport: ")[2]
+        row.reason = talk.strip().replace(str(base.parent), "").rpartition("ttexport: ")[2]
         return
+    exact = UNTIED if untied else EXACT
     if row.target != "hf":
-        row.result = EXACT
+        row.result = exact
         return
-    comparison = compare(base, adapter, merged, expected=expected)
+    comparison = compare(base, adapters[0], merged, expected=expected, untied=untied)
     if comparison.exact:
-        row.result = EXACT
+        row.result = exact
     elif comparison.as_peft:
         row.result = AS_PEFT
     else:
         row.result = WRONG if comparison.loads else UNLOADABLE
     row.reason = "; ".join(comparison.faults[:3])
     row.difference, row.largest, row.effect = comparison.difference, comparison.largest, comparison.effect
+
+
+def _run(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run ttexport and return (exit code, what it wrote to stderr)."""
+    talk = io.StringIO()
+    with contextlib.redirect_stderr(talk), contextlib.redirect_stdout(io.StringIO()):
+        return run(list(arguments)), talk.getvalue()
 
 
 def _cause(exc: BaseException) -> str:

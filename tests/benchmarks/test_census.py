@@ -11,6 +11,7 @@ from benchmarks.census import pool, trial
 from benchmarks.census.__main__ import DOCS
 from benchmarks.census.table import counts, markdown
 from fixtures.zoo.names import NAMES
+from fixtures.zoo.recipes import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -57,7 +58,7 @@ def test_a_model_that_cannot_be_built_and_an_adapter_that_peft_cannot_make_are_r
     def fail(*_arguments: Path | str) -> Path:
         raise ValueError("no such layer")
 
-    monkeypatch.setattr(trial, "ADAPTERS", {"rows": fail, "LoRA": fail})
+    monkeypatch.setattr(trial, "ADAPTERS", {"rows": Recipe(fail), "LoRA": Recipe(fail)})
     trial.run_trial("gpt2", tmp_path, ["hf"], tmp_path / "peft.jsonl")
     monkeypatch.setattr(trial, "build", fail)
     trial.run_trial("gpt2", tmp_path, ["hf"], tmp_path / "built.jsonl")
