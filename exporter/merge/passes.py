@@ -161,10 +161,12 @@ class AddLowRank(_Everywhere):
         value = value.copy() if value is block else value
         for term in self.terms():
             stop = start + len(block)
+            if term.right.ndim == 2:
+                value = value.reshape(len(block), -1)
             value += term.left[start:stop] @ (term.right if term.right.ndim == 2 else term.right[start:stop])
             if term.gain is not None:
                 value *= _dora(term, start, value)
-        out = cast(value, self.dtype)
+        out = cast(value.reshape(block.shape), self.dtype)
         if not np.isfinite(value).all():
             raise BadInput(f"{_rows(start, out)}: expected a finite sum of base and update, found NaN or Inf")
         if self.dtype == "F16":

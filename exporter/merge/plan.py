@@ -23,7 +23,7 @@ from exporter.merge.tying import Resolved, resolve, untied_config
 from exporter.merge.updates import bias_of, check_update, is_transposed, terms
 from exporter.merge.vocabulary.files import merge_auxiliary_files
 from exporter.merge.vocabulary.special_ids import follow, generation_config
-from exporter.merge.vocabulary.tables import grown_tables, growth
+from exporter.merge.vocabulary.tables import grown_tables, growth, padded
 from exporter.merge.vocabulary.tokens import rows_after, vocabulary
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.quantised import quantiser_floats
@@ -168,6 +168,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, tokenizer)
     generation, moved = generation_config(checkpoint.auxiliary_files, files)
     entries = _ledger_entries(gathered, resolved)
+    sources = dict(padded(checkpoint, sources, vocab, tokenizer))
     grown = grown_tables(checkpoint, sources, vocab)
     return MergePlan(
         checkpoint, adapters, entries, resolved.tie, sources, vocab, files, generation, moved, tokenizer, grown

@@ -39,6 +39,8 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
     NotExpressible for a stack of square matrices whose orientation is not recorded in any table.
     """
     whole = tuple(update.part.shape if update.part else shape)
+    if update.target_type == "convolution" and update.part is None and len(whole) > 2:
+        whole = (whole[0], math.prod(whole[1:]))
     (_, inner), (outer, _) = factor_shapes(update)
     straight, transposed = whole[-2:] == (outer, inner), whole[-2:] == (inner, outer)
     stacked = len(whole) == 3 and update.target_type == "parameter"
@@ -54,6 +56,8 @@ def is_transposed(checkpoint: Checkpoint, update: LowRank, shape: Sequence[int],
         straight, transposed = not update.transposed, update.transposed
     if update.target_type == "embedding":
         straight = False
+    elif update.target_type == "convolution":
+        transposed = False
     elif update.target_type == "parameter":
         transposed = transposed and stacked
     elif straight and transposed:
@@ -100,7 +104,7 @@ def terms(updates: tuple[tuple[LowRank, bool], ...], source: FileTensor) -> tupl
 
 def _term(update: LowRank, transposed: bool, source: FileTensor) -> Term:
     shape = update.part.shape if update.part else source.spec.shape
-    down, up = factors(update, stacked=len(shape) == 3)
+    down, up = factors(update, stacked=len(shape) == 3 and update.target_type == "parameter")
     left, right = (down.swapaxes(-1, -2), up.swapaxes(-1, -2)) if transposed else (up, down)
     if update.part is not None:
         left, right = cut(left, right, update.part)

@@ -9,6 +9,7 @@ a tied head, and the mean of the old entries in the bias of a separate head. Sou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from exporter.merge.passes import AppendColumns, Pass, ReplaceRows
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tables import TokenTable, described_keys, token_tables
+from exporter.sources.hf.tokenizer import Tokenizer
+from exporter.sources.peft.edits import TokenRows
 from exporter.tensors import cast, read
 
 Sources = Mapping[str, tuple[str, Change]]
@@ -47,6 +50,28 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
             _require_rows(checkpoint, table, change, shape, vocab)
             grown.append(table)
     return grown
+
+
+def padded(checkpoint: Checkpoint, sources: Sources, vocab: int, tokenizer: Tokenizer | None) -> Sources:
+    """Return ``sources`` with rows of zeros in the additional embeddings, for new ids that belong to no token.
+
+    The vocabulary has such ids if the user rounded its size up. PEFT's file may lack the rows of an additional
+    embedding, and a model never reads the rows. Without a tokenizer, every id may belong to a token.
+    """
+    if tokenizer is None or vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+        return sources
+    changed = dict(sources)
+    for table in token_tables(checkpoint):
+        stored, change = sources[table.name]
+        spec = (change.replaced.tensor if change.replaced else checkpoint.tensors[table.name]).spec
+        covered = {token_id for edit in change.rows for token_id in edit.token_ids} | tokenizer.ids
+        ids = tuple(token_id for token_id in range(spec.shape[0], vocab) if token_id not in covered)
+        if table.axis == 0 and len(spec.shape) == 2 and ids:
+            zeros = np.zeros((len(ids), spec.shape[1]), np.float32)
+            module = table.parameter.removesuffix(".weight")
+            rows = TokenRows(checkpoint.path, table.name, module, ids, zeros, untrained=frozenset(ids))
+            changed[table.name] = stored, replace(change, rows=(*change.rows, rows))
+    return changed
 
 
 def _require_one_vocabulary(checkpoint: Checkpoint) -> None:

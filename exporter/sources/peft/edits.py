@@ -48,8 +48,9 @@ class LowRank:
 
     down, up: the factors, called lora_A and lora_B in PEFT, with the shapes (r, in) and (out, r). For an embedding,
     ``down`` is lora_embedding_A with shape (r, vocabulary), and ``up`` is lora_embedding_B with shape (hidden, r).
-    target_type: "linear" for a linear layer; "embedding" for a weight that is stored as (in, out); or "parameter" for a
-    tensor that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
+    target_type: "linear" for a linear layer; "embedding" for a weight that is stored as (in, out); "convolution" for a
+    weight of shape (out, in, kernel …), whose ``down`` is flattened to (r, in * kernel); or "parameter" for a tensor
+    that the adapter targets by name and that is updated in its stored orientation. fan_in_fan_out: PEFT's
     setting for a linear layer whose weight is stored as (in, out). magnitude: DoRA's magnitude vector with shape
     (out,), or None. bias: a vector that is scaled and added to the bias of the module, or None. part: the part of the
     parameter that one stored tensor contains, or None if the whole parameter is one stored tensor. transposed: whether
@@ -64,7 +65,7 @@ class LowRank:
     path: Path
     module: str
     parameter: str
-    target_type: Literal["linear", "embedding", "parameter"]
+    target_type: Literal["linear", "embedding", "parameter", "convolution"]
     down: FileTensor
     up: FileTensor
     scaling: float

@@ -11,8 +11,10 @@ stacked. Sources, in PEFT 0.21.2: ``ParamWrapper``, ``BaseTuner._inject_paramete
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +47,8 @@ _DEFINED: Final = (
     "w2",
     "down_proj_bias",
 )
+#: Numbers of axes of the weights of convolutions over one, two and three axes.
+_CONVOLUTION_AXES: Final = (3, 4, 5)
 #: Limits that are checked before the shape of the base is known: four times the largest known rank and number of
 #: experts.
 _MAX_RANK: Final = 1 << 16
@@ -78,10 +82,34 @@ def _fields(path: Path, module: str, factors: Mapping[str, FileTensor]) -> dict[
         names = "lora_embedding_A and lora_embedding_B" if "embedding" in first.spec.name else "lora_A and lora_B"
         listed = ", ".join(suffix.lstrip(".") for suffix in factors)
         raise LedgerError(path, first.spec.name, expected=f"{names} of {module}", found=listed)
+    convolution = len(fields["down"].spec.shape) in _CONVOLUTION_AXES
     for field, tensor in fields.items():
         require_floats(path, tensor)
-        require_gathered(path, tensor, n_axes=2 if field in ("down", "up") else None)
-    return fields
+        require_gathered(path, tensor, n_axes=2 if field in ("down", "up") and not convolution else None)
+    return _flattened(path, fields) if convolution else fields
+
+
+def _flattened(path: Path, fields: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
+    """Return the factors of a convolution as matrices: ``down`` as (r, in * kernel) and ``up`` as (out, r).
+
+    The product of the matrices is the update of the flattened weight. Source: ``_ConvNd.get_delta_weight`` in PEFT.
+    Raises NotExpressible for a convolution with groups, whose ``up`` has r / groups columns, and TensorMismatch for any
+    other shape of ``up``.
+    """
+    down, up = fields["down"], fields["up"]
+    shape = up.spec.shape
+    if len(shape) != len(down.spec.shape) or any(size != 1 for size in shape[2:]):
+        expected = f"lora_B of shape (out, r{', 1' * (len(down.spec.shape) - 2)})"
+        raise TensorMismatch(path, up.spec.name, expected=expected, found=f"shape {shape}")
+    if shape[1] != down.spec.shape[0]:
+        reason = "the adapter updates a convolution with groups, which PEFT cannot merge either"
+        raise NotExpressible(f"{path}: {down.spec.name}", reason, instead="train without this module")
+    return {**fields, "down": _as_matrix(down), "up": _as_matrix(up)}
+
+
+def _as_matrix(tensor: FileTensor) -> FileTensor:
+    spec = tensor.spec
+    return replace(tensor, spec=replace(spec, shape=(spec.shape[0], math.prod(spec.shape[1:]))))
 
 
 def _update(
@@ -103,11 +131,12 @@ def _update(
         expected = f"rank {stated} by the config in both factors" + (" for each expert" if parameter else "")
         raise TensorMismatch(path, down.spec.name, expected=expected, found=f"{down.spec.shape} and {up.spec.shape}")
     embedding = any(".lora_embedding_" in suffix for suffix in factors)
+    convolution = not embedding and len(factors[".lora_A.weight"].spec.shape) in _CONVOLUTION_AXES
     return LowRank(
         path,
         module,
         parameter or "weight",
-        "parameter" if parameter else "embedding" if embedding else "linear",
+        "parameter" if parameter else "embedding" if embedding else "convolution" if convolution else "linear",
         down,
         up,
         lora.scaling_of(target),

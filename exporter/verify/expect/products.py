@@ -93,6 +93,8 @@ def stored_in_out(update: LowRank, shape: tuple[int, ...]) -> bool:
     """
     if update.target_type == "embedding":
         return True
+    if update.target_type == "convolution":
+        return False
     if update.target_type == "parameter" and len(shape) == 2:
         return False
     if shape[-2] == shape[-1]:

@@ -15,8 +15,9 @@ from typing import Any
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.peft.adapter import Adapter
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.files import tuned_files
-from exporter.verify.expect.tensors import Expected, expected, same_values
+from exporter.verify.expect.tensors import expected, same_values
 
 
 @dataclass(frozen=True)

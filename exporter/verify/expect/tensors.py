@@ -1,115 +1,25 @@
 """Compute the expected values of the tuned model's tensors from the base checkpoint and the adapters.
 
 The computation does not use the exporter's merge code. Only the package ``exporter.models``, which maps module names to
-stored tensors, is used by both the exporter and the verification. Sums of base and updates are computed row by row in
-float64. A value in an artifact that was merged in float32 and then rounded once must differ from the expected value by
-at most one unit in the last place.
+stored tensors, is used by both the exporter and the verification.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from exporter.errors import BadInput
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.hf.safetensors import FileTensor
-from exporter.sources.hf.tables import token_tables
 from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
 from exporter.sources.places import EMBEDDING, HEAD, Place, place_of, use_of
 from exporter.tensors import Array, read
-from exporter.verify.expect.products import bias, change, magnitudes
-
-
-@dataclass
-class Expected:
-    """The expected values of one tensor of the tuned model.
-
-    base: the tensor in the base checkpoint. full: the adapter's tensor that replaces ``base`` as a whole, or None.
-    rows: a dict that maps token ids to trained rows, as stored in the adapters. updates: low-rank updates that are
-    added to the tensor. biases: low-rank updates whose LoRA bias is added to the tensor. zero_columns: number of
-    columns of zeros that are appended to the tensor.
-    """
-
-    base: FileTensor
-    full: FullModule | None = None
-    rows: dict[int, Array] = field(default_factory=dict)
-    updates: list[LowRank] = field(default_factory=list)
-    biases: list[LowRank] = field(default_factory=list)
-    zero_columns: int = 0
-
-    @property
-    def changed(self) -> bool:
-        """Whether any adapter changes the tensor."""
-        return bool(self.full or self.rows or self.updates or self.biases or self.zero_columns)
-
-    @property
-    def computed(self) -> bool:
-        """Whether updates are added to stored values to compute the expected values."""
-        return bool(self.updates or self.biases)
-
-    @property
-    def source(self) -> FileTensor:
-        """The base tensor or its replacement from an adapter, before trained rows and updates are applied."""
-        return self.full.tensor if self.full else self.base
-
-    @property
-    def n_rows(self) -> int:
-        """The number of rows of the tuned tensor."""
-        return max([self.source.spec.n_rows, *(token_id + 1 for token_id in self.rows)])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the tuned tensor."""
-        if not self.source.spec.shape:
-            return ()
-        rest = self.source.spec.shape[1:]
-        return (self.n_rows, *(rest if not self.zero_columns else (rest[0] + self.zero_columns,)))
-
-    def values(self, ids: Sequence[int]) -> Array:
-        """Return the expected values of the rows ``ids`` as a float64 array of shape (n, ...).
-
-        A row that exists neither in an adapter nor in the base is filled with NaN.
-        """
-        shape = (len(ids), *self.source.spec.shape[1:])
-        out = np.full(shape, np.nan)
-        for place, row in enumerate(ids):
-            if row in self.rows:
-                out[place] = self.rows[row]
-            elif row < self.source.spec.n_rows:
-                out[place] = self.source.rows(row, row + 1)[0].astype(np.float64)
-        for update in self.updates:
-            out = self._updated(out, update, ids)
-        for update in self.biases:
-            out += update.scaling * bias(update, ids)
-        return np.pad(out, [(0, 0), (0, self.zero_columns)]) if self.zero_columns else out
-
-    def _updated(self, value: Array, update: LowRank, ids: Sequence[int]) -> Array:
-        shape = self.source.spec.shape
-        value = value + update.scaling * change(update, shape, ids)
-        if update.magnitude is None:
-            return value
-        gain, by_column = magnitudes(update, shape)
-        if by_column:
-            factors: Array = gain / self._column_norms(update)
-        else:
-            factors = (gain[list(ids)] / np.linalg.norm(value, axis=1))[:, None]
-        scaled: Array = value * np.where(np.isnan(factors), 1.0, factors)
-        return scaled
-
-    def _column_norms(self, update: LowRank) -> Array:
-        spec = self.source.spec
-        total = np.zeros(spec.shape[1])
-        for start in range(0, spec.n_rows, 1024):
-            ids = range(start, min(start + 1024, spec.n_rows))
-            block = self.source.rows(ids.start, ids.stop).astype(np.float64)
-            total += np.square(block + update.scaling * change(update, spec.shape, ids)).sum(axis=0)
-        norms: Array = np.sqrt(total)
-        return norms
+from exporter.verify.expect.expected import Expected
+from exporter.verify.expect.tables import grow_tables
 
 
 def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, Expected]:
@@ -129,23 +39,8 @@ def expected(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> dict[str, E
             touched.add((name, type(part)))
             _apply(wanted[name], part)
         _follow_tie(checkpoint, adapter, wanted, head, touched)
-    _grow_tables(checkpoint, wanted)
+    grow_tables(checkpoint, adapters, wanted)
     return wanted
-
-
-def _grow_tables(checkpoint: Checkpoint, wanted: dict[str, Expected]) -> None:
-    """Extend output biases to the tuned vocabulary by zeros or the mean, like transformers' resize_token_embeddings."""
-    vocab = wanted[checkpoint.tie.embedding].n_rows
-    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
-        return
-    for table in token_tables(checkpoint):
-        want = wanted[table.name]
-        shape = want.source.spec.shape
-        if table.axis == 1:
-            want.zero_columns = vocab - shape[1]
-        elif len(shape) == 1:
-            mean = 0.0 if checkpoint.tie.tied else read(want.source).astype(np.float32).mean(dtype=np.float64)
-            want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
 
 
 def _named_parts(

@@ -18,8 +18,8 @@ from exporter.errors import UnreadableFile
 from exporter.sources.gguf.file import GgufFile, is_adapter
 from exporter.sources.gguf.types import MAGIC
 from exporter.tensors import Array, cast, read
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.tensors import Expected
 from exporter.verify.report import Check, Report, Skip
 from exporter.verify.tolerances import LORA_NOISE
 from exporter.verify.values.computed import sample

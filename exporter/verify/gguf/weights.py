@@ -14,8 +14,8 @@ import numpy as np
 
 from exporter.sources.gguf.split_files import GgufModel
 from exporter.tensors import BLOCK_BYTES, FLOATS, Array, cast
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.tensors import Expected
 from exporter.verify.gguf.hyperparameters import hyperparameters
 from exporter.verify.gguf.layout import VOCABULARY, Arrange, arrangement, generated, map_tensors
 from exporter.verify.report import Check, Skip

@@ -18,8 +18,8 @@ import numpy as np
 from exporter.errors import MissingDependency, NotExpressible, writing
 from exporter.sources.gguf.split_files import GgufModel
 from exporter.tensors import ByteRange
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.tensors import Expected
 from exporter.verify.gguf.hyperparameters import hyperparameters
 from exporter.verify.gguf.layout import VOCABULARY, arrangement, map_tensors
 from exporter.verify.stored.artifact import Artifact, StoredMatrix, decode, encode, open_artifacts

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from exporter.tensors import DTYPES, Array, cast
-from exporter.verify.expect.tensors import Expected
+from exporter.verify.expect.expected import Expected
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import StoredMatrix
 from exporter.verify.tolerances import MERGED_F32_NOISE, MERGED_ULPS

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from exporter.tensors import FLOATS
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.tensors import Expected
 from exporter.verify.findings import RowErrors
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import Artifact, StoredMatrix, decode

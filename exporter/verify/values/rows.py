@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from exporter.tensors import BLOCK_BYTES, DTYPES, FLOATS, Array, cast
+from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.reference import Reference
-from exporter.verify.expect.tensors import Expected
 from exporter.verify.report import Check
 from exporter.verify.stored.artifact import Artifact, StoredMatrix, encode
 from exporter.verify.values.computed import check_computed

@@ -1,0 +1,44 @@
+"""Extend the expected tables with one entry per token to the tuned vocabulary, as transformers extends the tables.
+
+Source: ``resize_token_embeddings`` in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tables import token_tables
+from exporter.sources.hf.tokenizer import token_ids
+from exporter.sources.peft.adapter import Adapter
+from exporter.tensors import read
+from exporter.verify.expect.expected import Expected
+
+
+def grow_tables(checkpoint: Checkpoint, adapters: Sequence[Adapter], wanted: Mapping[str, Expected]) -> None:
+    """Extend output biases by zeros or by the mean, and additional embeddings by rows of zeros for unused ids.
+
+    An id is unused if no token of a tokenizer has the id, because the size of the vocabulary was rounded up.
+    """
+    vocab = wanted[checkpoint.tie.embedding].n_rows
+    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+        return
+    for table in token_tables(checkpoint):
+        want = wanted[table.name]
+        shape = want.source.spec.shape
+        if table.axis == 1:
+            want.zero_columns = vocab - shape[1]
+        elif len(shape) == 1:
+            mean = 0.0 if checkpoint.tie.tied else read(want.source).astype(np.float32).mean(dtype=np.float64)
+            want.rows |= {token_id: np.asarray(mean) for token_id in range(shape[0], vocab)}
+        elif unused := set(range(shape[0], vocab)) - want.rows.keys() - _tokens(checkpoint, adapters):
+            want.rows |= {token_id: np.zeros(shape[1]) for token_id in unused}
+
+
+def _tokens(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> set[int]:
+    """Return the ids of all tokens in the tokenizers of base and adapters."""
+    folders = (checkpoint.auxiliary_files, *(adapter.auxiliary_files for adapter in adapters))
+    files = [folder["tokenizer.json"] for folder in folders if "tokenizer.json" in folder]
+    return set().union(*map(token_ids, files))
