@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from exporter.errors import BadInput
-from tuner.layers.tying import input_embedding, output_embedding, tied_module_names, unwrap
+from tuner.layers.tying import further_embedding, input_embedding, output_embedding, tied_module_names, unwrap
 
 __all__ = ["add_tokens", "existing_token_id", "start_rows"]
 
@@ -137,12 +137,13 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """Return the embedding matrix and, if the head is untied, the head matrix."""
+    """Return the embedding matrix, the head matrix if the head is untied, and the second embedding of the model."""
     embedding, head = _embedding(model), output_embedding(model)
     matrices = [_weight(embedding)]
     if head is not None and all(_named(model, name) is not head for name in tied_module_names(model)):
         matrices.append(_weight(head))
-    return matrices
+    further = further_embedding(model)
+    return matrices if further is None else [*matrices, _weight(further)]
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:

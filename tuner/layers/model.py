@@ -10,7 +10,7 @@ from peft.utils import _get_submodules
 from torch import Tensor, nn
 
 from tuner.layers.layer import TrainableTokensLayer
-from tuner.layers.tying import input_embedding, output_embedding, tied_module_names, unwrap
+from tuner.layers.tying import further_embedding, input_embedding, output_embedding, tied_module_names, unwrap
 
 __all__ = ["TrainableTokensModel"]
 
@@ -24,7 +24,7 @@ class TrainableTokensModel(BaseTuner):
     tuner_layer_cls = TrainableTokensLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """If ``target_modules`` is None, set it to the input embedding and, with ``train_head``, the head.
+        """If ``target_modules`` is None, set it to the embeddings and, with ``train_head``, the head.
 
         A tied head is removed from the targets even if the user listed the head. A tied head uses the embedding's
         trained rows without being a target. If the targets include the embedding and a tied head, stock PEFT (0.21) can
@@ -36,6 +36,8 @@ class TrainableTokensModel(BaseTuner):
             names = [_name_of(self.model, input_embedding(self.model)) or _FALLBACK]
             if getattr(peft_config, "train_head", False):
                 names.append(_name_of(self.model, output_embedding(self.model)) or names[0])
+            if further := _name_of(self.model, further_embedding(self.model)):
+                names.append(further)
             own = self._without_tied(names)
             peft_config.target_modules = own[0] if len(own) == 1 else own
         elif not isinstance(targets, str):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["input_embedding", "output_embedding", "tie_flag", "tied_module_names", "unwrap"]
+__all__ = ["further_embedding", "input_embedding", "output_embedding", "tie_flag", "tied_module_names", "unwrap"]
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
@@ -26,6 +26,14 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
 def output_embedding(model: nn.Module) -> nn.Module | None:
     """Return the model's output head (or the tuner layer that wraps the head), or None."""
     return _ask(model, "get_output_embeddings")
+
+
+def further_embedding(model: nn.Module) -> nn.Module | None:
+    """Return the second embedding of models such as Gemma 4, with a row per token for every layer, or None.
+
+    A new token needs a row in the second embedding, too.
+    """
+    return _ask(model, "get_per_layer_input_embeddings")
 
 
 def _ask(model: nn.Module, method: str) -> nn.Module | None:

@@ -13,7 +13,7 @@ from exporter.errors import BadInput, UsageError
 from tuner.inputs.base import Base
 from tuner.layers.config import TrainableTokensConfig
 from tuner.layers.switch import get_peft_model
-from tuner.layers.tying import input_embedding, output_embedding, tied_module_names
+from tuner.layers.tying import further_embedding, input_embedding, output_embedding, tied_module_names
 from tuner.spec import TuneSpec
 
 __all__ = ["adapt"]
@@ -52,7 +52,7 @@ def _lora(model: PreTrainedModel, token_ids: Sequence[int], spec: TuneSpec, *, t
     A tied head is not listed in the configuration, because PEFT finds a tied head by itself.
     """
     assert spec.lora_rank is not None
-    modules = [input_embedding(model), output_embedding(model) if train_head else None]
+    modules = [input_embedding(model), output_embedding(model) if train_head else None, further_embedding(model)]
     names = [name for module in modules if module is not None for name in _names(model, module)]
     targets: Any = list(spec.lora_targets) or None
     return LoraConfig(
