@@ -8,6 +8,7 @@ MODEL ?= tiny
 WORKERS ?= 2
 PYTEST_ARGS ?=
 CENSUS_ARGS ?=
+MODELS_ARGS ?=
 TRANSFORMERS_JS := 4.3.1
 
 VENV := .venv
@@ -22,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 test: export TTEXPORT_LLAMA_CPP ?= $(patsubst %/.made,$(CURDIR)/%,$(wildcard .converter/.made))
 demo bench: export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: help node converter demo quick test check lint types format bench census clean
+.PHONY: help node converter demo quick test check lint types format bench census models clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make converter                  llama.cpp's converter for the tests marked converter"
 	@echo "make check                      lint, types and tests"
 	@echo "make census [CENSUS_ARGS=...]   merges of every model type and head of transformers"
+	@echo "make models [MODELS_ARGS=--check]  the tables of exporter/models/data, from the installed transformers"
 	@echo "make lint | types | format | bench | clean"
 
 $(VENV)/.made:
@@ -102,6 +104,9 @@ bench: $(VENV)/.dev
 
 census: $(VENV)/.quick
 	$(BIN)/python -m benchmarks.census $(CENSUS_ARGS)
+
+models: $(VENV)/.quick
+	$(BIN)/python -m exporter.models.generate $(MODELS_ARGS)
 
 clean:
 	rm -rf $(VENV) .node .converter .tiny build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -45,3 +45,18 @@ def test_versions_keep_the_order_of_the_names_and_are_none_for_what_is_not_insta
     assert list(found) == ["numpy", "no-such-package", "gguf"]
     assert found["numpy"] == importlib.metadata.version("numpy")
     assert found["no-such-package"] is None
+
+
+def test_every_file_of_the_packages_is_in_the_wheel() -> None:
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    root = Path(__file__).parents[1]
+    packaged = {
+        path
+        for package, patterns in data.items()
+        for folder in ([root / package.replace(".", "/")] if package != "*" else root.glob("*/"))
+        for pattern in patterns
+        for path in folder.glob(pattern)
+    }
+    files = [path for name in ("exporter", "tuner", "ttexport") for path in (root / name).rglob("*.*")]
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} - packaged == set()
+    assert len(list((root / "exporter" / "models" / "data").glob("*.json"))) > 200

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from exporter.models.data import CLASSES, CONVERSIONS, FOLDER
-from exporter.models.generate_settings import configs, constructible, without_timm
+from exporter.models.generate_settings import configs, constructible, quiet, without_timm
 
 #: The auto mappings of transformers whose classes have an input embedding for text → task name in the data files.
 _TASKS: Final = {
@@ -223,7 +223,8 @@ def describe_class(name: str, *, complete: bool = False) -> tuple[str, dict[str,
     complete: whether the facts also list the parameters of nested models.
     """
     try:
-        return name, facts_of(name, complete=complete), ""
+        with quiet():
+            return name, facts_of(name, complete=complete), ""
     except Exception as exc:  # a class that cannot be constructed from its default config has no facts
         return name, None, f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
 

@@ -5,8 +5,10 @@ The generated facts do not depend on the config values in this module.
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Final
 
 _ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
@@ -100,3 +102,14 @@ def without_timm() -> Iterator[None]:
     finally:
         for cls, original in zip(classes, originals, strict=True):
             cls.__init__ = original
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Discard the lines that transformers prints about its own docstrings, and the warnings of libraries.
+
+    An error that a fact depends on is an exception, and ``quiet`` does not catch exceptions.
+    """
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
