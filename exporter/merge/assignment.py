@@ -8,7 +8,7 @@ from exporter.errors import NotExpressible, TensorMismatch
 from exporter.models.architecture import task_classes
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, Place, place_of, use_of
+from exporter.sources.places import EMBEDDING, Place, has_embedding_pair, place_of, use_of
 
 
 def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
@@ -21,7 +21,7 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
     use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:
         reaches_both = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
-        if checkpoint.is_encoder_decoder and use == EMBEDDING and not reaches_both:
+        if use == EMBEDDING and not reaches_both and has_embedding_pair(checkpoint):
             refuse_one_side(edit)
         return {use: _oriented(checkpoint, edit, None)}
     place = _place(checkpoint, edit, parameter)
@@ -99,7 +99,7 @@ def refuse_one_side(edit: Edit) -> None:
     """Raise NotExpressible if PEFT trained the edit of the embedding only in the encoder or only in the decoder."""
     raise NotExpressible(
         f"{edit.path}: {edit.key}",
-        "encoder and decoder each have an embedding module, and PEFT trained only one of the two modules",
+        f"encoder and decoder each compute with an embedding module of their own, and PEFT trained only {edit.module}",
         instead="train the same token rows for embedding and head, so that PEFT trains encoder and decoder",
     )
 

@@ -20,7 +20,7 @@ from exporter.merge.ledger import Ledger
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, HEAD, use_of
+from exporter.sources.places import EMBEDDING, HEAD, has_embedding_pair, use_of
 
 #: Pattern of the number of an expert in the name of a stored tensor.
 _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
@@ -159,7 +159,7 @@ def _tied_rows(
         for entry in entries
     )
     differ = rows.keys() == {EMBEDDING, HEAD} and rows[EMBEDDING].token_ids != rows[HEAD].token_ids
-    if checkpoint.is_encoder_decoder and EMBEDDING in rows and (differ or own_head):  # PEFT then ties no module
+    if EMBEDDING in rows and (differ or own_head) and has_embedding_pair(checkpoint):  # PEFT then ties no module
         refuse_one_side(rows[EMBEDDING])
     if EMBEDDING in rows and HEAD not in rows and checkpoint.tie.tied_in_config and not own_head:
         yield HEAD, rows[EMBEDDING]

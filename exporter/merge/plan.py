@@ -106,7 +106,7 @@ class MergePlan:
         if source.spec.dtype not in FLOATS:
             return source, []
         out = dtype or base.spec.dtype
-        table = next((table for table in self.grown if table.name == name), None)
+        table = next((table for table in self.grown if table.name == stored), None)
         n_rows = self.vocab if table else source.spec.n_rows
         if name in self.tie.names:
             n_rows = rows_after(self.checkpoint, name, stored, change, self.vocab)
@@ -165,7 +165,8 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
         _check_shapes(checkpoint, name, stored, change, grows=name in tables)
     files = merge_auxiliary_files(checkpoint.auxiliary_files, adapters)
     tokenizer = Tokenizer.open(files["tokenizer.json"]) if "tokenizer.json" in files else None
-    vocab = vocabulary(checkpoint, resolved.tie, resolved.sources, tokenizer)
+    matrices = {name: source for name, source in resolved.sources.items() if name in resolved.tie.names}
+    vocab = vocabulary(checkpoint, resolved.tie, matrices, tokenizer)
     generation, moved = generation_config(checkpoint.auxiliary_files, files)
     entries = _ledger_entries(gathered, resolved)
     sources = dict(padded(checkpoint, sources, vocab, tokenizer))

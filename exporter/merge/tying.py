@@ -11,9 +11,9 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import Change
 from exporter.sources.hf.checkpoint import Checkpoint
-from exporter.sources.hf.tie import Tie
+from exporter.sources.hf.tie import Tie, parameters_to_untie
 from exporter.sources.peft.edits import LowRank
-from exporter.sources.places import EMBEDDING, HEAD
+from exporter.sources.places import EMBEDDING, HEAD, use_of
 from exporter.tensors import Array, read
 
 #: Name of the embedding's module → name of the head's module, used to name the tensor of an untied head. The head of
@@ -60,7 +60,22 @@ def resolve(checkpoint: Checkpoint, changes: Mapping[str, Change], *, untie: boo
     name = tie.head or _head_name(checkpoint)
     sources = dict.fromkeys((tie.embedding, *tie.copies), (tie.embedding, embedding))
     sources |= dict.fromkeys((name, *tie.head_copies), (tie.embedding, head))
-    return Resolved(replace(tie, head=name, tied=False, tied_in_config=False), sources)
+    copies = list(tie.copies)
+    for further, stored in parameters_to_untie(checkpoint.config, checkpoint.modules).items():
+        if stored == tie.embedding:
+            copies.append(further)
+            sources[further] = (stored, embedding)
+        else:
+            change = changes.get(stored, Change())
+            sources[further] = (stored, change)
+            sources[stored] = (stored, Change() if _is_copy_of_head(checkpoint, change) else change)
+    return Resolved(replace(tie, head=name, tied=False, tied_in_config=False, copies=tuple(copies)), sources)
+
+
+def _is_copy_of_head(checkpoint: Checkpoint, change: Change) -> bool:
+    """Whether PEFT trained a copy of the head, so that a tensor that the base ties to the head's does not change."""
+    whole = change.replaced
+    return whole is not None and not whole.in_place and use_of(checkpoint, whole.module) == HEAD
 
 
 def _refuse_untie(checkpoint: Checkpoint, *, untie: bool) -> None:

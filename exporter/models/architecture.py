@@ -128,6 +128,17 @@ class Architecture:
             for target, source in tie.pairs.items()
         ]
 
+    def tied_with(self, parameter: str) -> list[tuple[str, str]]:
+        """Return the pairs (tied parameter, source parameter), as patterns, of the flag that ties ``parameter``."""
+        renamed, name = self._rename_embedding, pattern_of(parameter)
+        pairs = [
+            (tie.config, renamed(target), renamed(source))
+            for tie in self.facts.ties
+            for target, source in tie.pairs.items()
+        ]
+        places = {place for place, target, source in pairs if name in (target, source)}
+        return [(target, source) for place, target, source in pairs if place in places]
+
     @cached_property
     def links(self) -> list[tuple[str, str]]:
         """Name patterns (tied parameter, source parameter) of all parameter pairs that the class can tie."""

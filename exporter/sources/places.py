@@ -70,6 +70,16 @@ def use_of(checkpoint: Checkpoint, module: str) -> Use | None:
     return None
 
 
+def has_embedding_pair(checkpoint: Checkpoint) -> bool:
+    """Whether encoder and decoder each have an embedding module of their own, whose weights are tied."""
+    modules = checkpoint.modules
+    if modules is None or modules.architecture.embedding is None:
+        return checkpoint.is_encoder_decoder
+    vocabulary = Vocabulary(modules)
+    heads = {pattern_of(vocabulary.head)} if vocabulary.head else set()
+    return checkpoint.is_encoder_decoder and len(vocabulary.tied - heads) > 1
+
+
 def place_of(
     checkpoint: Checkpoint, module: str, parameter: str, expected: tuple[int, ...] | None = None
 ) -> Place | None:

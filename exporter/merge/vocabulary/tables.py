@@ -16,6 +16,7 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.changes import Change
 from exporter.merge.passes import AppendColumns, Pass, ReplaceRows
+from exporter.merge.vocabulary.tokens import rows_after
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.hf.tables import TokenTable, described_keys, token_tables
@@ -33,7 +34,10 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
     additional embedding must grow and no adapter contains the new rows. Raises NotExpressible if the config cannot
     record the new number of rows.
     """
-    if vocab <= checkpoint.tensors[checkpoint.tie.embedding].spec.n_rows:
+    if not any(
+        rows_after(checkpoint, name, *sources[name], vocab) > checkpoint.tensors[name].spec.n_rows
+        for name in checkpoint.tie.names
+    ):
         return []
     if checkpoint.modules is not None and not described_keys(checkpoint):
         raise NotExpressible(

@@ -91,6 +91,22 @@ def find_tie(path: Path, config: Mapping[str, Any], tensors: Tensors, modules: M
     return _tie(path, config, tensors, embedding, head, copies, flag, use.head, repeated)
 
 
+def parameters_to_untie(config: Mapping[str, Any], modules: ModuleMap | None) -> dict[str, str]:
+    """Map each further tensor that a checkpoint needs if its head is untied to the stored tensor with its values.
+
+    The flag that ties the head may tie other parameters, such as the bias of the head, or the embeddings of encoder and
+    decoder. Without the flag, transformers loads each of the parameters from a tensor of its own.
+    """
+    if modules is None or config.get("model_type") in _ALWAYS_TIED or (head := Vocabulary(modules).head) is None:
+        return {}
+    further = {}
+    for target, source in modules.architecture.tied_with(head):
+        stored = modules.stored_name(source)
+        if stored is not None and target != head and target not in modules.groups and "*" not in target:
+            further[target if modules.loads(target) == target else f"language_model.{target}"] = stored
+    return further
+
+
 def find_stored(path: Path, tensors: Tensors, modules: ModuleMap) -> tuple[str, str | None, dict[str, str]]:
     """Return (stored embedding, stored head or None, map of other parameters that can be tied to their stored names).
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.hf.tie import parameters_to_untie
 from exporter.sources.hf.tokenizer import read_tokenizer
 from exporter.sources.peft.adapter import Adapter
+from exporter.sources.places import HEAD, use_of
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.files import tuned_files
+from exporter.verify.expect.tables import grow_tables
 from exporter.verify.expect.tensors import expected, same_values
 
 
@@ -40,6 +43,25 @@ class Reference:
     def tensors(self) -> Mapping[str, Expected]:
         """A dict from each tensor name in the base checkpoint to the expected values of the tensor."""
         return expected(self.checkpoint, self.adapters)
+
+    @cached_property
+    def untied(self) -> Mapping[str, Expected]:
+        """The expected values of tensors that change their meaning or are added because the head is no longer tied.
+
+        The map is empty if embedding and head of the tuned model are tied as in the base.
+        """
+        base = self.checkpoint
+        if self.tied or not base.tie.tied or not base.tie.has_head:
+            return {}
+        changed: dict[str, Expected] = {}
+        for name, stored in parameters_to_untie(base.config, base.modules).items():
+            changed[name] = want = self.tensors[stored]
+            whole = want.full
+            if whole is not None and not whole.in_place and use_of(base, whole.module) == HEAD:
+                changed[stored] = Expected(want.base)
+        if changed:
+            grow_tables(base, self.adapters, {**self.tensors, **changed})
+        return changed
 
     @property
     def embedding(self) -> Expected:

@@ -43,11 +43,12 @@ def _vocabulary(reference: Reference) -> set[str | None]:
 def _check_names(merged: Checkpoint, reference: Reference) -> Check:
     base = reference.checkpoint
     names = merged.tensors.keys() - ({merged.stored_head} if base.tie.tied and not reference.tied else set())
-    wrong = sorted(names ^ (base.tensors.keys() - ({base.tie.head} - names)))
+    wanted = {**reference.tensors, **reference.untied}
+    wrong = sorted(names ^ ((base.tensors.keys() | reference.untied.keys()) - ({base.tie.head} - names)))
     wrong += [
         name
-        for name in base.tensors.keys() & merged.tensors.keys() - _vocabulary(reference)
-        if merged.tensors[name].spec.shape != reference.tensors[name].shape
+        for name in (base.tensors.keys() | reference.untied.keys()) & merged.tensors.keys() - _vocabulary(reference)
+        if merged.tensors[name].spec.shape != wanted[name].shape
     ]
     detail = f"the names and shapes of {len(merged.tensors)} tensors match the base"
     if wrong:
@@ -63,8 +64,10 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
     """
     changed = {
         name: want
-        for name, want in reference.tensors.items()
-        if want.changed and name in merged.tensors and name not in _vocabulary(reference)
+        for name, want in {**reference.tensors, **reference.untied}.items()
+        if (want.changed or name not in reference.checkpoint.tensors)
+        and name in merged.tensors
+        and name not in _vocabulary(reference)
     }
     wrong, worst = [], 0.0
     for name, want in changed.items():
@@ -89,7 +92,8 @@ def _check_changed(merged: Checkpoint, reference: Reference, *, every: bool) -> 
 
 def _check_values(merged: Checkpoint, reference: Reference) -> Check:
     base = reference.checkpoint.tensors
-    names = [name for name in base if name not in _vocabulary(reference) and not reference.tensors[name].changed]
+    wanted = {**reference.tensors, **reference.untied}
+    names = [name for name in base if name not in _vocabulary(reference) and not wanted[name].changed]
     # A cast of a quantiser's scales would change the values of the quantised matrices.
     kept = quantiser_floats(base) if reference.checkpoint.quantisation else frozenset()
     wrong = [
