@@ -84,7 +84,7 @@ class PatchPlan(ABC):
 
     @property
     def rewrites(self) -> bool:
-        """Whether an in-place patch has to write a whole new artifact."""
+        """Whether the artifact cannot be patched in place, so that the patch writes the whole artifact anew."""
         return self.spec.in_place and self.moves_bytes
 
     @property

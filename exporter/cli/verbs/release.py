@@ -46,7 +46,8 @@ from exporter.release.tables import HubTable
     "address",
     metavar="ADDRESS",
     help="Run each job as a two-CPU task on the Ray cluster at ADDRESS: local (this machine), auto, HOST:PORT or "
-    "ray://HOST:PORT. Pieces are made next to OUT. All nodes must see OUT and the inputs under the same paths.",
+    "ray://HOST:PORT. Temporary pieces of the release are written next to OUT. All nodes must see OUT and the inputs "
+    "under the same paths.",
 )
 @click.option(
     "--cache", type=PATH, help="Folder for cached artifacts of the base; default: a folder in the user's cache folder."

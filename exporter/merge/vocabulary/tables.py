@@ -43,7 +43,7 @@ def grown_tables(checkpoint: Checkpoint, sources: Sources, vocab: int) -> list[T
         raise NotExpressible(
             f"{checkpoint.path}: {checkpoint.tie.embedding}",
             "the class of the model computes the number of rows from other settings, so it could not load more rows",
-            instead="train rows of existing tokens",
+            instead="train only rows of tokens that the base already has",
         )
     _require_one_vocabulary(checkpoint)
     grown = []
@@ -91,7 +91,7 @@ def _require_one_vocabulary(checkpoint: Checkpoint) -> None:
         raise NotExpressible(
             f"{checkpoint.path}: {embedding}, {head}",
             "embedding and head have separate vocabularies, and an added token belongs to one of the two",
-            instead="train rows of existing tokens",
+            instead="train only rows of tokens that the base already has",
         )
 
 

@@ -68,8 +68,8 @@ def _update_genai(
 ) -> bool:
     """Update vocabulary size and special token ids in genai_config.json. Returns whether ``config`` changed.
 
-    before, after: special token ids according to the other configs before and after patching. If a token's id is equal
-    in ``before`` and ``after``, genai_config.json keeps its own value for that token.
+    before, after: the special token ids that the other configs contain, before and after the patch. If a token's id is
+    equal in ``before`` and ``after``, genai_config.json keeps its own value for that token.
     """
     model = config.get("model")
     if not isinstance(model, dict) or (vocab is None and before == after):

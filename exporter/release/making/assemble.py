@@ -32,9 +32,9 @@ def assemble_release(
 ) -> Release:
     """Copy the pieces in ``folders`` into a release at ``out`` and return the facts of the release.
 
-    Joining needs neither the base nor the adapters. resume: return a finished release without changes. With ``resume``
-    or ``force``, an unfinished release at ``out`` is discarded and made again from the beginning. Raises OutputError
-    and every error that ``CollectedPieces.open`` raises.
+    Joining needs neither the base nor the adapters. resume: if the release is already finished, return the release
+    unchanged. With ``resume`` or ``force``, an unfinished release at ``out`` is discarded and made again from the
+    beginning. Raises OutputError and every error that ``CollectedPieces.open`` raises.
     """
     hooks, started = hooks or Hooks(), now()
     collected = CollectedPieces.open(spec, folders)

@@ -34,7 +34,7 @@ class TokenTable:
 def token_tables(checkpoint: Checkpoint) -> list[TokenTable]:
     """Return all tables that transformers resizes with the embedding, except embedding, head and their copies.
 
-    Gemma's per-layer embeddings are included, because transformers sets their size to the size of the vocabulary.
+    Gemma's per-layer embeddings are included, because transformers resizes them, too, when it resizes the embedding.
     Tables of any other size, such as the tables of a second vocabulary, are not returned.
     """
     modules, tie = checkpoint.modules, checkpoint.tie

@@ -63,7 +63,9 @@ def _checked(path: Path, name: str, ids: object) -> list[int]:
         raise UnreadableFile(path, f"{name}: expected token ids of 0 or more, found {min(ids)}")
     ((commonest, times),) = Counter(ids).most_common(1)
     if times > 1:
-        raise UnreadableFile(path, f"{name}: expected each token id once, found token id {commonest} {times} times")
+        raise UnreadableFile(
+            path, f"{name}: expected each token id once, but token id {commonest} occurs {times} times"
+        )
     return ids
 
 

@@ -56,7 +56,7 @@ Arrange = Callable[[Array], Array]
 
 
 def map_tensors(names: Mapping[str, Any], arch: str, layers: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Map the name of each GGUF tensor to the names of the checkpoint tensors with the tensor's values.
+    """Map the name of each GGUF tensor to the names of the checkpoint tensors from which its values come.
 
     Returns a tuple (a dict from each GGUF name to the checkpoint tensors that are stacked in the GGUF tensor, in order;
     a list of the checkpoint tensors that have no GGUF tensor).

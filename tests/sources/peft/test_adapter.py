@@ -87,7 +87,7 @@ def test_broken_ids_are_refused(ids: object, message: str, tmp_path: Path) -> No
 def test_a_repeated_id_is_found_among_many(tmp_path: Path) -> None:
     # A search by counting each id would take hours here.
     folder = adapter(tmp_path / "a", [*range(300_000), 299_999], {EMBED: matrix(1)})
-    with pytest.raises(UnreadableFile, match="found token id 299999 2 times"):
+    with pytest.raises(UnreadableFile, match="token id 299999 occurs 2 times"):
         Adapter.open(folder)
 
 
