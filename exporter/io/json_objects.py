@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,11 +40,11 @@ def parse_object(path: Path, text: bytes, *, what: str) -> dict[str, Any]:
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in table:
-                raise UnreadableFile(path, f"{what}: {name}: expected a unique key, found the same key twice")
-            table[name] = value
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            name = next(name for name, count in counts.items() if count > 1)
+            raise UnreadableFile(path, f"{what}: {name}: expected a unique key, found the same key twice")
         return table
 
     if (nbytes := _memory_bytes(text)) > _MAX_MEMORY_BYTES:
