@@ -51,7 +51,9 @@ def plan_located_merge(
     opened = [adapter for _, adapter in adapters]
     warnings = check_base(base, checkpoint, opened, untie=options.untie, trust=options.trust_base)
     merge = plan_merge(checkpoint, opened, untie=options.untie)
-    return replace(merge, origins=origins(base, [source for source, _ in adapters]), warnings=warnings)
+    return replace(
+        merge, origins=origins(base, [source for source, _ in adapters]), warnings=[*warnings, *merge.warnings]
+    )
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, Path]:

@@ -20,10 +20,12 @@ from exporter.merge.ledger import Ledger
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, HEAD, has_embedding_pair, use_of
+from exporter.sources.places import EMBEDDING, HEAD, has_embedding_pair, is_never_run, use_of
 
 #: Pattern of the number of an expert in the name of a stored tensor.
 _EXPERT_NUMBER: Final = re.compile(r"\.\d+\.(?=[^.]+\.weight$)")
+
+_NO_EFFECT: Final = "without effect, because the model never runs the module"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Gathered:
     changes: dict[str, Change]
     consumed: Sequence[Consumed]
 
+    @property
+    def warnings(self) -> list[str]:
+        """Return a sentence for each tensor that an adapter trained without effect."""
+        return [f"{entry.path}: {entry.key}: {_NO_EFFECT}" for entry in self.consumed if entry.rule == _NO_EFFECT]
+
 
 def gather(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Gathered:
     """Group the edits of all adapters by destination.
@@ -104,6 +111,9 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
     path = adapter.weights
     first_for: dict[tuple[type, str], Edit] = {}
     for edit in adapter.edits:
+        if _has_no_effect(checkpoint, edit):
+            yield from (Consumed(path, key, _NO_EFFECT, None) for key in edit.keys)
+            continue
         by_name = assign(checkpoint, edit)
         destination = _label(by_name)
         first = first_for.get((type(edit), destination)) if destination in (EMBEDDING, HEAD) else None
@@ -122,6 +132,12 @@ def _consumed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Consumed]:
             biases = assign_bias(checkpoint, edit)
             yield Consumed(path, bias, "bias beside an update", _label(biases), edit, biases)
     yield from (Consumed(path, key, reason, None) for key, reason in adapter.unused.items())
+
+
+def _has_no_effect(checkpoint: Checkpoint, edit: Edit) -> bool:
+    """Whether PEFT trained a copy or an update of a module that the model never runs."""
+    in_place = isinstance(edit, TokenRows) or (isinstance(edit, FullModule) and edit.in_place)
+    return not in_place and is_never_run(checkpoint, edit.module)
 
 
 def _rule(edit: Edit) -> str:

@@ -172,7 +172,18 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     sources = dict(padded(checkpoint, sources, vocab, tokenizer))
     grown = grown_tables(checkpoint, sources, vocab)
     return MergePlan(
-        checkpoint, adapters, entries, resolved.tie, sources, vocab, files, generation, moved, tokenizer, grown
+        checkpoint,
+        adapters,
+        entries,
+        resolved.tie,
+        sources,
+        vocab,
+        files,
+        generation,
+        moved,
+        tokenizer,
+        grown,
+        warnings=gathered.warnings,
     )
 
 

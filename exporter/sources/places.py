@@ -80,6 +80,21 @@ def has_embedding_pair(checkpoint: Checkpoint) -> bool:
     return checkpoint.is_encoder_decoder and len(vocabulary.tied - heads) > 1
 
 
+def is_never_run(checkpoint: Checkpoint, module: str) -> bool:
+    """Whether ``module`` only holds the matrix that encoder and decoder share, and the model never runs ``module``.
+
+    The encoders and decoders of T5, BART and their relatives run embedding modules of their own, whose weights are tied
+    to the weight of ``shared``. Therefore, a copy or an update of ``shared`` that PEFT trained has no effect.
+    """
+    modules = checkpoint.modules
+    if modules is None or not has_embedding_pair(checkpoint):
+        return False
+    vocabulary = Vocabulary(modules)
+    tied = {target for target, source in modules.architecture.ties if source == vocabulary.embedding}
+    holds = vocabulary.embedding in modules.spellings(module, "weight")
+    return holds and len(tied - {vocabulary.head}) > 1
+
+
 def place_of(
     checkpoint: Checkpoint, module: str, parameter: str, expected: tuple[int, ...] | None = None
 ) -> Place | None:

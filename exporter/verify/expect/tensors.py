@@ -16,7 +16,7 @@ from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hf.tie import HEADS
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
-from exporter.sources.places import EMBEDDING, HEAD, Place, place_of, use_of
+from exporter.sources.places import EMBEDDING, HEAD, Place, is_never_run, place_of, use_of
 from exporter.tensors import Array, read
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.tables import grow_tables
@@ -49,6 +49,9 @@ def _named_parts(
     """Yield (stored tensor, edit) for each edit of an adapter, with several pairs if a parameter is stored in parts."""
     embedding = checkpoint.tie.embedding
     for part in adapter.edits:
+        copied = isinstance(part, LowRank) or (isinstance(part, FullModule) and not part.in_place)
+        if copied and is_never_run(checkpoint, part.module):
+            continue
         parameter = "weight" if isinstance(part, TokenRows) else part.parameter
         use = use_of(checkpoint, part.module) if parameter == "weight" else None
         if use is not None:
