@@ -52,7 +52,7 @@ def _document(
 
 
 def _adapter(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    adapter = Adapter.open(path)
+    adapter = Adapter.open(path, via_peft=True)
     ids = sorted({token_id for edit in adapter.rows for token_id in edit.token_ids})
     updates = [edit for edit in adapter.edits if isinstance(edit, LowRank)]
     facts: dict[str, Any] = {"peft type": adapter.config["peft_type"], "base": adapter.base_name or "not named"}

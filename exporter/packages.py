@@ -52,6 +52,8 @@ def _extra(name: str, **titles: str) -> tuple[Requirement, ...]:
 
 
 (LLAMA_CPP,) = _extra("llamacpp", llama_cpp="llama-cpp-python")
+#: Packages that merge the adapters that only PEFT can merge.
+PEFT: Final = Requirement(("peft", "torch", "transformers"), "peft, torch and transformers", "ttexport")
 (RAY,) = _extra("ray", ray="ray")
 (MODEL_SIGNING,) = _extra("sign", model_signing="model-signing")
 REPORT: Final = _extra("report", jinja2="Jinja2", junitparser="junitparser", matplotlib="matplotlib")

@@ -9,12 +9,14 @@ from typing import Final, NamedTuple
 
 from exporter.export.spec import MergeOptions
 from exporter.formats.target import FormatOptions
+from exporter.merge.by_peft.adapters import merged_by_peft
 from exporter.merge.plan import MergePlan, plan_merge
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.hub.base_check import check_base
 from exporter.sources.hub.locate import Located, locate, origins
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.folders import CONFIG
+from exporter.sources.peft.types.changes import ByPeft
 from exporter.verify.expect.reference import Reference
 from exporter.verify.options import VerifyOptions
 
@@ -28,15 +30,18 @@ class LocatedAdapter(NamedTuple):
     adapter: Adapter
 
 
-def open_adapters(sources: Iterable[Path | str], *, asked_by: str, quiet: bool) -> list[LocatedAdapter]:
+def open_adapters(
+    sources: Iterable[Path | str], options: MergeOptions, *, asked_by: str, quiet: bool
+) -> list[LocatedAdapter]:
     """Open adapters that are given as paths or hub ids. An adapter is downloaded first if necessary.
 
     asked_by: name of the argument or key that lists the adapters, for error messages.
     quiet: whether to hide progress bars of downloads.
-    Raises BadInput.
+    Raises BadInput, and NotExpressible for adapters of a type that cannot be merged with ``options``.
     """
     located = [locate(str(source), asked_by=asked_by, content="adapter", quiet=quiet) for source in sources]
-    return [LocatedAdapter(source, Adapter.open(source.path)) for source in located]
+    via_peft = options.via == "peft"
+    return [LocatedAdapter(source, Adapter.open(source.path, via_peft=via_peft)) for source in located]
 
 
 def plan_located_merge(
@@ -46,10 +51,12 @@ def plan_located_merge(
 
     checkpoint: the opened checkpoint of ``base``.
 
-    Raises BadInput and NotExpressible.
+    Raises BadInput and NotExpressible, and MissingDependency if PEFT is to merge an adapter but is not installed.
     """
     opened = [adapter for _, adapter in adapters]
     warnings = check_base(base, checkpoint, opened, untie=options.untie, trust=options.trust_base)
+    if any(isinstance(edit, ByPeft) for adapter in opened for edit in adapter.edits):
+        opened = merged_by_peft(checkpoint, opened)
     merge = plan_merge(checkpoint, opened, untie=options.untie)
     return replace(
         merge, origins=origins(base, [source for source, _ in adapters]), warnings=[*warnings, *merge.warnings]

@@ -38,7 +38,7 @@ def plan_export(spec: ExportSpec) -> ExportPlan:
     Raises BadInput, or MissingDependency if a required runtime or a package for the report is not installed.
     """
     prompts = require_verifiable(spec.verify, needed_for="--require")
-    adapters = open_adapters(spec.adapters, asked_by="ADAPTER", quiet=spec.quiet)
+    adapters = open_adapters(spec.adapters, spec.merge, asked_by="ADAPTER", quiet=spec.quiet)
     base = find_base(spec.base, [adapter for _, adapter in adapters], quiet=spec.quiet)
     merge = plan_located_merge(base, Checkpoint.open(base.path), adapters, spec.merge)
     name = (adapters[0].source if adapters else base).name or "model"  # the name of the root folder is empty

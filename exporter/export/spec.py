@@ -27,6 +27,10 @@ class MergeOptions(Options):
     trust_base: bool = option(
         False, "Merge even if an adapter records that it was trained on a different base.", type=ValueType.SWITCH
     )
+    via: str | None = option(
+        None, "The tool that merges adapters that ttexport cannot merge itself, such as LoHa, OFT or VeRA.",
+        choices=("peft",),
+    )  # fmt: skip
     memory: int | None = option(
         None, "Memory limit for merged rows that are computed at once, such as 64MB. Default: 256MiB.",
         type=ValueType.SIZE, metavar="SIZE",

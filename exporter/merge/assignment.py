@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from exporter.errors import NotExpressible, TensorMismatch
 from exporter.models.architecture import task_classes
+from exporter.peft_modules.replacements import Replacement
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
+from exporter.sources.peft.types.changes import ByPeft
 from exporter.sources.places import EMBEDDING, Place, has_embedding_pair, place_of, use_of
 
 
@@ -17,6 +19,9 @@ def assign(checkpoint: Checkpoint, edit: Edit) -> dict[str, Edit]:
     Each destination is ``EMBEDDING``, ``HEAD`` or the name of a stored tensor. Raises TensorMismatch if the base model
     lacks the module of the edit, and NotExpressible if the edit cannot be applied to the stored tensors.
     """
+    assert not isinstance(edit, ByPeft), "expected merged_by_peft to have replaced the change"
+    if isinstance(edit, Replacement) and edit.bias is not None:
+        return {**assign(checkpoint, replace(edit, bias=None)), **assign(checkpoint, edit.bias)}
     parameter = "weight" if isinstance(edit, TokenRows) else edit.parameter
     use = use_of(checkpoint, edit.module) if parameter == "weight" else None
     if use is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible
 from exporter.merge.assignment import assign, assign_bias, refuse_one_side
 from exporter.merge.ledger import Ledger
+from exporter.peft_modules.replacements import Replacement
 from exporter.sources.hf.checkpoint import Checkpoint
 from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import Edit, FullModule, LowRank, TokenRows
@@ -143,6 +144,8 @@ def _has_no_effect(checkpoint: Checkpoint, edit: Edit) -> bool:
 def _rule(edit: Edit) -> str:
     if isinstance(edit, TokenRows):
         return f"{len(edit.token_ids)} rows"
+    if isinstance(edit, Replacement):
+        return f"{edit.change.type.title} merged by PEFT"
     if isinstance(edit, LowRank):
         return f"{'DoRA' if edit.magnitude else 'LoRA'} update of rank {edit.rank}"
     return "whole tensor"
@@ -222,6 +225,7 @@ def _add(change: Change, destination: str, edit: Edit) -> Change:
                 f"found that {change.replaced.path} also sets {destination}"
             )
         return replace(change, replaced=change.replaced or edit)
+    assert isinstance(edit, LowRank), "expected merged_by_peft to have replaced the change"
     if edit.bias is not None and destination.endswith("bias"):
         return replace(change, biases=(*change.biases, edit))
     if any((update.magnitude or edit.magnitude) and not _are_disjoint(update, edit) for update in change.updates):

@@ -12,7 +12,7 @@ import numpy as np
 from exporter.errors import BadInput, NotExpressible, TensorMismatch, in_tensor
 from exporter.sources.hf.tie import EMBEDDINGS, HEADS
 from exporter.sources.peft.adapter import Adapter
-from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
+from exporter.sources.peft.edits import Edit, FullModule, TokenRows
 from exporter.tensors import Array, cast
 
 _EMBEDDING: Final = "embedding"
@@ -146,7 +146,7 @@ def _by_use(base: VocabTensors, adapter: Adapter) -> dict[str, TokenRows]:
     return uses
 
 
-def _refuse(base: VocabTensors, edit: LowRank | FullModule) -> NoReturn:
+def _refuse(base: VocabTensors, edit: Edit) -> NoReturn:
     """Raise NotExpressible if an adapter edit is not a replacement of token rows.
 
     If a base checkpoint is given, a whole vocabulary matrix in an adapter was already replaced by only its changed

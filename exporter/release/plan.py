@@ -152,7 +152,9 @@ def plan_release(
     models: dict[str, ModelPlan] = {}
     materials: dict[str, Material] = {}
     for name, table in spec.models.items():
-        adapters = open_adapters(table.adapters, asked_by=f"{asked_by}: models.{name}.adapters", quiet=quiet)
+        adapters = open_adapters(
+            table.adapters, spec.merge, asked_by=f"{asked_by}: models.{name}.adapters", quiet=quiet
+        )
         merge = plan_located_merge(base, checkpoint, adapters, spec.merge)
         models[name] = ModelPlan(
             name=name,

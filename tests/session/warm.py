@@ -123,7 +123,9 @@ def servers() -> list[ForkServer]:
 
     ONNX Runtime and llama.cpp are imported in a tenth of a second, and the former starts a thread: both start afresh.
     """
-    computing = [f"exporter.verify.runtimes.{name}" for name in ("reference", "merged", "gguf_in_transformers")]
+    names = ("reference", "merged", "gguf_in_transformers")
+    by_peft = [f"exporter.{room}.by_peft.process" for room in ("merge", "verify")]
+    computing = [*(f"exporter.verify.runtimes.{name}" for name in names), *by_peft]
     models = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
     on_demand = (*models, "peft.utils.transformers_weight_conversion", "torch._dynamo")
     tokenizers = ("transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers")

@@ -21,6 +21,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank
 from exporter.sources.peft.folders import CONFIG
 from exporter.sources.peft.training_record import read_record
+from exporter.sources.peft.types.changes import ByPeft
 from exporter.sources.places import EMBEDDING, stored_name, use_of
 from exporter.tensors import FLOATS, as_bytes, cast
 
@@ -58,7 +59,7 @@ def check_base(
     ordinary floats. Raises BadInput if an adapter's record contradicts the base and ``trust`` is not set. Raises
     NotExpressible if ``untie`` is set for a base that is quantised and tied.
     """
-    updates = any(isinstance(edit, LowRank) for adapter in adapters for edit in adapter.edits)
+    updates = any(isinstance(edit, LowRank | ByPeft) for adapter in adapters for edit in adapter.edits)
     named = [name for name in (base.repo, *(adapter.base_name for adapter in adapters)) if name]
     require_plain_rows(checkpoint, updates=updates, untie=untie, names=named)
     warnings = []

@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.errors import BadInput, NotExpressible, UnreadableFile
+from exporter.errors import BadInput, UnreadableFile
 from exporter.io.json_objects import read_object
 from exporter.sources.hf.checkpoint import auxiliary_files
 from exporter.sources.hf.safetensors import read_tensors
 from exporter.sources.peft.edits import Edit, TokenRows
 from exporter.sources.peft.folders import CONFIG, adapter_folder
 from exporter.sources.peft.keys import read_edits
-from exporter.sources.peft.lora_config import PEFT_MERGE, LoraSettings
+from exporter.sources.peft.lora_config import LoraSettings
 from exporter.sources.peft.normal_keys import NormalKeys
 from exporter.sources.peft.notes import notes
+from exporter.sources.peft.types.changes import ByPeft
+from exporter.sources.peft.types.table import MERGED, merged_type, refusal
 from exporter.tensors import byte_blocks
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -38,6 +40,8 @@ _EFFECTIVE_KEYS: Final = (
     "use_dora",
     "fan_in_fan_out",
 )
+#: Keys of the config that do not change the effect of an adapter that PEFT merges.
+_RECORDS: Final = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 #: ``combined_digest`` of a model without adapters. All digests have the same length, so that a patch moves no byte.
 NO_ADAPTERS_DIGEST: Final = "0" * 64
 
@@ -58,26 +62,28 @@ class Adapter:
     normal: NormalKeys
 
     @classmethod
-    def open(cls, path: Path) -> Adapter:
+    def open(cls, path: Path, *, via_peft: bool = False) -> Adapter:
         """Read and check the adapter in the folder ``path``, or in the only subfolder that contains an adapter.
 
+        via_peft: whether adapters that only PEFT can merge are accepted.
         Raises BadInput if the folder does not contain an adapter, or if a tensor of the adapter is invalid. Raises
         LedgerError if no merge rule handles a tensor of the adapter. Raises NotExpressible if the adapter type is not
         supported.
         """
         path = adapter_folder(path)
         config = read_object(path / CONFIG)
-        peft_type = _peft_type(path, config)
+        peft_type = _peft_type(path, config, via_peft=via_peft)
         if not os.path.lexists(path / WEIGHTS) and (path / "adapter_model.bin").exists():
             raise BadInput(
                 f"{path / 'adapter_model.bin'}: expected {WEIGHTS}, found pickled weights, which are not read; "
                 "load the adapter with PEFT, and save the adapter again with save_pretrained"
             )
-        lora = LoraSettings.read(path / CONFIG, config) if peft_type == "LORA" else None
+        lora = LoraSettings.read(path / CONFIG, config, via_peft=via_peft) if peft_type == "LORA" else None
         tensors = read_tensors(path / WEIGHTS)
         normal = NormalKeys.of(path / WEIGHTS, tensors)
         by_key = {normal.keys[name]: tensor for name, tensor in tensors.items()}
-        edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, by_key)
+        by_peft = merged_type(config) if via_peft else None
+        edits, unused = read_edits(path / WEIGHTS, path / CONFIG, config, lora, by_key, by_peft)
         if not edits:
             raise UnreadableFile(path / WEIGHTS, "expected token rows or LoRA factors, found a file without tensors")
         return cls(path, config, edits, unused, normal)
@@ -115,7 +121,10 @@ class Adapter:
         The digest does not depend on where the adapter folder is stored.
         """
         digest = hashlib.sha256()
-        effective = {key: self.config.get(key) for key in _EFFECTIVE_KEYS}
+        keys: Iterable[str] = _EFFECTIVE_KEYS
+        if any(isinstance(edit, ByPeft) for edit in self.edits):
+            keys = self.config.keys() - _RECORDS
+        effective = {key: self.config.get(key) for key in keys}
         digest.update(json.dumps(effective, sort_keys=True).encode())
         for name, tensor in sorted(read_tensors(self.weights).items()):
             digest.update(f"\n{name} {tensor.spec.dtype} {tensor.spec.shape}\n".encode())
@@ -140,14 +149,10 @@ def combined_digest(recorded: str, adapters: Sequence[Adapter]) -> str:
     return f"{total % (1 << 256):064x}"
 
 
-def _peft_type(path: Path, config: Mapping[str, Any]) -> str:
+def _peft_type(path: Path, config: Mapping[str, Any], *, via_peft: bool) -> str:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
         raise UnreadableFile(path / CONFIG, f"peft_type: expected the name of an adapter type, found {peft_type!r:.80}")
-    if peft_type not in _PEFT_TYPES:
-        raise NotExpressible(
-            f"{path / CONFIG}: peft_type {peft_type}",
-            f"only adapters of the types {' and '.join(_PEFT_TYPES)} can be merged",
-            instead=PEFT_MERGE,
-        )
+    if peft_type not in _PEFT_TYPES and not (via_peft and peft_type in MERGED):
+        raise refusal(path / CONFIG, peft_type, via_peft=via_peft)
     return peft_type

@@ -1,4 +1,4 @@
-"""Defines the three kinds of edits that an adapter can contain: token rows, low-rank updates, and whole tensors.
+"""Defines the edits that an adapter can contain: token rows, low-rank updates, whole tensors, and changes by PEFT.
 
 An edit refers to its module by the module name that PEFT uses, without PEFT's prefix. The merge maps each module name
 to a stored tensor of the base model.
@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.sources.hf.safetensors import FileTensor
+from exporter.sources.peft.types.changes import ByPeft
 from exporter.tensors import FLOATS, Array, blocks, cast, same_values
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class FullModule:
 GATHER: Final = "tensors that were sharded in training must be gathered before they are saved"
 
 #: A change that an adapter makes to one module of its base.
-Edit = TokenRows | LowRank | FullModule
+Edit = TokenRows | LowRank | FullModule | ByPeft
 
 
 def require_floats(path: Path, tensor: FileTensor) -> None:

@@ -22,6 +22,8 @@ from exporter.sources.peft.low_rank import BASE_LAYER, FACTORS, low_rank_updates
 from exporter.sources.peft.matching import wraps
 from exporter.sources.peft.normal_keys import PREFIX
 from exporter.sources.peft.token_rows import token_rows
+from exporter.sources.peft.types.changes import changes_by_peft
+from exporter.sources.peft.types.table import MergedType
 
 _ROWS: Final = ".trainable_tokens_delta"
 #: Path segments of PEFT's wrappers. The module paths of the base do not contain these segments.
@@ -34,20 +36,30 @@ Tensors = Mapping[str, FileTensor]
 
 
 def read_edits(
-    path: Path, config_path: Path, config: Mapping[str, Any], lora: LoraSettings | None, tensors: Tensors
+    path: Path,
+    config_path: Path,
+    config: Mapping[str, Any],
+    lora: LoraSettings | None,
+    tensors: Tensors,
+    by_peft: MergedType | None = None,
 ) -> tuple[list[Edit], dict[str, str]]:
     """Parse all tensors and return (edits, map from the name of each tensor that is not merged to the reason).
 
-    lora: the settings of the adapter if its type is LORA, or None if its type is TRAINABLE_TOKENS. tensors: maps the
-    key that PEFT writes for each tensor to the tensor, whose name is the key in the file. Raises LedgerError for a
-    tensor that no merge rule handles, TensorMismatch for an invalid tensor, and UnreadableFile for invalid token ids.
-    Raises NotExpressible for an update if the keys do not determine which parameter is updated.
+    lora: the settings of the adapter if its type is LORA, else None. tensors: maps the key that PEFT writes for each
+    tensor to the tensor, whose name is the key in the file. by_peft: the type of the adapter if PEFT merges the
+    adapter, else None. Raises LedgerError for a tensor that no merge rule handles, TensorMismatch for an invalid
+    tensor, and UnreadableFile for invalid token ids. Raises NotExpressible for an update if the keys do not determine
+    which parameter is updated.
     """
-    edits: list[Edit] = []
-    unused: dict[str, str] = {}
+    changes, shared = changes_by_peft(path, by_peft, tensors) if by_peft else ([], {})
+    edits: list[Edit] = list(changes)
+    unused = {tensor.spec.name: "tensor that all modules share, applied by PEFT" for tensor in shared.values()}
+    of_changes = {name for change in changes for name in change.keys} | unused.keys()
     rows: list[tuple[str, FileTensor]] = []
     factors: dict[str, dict[str, FileTensor]] = {}
     for key, tensor in tensors.items():
+        if tensor.spec.name in of_changes:
+            continue
         if not key.startswith(PREFIX):
             expected = f"a tensor name that begins with {PREFIX}"
             raise LedgerError(path, tensor.spec.name, expected=expected, found="a tensor that no merge rule handles")
@@ -60,7 +72,9 @@ def read_edits(
         elif f".{_ORIGINAL}." in name:
             unused[tensor.spec.name] = "tensor of the base that a trained copy replaces"
         else:
-            edits.append(_full_module(path, tensor, name, config, lora, beside_matrix=_beside_matrix(tensors, name)))
+            whole = lora is not None or by_peft is not None
+            beside = _beside_matrix(tensors, name)
+            edits.append(_full_module(path, tensor, name, config, whole_modules=whole, beside_matrix=beside))
     edits += token_rows(path, config_path, config, rows)
     if lora:
         groups = {wrapped: (_unwrapped(wrapped), of_module) for wrapped, of_module in factors.items()}
@@ -102,14 +116,14 @@ def _full_module(
     tensor: FileTensor,
     name: str,
     config: Mapping[str, Any],
-    lora: LoraSettings | None,
     *,
+    whole_modules: bool,
     beside_matrix: bool,
 ) -> FullModule:
     wrapped, _, parameter = name.rpartition(".")
     module, key = _unwrapped(wrapped), tensor.spec.name
     foreign = any(segment.startswith(("lora_", "trainable_")) for segment in name.split("."))
-    if not module or foreign or (lora is None and parameter != "weight"):
+    if not module or foreign or (not whole_modules and parameter != "weight"):
         raise LedgerError(
             path,
             key,
@@ -123,7 +137,7 @@ def _full_module(
     require_gathered(path, tensor, n_axes=2 if is_matrix and len(tensor.spec.shape) == 1 else None)
     saved = config.get("modules_to_save") or []
     copied = isinstance(saved, list) and any(wraps(entry, module) for entry in saved if isinstance(entry, str))
-    biases = lora is not None and parameter == "bias" and config.get("bias", "none") != "none"
+    biases = whole_modules and parameter == "bias" and config.get("bias", "none") != "none"
     # PEFT saves a resized head whole, with the bias of the head.
     resized = (parameter == "weight" and len(tensor.spec.shape) == 2) or (parameter == "bias" and beside_matrix)
     if not (copied or in_base or biases or resized):

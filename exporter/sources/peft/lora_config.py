@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from exporter.errors import NotExpressible, UnreadableFile
 from exporter.sources.peft.matching import first_pattern, targets
+from exporter.sources.peft.types.table import REPEATABLE_INITS, VIA_PEFT
 
 #: Setting → effect, for settings with an effect that no update of stored weights can represent.
 _NOT_WEIGHTS: Final = {
@@ -53,12 +54,13 @@ class LoraSettings:
     parameters: Sequence[str]
 
     @classmethod
-    def read(cls, path: Path, config: Mapping[str, Any]) -> LoraSettings:
+    def read(cls, path: Path, config: Mapping[str, Any], *, via_peft: bool = False) -> LoraSettings:
         """Validate the LoRA settings in ``config``, the parsed adapter_config.json at ``path``.
 
+        via_peft: whether PEFT merges adapters whose initialisation changes the base.
         Raises UnreadableFile, NotExpressible.
         """
-        _refuse(path, config)
+        _refuse(path, config, via_peft=via_peft)
         ranks, alphas = (_table(path, config, key) for key in ("rank_pattern", "alpha_pattern"))
         if not all(value.is_integer() for value in ranks.values()):
             raise UnreadableFile(path, f"rank_pattern: expected integers, found {ranks!r:.80}")
@@ -114,16 +116,21 @@ class LoraSettings:
         return list(named)
 
 
-def _refuse(path: Path, config: Mapping[str, Any]) -> None:
+def _refuse(path: Path, config: Mapping[str, Any], *, via_peft: bool) -> None:
     for key, effect in _NOT_WEIGHTS.items():
         if config.get(key):
             raise NotExpressible(f"{path}: {key}", f"{effect}, which ttexport cannot merge", instead=PEFT_MERGE)
     method = config.get("init_lora_weights", True)
-    if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE):
+    repeatable = method in REPEATABLE_INITS
+    if repeatable and via_peft and config.get("target_parameters"):
+        reason = "PEFT initialises the factors of single parameters in another way"
+        raise NotExpressible(f"{path}: target_parameters", reason, instead=PEFT_MERGE)
+    if isinstance(method, str) and method.lower().startswith(_CHANGES_BASE) and not (repeatable and via_peft):
         raise NotExpressible(
             f"{path}: init_lora_weights {method}",
             "this initialisation changes the weights of the base, and the factors apply only to the changed weights",
-            instead="save a plain LoRA adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+            instead="save a plain LoRA adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            + (f", or {VIA_PEFT}" if repeatable else ""),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from exporter.sources.hf.safetensors import FileTensor
 from exporter.sources.peft.edits import FullModule, LowRank
 from exporter.tensors import Array
+from exporter.verify.by_peft.recomputed import Recomputed
 from exporter.verify.expect.products import bias, change, magnitudes
 
 
@@ -42,8 +43,8 @@ class Expected:
 
     @property
     def computed(self) -> bool:
-        """Whether updates are added to stored values to compute the expected values."""
-        return bool(self.updates or self.biases)
+        """Whether the expected values are computed from stored values and updates, and are not copies."""
+        return bool(self.updates or self.biases or isinstance(self.full, Recomputed))
 
     @property
     def source(self) -> FileTensor:

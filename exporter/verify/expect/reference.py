@@ -37,7 +37,7 @@ class Reference:
     @classmethod
     def open(cls, checkpoint: Path, adapters: Sequence[Path], *, untie: bool = False) -> Reference:
         """Read the base and the adapters from disk. Raises BadInput if the base or an adapter cannot be used."""
-        return cls(Checkpoint.open(checkpoint), [Adapter.open(path) for path in adapters], untie)
+        return cls(Checkpoint.open(checkpoint), [Adapter.open(path, via_peft=True) for path in adapters], untie)
 
     @cached_property
     def tensors(self) -> Mapping[str, Expected]:

@@ -18,6 +18,7 @@ from exporter.sources.peft.adapter import Adapter
 from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
 from exporter.sources.places import EMBEDDING, HEAD, Place, is_never_run, place_of, use_of
 from exporter.tensors import Array, read
+from exporter.verify.by_peft.recomputed import recomputed
 from exporter.verify.expect.expected import Expected
 from exporter.verify.expect.tables import grow_tables
 
@@ -48,7 +49,7 @@ def _named_parts(
 ) -> Iterator[tuple[str, TokenRows | LowRank | FullModule]]:
     """Yield (stored tensor, edit) for each edit of an adapter, with several pairs if a parameter is stored in parts."""
     embedding = checkpoint.tie.embedding
-    for part in adapter.edits:
+    for part in recomputed(checkpoint, adapter):
         copied = isinstance(part, LowRank) or (isinstance(part, FullModule) and not part.in_place)
         if copied and is_never_run(checkpoint, part.module):
             continue

@@ -1,0 +1,1 @@
+"""The merge of adapters that only PEFT can merge, on request."""

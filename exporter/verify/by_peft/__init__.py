@@ -1,0 +1,1 @@
+"""The expected values of modules whose change only PEFT can compute."""

@@ -1,0 +1,42 @@
+"""Expected values of the modules whose change only PEFT can compute: the products of PEFT's layers with unit vectors.
+
+The layers are not merged, so that a fault in the merge of PEFT or ttexport does not reach the expected values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Final
+
+from exporter.peft_modules.replacements import Replacement, replacements
+from exporter.sources.hf.checkpoint import Checkpoint
+from exporter.sources.peft.adapter import Adapter
+from exporter.sources.peft.edits import FullModule, LowRank, TokenRows
+from exporter.sources.peft.types.changes import ByPeft
+
+_PROCESS: Final = "exporter.verify.by_peft.process"
+
+
+class Recomputed(FullModule):
+    """A whole tensor whose values are computed from the base and the adapter, and not copied from the adapter."""
+
+    __slots__ = ()
+
+
+def recomputed(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[TokenRows | LowRank | FullModule]:
+    """Yield the edits of ``adapter``, with ``Recomputed`` tensors for the changes that only PEFT can compute."""
+    if not any(isinstance(edit, ByPeft) for edit in adapter.edits):
+        yield from (edit for edit in adapter.edits if not isinstance(edit, ByPeft))
+        return
+    for edit in replacements(checkpoint, adapter, process=_PROCESS, dtype="F64"):
+        if isinstance(edit, Replacement):
+            yield _recomputed(edit)
+            if edit.bias is not None:
+                yield _recomputed(edit.bias)
+        elif not isinstance(edit, ByPeft):
+            yield edit
+
+
+def _recomputed(whole: FullModule) -> Recomputed:
+    return Recomputed(*(getattr(whole, entry.name) for entry in fields(FullModule)))
