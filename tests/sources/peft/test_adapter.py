@@ -74,7 +74,7 @@ def test_rows_keep_the_dtype_they_were_stored_in(dtype: type, tmp_path: Path) ->
         ([1, 2.0], "token_indices: expected a list of integers"),
         ([], "at least one token id, found an empty list"),
         ([1, -1], "expected token ids of 0 or more, found -1"),
-        ([7, 1, 7], "each token id once, found token id 7 2 times"),
+        ([7, 1, 7], "each token id once, but token id 7 occurs 2 times"),
     ],
 )
 def test_broken_ids_are_refused(ids: object, message: str, tmp_path: Path) -> None:
