@@ -55,19 +55,16 @@ SPLIT_THE_TIE: Final = {
 UNKNOWN_TO_PEFT: Final = {"lora embedding, tied", "saved embedding, tied"}
 #: PEFT 0.21 creates these on a tied base, but cannot run them: the head's rows are wrapped twice.
 NOT_RUNNABLE: Final = {"rows of both", "new rows of both", "new rows of both, embedding saved"}
-#: T5's encoder and decoder have embedding modules of their own, which "shared" does not reach.
-ONE_SIDE: Final = {
+#: T5's encoder and decoder run embedding modules of their own, which PEFT leaves out here, so that the rows differ.
+ONE_SIDE: Final = {"lora and different rows", "rows and a saved head"}
+#: T5 never runs "shared", so that a copy or an update of "shared" has no effect.
+WITHOUT_EFFECT: Final = {
     "lora embedding",
-    "lora both",
     "lora embedding, tied",
     "dora embedding",
     "dora embedding, tied",
     "saved embedding",
-    "saved both",
     "saved embedding, tied",
-    "lora and different rows",
-    "rows and a saved head",
-    "new tokens in saved modules",
 }
 #: Adapters without rows for the new tokens of an untied head, which would otherwise be noise.
 HEADLESS: Final = {"new rows", "lora and new rows"}
@@ -93,7 +90,13 @@ def refusal(family: str, layout: str, kind: str) -> tuple[type[TTExportError], s
     if kind == "lora bias" and not FAMILIES[family].biased:
         return NotExpressible, "has no bias in the base"
     if family == "t5" and kind in ONE_SIDE:
-        return NotExpressible, "encoder and decoder each have an embedding module"
+        return NotExpressible, "encoder and decoder each compute with an embedding module of their own"
+    if family == "t5" and kind in WITHOUT_EFFECT:
+        return None
+    if family == "t5" and kind == "new tokens in saved modules":
+        # The rows of the tokens stand in "shared", which has no effect, so that --untie would be refused, too.
+        wanted = "the adapters change only the head"
+        return (NotExpressible, wanted) if tied else (BadInput, "expected the adapters to set the new rows")
     if tied and kind in NOT_RUNNABLE:
         return NotExpressible, "a single tensor for both"
     if tied and (kind in SPLIT_THE_TIE or (family == "gpt2" and kind in UNKNOWN_TO_PEFT)):
