@@ -92,7 +92,7 @@ def test_a_type_that_cannot_be_merged_names_the_cause(
     adapter = edited(copied(loha, tmp_path / "copy"), peft_type=peft_type)
     with pytest.raises(NotExpressible, match=f"peft_type {peft_type}: .*{CANNOT[peft_type]}") as caught:
         Adapter.open(adapter, via_peft=via_peft)
-    assert "give --via peft" not in str(caught.value)
+    assert "--via peft" not in str(caught.value)
 
 
 def test_a_second_adapter_of_a_merged_module_is_refused(loha: Path, bench: Bench, tmp_path: Path) -> None:

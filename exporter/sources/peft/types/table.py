@@ -14,7 +14,7 @@ from typing import Any, Final
 from exporter.errors import NotExpressible
 
 #: Advice for adapters that PEFT can merge.
-VIA_PEFT: Final = "give --via peft, so that PEFT merges the adapter, or call PEFT's merge_and_unload()"
+VIA_PEFT: Final = "use ttexport merge --via peft, so that PEFT merges the adapter, or PEFT's merge_and_unload()"
 #: Initialisations of LoRA that change the base's weights when the adapter is loaded, and that depend on these weights
 #: alone. PEFT repeats such an initialisation exactly. Source: ``LoraLayer.update_layer`` in PEFT.
 REPEATABLE_INITS: Final = ("pissa", "olora")
