@@ -16,7 +16,7 @@ import numpy as np
 
 from exporter.errors import TensorMismatch
 from exporter.io.parallel import Budget
-from exporter.merge.changes import Change, Gathered, LedgerEntry, gather
+from exporter.merge.changes import NO_CHANGE, Change, Gathered, LedgerEntry, gather
 from exporter.merge.model import MergedModel, MergedTensor
 from exporter.merge.passes import AddLowRank, AddVector, Cast, Pass, ReplaceRows
 from exporter.merge.tying import Resolved, resolve, untied_config
@@ -71,9 +71,13 @@ class MergePlan:
         dtype: dtype of the merged floating-point tensors, or None to keep the stored dtypes. A quantiser's own tensors,
         such as scales, always keep their dtypes.
         """
-        tensors = {}
+        tensors: dict[str, FileTensor | MergedTensor] = {}
         kept = quantiser_floats(self.checkpoint.tensors) if dtype and self.checkpoint.quantisation else frozenset()
+        changed = {*self.tie.names, *(table.name for table in self.grown)}
         for name, (stored, change) in self.sources.items():
+            if dtype is None and change is NO_CHANGE and name == stored and name not in changed:
+                tensors[name] = self.checkpoint.tensors[stored]  # the case of almost every tensor of a large mixture
+                continue
             source, passes = self._passes(name, stored, change, None if stored in kept else dtype)
             unchanged = not passes and name == stored
             tensors[name] = source if unchanged else MergedTensor(name, source, passes, budget or Budget())
@@ -157,7 +161,7 @@ def plan_merge(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, untie: bo
     gathered = gather(checkpoint, adapters)
     resolved = resolve(checkpoint, gathered.changes, untie=untie)
     sources = {
-        **{name: (name, gathered.changes.get(name, Change())) for name in checkpoint.tensors},
+        **{name: (name, gathered.changes.get(name, NO_CHANGE)) for name in checkpoint.tensors},
         **resolved.sources,
     }
     tables = frozenset(table.name for table in token_tables(checkpoint) if table.axis == 0)
@@ -209,7 +213,7 @@ def _ledger_entries(gathered: Gathered, resolved: Resolved) -> list[LedgerEntry]
 
 def _check_shapes(checkpoint: Checkpoint, name: str, stored: str, change: Change, *, grows: bool) -> None:
     """Raise TensorMismatch if the shape of an edit does not fit the stored tensor that the edit changes."""
-    if change == Change():
+    if change is NO_CHANGE or change == NO_CHANGE:
         return
     base = checkpoint.tensors[stored]
     spec = change.replaced.tensor.spec if change.replaced else base.spec

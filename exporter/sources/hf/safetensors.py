@@ -123,7 +123,10 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
         raise UnreadableFile(path, f"{name}: expected a shape of non-negative integers, found {shape!r:.80}")
     if not _is_lengths(offsets) or len(offsets) != 2:
         raise UnreadableFile(path, f"{name}: expected data_offsets [begin, end], found {offsets!r:.80}")
-    if len(shape) > _MAX_AXES or math.prod(max(1, n) for n in shape) * DTYPES[dtype].itemsize > _MAX_TENSOR_BYTES:
+    itemsize = DTYPES[dtype].itemsize
+    nbytes = math.prod(shape) * itemsize
+    extent = nbytes or math.prod(max(1, n) for n in shape) * itemsize
+    if len(shape) > _MAX_AXES or extent > _MAX_TENSOR_BYTES:
         raise UnreadableFile(
             path,
             f"{name}: expected a tensor of at most {_MAX_AXES} axes and {_MAX_TENSOR_BYTES} bytes, "
@@ -131,7 +134,6 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
         )
     begin, end = offsets
     spec = TensorSpec(name, dtype, tuple(shape))
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
         raise UnreadableFile(
             path, f"{name}: expected {nbytes} bytes for dtype {dtype} and shape {shape}, found {end - begin} bytes"
@@ -140,7 +142,9 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, in
 
 
 def _is_lengths(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    if not isinstance(value, list) or not {type(item) for item in value} <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < 1 << 63)
 
 
 def prepare(
